@@ -1,0 +1,56 @@
+# Needs git, make and python3 >= 3.10 with venv; everything else is installed into .venv.
+#
+#   make demo PYTHON=python3.12        choose the interpreter
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                                      PyTorch's CPU build: a small fraction of the default download, no CUDA libraries
+#
+# Both choices are read when .venv is made: `make clean` first to change them.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?= -n 2 --dist loadgroup
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check clean python
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/installed  ## install what attnc needs and train the small byte-level model of examples/
+	$(BIN)/python examples/byte_lm.py
+
+test: $(VENV)/installed-dev  ## install with the development tools and run every test
+	$(BIN)/pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+
+check: lint test  ## everything that must pass before a change goes in
+
+clean:  ## remove .venv, caches and build output
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src spec compiler runtime stdlib_patterns tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: made again when what they install from has changed.
+$(VENV)/installed: pyproject.toml constraints.txt | python
+	@echo "installing into $(VENV); PyTorch is a large download, this takes minutes"
+	@$(PYTHON) -m venv $(VENV) || { echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' on PATH; attnc needs Python 3.10 or newer (choose one with make PYTHON=…)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit("error: $(PYTHON) is Python %d.%d; attnc needs 3.10 or newer (choose one with make PYTHON=...)" % v)'

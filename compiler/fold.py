@@ -1,0 +1,417 @@
+"""Folding constructors: every exact expression is built here, and is in normal form from the start.
+
+Sums are `Linear`; comparisons are `Sign` of a difference; `//` and `%` by a positive constant drop what divides;
+conjunctions and disjunctions are flat. All rules hold for unbounded integers and for `//` and `%` that floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import gcd, isqrt
+from typing import Literal
+
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Choice,
+    Const,
+    Coord,
+    Data,
+    DataRead,
+    Extent,
+    HeadIndex,
+    Index,
+    Linear,
+    Lookup,
+    Not,
+    Place,
+    Reduce,
+    Sign,
+    TableRead,
+    Tensor,
+    Truth,
+    Var,
+    intern,
+    is_truth,
+)
+
+UNROLL = 64
+"""Aggregates with at most this many constant trips are written out."""
+
+WORD = 1 << 63
+
+# --- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def const(value: int) -> Index:
+    return intern(Const(value))
+
+
+def truth(value: bool) -> Index:
+    return intern(Truth(value))
+
+
+def place(name: Literal["q", "k"]) -> Index:
+    return intern(Place(name))
+
+
+def head_index(name: str) -> Index:
+    return intern(HeadIndex(name))
+
+
+def extent(name: str) -> Index:
+    return intern(Extent(name))
+
+
+def var(name: str, serial: int) -> Var:
+    return intern(Var(name, serial))
+
+
+def lookup(tensor: Tensor, indices: tuple[Index, ...]) -> Index:
+    return intern(Lookup(tensor, indices))
+
+
+def data_read(data: Data, indices: tuple[Index, ...]) -> Index:
+    """An element of data; a constant one inside the bounds is read at once."""
+    values = [i.value for i in indices if isinstance(i, Const)]
+    if len(values) == len(indices) and all(0 <= i < n for i, n in zip(values, data.array.shape, strict=True)):
+        item = data.array[tuple(values)].item()
+        return truth(item) if isinstance(item, bool) else const(item)
+    return intern(DataRead(data, indices))
+
+
+def coord(position: Index, offset: Index, stride: Index, modulus: Index | None, name: str) -> Index:
+    return intern(Coord(position, offset, stride, modulus, name))
+
+
+def table_read(values: tuple[int, ...], index: Index) -> Index:
+    """An entry of a constant table; a table of equal entries needs no index."""
+    if isinstance(index, Const) and 0 <= index.value < len(values):
+        return const(values[index.value])
+    if isinstance(index, HeadIndex) and len(set(values)) == 1:
+        return const(values[0])
+    return intern(TableRead(values, index))
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+
+
+def parts(node: Index) -> tuple[tuple[tuple[Index, int], ...], int]:
+    """A node as (terms with coefficients, constant)."""
+    match node:
+        case Const():
+            return (), node.value
+        case Linear():
+            return node.terms, node.constant
+        case _:
+            return ((node, 1),), 0
+
+
+def linear(terms: Iterable[tuple[Index, int]], constant: int) -> Index:
+    """`Σ coefficient · term + constant` in normal form; `c · (x // c) + x % c` becomes x."""
+    total: dict[Index, int] = {}
+    for term, coefficient in terms:
+        total[term] = total.get(term, 0) + coefficient
+    _join_quotients(total)
+    kept = sorted(((t, c) for t, c in total.items() if c), key=lambda item: item[0].digest)
+    if not kept:
+        return const(constant)
+    if len(kept) == 1 and kept[0][1] == 1 and constant == 0:
+        return kept[0][0]
+    return intern(Linear(tuple(kept), constant))
+
+
+def _join_quotients(total: dict[Index, int]) -> None:
+    remainders = [t for t, c in total.items() if c and isinstance(t, Arith) and t.op == "mod"]
+    for remainder in remainders:
+        assert isinstance(remainder, Arith)
+        value, divisor = remainder.operands
+        if not isinstance(divisor, Const):
+            continue
+        coefficient = total[remainder]
+        quotient = floordiv(value, divisor)
+        value_terms, value_constant = parts(value)
+        if value_constant or len(value_terms) != 1 or total.get(quotient) != coefficient * divisor.value:
+            continue
+        total[remainder] = total[quotient] = 0
+        term, factor = value_terms[0]
+        total[term] = total.get(term, 0) + coefficient * factor
+
+
+def add(*nodes: Index) -> Index:
+    terms: list[tuple[Index, int]] = []
+    constant = 0
+    for node in nodes:
+        more, c = parts(node)
+        terms.extend(more)
+        constant += c
+    return linear(terms, constant)
+
+
+def times(node: Index, factor: int) -> Index:
+    """A node times an integer."""
+    terms, constant = parts(node)
+    return linear([(t, c * factor) for t, c in terms], constant * factor)
+
+
+def sub(a: Index, b: Index) -> Index:
+    return add(a, times(b, -1))
+
+
+def mul(a: Index, b: Index) -> Index:
+    if isinstance(a, Const):
+        return times(b, a.value)
+    if isinstance(b, Const):
+        return times(a, b.value)
+    first, second = sorted((a, b), key=lambda node: node.digest)
+    return intern(Arith("mul", (first, second)))
+
+
+# --- division --------------------------------------------------------------------------------------------------------
+
+
+def _split(node: Index, divisor: int) -> tuple[Index, Index]:
+    """node = divisor · whole + rest, by coefficients."""
+    terms, constant = parts(node)
+    whole = [(t, c // divisor) for t, c in terms if c % divisor == 0]
+    rest = [(t, c) for t, c in terms if c % divisor]
+    return linear(whole, constant // divisor), linear(rest, constant % divisor)
+
+
+def floordiv(a: Index, b: Index) -> Index:
+    if not isinstance(b, Const) or b.value <= 0:
+        if isinstance(a, Const) and isinstance(b, Const) and b.value:
+            return const(a.value // b.value)
+        return intern(Arith("floordiv", (a, b)))
+    if b.value == 1:
+        return a
+    whole, rest = _split(a, b.value)
+    if isinstance(rest, Const):
+        return whole  # 0 <= rest < divisor
+    if isinstance(rest, Arith) and rest.op == "floordiv" and isinstance(rest.operands[1], Const):
+        inner, divisor = rest.operands
+        assert isinstance(divisor, Const)
+        if divisor.value > 0:
+            return add(whole, floordiv(inner, const(divisor.value * b.value)))
+    if isinstance(rest, Arith) and rest.op == "mod" and isinstance(rest.operands[1], Const):
+        divisor = rest.operands[1]
+        assert isinstance(divisor, Const)
+        if 0 < divisor.value <= b.value:
+            return whole
+    return add(whole, intern(Arith("floordiv", (rest, b))))
+
+
+def mod(a: Index, b: Index) -> Index:
+    if not isinstance(b, Const) or b.value <= 0:
+        if isinstance(a, Const) and isinstance(b, Const) and b.value:
+            return const(a.value % b.value)
+        return intern(Arith("mod", (a, b)))
+    _, rest = _split(a, b.value)
+    if isinstance(rest, Const):
+        return rest
+    if isinstance(rest, Arith) and rest.op == "mod" and isinstance(rest.operands[1], Const):
+        inner = rest.operands[1]
+        assert isinstance(inner, Const)
+        if 0 < inner.value <= b.value:
+            return rest
+    return intern(Arith("mod", (rest, b)))
+
+
+def power(base: Index, exponent: Index) -> Index:
+    """`base ** exponent` for an exponent ≥ 0; a constant result must fit 64 bits, else it stays and faults where asked."""
+    if isinstance(exponent, Const) and exponent.value in (0, 1):
+        return const(1) if exponent.value == 0 else base
+    if isinstance(base, Const) and base.value == 1:
+        return base
+    if isinstance(base, Const) and isinstance(exponent, Const) and 0 <= exponent.value < 64:
+        value = base.value**exponent.value
+        if -WORD <= value < WORD:
+            return const(value)
+    return intern(Arith("pow", (base, exponent)))
+
+
+# --- other integer functions -----------------------------------------------------------------------------------------
+
+
+def _extreme(op: Literal["min", "max"], nodes: Iterable[Index]) -> Index:
+    flat: list[Index] = []
+    for node in nodes:
+        flat.extend(node.operands if isinstance(node, Arith) and node.op == op else (node,))
+    kept: list[Index] = []
+    for node in flat:
+        if not any(_beats(op, other, node) for other in kept):
+            kept = [other for other in kept if not _beats(op, node, other)] + [node]
+    if len(kept) == 1:
+        return kept[0]
+    return intern(Arith(op, tuple(sorted(kept, key=lambda node: node.digest))))
+
+
+def _beats(op: str, a: Index, b: Index) -> bool:
+    """Whether a is known to be at least as extreme as b: they differ by a constant."""
+    difference = sub(a, b)
+    if not isinstance(difference, Const):
+        return False
+    return difference.value <= 0 if op == "min" else difference.value >= 0
+
+
+def minimum(*nodes: Index) -> Index:
+    return _extreme("min", nodes)
+
+
+def maximum(*nodes: Index) -> Index:
+    return _extreme("max", nodes)
+
+
+def absolute(node: Index) -> Index:
+    if isinstance(node, Const):
+        return const(abs(node.value))
+    opposite = times(node, -1)  # |x| = |-x|: keep one of the two
+    return intern(Arith("abs", (min(node, opposite, key=lambda n: n.digest),)))
+
+
+def function(op: str, *operands: Index) -> Index:
+    """isqrt, bitlen, bitand, bitor, xor. A constant argument outside the domain stays, and faults where asked."""
+    values = [n.value for n in operands if isinstance(n, Const)]
+    if len(values) == len(operands):
+        match op, values:
+            case "isqrt", [n] if n >= 0:
+                return const(isqrt(n))
+            case "bitlen", [n] if n >= 0:
+                return const(n.bit_length())
+            case "bitand", [a, b]:
+                return const(a & b)
+            case "bitor", [a, b]:
+                return const(a | b)
+            case "xor", [a, b]:
+                return const(a ^ b)
+    return intern(Arith(op, operands))
+
+
+# --- truth values ----------------------------------------------------------------------------------------------------
+
+
+def nonnegative(node: Index) -> Index:
+    """`node >= 0`."""
+    terms, constant = parts(node)
+    if not terms:
+        return truth(constant >= 0)
+    divisor = gcd(*(c for _, c in terms))
+    return intern(Sign("ge", linear([(t, c // divisor) for t, c in terms], constant // divisor)))
+
+
+def zero(node: Index) -> Index:
+    """`node == 0`."""
+    terms, constant = parts(node)
+    if not terms:
+        return truth(constant == 0)
+    divisor = gcd(*(c for _, c in terms))
+    if constant % divisor:
+        return truth(False)
+    if terms[0][1] < 0:
+        divisor = -divisor
+    return intern(Sign("eq", linear([(t, c // divisor) for t, c in terms], constant // divisor)))
+
+
+def less_equal(a: Index, b: Index) -> Index:
+    return nonnegative(sub(b, a))
+
+
+def less(a: Index, b: Index) -> Index:
+    return nonnegative(add(b, times(a, -1), const(-1)))
+
+
+def equal(a: Index, b: Index) -> Index:
+    """Equality of two integers or of two truth values."""
+    if is_truth(a):
+        return choice(a, b, negation(b))
+    return zero(sub(a, b))
+
+
+def negation(node: Index) -> Index:
+    match node:
+        case Truth():
+            return truth(not node.value)
+        case Not():
+            return node.operand
+        case Sign(op="ge"):
+            return nonnegative(add(times(node.value, -1), const(-1)))
+        case _:
+            return intern(Not(node))
+
+
+def _junction(op: Literal["and", "or"], nodes: Iterable[Index]) -> Index:
+    neutral = op == "and"
+    kept: dict[Index, None] = {}
+    for node in nodes:
+        for operand in node.operands if isinstance(node, Bool) and node.op == op else (node,):
+            if isinstance(operand, Truth):
+                if operand.value != neutral:
+                    return operand if not kept else _closed(op, kept, operand)
+            else:
+                kept[operand] = None
+    if not kept:
+        return truth(neutral)
+    return next(iter(kept)) if len(kept) == 1 else intern(Bool(op, tuple(kept)))
+
+
+def _closed(op: Literal["and", "or"], kept: dict[Index, None], end: Index) -> Index:
+    """`a and false`: the value is known; an earlier operand's fault is not worth keeping."""
+    del op, kept
+    return end
+
+
+def conjunction(*nodes: Index) -> Index:
+    return _junction("and", nodes)
+
+
+def disjunction(*nodes: Index) -> Index:
+    return _junction("or", nodes)
+
+
+def choice(condition: Index, then: Index, otherwise: Index) -> Index:
+    if isinstance(condition, Truth):
+        return then if condition.value else otherwise
+    if then is otherwise:
+        return then
+    if isinstance(condition, Not):
+        return choice(condition.operand, otherwise, then)
+    if isinstance(then, Truth):
+        return disjunction(condition, otherwise) if then.value else conjunction(negation(condition), otherwise)
+    if isinstance(otherwise, Truth):
+        return disjunction(negation(condition), then) if otherwise.value else conjunction(condition, then)
+    return intern(Choice(condition, then, otherwise))
+
+
+# --- aggregates ------------------------------------------------------------------------------------------------------
+
+
+def reduce(
+    op: Literal["sum", "min", "max", "any", "all"], variable: Var, low: Index, high: Index, condition: Index, body: Index
+) -> Index:
+    """An aggregate; a short one with constant ends is written out (not min and max under a condition: they may be empty)."""
+    bounded = isinstance(low, Const) and isinstance(high, Const)
+    if bounded and (op not in ("min", "max") or isinstance(condition, Truth)):
+        assert isinstance(low, Const)
+        assert isinstance(high, Const)
+        trips = range(low.value, high.value)
+        if len(trips) <= UNROLL and (len(trips) > 0 or op not in ("min", "max")):
+            return _unrolled(op, variable, trips, condition, body)
+    return intern(Reduce(op, variable, low, high, condition, body))
+
+
+def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Index) -> Index:
+    from attnc.compiler.rewrite import substitute  # noqa: PLC0415  rewriting rebuilds with these constructors
+
+    bodies = [substitute(body, {variable: const(i)}) for i in trips]
+    conditions = [substitute(condition, {variable: const(i)}) for i in trips]
+    match op:
+        case "sum":
+            return add(*(choice(c, b, const(0)) for c, b in zip(conditions, bodies, strict=True)), const(0))
+        case "any":
+            return disjunction(*(conjunction(c, b) for c, b in zip(conditions, bodies, strict=True)))
+        case "all":
+            return conjunction(*(disjunction(negation(c), b) for c, b in zip(conditions, bodies, strict=True)))
+        case "min":
+            return minimum(*bodies)
+        case _:
+            return maximum(*bodies)

@@ -1,0 +1,492 @@
+"""Interval analysis, vectorised over boxes: is a relation empty, full or partial there, and which boxes look alike?
+
+Beside the interval of a value stands its decomposition `value = shape + offset`, where `shape` is a 64-bit hash of a function
+of the place inside the box and `offset` an exact integer of the box. Two boxes whose undecided comparisons have equal
+shapes and equal offsets hold the same relation, so a mask computed for one serves the other: a translation class. What a box
+decides (`true`, `false`) does not enter the key. Bounds saturate at ±2^61, which reads as "unbounded".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce as accumulate
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Choice,
+    Const,
+    Coord,
+    DataRead,
+    Index,
+    Linear,
+    Not,
+    Place,
+    Reduce,
+    Sign,
+    TableRead,
+    Truth,
+    Var,
+    is_truth,
+)
+from attnc.compiler.range_table import RangeTable
+
+LIMIT = 1 << 61
+"""Bounds at ±LIMIT mean: not known to be smaller."""
+
+Int64 = NDArray[np.int64]
+
+FALSE, UNKNOWN, TRUE = -1, 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """Rectangles of rows `q_low ..= q_high` and keys `k_low ..= k_high`, one an entry (ends included)."""
+
+    q_low: Int64
+    q_high: Int64
+    k_low: Int64
+    k_high: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Ints:
+    """Bounds of an integer on each box (ends included), and its decomposition."""
+
+    low: Int64
+    high: Int64
+    shape: Hash
+    offset: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Truths:
+    """A truth value on each box: FALSE, UNKNOWN or TRUE everywhere on it; `key` names the undecided part."""
+
+    state: NDArray[np.int8]
+    key: Hash
+
+
+def classify(relation: Index, boxes: Boxes) -> Truths:
+    """State and class key of a specialised relation on each box."""
+    return Analysis(boxes).truth(relation)
+
+
+def fits_word(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool:
+    """Whether no step of evaluating the relation on a rectangle can pass 64 bits, guarded or not."""
+    ends = (rows[0], max(rows[1] - 1, rows[0]), keys[0], max(keys[1] - 1, keys[0]))
+    analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)))
+    analysis.truth(relation)
+    return not analysis.saturated
+
+
+_TRUE_KEY = constant_hash("true")
+_FALSE_KEY = constant_hash("false")
+
+
+class Analysis:
+    """One pass over a relation for one set of boxes; nodes are visited once."""
+
+    def __init__(self, boxes: Boxes) -> None:
+        self.saturated = False
+        self._places = {
+            "q": _leaf("q", boxes.q_low, boxes.q_high),
+            "k": _leaf("k", boxes.k_low, boxes.k_high),
+        }
+        self._here = combine(constant_hash("here"), mix(boxes.q_low), mix(boxes.q_high), mix(boxes.k_low), mix(boxes.k_high))
+        self._variables: dict[Var, Ints] = {}
+        self._ints: dict[Index, Ints] = {}
+        self._truths: dict[Index, Truths] = {}
+
+    # --- truth values ---
+
+    def truth(self, node: Index) -> Truths:
+        """The analysis of a condition."""
+        return _once(self._truths, node, self._truth)
+
+    def _truth(self, node: Index) -> Truths:
+        match node:
+            case Truth():
+                return _decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
+            case Sign():
+                return self._sign(node)
+            case Bool():
+                return self._junction(node)
+            case Not():
+                inner = self.truth(node.operand)
+                return _decided(-inner.state, combine(constant_hash("not"), inner.key))
+            case Choice():
+                return self._truth_choice(node)
+            case DataRead():
+                value = self._read(node)
+                state = np.where(value.low > 0, TRUE, np.where(value.high <= 0, FALSE, UNKNOWN)).astype(np.int8)
+                return _decided(state, combine(value.shape, mix(value.offset)))
+            case Reduce():
+                return self._quantified(node)
+            case _:
+                raise AssertionError(f"not a truth value: {node}")
+
+    def _sign(self, node: Sign) -> Truths:
+        value = self.integer(node.value)
+        if node.op == "ge":
+            true, false = value.low >= 0, value.high < 0
+        else:
+            true = (value.low == 0) & (value.high == 0)
+            false = (value.low > 0) | (value.high < 0)
+        state = np.where(true, TRUE, np.where(false, FALSE, UNKNOWN)).astype(np.int8)
+        return _decided(state, combine(constant_hash(node.op), value.shape, mix(value.offset)))
+
+    def _junction(self, node: Bool) -> Truths:
+        operands = [self.truth(operand) for operand in node.operands]
+        strong, weak = (np.minimum, TRUE) if node.op == "and" else (np.maximum, FALSE)
+        state = accumulate(strong, (o.state for o in operands))
+        key = constant_hash(node.op)
+        for operand in operands:
+            key = np.where(operand.state == weak, key, combine(key, operand.key))
+        return _decided(state, key)
+
+    def _truth_choice(self, node: Choice) -> Truths:
+        condition, then, otherwise = self.truth(node.condition), self.truth(node.then), self.truth(node.otherwise)
+        agreed = np.where(then.state == otherwise.state, then.state, UNKNOWN)
+        state = _pick(condition.state, then.state, otherwise.state, agreed).astype(np.int8)
+        key = _pick(
+            condition.state, then.key, otherwise.key, combine(constant_hash("if"), condition.key, then.key, otherwise.key)
+        )
+        return _decided(state, key)
+
+    def _quantified(self, node: Reduce) -> Truths:
+        low, high, inside, body = self._loop(node)
+        surely_empty = (low.low >= high.high) | (inside.state == FALSE)
+        surely_some = (low.high < high.low) & (inside.state == TRUE)
+        closing, neutral = (TRUE, FALSE) if node.op == "any" else (FALSE, TRUE)
+        state = np.where(surely_empty | (body.state == neutral), neutral, UNKNOWN)
+        state = np.where(surely_some & (body.state == closing), closing, state)
+        return _decided(state.astype(np.int8), self._here)
+
+    def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths, Truths]:
+        """Bounds of an aggregate's range, and its condition and body over the whole range at once."""
+        low, high = self.integer(node.low), self.integer(node.high)
+        last = np.maximum(high.high - 1, low.low)
+        self._variables[node.var] = Ints(low.low, last, self._here, np.zeros(1, dtype=np.int64))
+        body = self.truth(node.body) if is_truth(node) else _decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
+        return low, high, self.truth(node.condition), body
+
+    # --- integers ---
+
+    def integer(self, node: Index) -> Ints:
+        """The analysis of an integer."""
+        return _once(self._ints, node, self._integer)
+
+    def _integer(self, node: Index) -> Ints:
+        match node:
+            case Const():
+                return _constant(node.value)
+            case Place():
+                return self._places[node.name]
+            case Var():
+                return self._variables[node]
+            case Linear():
+                return self._linear(node)
+            case Coord():
+                return self._coordinate(node)
+            case Arith():
+                return self._arith(node)
+            case TableRead():
+                table = np.array(node.values, dtype=object)
+                low, high = int(table.min()), int(table.max())
+                index = self.integer(node.index)
+                return self._opaque("table", low, high, constant_hash(node.values), index)
+            case DataRead():
+                return self._read(node)
+            case Choice():
+                return self._choice(node)
+            case Reduce():
+                return self._aggregate(node)
+            case _:
+                raise AssertionError(f"not specialised: {node}")
+
+    def _linear(self, node: Linear) -> Ints:
+        total = _constant(node.constant)
+        for term, coefficient in node.terms:
+            total = self._add(total, self._scaled(self.integer(term), coefficient))
+        return total
+
+    def _add(self, a: Ints, b: Ints) -> Ints:
+        low, high = self._clipped(a.low + b.low), self._clipped(a.high + b.high)
+        return self._known(Ints(low, high, _sum_hash(a.shape, b.shape), a.offset + b.offset))
+
+    def _scaled(self, a: Ints, factor: int) -> Ints:
+        if factor == 1:
+            return a
+        low, high = self._product_bounds(a, _constant(factor))
+        shape = np.where(a.shape == _ZERO, _ZERO, combine(constant_hash("times"), a.shape, constant_hash(factor)))
+        return self._known(Ints(low, high, shape, _wrapped_product(a.offset, factor)))
+
+    def _product_bounds(self, a: Ints, b: Ints) -> tuple[Int64, Int64]:
+        products = [self._product(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
+        return accumulate(np.minimum, products), accumulate(np.maximum, products)
+
+    def _product(self, x: Int64, y: Int64) -> Int64:
+        size = x.astype(np.float64) * y.astype(np.float64)
+        small = np.abs(size) < float(LIMIT)
+        unbounded = (np.abs(x) >= LIMIT) & (y != 0) | (np.abs(y) >= LIMIT) & (x != 0)
+        small = small & ~unbounded
+        exact = np.where(small, x, 0) * np.where(small, y, 0)
+        return self._clipped(np.where(small, exact, np.where(size > 0, LIMIT, -LIMIT)))
+
+    def _clipped(self, bound: Int64) -> Int64:
+        over = (bound >= LIMIT) | (bound <= -LIMIT)
+        if over.any():
+            self.saturated = True
+            return np.clip(bound, -LIMIT, LIMIT)
+        return bound
+
+    def _known(self, value: Ints) -> Ints:
+        """A point is a constant; where a bound saturates, the decomposition is given up: no box shares it."""
+        point = value.low == value.high
+        shape, offset = np.where(point, _ZERO, value.shape), np.where(point, value.low, value.offset)
+        lost = (value.low <= -LIMIT) | (value.high >= LIMIT)
+        return Ints(value.low, value.high, np.where(lost, self._here, shape), offset)
+
+    def _coordinate(self, node: Coord) -> Ints:
+        position = self._add(self.integer(node.position), self._scaled(self.integer(node.offset), -1))
+        value = self._floordiv(position, self.integer(node.stride))
+        return value if node.extent is None else self._mod(value, self.integer(node.extent))
+
+    def _arith(self, node: Arith) -> Ints:
+        operands = [self.integer(operand) for operand in node.operands]
+        match node.op:
+            case "mul":
+                low, high = self._product_bounds(*operands)
+                return self._known(self._mixed("mul", low, high, *operands))
+            case "floordiv":
+                return self._floordiv(*operands)
+            case "mod":
+                return self._mod(*operands)
+            case "min" | "max":
+                return accumulate(lambda a, b: self._extreme(node.op, a, b), operands)
+            case "abs":
+                return self._absolute(operands[0])
+            case _:
+                return self._function(node.op, operands)
+
+    def _floordiv(self, a: Ints, b: Ints) -> Ints:
+        if not _is_positive_constant(b):
+            return self._general_division(a, b)
+        c = b.low
+        shape = np.where(a.shape == _ZERO, _ZERO, combine(constant_hash("//"), a.shape, mix(a.offset % c), mix(c)))
+        return self._known(Ints(_divided(a.low, c), _divided(a.high, c), shape, a.offset // c))
+
+    def _general_division(self, a: Ints, b: Ints) -> Ints:
+        """Quotients at the corners, over the divisors of one sign; a divisor that may be 0 leaves |a| as the bound."""
+        size = np.maximum(np.abs(a.low), np.abs(a.high))
+        low, high = -size - 1, size
+        positive = b.low > 0
+        safe = np.where(positive, b.low, 1)
+        safe_high = np.where(positive, b.high, 1)
+        corners = [x // y for x in (a.low, a.high) for y in (safe, safe_high)]
+        low = np.where(positive, accumulate(np.minimum, corners), low)
+        high = np.where(positive, accumulate(np.maximum, corners), high)
+        return self._mixed("//", self._clipped(low), self._clipped(high), a, b)
+
+    def _mod(self, a: Ints, b: Ints) -> Ints:
+        if not _is_positive_constant(b):
+            size = np.maximum(np.abs(b.low), np.abs(b.high))
+            return self._mixed("%", np.where(b.low > 0, 0, -size), np.where(b.high < 0, 0, size), a, b)
+        c = b.low
+        bounded = (a.low > -LIMIT) & (a.high < LIMIT)
+        straight = bounded & (a.low // c == a.high // c)
+        low, high = np.where(straight, a.low % c, 0), np.where(straight, a.high % c, c - 1)
+        wrapped = combine(constant_hash("%"), a.shape, mix(a.offset % c), mix(c))
+        constant = a.shape == _ZERO
+        shape = np.where(straight, a.shape, np.where(constant, _ZERO, wrapped))
+        shifted = a.offset - a.low // c * c
+        return self._known(Ints(low, high, shape, np.where(straight, shifted, np.where(constant, a.offset % c, 0))))
+
+    def _extreme(self, op: str, a: Ints, b: Ints) -> Ints:
+        first, second = (a, b) if op == "min" else (b, a)
+        take = np.minimum if op == "min" else np.maximum
+        low, high = take(a.low, b.low), take(a.high, b.high)
+        mixed = combine(constant_hash(op), a.shape, mix(a.offset - b.offset), b.shape)
+        state = np.where(first.high <= second.low, TRUE, np.where(second.high <= first.low, FALSE, UNKNOWN))
+        shape = _pick(state, first.shape, second.shape, mixed)
+        return Ints(low, high, shape, _pick(state, first.offset, second.offset, b.offset))
+
+    def _absolute(self, a: Ints) -> Ints:
+        negative = self._scaled(a, -1)
+        straddles = (a.low < 0) & (a.high > 0)
+        low = np.where(straddles, 0, np.minimum(np.abs(a.low), np.abs(a.high)))
+        high = np.maximum(np.abs(a.low), np.abs(a.high))
+        state = np.where(a.low >= 0, TRUE, np.where(a.high <= 0, FALSE, UNKNOWN))
+        mixed = combine(constant_hash("abs"), a.shape, mix(a.offset))
+        offset = _pick(state, a.offset, negative.offset, np.zeros(1, dtype=np.int64))
+        return Ints(low, high, _pick(state, a.shape, negative.shape, mixed), offset)
+
+    def _function(self, op: str, operands: list[Ints]) -> Ints:
+        low, high = _function_bounds(op, operands)
+        return self._known(self._mixed(op, self._clipped(low), self._clipped(high), *operands))
+
+    def _choice(self, node: Choice) -> Ints:
+        condition, then, otherwise = self.truth(node.condition), self.integer(node.then), self.integer(node.otherwise)
+        low = _pick(condition.state, then.low, otherwise.low, np.minimum(then.low, otherwise.low))
+        high = _pick(condition.state, then.high, otherwise.high, np.maximum(then.high, otherwise.high))
+        mixed = combine(
+            constant_hash("if"), condition.key, then.shape, mix(then.offset - otherwise.offset), otherwise.shape
+        )
+        shape = _pick(condition.state, then.shape, otherwise.shape, mixed)
+        offset = _pick(condition.state, then.offset, otherwise.offset, otherwise.offset)
+        return Ints(low, high, shape, offset)
+
+    def _aggregate(self, node: Reduce) -> Ints:
+        low, high, inside, _ = self._loop(node)
+        body = self.integer(node.body)
+        if node.op != "sum":
+            return self._known(Ints(body.low, body.high, self._here, np.zeros(1, dtype=np.int64)))
+        trips = np.maximum(self._clipped(high.high - low.low), 0)
+        surely = np.where(inside.state == TRUE, np.maximum(high.low - low.high, 0), 0)
+        most, least = _count(trips), _count(surely)
+        top = np.maximum(self._product(body.high, most.high), self._product(body.high, least.high))
+        bottom = np.minimum(self._product(body.low, most.high), self._product(body.low, least.high))
+        return self._known(Ints(bottom, top, self._here, np.zeros(1, dtype=np.int64)))
+
+    def _read(self, node: DataRead) -> Ints:
+        indices = [self.integer(index) for index in node.indices]
+        low, high = RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices])
+        constant = low == high
+        return Ints(low, high, np.where(constant, _ZERO, self._here), np.where(constant, low, 0))
+
+    # --- decompositions without structure ---
+
+    def _mixed(self, op: str, low: Int64, high: Int64, *operands: Ints) -> Ints:
+        """A function of its operands' values: the shape takes in shapes and offsets; a point is a constant."""
+        shape = constant_hash(op)
+        for operand in operands:
+            shape = combine(shape, operand.shape, mix(operand.offset))
+        point = low == high
+        return Ints(low, high, np.where(point, _ZERO, shape), np.where(point, low, 0))
+
+    def _opaque(self, op: str, low: int, high: int, name: Hash, index: Ints) -> Ints:
+        bounds = (self._clipped(np.array([b if abs(b) < LIMIT else LIMIT], dtype=np.int64)) for b in (low, high))
+        value = self._mixed(op, *bounds, index)
+        return Ints(value.low, value.high, combine(value.shape, name), value.offset)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+_ZERO: Hash = np.zeros(1, dtype=np.uint64)
+"""The shape of a constant: nothing varies inside the box."""
+
+V = TypeVar("V")
+
+
+def _once(known: dict[Index, V], node: Index, compute: Callable[[Index], V]) -> V:
+    if node not in known:
+        known[node] = compute(node)
+    return known[node]
+
+
+def _leaf(name: str, low: Int64, high: Int64) -> Ints:
+    point = low == high
+    shape = np.where(point, _ZERO, combine(constant_hash(name), mix(high - low)))
+    return Ints(low, high, shape, low)
+
+
+def _constant(value: int) -> Ints:
+    bound = np.array([max(-LIMIT, min(LIMIT, value))], dtype=np.int64)
+    return Ints(bound, bound, _ZERO, bound)
+
+
+def _decided(state: NDArray[np.int8], key: Hash) -> Truths:
+    """Decided boxes share the two keys of truth and falsehood."""
+    return Truths(state, np.where(state == TRUE, _TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
+
+
+def _pick(state: NDArray[Any], then: NDArray[Any], otherwise: NDArray[Any], undecided: NDArray[Any]) -> NDArray[Any]:
+    return np.where(state == TRUE, then, np.where(state == FALSE, otherwise, undecided))
+
+
+def _sum_hash(a: Hash, b: Hash) -> Hash:
+    """Shapes add commutatively; a constant's shape is neutral."""
+    return a + b
+
+
+def _wrapped_product(offset: Int64, factor: int) -> Int64:
+    """Offsets are compared modulo 2^64."""
+    return (offset.astype(np.uint64) * np.uint64(factor % (1 << 64))).astype(np.int64)
+
+
+def _is_positive_constant(b: Ints) -> bool:
+    return bool(np.all((b.low == b.high) & (b.low > 0)))
+
+
+def _divided(bound: Int64, divisor: Int64) -> Int64:
+    return np.where(np.abs(bound) >= LIMIT, bound, bound // divisor)
+
+
+def _count(n: Int64) -> Ints:
+    return Ints(n, n, _ZERO, n)
+
+
+def _function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
+    low, high = operands[0].low, operands[0].high
+    match op:
+        case "bitlen":
+            return _bit_length(np.maximum(low, 0)), _bit_length(np.maximum(high, 0))
+        case "isqrt":
+            return _root(np.maximum(low, 0)), _root(np.maximum(high, 0)) + 1
+        case "pow":
+            return _power_bounds(operands[0], operands[1])
+        case _:
+            return _bitwise_bounds(op, operands[0], operands[1])
+
+
+def _bit_length(n: Int64) -> Int64:
+    """An upper bound above 2^53 (frexp rounds up to the next power of two), exact below."""
+    return np.frexp(n.astype(np.float64))[1].astype(np.int64)
+
+
+def _root(n: Int64) -> Int64:
+    """At most the integer root."""
+    return np.maximum(np.sqrt(n.astype(np.float64)).astype(np.int64) - 1, 0)
+
+
+def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
+    size = np.maximum(np.abs(base.low), np.abs(base.high)).astype(np.float64)
+    with np.errstate(over="ignore"):
+        top = np.minimum(np.power(np.maximum(size, 1.0), np.maximum(exponent.high, 0).astype(np.float64)) + 1, float(LIMIT))
+        floor_exponent = np.clip(exponent.low, 0, 64).astype(np.float64)
+        bottom = np.minimum(np.power(np.maximum(base.low, 0).astype(np.float64), floor_exponent), float(LIMIT))
+    high = _power_exact(base.high, exponent.high, top)
+    low = np.where(base.low >= 0, _power_exact(base.low, np.clip(exponent.low, 0, 64), np.floor(bottom * (1 - 1e-9))), -high)
+    zero_base = (base.low == 0) & (exponent.high > 0)
+    return np.where(zero_base, 0, low), np.maximum(high, 1)
+
+
+def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) -> Int64:
+    """Small powers of a nonnegative base exactly, others as the float bound."""
+    small = (fallback < float(1 << 52)) & (base >= 0) & (exponent >= 0)
+    exact = np.round(np.power(np.where(small, base, 1).astype(np.float64), np.where(small, exponent, 0).astype(np.float64)))
+    return np.where(small, exact, np.minimum(fallback, float(LIMIT))).astype(np.int64)
+
+
+def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
+    both = (a.low >= 0) & (b.low >= 0)
+    if op == "bitand":
+        # x & y is at most either operand that is nonnegative
+        high = np.where(a.low >= 0, a.high, np.where(b.low >= 0, b.high, np.maximum(a.high, b.high)))
+        high = np.where(both, np.minimum(a.high, b.high), np.maximum(high, 0))
+        either = (a.low >= 0) | (b.low >= 0)
+        return np.where(either, 0, -_next_power(a, b)), high
+    return np.where(both, 0, -_next_power(a, b)), _next_power(a, b) - 1
+
+
+def _next_power(a: Ints, b: Ints) -> Int64:
+    size = np.maximum(np.maximum(np.abs(a.low), np.abs(a.high)), np.maximum(np.abs(b.low), np.abs(b.high)))
+    bits = np.minimum(_bit_length(size) + 1, 61)
+    return np.left_shift(np.int64(1), bits)

@@ -1,0 +1,403 @@
+"""The pattern IR: frozen nodes, interned by structure, so that equal nodes are one object.
+
+Exact expressions (`Index`) are integers and truth values only: a rational is a numerator over a positive denominator, and
+comparisons of rationals have been scaled to integers by the lowering. Build nodes with the folding constructors of
+`compiler.fold`; print them with `compiler.print_ir`; `compiler.verify_ir` says what must hold of a `Pattern`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from threading import Lock
+from typing import Any, Literal, TypeVar
+from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.spec.source import Span
+
+# --- interning -------------------------------------------------------------------------------------------------------
+
+_interned: WeakValueDictionary[bytes, Node] = WeakValueDictionary()
+_lock = Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """Base of interned nodes. `digest` is the same in every process for the same structure."""
+
+    digest: bytes = field(init=False, repr=False)
+
+    def children(self) -> tuple[Index, ...]:
+        """The operands, in order of evaluation."""
+        return ()
+
+
+N = TypeVar("N", bound=Node)
+
+
+def intern(node: N) -> N:
+    """The one node with this structure."""
+    hasher = hashlib.blake2b(type(node).__name__.encode(), digest_size=16)
+    for f in fields(node):
+        if f.name != "digest":
+            _feed(hasher, getattr(node, f.name))
+    digest = hasher.digest()
+    with _lock:
+        known = _interned.get(digest)
+        if known is None:
+            object.__setattr__(node, "digest", digest)
+            _interned[digest] = known = node
+    return known  # type: ignore[return-value]  # same digest, same class
+
+
+def _feed(hasher: Any, value: object) -> None:
+    if isinstance(value, Node):
+        hasher.update(b"n" + value.digest)
+    elif isinstance(value, tuple):
+        hasher.update(b"(%d" % len(value))
+        for item in value:
+            _feed(hasher, item)
+    elif isinstance(value, Data):
+        hasher.update(b"d%d" % id(value))
+    else:
+        text = f"{type(value).__name__}:{value}".encode()
+        hasher.update(b"s%d:" % len(text) + text)
+
+
+# --- exact expressions: integers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Const(Node):
+    """An integer."""
+
+    value: int
+
+
+@dataclass(frozen=True, eq=False)
+class Place(Node):
+    """The position of this query or key. After `specialise`, the query's is its row."""
+
+    name: Literal["q", "k"]
+
+
+@dataclass(frozen=True, eq=False)
+class HeadIndex(Node):
+    """`head`, `kv_head` or `batch`."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Extent(Node):
+    """A size known at the call: `queries keys heads kv_heads group dk dv`, a named dimension, a segment's length."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Var(Node):
+    """The variable of a `Reduce`; `serial` tells nested ones of a name apart."""
+
+    name: str
+    serial: int
+
+
+@dataclass(frozen=True, eq=False)
+class Coord(Node):
+    """`(position - offset) // stride % extent`: a coordinate; the slowest axis has no `extent` (and no remainder)."""
+
+    position: Index
+    offset: Index
+    stride: Index
+    extent: Index | None
+    name: str
+
+    def children(self) -> tuple[Index, ...]:
+        rest = () if self.extent is None else (self.extent,)
+        return (self.position, self.offset, self.stride, *rest)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Node):
+    """`Σ coefficient · term + constant`: the normal form of sums. Terms are distinct, not Linear, sorted by digest."""
+
+    terms: tuple[tuple[Index, int], ...]
+    constant: int
+
+    def children(self) -> tuple[Index, ...]:
+        return tuple(term for term, _ in self.terms)
+
+
+@dataclass(frozen=True, eq=False)
+class Arith(Node):
+    """mul floordiv mod pow min max abs isqrt bitlen bitand bitor xor; `//` and `%` floor; `pow` has exponent ≥ 0."""
+
+    op: str
+    operands: tuple[Index, ...]
+
+    def children(self) -> tuple[Index, ...]:
+        return self.operands
+
+
+@dataclass(frozen=True, eq=False)
+class TableRead(Node):
+    """An entry of a constant table."""
+
+    values: tuple[int, ...]
+    index: Index
+
+    def children(self) -> tuple[Index, ...]:
+        return (self.index,)
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup(Node):
+    """An element of a tensor; one index for every dimension. Indices into token, key and query dimensions are positions."""
+
+    tensor: Tensor
+    indices: tuple[Index, ...]
+
+    def children(self) -> tuple[Index, ...]:
+        return self.indices
+
+
+@dataclass(frozen=True, eq=False)
+class DataRead(Node):
+    """An element of data at hand (a tensor's slice for one batch entry and head), after `specialise`."""
+
+    data: Data
+    indices: tuple[Index, ...]
+
+    def children(self) -> tuple[Index, ...]:
+        return self.indices
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(Node):
+    """`op(body for var in low .. high if condition)`; op is sum, min, max, any or all.
+
+    Of nothing: 0 for sum, false for any, true for all; min and max of nothing are faults.
+    """
+
+    op: Literal["sum", "min", "max", "any", "all"]
+    var: Var
+    low: Index
+    high: Index
+    condition: Index
+    body: Index
+
+    def children(self) -> tuple[Index, ...]:
+        return (self.low, self.high, self.condition, self.body)
+
+
+# --- exact expressions: truth values ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Truth(Node):
+    """True or false."""
+
+    value: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Sign(Node):
+    """`value >= 0` or `value == 0`: the normal form of comparisons."""
+
+    op: Literal["ge", "eq"]
+    value: Index
+
+    def children(self) -> tuple[Index, ...]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, eq=False)
+class Bool(Node):
+    """n-ary `and` or `or`, left to right: a later operand is asked only where the earlier ones leave it open."""
+
+    op: Literal["and", "or"]
+    operands: tuple[Index, ...]
+
+    def children(self) -> tuple[Index, ...]:
+        return self.operands
+
+
+@dataclass(frozen=True, eq=False)
+class Not(Node):
+    """Negation."""
+
+    operand: Index
+
+    def children(self) -> tuple[Index, ...]:
+        return (self.operand,)
+
+
+@dataclass(frozen=True, eq=False)
+class Choice(Node):
+    """`then if condition else otherwise`, of integers or of truth values; only the chosen side is asked."""
+
+    condition: Index
+    then: Index
+    otherwise: Index
+
+    def children(self) -> tuple[Index, ...]:
+        return (self.condition, self.then, self.otherwise)
+
+
+Index = (
+    Const
+    | Place
+    | HeadIndex
+    | Extent
+    | Var
+    | Coord
+    | Linear
+    | Arith
+    | TableRead
+    | Lookup
+    | DataRead
+    | Reduce
+    | Truth
+    | Sign
+    | Bool
+    | Not
+    | Choice
+)
+
+
+def is_truth(node: Index) -> bool:
+    """Whether the node's value is a truth value (else an integer)."""
+    match node:
+        case Truth() | Sign() | Bool() | Not():
+            return True
+        case Choice():
+            return is_truth(node.then)
+        case Reduce():
+            return node.op in ("any", "all")
+        case Lookup():
+            return node.tensor.kind == "bool"
+        case DataRead():
+            return node.data.array.dtype == np.bool_
+        case _:
+            return False
+
+
+# --- tensors and data ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor(Node):
+    """An input of each call; `dims` are fixed names (batch head kv_head query key token), new sizes' names, or numbers."""
+
+    name: str
+    kind: Literal["int", "bool"]
+    dims: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Data:
+    """An array of int64 or bool that a relation reads; identity is equality. `cache` keeps what analysis derives from it."""
+
+    name: str
+    array: NDArray[Any]
+    cache: dict[str, object] = field(default_factory=dict, repr=False)
+
+
+# --- values (floating point) -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Vec(Node):
+    """The vector of q, k or v at the place of the same name (v: at k)."""
+
+    tensor: Literal["q", "k", "v"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Node):
+    """The call's scale, dk^-1/2 unless given."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dot(Node):
+    """The inner product of two vectors."""
+
+    left: Vec
+    right: Vec
+
+
+@dataclass(frozen=True, eq=False)
+class Times(Node):
+    """A product of scalars."""
+
+    left: Value
+    right: Value
+
+
+Value = Vec | Scale | Dot | Times
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """Weights e^score / Σ e^score over the visible keys."""
+
+
+# --- the graph -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """A stretch of positions with axes (name, extent), slowest first. A run-time extent is an `Extent`."""
+
+    name: str | None
+    axes: tuple[tuple[str, Index], ...]
+    offset: Index
+    length: Index
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attend:
+    """One attention: `Σ weights · value` over the visible keys."""
+
+    name: str
+    visible: Index
+    score: Value
+    weights: Softmax
+    value: Value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """A whole pattern, parameters bound. `requirements` are conditions decided at the call, each with its place.
+    `head_lists` are the parameters with an entry a head, and their lengths.
+
+    `origins` gives the place in the source where a node first arose.
+    """
+
+    name: str
+    parameters: Mapping[str, object]
+    head_lists: tuple[tuple[str, int], ...]
+    tensors: tuple[Tensor, ...]
+    segments: tuple[Segment, ...]
+    align: Literal["start", "end"] | None
+    needs_align: bool
+    documents: Tensor | None
+    requirements: tuple[tuple[Index, Span], ...]
+    nodes: tuple[Attend, ...]
+    result: str
+    origins: Mapping[Index, Span]
+
+    @property
+    def attend(self) -> Attend:
+        """The node whose output is the pattern's."""
+        return next(node for node in self.nodes if node.name == self.result)
+
+    def __str__(self) -> str:
+        from attnc.compiler.print_ir import print_pattern  # noqa: PLC0415  the printer knows the nodes
+
+        return print_pattern(self)

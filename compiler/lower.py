@@ -1,0 +1,78 @@
+"""Lowering: a bound program becomes a pattern of the IR; lets and defs are inlined, rationals scaled to integers."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from attnc.compiler import fold, ir
+from attnc.compiler.lower_expression import Lowering, Scope
+from attnc.spec import program as checked
+from attnc.spec.types import Dim
+
+
+def lower(bound: checked.BoundProgram) -> ir.Pattern:
+    """The pattern of a bound program.
+
+    Raises SpecError (code A7xx) where an exact expression has no integer form.
+    """
+    program = bound.program
+    per_head = frozenset(p.name for p in program.parameters if p.per_head)
+    lowering = Lowering(bound.values, per_head)
+    lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
+    tensors = lowering.tensors
+    segments = _segments(program.segments, lowering)
+    visible = fold.conjunction(*(lowering.truth(expr, Scope()) for expr in program.visible))
+    requirements = tuple(
+        (lowering.truth(r.condition, Scope()), r.span) for r in program.requirements if r.stage == "call"
+    )
+    return ir.Pattern(
+        name=program.name,
+        parameters=dict(bound.values),
+        head_lists=tuple((name, len(cast("tuple[object, ...]", bound.values[name]))) for name in sorted(per_head)),
+        tensors=tuple(tensors.values()),
+        segments=segments,
+        align=program.align,
+        needs_align=program.needs_align,
+        documents=None if program.documents is None else tensors[program.documents],
+        requirements=requirements,
+        nodes=(default_attend(visible),),
+        result="out",
+        origins=lowering.origins,
+    )
+
+
+def default_attend(visible: ir.Index) -> ir.Attend:
+    """Softmax attention with the default score, `scale * dot(q, k)`, and value, the key's v."""
+    dot = ir.intern(ir.Dot(ir.intern(ir.Vec("q")), ir.intern(ir.Vec("k"))))
+    score = ir.intern(ir.Times(ir.intern(ir.Scale()), dot))
+    return ir.Attend("out", visible, score, ir.Softmax(), ir.intern(ir.Vec("v")))
+
+
+def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
+    assert item.type.kind in ("int", "bool")
+    kind = "bool" if item.type.kind == "bool" else "int"
+    return ir.intern(ir.Tensor(item.name, kind, tuple(_dim(d, lowering) for d in item.type.dims)))
+
+
+def _dim(dim: Dim, lowering: Lowering) -> str | int:
+    """A dimension's name, or its number."""
+    if isinstance(dim, str | int):
+        return dim
+    size = lowering.integer(cast("checked.Expr", dim), Scope())
+    assert isinstance(size, ir.Const)
+    return size.value
+
+
+def _segments(segments: tuple[checked.Segment, ...], lowering: Lowering) -> tuple[ir.Segment, ...]:
+    offset = fold.const(0)
+    result = []
+    for segment in segments:
+        axes = tuple((axis.name, lowering.integer(axis.extent, Scope())) for axis in segment.axes)
+        length = fold.const(1)
+        for _, extent in axes:
+            length = fold.mul(length, extent)
+        lowered = ir.Segment(segment.name, axes, offset, length)
+        lowering.segments[segment] = lowered
+        result.append(lowered)
+        offset = fold.add(offset, length)
+    return tuple(result)

@@ -1,0 +1,396 @@
+"""Lowering of exact expressions. Places and heads mean what they mean where a definition is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import reduce as accumulate
+from math import lcm
+from typing import NoReturn
+
+from attnc.compiler import fold, ir
+from attnc.compiler import rational as exact
+from attnc.compiler.ir import Index
+from attnc.compiler.rational import Number, Rational
+from attnc.compiler.rewrite import variables
+from attnc.spec import program as checked
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
+from attnc.spec.source import Span
+
+Lowered = Index | Rational | tuple["Lowered", ...]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What places, the head and bound names stand for at a point of the program."""
+
+    q: Index = field(default_factory=lambda: fold.place("q"))
+    k: Index = field(default_factory=lambda: fold.place("k"))
+    head: Index = field(default_factory=lambda: fold.head_index("head"))
+    names: tuple[tuple[checked.Binder, Lowered], ...] = ()
+
+    def bind(self, binder: checked.Binder, value: Lowered) -> Scope:
+        """The scope inside which `binder` stands for `value`."""
+        return replace(self, names=(*((b, v) for b, v in self.names if b is not binder), (binder, value)))
+
+    def position(self, place: checked.PlaceName) -> Index:
+        """What a place's position is here."""
+        return self.q if place == "q" else self.k
+
+    def lookup(self, binder: checked.Binder) -> Lowered:
+        """What a bound name stands for."""
+        return next(v for b, v in reversed(self.names) if b is binder)
+
+
+@dataclass
+class Lowering:
+    """One run of the lowering: parameter values in, origins of nodes out."""
+
+    values: Mapping[str, checked.Value]
+    per_head: frozenset[str]
+    tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
+    segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
+    origins: dict[Index, Span] = field(default_factory=dict)
+    _memo: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
+    _serial: int = 0
+
+    # --- by expected form ---
+
+    def truth(self, expr: checked.Expr, scope: Scope) -> Index:
+        """A condition."""
+        value = self.lower(expr, scope)
+        assert not isinstance(value, Rational | tuple)
+        return value
+
+    def number(self, expr: checked.Expr, scope: Scope) -> Number:
+        """An integer or rational."""
+        value = self.lower(expr, scope)
+        assert not isinstance(value, tuple)
+        return value
+
+    def integer(self, expr: checked.Expr, scope: Scope) -> Index:
+        """An integer; a rational that the checker let through as one is whole."""
+        return exact.floor(self.number(expr, scope))
+
+    # --- by node ---
+
+    def lower(self, expr: checked.Expr, scope: Scope) -> Lowered:
+        """Any expression."""
+        value = self._lower(expr, scope)
+        for node in (value.num, value.den) if isinstance(value, Rational) else (value,):
+            if isinstance(node, ir.Node):
+                self.origins.setdefault(node, expr.span)
+        return value
+
+    def _lower(self, expr: checked.Expr, scope: Scope) -> Lowered:  # noqa: C901  one case a node kind
+        match expr:
+            case checked.Literal():
+                return _constant(expr.value)
+            case checked.Local():
+                return scope.lookup(expr.binder)
+            case checked.ParameterRead():
+                return self._parameter(expr, scope)
+            case checked.Place():
+                return scope.position(expr.place)
+            case checked.HeadIndex():
+                return _head(expr.name, scope)
+            case checked.Size():
+                return fold.extent(expr.name)
+            case checked.Coordinate():
+                return self._coordinate(expr, scope)
+            case checked.InSegment():
+                return self._in_segment(expr, scope)
+            case checked.InputRead():
+                return self._input(expr, scope)
+            case checked.DefinitionUse():
+                return self._definition(expr, scope)
+            case checked.Operation():
+                return self._operation(expr, scope)
+            case checked.Choice():
+                return self._choice(expr, scope)
+            case checked.Aggregate():
+                return self._aggregate(expr, scope)
+            case checked.Table():
+                return tuple(self.lower(item, scope) for item in expr.items)
+            case checked.Item():
+                return self._item(expr, scope)
+
+    def _parameter(self, expr: checked.ParameterRead, scope: Scope) -> Lowered:
+        value = self.values[expr.name]
+        if expr.name in self.per_head:
+            assert isinstance(value, tuple)
+            return _entry(value, scope.head)
+        return _constant(value)
+
+    def _coordinate(self, expr: checked.Coordinate, scope: Scope) -> Index:
+        segment = self.segments[expr.segment]
+        stride = fold.const(1)
+        for _, extent in segment.axes[expr.axis + 1 :]:
+            stride = fold.mul(stride, extent)
+        name, extent = segment.axes[expr.axis]
+        position = scope.position(expr.place)
+        return fold.coord(position, segment.offset, stride, extent if expr.axis else None, name)
+
+    def _in_segment(self, expr: checked.InSegment, scope: Scope) -> Index:
+        segment = self.segments[expr.segment]
+        if len(self.segments) == 1:
+            return fold.truth(True)
+        place = fold.sub(scope.position(expr.place), segment.offset)
+        return fold.conjunction(fold.nonnegative(place), fold.less(place, segment.length))
+
+    def _input(self, expr: checked.InputRead, scope: Scope) -> Index:
+        tensor = self.tensors[expr.input]
+        written = iter(expr.indices)
+        indices = []
+        for dim in tensor.dims:
+            if isinstance(dim, str) and dim in ("batch", "head", "kv_head"):
+                indices.append(_head(dim, scope))
+            else:
+                indices.append(self.integer(next(written), scope))
+        return fold.lookup(tensor, tuple(indices))
+
+    def _definition(self, expr: checked.DefinitionUse, scope: Scope) -> Lowered:
+        definition = expr.definition
+        inner = scope
+        for binder, argument in zip(definition.parameters, expr.arguments, strict=True):
+            inner = inner.bind(binder, self.lower(argument, scope))
+        key = (definition, inner.q, inner.k, inner.head, inner.names)
+        if key not in self._memo:
+            self._memo[key] = self.lower(definition.body, inner)
+        return self._memo[key]
+
+    def _choice(self, expr: checked.Choice, scope: Scope) -> Lowered:
+        condition = self.truth(expr.condition, scope)
+        if isinstance(condition, ir.Truth):
+            return self.lower(expr.then if condition.value else expr.otherwise, scope)
+        return _select(condition, self.lower(expr.then, scope), self.lower(expr.otherwise, scope))
+
+    def _item(self, expr: checked.Item, scope: Scope) -> Lowered:
+        table = self.lower(expr.table, scope)
+        index = self.integer(expr.index, scope)
+        assert isinstance(table, tuple)
+        return _element(table, index, expr.span)
+
+    # --- operations ---
+
+    def _operation(self, expr: checked.Operation, scope: Scope) -> Lowered:
+        if expr.op in ("and", "or", "not"):
+            return self._logic(expr, scope)
+        operands = tuple(self.number(operand, scope) for operand in expr.operands)
+        return _apply(expr.op, operands, expr.span)
+
+    def _logic(self, expr: checked.Operation, scope: Scope) -> Index:
+        if expr.op == "not":
+            return fold.negation(self.truth(expr.operands[0], scope))
+        stop = expr.op == "or"
+        nodes = []
+        for operand in expr.operands:
+            node = self.truth(operand, scope)
+            nodes.append(node)
+            if isinstance(node, ir.Truth) and node.value == stop:
+                break
+        return fold.disjunction(*nodes) if stop else fold.conjunction(*nodes)
+
+    # --- aggregates ---
+
+    def _aggregate(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
+        loops = []
+        for running in expr.runnings:
+            low, high = self.integer(running.low, scope), self.integer(running.high, scope)
+            self._serial += 1
+            variable = fold.var(_target_name(running.target), self._serial)
+            loops.append((variable, low, high))
+            scope = _rebind(scope, running.target, variable)
+        condition = fold.truth(True) if expr.condition is None else self.truth(expr.condition, scope)
+        return self._reduced(expr, self.lower(expr.body, scope), condition, loops)
+
+    def _reduced(self, expr: checked.Aggregate, body: Lowered, condition: Index, loops: list[Loop]) -> Lowered:
+        match expr.op:
+            case "any" | "all":
+                assert not isinstance(body, Rational | tuple)
+                return _nest(expr.op, body, condition, loops)
+            case "count":
+                assert not isinstance(body, Rational | tuple)
+                return _nest("sum", fold.choice(body, fold.const(1), fold.const(0)), condition, loops)
+            case "mean":
+                total = self._summed("sum", expr.span, body, condition, loops)
+                number = _nest("sum", fold.const(1), condition, loops)
+                empty = fold.zero(number)
+                return exact.choice(empty, fold.const(0), exact.div(total, fold.maximum(number, fold.const(1))))
+            case _:
+                return self._summed(expr.op, expr.span, body, condition, loops)
+
+    def _summed(self, op: str, span: Span, body: Lowered, condition: Index, loops: list[Loop]) -> Number:
+        assert op in ("sum", "min", "max")
+        assert not isinstance(body, tuple)
+        reduce_op = "sum" if op == "sum" else "min" if op == "min" else "max"
+        below = exact.den(body)
+        if variables(below) & {variable for variable, _, _ in loops}:
+            _unsupported(span, f"`{op}` of fractions whose denominators change with its variable")
+        total = _nest(reduce_op, exact.num(body), condition, loops)
+        return total if isinstance(below, ir.Const) and below.value == 1 else exact.div(total, below)
+
+
+Loop = tuple[ir.Var, Index, Index]
+
+
+def _nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
+    """Nested one-variable aggregates, innermost last in `loops`."""
+    for variable, low, high in reversed(loops):
+        assert op in ("sum", "min", "max", "any", "all")
+        body = fold.reduce(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
+        extreme = op in ("min", "max")
+        condition = fold.reduce("any", variable, low, high, fold.truth(True), condition) if extreme else fold.truth(True)
+    return body
+
+
+def _target_name(target: checked.Binder | str) -> str:
+    return target if isinstance(target, str) else target.name
+
+
+def _rebind(scope: Scope, target: checked.Binder | str, variable: Index) -> Scope:
+    match target:
+        case "q":
+            return replace(scope, q=variable)
+        case "k":
+            return replace(scope, k=variable)
+        case "head":
+            return replace(scope, head=variable)
+        case checked.Binder():
+            return scope.bind(target, variable)
+        case _:
+            raise AssertionError(target)
+
+
+def _head(name: str, scope: Scope) -> Index:
+    if name == "kv_head":
+        return fold.floordiv(scope.head, fold.extent("group"))
+    return scope.head if name == "head" else fold.head_index("batch")
+
+
+def _constant(value: checked.Value) -> Lowered:
+    match value:
+        case bool():
+            return fold.truth(value)
+        case int():
+            return fold.const(value)
+        case Fraction():
+            return exact.from_fraction(value)
+        case tuple():
+            return tuple(_constant(item) for item in value)
+
+
+def _entry(values: tuple[checked.Value, ...], index: Index) -> Lowered:
+    """An entry of a constant table at a computed index."""
+    if all(isinstance(v, bool) for v in values):
+        return fold.negation(fold.zero(fold.table_read(tuple(int(bool(v)) for v in values), index)))
+    if any(isinstance(v, tuple) for v in values):
+        rows = [v for v in values if isinstance(v, tuple)]
+        return tuple(_entry(column, index) for column in zip(*rows, strict=True))
+    numbers = [Fraction(v) for v in values if not isinstance(v, tuple)]
+    below = lcm(*(n.denominator for n in numbers))
+    top = fold.table_read(tuple(int(n * below) for n in numbers), index)
+    return top if below == 1 else Rational(top, fold.const(below))
+
+
+def _element(table: tuple[Lowered, ...], index: Index, span: Span) -> Lowered:
+    if isinstance(index, ir.Const):
+        if not 0 <= index.value < len(table):
+            _fail(span, "A502", f"index {index.value} is outside a list of {len(table)}", "Indices start at 0.")
+        return table[index.value]
+    constants = [_plain(item) for item in table]
+    if all(c is not None for c in constants):
+        return _entry(tuple(c for c in constants if c is not None), index)
+    _unsupported(span, "a computed index into a list whose entries are not constants")
+
+
+def _plain(item: Lowered) -> checked.Scalar | None:
+    match item:
+        case ir.Const() | ir.Truth():
+            return item.value
+        case Rational(num=ir.Const() as n, den=ir.Const() as d):
+            return Fraction(n.value, d.value)
+        case _:
+            return None
+
+
+def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
+    if isinstance(then, tuple) and isinstance(otherwise, tuple):
+        return tuple(_select(condition, a, b) for a, b in zip(then, otherwise, strict=True))
+    assert not isinstance(then, tuple)
+    assert not isinstance(otherwise, tuple)
+    return exact.choice(condition, then, otherwise)
+
+
+def _apply(op: str, operands: tuple[Number, ...], span: Span) -> Number:  # noqa: C901  one case an operator
+    match op, operands:
+        case "neg", (a,):
+            return exact.neg(a)
+        case "add", (a, b):
+            return exact.add(a, b)
+        case "sub", (a, b):
+            return exact.sub(a, b)
+        case "mul", (a, b):
+            return exact.mul(a, b)
+        case "div", (a, b):
+            return exact.div(a, b)
+        case "floordiv", (a, b):
+            return exact.floordiv(a, b)
+        case "mod", (a, b):
+            return exact.mod(a, b)
+        case "pow", (a, b):
+            return exact.power(a, exact.floor(b))
+        case ("lt" | "le" | "gt" | "ge" | "eq" | "ne"), (a, b):
+            return _compare(op, a, b)
+        case _:
+            return _function(op, operands, span)
+
+
+def _compare(op: str, a: Number, b: Number) -> Index:
+    match op:
+        case "lt":
+            return exact.less(a, b)
+        case "le":
+            return exact.less_equal(a, b)
+        case "gt":
+            return exact.less(b, a)
+        case "ge":
+            return exact.less_equal(b, a)
+        case "eq":
+            return exact.equal(a, b)
+        case _:
+            return fold.negation(exact.equal(a, b))
+
+
+def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
+    match op, operands:
+        case "abs", (a,):
+            return exact.absolute(a)
+        case "min", _:
+            return accumulate(exact.minimum, operands)
+        case "max", _:
+            return accumulate(exact.maximum, operands)
+        case "clamp", (x, low, high):
+            return exact.minimum(exact.maximum(x, low), high)
+        case "floor", (a,):
+            return exact.floor(a)
+        case "ceil", (a,):
+            return exact.ceil(a)
+        case "power_of_two", (a,):
+            n = exact.floor(a)
+            one_bit = fold.zero(fold.function("bitand", n, fold.add(n, fold.const(-1))))
+            return fold.conjunction(fold.less(fold.const(0), n), one_bit)
+        case ("isqrt" | "bitlen" | "bitand" | "bitor" | "xor"), _:
+            return fold.function(op, *(exact.floor(a) for a in operands))
+        case _:
+            _unsupported(span, f"`{op}` in a relation")
+
+
+def _unsupported(span: Span, what: str) -> NoReturn:
+    _fail(span, "A701", f"{what} is not supported yet", "Write it with integer functions, or as a table of parameters.")
+
+
+def _fail(span: Span, code: str, message: str, remedy: str) -> NoReturn:
+    raise SpecError((Diagnostic(code, message, Label(span), help=remedy),))

@@ -1,0 +1,175 @@
+"""From runs to pieces: equal runs at even steps become one call on strided views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from attnc.compiler.ir import Index
+from attnc.compiler.plan import Mask, Piece, Strip
+from attnc.compiler.runs import Resolved, Run, find_runs, is_diagonal, resolve, run_mask, split_runs, staircases
+from attnc.compiler.tiles import Grid, LiveTiles, find_live_tiles
+from attnc.spec.source import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Pieces that cover a relation exactly once, with the masks they name, and what was counted on the way."""
+
+    pieces: tuple[Piece, ...]
+    masks: tuple[Mask, ...]
+    full_tiles: int
+    partial_tiles: int
+    visible: int | None
+
+
+def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
+    """Pieces for a specialised relation on a tile grid.
+
+    Raises TooManyTiles or TooManyClasses where tiles of this size do not describe it, EvaluationError on a fault.
+    """
+    resolved = resolve(relation, find_live_tiles(relation, grid), origins)
+    steps, rest = staircases(find_runs(resolved.tiles), resolved)
+    builder = _Builder(grid, resolved)
+    for group in steps:
+        builder.add_staircase(group)
+    builder.add_runs(split_runs(rest))
+    tiles = resolved.tiles
+    return Cover(builder.ordered(), tuple(builder.masks), tiles.full, tiles.partial, resolved.visible)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the runs of one signature have in common: mask (None: nothing to do), and the keys that are left of the run."""
+
+    mask: Literal["full", "causal"] | int
+    left: int
+    width: int
+
+
+class _Builder:
+    """Collects pieces; `covered` are tile rows that have their first piece."""
+
+    def __init__(self, grid: Grid, resolved: Resolved) -> None:
+        self.masks: list[Mask] = []
+        self._grid = grid
+        self._resolved = resolved
+        self._pieces: list[Piece] = []
+        self._covered: set[int] = set()
+
+    def ordered(self) -> tuple[Piece, ...]:
+        """Pieces that write rows first, then those that merge."""
+        return tuple(sorted(self._pieces, key=lambda p: not p.fresh))
+
+    def add_staircase(self, group: list[Run]) -> None:
+        """A triangle on the diagonal, and the rectangle before it."""
+        first, last = group[0], group[-1]
+        start, _ = self._grid.row_range(first.row)
+        _, stop = self._grid.row_range(last.row)
+        corner, _ = self._grid.key_range(first.end - 1)
+        rows = Strip(start, 0, 1, stop - start)
+        self._pieces.append(Piece(rows, Strip(corner, 0, 1, stop - start), "causal"))
+        left, _ = self._grid.key_range(first.column)
+        if left < corner:
+            self._pieces.append(Piece(rows, Strip(left, 0, 1, corner - left), "full", fresh=False))
+        self._covered.update(run.row for run in group)
+
+    def add_runs(self, runs: list[Run]) -> None:
+        """All other runs; the first of a row writes it, later ones merge."""
+        buckets: dict[tuple[int, bool, int], list[Run]] = {}
+        for run in runs:
+            fresh = run.row not in self._covered
+            self._covered.add(run.row)
+            height = self._grid.row_range(run.row)[1] - self._grid.row_range(run.row)[0]
+            buckets.setdefault((run.signature, fresh, height), []).append(run)
+        shapes: dict[tuple[int, int], _Shape] = {}
+        for (signature, fresh, height), members in buckets.items():
+            if (signature, height) not in shapes:
+                shapes[signature, height] = self._shape(members[0])
+            for group in _even_steps(members, self._grid):
+                self._pieces.append(replace(self._piece(group, shapes[signature, height]), fresh=fresh))
+
+    def _shape(self, run: Run) -> _Shape:
+        low, _ = self._grid.key_range(run.column)
+        _, high = self._grid.key_range(run.end - 1)
+        if run.is_full:
+            return _Shape("full", 0, high - low)
+        mask = run_mask(run, self._resolved)
+        seen = np.flatnonzero(mask.any(axis=0))
+        left, right = int(seen[0]), int(seen[-1]) + 1
+        mask = mask[:, left:right]
+        if mask.all():
+            return _Shape("full", left, right - left)
+        if is_diagonal(mask):
+            return _Shape("causal", left, right - left)
+        return _Shape(self._mask_index(np.ascontiguousarray(mask)), left, right - left)
+
+    def _mask_index(self, mask: Mask) -> int:
+        for i, known in enumerate(self.masks):
+            if known.shape == mask.shape and np.array_equal(known, mask):
+                return i
+        self.masks.append(mask)
+        return len(self.masks) - 1
+
+    def _piece(self, group: list[Run], shape: _Shape) -> Piece:
+        starts = [self._grid.row_range(run.row)[0] for run in group]
+        keys = [self._grid.key_range(run.column)[0] + shape.left for run in group]
+        height = self._grid.row_range(group[0].row)[1] - starts[0]
+        q_step = starts[1] - starts[0] if len(group) > 1 else 0
+        k_step = keys[1] - keys[0] if len(group) > 1 else 0
+        if shape.mask == "full" and k_step == 0 and q_step in (0, height):
+            rows = Strip(starts[0], 0, 1, height * len(group))
+            return Piece(rows, Strip(keys[0], 0, 1, shape.width), "full")
+        queries = Strip(starts[0], q_step, len(group), height)
+        return Piece(queries, Strip(keys[0], k_step, len(group), shape.width), shape.mask)
+
+
+def _even_steps(runs: Iterable[Run], grid: Grid) -> list[list[Run]]:
+    """Cut a list of equal runs into stretches whose rows and keys advance by constant steps."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        if groups and _continues(groups[-1], run, grid):
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def _continues(group: list[Run], run: Run, grid: Grid) -> bool:
+    last = group[-1]
+    rows, keys = run.row - last.row, grid.key_range(run.column)[0] - grid.key_range(last.column)[0]
+    if len(group) == 1:
+        return keys >= 0
+    before = group[-2]
+    key_step = grid.key_range(last.column)[0] - grid.key_range(before.column)[0]
+    return rows == last.row - before.row and keys == key_step
+
+
+def dense_cover(grid: Grid, tiles: LiveTiles | None) -> Cover:
+    """Every block of rows against its keys from the first to the last live tile, masks evaluated when the pieces run."""
+    pieces = []
+    hulls = None if tiles is None else _hulls(tiles)
+    for row in range(grid.rows):
+        start, stop = grid.row_range(row)
+        low, high = (0, grid.n_k) if hulls is None else hulls.get(row, (0, 0))
+        if high > low:
+            pieces.append(Piece(Strip(start, 0, 1, stop - start), Strip(low, 0, 1, high - low), "exact"))
+    if tiles is None:
+        return Cover(tuple(pieces), (), 0, grid.rows * grid.columns, None)
+    return Cover(tuple(pieces), (), tiles.full, tiles.partial, None)
+
+
+def _hulls(tiles: LiveTiles) -> dict[int, tuple[int, int]]:
+    """The keys from the first to the last live tile of each tile row."""
+    if not len(tiles.row):
+        return {}
+    first = np.flatnonzero(np.append(True, tiles.row[1:] != tiles.row[:-1]))
+    last = np.append(first[1:], len(tiles.row)) - 1
+    ends = (tiles.column + tiles.count)[last] - 1
+    return {
+        int(tiles.row[a]): (tiles.grid.key_range(int(tiles.column[a]))[0], tiles.grid.key_range(int(end))[1])
+        for a, end in zip(first, ends, strict=True)
+    }

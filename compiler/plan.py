@@ -1,0 +1,113 @@
+"""The plan: what an executor does for one shape, as a short list of pieces on strided views.
+
+A plan holds no tensor and no device state; masks are numpy arrays, and it may be printed, compared and sent elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """`count` stretches of `length` consecutive tokens: stretch i is `start + i * step .. + length`.
+
+    Stretches of queries never overlap; stretches of keys may (`step < length`, even 0).
+    """
+
+    start: int
+    step: int
+    count: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last token."""
+        return self.start + (self.count - 1) * self.step + self.length
+
+    def __str__(self) -> str:
+        one = f"{self.start}..{self.start + self.length}"
+        return one if self.count == 1 else f"{self.count} × [{one} step {self.step}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One call of the kernel: stretch i of queries sees stretch i of keys (`queries.count == keys.count`).
+
+    `mask`: "full" (all pairs), "causal" (row r of a stretch sees columns <= r; queries.length == keys.length),
+    "exact" (each stretch's mask is computed when the piece runs), or an index into `Plan.masks`, shared by all stretches.
+    `fresh`: no earlier piece of the group has written these rows; otherwise the result is merged by log-sum-exp. Rows of
+    a piece are all fresh or all not.
+    """
+
+    queries: Strip
+    keys: Strip
+    mask: Literal["full", "causal", "exact"] | int
+    fresh: bool = True
+
+    @property
+    def elements(self) -> int:
+        """Score elements computed for one head (a causal piece counts half)."""
+        n = self.queries.count * self.queries.length * self.keys.length
+        return (n + self.queries.count * self.queries.length) // 2 if self.mask == "causal" else n
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Batch entries and query heads that share one list of pieces. Rows in no piece see nothing."""
+
+    batches: tuple[int, ...]
+    heads: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileCounts:
+    """Tiles of the (head-summed, batch-summed) attention matrix by class, at the plan's tile size."""
+
+    total: int
+    live: int
+    full: int
+    partial: int
+
+
+ExactMask = Callable[[int, int, int, int, int, int], Mask]
+"""(batch, head, row start, row stop, key start, key stop) → the relation there, (rows, keys)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Pieces for every batch entry and head of one call shape, with the reasons for the choice.
+
+    `visible` is the number of visible pairs over batch and heads, None where it was not counted. `fallback` says why no
+    tile plan exists, where none does.
+    """
+
+    n_q: int
+    n_k: int
+    batch: int
+    heads: int
+    kv_heads: int
+    q_tile: int
+    k_tile: int
+    tiles: TileCounts
+    visible: int | None
+    groups: tuple[Group, ...]
+    masks: tuple[Mask, ...]
+    executor: Literal["cpu", "reference", "triton"]
+    schedule: Literal["pieces", "dense by row blocks", "dense"]
+    reasons: tuple[str, ...]
+    fallback: str | None
+    exact_mask: ExactMask = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        from attnc.compiler.print_plan import print_plan  # noqa: PLC0415  the printer knows the plan
+
+        return print_plan(self)

@@ -1,0 +1,88 @@
+"""Bounds of an array over ranges of its indices, for attributes of tokens that a relation reads."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.ir import Data
+
+Int64 = NDArray[np.int64]
+Range = tuple[Int64, Int64]
+
+_FINE = 1 << 16
+_BLOCK = 64
+
+
+class RangeTable:
+    """Sparse tables of minima and maxima along the one axis whose index varies; a constant index picks its slice.
+
+    Ranges are widened to whole blocks (of one entry in short arrays, else of 64), and to the whole array where the
+    indices of several axes vary: both are sound.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._array = data.array.astype(np.int64)
+        self._lines: dict[tuple[int | None, ...], _Line] = {}
+
+    @classmethod
+    def of(cls, data: Data) -> RangeTable:
+        """The table of some data, made once and kept with it."""
+        table = data.cache.get("range table")
+        if not isinstance(table, RangeTable):
+            data.cache["range table"] = table = cls(data)
+        return table
+
+    def bounds(self, ranges: list[Range]) -> Range:
+        """Minimum and maximum over index ranges (ends included, clipped to the array), one range an axis."""
+        if self._array.size == 0:
+            return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        points = tuple(_point(r, n) for r, n in zip(ranges, self._array.shape, strict=True))
+        varying = [axis for axis, point in enumerate(points) if point is None]
+        if len(varying) > 1:
+            low, high = self._array.min(), self._array.max()
+            return np.array([low], dtype=np.int64), np.array([high], dtype=np.int64)
+        line = self._line(points)
+        if not varying:
+            return line.bounds(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+        return line.bounds(*ranges[varying[0]])
+
+    def _line(self, points: tuple[int | None, ...]) -> _Line:
+        if points not in self._lines:
+            at = tuple(slice(None) if p is None else p for p in points)
+            self._lines[points] = _Line(np.atleast_1d(self._array[at]))
+        return self._lines[points]
+
+
+def _point(r: Range, size: int) -> int | None:
+    low, high = int(r[0].min()), int(r[1].max())
+    return min(max(low, 0), size - 1) if low == high else None
+
+
+class _Line:
+    """Sparse tables of one line of entries."""
+
+    def __init__(self, line: Int64) -> None:
+        self._block = 1 if len(line) <= _FINE else _BLOCK
+        self._size = len(line)
+        starts = np.arange(0, len(line), self._block)
+        self._low = _doubled(np.minimum, np.minimum.reduceat(line, starts))
+        self._high = _doubled(np.maximum, np.maximum.reduceat(line, starts))
+
+    def bounds(self, first: Int64, last: Int64) -> Range:
+        a = np.clip(first, 0, self._size - 1) // self._block
+        b = np.maximum(np.clip(last, 0, self._size - 1) // self._block, a)
+        level = np.frexp((b - a + 1).astype(np.float64))[1] - 1
+        other = b - (np.int64(1) << level.astype(np.int64)) + 1
+        low = np.minimum(self._low[level, a], self._low[level, other])
+        return low, np.maximum(self._high[level, a], self._high[level, other])
+
+
+def _doubled(extreme: np.ufunc, line: Int64) -> NDArray[np.int64]:
+    """Row l holds the extreme over 2^l entries from each start (clipped at the end)."""
+    rows = [line]
+    while 2 ** len(rows) <= len(line):
+        previous, step = rows[-1], 2 ** (len(rows) - 1)
+        shifted = np.concatenate([previous[step:], np.full(step, previous[-1])])
+        rows.append(extreme(previous, shifted))
+    return np.stack(rows)

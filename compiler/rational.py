@@ -1,0 +1,148 @@
+"""Exact rationals as pairs of integer nodes, so that the IR holds integers only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Const, Index
+
+
+@dataclass(frozen=True, slots=True)
+class Rational:
+    """`num / den` with `den` positive wherever the value is asked for."""
+
+    num: Index
+    den: Index
+
+
+Number = Index | Rational
+
+
+def from_fraction(value: Fraction) -> Number:
+    """A constant."""
+    if value.denominator == 1:
+        return fold.const(value.numerator)
+    return Rational(fold.const(value.numerator), fold.const(value.denominator))
+
+
+def num(x: Number) -> Index:
+    """Numerator."""
+    return x.num if isinstance(x, Rational) else x
+
+
+def den(x: Number) -> Index:
+    """Denominator."""
+    return x.den if isinstance(x, Rational) else fold.const(1)
+
+
+def _ratio(n: Index, d: Index) -> Number:
+    return n if isinstance(d, Const) and d.value == 1 else Rational(n, d)
+
+
+def _aligned(a: Number, b: Number) -> tuple[Index, Index, Index]:
+    """Numerators of a and b over one denominator."""
+    if den(a) is den(b):
+        return num(a), num(b), den(a)
+    return fold.mul(num(a), den(b)), fold.mul(num(b), den(a)), fold.mul(den(a), den(b))
+
+
+def add(a: Number, b: Number) -> Number:
+    x, y, d = _aligned(a, b)
+    return _ratio(fold.add(x, y), d)
+
+
+def neg(a: Number) -> Number:
+    return _ratio(fold.times(num(a), -1), den(a))
+
+
+def sub(a: Number, b: Number) -> Number:
+    return add(a, neg(b))
+
+
+def mul(a: Number, b: Number) -> Number:
+    return _ratio(fold.mul(num(a), num(b)), fold.mul(den(a), den(b)))
+
+
+def div(a: Number, b: Number) -> Number:
+    """Exact division; a zero divisor faults where the value is asked for."""
+    top, bottom = fold.mul(num(a), den(b)), fold.mul(den(a), num(b))
+    if isinstance(bottom, Const) and bottom.value > 0:
+        reduced = _reduced(top, bottom.value)
+        return reduced if reduced is not None else Rational(top, bottom)
+    negative = fold.less(bottom, fold.const(0))
+    return Rational(fold.choice(negative, fold.times(top, -1), top), fold.absolute(bottom))
+
+
+def _reduced(top: Index, bottom: int) -> Number | None:
+    return from_fraction(Fraction(top.value, bottom)) if isinstance(top, Const) else None
+
+
+def floor(a: Number) -> Index:
+    return fold.floordiv(num(a), den(a)) if isinstance(a, Rational) else a
+
+
+def ceil(a: Number) -> Index:
+    return fold.times(floor(neg(a)), -1)
+
+
+def floordiv(a: Number, b: Number) -> Index:
+    if isinstance(a, Rational) or isinstance(b, Rational):
+        return floor(div(a, b))
+    return fold.floordiv(a, b)
+
+
+def mod(a: Number, b: Number) -> Number:
+    if isinstance(a, Rational) or isinstance(b, Rational):
+        return sub(a, mul(b, floordiv(a, b)))
+    return fold.mod(a, b)
+
+
+def power(a: Number, e: Index) -> Number:
+    """`a ** e` for an integer e of either sign."""
+    if isinstance(e, Const):
+        if e.value >= 0:
+            return _ratio(fold.power(num(a), e), fold.power(den(a), e))
+        return div(fold.const(1), power(a, fold.const(-e.value)))
+    up, down = fold.maximum(e, fold.const(0)), fold.maximum(fold.times(e, -1), fold.const(0))
+    top = fold.mul(fold.power(num(a), up), fold.power(den(a), down))
+    bottom = fold.mul(fold.power(den(a), up), fold.power(num(a), down))
+    return div(top, bottom)
+
+
+def absolute(a: Number) -> Number:
+    return _ratio(fold.absolute(num(a)), den(a))
+
+
+def choice(condition: Index, a: Number, b: Number) -> Number:
+    if not isinstance(a, Rational) and not isinstance(b, Rational):
+        return fold.choice(condition, a, b)
+    return _ratio(fold.choice(condition, num(a), num(b)), fold.choice(condition, den(a), den(b)))
+
+
+def minimum(a: Number, b: Number) -> Number:
+    if not isinstance(a, Rational) and not isinstance(b, Rational):
+        return fold.minimum(a, b)
+    return choice(less_equal(a, b), a, b)
+
+
+def maximum(a: Number, b: Number) -> Number:
+    if not isinstance(a, Rational) and not isinstance(b, Rational):
+        return fold.maximum(a, b)
+    return choice(less_equal(b, a), a, b)
+
+
+def less_equal(a: Number, b: Number) -> Index:
+    x, y, _ = _aligned(a, b)
+    return fold.less_equal(x, y)
+
+
+def less(a: Number, b: Number) -> Index:
+    x, y, _ = _aligned(a, b)
+    return fold.less(x, y)
+
+
+def equal(a: Number, b: Number) -> Index:
+    x, y, _ = _aligned(a, b)
+    return fold.equal(x, y)

@@ -1,0 +1,117 @@
+"""Generic walks over exact expressions. A rewrite that changes nothing returns the same object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from attnc.compiler import fold
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Choice,
+    Coord,
+    DataRead,
+    Index,
+    Linear,
+    Lookup,
+    Not,
+    Reduce,
+    Sign,
+    TableRead,
+    Var,
+)
+
+
+def walk(root: Index) -> Iterator[Index]:
+    """Every distinct node below and including `root`, operands before users."""
+    seen: set[Index] = set()
+    stack: list[tuple[Index, bool]] = [(root, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(node.children()))
+
+
+def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
+    """`root` rebuilt bottom-up by the folding constructors; `change` may replace a node (its operands are new already)."""
+    done: dict[Index, Index] = {}
+    for node in walk(root):
+        new = rebuild(node, tuple(done[child] for child in node.children()))
+        replaced = change(new)
+        done[node] = new if replaced is None else replaced
+    return done[root]
+
+
+def substitute(root: Index, values: Mapping[Index, Index]) -> Index:
+    """`root` with leaves replaced."""
+    return rewrite(root, values.get)
+
+
+def rebuild(node: Index, children: tuple[Index, ...]) -> Index:
+    """The node over other operands."""
+    if all(a is b for a, b in zip(node.children(), children, strict=True)):
+        return node
+    return _build(node, children)
+
+
+def _build(node: Index, children: tuple[Index, ...]) -> Index:
+    match node:
+        case Linear():
+            return fold.add(
+                fold.const(node.constant),
+                *(fold.times(child, c) for child, (_, c) in zip(children, node.terms, strict=True)),
+            )
+        case Arith():
+            return _arith(node.op, children)
+        case Coord():
+            modulus = children[3] if len(children) == 4 else None
+            return fold.coord(children[0], children[1], children[2], modulus, node.name)
+        case TableRead():
+            return fold.table_read(node.values, children[0])
+        case Lookup():
+            return fold.lookup(node.tensor, children)
+        case DataRead():
+            return fold.data_read(node.data, children)
+        case Reduce():
+            return fold.reduce(node.op, node.var, *children)
+        case _:
+            return _truth(node, children)
+
+
+def _truth(node: Index, children: tuple[Index, ...]) -> Index:
+    match node:
+        case Sign():
+            return fold.nonnegative(children[0]) if node.op == "ge" else fold.zero(children[0])
+        case Bool():
+            return fold.conjunction(*children) if node.op == "and" else fold.disjunction(*children)
+        case Not():
+            return fold.negation(children[0])
+        case Choice():
+            return fold.choice(*children)
+        case _:
+            raise AssertionError(f"{type(node).__name__} has no operands to change")
+
+
+_CONSTRUCTORS: Mapping[str, Callable[..., Index]] = {
+    "mul": fold.mul,
+    "floordiv": fold.floordiv,
+    "mod": fold.mod,
+    "pow": fold.power,
+    "min": fold.minimum,
+    "max": fold.maximum,
+    "abs": fold.absolute,
+}
+
+
+def _arith(op: str, operands: tuple[Index, ...]) -> Index:
+    build = _CONSTRUCTORS.get(op)
+    return build(*operands) if build else fold.function(op, *operands)
+
+
+def variables(root: Index) -> frozenset[Var]:
+    """The aggregate variables that occur in a node, free or bound."""
+    return frozenset(node for node in walk(root) if isinstance(node, Var))

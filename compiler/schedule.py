@@ -1,0 +1,148 @@
+"""Choosing how a specialised relation is covered: candidates are built, costed and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from attnc.compiler import rates
+from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
+from attnc.compiler.pieces import Cover, cover, dense_cover
+from attnc.compiler.rewrite import walk
+from attnc.compiler.runs import TooManyClasses
+from attnc.compiler.tiles import Grid, TooManyTiles, find_live_tiles
+from attnc.spec.source import Span
+
+MAX_PIECES = 4096
+"""A cover with more pieces than this is not a plan but a list."""
+
+EXACT_ROWS = 512
+EXACT_ELEMENTS = 1 << 23
+"""A dense row block has at most this many mask elements."""
+
+SMALL = 1 << 18
+"""At most this many pairs, one masked call may be the best plan."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A relation over local rows and keys, and what its pieces will run on."""
+
+    relation: Index
+    n_q: int
+    n_k: int
+    dtype: str
+    head_dim: int
+    lanes: int
+    origins: Mapping[Index, Span]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The cover taken, its grid, its cost in nanoseconds, and why the others were not."""
+
+    cover: Cover
+    grid: Grid
+    cost: float
+    schedule: Literal["pieces", "dense by row blocks"]
+    reasons: tuple[str, ...]
+    fallback: str | None = None
+
+
+def choose(problem: Problem) -> Choice:
+    """The cheapest cover by the cost model."""
+    tried: list[Choice] = []
+    notes: list[str] = []
+    for tile in tile_sizes(problem):
+        grid = _grid(problem, tile)
+        try:
+            found = cover(problem.relation, grid, problem.origins)
+        except (TooManyTiles, TooManyClasses) as refusal:
+            notes.append(f"tiles of {tile}: {_why(refusal)}")
+            continue
+        if len(found.pieces) > MAX_PIECES:
+            notes.append(f"tiles of {tile}: {len(found.pieces)} pieces, more than {MAX_PIECES}")
+            continue
+        tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
+    fallback = None if tried else "; ".join(notes)
+    tried.append(_dense(problem))
+    best = min(tried, key=lambda choice: choice.cost)
+    others = tuple(
+        f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {other.cost / best.cost:.2f} × the estimated time"
+        for other in tried
+        if other is not best
+    )
+    return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
+
+
+def tile_sizes(problem: Problem) -> tuple[int, ...]:
+    """Row tiles to try: what the kernel likes, one whole tile for small problems, and the relation's own blocks."""
+    liked = (256, 128) if problem.dtype in ("bfloat16", "float16") else (128, 64)
+    sizes = list(liked)
+    if problem.n_q * problem.n_k <= SMALL:
+        sizes.append(max(problem.n_q, problem.n_k))
+    for block in sorted(_blocks(problem.relation)):
+        multiple = block * max(1, liked[0] // block)
+        if multiple <= 2048 and multiple not in sizes:
+            sizes.append(multiple)
+    return tuple(sizes[:5])
+
+
+def _blocks(relation: Index) -> set[int]:
+    """Constants by which positions are divided."""
+    return {
+        node.operands[1].value
+        for node in walk(relation)
+        if isinstance(node, Arith) and node.op in ("floordiv", "mod")
+        if isinstance(node.operands[1], Const) and node.operands[1].value > 1
+    }
+
+
+def _grid(problem: Problem, tile: int) -> Grid:
+    """Key tiles start so that the relation's diagonal, where it has one, runs through tile corners."""
+    shift = _diagonal(problem.relation)
+    origin = -((-shift) % tile)
+    return Grid(problem.n_q, problem.n_k, tile, tile, origin)
+
+
+def _diagonal(relation: Index) -> int:
+    """The c of a comparison `q + c >= k`, which causal relations have; 0 where there is none."""
+    shifts = []
+    for node in walk(relation):
+        if isinstance(node, Sign) and isinstance(node.value, Linear) and len(node.value.terms) == 2:
+            terms = {t.name: c for t, c in node.value.terms if isinstance(t, Place)}
+            if terms == {"q": 1, "k": -1}:
+                shifts.append(node.value.constant)
+    return min(shifts, key=abs, default=0)
+
+
+def _dense(problem: Problem) -> Choice:
+    rows = max(32, min(EXACT_ROWS, EXACT_ELEMENTS // max(problem.n_k, 1)))
+    grid = Grid(problem.n_q, problem.n_k, rows, rows)
+    try:
+        found = dense_cover(grid, find_live_tiles(problem.relation, grid))
+    except TooManyTiles:
+        found = dense_cover(grid, None)
+    reason = f"blocks of {rows} rows against the keys between their first and last live tile, masks evaluated as they run"
+    return Choice(found, grid, _cost(problem, found), "dense by row blocks", (reason,))
+
+
+def _cost(problem: Problem, found: Cover) -> float:
+    nodes = sum(1 for _ in walk(problem.relation))
+    return sum(
+        rates.piece_cost(p, dtype=problem.dtype, head_dim=problem.head_dim, lanes=problem.lanes, nodes=nodes)
+        for p in found.pieces
+    )
+
+
+def _described(found: Cover, grid: Grid) -> str:
+    masks = f", {len(found.masks)} shared mask{'s' if len(found.masks) != 1 else ''}" if found.masks else ""
+    pieces = f"{len(found.pieces)} piece{'s' if len(found.pieces) != 1 else ''}"
+    return f"{pieces} on tiles of {grid.q_tile}×{grid.k_tile}{masks}"
+
+
+def _why(refusal: Exception) -> str:
+    if isinstance(refusal, TooManyTiles):
+        return "nearly every tile is undecided"
+    return "the partial tiles are too unlike each other to share masks"

@@ -1,0 +1,118 @@
+"""Specialising a relation to one call: sizes become constants, inputs become data, positions become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
+from attnc.compiler.rewrite import rewrite, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of tokens that is treated as a sequence of its own: a document, or all of them.
+
+    Its queries are rows `row .. row + n_q` of the call, its keys `key .. key + n_k`; the query of local row r stands at
+    local position `r + shift`.
+    """
+
+    row: int
+    key: int
+    n_q: int
+    n_k: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Every size of a call by name (`heads`, `kv_heads`, `group`, `dk`, `dv`, new dimensions, segment lengths)."""
+
+    values: Mapping[str, int]
+
+
+class Slices:
+    """The inputs of one call, cut for a batch entry and head; equal cuts are one `Data`, so that relations compare."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._tensors = tensors
+        self._cuts: dict[tuple[object, ...], Data] = {}
+
+    def cut(self, tensor: Tensor, batch: int, head: int, group: int, window: Window) -> Data:
+        """The tensor without its batch and head dimensions, and with the window's tokens only."""
+        at = []
+        for dim in tensor.dims:
+            match dim:
+                case "batch":
+                    at.append(batch)
+                case "head" | "kv_head":
+                    raise AssertionError("head dimensions are indexed, not cut")
+                case "token" | "key":
+                    at.append(slice(window.key, window.key + window.n_k))
+                case "query":
+                    at.append(slice(window.row, window.row + window.n_q))
+                case _:
+                    at.append(slice(None))
+        key = (tensor, *((a.start, a.stop) if isinstance(a, slice) else a for a in at))
+        if key not in self._cuts:
+            array = self._tensors[tensor.name]
+            at_batch = [0 if d == "batch" and n == 1 else a for a, d, n in zip(at, tensor.dims, array.shape, strict=True)]
+            self._cuts[key] = Data(tensor.name, np.ascontiguousarray(array[tuple(at_batch)]))
+        return self._cuts[key]
+
+
+def specialise(
+    relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int, head: int, group: int
+) -> Index:
+    """The relation of one batch entry, head and window, over local rows (place q) and local keys (place k)."""
+    local = {"queries": window.n_q, "keys": window.n_k}
+
+    def change(node: Index) -> Index | None:
+        match node:
+            case Extent():
+                return fold.const(local[node.name] if node.name in local else sizes.values[node.name])
+            case HeadIndex():
+                return fold.const({"head": head, "kv_head": head // group, "batch": batch}[node.name])
+            case Place(name="q"):
+                return fold.add(node, fold.const(window.shift))
+            case Lookup():
+                return _read(node, slices, window, batch, head, group)
+            case _:
+                return None
+
+    return rewrite(relation, change)
+
+
+def _read(node: Lookup, slices: Slices, window: Window, batch: int, head: int, group: int) -> Index:
+    indices = []
+    dims = []
+    for dim, index in zip(node.tensor.dims, node.indices, strict=True):
+        if dim == "batch":
+            continue
+        dims.append(dim)
+        indices.append(fold.sub(index, fold.const(window.shift)) if dim == "query" else index)
+    data = slices.cut(node.tensor, batch, head, group, window)
+    return fold.data_read(data, tuple(indices))
+
+
+def reads_head(relation: Index) -> bool:
+    """Whether the relation depends on the head."""
+    return any(isinstance(n, HeadIndex) and n.name in ("head", "kv_head") for n in walk(relation))
+
+
+def reads_batch(pattern: Pattern, relation: Index) -> bool:
+    """Whether the relation depends on the batch entry."""
+    own = any(isinstance(n, HeadIndex) and n.name == "batch" for n in walk(relation))
+    inputs = any(isinstance(n, Lookup) and "batch" in n.tensor.dims for n in walk(relation))
+    return own or inputs or (pattern.documents is not None and "batch" in pattern.documents.dims)
+
+
+def reads_positions(relation: Index) -> bool:
+    """Whether the relation reads the positions of both queries and keys."""
+    places = {n.name for n in walk(relation) if isinstance(n, Place)}
+    return places == {"q", "k"}

@@ -1,0 +1,1 @@
+"""What touches torch, the disk and the terminal: executors, the `Attention` callable, the command line."""

@@ -1,0 +1,311 @@
+"""`compile_attention` and the callable it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.build_plan import Relations
+from attnc.compiler.lower import lower
+from attnc.compiler.plan import Plan
+from attnc.runtime import autograd, reference
+from attnc.runtime.call import FLOATS, Sizes, call_shape, check_tensors, refuse_options
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.library import Found, ModuleLoader, find
+from attnc.runtime.plans import PlanCache
+from attnc.runtime.requirements import check_requirements
+from attnc.runtime.transforms import cast_for_autocast, refuse_transforms
+from attnc.spec.bind import bind
+from attnc.spec.load import load_program
+from attnc.spec.program import BoundProgram
+from attnc.spec.source import SourceFile
+
+Backend = Literal["auto", "cpu", "reference", "triton"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an `Attention` runs."""
+
+    backend: Backend = "auto"
+    strict: bool = False
+    deterministic: bool = True
+    tune: str = "model"
+
+
+def compile_attention(
+    spec: str | PathLike[str],
+    *,
+    preset: str | None = None,
+    backend: Backend = "auto",
+    strict: bool = False,
+    deterministic: bool = True,
+    tune: str = "model",
+    **params: object,
+) -> Attention:
+    """The attention that a spec describes.
+
+    `spec`: text with a newline is source; a path, or a string that ends in `.attn` or reads `file.attn:name`, is a file;
+    anything else names a pattern of the library. `params` are the pattern's parameters, `preset` one of its named sets.
+    `backend`: "auto", "cpu", or "reference" (dense, differentiable as often as torch can). `strict`: raise
+    UnsupportedError rather than run where no tile plan exists. Results are the same bits for the same input, whatever
+    `deterministic` says; `tune` is "model" until there is something to tune.
+
+    Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
+    """
+    options = Options(backend, strict, deterministic, tune)
+    _check_options(options)
+    found = find(spec)
+    loader = ModuleLoader(found.folder)
+    bound = bind(load_program(found.source, loader, found.name), params, preset)
+    return Attention(bound, options, dict(loader.given))
+
+
+def _check_options(options: Options) -> None:
+    if options.backend not in ("auto", "cpu", "reference", "triton"):
+        raise ArgumentError(f'backend is {options.backend!r}: it must be "auto", "cpu", "reference" or "triton"')
+    if options.backend == "triton":
+        raise UnsupportedError('backend="triton": GPU kernels are not supported yet; use "cpu" or "reference"')
+    for name in ("strict", "deterministic"):
+        if not isinstance(getattr(options, name), bool):
+            raise ArgumentTypeError(f"{name} is {getattr(options, name)!r}: it must be True or False")
+    if options.tune != "model":
+        raise UnsupportedError(f'tune={options.tune!r}: tuning is not supported yet; leave it at "model"')
+
+
+class Attention:
+    """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
+
+    `name`, `parameters` and `program` say what it is; calling it runs it.
+    """
+
+    def __init__(self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile]) -> None:
+        self._bound = bound
+        self._options = options
+        self._modules = modules
+        self._pattern = lower(bound)
+        self._plans = PlanCache()
+
+    # --- what it is ---
+
+    @property
+    def name(self) -> str:
+        """The pattern's name."""
+        return self._bound.program.name
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The value of every parameter."""
+        return dict(self._bound.values)
+
+    @property
+    def bound(self) -> BoundProgram:
+        """The checked program with its parameters."""
+        return self._bound
+
+    @property
+    def ir(self) -> str:
+        """The pattern IR, as text."""
+        return str(self._pattern)
+
+    def __repr__(self) -> str:
+        values = "".join(f", {name}={value}" for name, value in self.parameters.items())
+        return f"Attention({self.name!r}{values})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        program = self._bound.program
+        state = (program.source, program.name, self.parameters, self._options, dict(self._modules))
+        return _restored, state
+
+    # --- running it ---
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        **inputs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention over q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv): out (B, Hq, Nq, dv) in their dtype.
+
+        `scale` is dk^-1/2 unless given. With `return_lse`, (out, lse): lse (B, Hq, Nq), natural log, fp32 (fp64 for
+        fp64), differentiable. `inputs` are the pattern's. A row that sees nothing: out 0, lse -inf, gradients 0.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
+        """
+        refuse_options(self._pattern, inputs)
+        q, k, v = cast_for_autocast(q, k, v)
+        sizes = check_tensors(q, k, v)
+        factor = _scale(scale, sizes.dk)
+        if self._options.backend == "reference":
+            return _result(reference.attend(q, k, v, self._relations(sizes, inputs), factor), return_lse)
+        self._check_device(q)
+        refuse_transforms(q, k, v)
+        plan = self._plan(sizes, inputs)
+        return _result(autograd.attend(q, k, v, plan, factor), return_lse)
+
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        dtype: torch.dtype | None = None,
+        **inputs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The same call, dense, straight from the relation, computed and returned in `dtype` (the tensors' own if None)."""
+        refuse_options(self._pattern, inputs)
+        if dtype is not None and dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
+        if dtype is not None:
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        sizes = check_tensors(q, k, v)
+        relations = self._relations(sizes, inputs)
+        return _result(reference.attend(q, k, v, relations, _scale(scale, sizes.dk)), return_lse)
+
+    # --- looking at it ---
+
+    def mask(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        head: int = 0,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        **inputs: object,
+    ) -> Tensor:
+        """The relation, bool (Nq, Nk); with a leading batch dimension where an input has one.
+
+        `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
+        say.
+        """
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
+        if not 0 <= head < sizes.heads:
+            raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
+        relations = self._relations(sizes, inputs)
+        batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
+        masks = [
+            torch.from_numpy(relations.mask(b, head, 0, sizes.n_q, 0, sizes.n_k))
+            for b in range(sizes.batch if batched else 1)
+        ]
+        return torch.stack(masks) if batched else masks[0]
+
+    def plan(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **inputs: object,
+    ) -> Plan:
+        """What a call of this shape would do, and why."""
+        if device is not None and torch.device(device).type != "cpu":
+            raise UnsupportedError(f"device={device}: plans for other devices than the CPU are not supported yet")
+        if dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        return self._plan(sizes, inputs)
+
+    def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
+        """The pattern at length n as an SVG: element view, tile view, keys per row."""
+        from attnc.runtime.picture import draw, to_svg  # noqa: PLC0415  needed here only
+
+        return to_svg(draw(self, n, head=head, **inputs))
+
+    # --- inside ---
+
+    def _sizes(
+        self,
+        n_q: int,
+        n_k: int | None,
+        heads: int | None,
+        kv_heads: int | None,
+        inputs: Mapping[str, object],
+        *,
+        at_least: int = 1,
+        batch: int | None = None,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ) -> Sizes:
+        n_k = n_q if n_k is None else n_k
+        for name, value in (("n_q", n_q), ("n_k", n_k), ("head_dim", head_dim)):
+            if not isinstance(value, int) or value < (1 if name == "head_dim" else 0):
+                raise ArgumentError(f"{name} is {value!r}: it must be a whole number, not negative")
+        known = self._known_counts(inputs)
+        heads = heads or max(known.get("head", 1), at_least)
+        kv_heads = kv_heads or known.get("kv_head", heads)
+        if heads % kv_heads:
+            raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
+        batch = batch or known.get("batch", 1)
+        return Sizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, str(dtype).removeprefix("torch."))
+
+    def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
+        """Batch and heads as far as inputs and per-head parameters tell."""
+        counts: dict[str, int] = {"head": length for _, length in self._pattern.head_lists}
+        for tensor in self._pattern.tensors:
+            shape = getattr(inputs.get(tensor.name), "shape", ())
+            counts.update({str(dim): int(size) for dim, size in zip(tensor.dims, shape, strict=False)})
+        return counts
+
+    def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
+        shape = call_shape(self._pattern, sizes, inputs)
+        relations = Relations(self._pattern, shape)
+        check_requirements(relations)
+        return relations
+
+    def _plan(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+        plan = self._plans.plan(self._pattern, sizes, inputs)
+        if self._options.strict and plan.fallback is not None:
+            raise UnsupportedError(
+                f"strict: `{self.name}` has no tile plan at {sizes.n_q} × {sizes.n_k} ({plan.fallback}); it would run "
+                f"{plan.schedule}; compile it without strict to allow that"
+            )
+        return plan
+
+    def _check_device(self, q: Tensor) -> None:
+        if q.device.type != "cpu":
+            raise UnsupportedError(
+                f'q is on {q.device}: there are no kernels for it yet; use backend="reference" (dense, O(Nq · Nk)), or '
+                f"move the tensors to the CPU"
+            )
+
+
+def _restored(
+    source: SourceFile, name: str, values: dict[str, object], options: Options, modules: dict[str, SourceFile]
+) -> Attention:
+    """An `Attention` from its pickled spec."""
+    loader = ModuleLoader(None, dict(modules))
+    return Attention(bind(load_program(source, loader, name), values), options, modules)
+
+
+def _scale(scale: float | None, dk: int) -> float:
+    if scale is None:
+        return float(dk**-0.5)
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise ArgumentTypeError(f"scale is {type(scale).__name__}: it must be a number")
+    if not abs(scale) < float("inf"):
+        raise ArgumentError(f"scale is {scale}: it must be finite")
+    return float(scale)
+
+
+def _result(pair: tuple[Tensor, Tensor], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    return pair if return_lse else pair[0]
+
+
+__all__ = ["Attention", "Found", "compile_attention"]

@@ -1,0 +1,262 @@
+"""Checking a call: tensors, sizes, inputs and options become a `CallShape`, or a typed error that names what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.build_plan import CallShape
+from attnc.compiler.rewrite import walk
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.spec.suggest import did_you_mean
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+REFUSED: Mapping[str, str] = {
+    "attn_mask": "the pattern is the mask; write it as `visible`",
+    "is_causal": 'causality belongs to the pattern; `visible k <= q`, or the library\'s "causal"',
+    "dropout_p": "dropout on attention weights is not supported; apply dropout to the output",
+    "dropout": "dropout on attention weights is not supported; apply dropout to the output",
+    "enable_gqa": "grouped heads are recognised by the shapes; leave it out",
+    "cu_seqlens": "packed sequences by cu_seqlens are not supported yet; give document ids to a pattern with `documents`",
+    "state": "this pattern has no state; recurrences are not supported yet",
+    "return_state": "this pattern has no state; recurrences are not supported yet",
+}
+"""Options of other attention functions that are refused, each with what to do instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a call before its inputs are looked at."""
+
+    n_q: int
+    n_k: int
+    batch: int
+    heads: int
+    kv_heads: int
+    dk: int
+    dv: int
+    dtype: str
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
+    """The sizes of q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv).
+
+    Raises ArgumentTypeError, ArgumentError, UnsupportedError.
+    """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        _check_tensor(name, tensor)
+    _same("dtype", q.dtype, k.dtype, v.dtype, ArgumentTypeError)
+    _same("device", q.device, k.device, v.device, ArgumentError)
+    _equal("the batch", "q", q.shape[0], 0, "k", k.shape[0], 0)
+    _equal("the batch", "k", k.shape[0], 0, "v", v.shape[0], 0)
+    _equal("the kv heads", "k", k.shape[1], 1, "v", v.shape[1], 1)
+    _equal("the keys", "k", k.shape[2], 2, "v", v.shape[2], 2)
+    _equal("the head dimension", "q", q.shape[3], 3, "k", k.shape[3], 3)
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if (kv_heads == 0 and heads) or (kv_heads and heads % kv_heads):
+        raise ArgumentError(
+            f"q has {heads} heads (dimension 1) and k has {kv_heads}: the query heads must be a multiple of the kv heads"
+        )
+    if q.shape[3] == 0:
+        raise ArgumentError("q has head dimension 0 (dimension 3): it must be at least 1")
+    dtype = str(q.dtype).removeprefix("torch.")
+    return Sizes(q.shape[2], k.shape[2], q.shape[0], heads, kv_heads, q.shape[3], v.shape[3], dtype)
+
+
+def _check_tensor(name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ArgumentTypeError(f"{name} is {type(tensor).__name__}: it must be a torch tensor")
+    if tensor.layout != torch.strided:
+        raise ArgumentTypeError(f"{name} is {tensor.layout}: it must be a dense (strided) tensor")
+    if tensor.dim() != 4:
+        raise ArgumentError(
+            f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}: it must have 4, (batch, heads, tokens, "
+            f"head dimension); use unsqueeze(0) for a missing batch"
+        )
+    if tensor.dtype not in FLOATS:
+        known = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
+        raise ArgumentTypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}: it must be one of {known}")
+
+
+def _same(what: str, q: object, k: object, v: object, error: type[Exception]) -> None:
+    if not q == k == v:
+        raise error(f"q, k and v differ in {what} ({q}, {k}, {v}): convert them to one {what}")
+
+
+def _equal(what: str, a: str, size_a: int, dim_a: int, b: str, size_b: int, dim_b: int) -> None:
+    if size_a != size_b:
+        raise ArgumentError(
+            f"{a} and {b} disagree on {what}: {a} has {size_a} (dimension {dim_a}), {b} has {size_b} (dimension {dim_b})"
+        )
+
+
+def refuse_options(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
+    """Raise UnsupportedError for an option that attention functions elsewhere have and this one has not."""
+    own = {tensor.name for tensor in pattern.tensors}
+    for name, value in given.items():
+        if name in REFUSED and name not in own and value not in (None, False, 0.0):
+            raise UnsupportedError(f"{name}: {REFUSED[name]}")
+
+
+def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -> CallShape:
+    """Everything a plan depends on. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
+    inputs = _inputs(pattern, {n: v for n, v in given.items() if n not in REFUSED or v not in (None, False, 0.0)})
+    named = {
+        "heads": sizes.heads,
+        "kv_heads": sizes.kv_heads,
+        "group": sizes.heads // max(sizes.kv_heads, 1),
+        "dk": sizes.dk,
+        "dv": sizes.dv,
+    }
+    for tensor in pattern.tensors:
+        _check_dims(tensor, inputs[tensor.name], sizes, named)
+    _check_alignment(pattern, sizes)
+    _check_lengths_of_segments(pattern, sizes, named)
+    _check_head_lists(pattern, sizes)
+    return CallShape(
+        n_q=sizes.n_q,
+        n_k=sizes.n_k,
+        batch=sizes.batch,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        dk=sizes.dk,
+        dv=sizes.dv,
+        dtype=sizes.dtype,
+        sizes=named,
+        inputs=inputs,
+    )
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+    names = [tensor.name for tensor in pattern.tensors]
+    for name in given:
+        if name not in names:
+            has = f"its inputs are {', '.join(f'`{n}`' for n in names)}" if names else "it has no inputs"
+            raise ArgumentTypeError(f"`{pattern.name}` has no input `{name}`: {did_you_mean(name, names, has)}")
+    return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors}
+
+
+def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any]:
+    if value is None:
+        raise ArgumentTypeError(
+            f"`{pattern.name}` needs the input `{tensor.name}`: {_type(tensor)}; give it as a keyword argument"
+        )
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(f"the input `{tensor.name}` cannot be read as a tensor: {error}") from error
+    wanted = "bool" if tensor.kind == "bool" else "iu"
+    if array.dtype.kind not in wanted:
+        raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
+    return array if tensor.kind == "bool" else array.astype(np.int64)
+
+
+def _type(tensor: ir.Tensor) -> str:
+    return f"{tensor.kind}[{', '.join(map(str, tensor.dims))}]" if tensor.dims else tensor.kind
+
+
+def _check_dims(tensor: ir.Tensor, array: NDArray[Any], sizes: Sizes, named: dict[str, int]) -> None:
+    fixed = {
+        "batch": sizes.batch,
+        "head": sizes.heads,
+        "kv_head": sizes.kv_heads,
+        "query": sizes.n_q,
+        "key": sizes.n_k,
+        "token": sizes.n_k,
+    }
+    if array.ndim != len(tensor.dims):
+        raise ArgumentError(
+            f"the input `{tensor.name}` has {array.ndim} dimensions, shape {array.shape}: it must be {_type(tensor)}"
+        )
+    for axis, (dim, size) in enumerate(zip(tensor.dims, array.shape, strict=True)):
+        wanted = dim if isinstance(dim, int) else fixed.get(dim, named.get(dim))
+        if wanted is None:
+            named[str(dim)] = size
+        elif size != wanted and not (dim == "batch" and size == 1):
+            raise ArgumentError(
+                f"the input `{tensor.name}` has size {size} in dimension {axis} (`{dim}`): it must be {wanted}"
+            )
+
+
+# --- lengths ---------------------------------------------------------------------------------------------------------
+
+
+def _check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
+    n_q, n_k = sizes.n_q, sizes.n_k
+    if n_q == n_k:
+        return
+    if pattern.align is None and pattern.needs_align:
+        raise ArgumentError(
+            f"q has {n_q} tokens and k has {n_k} (dimension 2), and `{pattern.name}` does not say how they meet: "
+            f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` query 0 at key 0; "
+            f"write one of them in the pattern"
+        )
+    if pattern.align == "end" and n_q > n_k:
+        raise ArgumentError(
+            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries would stand "
+            f"before key 0; give at least as many keys as queries, or write `align start`"
+        )
+
+
+def _check_lengths_of_segments(pattern: ir.Pattern, sizes: Sizes, named: dict[str, int]) -> None:
+    if not pattern.segments:
+        return
+    if pattern.documents is not None:
+        raise UnsupportedError(f"`{pattern.name}` has both `tokens` and `documents`: this is not supported yet")
+    unknown = {n.name for s in pattern.segments for _, e in s.axes for n in walk(e) if isinstance(n, ir.Extent)}
+    unknown -= set(named)
+    if unknown:
+        named.update(_infer(pattern, sizes.n_k, unknown, named))
+    total = sum(prod(_size(extent, named) for _, extent in segment.axes) for segment in pattern.segments)
+    if total != sizes.n_k:
+        raise ArgumentError(f"k has {sizes.n_k} tokens (dimension 2): `tokens` of `{pattern.name}` make {total}")
+
+
+def _infer(pattern: ir.Pattern, n_k: int, unknown: set[str], named: Mapping[str, int]) -> dict[str, int]:
+    """The one length that is not given, from the number of keys."""
+    (name,) = unknown
+    rest, per_unit = n_k, 0
+    for segment in pattern.segments:
+        known = [_size(extent, named) for _, extent in segment.axes if not _is(extent, name)]
+        if len(known) == len(segment.axes):
+            rest -= prod(known)
+        else:
+            per_unit += prod(known)
+    if rest < 0 or per_unit == 0 or rest % per_unit:
+        raise ArgumentError(
+            f"k has {n_k} tokens (dimension 2): no whole `{name}` makes the `tokens` of `{pattern.name}` that many"
+        )
+    return {name: rest // per_unit}
+
+
+def _is(extent: ir.Index, name: str) -> bool:
+    return isinstance(extent, ir.Extent) and extent.name == name
+
+
+def _size(extent: ir.Index, named: Mapping[str, int]) -> int:
+    if isinstance(extent, ir.Extent):
+        return named[extent.name]
+    assert isinstance(extent, ir.Const)
+    return extent.value
+
+
+def _check_head_lists(pattern: ir.Pattern, sizes: Sizes) -> None:
+    for name, length in pattern.head_lists:
+        if length != sizes.heads:
+            raise ArgumentError(
+                f"the parameter `{name}` has {length} entries, one for each head, and q has {sizes.heads} heads (dimension 1)"
+            )

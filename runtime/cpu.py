@@ -1,0 +1,157 @@
+"""The cpu executor: attention over the pieces of a plan, forward and backward, on strided views of q, k and v.
+
+A piece costs one kernel call where a strided view can say it (`cpu_calls`); pieces that meet in a row are merged by
+log-sum-exp. The backward runs the same calls with the output and LSE of the whole row and adds up what they give.
+Nothing here is atomic or random: the same inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.plan import Plan
+from attnc.runtime import cpu_kernel
+from attnc.runtime.cpu_calls import View
+from attnc.runtime.cpu_program import Bound, Program, program_of
+
+
+@torch.no_grad()
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv), as `plan` says.
+
+    Returns out (B, Hq, Nq, dv) in the dtype of q (fp64, fp32, bf16 or fp16, one for all three) and the natural LSE
+    (B, Hq, Nq), fp32 or fp64. Rows that see nothing: 0 and −inf. Not differentiable: see `autograd.attend`.
+    """
+    program, width = program_of(plan), max(q.shape[-1], v.shape[-1])
+    out = _empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
+    lse = _empty_like(q, q.shape[:3], cpu_kernel.lse_dtype(q.dtype))
+    q, k, v = cpu_kernel.padded(q, width), cpu_kernel.padded(k, width), cpu_kernel.padded(v, width)
+    whole = _empty_like(q, out.shape, lse.dtype) if program.merges and q.dtype != lse.dtype else out
+    empty = not (out.numel() and k.numel())
+    if empty or not program.covers:
+        whole.zero_()
+        lse.fill_(-math.inf)
+    if not empty:
+        for bound in program.bound((q, whole, lse), (k, v)):
+            _run_forward(program, bound, q, k, v, whole, lse, scale)
+    return (out if whole is out else out.copy_(whole)), lse
+
+
+def _run_forward(
+    program: Program, bound: Bound, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> None:
+    """Write, or merge, one call's rows into `out` and `lse`."""
+    call = bound.call
+    q_rows, out_rows, lse_rows = (_at(t, view) for t, view in zip((q, out, lse), bound.queries, strict=True))
+    visible = program.visible(call, q.dtype)
+    if visible.nothing:
+        if call.fresh:
+            out_rows.zero_()
+            lse_rows.fill_(-math.inf)
+        return
+    k_rows, v_rows = _at(k, bound.keys[0]), _at(v, bound.keys[1])
+    o, part = cpu_kernel.attend(q_rows, k_rows, v_rows, visible.additive, call.mask == "causal", scale)
+    if visible.blind is not None:
+        part.masked_fill_(visible.blind, -math.inf)
+        o.masked_fill_(visible.blind[:, None], 0)
+    o = o[..., : out.shape[-1]]
+    if call.fresh:
+        out_rows.copy_(o)
+        lse_rows.copy_(part)
+    else:
+        _merge(o, part, out_rows, lse_rows)
+
+
+def _merge(o: Tensor, part: Tensor, out: Tensor, lse: Tensor) -> None:
+    """Add keys to rows: `out` and `lse` of some keys become those of these and the ones behind `o` and `part`."""
+    weight = torch.sigmoid(part - lse).nan_to_num_(0)  # −inf − −inf: no keys on either side, and both outputs are 0
+    out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
+    torch.logaddexp(lse, part, out=lse)
+
+
+@torch.no_grad()
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: Plan,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) of `forward`, whose results were `out` and `lse`. Rows that see nothing give exactly 0.
+
+    `grad_lse` is None where the LSE was not used: it costs a copy of all operands.
+    """
+    program = program_of(plan)
+    sum_dtype = cpu_kernel.lse_dtype(q.dtype)
+    grad_q = _zeros_like(q, sum_dtype if program.merges else q.dtype)
+    grad_k, grad_v = (_zeros_like(x, sum_dtype if program.adds else x.dtype) for x in (k, v))
+    if out.numel() and k.numel():
+        lse, grad_out, grad_lse = cpu_kernel.without_blind_rows(lse, grad_out, grad_lse)
+        if grad_lse is not None:
+            grad_out, q, k, v, out = cpu_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
+        width = max(q.shape[-1], v.shape[-1])
+        grad_out, q, k, v, out = operands = tuple(cpu_kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+        for bound in program.bound((q, out, lse, grad_out, grad_q), (k, v), (grad_k, grad_v)):
+            _run_backward(program, bound, operands, lse, (grad_q, grad_k, grad_v), scale)
+    return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
+
+
+def _run_backward(
+    program: Program,
+    bound: Bound,
+    operands: tuple[Tensor, ...],
+    lse: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+) -> None:
+    """Add one call's gradients to `grads`; `operands` are grad_out, q, k, v and out."""
+    call = bound.call
+    visible = program.visible(call, operands[1].dtype)
+    if visible.nothing:
+        return
+    grad_out, q, k, v, out = operands
+    q_view, out_view, lse_view, grad_out_view, grad_q_view = bound.queries
+    part_q, *parts = cpu_kernel.attend_backward(
+        _at(grad_out, grad_out_view),
+        _at(q, q_view),
+        _at(k, bound.keys[0]),
+        _at(v, bound.keys[1]),
+        _at(out, out_view),
+        _at(lse, lse_view),
+        visible.additive,
+        call.mask == "causal",
+        scale,
+    )
+    rows = _at(grads[0], grad_q_view)
+    part_q = part_q[..., : rows.shape[-1]]
+    if call.fresh:
+        rows.copy_(part_q)
+    else:
+        rows.add_(part_q)
+    for add, views in bound.adds:
+        for total, view, part in zip(grads[1:], views, parts, strict=True):
+            piece = part[add.x, :, add.tokens, : total.shape[-1]]
+            _at(total, view).add_(piece.sum(0, keepdim=True, dtype=total.dtype) if add.over_x else piece)
+
+
+def _at(x: Tensor, view: View) -> Tensor:
+    return x.as_strided(view.size, view.stride, view.offset + x.storage_offset())
+
+
+def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Unset memory of `shape` (batch, head, token, …), dense, with tokens or heads outermost as they are in `x`."""
+    if x.stride(2) <= x.stride(1):
+        return torch.empty(shape, dtype=dtype)
+    batch, heads, tokens, *rest = shape
+    return torch.empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)
+
+
+def _zeros_like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return _empty_like(x, x.shape, dtype).zero_()

@@ -1,0 +1,107 @@
+"""The one kernel under the cpu executor: torch's flash attention for CPUs, called so that it cannot go wrong.
+
+The operator (`aten::_scaled_dot_product_flash_attention_for_cpu`) trusts its caller. Measured with torch 2.13 and kept
+true by `tests/runtime/test_cpu_kernel.py`:
+
+- zero batches, heads, rows or keys kill the process (SIGFPE);
+- a last dimension whose stride is not 1 gives wrong numbers without a word, and so may a token stride below d (seen with
+  few rows of q, one row with any such stride included); all other strides are free, 0 and overlaps included;
+- dk ≠ dv is refused, so the narrower side is padded with zeros, which changes no score and no visible output;
+- a mask is additive, 2-D ones are broadcast, and it must have the dtype of q: a fp32 mask with fp64
+  queries is taken and gives wrong numbers;
+- a row whose mask leaves it no key gets output 0 (NaN if a value is not finite) and LSE 0 instead of −inf;
+- backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
+- Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of q (x, y·g, rows, d) over k, v (x, y, keys, d): out like q, lse (x, y·g, rows).
+
+    `mask` (rows, keys) is added to the scores; `causal` lets row r see columns <= r. No extent may be 0.
+    """
+    return cast("tuple[Tensor, Tensor]", _forward(q, k, v, is_causal=causal, attn_mask=mask, scale=scale))
+
+
+def attend_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq, dk, dv) of `attend` for a softmax over at least these keys, whose output and LSE are `out` and `lse`.
+
+    dS = P ∘ (dO Vᵀ − δ) with P = exp(S − lse) and δ = rowsum(dO ∘ out): `out` and `lse` enter nowhere else, so the
+    values of the whole row make the gradients of one piece of it. `lse` must not be −inf: see `without_blind_rows`.
+    """
+    return cast(
+        "tuple[Tensor, Tensor, Tensor]",
+        _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale),
+    )
+
+
+def padded(x: Tensor, width: int) -> Tensor:
+    """`x` (…, tokens, d) with zeros appended to its last dimension up to `width`, copied also if its strides are unfit.
+
+    Fit are a last dimension that is consecutive in memory and tokens that do not overlap.
+    """
+    tokens, d = x.shape[-2:]
+    if d < width:
+        return F.pad(x, (0, width - d))
+    fit = (x.stride(-1) == 1 or d == 1) and (x.stride(-2) >= d or tokens == 1)
+    return x if fit else x.contiguous()
+
+
+def without_blind_rows(lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(lse, grad_out, grad_lse) that make rows with LSE −inf give no gradient, whatever finite numbers arrive there.
+
+    exp(score − inf) is 0; zeros in the gradients keep products from overflowing to 0 · inf.
+    """
+    blind = lse == -math.inf
+    if not blind.any():
+        return lse, grad_out, grad_lse
+    grad_out = grad_out.masked_fill(blind.unsqueeze(-1), 0)
+    return lse.masked_fill(blind, math.inf), grad_out, None if grad_lse is None else grad_lse.masked_fill(blind, 0)
+
+
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the LSE of queries of `dtype`: fp64 for fp64, else fp32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def with_lse_gradient(
+    grad_lse: Tensor, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(grad_out, q, k, v, out), widened so that `attend_backward` adds the gradient of the LSE.
+
+    It asks for dS = P ∘ (dO Vᵀ − (δ − dLSE)). Extra columns with values 0, dO = 1 and out = −dLSE leave dO Vᵀ as it is
+    and make δ just that. Half types split dLSE over two columns, the second for what the first rounds away.
+    """
+    dv = v.shape[-1]
+    first = grad_lse.to(out.dtype)
+    parts = [first]
+    if out.dtype in (torch.bfloat16, torch.float16):
+        parts.append((grad_lse - first).to(out.dtype))
+    width = max(q.shape[-1], -(-(dv + len(parts)) // 8) * 8)
+    grad_out, out = F.pad(grad_out, (0, width - dv)), F.pad(out, (0, width - dv))
+    for column, part in enumerate(parts, dv):
+        grad_out[..., column] = 1
+        out[..., column] = -part
+    return grad_out, padded(q, width), padded(k, width), padded(v, width), out

@@ -1,0 +1,164 @@
+"""What the cpu executor keeps between calls of one plan: kernel calls bound to strides, and masks as tensors.
+
+All of it is derived from the plan and may be dropped at any time; how many plans, layouts and mask elements are kept is
+bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from threading import Lock
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.plan import Mask, Plan
+from attnc.runtime.cpu_calls import Add, Call, ExactWindow, View, adds_of, calls_of
+
+PLANS_KEPT = 64
+LAYOUTS_KEPT = 32
+MASKS_KEPT = 64
+MASK_ELEMENTS_KEPT = 1 << 20
+
+T = TypeVar("T")
+
+
+class Recent(Generic[T]):
+    """The `size` values asked for last, by key."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of `key`, made now if it is not known."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            if len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return value
+
+
+class Visible(NamedTuple):
+    """A mask for the kernel: `additive` (rows, keys), None for all ones; `blind` (rows,) where a row has no key."""
+
+    additive: Tensor | None = None
+    blind: Tensor | None = None
+    nothing: bool = False
+
+
+EVERYTHING = Visible()
+
+
+class BoundAdd(NamedTuple):
+    """An `Add` and where it goes in each sum."""
+
+    add: Add
+    views: tuple[View, ...]
+
+
+class Bound(NamedTuple):
+    """A call and where its operands lie in each tensor it was bound to."""
+
+    call: Call
+    queries: tuple[View, ...]
+    keys: tuple[View, ...]
+    adds: tuple[BoundAdd, ...]
+
+
+class Program:
+    """A plan, made ready to run.
+
+    `covers`: every row of every head is in a piece. `merges`: some rows are in several. `adds`: some keys may be in
+    several calls or stretches, so that their gradients are sums.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._calls = calls_of(plan, merged=False)
+        rows = sum(c.queries.x.size * c.queries.y.size * c.queries.length for c in self._calls if c.fresh)
+        self.covers = rows == plan.batch * plan.heads * plan.n_q
+        self.merges = not all(c.fresh for c in self._calls)
+        self.adds = len(self._calls) != 1 or adds_of(self._calls[0].keys)[0].block != self._calls[0].keys
+        self._bound: Recent[tuple[Bound, ...]] = Recent(LAYOUTS_KEPT)
+        self._masks: Recent[Visible] = Recent(MASKS_KEPT)
+
+    def bound(
+        self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], sums: tuple[Tensor, ...] = ()
+    ) -> tuple[Bound, ...]:
+        """The calls on tensors (B, Hq, Nq[, d]) and (B, Hkv, Nk, d) laid out like these, `sums` taking the adds."""
+        key = tuple([(t.stride(), t.shape[-1]) for t in (*queries, *keys, *sums)])
+        return self._bound.get(key, lambda: self._bind(queries, keys, sums))
+
+    def _bind(
+        self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], sums: tuple[Tensor, ...]
+    ) -> tuple[Bound, ...]:
+        plan = self.plan
+        _check_shapes(plan, queries, keys + sums)
+        merged = plan.batch > 1 and all(
+            t.stride(0) == t.stride(1) * heads
+            for tensors, heads in ((queries, plan.heads), (keys + sums, plan.kv_heads))
+            for t in tensors
+        )
+        return tuple(
+            Bound(
+                call,
+                tuple(call.queries.view(*_layout(t)) for t in queries),
+                tuple(call.keys.view(*_layout(t)) for t in keys),
+                tuple(BoundAdd(a, tuple(a.block.view(*_layout(t)) for t in sums)) for a in adds_of(call.keys) if sums),
+            )
+            for call in (calls_of(plan, merged=True) if merged else self._calls)
+        )
+
+    def visible(self, call: Call, dtype: torch.dtype) -> Visible:
+        """The mask of `call` for queries of `dtype`. What a causal call hides is the kernel's business."""
+        mask = call.mask
+        if isinstance(mask, ExactWindow):
+            return visible_of(self.plan.exact_mask(*mask), dtype)
+        if isinstance(mask, str):
+            return EVERYTHING
+        relation = self.plan.masks[mask]
+        if relation.size > MASK_ELEMENTS_KEPT:
+            return visible_of(relation, dtype)
+        return self._masks.get((mask, dtype), lambda: visible_of(relation, dtype))
+
+
+def _layout(tensor: Tensor) -> tuple[tuple[int, ...], int | None]:
+    return tensor.stride(), tensor.shape[3] if tensor.ndim == 4 else None
+
+
+def _check_shapes(plan: Plan, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]) -> None:
+    """A view outside a tensor reads other memory without a word."""
+    for tensors, shape in ((queries, (plan.heads, plan.n_q)), (keys, (plan.kv_heads, plan.n_k))):
+        for t in tensors:
+            assert t.shape[:3] == (plan.batch, *shape), f"a tensor {tuple(t.shape)} under a plan for {shape}"
+
+
+def visible_of(relation: Mask, dtype: torch.dtype) -> Visible:
+    """`relation` (rows, keys) as an additive mask of `dtype`."""
+    if relation.all():
+        return EVERYTHING
+    seeing = relation.any(axis=1)
+    if not seeing.any():
+        return Visible(nothing=True)
+    with torch.inference_mode(False):  # kept, and used in either mode
+        hidden = torch.from_numpy(~relation)
+        additive = torch.zeros(relation.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
+        return Visible(additive, None if seeing.all() else torch.from_numpy(~seeing))
+
+
+_programs: Recent[Program] = Recent(PLANS_KEPT)
+
+
+def program_of(plan: Plan) -> Program:
+    """The program of `plan`, made at its first use. Plans are told apart by identity, and kept alive."""
+    return _programs.get(id(plan), lambda: Program(plan))

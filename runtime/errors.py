@@ -1,0 +1,21 @@
+"""The errors of a call, each also the builtin error that a caller would expect."""
+
+from __future__ import annotations
+
+from attnc.spec.errors import AttncError
+
+
+class UnsupportedError(AttncError, NotImplementedError):
+    """Something that attnc does not do (yet), asked of it by a call. The message names what does it."""
+
+
+class ArgumentError(AttncError, ValueError):
+    """A tensor or option of a call has the wrong shape, size or value. The message names it and the remedy."""
+
+
+class ArgumentTypeError(AttncError, TypeError):
+    """A tensor or option of a call has the wrong type or dtype, or is missing or unknown."""
+
+
+class PatternNotFoundError(AttncError, LookupError):
+    """No library pattern, or no file, of that name."""

@@ -1,0 +1,117 @@
+"""Finding `.attn` texts: library names, files, source given directly, and the modules that `use` asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+
+from attnc.runtime.errors import ArgumentTypeError, PatternNotFoundError
+from attnc.spec.source import SourceFile
+from attnc.spec.suggest import did_you_mean
+from attnc.spec.text import decode
+
+_MODULE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
+_IN_FILE = re.compile(r"(?P<file>.+\.attn):(?P<name>[A-Za-z_][A-Za-z_0-9]*)\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A text, the pattern asked for (None: its only one), and the folder whose modules it may use."""
+
+    source: SourceFile
+    name: str | None
+    folder: Path | None
+
+
+def find(spec: str | PathLike[str]) -> Found:
+    """The text that a spec names: source if it has a newline, a file if it ends in `.attn` or is a path, else the library's.
+
+    Raises PatternNotFoundError, SpecError (a text that cannot be read), ArgumentTypeError.
+    """
+    if isinstance(spec, PathLike):
+        return _file(Path(spec), None)
+    if not isinstance(spec, str):
+        raise ArgumentTypeError(
+            f"spec is {type(spec).__name__}: give a library name, a path to an .attn file, or source text"
+        )
+    if "\n" in spec:
+        return Found(decode(spec, "<spec>"), None, None)
+    in_file = _IN_FILE.match(spec)
+    if in_file:
+        return _file(Path(in_file["file"]), in_file["name"])
+    if spec.endswith(".attn"):
+        return _file(Path(spec), None)
+    return _library(spec)
+
+
+def _file(path: Path, name: str | None) -> Found:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise PatternNotFoundError(f"cannot read {path}: {reason}; give the path of an .attn file") from error
+    return Found(decode(data, str(path)), name, path.parent)
+
+
+def _library(name: str) -> Found:
+    source = library_source(name) if name in library_names() else None
+    if source is None:
+        hint = did_you_mean(name, library_names(), "`attnc list` shows the library")
+        raise PatternNotFoundError(f"the library has no pattern `{name}`: {hint}; source text needs a newline")
+    return Found(source, name, None)
+
+
+@cache
+def _texts() -> dict[str, Path]:
+    root = resources.files("attnc.stdlib_patterns")
+    files = sorted(Path(str(root)).rglob("*.attn"))
+    return {file.stem: file for file in files}
+
+
+def library_files() -> dict[str, Path]:
+    """Every file of the standard library by stem: patterns, and modules of definitions."""
+    return dict(_texts())
+
+
+@cache
+def library_names() -> tuple[str, ...]:
+    """The patterns of the standard library: files that define a pattern of their own name."""
+    pattern = re.compile(r"^(pattern|recurrence)[ ]", re.MULTILINE)
+    return tuple(stem for stem, file in _texts().items() if pattern.search(file.read_text(encoding="utf-8")))
+
+
+def library_source(module: str) -> SourceFile | None:
+    """The text of a library file, None where there is none."""
+    file = _texts().get(module)
+    return None if file is None else decode(file.read_bytes(), f"stdlib_patterns/{file.name}")
+
+
+@dataclass
+class ModuleLoader:
+    """What `use` may see: the folder of the file, then the library. Remembers what it gave, so that a spec is whole.
+
+    A module is named, never a path: nothing outside the folder and the library can be read.
+    """
+
+    folder: Path | None
+    given: dict[str, SourceFile] = field(default_factory=dict)
+
+    def __call__(self, module: str, asking: SourceFile) -> SourceFile | None:
+        """The source of a module, None where there is none."""
+        del asking
+        if module not in self.given:
+            source = self._beside(module) or library_source(module)
+            if source is None:
+                return None
+            self.given[module] = source
+        return self.given[module]
+
+    def _beside(self, module: str) -> SourceFile | None:
+        if self.folder is None or not _MODULE.match(module):
+            return None
+        path = self.folder / f"{module}.attn"
+        return decode(path.read_bytes(), str(path)) if path.is_file() else None

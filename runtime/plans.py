@@ -1,0 +1,77 @@
+"""Plans kept by an `Attention`, by call shape and by the data that the relation reads; bounded, and safe across threads."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import astuple
+from threading import Lock
+
+from attnc.compiler.build_plan import CallShape, Relations, build_plan
+from attnc.compiler.documents import DocumentsNotContiguous
+from attnc.compiler.ir import Pattern
+from attnc.compiler.plan import Plan
+from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.requirements import check_requirements
+from attnc.runtime.settings import SETTINGS
+
+
+class PlanCache:
+    """Least recently used plans."""
+
+    def __init__(self) -> None:
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        self._lock = Lock()
+
+    def plan(self, pattern: Pattern, sizes: Sizes, given: Mapping[str, object]) -> Plan:
+        """The plan of a call, from the cache where the same shape and data were seen."""
+        if not pattern.tensors and not given:
+            return self._known(astuple(sizes)) or self._made((astuple(sizes)), pattern, sizes, given)
+        shape = call_shape(pattern, sizes, given)
+        key = (astuple(sizes), _digest(shape))
+        return self._known(key) or self._kept(key, _planned(pattern, shape))
+
+    def _known(self, key: Hashable) -> Plan | None:
+        with self._lock:
+            if key in self._plans:
+                self._plans.move_to_end(key)
+            return self._plans.get(key)
+
+    def _made(self, key: Hashable, pattern: Pattern, sizes: Sizes, given: Mapping[str, object]) -> Plan:
+        return self._kept(key, _planned(pattern, call_shape(pattern, sizes, given)))
+
+    def _kept(self, key: Hashable, plan: Plan) -> Plan:
+        with self._lock:
+            self._plans[key] = plan
+            while len(self._plans) > SETTINGS.plans:
+                self._plans.popitem(last=False)
+        return plan
+
+
+def _planned(pattern: Pattern, shape: CallShape) -> Plan:
+    relations = Relations(pattern, shape)
+    check_requirements(relations)
+    try:
+        return build_plan(relations)
+    except DocumentsNotContiguous as error:
+        raise not_contiguous(pattern, error) from error
+
+
+def not_contiguous(pattern: Pattern, error: DocumentsNotContiguous) -> ArgumentError:
+    """The error of a call whose document ids do not stand together."""
+    name = pattern.documents.name if pattern.documents else "documents"
+    return ArgumentError(
+        f"the input `{name}` is not in contiguous runs: id {error.identity} comes back at position {error.position}; "
+        f"give each document's tokens one after another, or compare ids in `visible`"
+    )
+
+
+def _digest(shape: CallShape) -> bytes:
+    """The contents of the inputs."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(shape.inputs.items()):
+        hasher.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        hasher.update(array.tobytes())
+    return hasher.digest()

@@ -1,0 +1,27 @@
+"""`require` conditions that only a call can decide."""
+
+from __future__ import annotations
+
+from attnc.compiler import exact
+from attnc.compiler.build_plan import Relations
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
+
+
+def check_requirements(relations: Relations) -> None:
+    """Raise SpecError (A805) for the first requirement that this call's sizes and heads break."""
+    for condition, span in relations.pattern.requirements:
+        for local in relations.conditions(condition):
+            if not exact.mask(local, (0, 1), (0, 1), relations.pattern.origins).all():
+                sizes = relations.shape
+                raise SpecError(
+                    (
+                        Diagnostic(
+                            "A805",
+                            f"this call does not meet `require {span.text.removeprefix('require').strip()}`",
+                            Label(span, "required here"),
+                            help=f"the call has {sizes.n_q} queries, {sizes.n_k} keys, {sizes.heads} heads over "
+                            f"{sizes.kv_heads} kv heads",
+                        ),
+                    )
+                )

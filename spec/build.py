@@ -1,0 +1,270 @@
+"""From the parse tree to `syntax`. One small function a grammar rule; nothing here recurses."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from lark import Token, Tree
+
+from attnc.spec import syntax
+from attnc.spec.fault import Fault
+from attnc.spec.source import SourceFile, Span
+
+Children = list[Any]
+Maker = Callable[[Span, Children], Any]
+
+
+def build(tree: Tree[Token], source: SourceFile) -> syntax.Module:
+    """The syntax tree of a parse tree that `limits.check_tree` has passed."""
+    done: Children = []
+    for node in _children_first(tree):
+        if isinstance(node, Tree):
+            size = len(node.children)
+            children = done[len(done) - size :]
+            del done[len(done) - size :]
+            done.append(_MAKERS[node.data](_span(source, node), children))
+        else:
+            done.append(_leaf(source, node))
+    (module,) = done
+    assert isinstance(module, syntax.Module)
+    return module
+
+
+def _children_first(tree: Tree[Token]) -> list[Tree[Token] | Token | None]:
+    order: list[Tree[Token] | Token | None] = []
+    pending: list[Tree[Token] | Token | None] = [tree]
+    while pending:
+        node = pending.pop()
+        order.append(node)
+        if isinstance(node, Tree):
+            pending += node.children
+    order.reverse()
+    return order
+
+
+def _span(source: SourceFile, node: Tree[Token]) -> Span:
+    if node.meta.empty:
+        return Span(source, 0, 0)
+    return Span(source, node.meta.start_pos, node.meta.end_pos)
+
+
+def _leaf(source: SourceFile, token: Token | None) -> syntax.Name | None:
+    """Every token that matters is kept as a name with its place; what it becomes is the rule's affair."""
+    if token is None:
+        return None
+    start = token.start_pos or 0
+    return syntax.Name(Span(source, start, start + len(token)), str(token))
+
+
+# --- expressions -----------------------------------------------------------------------------------------------------
+
+
+def _number(span: Span, children: Children) -> syntax.Number:
+    digits: str = children[0].id
+    return syntax.Number(span, int(digits) if digits.isdigit() else Fraction(digits))
+
+
+def _chain(span: Span, children: Children) -> syntax.Expr:
+    """`a + b - c` from the left; `span` may be wider than the operands, by brackets."""
+    left: syntax.Expr = children[0]
+    last = len(children) - 2
+    for i in range(1, len(children), 2):
+        operator, right = children[i], children[i + 1]
+        whole = span if i == last else Span(span.source, span.start, right.span.end)
+        left = syntax.Binary(whole, operator.id, left, right)
+    return left
+
+
+def _comparison(span: Span, children: Children) -> syntax.Comparison:
+    rest = tuple((children[i], children[i + 1]) for i in range(1, len(children), 2))
+    return syntax.Comparison(span, children[0], rest)
+
+
+def _unary(span: Span, children: Children) -> syntax.Unary:
+    operator, operand = children
+    return syntax.Unary(span, operator.id, operand)
+
+
+def _call(span: Span, children: Children) -> syntax.Call:
+    function, *arguments = children
+    return syntax.Call(span, function, tuple(a for a in arguments if a is not None))
+
+
+def _domain(span: Span, children: Children) -> syntax.Expr | syntax.Range:
+    low, _, high = children
+    return low if high is None else syntax.Range(span, low, high)
+
+
+def _running(span: Span, children: Children) -> syntax.Running:
+    name, _, domain = children
+    return syntax.Running(span, name, domain)
+
+
+def _each(span: Span, children: Children) -> syntax.Each:
+    _, runnings, _, condition = children
+    return syntax.Each(span, runnings, condition)
+
+
+def _logic(span: Span, children: Children) -> syntax.Logic:
+    return syntax.Logic(span, children[1].id, tuple(children[::2]))
+
+
+# --- statements ------------------------------------------------------------------------------------------------------
+
+
+def _type(span: Span, children: Children) -> syntax.TypeExpr:
+    name, *dims = children
+    return syntax.TypeExpr(span, name, tuple(d for d in dims if d is not None))
+
+
+def _declaration(span: Span, children: Children) -> syntax.Declaration:
+    word, name, kind, default = children
+    if kind.name is None and word.id != "state":
+        raise _no_kind(kind)
+    return syntax.Declaration(span, word, name, kind, default)
+
+
+def _param(span: Span, children: Children) -> syntax.Parameter:
+    name, kind, default = children
+    if kind is not None and kind.name is None:
+        raise _no_kind(kind)
+    return syntax.Parameter(span, name, kind, default)
+
+
+def _no_kind(kind: syntax.TypeExpr) -> Fault:
+    return Fault(
+        "A110",
+        "the type says dimensions but not what it holds",
+        kind.span.start,
+        kind.span.end,
+        help=f"write `real{kind.span.text}`, or int, bool, complex, unit, log_decay, positive",
+    )
+
+
+def _let(span: Span, children: Children) -> syntax.Definition:
+    word, name, *parameters, value = children
+    names = tuple(p for p in parameters if p is not None)
+    return syntax.Definition(span, word, name, names or None, value, None)
+
+
+def _step(span: Span, children: Children) -> syntax.Definition:
+    word, name, value, each = children
+    return syntax.Definition(span, word, name, None, value, each)
+
+
+def _places(span: Span, children: Children) -> syntax.Places:
+    word, binders = children
+    return syntax.Places(span, word, None, binders)
+
+
+def _heading(span: Span, children: Children) -> syntax.Block:
+    word, name, binders = children if len(children) == 3 else (children[0], None, None)
+    return syntax.Block(span, word, name, binders or (), syntax.Body(None, ()))
+
+
+def _block(_: Span, children: Children) -> syntax.Block:
+    heading, body = children
+    return syntax.Block(heading.span, heading.word, heading.name, heading.binders, body)
+
+
+def _body(_: Span, children: Children) -> syntax.Body:
+    doc, *statements = children
+    return syntax.Body(doc, tuple(statements))
+
+
+def _doc(span: Span, children: Children) -> syntax.Text:
+    raw: str = children[0].id
+    quote = '"""' if raw.startswith('"""') else '"'
+    return syntax.Text(span, inspect.cleandoc(raw[len(quote) : -len(quote)]))
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+def _use(span: Span, children: Children) -> syntax.Use:
+    _, module, *names = children
+    return syntax.Use(span, module, tuple(names))
+
+
+def _signature(span: Span, children: Children) -> syntax.Function:
+    _, name, parameters = children
+    return syntax.Function(span, name, parameters or (), syntax.Body(None, ()))
+
+
+def _function(_: Span, children: Children) -> syntax.Function:
+    signature, value = children
+    return syntax.Function(signature.span, signature.name, signature.parameters, value)
+
+
+def _title(span: Span, children: Children) -> syntax.Pattern:
+    word, name, parameters = children
+    return syntax.Pattern(span, word, name, parameters or (), syntax.Body(None, ()))
+
+
+def _pattern(_: Span, children: Children) -> syntax.Pattern:
+    title, body = children
+    return syntax.Pattern(title.span, title.word, title.name, title.parameters, body)
+
+
+def _module(span: Span, children: Children) -> syntax.Module:
+    doc, *items = children
+    return syntax.Module(span.source, doc, tuple(items))
+
+
+def _tuple(_: Span, children: Children) -> tuple[Any, ...]:
+    return tuple(children)
+
+
+_MAKERS: dict[str, Maker] = {
+    "name": lambda span, c: c[0],
+    "number": _number,
+    "truth": lambda span, c: syntax.Truth(span, c[0].id == "true"),
+    "list": lambda span, c: syntax.ListDisplay(span, tuple(c)),
+    "signed": _unary,
+    "negated": _unary,
+    "sum": _chain,
+    "product": _chain,
+    "power": _chain,
+    "comparison": _comparison,
+    "comparator": lambda span, c: " ".join(word.id for word in c),
+    "conjunction": _logic,
+    "disjunction": _logic,
+    "choice": lambda span, c: syntax.Choice(span, c[0], c[2], c[4]),
+    "attribute": lambda span, c: syntax.Attribute(span, *c),
+    "index": lambda span, c: syntax.Index(span, c[0], tuple(c[1:])),
+    "argument": lambda span, c: syntax.Argument(span, None, c[0]),
+    "named": lambda span, c: syntax.Argument(span, *c),
+    "call": _call,
+    "aggregate": lambda span, c: syntax.Aggregate(span, *c),
+    "domain": _domain,
+    "running": _running,
+    "runnings": _tuple,
+    "each": _each,
+    "axis": lambda span, c: syntax.Axis(span, *c),
+    "axes": _tuple,
+    "unit": lambda span, c: syntax.Unit(span, *c),
+    "binders": _tuple,
+    "type": _type,
+    "bare_type": lambda span, c: syntax.TypeExpr(span, None, tuple(c)),
+    "clause": lambda span, c: syntax.Clause(span, *c),
+    "let": _let,
+    "step": _step,
+    "declaration": _declaration,
+    "places": _places,
+    "segment": lambda span, c: syntax.Places(span, *c),
+    "heading": _heading,
+    "block": _block,
+    "doc": _doc,
+    "body": _body,
+    "param": _param,
+    "params": _tuple,
+    "use": _use,
+    "signature": _signature,
+    "function": _function,
+    "title": _title,
+    "pattern": _pattern,
+    "start": _module,
+}

@@ -1,0 +1,95 @@
+"""The words the language itself defines in expressions: places, sizes, functions, dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """An exact function. `variadic`: the last parameter may be given again and again."""
+
+    name: str
+    parameters: tuple[str, ...]
+    variadic: bool = False
+
+    @property
+    def arity(self) -> str:
+        """How many arguments it takes, in words."""
+        count = len(self.parameters)
+        plural = "" if count == 1 else "s"
+        return f"{count} or more arguments" if self.variadic else f"{count} argument{plural}"
+
+
+EXACT_FUNCTIONS: dict[str, Builtin] = {
+    f.name: f
+    for f in (
+        Builtin("abs", ("x",)),
+        Builtin("min", ("a", "b"), variadic=True),
+        Builtin("max", ("a", "b"), variadic=True),
+        Builtin("clamp", ("x", "low", "high")),
+        Builtin("floor", ("x",)),
+        Builtin("ceil", ("x",)),
+        Builtin("isqrt", ("n",)),
+        Builtin("bitlen", ("n",)),
+        Builtin("bitand", ("a", "b")),
+        Builtin("bitor", ("a", "b")),
+        Builtin("xor", ("a", "b")),
+        Builtin("power_of_two", ("n",)),
+        Builtin("sqrt", ("x",)),
+        Builtin("exp", ("x",)),
+        Builtin("log", ("x",)),
+        Builtin("log2", ("x",)),
+    )
+}
+"""Functions that a relation may call; the transcendental ones inside `floor` and `ceil` only."""
+
+TRANSCENDENTAL = frozenset({"sqrt", "exp", "log", "log2"})
+INTEGER_FUNCTIONS = frozenset({"isqrt", "bitlen", "bitand", "bitor", "xor", "power_of_two"})
+
+FLOAT_FUNCTIONS = frozenset(
+    "tanh sigmoid softplus relu elu silu sin cos logaddexp softmax dot outer diag eye solve normalised rms merge "
+    "conjugate_gradient".split()
+)
+"""Functions of scores, weights, values and steps."""
+
+LATER_FUNCTIONS = frozenset({"order"})
+"""Exact functions that are not supported yet."""
+
+AGGREGATES = frozenset({"sum", "mean", "max", "min", "any", "all", "count"})
+"""Functions that take `for`."""
+
+FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | LATER_FUNCTIONS | AGGREGATES
+
+POSITIONS = frozenset({"q", "k"})
+HEAD_INDICES = frozenset({"head", "kv_head", "batch"})
+SIZES = frozenset({"queries", "keys", "heads", "kv_heads", "group", "dk", "dv"})
+REBINDABLE = frozenset({"q", "k", "head"})
+"""Places that a `for` may bind anew."""
+
+RESERVED_NAMES = frozenset("q k head kv_head batch heads kv_heads queries keys dk dv scale visible".split())
+"""Names in expressions that nothing else may take."""
+
+FLOAT_NAMES = frozenset({"scale", "score", "inf", "v"})
+"""Names whose values are floating point: not for relations."""
+
+SELECTION_NAMES = frozenset({"rank", "mass"})
+"""Names with a meaning in `keep` alone."""
+
+FIXED_DIMENSIONS = frozenset("batch head kv_head dk dv query key token".split())
+IMPLIED_DIMENSIONS = frozenset({"batch", "head", "kv_head"})
+"""Dimensions whose index is never written."""
+
+CALL_NAMES = frozenset(
+    "scale return_lse cu_seqlens state return_state preset backend strict deterministic tune device head".split()
+) | frozenset({"q", "k", "v", "spec", "self"})
+"""Names that no input or parameter may take: the calling conventions use them."""
+
+KINDS = frozenset({"int", "real", "bool", "complex"})
+REFINEMENTS = frozenset({"unit", "log_decay", "positive"})
+
+WORD_OF = {
+    "neg": "-", "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "pow": "**",
+    "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "not": "not", "and": "and", "or": "or",
+}  # fmt: skip
+"""How an operation is written."""

@@ -1,0 +1,316 @@
+"""Types, stages and exactness of a resolved pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from typing_extensions import assert_never
+
+from attnc.spec import program
+from attnc.spec.builtins import SIZES
+from attnc.spec.diagnostics import Label
+from attnc.spec.forms import BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant, of_type
+from attnc.spec.guards import Facts, Guards
+from attnc.spec.measure import Measures
+from attnc.spec.operations import OperationRules
+from attnc.spec.report import Report
+from attnc.spec.source import Span
+
+Environment = Mapping[program.Binder, Finding]
+
+_PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
+_PER_PAIR = {
+    "q": "the query",
+    "row": "the query",
+    "k": "the key",
+    "head": "the head",
+    "batch": "the batch",
+    "data": "an input",
+}
+
+
+def check_pattern(pattern: program.Program, spare: tuple[program.Definition, ...], report: Report) -> program.Program:
+    """The pattern with its stages filled in. What is wrong goes to `report`; the result is then of no use."""
+    checker = Checker(pattern, report)
+    checker.check_declarations()
+    requirements = tuple(checker.requirement(r) for r in pattern.requirements)
+    needs = checker.relation(pattern.visible)
+    for definition in spare:
+        if not definition.parameters:
+            checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
+    needs_align = pattern.documents is not None or {"q", "k"} <= needs
+    return replace(pattern, requirements=requirements, needs_align=needs_align)
+
+
+class Checker:
+    """Finds out what is known of every expression; a definition is checked once for each kind of use."""
+
+    def __init__(self, pattern: program.Program, report: Report) -> None:
+        self._pattern = pattern
+        self._report = report
+        self._rules = OperationRules(self._complain)
+        self._guards = Guards()
+        self._measures = Measures()
+        self._parameters = {p.name: p for p in pattern.parameters}
+        self._sizes = _size_stages(pattern)
+        self._uses: list[Span] = []
+        self._known: dict[object, Finding] = {}
+
+    # --- declarations ------------------------------------------------------------------------------------------------
+
+    def check_declarations(self) -> None:
+        """Dimensions and extents: integers, known with the parameters."""
+        for parameter in self._pattern.parameters:
+            for i, dim in enumerate(parameter.type.dims):
+                if dim == "head" and i > 0:
+                    help_ = f"write `head` first: `{parameter.type.kind}[head, …]`"
+                    self._complain("A303", "`head` is not the first dimension", parameter.span, help=help_)
+        for declared in (*self._pattern.parameters, *self._pattern.inputs):
+            for dim in declared.type.dims:
+                if not isinstance(dim, str | int):
+                    self._static(dim, "a dimension")  # type: ignore[arg-type]
+        for segment in self._pattern.segments:
+            for axis in segment.axes:
+                if not isinstance(axis.extent, program.Size):
+                    self._static(axis.extent, "an extent")
+
+    def _static(self, node: program.Expr, what: str) -> None:
+        found = self.find(node, {}, None)
+        self._rules.integer(node, found, what)
+        late = [words for need, words in (_PER_CALL | _PER_PAIR).items() if need in found.needs]
+        if late:
+            message = f"{what} is fixed when the pattern is compiled, and this depends on {late[0]}"
+            self._complain("A406", message, node.span, "not a constant", help="use parameters and numbers")
+
+    def requirement(self, item: program.Requirement) -> program.Requirement:
+        """A `require` line with its stage."""
+        found = self.find(item.condition, {}, None)
+        self._rules.boolean(item.condition, found, "what `require` asks")
+        late = [words for need, words in _PER_PAIR.items() if need in found.needs]
+        if late:
+            message = f"`require` is asked once, and this depends on {late[0]}"
+            help_ = "use parameters and sizes; for a list by head: `all(… for head in heads)`"
+            self._complain("A406", message, item.condition.span, "differs from pair to pair", help=help_)
+        return replace(item, stage="call" if found.needs else "parameter")
+
+    def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
+        """What the conjunction of the `visible` lines needs."""
+        segments = frozenset(self._pattern.segments)
+        facts = Facts(segments, segments)
+        needs: frozenset[str] = frozenset()
+        for line in lines:
+            found = self.find(line, {}, facts)
+            self._rules.boolean(line, found, "`visible`")
+            facts = self._guards.after(line, True, facts)
+            needs |= found.needs
+        return needs
+
+    # --- expressions -------------------------------------------------------------------------------------------------
+
+    def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
+        """What is known of an expression. Without `facts`, coordinates are taken on trust."""
+        match node:
+            case program.Literal(value=value):
+                return of_constant(value)
+            case program.Local(binder=binder):
+                return env.get(binder, NOTHING)
+            case program.ParameterRead(name=name):
+                return self._parameter(name)
+            case program.Place(place=place):
+                return Finding(INT, frozenset({place}), natural=True)
+            case program.HeadIndex(name=name):
+                return Finding(INT, frozenset({"batch" if name == "batch" else "head"}), natural=True)
+            case program.Size(name=name):
+                return Finding(INT, self._sizes.get(name, frozenset({"size"})), natural=True)
+            case program.Coordinate():
+                return self._coordinate(node, facts)
+            case program.InSegment(place=place):
+                return Finding(BOOL, frozenset({place, "length"}))
+            case program.InputRead():
+                return self._input(node, env, facts)
+            case program.DefinitionUse():
+                return self._use(node, env, facts)
+            case program.Operation():
+                return self._operation(node, env, facts)
+            case program.Choice():
+                return self._choice(node, env, facts)
+            case program.Aggregate():
+                return self._aggregate(node, env, facts)
+            case program.Table():
+                return self._table(node, env, facts)
+            case program.Item():
+                return self._item(node, env, facts)
+            case _:
+                assert_never(node)
+
+    def _parameter(self, name: str) -> Finding:
+        parameter = self._parameters.get(name)
+        if parameter is None:
+            return NOTHING
+        return Finding(of_type(parameter.type), frozenset({"head"} if parameter.per_head else ()))
+
+    def _coordinate(self, node: program.Coordinate, facts: Facts | None) -> Finding:
+        found = Finding(INT, frozenset({node.place, "length"}), natural=True)
+        if facts is None or facts.of(node.place) <= {node.segment}:
+            return found
+        axis = node.segment.axes[node.axis]
+        also = (Label(axis.span, "the axis"), *self._used_here())
+        name = node.segment.name
+        self._report.error(
+            "A407",
+            f"`{node.place}.{axis.name}` is read where `{node.place}` may be outside `{name}`",
+            node.span,
+            f"`{node.place}` is not known to be in `{name}`",
+            also=also,
+            help=f"test it first: `{node.place} in {name} and …`",
+        )
+        return found
+
+    def _input(self, node: program.InputRead, env: Environment, facts: Facts | None) -> Finding:
+        dims = node.input.type.dims
+        needs = {"data"} | {n for n in ("batch", "head") if n in dims} | ({"head"} if "kv_head" in dims else set())
+        written = [d for d in dims if d not in ("batch", "head", "kv_head")]
+        for dim, index in zip(written, node.indices, strict=True):
+            found = self.find(index, env, facts)
+            self._rules.integer(index, found, f"an index of `{node.input.name}`")
+            self._check_bounds(index, found, dim if isinstance(dim, int) else None)
+            is_row = dim == "query" and isinstance(index, program.Place) and index.place == "q"
+            needs |= {"row"} if is_row else found.needs
+        return Finding(BOOL if node.input.type.kind == "bool" else INT, frozenset(needs))
+
+    def _check_bounds(self, index: program.Expr, found: Finding, length: int | None) -> None:
+        value = found.constant
+        if isinstance(value, int) and (value < 0 or length is not None and value >= length):
+            limit = f"the entries are 0 to {length - 1}" if length is not None else "indices start at 0"
+            self._complain("A312", f"the index {value} is out of range", index.span, "no such entry", help=limit)
+
+    def _use(self, node: program.DefinitionUse, env: Environment, facts: Facts | None) -> Finding:
+        definition = node.definition
+        given = [self.find(a, env, facts).without_value for a in node.arguments]
+        free = self._measures.of_definition(definition).free
+        around = {b: env[b] for b in env if b in free}
+        key = (definition, tuple(given), frozenset((b, f) for b, f in around.items()), facts)
+        if key not in self._known:
+            self._uses.append(node.span)
+            inner = {**around, **dict(zip(definition.parameters, given, strict=True))}
+            self._known[key] = self.find(definition.body, inner, facts)
+            self._uses.pop()
+        body = self._known[key]
+        needs = body.needs.union(*(f.needs for f in given))
+        return Finding(body.form, needs, body.constant, body.natural)
+
+    def _operation(self, node: program.Operation, env: Environment, facts: Facts | None) -> Finding:
+        found = []
+        for operand in node.operands:
+            found.append(self.find(operand, env, facts))
+            if facts is not None and node.op in ("and", "or"):
+                facts = self._guards.after(operand, node.op == "and", facts)
+        return self._rules.of(node, found)
+
+    def _choice(self, node: program.Choice, env: Environment, facts: Facts | None) -> Finding:
+        condition = self.find(node.condition, env, facts)
+        self._rules.boolean(node.condition, condition)
+        then = self.find(node.then, env, facts and self._guards.after(node.condition, True, facts))
+        otherwise = self.find(node.otherwise, env, facts and self._guards.after(node.condition, False, facts))
+        form = join(then.form, otherwise.form)
+        if form is None:
+            message = f"one side of `if` is {then.form}, the other {otherwise.form}"
+            self._complain("A313", message, node.otherwise.span, str(otherwise.form), help="make both sides alike")
+            form = UNKNOWN
+        needs = condition.needs | then.needs | otherwise.needs
+        return Finding(form, needs, None, then.natural and otherwise.natural)
+
+    def _table(self, node: program.Table, env: Environment, facts: Facts | None) -> Finding:
+        found = [self.find(item, env, facts) for item in node.items]
+        form = found[0].form
+        for item, here in zip(node.items[1:], found[1:], strict=True):
+            joined = join(form, here.form)
+            if joined is None:
+                message = f"a list holds {form} and {here.form}"
+                self._complain("A313", message, item.span, str(here.form), help="make all entries alike")
+                return NOTHING
+            form = joined
+        needs = frozenset[str]().union(*(f.needs for f in found))
+        return Finding(Form("list", form, len(found)), needs)
+
+    def _item(self, node: program.Item, env: Environment, facts: Facts | None) -> Finding:
+        table, index = self.find(node.table, env, facts), self.find(node.index, env, facts)
+        needs = table.needs | index.needs
+        if table.form.kind == "unknown":
+            return Finding(UNKNOWN, needs)
+        if table.form.item is None:
+            message = f"only a list has entries, and this is {table.form}"
+            self._complain("A311", message, node.table.span, str(table.form), help="leave the index out")
+            return Finding(UNKNOWN, needs)
+        self._rules.integer(node.index, index, "an index")
+        self._check_bounds(node.index, index, table.form.length)
+        return Finding(table.form.item, needs)
+
+    # --- aggregates --------------------------------------------------------------------------------------------------
+
+    def _aggregate(self, node: program.Aggregate, env: Environment, facts: Facts | None) -> Finding:
+        inner, bound, needs = dict(env), set[str](), set[str]()
+        for running in node.runnings:
+            ends = [self._range_end(end, inner, facts) for end in (running.low, running.high)]
+            range_needs = ends[0].needs | ends[1].needs
+            needs |= range_needs - bound
+            if isinstance(running.target, program.Binder):
+                inner[running.target] = Finding(INT, range_needs, natural=ends[0].natural)
+            else:
+                bound |= {running.target, "row"} if running.target == "q" else {running.target}
+                facts = self._anywhere(running.target, facts)
+        if node.condition is not None:
+            condition = self.find(node.condition, inner, facts)
+            self._rules.boolean(node.condition, condition)
+            needs |= condition.needs - bound
+            facts = facts and self._guards.after(node.condition, True, facts)
+        body = self.find(node.body, inner, facts)
+        needs |= body.needs - bound
+        form = self._aggregate_form(node, body)
+        return Finding(form, frozenset(needs), None, body.natural or node.op == "count")
+
+    def _range_end(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
+        found = self.find(node, env, facts)
+        self._rules.integer(node, found, "the end of a range")
+        return found
+
+    def _anywhere(self, place: str, facts: Facts | None) -> Facts | None:
+        if facts is None or place == "head":
+            return facts
+        return facts.known(place, frozenset(self._pattern.segments))
+
+    def _aggregate_form(self, node: program.Aggregate, body: Finding) -> Form:
+        if node.op in ("any", "all", "count"):
+            self._rules.boolean(node.body, body, f"what `{node.op}` asks")
+            return INT if node.op == "count" else BOOL
+        self._rules.exact(node.body, body, f"`{node.op}`")
+        if node.op == "mean":
+            return REAL
+        if body.form.is_number:
+            return body.form
+        help_ = "count conditions with `count(… for …)`" if body.form == BOOL else "take one entry: `x[0]`"
+        self._complain("A310", f"`{node.op}` needs numbers, and this is {body.form}", node.body.span, help=help_)
+        return UNKNOWN
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def _complain(self, code: str, message: str, span: Span, label: str = "", *, help: str = "") -> None:
+        self._report.error(code, message, span, label, also=self._used_here(), help=help)
+
+    def _used_here(self) -> tuple[Label, ...]:
+        return (Label(self._uses[-1], "used here"),) if self._uses else ()
+
+
+def _size_stages(pattern: program.Program) -> dict[str, frozenset[str]]:
+    """What each size needs: nothing where the parameters tell, else a call's sizes or length."""
+    stages = {name: frozenset({"length" if name in ("queries", "keys") else "size"}) for name in SIZES}
+    for segment in pattern.segments:
+        for axis in segment.axes:
+            if isinstance(axis.extent, program.Size):
+                stages[axis.extent.name] = frozenset({"length"})
+    for parameter in pattern.parameters:
+        for dim in parameter.type.dims:
+            if isinstance(dim, str) and dim != "head":
+                stages[dim] = frozenset()
+    return stages

@@ -1,0 +1,54 @@
+"""Constants in declarations: the defaults of parameters, the values of presets."""
+
+from __future__ import annotations
+
+from attnc.spec import syntax
+from attnc.spec.exact import ArithmeticFault, apply
+from attnc.spec.program import Scalar, Value
+from attnc.spec.source import Span
+
+_OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
+
+
+class NotConstant(Exception):
+    """An expression that has no value by itself."""
+
+    def __init__(self, message: str, span: Span, label: str = "", help: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.span = span
+        self.label = label
+        self.help = help
+
+
+def constant(expression: syntax.Expr) -> Value:
+    """The value of numbers, truth values, lists and arithmetic of them; `NotConstant` for anything else."""
+    match expression:
+        case syntax.Number(value=value) | syntax.Truth(value=value):
+            return value
+        case syntax.ListDisplay(items=items):
+            return tuple(constant(item) for item in items)
+        case syntax.Unary(op="-", operand=operand):
+            return _apply(expression.span, "neg", operand)
+        case syntax.Unary(op="+", operand=operand):
+            return constant(operand)
+        case syntax.Binary(op=op, left=left, right=right) if op in _OPERATORS:
+            return _apply(expression.span, _OPERATORS[op], left, right)
+    help_ = "write numbers, true or false, or a list of them"
+    raise NotConstant("a default or a preset's value is a constant", expression.span, "not a constant", help_)
+
+
+def _apply(span: Span, op: str, *operands: syntax.Expr) -> Scalar:
+    values = []
+    for operand in operands:
+        value = constant(operand)
+        if isinstance(value, bool | tuple):
+            raise NotConstant("arithmetic needs numbers", operand.span, "not a number", "write a number")
+        values.append(value)
+    try:
+        result = apply(op, tuple(values))
+    except ArithmeticFault as fault:
+        raise NotConstant(str(fault), span, "here", "write the value itself") from None
+    if isinstance(result, float):
+        raise NotConstant("this power is not exact", span, "a fractional power", "write the value itself")
+    return result

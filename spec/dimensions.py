@@ -1,0 +1,153 @@
+"""Types of parameters and inputs, and the axes of segments: what a name between brackets stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, cast
+
+from attnc.spec import program, syntax
+from attnc.spec.builtins import FIXED_DIMENSIONS, FUNCTIONS, KINDS, REFINEMENTS, RESERVED_NAMES
+from attnc.spec.diagnostics import Label
+from attnc.spec.expressions import Resolver
+from attnc.spec.report import Report
+from attnc.spec.scope import InputSymbol, SegmentSymbol, SizeSymbol, Symbol
+from attnc.spec.source import Span
+from attnc.spec.suggest import did_you_mean
+from attnc.spec.types import Dim, Kind, Type
+
+_Refinement = Literal["unit", "log_decay", "positive"]
+
+
+class Dimensions:
+    """Reads types. A dimension's name is a fixed one, a parameter or `let`, or else a new size that it declares."""
+
+    def __init__(
+        self,
+        report: Report,
+        resolver: Resolver,
+        names: Mapping[str, Symbol],
+        declare: Callable[[syntax.Name, Symbol], None],
+    ) -> None:
+        self._report = report
+        self._resolver = resolver
+        self._names = names
+        self._declare = declare
+        self._run_time: Span | None = None
+        self._axes: dict[str, Span] = {}
+
+    def of_parameter(self, item: syntax.Parameter) -> Type | None:
+        """The type of a parameter: a scalar, or a list by head or by axis."""
+        if item.type is None:
+            name = item.name.id
+            help_ = f"write `{name}: int`, `{name}: real` or `{name}: bool`"
+            self._report.error("A302", f"the parameter `{name}` has no type", item.name.span, "a type is missing", help=help_)
+            return None
+        kind = self._kind(item.type)
+        if kind is None:
+            return None
+        if kind[0] == "complex":
+            self._report.error("A704", "complex parameters are not supported yet", item.type.span)
+            return None
+        for dim in item.type.dims:
+            if isinstance(dim, syntax.Name) and dim.id in FIXED_DIMENSIONS - {"head"}:
+                help_ = "a parameter is a list by `head`, or by a number or a new name"
+                self._report.error("A303", f"a parameter has no `{dim.id}` dimension", dim.span, help=help_)
+                return None
+        return Type(kind[0], self._dims(item.type), kind[1])
+
+    def of_input(self, item: syntax.Declaration) -> Type | None:
+        """The type of an input; None for one that is not supported yet."""
+        kind = self._kind(item.type)
+        dims = self._dims(item.type)
+        if kind is None:
+            return None
+        if kind[0] in ("real", "complex"):
+            message = f"`{kind[1] or kind[0]}` inputs are not supported yet"
+            help_ = "a relation reads `int` and `bool` inputs"
+            self._report.error("A704", message, item.type.span, "not compiled yet", help=help_)
+            return None
+        return Type(kind[0], dims)
+
+    def segment(self, line: syntax.Places) -> program.Segment | None:
+        """The stretch of tokens that a `tokens` line lays down."""
+        axes = []
+        for binder in line.binders:
+            if isinstance(binder, syntax.Axis) and not isinstance(binder.domain, syntax.Range):
+                self._check_axis(binder.name)
+                axes.append(program.Axis(binder.name.span, binder.name.id, self._extent(binder.domain)))
+                continue
+            help_ = "write `tokens y: height, x: width`, slowest first"
+            self._report.error("A304", "an axis has a name and an extent", binder.span, help=help_)
+            return None
+        return program.Segment(line.span, line.name.id if line.name else None, tuple(axes))
+
+    def _check_axis(self, name: syntax.Name) -> None:
+        if name.id in self._axes:
+            also = (Label(self._axes[name.id], "first here"),)
+            message = f"two axes are named `{name.id}`"
+            self._report.error("A212", message, name.span, "again here", also=also, help="rename one of them")
+        self._axes.setdefault(name.id, name.span)
+
+    def _extent(self, domain: syntax.Expr) -> program.Expr:
+        if isinstance(domain, syntax.Name) and isinstance(self._names.get(domain.id), SizeSymbol | None):
+            if domain.id not in self._names:
+                self._declare(domain, SizeSymbol(domain.span, domain.id))
+            self._check_run_time(domain)
+            return program.Size(domain.span, domain.id)
+        return self._resolver.resolve(domain, self._names)
+
+    def _check_run_time(self, name: syntax.Name) -> None:
+        if self._run_time is not None:
+            also = (Label(self._run_time, "the first one"),)
+            help_ = f"make one of them a parameter of the pattern, as in `{name.id}: int`"
+            message = "only one extent can be inferred from the length"
+            self._report.error("A408", message, name.span, f"`{name.id}` is no parameter", also=also, help=help_)
+        self._run_time = self._run_time or name.span
+
+    def _kind(self, item: syntax.TypeExpr) -> tuple[Kind, _Refinement | None] | None:
+        if item.name is None:
+            self._report.error("A302", "a type starts with its kind", item.span, help="write `int[…]`, `real[…]` or `bool[…]`")
+            return None
+        name = item.name.id
+        if name in KINDS:
+            return cast(Kind, name), None
+        if name in REFINEMENTS:
+            return "real", cast(_Refinement, name)
+        listed = "the types are int, real, bool, complex, unit, log_decay, positive"
+        help_ = did_you_mean(name, KINDS | REFINEMENTS, listed)
+        self._report.error("A302", f"unknown type `{name}`", item.name.span, "not a type", help=help_)
+        return None
+
+    def _dims(self, item: syntax.TypeExpr) -> tuple[Dim, ...]:
+        return tuple(self._dim(d) for d in item.dims)
+
+    def _dim(self, dim: syntax.Expr) -> Dim:
+        match dim:
+            case syntax.Number(value=int() as value) if value > 0:
+                return value
+            case syntax.Number():
+                self._report.error("A303", "a dimension is an integer above 0", dim.span)
+                return 1
+            case syntax.Name(id=name) if name in FIXED_DIMENSIONS:
+                return name
+            case syntax.Name():
+                return self._named(dim)
+            case _:
+                return self._resolver.resolve(dim, self._names)
+
+    def _named(self, dim: syntax.Name) -> Dim:
+        match self._names.get(dim.id):
+            case None if dim.id in RESERVED_NAMES | FUNCTIONS:
+                help_ = "the fixed dimensions are batch, head, kv_head, query, key, token, dk, dv"
+                self._report.error("A303", f"`{dim.id}` is not a dimension", dim.span, help=help_)
+                return dim.id
+            case None:
+                self._declare(dim, SizeSymbol(dim.span, dim.id))
+                return dim.id
+            case SizeSymbol():
+                return dim.id
+            case InputSymbol() | SegmentSymbol():
+                self._report.error("A303", f"`{dim.id}` is not a dimension", dim.span, help="use a new name or a parameter")
+                return dim.id
+            case _:
+                return self._resolver.resolve(dim, self._names)

@@ -1,0 +1,105 @@
+"""What the checker knows of an expression: its form, what it depends on, its value where it is constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from attnc.spec.exact import Number
+from attnc.spec.types import Type
+
+FormKind = Literal["int", "real", "approximate", "bool", "list", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """An exact number, a number in binary64 on its way to `floor` or `ceil`, a truth value, or a list.
+
+    `length` is None where it is known with the parameters only.
+    """
+
+    kind: FormKind
+    item: Form | None = None
+    length: int | None = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether arithmetic takes it."""
+        return self.kind in ("int", "real", "approximate", "unknown")
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "int":
+                return "an integer"
+            case "real":
+                return "a rational number"
+            case "approximate":
+                return "a rounded number"
+            case "bool":
+                return "a truth value"
+            case "list":
+                return "a list" if self.length is None else f"a list of {self.length}"
+            case _:
+                return "unknown"
+
+
+INT = Form("int")
+REAL = Form("real")
+APPROXIMATE = Form("approximate")
+BOOL = Form("bool")
+UNKNOWN = Form("unknown")
+
+_NUMBERS: dict[str, int] = {"int": 0, "real": 1, "approximate": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The form of an expression; the places, sizes and data it needs; its constant value; whether it is never negative.
+
+    `needs` holds words of: q k (positions), row (a query only as an index), head, batch, size, length, data.
+    """
+
+    form: Form
+    needs: frozenset[str] = frozenset()
+    constant: Number | None = None
+    natural: bool = False
+
+    @property
+    def without_value(self) -> Finding:
+        """The same of an expression whose value is not known."""
+        return Finding(self.form, self.needs, None, self.natural)
+
+
+NOTHING = Finding(UNKNOWN)
+
+
+def of_constant(value: Number) -> Finding:
+    """What is known of a literal."""
+    if isinstance(value, bool):
+        return Finding(BOOL, constant=value)
+    form = INT if isinstance(value, int) else REAL if isinstance(value, Fraction) else APPROXIMATE
+    return Finding(form, constant=value, natural=value >= 0)
+
+
+def of_type(type_: Type) -> Form:
+    """The form of a parameter, the entry of the head at hand where it is one by head."""
+    form = {"int": INT, "real": REAL, "bool": BOOL}.get(type_.kind, UNKNOWN)
+    for dim in reversed([d for d in type_.dims if d != "head"]):
+        form = Form("list", form, dim if isinstance(dim, int) else None)
+    return form
+
+
+def join(a: Form, b: Form) -> Form | None:
+    """The form that holds both, or None."""
+    if "unknown" in (a.kind, b.kind):
+        return UNKNOWN
+    if a.kind in _NUMBERS and b.kind in _NUMBERS:
+        return max(a, b, key=lambda form: _NUMBERS[form.kind])
+    if a.kind != b.kind:
+        return None
+    if a.item is None or b.item is None:
+        return a
+    item = join(a.item, b.item)
+    same = a.length == b.length or None in (a.length, b.length)
+    return Form("list", item, a.length if a.length == b.length else None) if item and same else None

@@ -1,0 +1,72 @@
+"""Which segments a query or key may be in, at a point of an expression: a coordinate needs to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from attnc.spec import program
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The segments that each place may still be in."""
+
+    q: frozenset[program.Segment]
+    k: frozenset[program.Segment]
+
+    def of(self, place: str) -> frozenset[program.Segment]:
+        """The segments that the place may be in."""
+        return self.q if place == "q" else self.k
+
+    def known(self, place: str, segments: frozenset[program.Segment]) -> Facts:
+        """The facts with the place in one of `segments`."""
+        return replace(self, q=segments) if place == "q" else replace(self, k=segments)
+
+    def joined(self, other: Facts) -> Facts:
+        """What holds in either case."""
+        return Facts(self.q | other.q, self.k | other.k)
+
+
+class Guards:
+    """Learns facts from conditions. Works through definitions, each one once for the same facts."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[program.Definition, bool, Facts], Facts] = {}
+
+    def after(self, node: program.Expr, truth: bool, facts: Facts) -> Facts:
+        """What is known where `node` came out as `truth`."""
+        match node:
+            case program.InSegment(place=place, segment=segment):
+                here = facts.of(place)
+                return facts.known(place, here & {segment} if truth else here - {segment})
+            case program.Operation(op="not", operands=(operand,)):
+                return self.after(operand, not truth, facts)
+            case program.Operation(op="and", operands=operands):
+                return self._all(operands, True, facts) if truth else self._some(operands, True, facts)
+            case program.Operation(op="or", operands=operands):
+                return self._some(operands, False, facts) if truth else self._all(operands, False, facts)
+            case program.DefinitionUse(definition=definition):
+                return self._definition(definition, truth, facts)
+            case _:
+                return facts
+
+    def _all(self, operands: Iterable[program.Expr], truth: bool, facts: Facts) -> Facts:
+        for operand in operands:
+            facts = self.after(operand, truth, facts)
+        return facts
+
+    def _some(self, operands: Iterable[program.Expr], passed: bool, facts: Facts) -> Facts:
+        """One operand, the first such, did not come out as `passed`."""
+        found: Facts | None = None
+        for operand in operands:
+            here = self.after(operand, not passed, facts)
+            found = here if found is None else found.joined(here)
+            facts = self.after(operand, passed, facts)
+        return found or facts
+
+    def _definition(self, definition: program.Definition, truth: bool, facts: Facts) -> Facts:
+        key = (definition, truth, facts)
+        if key not in self._known:
+            self._known[key] = self.after(definition.body, truth, facts)
+        return self._known[key]

@@ -1,0 +1,71 @@
+"""From a text to checked programs: parse, resolve, check."""
+
+from __future__ import annotations
+
+from attnc.spec.check import check_pattern
+from attnc.spec.diagnostics import Diagnostic, Label, in_order
+from attnc.spec.errors import SpecError
+from attnc.spec.modules import Loader, Modules
+from attnc.spec.parse import parse
+from attnc.spec.program import Program
+from attnc.spec.report import Report
+from attnc.spec.resolve import resolve_pattern
+from attnc.spec.source import SourceFile, Span
+from attnc.spec.standalone import check_definitions
+from attnc.spec.suggest import did_you_mean
+from attnc.spec.syntax import Module
+
+__all__ = ["Loader", "check_module", "check_source", "load_program", "load_programs"]
+
+
+def load_programs(source: SourceFile, loader: Loader) -> tuple[Program, ...]:
+    """Every pattern of a text, checked. Raises `SpecError` with all that is wrong, in order of place."""
+    return check_module(parse(source), loader)
+
+
+def check_module(module: Module, loader: Loader) -> tuple[Program, ...]:
+    """Every pattern of a syntax tree, checked. Raises `SpecError` with all that is wrong, in order of place."""
+    report = Report()
+    programs = _check(module, loader, report)
+    if report.failed:
+        raise SpecError(in_order(report.diagnostics))
+    return programs
+
+
+def check_source(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
+    """All that is wrong or doubtful in a text, in order of place. Never raises for what the text says."""
+    report = Report()
+    try:
+        _check(parse(source), loader, report)
+    except SpecError as error:
+        report.extend(error.diagnostics)
+    return in_order(report.diagnostics)
+
+
+def load_program(source: SourceFile, loader: Loader, name: str | None = None) -> Program:
+    """The pattern `name` of a text, or its only one. Raises `SpecError`, also where the choice is not clear."""
+    programs = load_programs(source, loader)
+    chosen = [p for p in programs if name is None or p.name == name]
+    if len(chosen) == 1:
+        return chosen[0]
+    raise SpecError((_no_choice(source, [p.name for p in programs], name),))
+
+
+def _check(module: Module, loader: Loader, report: Report) -> tuple[Program, ...]:
+    scope = Modules(loader, report).scope(module)
+    resolved = [resolve_pattern(scope, pattern, report) for pattern in scope.patterns]
+    programs = [check_pattern(r.program, r.spare, report) for r in resolved if r is not None]
+    check_definitions(scope, report)
+    return tuple(programs)
+
+
+def _no_choice(source: SourceFile, names: list[str], name: str | None) -> Diagnostic:
+    listed = ", ".join(f"`{n}`" for n in names)
+    start = Label(Span(source, 0, 0))
+    if not names:
+        return Diagnostic("A606", f"{source.name} defines no pattern", start, help="write `pattern name` and a body")
+    if name is None:
+        help_ = f"name one, as in `{source.name}:{names[0]}`"
+        return Diagnostic("A606", f"{source.name} defines several patterns: {listed}", start, help=help_)
+    help_ = did_you_mean(name, names, f"it defines {listed}")
+    return Diagnostic("A606", f"{source.name} has no pattern `{name}`", start, help=help_)

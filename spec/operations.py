@@ -1,0 +1,163 @@
+"""The typing rules of operators and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attnc.spec import program
+from attnc.spec.builtins import EXACT_FUNCTIONS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
+from attnc.spec.exact import ArithmeticFault, apply
+from attnc.spec.forms import APPROXIMATE, BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant
+from attnc.spec.source import Span
+
+Complain = Callable[..., None]
+
+_ORDER = frozenset({"lt", "le", "gt", "ge"})
+_EQUALITY = frozenset({"eq", "ne"})
+_LOGIC = frozenset({"and", "or", "not"})
+_DIVISIONS = frozenset({"div", "floordiv", "mod"})
+
+
+class OperationRules:
+    """What each operation takes and gives. Faults go to `complain(code, message, span, label, help=…)`."""
+
+    def __init__(self, complain: Complain) -> None:
+        self._complain = complain
+
+    def of(self, node: program.Operation, found: Sequence[Finding]) -> Finding:
+        """What is known of an operation whose operands are known."""
+        needs = frozenset[str]().union(*(f.needs for f in found))
+        if any(f.form.kind == "unknown" for f in found):
+            return Finding(self._unknown_form(node.op), needs)
+        form = self._form(node, found)
+        if form is None:
+            return Finding(UNKNOWN, needs)
+        value = self._constant(node, found)
+        if value is not None:
+            return Finding(value.form, needs, value.constant, value.natural)
+        return Finding(form, needs, None, _natural(node.op, found))
+
+    def _unknown_form(self, op: str) -> Form:
+        return BOOL if op in _LOGIC | _ORDER | _EQUALITY | {"power_of_two"} else UNKNOWN
+
+    def _form(self, node: program.Operation, found: Sequence[Finding]) -> Form | None:
+        op = node.op
+        if op in _LOGIC:
+            return BOOL if all([self.boolean(o, f) for o, f in zip(node.operands, found, strict=True)]) else None
+        if op in _EQUALITY and all(f.form == BOOL for f in found):
+            return BOOL
+        if not all([self._number(node, o, f) for o, f in zip(node.operands, found, strict=True)]):
+            return None
+        if op in _ORDER | _EQUALITY | {"floordiv", "mod"}:
+            exact = all([self.exact(o, f, f"`{WORD_OF[op]}`") for o, f in zip(node.operands, found, strict=True)])
+            return self._exact_form(op, found) if exact else None
+        if op in INTEGER_FUNCTIONS:
+            whole = all([self.integer(o, f, f"`{op}`") for o, f in zip(node.operands, found, strict=True)])
+            return (BOOL if op == "power_of_two" else INT) if whole else None
+        return _number_form(op, found)
+
+    def _exact_form(self, op: str, found: Sequence[Finding]) -> Form:
+        if op in _ORDER | _EQUALITY:
+            return BOOL
+        return INT if op == "floordiv" else _join_all(found)
+
+    # --- demands -----------------------------------------------------------------------------------------------------
+
+    def boolean(self, node: program.Expr, found: Finding, what: str = "a condition") -> bool:
+        """Whether it is a truth value; a complaint where not."""
+        if found.form.kind in ("bool", "unknown"):
+            return True
+        help_ = "compare it with something: `… > 0`, `… == 0`"
+        self._complain("A308", f"{what} is true or false, and this is {found.form}", node.span, str(found.form), help=help_)
+        return False
+
+    def integer(self, node: program.Expr, found: Finding, what: str) -> bool:
+        """Whether it is an integer; a complaint where not."""
+        if found.form.kind in ("int", "unknown"):
+            return True
+        help_ = "take `floor(…)` or `ceil(…)` of it" if found.form.is_number else "use an integer"
+        self._complain("A309", f"{what} needs an integer, and this is {found.form}", node.span, str(found.form), help=help_)
+        return False
+
+    def exact(self, node: program.Expr, found: Finding, what: str) -> bool:
+        """Whether it is no rounded number; a complaint where it is."""
+        if found.form.kind != "approximate":
+            return True
+        help_ = "round it to an integer: `floor(…)` or `ceil(…)` of the whole formula"
+        message = f"{what} is exact, and this number is rounded: it comes from sqrt, exp, log or a fractional power"
+        self._complain("A401", message, node.span, "not exact", help=help_)
+        return False
+
+    def _number(self, parent: program.Operation, node: program.Expr, found: Finding) -> bool:
+        if found.form.is_number:
+            return True
+        name = parent.op if parent.op in EXACT_FUNCTIONS else WORD_OF[parent.op]
+        help_ = "write `(1 if … else 0)` for a number" if found.form == BOOL else "take one entry: `x[0]`"
+        self._complain("A310", f"`{name}` needs numbers, and this is {found.form}", node.span, str(found.form), help=help_)
+        return False
+
+    # --- constants ---------------------------------------------------------------------------------------------------
+
+    def _constant(self, node: program.Operation, found: Sequence[Finding]) -> Finding | None:
+        values = [f.constant for f in found]
+        if node.op in ("and", "or"):
+            return None
+        if node.op in _DIVISIONS and values[1] == 0:
+            return self._fault("division by zero", node.operands[1].span)
+        if node.op == "clamp" and values[1] is not None and values[2] is not None and values[1] > values[2]:
+            return self._fault("clamp needs low <= high", node.span)
+        known = tuple(v for v in values if v is not None)
+        if len(known) < len(values):
+            return None
+        try:
+            return of_constant(apply(node.op, known))
+        except ArithmeticFault as fault:
+            return self._fault(str(fault), node.span)
+
+    def _fault(self, message: str, span: Span) -> Finding:
+        self._complain("A403", message, span, "here", help="integers have 64 bits; write a formula that stays in range")
+        return NOTHING
+
+
+def _join_all(found: Sequence[Finding]) -> Form:
+    form = found[0].form
+    for other in found[1:]:
+        form = join(form, other.form) or UNKNOWN
+    return form
+
+
+def _number_form(op: str, found: Sequence[Finding]) -> Form:
+    joined = _join_all(found)
+    if op in ("floor", "ceil"):
+        return INT
+    if op in TRANSCENDENTAL:
+        return APPROXIMATE
+    if op == "div":
+        return REAL if joined == INT else joined
+    if op == "pow":
+        return _power_form(found[0].form, found[1])
+    return joined
+
+
+def _power_form(base: Form, exponent: Finding) -> Form:
+    if base == APPROXIMATE or exponent.form != INT:
+        return APPROXIMATE
+    return INT if base == INT and exponent.natural else REAL
+
+
+def _natural(op: str, found: Sequence[Finding]) -> bool:
+    """Whether the result is never negative, as far as the signs of the operands tell."""
+    signs = [f.natural for f in found]
+    match op:
+        case "abs" | "isqrt" | "bitlen" | "sqrt" | "exp":
+            return True
+        case "add" | "mul" | "div" | "floordiv" | "min" | "floor" | "ceil" | "bitand" | "bitor" | "xor":
+            return all(signs)
+        case "max":
+            return any(signs)
+        case "mod" | "clamp":
+            return signs[1]
+        case "pow":
+            return signs[0]
+        case _:
+            return False

@@ -1,0 +1,302 @@
+"""The checked program: every name resolved, every clause in its slot. What the evaluator runs and `compiler.lower` lowers.
+
+Nodes compare by identity: a definition is one object, shared by all its uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal as OneOf
+
+from attnc.spec.source import SourceFile, Span
+from attnc.spec.types import Type
+
+Scalar = int | Fraction | bool
+Value = Scalar | tuple["Value", ...]
+"""A parameter's value: exact numbers, truth values, and (nested) tables of them."""
+
+PlaceName = OneOf["q", "k"]
+
+# --- expressions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Literal:
+    span: Span
+    value: Scalar
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Binder:
+    """A name bound by `for`, or a parameter of a `let` or `def`. Identity tells two of one name apart."""
+
+    span: Span
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Local:
+    """The value bound to a binder."""
+
+    span: Span
+    binder: Binder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParameterRead:
+    """A parameter of the pattern. One declared with `[head]` gives the entry of the head at hand."""
+
+    span: Span
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """The position of this query or key (inside its document, where there are documents)."""
+
+    span: Span
+    place: PlaceName
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadIndex:
+    """`head`, `kv_head` or `batch`: the index at hand."""
+
+    span: Span
+    name: OneOf["head", "kv_head", "batch"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Size:
+    """`queries keys heads kv_heads group dk dv`, a dimension named in a type, or the run-time length of a segment."""
+
+    span: Span
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coordinate:
+    """`q.t`: the coordinate of a place along an axis of a segment."""
+
+    span: Span
+    place: PlaceName
+    segment: Segment
+    axis: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InSegment:
+    """`q in text`."""
+
+    span: Span
+    place: PlaceName
+    segment: Segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputRead:
+    """An element of an input. `indices` are the written ones: `batch`, `head` and `kv_head` dimensions are implied.
+
+    An index into a `token`, `key` or `query` dimension is a position.
+    """
+
+    span: Span
+    input: Input
+    indices: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DefinitionUse:
+    """A `let`, or a call of a parametrised `let` or of a `def`. Places mean what they mean here, at the use."""
+
+    span: Span
+    definition: Definition
+    arguments: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """An operator or a built-in function.
+
+    Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, left to right, short-circuit).
+    Functions carry their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two.
+    """
+
+    span: Span
+    op: str
+    operands: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """`then if condition else otherwise`; only the chosen side is evaluated."""
+
+    span: Span
+    condition: Expr
+    then: Expr
+    otherwise: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Running:
+    """A variable of an aggregate over the half-open range `low .. high`. Target: a binder, or a rebound place or head."""
+
+    target: Binder | OneOf["q", "k", "head"]
+    low: Expr
+    high: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aggregate:
+    """`op(body for running, … if condition)`; op is one of sum mean max min any all count. Later ranges see earlier variables."""
+
+    span: Span
+    op: str
+    body: Expr
+    runnings: tuple[Running, ...]
+    condition: Expr | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """`[a, b, c]`."""
+
+    span: Span
+    items: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """`table[i]`."""
+
+    span: Span
+    table: Expr
+    index: Expr
+
+
+Expr = (
+    Literal
+    | Local
+    | ParameterRead
+    | Place
+    | HeadIndex
+    | Size
+    | Coordinate
+    | InSegment
+    | InputRead
+    | DefinitionUse
+    | Operation
+    | Choice
+    | Aggregate
+    | Table
+    | Item
+)
+
+# --- declarations ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Definition:
+    """A `let` or `def` with its parameters; lets inside a `def` are definitions that its body uses."""
+
+    span: Span
+    name: str
+    parameters: tuple[Binder, ...]
+    body: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameter:
+    """A compile-time value. `default` is None where the caller must give one. `per_head`: a list with an entry a head."""
+
+    span: Span
+    name: str
+    type: Type
+    default: Value | None
+
+    @property
+    def per_head(self) -> bool:
+        """Whether a read takes the entry of the head at hand."""
+        return "head" in self.type.dims
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """One axis of a segment; `extent` is an expression of parameters, or a `Size` that names a run-time length."""
+
+    span: Span
+    name: str
+    extent: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """`tokens name(axes)`: a stretch of positions with coordinates, slowest axis first; `name` is None for a lone one."""
+
+    span: Span
+    name: str | None
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """A tensor given with each call. `type.dims` holds the declared dimensions in order.
+
+    `int` and `bool` inputs enter relations; each dimension is a fixed name (batch head kv_head query key token),
+    a new size's name, or an exact number / expression of parameters.
+    """
+
+    span: Span
+    name: str
+    type: Type
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requirement:
+    """`require condition`. `stage` is `parameter` where parameters alone decide, else `call`."""
+
+    span: Span
+    condition: Expr
+    stage: OneOf["parameter", "call"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Preset:
+    """A named set of parameter values."""
+
+    span: Span
+    name: str
+    values: Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """One pattern, checked. `visible` is a conjunction; empty means everything.
+
+    `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
+    unequal lengths must be refused without it.
+    """
+
+    span: Span
+    source: SourceFile
+    name: str
+    docstring: str
+    parameters: tuple[Parameter, ...]
+    presets: tuple[Preset, ...]
+    requirements: tuple[Requirement, ...]
+    segments: tuple[Segment, ...]
+    inputs: tuple[Input, ...]
+    align: OneOf["start", "end"] | None
+    needs_align: bool
+    documents: Input | None
+    visible: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundProgram:
+    """A program with a value for every parameter: what is evaluated and lowered."""
+
+    program: Program
+    values: Mapping[str, Value]

@@ -1,0 +1,337 @@
+"""One pattern: its statements into the slots of a `Program`, every name resolved. `spec.check` does the rest."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from attnc.spec import program, syntax
+from attnc.spec.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
+from attnc.spec.constants import NotConstant, constant
+from attnc.spec.diagnostics import Label
+from attnc.spec.dimensions import Dimensions
+from attnc.spec.expressions import Resolver, Surroundings
+from attnc.spec.modules import Scope, let_source, refuse_hiding
+from attnc.spec.report import Report
+from attnc.spec.scope import (
+    DefinitionSource,
+    DefinitionSymbol,
+    InputSymbol,
+    ParameterSymbol,
+    SegmentSymbol,
+    SilentSymbol,
+    SizeSymbol,
+    Symbol,
+)
+from attnc.spec.suggest import did_you_mean
+from attnc.spec.values import Mismatch, convert
+
+_T = TypeVar("_T")
+
+_ONCE = ("align", "documents")
+_LATER_WORDS = {
+    "score": "scores",
+    "weights": "weights other than the softmax of the score",
+    "value": "values other than the key's v",
+    "combine": "combining branches",
+    "over": "attention over units",
+    "per": "attention per unit",
+    "pad": "padding",
+    "select": "selections",
+    "branch": "branches",
+    "round": "rounding to blocks",
+    "approximate": "approximation",
+    "learned": "learned tensors",
+}
+"""Statements of the language that the compiler does not lower yet."""
+
+_STATIC_ONLY = "what can be compiled: `visible` from positions, sizes, parameters and int or bool inputs"
+
+_HOME = {
+    **dict.fromkeys(("covers", "from", "keep", "always"), "a `select`"),
+    **dict.fromkeys(("scan", "reset", "read", "step", "state"), "a `recurrence`, or a `branch` with a state"),
+    "return": "a `def`",
+}
+"""Where the other statements belong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A pattern before its types are checked, and the definitions that nothing supported uses."""
+
+    program: program.Program
+    spare: tuple[program.Definition, ...]
+
+
+def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved | None:
+    """The pattern with its names resolved; None where it is of a kind that is not supported yet."""
+    if pattern.word.id == "recurrence":
+        report.error("A702", "recurrences are not supported yet", pattern.word.span, "a recurrence")
+        return None
+    return _PatternResolver(scope, pattern, report).resolve()
+
+
+class _PatternResolver:
+    def __init__(self, scope: Scope, pattern: syntax.Pattern, report: Report) -> None:
+        self._pattern = pattern
+        self._report = report
+        self._own: dict[str, Symbol] = {}
+        self._outer = scope.names
+        self._names: ChainMap[str, Symbol] = ChainMap(self._own, scope.names)
+        self._around = Surroundings(align=self._align())
+        self._resolver = Resolver(report, self._around)
+        self._dimensions = Dimensions(report, self._resolver, self._names, self._declare)
+        self._unsupported = False
+
+    def resolve(self) -> Resolved:
+        for parameter in self._pattern.parameters:
+            self._declare(parameter.name, ParameterSymbol(parameter.name.span, parameter.name.id), of_call=True)
+        lets = self._declare_lets()
+        self._check_statements()
+        parameters = tuple(self._parameter(p) for p in self._pattern.parameters)
+        inputs = tuple(self._inputs())
+        self._around.segments = segments = tuple(self._segments())
+        requirements = tuple(
+            program.Requirement(c.span, self._resolver.resolve(c.value, self._names), "call") for c in self._clauses("require")
+        )
+        visible = self._visible()
+        result = program.Program(
+            span=self._pattern.name.span,
+            source=self._pattern.span.source,
+            name=self._pattern.name.id,
+            docstring=self._pattern.body.doc.value if self._pattern.body.doc else "",
+            parameters=tuple(p for p in parameters if p is not None),
+            presets=tuple(self._presets({p.name: p for p in parameters if p is not None})),
+            requirements=requirements,
+            segments=segments,
+            inputs=inputs,
+            align="end" if self._around.align == "end" else "start" if self._around.align == "start" else None,
+            needs_align=False,
+            documents=self._documents(),
+            visible=visible,
+        )
+        return Resolved(result, self._spare(lets))
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def _declare(self, name: syntax.Name, symbol: Symbol, *, of_call: bool = False) -> None:
+        """Give a name of the pattern its meaning; refuse one that is taken."""
+        if of_call and name.id in CALL_NAMES:
+            message = f"no parameter or input may be named `{name.id}`"
+            self._report.error("A213", message, name.span, "taken by the call", help="choose another name")
+        elif name.id in self._own:
+            also = (Label(self._own[name.id].span, "first here"),)
+            self._report.error("A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one")
+            return
+        elif name.id in RESERVED_NAMES | FUNCTIONS:
+            refuse_hiding(self._report, name)
+        elif name.id in self._outer:
+            refuse_hiding(self._report, name, self._outer[name.id].span)
+        else:
+            self._own[name.id] = symbol
+            return
+        self._own.setdefault(name.id, SilentSymbol(name.span))
+
+    def _declare_lets(self) -> list[DefinitionSource]:
+        """Every `let`, before anything that may use it."""
+        sources = []
+        for item in self._statements(syntax.Definition):
+            if item.word.id == "let":
+                source = let_source(item, self._names)
+                self._declare(item.name, DefinitionSymbol(item.name.span, source))
+                sources.append(source)
+                self._check_let(item)
+        return sources
+
+    def _check_let(self, item: syntax.Definition) -> None:
+        own: set[str] = set()
+        for name in item.parameters or ():
+            if name.id in RESERVED_NAMES | FUNCTIONS or name.id in own:
+                refuse_hiding(self._report, name)
+            elif name.id in self._names:
+                refuse_hiding(self._report, name, self._names[name.id].span)
+            own.add(name.id)
+        if item.each is not None:
+            help_ = "put the `for` inside an aggregate: `sum(… for …)`"
+            self._report.error("A215", "a `let` takes no `for`", item.each.span, help=help_)
+
+    def _statements(self, kind: type[_T]) -> Iterable[_T]:
+        return (s for s in self._pattern.body.statements if isinstance(s, kind))
+
+    def _clauses(self, word: str) -> list[syntax.Clause]:
+        return [c for c in self._statements(syntax.Clause) if c.word.id == word]
+
+    # --- statements --------------------------------------------------------------------------------------------------
+
+    def _check_statements(self) -> None:
+        """Refuse what is not supported yet, what belongs elsewhere, and what may stand only once."""
+        first: dict[str, syntax.Statement] = {}
+        for item in self._pattern.body.statements:
+            word = item.word.id
+            if word in _LATER_WORDS:
+                self._later(item)
+            elif word in _HOME:
+                help_ = f"it belongs in {_HOME[word]}"
+                self._report.error("A214", f"`{word}` does not belong in a `pattern`", item.word.span, help=help_)
+                self._silence(item)
+            elif word in _ONCE and word in first:
+                also = (Label(first[word].span, "first here"),)
+                self._report.error("A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one")
+            first.setdefault(word, item)
+
+    def _later(self, item: syntax.Statement) -> None:
+        word = item.word
+        message = f"`{word.id}` is not supported yet: {_LATER_WORDS[word.id]}"
+        self._report.error("A703", message, word.span, "not compiled yet", help=_STATIC_ONLY)
+        self._unsupported = True
+        self._silence(item)
+
+    def _silence(self, item: syntax.Statement) -> None:
+        """Declare the names of a refused statement, so that their uses are not reported too."""
+        names: list[syntax.Name] = []
+        match item:
+            case syntax.Definition(name=name) | syntax.Declaration(name=name):
+                names = [name]
+            case syntax.Places(binders=binders):
+                names = [b.name for b in binders if not isinstance(b, syntax.Axis)]
+            case syntax.Block(name=block, binders=binders):
+                names = [*([block] if block else []), *(b.name for b in binders)]
+            case _:
+                pass
+        for name in names:
+            if name.id not in RESERVED_NAMES:
+                self._declare(name, SilentSymbol(name.span))
+
+    def _parameter(self, item: syntax.Parameter) -> program.Parameter | None:
+        type_ = self._dimensions.of_parameter(item)
+        if type_ is None:
+            self._own[item.name.id] = SilentSymbol(item.name.span)
+            return None
+        default: program.Value | None = None
+        if item.default is not None:
+            default = self._constant(item.default, type_)
+        return program.Parameter(item.name.span, item.name.id, type_, default)
+
+    def _constant(self, expression: syntax.Expr, type_: program.Type) -> program.Value | None:
+        lengths = tuple(d if isinstance(d, int) else None for d in type_.dims)
+        try:
+            return convert(constant(expression), type_, lengths)
+        except NotConstant as fault:
+            self._report.error("A402", fault.message, fault.span, fault.label, help=fault.help)
+        except Mismatch as fault:
+            self._report.error("A301", f"this parameter is {fault}", expression.span, f"expected {type_}")
+        return None
+
+    def _inputs(self) -> Iterable[program.Input]:
+        for item in self._statements(syntax.Declaration):
+            if item.word.id != "input":
+                continue
+            type_ = self._dimensions.of_input(item)
+            symbol: Symbol = SilentSymbol(item.name.span)
+            if type_ is not None:
+                tensor = program.Input(item.name.span, item.name.id, type_)
+                symbol = InputSymbol(item.name.span, tensor)
+                yield tensor
+            self._declare(item.name, symbol, of_call=True)
+            if item.default is not None:
+                help_ = "leave it out; every input is given with each call"
+                self._report.error("A705", "the default of an input is not supported yet", item.default.span, help=help_)
+
+    def _segments(self) -> Iterable[program.Segment]:
+        lines = [p for p in self._statements(syntax.Places) if p.word.id == "tokens"]
+        for line in lines:
+            if line.name is None and len(lines) > 1:
+                help_ = "name each one: `tokens video(t: frames, y: height)`"
+                self._report.error("A217", "several `tokens` lines need names", line.span, help=help_)
+            segment = self._dimensions.segment(line)
+            if segment is None:
+                continue
+            if line.name is not None:
+                self._declare(line.name, SegmentSymbol(line.name.span, segment))
+            yield segment
+
+    def _visible(self) -> tuple[program.Expr, ...]:
+        for clause in self._clauses("visible"):
+            line = self._resolver.resolve(clause.value, self._names)
+            excess = self._resolver.measures.excess(line)
+            if excess:
+                self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
+                continue
+            self._around.visible.append(line)
+        return tuple(self._around.visible)
+
+    def _align(self) -> str | None:
+        for item in self._clauses("align"):
+            value = item.value
+            if isinstance(value, syntax.Name) and value.id in ("end", "start"):
+                return value.id
+            help_ = "`align end`: the last query stands at the last key; `align start`: the first at the first"
+            self._report.error("A218", "`align` is `start` or `end`", value.span, "neither", help=help_)
+        return None
+
+    def _documents(self) -> program.Input | None:
+        for item in self._clauses("documents"):
+            value = item.value
+            symbol = self._names.get(value.id) if isinstance(value, syntax.Name) else None
+            if isinstance(symbol, SilentSymbol):
+                continue
+            if isinstance(symbol, InputSymbol):
+                tensor = symbol.input
+                if tensor.type.kind == "int" and tensor.type.dims in (("batch", "token"), ("token",)):
+                    return tensor
+            help_ = "declare `input doc: int[batch, token]` and write `documents doc`"
+            message = "`documents` needs an int input by `[batch, token]` or `[token]`"
+            self._report.error("A219", message, value.span, "not such an input", help=help_)
+        return None
+
+    def _presets(self, parameters: dict[str, program.Parameter]) -> Iterable[program.Preset]:
+        seen: dict[str, program.Preset] = {}
+        for item in self._clauses("preset"):
+            call = item.value
+            if not isinstance(call, syntax.Call) or not isinstance(call.function, syntax.Name):
+                help_ = "write `preset name(parameter = value, …)`"
+                self._report.error("A220", "a preset names values of parameters", call.span, help=help_)
+                continue
+            name = call.function
+            preset = program.Preset(name.span, name.id, dict(self._preset_values(call, parameters)))
+            if name.id in seen:
+                also = (Label(seen[name.id].span, "first here"),)
+                self._report.error("A212", f"the preset `{name.id}` is defined twice", name.span, also=also, help="rename one")
+            seen.setdefault(name.id, preset)
+            yield preset
+
+    def _preset_values(
+        self, call: syntax.Call, parameters: dict[str, program.Parameter]
+    ) -> Iterable[tuple[str, program.Value]]:
+        seen: set[str] = set()
+        for argument in call.arguments:
+            if argument.name is None:
+                help_ = "write `parameter = value`"
+                self._report.error("A220", "a value of a preset needs its parameter's name", argument.span, help=help_)
+                continue
+            name = argument.name
+            if name.id not in parameters:
+                if name.id not in self._own:
+                    help_ = did_you_mean(name.id, parameters, "the pattern's parameters stand in its first line")
+                    self._report.error("A201", f"the pattern has no parameter `{name.id}`", name.span, help=help_)
+                continue
+            if name.id in seen:
+                self._report.error("A212", f"`{name.id}` is given twice", name.span, help="keep one")
+            seen.add(name.id)
+            value = self._constant(argument.value, parameters[name.id].type)
+            if value is not None:
+                yield name.id, value
+
+    def _spare(self, lets: list[DefinitionSource]) -> tuple[program.Definition, ...]:
+        """The definitions of a wholly supported pattern, so that unused ones are checked as well."""
+        if self._unsupported:
+            return ()
+        found = []
+        for source in lets:
+            self._resolver.prepare(syntax.Name(source.span, source.name), self._names)
+            definition = self._resolver.define(source)
+            if definition is not None:
+                found.append(definition)
+        return tuple(found)

@@ -1,0 +1,123 @@
+"""What a name may stand for while names are resolved, and the sources of definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from attnc.spec import program, syntax
+from attnc.spec.source import Span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DefinitionSource:
+    """A `let` or `def` as written, with the names its body sees.
+
+    `outer` holds the parameters of an enclosing `def`; `names` is filled while the enclosing body is read, so that
+    definitions may stand before or after their uses.
+    """
+
+    span: Span
+    name: str
+    parameters: tuple[program.Binder, ...]
+    defaults: tuple[syntax.Expr | None, ...]
+    body: syntax.Expr
+    names: Mapping[str, Symbol]
+    outer: Mapping[str, program.Binder] = field(default_factory=dict)
+    is_function: bool = False
+    """Whether it must be called: a `def`, or a `let` with parameters."""
+
+    @property
+    def word(self) -> str:
+        """How a message calls it."""
+        return f"`{self.name}`"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ParameterSymbol:
+    span: Span
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputSymbol:
+    span: Span
+    input: program.Input
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SizeSymbol:
+    """A new dimension of a type, or the run-time length of a segment."""
+
+    span: Span
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentSymbol:
+    span: Span
+    segment: program.Segment
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DefinitionSymbol:
+    span: Span
+    source: DefinitionSource
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SilentSymbol:
+    """A name whose declaration was refused: its uses are not reported again."""
+
+    span: Span
+
+
+Symbol = ParameterSymbol | InputSymbol | SizeSymbol | SegmentSymbol | DefinitionSymbol | SilentSymbol
+
+
+def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:
+    """Every expression inside `expression`, itself included, without recursion."""
+    pending: list[syntax.Expr] = [expression]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending.extend(reversed(_children(node)))
+
+
+def _children(node: syntax.Expr) -> list[syntax.Expr]:
+    match node:
+        case syntax.Name() | syntax.Number() | syntax.Truth():
+            return []
+        case syntax.ListDisplay(items=items):
+            return list(items)
+        case syntax.Unary(operand=operand):
+            return [operand]
+        case syntax.Binary(left=left, right=right):
+            return [left, right]
+        case syntax.Comparison(first=first, rest=rest):
+            return [first, *(operand for _, operand in rest)]
+        case syntax.Logic(operands=operands):
+            return list(operands)
+        case syntax.Choice(then=then, condition=condition, otherwise=otherwise):
+            return [then, condition, otherwise]
+        case syntax.Attribute(base=base):
+            return [base]
+        case syntax.Index(base=base, indices=indices):
+            return [base, *indices]
+        case syntax.Call(function=function, arguments=arguments):
+            return [function, *(a.value for a in arguments)]
+        case syntax.Aggregate():
+            return _aggregate_children(node)
+
+
+def _aggregate_children(node: syntax.Aggregate) -> list[syntax.Expr]:
+    found: list[syntax.Expr] = [node.body]
+    for running in node.each.runnings:
+        match running.domain:
+            case None:
+                pass
+            case syntax.Range(low=low, high=high):
+                found += [low, high]
+            case domain:
+                found.append(domain)
+    return found + ([node.each.condition] if node.each.condition is not None else [])

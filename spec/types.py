@@ -1,0 +1,31 @@
+"""Types of the exact part of the language: numbers, truth values, tables; dimensions by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["int", "real", "bool", "complex"]
+Dim = str | int | object
+"""A dimension: a name, a number, or a checked expression of parameters (`program.Expr`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """A scalar kind, perhaps refined (`unit`, `log_decay`, `positive`), with dimensions (none: a scalar).
+
+    In relations `real` is an exact rational.
+    """
+
+    kind: Kind
+    dims: tuple[Dim, ...] = ()
+    refinement: Literal["unit", "log_decay", "positive"] | None = None
+
+    def __str__(self) -> str:
+        name = self.refinement or self.kind
+        return f"{name}[{', '.join(map(str, self.dims))}]" if self.dims else name
+
+
+INT = Type("int")
+REAL = Type("real")
+BOOL = Type("bool")

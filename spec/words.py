@@ -1,0 +1,40 @@
+"""The words of the language, for messages."""
+
+from __future__ import annotations
+
+RESERVED = frozenset({"and", "or", "not", "in", "if", "else", "for", "true", "false"})
+"""Reserved everywhere; all others only as the first word of a line."""
+
+FILE_WORDS = ("use", "def", "let", "pattern", "recurrence")
+BODY_WORDS = (
+    *("tokens", "pad", "align", "documents", "require", "preset"),
+    *("input", "learned", "state"),
+    *("let", "step", "read", "scan", "reset"),
+    *("visible", "score", "weights", "value", "over", "per"),
+    *("select", "branch", "round", "covers", "from", "keep", "always"),
+    *("combine", "approximate", "return"),
+)
+STATEMENT_WORDS = frozenset(FILE_WORDS + BODY_WORDS)
+
+FOREIGN_WORDS = {
+    "mask": "visible",
+    "mask_mod": "visible",
+    "where": "visible",
+    "attend": "visible",
+    "bias": "score",
+    "output": "read",
+    "update": "step",
+    "topk": "keep",
+    "candidates": "from",
+    "assert": "require",
+    "import": "use",
+    "fn": "def",
+    "function": "def",
+    "param": "input",
+    "const": "let",
+    "var": "let",
+    "axes": "tokens",
+    "grid": "tokens",
+    "merge": "combine",
+}
+"""What other systems call it, and our word for it."""

@@ -1,0 +1,47 @@
+"""attnc: attention patterns written once, as their mathematics.
+
+`compile_attention` makes a callable from a library name, an `.attn` file or source text. Names are imported when first
+used, so that `import attnc` stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnc.runtime.attention import Attention, compile_attention
+    from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
+    from attnc.spec.errors import AttncError, EvaluationError, SpecError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Attention": "attnc.runtime.attention",
+    "compile_attention": "attnc.runtime.attention",
+    "AttncError": "attnc.spec.errors",
+    "SpecError": "attnc.spec.errors",
+    "EvaluationError": "attnc.spec.errors",
+    "ArgumentError": "attnc.runtime.errors",
+    "ArgumentTypeError": "attnc.runtime.errors",
+    "PatternNotFoundError": "attnc.runtime.errors",
+    "UnsupportedError": "attnc.runtime.errors",
+}
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "Attention",
+    "AttncError",
+    "EvaluationError",
+    "PatternNotFoundError",
+    "SpecError",
+    "UnsupportedError",
+    "compile_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnc' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""The standard library: one pattern a file, file stem = pattern name."""

@@ -1,0 +1,44 @@
+"""What every test shares: hypothesis profiles and fixed seeds.
+
+Nothing here imports torch, so that the tests of `spec` and `compiler` start in milliseconds. The number of torch's
+threads is left alone: thread counts change the order of summation, users run with the default, so the tests do too.
+Set OMP_NUM_THREADS to try another. Tests drawn by hypothesis take their tensors from a drawn seed.
+"""
+
+import os
+import random
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# `ci`, the default, draws the same examples every time; `explore` draws new and many:
+#   HYPOTHESIS_PROFILE=explore pytest tests/compiler
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "explore",
+    deadline=None,
+    max_examples=2000,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+SEED = 20250
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """Start each test from the same random state, in those libraries that are loaded."""
+    random.seed(SEED)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)

@@ -1,0 +1,638 @@
+"""The cpu executor against dense autograd in fp64, on plans made by hand."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.plan import Group, Mask, Piece, Plan, Strip, TileCounts
+from attnc.runtime import cpu, cpu_calls
+from attnc.runtime.autograd import attend
+
+Relation = NDArray[np.bool_]
+"""(batch, head, query, key)."""
+Case = tuple[Plan, Relation]
+Shape = tuple[int, int, int, int]
+"""Batch, query heads, key heads, length."""
+
+HALF = (torch.bfloat16, torch.float16)
+
+UNITS = {torch.float64: 64, torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
+"""Units in the last place of the largest element that are granted beyond twice the error of a dense run.
+
+The dense run in fp64 is the truth itself, and so without error. In fp32 the kernel's exponential is good to 20 bits, that
+is 8 units, and it is taken twice, forward and backward; torch's own attention has the same error.
+"""
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def make_plan(shape: Shape, relation: Relation, groups: tuple[Group, ...], masks: tuple[Mask, ...] = ()) -> Plan:
+    batch, heads, kv_heads, _ = shape
+    for mask in masks:
+        mask.flags.writeable = False
+    return Plan(
+        n_q=relation.shape[2],
+        n_k=relation.shape[3],
+        batch=batch,
+        heads=heads,
+        kv_heads=kv_heads,
+        q_tile=32,
+        k_tile=32,
+        tiles=TileCounts(0, 0, 0, 0),
+        visible=int(relation.sum()),
+        groups=groups,
+        masks=masks,
+        executor="cpu",
+        schedule="pieces",
+        reasons=(),
+        fallback=None,
+        exact_mask=lambda b, h, r0, r1, k0, k1: relation[b, h, r0:r1, k0:k1],
+    )
+
+
+def everyone(shape: Shape, *pieces: Piece) -> tuple[Group, ...]:
+    return (Group(tuple(range(shape[0])), tuple(range(shape[1])), pieces),)
+
+
+def spread(shape: Shape, relation: NDArray[np.bool_]) -> Relation:
+    return np.broadcast_to(relation, (*shape[:2], *relation.shape[-2:]))
+
+
+def delta(n: int) -> NDArray[np.int64]:
+    return np.arange(n)[:, None] - np.arange(n)[None, :]
+
+
+def whole(n: int) -> Strip:
+    return Strip(0, 0, 1, n)
+
+
+def causal(shape: Shape) -> Case:
+    n = shape[3]
+    relation = spread(shape, delta(n) >= 0)
+    return make_plan(shape, relation, everyone(shape, Piece(whole(n), whole(n), "causal"))), relation
+
+
+def full(shape: Shape) -> Case:
+    n = shape[3]
+    relation = spread(shape, np.ones((n, n), bool))
+    return make_plan(shape, relation, everyone(shape, Piece(whole(n), whole(n), "full"))), relation
+
+
+def window_pieces(n: int, w: int, r: int, first_mask: int = 0) -> tuple[list[Piece], list[Mask]]:
+    """Edge rows, interior strips, ragged tail: the pieces of a causal window of `w` keys with row tile `r`."""
+    d = delta(n)
+    window = (d >= 0) & (d < w)
+    edge = min(-(-(w - 1) // r) * r, n)
+    count, tail = divmod(n - edge, r)
+    pieces, masks = [], []
+
+    def add(queries: Strip, keys: Strip) -> None:
+        pieces.append(Piece(queries, keys, first_mask + len(masks)))
+        rows = slice(queries.start, queries.start + queries.length)
+        masks.append(window[rows, keys.start : keys.start + keys.length].copy())
+
+    if edge:
+        add(whole(edge), whole(edge))
+    if count:
+        add(Strip(edge, r, count, r), Strip(edge - w + 1, r, count, w - 1 + r))
+    if tail:
+        add(Strip(n - tail, 0, 1, tail), Strip(n - tail - w + 1, 0, 1, w - 1 + tail))
+    return pieces, masks
+
+
+def window(shape: Shape, w: int = 20, r: int = 16) -> Case:
+    n = shape[3]
+    pieces, masks = window_pieces(n, w, r)
+    relation = spread(shape, (delta(n) >= 0) & (delta(n) < w))
+    return make_plan(shape, relation, everyone(shape, *pieces), tuple(masks)), relation
+
+
+def sinks(shape: Shape, w: int = 9, s: int = 3, r: int = 8) -> Case:
+    """A window, merged with sinks: rows that see only some of them (one sees none), then strips on the same keys."""
+    n = shape[3]
+    d, keys = delta(n), np.arange(n)[None, :]
+    relation = (d >= 0) & ((d < w) | (keys < s))
+    pieces, masks = window_pieces(n, w, r)
+    first, ramp = w - 1, min(n, w + s)
+    if ramp > first:
+        pieces.append(Piece(Strip(first, 0, 1, ramp - first), whole(s), len(masks), fresh=False))
+        masks.append((d >= w)[first:ramp, :s].copy())
+    count, tail = divmod(max(n - ramp, 0), r)
+    if count:
+        pieces.append(Piece(Strip(ramp, r, count, r), Strip(0, 0, count, s), "full", fresh=False))
+    if tail:
+        pieces.append(Piece(Strip(n - tail, 0, 1, tail), whole(s), "full", fresh=False))
+    return make_plan(shape, spread(shape, relation), everyone(shape, *pieces), tuple(masks)), spread(shape, relation)
+
+
+def documents(shape: Shape) -> Case:
+    n = shape[3]
+    cuts = sorted({0, n // 5, n // 2, n // 2 + 1, n} - ({0} if n == 0 else set()))
+    relation = np.zeros((n, n), bool)
+    pieces = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        relation[a:b, a:b] = delta(b - a) >= 0
+        pieces.append(Piece(Strip(a, 0, 1, b - a), Strip(a, 0, 1, b - a), "causal"))
+    return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
+
+
+def blocks(shape: Shape) -> Case:
+    """Causal blocks of 4, all in one piece; the rest of the tokens see and are seen by nothing."""
+    n, r = shape[3], 4
+    t = np.arange(n)
+    inside = t < n // r * r
+    relation = (delta(n) >= 0) & (t[:, None] // r == t[None, :] // r) & inside & inside[:, None]
+    strip = Strip(0, r, n // r, r)
+    return make_plan(shape, spread(shape, relation), everyone(shape, Piece(strip, strip, "causal"))), spread(
+        shape, relation
+    )
+
+
+def overlapping(shape: Shape, step: int = 3, length: int = 20) -> Case:
+    """Three rows see twenty keys; stretches of keys overlap seven-fold. Early rows see nothing."""
+    n = shape[3]
+    count = max((n - length) // step, 0)
+    relation = np.zeros((n, n), bool)
+    for i in range(count):
+        relation[length + i * step : length + (i + 1) * step, i * step : i * step + length] = True
+    piece = Piece(Strip(length, step, count, step), Strip(0, step, count, length), "full")
+    return make_plan(shape, spread(shape, relation), everyone(shape, piece)), spread(shape, relation)
+
+
+def backwards(shape: Shape) -> Case:
+    """Stretches of keys that run against those of the queries."""
+    n, r = shape[3], 5
+    count = n // r
+    relation = np.zeros((n, n), bool)
+    for i in range(count):
+        relation[i * r : (i + 1) * r, (count - 1 - i) * r : (count - i) * r] = True
+    piece = Piece(Strip(0, r, count, r), Strip((count - 1) * r, -r, count, r), "full")
+    return make_plan(shape, spread(shape, relation), everyone(shape, piece)), spread(shape, relation)
+
+
+def dense(shape: Shape, r: int = 24) -> Case:
+    """An arbitrary relation per row block; some rows and one whole block see nothing."""
+    n = shape[3]
+    relation = np.random.default_rng(n).random((n, n)) < 0.3
+    relation[n // 3 : n // 3 + 2] = False
+    relation[r : 2 * r] = False
+    count, tail = divmod(n, r)
+    pieces = [Piece(Strip(0, r, count, r), Strip(0, 0, count, n), "exact")]
+    if tail:
+        pieces.append(Piece(Strip(n - tail, 0, 1, tail), whole(n), "exact"))
+    return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
+
+
+def blind(shape: Shape) -> Case:
+    """Two masked pieces on the same rows, each with rows that see nothing, some of them the same."""
+    n = shape[3]
+    relation = np.random.default_rng(n).random((n, n)) < 0.5
+    t = np.arange(n)
+    relation[t % 3 == 0, : n // 2] = False
+    relation[t % 5 == 0, n // 2 :] = False
+    left, right = relation[:, : n // 2].copy(), relation[:, n // 2 :].copy()
+    pieces = (
+        Piece(whole(n), Strip(0, 0, 1, n // 2), 0),
+        Piece(whole(n), Strip(n // 2, 0, 1, n - n // 2), 1, fresh=False),
+    )
+    return make_plan(shape, spread(shape, relation), everyone(shape, *pieces), (left, right)), spread(shape, relation)
+
+
+def by_head(shape: Shape) -> Case:
+    """Every third head causal, the others with windows; heads of one key head in different groups."""
+    batch, heads, _, n = shape
+    kinds: tuple[tuple[int, ...], ...] = tuple(tuple(range(start, heads, 3)) for start in range(min(3, heads)))
+    relation = np.zeros((batch, heads, n, n), bool)
+    groups, masks = [], []
+    for kind, members in enumerate(kinds):
+        w = (n, 7, 12)[kind]
+        relation[:, list(members)] = (delta(n) >= 0) & (delta(n) < w)
+        pieces, more = window_pieces(n, w, 8, len(masks))
+        masks += more
+        groups.append(Group(tuple(range(batch)), members, tuple(pieces)))
+    return make_plan(shape, relation, tuple(groups), tuple(masks)), relation
+
+
+def by_batch(shape: Shape) -> Case:
+    """Entry b has documents of b + 5 tokens; the last entry of several sees nothing."""
+    batch, heads, _, n = shape
+    relation = np.zeros((batch, heads, n, n), bool)
+    groups = []
+    for b in range(max(batch - 1, 1)):
+        pieces = []
+        for a in range(0, n, b + 5):
+            strip = Strip(a, 0, 1, min(b + 5, n - a))
+            relation[b, :, a : strip.stop, a : strip.stop] = delta(strip.length) >= 0
+            pieces.append(Piece(strip, strip, "causal"))
+        groups.append(Group((b,), tuple(range(heads)), tuple(pieces)))
+    return make_plan(shape, relation, tuple(groups)), relation
+
+
+PATTERNS: tuple[Callable[[Shape], Case], ...] = (
+    causal,
+    full,
+    window,
+    sinks,
+    documents,
+    blocks,
+    overlapping,
+    backwards,
+    dense,
+    blind,
+    by_head,
+    by_batch,
+)
+
+
+# --- the reference and the rule --------------------------------------------------------------------------------------
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, relation: Relation, scale: float) -> tuple[Tensor, Tensor]:
+    """Dense attention in the dtype of its inputs; what sees nothing is 0 and −inf, also for autograd."""
+    groups = q.shape[1] // max(k.shape[1], 1)
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    visible = torch.from_numpy(relation.copy())
+    seeing = visible.any(-1)
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~visible & seeing[..., None], -math.inf)
+    out = (scores.softmax(-1) @ v).masked_fill(~seeing[..., None], 0)
+    return out, scores.logsumexp(-1).masked_fill(~seeing, -math.inf)
+
+
+def draw(shape: Shape, dk: int, dv: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, kv_heads, n = shape
+    return (
+        torch.randn(batch, heads, n, dk, dtype=dtype),
+        torch.randn(batch, kv_heads, n, dk, dtype=dtype),
+        torch.randn(batch, kv_heads, n, dv, dtype=dtype),
+    )
+
+
+def results(
+    function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    inputs: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, Tensor | None],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """out, lse, dq, dk, dv of `function`, computed in `dtype`."""
+    leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    outputs = function(leaves[0], leaves[1], leaves[2])
+    used = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if g is not None]
+    got = torch.autograd.grad([o for o, _ in used], leaves, [g for _, g in used], allow_unused=True)
+    return [*(o.detach() for o in outputs), *(torch.zeros_like(x) if g is None else g for g, x in zip(got, leaves))]  # noqa: B905
+
+
+def agree(case: Case, inputs: tuple[Tensor, ...], dtype: torch.dtype, with_lse: bool) -> None:
+    """Errors against fp64 at most twice those of a dense run in `dtype`, or a few units in the last place."""
+    plan, relation = case
+    inputs = tuple(x.to(dtype) for x in inputs)
+    q, v = inputs[0], inputs[2]
+    scale = q.shape[-1] ** -0.5
+    grad_out = torch.randn(*q.shape[:3], v.shape[-1]).to(dtype)
+    grads = (grad_out, torch.randn(q.shape[:3]) if with_lse else None)
+
+    def ours(*x: Tensor) -> tuple[Tensor, Tensor]:
+        return attend(*x, plan, scale)
+
+    def theirs(*x: Tensor) -> tuple[Tensor, Tensor]:
+        return reference(*x, relation, scale)
+
+    got = results(ours, inputs, grads, dtype)
+    plain = results(theirs, inputs, grads, dtype)
+    true = results(theirs, inputs, grads, torch.float64)
+    seeing = torch.from_numpy(relation.any(-1))
+    assert torch.equal(got[1] == -math.inf, ~seeing)
+    assert not got[0][~seeing].any() and not got[2][~seeing].any()
+    for name, a, b, c in zip(("out", "lse", "dq", "dk", "dv"), got, plain, true, strict=True):
+        assert a.dtype == (dtype if name != "lse" or dtype == torch.float64 else torch.float32)
+        finite = c.isfinite()
+        if finite.any():
+            error, dense_error = ((x.double() - c)[finite].abs().max().item() for x in (a, b))
+            floor = UNITS[dtype] * torch.finfo(dtype).eps * max(c[finite].abs().max().item(), 1e-3)
+            assert error <= 2 * dense_error + floor, (name, error, dense_error, floor)
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 4, 4, 137), (2, 6, 2, 61)])
+def test_patterns(pattern: Callable[[Shape], Case], dtype: torch.dtype, shape: Shape) -> None:
+    agree(pattern(shape), draw(shape, 16, 16), dtype, with_lse=shape[0] == 2)
+
+
+SHAPES: tuple[Shape, ...] = (
+    (1, 1, 1, 1),
+    (2, 2, 2, 31),
+    (1, 5, 1, 127),
+    (2, 6, 1, 65),
+    (1, 7, 1, 129),
+    (3, 10, 2, 33),
+    (2, 12, 2, 40),
+    (2, 14, 2, 36),
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes(pattern: Callable[[Shape], Case], shape: Shape) -> None:
+    case = pattern(shape)
+    for dtype in (torch.float32, torch.bfloat16):
+        agree(case, draw(shape, 8, 8), dtype, with_lse=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dims", [(8, 8), (31, 31), (72, 72), (1, 1), (64, 32), (32, 64), (192, 128), (17, 1), (1, 17), (96, 80), (63, 64)]
+)
+def test_head_dimensions(dims: tuple[int, int], dtype: torch.dtype) -> None:
+    for pattern, shape in ((sinks, (2, 2, 1, 35)), (by_head, (1, 4, 2, 35))):
+        agree(pattern(shape), draw(shape, *dims), dtype, with_lse=pattern is sinks)
+
+
+def test_different_lengths() -> None:
+    """A last row block against all keys, and one query against many."""
+    for n_q, n_k in ((7, 50), (1, 33), (40, 3)):
+        relation = np.broadcast_to(np.ones((n_q, n_k), bool), (2, 4, n_q, n_k))
+        shape = (2, 4, 2, n_q)
+        plan = make_plan(shape, relation, everyone(shape, Piece(whole(n_q), whole(n_k), "full")))
+        q, _, _ = draw(shape, 8, 8)
+        _, k, v = draw((2, 4, 2, n_k), 8, 8)
+        agree((plan, relation), (q, k, v), torch.float32, with_lse=True)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "token major": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "sliced": lambda x: torch.randn(x.shape[0] + 1, x.shape[1] + 2, 2 * x.shape[2], x.shape[3] + 3, dtype=x.dtype)[
+        1:, 1:-1, ::2, 2:-1
+    ].copy_(x),
+    "last dimension far": lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
+    "width major": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded heads": lambda x: x[:, :1].expand_as(x),
+    "expanded batch": lambda x: x[:1].expand_as(x),
+    "expanded tokens": lambda x: x[:, :, :1].expand_as(x),
+    "expanded width": lambda x: x[..., :1].expand_as(x),
+    "overlapping tokens": lambda x: torch.randn(x[..., 0].numel() + x.shape[3], dtype=x.dtype).as_strided(
+        x.shape, (x.shape[1] * x.shape[2], x.shape[2], 1, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dims", [(8, 8), (8, 5)])
+@pytest.mark.parametrize("pattern", [sinks, by_head, dense])
+def test_layouts(layout: str, dims: tuple[int, int], pattern: Callable[[Shape], Case]) -> None:
+    """Any strides give the same bits as contiguous copies, and gradients of the right shape."""
+    shape = (2, 4, 2, 37)
+    case, arrange = pattern(shape), LAYOUTS[layout]
+    inputs = draw(shape, *dims, torch.float32)
+    for chosen in ((0,), (1,), (2,), (0, 1, 2)):
+        mixed = tuple(arrange(x) if i in chosen else x for i, x in enumerate(inputs))
+        agree(case, mixed, torch.float32, with_lse=True)
+        plain = cpu.forward(*(x.contiguous() for x in mixed), case[0], 0.3)
+        for a, b in zip(cpu.forward(*mixed, case[0], 0.3), plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
+
+
+def test_strided_gradients() -> None:
+    """grad_out and grad_lse of any strides, stride 0 from `sum` included."""
+    shape = (2, 4, 2, 37)
+    plan, _ = sinks(shape)
+    inputs = [x.requires_grad_() for x in draw(shape, 8, 8)]
+    out, lse = attend(*inputs, plan, 0.3)
+    expanded = torch.autograd.grad(out.sum() + lse.sum(), inputs, retain_graph=True)
+    plain = torch.autograd.grad((out, lse), inputs, (torch.ones(out.shape).double(), torch.ones(lse.shape).double()))
+    for a, b in zip(expanded, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 2, 5), (2, 0, 0, 5), (2, 2, 1, 0), (1, 2, 2, 5)])
+def test_nothing(shape: Shape) -> None:
+    """No batch entries, heads or tokens; and a plan without a piece."""
+    relation = np.zeros((*shape[:2], shape[3], shape[3]), bool)
+    unused = Group((), (), (Piece(Strip(0, 0, 0, 1), Strip(0, 0, 0, 1), "full"),))
+    for groups in ((), (unused,)):
+        plan = make_plan((*shape[:2], max(shape[2], 1), shape[3]), relation, groups)
+        inputs = [x.requires_grad_() for x in draw(shape, 4, 6)]
+        out, lse = attend(*inputs, plan, 0.5)
+        assert out.shape == (*shape[:2], shape[3], 6) and not out.any()
+        assert lse.shape == (shape[0], shape[1], shape[3]) and (lse == -math.inf).all()
+        for g in torch.autograd.grad((out, lse), inputs, (torch.ones_like(out), torch.ones_like(lse))):
+            assert not g.any() and not g.isnan().any()
+
+
+def test_no_keys() -> None:
+    shape = (2, 4, 2, 9)
+    q, k, v = draw(shape, 4, 4)
+    k, v = k[:, :, :0], v[:, :, :0]
+    plan = make_plan(shape, np.zeros((2, 4, 9, 0), bool), everyone(shape))
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    out, lse = attend(*inputs, plan, 0.5)
+    assert not out.any() and (lse == -math.inf).all()
+    dq, dk, dv = torch.autograd.grad(out.sum(), inputs)
+    assert not dq.any() and dk.shape == k.shape and dv.shape == v.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("pattern", [blind, dense, overlapping, by_batch])
+def test_rows_that_see_nothing(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> None:
+    """Whatever finite gradient arrives there, it changes no bit of the result; huge ones included."""
+    shape = (2, 4, 2, 53)
+    plan, relation = pattern(shape)
+    unseeing = ~torch.from_numpy(relation.any(-1))
+    assert unseeing.any()
+    inputs = [x.to(dtype).requires_grad_() for x in draw(shape, 8, 8)]
+    out, lse = attend(*inputs, plan, 0.3)
+    grad_out, grad_lse = torch.randn_like(out), torch.randn_like(lse)
+    usual = torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse), retain_graph=True)
+    grad_out[unseeing], grad_lse[unseeing] = torch.finfo(dtype).max / 4, 3e38
+    for a, b in zip(usual, torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse)), strict=True):
+        assert a.isfinite().all() and torch.equal(a, b)
+
+
+def test_either_output_alone() -> None:
+    shape = (2, 4, 2, 37)
+    case = sinks(shape)
+    inputs = draw(shape, 8, 8)
+    scale = 8**-0.5
+    for grads in ((torch.randn(2, 4, 37, 8), None), (None, torch.randn(2, 4, 37))):
+        ours = results(lambda *x: attend(*x, case[0], scale), inputs, grads, torch.float64)
+        true = results(lambda *x: reference(*x, case[1], scale), inputs, grads, torch.float64)
+        for a, b in zip(ours, true, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("pattern", [sinks, blocks, by_head, overlapping])
+def test_gradcheck(pattern: Callable[[Shape], Case]) -> None:
+    shape = (1, 2, 1, 26)
+    plan, relation = pattern(shape)
+    seeing = torch.from_numpy(relation.any(-1))
+    inputs = [x.requires_grad_() for x in draw(shape, 3, 2)]
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = attend(q, k, v, plan, 0.6)
+        return out, lse[seeing]
+
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_deterministic(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> None:
+    """The same bits every time, whatever lies in fresh memory."""
+    shape = (3, 4, 2, 150)
+    plan, _ = pattern(shape)
+    inputs = tuple(x.to(dtype) for x in draw(shape, 16, 16))
+    grads = (torch.randn(3, 4, 150, 16), torch.randn(3, 4, 150))
+    first = results(lambda *x: attend(*x, plan, 0.25), inputs, grads, dtype)
+    for _ in range(3):
+        torch.full((3 * 4 * 150 * 16,), math.nan)
+        again = results(lambda *x: attend(*x, plan, 0.25), inputs, grads, dtype)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_exact_masks_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (2, 4, 2, 50)
+    plan, relation = dense(shape)
+    asked = []
+
+    def exact_mask(*window: int) -> Mask:
+        asked.append(window)
+        b, h, r0, r1, k0, k1 = window
+        return relation[b, h, r0:r1, k0:k1]
+
+    monkeypatch.setattr(cpu_calls, "MASK_ELEMENTS", 350)
+    agree((replace(plan, exact_mask=exact_mask), relation), draw(shape, 8, 8), torch.float32, with_lse=False)
+    assert all((r1 - r0) * (k1 - k0) <= 350 for _, _, r0, r1, k0, k1 in asked)
+    assert {w[:2] for w in asked} == {(0, 0)}
+    assert {r for w in asked for r in range(w[2], w[3])} == set(range(50))
+
+
+def test_only_inputs_and_results_are_saved() -> None:
+    shape = (1, 2, 2, 20)
+    plan, _ = sinks(shape)
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    inputs = [x.requires_grad_() for x in draw(shape, 8, 4)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out, lse = attend(*inputs, plan, 0.3)
+    expected = [*inputs, out, lse]
+    assert sorted(x.data_ptr() for x in saved) == sorted(x.data_ptr() for x in expected)
+
+
+def test_modes() -> None:
+    shape = (1, 2, 2, 20)
+    plan, _ = sinks(shape)
+    inputs = draw(shape, 8, 8, torch.float32)
+    with torch.inference_mode():
+        first = attend(*inputs, plan, 0.3)
+    with torch.no_grad():
+        second = attend(*inputs, plan, 0.3)
+    tracked = [x.clone().requires_grad_() for x in inputs]
+    third = attend(*tracked, plan, 0.3)
+    third[0].sum().backward()
+    for a, b, c in zip(first, second, third, strict=True):
+        assert torch.equal(a, b) and torch.equal(b, c)
+    only_v = attend(inputs[0], inputs[1], tracked[2], plan, 0.3)[0]
+    (dv,) = torch.autograd.grad(only_v.sum(), tracked[2])
+    assert torch.equal(dv, tracked[2].grad) if tracked[2].grad is not None else False
+
+
+def test_func_grad() -> None:
+    shape = (1, 2, 2, 20)
+    plan, _ = window(shape)
+    q, k, v = draw(shape, 4, 4)
+    got = torch.func.grad(lambda x: attend(x, k, v, plan, 0.3)[0].square().sum())(q)
+    leaf = q.clone().requires_grad_()
+    (want,) = torch.autograd.grad(attend(leaf, k, v, plan, 0.3)[0].square().sum(), leaf)
+    torch.testing.assert_close(got, want)
+
+
+def test_runs_of_heads() -> None:
+    """Every head of any subset is covered once, by runs whose key heads are right; whole groups need one run."""
+    for per_kv, kv_heads in ((1, 6), (2, 4), (3, 3), (7, 1)):
+        total = per_kv * kv_heads
+        for subset in product((0, 1), repeat=total) if total <= 8 else ([1] * total, [1, 0] * (total // 2)):
+            heads = tuple(h for h, kept in enumerate(subset) if kept)
+            seen = []
+            for q, kv in cpu_calls.head_runs(heads, per_kv):
+                each = q.size // kv.size
+                for i in range(q.size):
+                    head = q.start + i * q.step
+                    assert kv.start + i // each * kv.step == head // per_kv
+                    seen.append(head)
+            assert tuple(sorted(seen)) == heads
+        assert len(list(cpu_calls.head_runs(tuple(range(total)), per_kv))) == 1
+
+
+def test_calls_are_few() -> None:
+    """A window is three calls for any heads, and for any batch that strides can merge with heads."""
+    plan, _ = window((3, 4, 2, 120), 20, 16)
+    assert len(cpu_calls.calls_of(plan, merged=True)) == 3
+    assert len(cpu_calls.calls_of(plan, merged=False)) == 1 + 3 + 1
+    plan, _ = window((1, 4, 2, 120), 20, 16)
+    assert len(cpu_calls.calls_of(plan, merged=False)) == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "length", "count"), [(0, 5, 4), (2, 7, 9), (2, 7, 3), (7, 7, 3), (9, 7, 3), (1, 4, 8)]
+)
+def test_adds_meet_no_token_twice(step: int, length: int, count: int) -> None:
+    keys = cpu_calls.Block(0, 0, 3, cpu_calls.Axis(count, token=step), cpu_calls.Axis(1), length)
+    total: dict[int, int] = {}
+    for add in cpu_calls.adds_of(keys):
+        block = add.block
+        tokens = [block.token + i * block.x.token + j for i in range(block.x.size) for j in range(block.length)]
+        assert len(set(tokens)) == len(tokens)
+        for t in tokens:
+            total[t] = total.get(t, 0) + (count if add.over_x else 1)
+    expected: dict[int, int] = {}
+    for i, j in product(range(count), range(length)):
+        expected[3 + i * step + j] = expected.get(3 + i * step + j, 0) + 1
+    assert total == expected
+
+
+REFUSED: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
+    "vmap": lambda f, x: torch.func.vmap(f)(x[None]),
+    "forward mode": lambda f, x: torch.func.jvp(f, (x,), (x,)),
+}
+
+
+def test_second_derivatives_are_refused_when_taken() -> None:
+    from attnc.runtime.errors import UnsupportedError
+
+    shape = (1, 2, 2, 10)
+    plan, _ = causal(shape)
+    inputs = [x.requires_grad_() for x in draw(shape, 4, 4)]
+    out, lse = attend(*inputs, plan, 0.3)
+    first = torch.autograd.grad(out.square().sum() + lse.sum(), inputs, create_graph=True, retain_graph=True)
+    plain = torch.autograd.grad(out.square().sum() + lse.sum(), inputs, retain_graph=True)
+    for a, b in zip(first, plain, strict=True):
+        assert a.requires_grad and torch.equal(a, b)
+    for g in first:
+        with pytest.raises(UnsupportedError, match="second derivatives"):
+            torch.autograd.grad(g.sum(), inputs, retain_graph=True)
+
+
+@pytest.mark.parametrize("transform", REFUSED)
+def test_transforms_are_refused(transform: str) -> None:
+    from attnc.runtime.errors import UnsupportedError
+
+    shape = (1, 2, 2, 10)
+    plan, _ = causal(shape)
+    q, k, v = draw(shape, 4, 4)
+    with pytest.raises(UnsupportedError, match="reference executor"):
+        REFUSED[transform](lambda x: attend(x, k, v, plan, 0.3)[0], q)
