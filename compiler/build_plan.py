@@ -146,7 +146,7 @@ class Relations:
 def build_plan(relations: Relations) -> Plan:
     """The plan for the cpu executor.
 
-    Raises EvaluationError where the relation faults, DocumentsNotContiguous.
+    Raises EvaluationError where the relation faults, DocumentsNotContiguousError.
     """
     return _Planner(relations).plan()
 

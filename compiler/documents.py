@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attnc.compiler.specialise import Window
 
 
-class DocumentsNotContiguous(Exception):
+class DocumentsNotContiguousError(Exception):
     """An id comes back after another one. `position` is where, `id` which."""
 
     def __init__(self, position: int, identity: int) -> None:
@@ -27,7 +27,7 @@ def whole(n_q: int, n_k: int, align: Literal["start", "end"] | None) -> Window:
 def document_windows(ids: NDArray[Any], n_q: int, align: Literal["start", "end"] | None) -> tuple[Window, ...]:
     """A window for each document that has queries in this call, from the ids of the keys.
 
-    Raises DocumentsNotContiguous.
+    Raises DocumentsNotContiguousError.
     """
     n_k = len(ids)
     if n_k == 0:
@@ -49,4 +49,4 @@ def _check_contiguous(ids: NDArray[Any], starts: NDArray[np.int64]) -> None:
     if len(distinct) == len(ids):
         return
     again = int(np.setdiff1d(np.arange(len(ids)), first)[0])
-    raise DocumentsNotContiguous(int(starts[again]), int(ids[again]))
+    raise DocumentsNotContiguousError(int(starts[again]), int(ids[again]))

@@ -1,8 +1,8 @@
 """Exact evaluation of specialised relations on numpy arrays: what every partial tile and every mask comes from.
 
-Values are int64 where interval analysis shows that 64 bits are enough for every step; otherwise Python integers, so that an
-overflow is found and never wraps. A fault (overflow, division by zero, an index out of range) counts only in lanes that
-`and`, `or` and `if` leave alive; elsewhere the operand is never asked.
+Values are int64 where interval analysis shows that 64 bits are enough for every step; otherwise Python integers, so
+that an overflow is found and never wraps. A fault (overflow, division by zero, an index out of range) counts only in
+lanes that `and`, `or` and `if` leave alive; elsewhere the operand is never asked.
 """
 
 from __future__ import annotations
@@ -112,10 +112,8 @@ class _Evaluator:
         match node:
             case Const():
                 return np.full((1, 1), node.value, dtype=self._dtype)
-            case Place():
-                return self._places[node.name]
-            case Var():
-                return self._variables[node]
+            case Place() | Var():
+                return self._places[node.name] if isinstance(node, Place) else self._variables[node]
             case Linear():
                 return self._linear(node, alive)
             case Coord():
@@ -264,7 +262,8 @@ class _Evaluator:
         lanes = np.asarray(bad, dtype=np.bool_) & alive
         if not lanes.any():
             return
-        full = np.broadcast_to(lanes, np.broadcast_shapes(lanes.shape, self._places["q"].shape, self._places["k"].shape))
+        shapes = (lanes.shape, self._places["q"].shape, self._places["k"].shape)
+        full = np.broadcast_to(lanes, np.broadcast_shapes(*shapes))
         row, column = (int(i) for i in np.argwhere(full)[0])
         q, k = self._places["q"][row, 0], self._places["k"][0, column]
         raise EvaluationError(f"{what}, at query row {q} and key {k}", self._origins.get(node))
@@ -280,11 +279,11 @@ def _bitlen(n: Array) -> Array:
     """Bits of n ≥ 0. frexp is exact to 2^53; larger ones take the long way."""
     if n.dtype == object or int(n.max(initial=0)) >= 1 << 53:
         return np.vectorize(lambda x: int(x).bit_length(), otypes=[object])(n).astype(n.dtype)
-    return np.frexp(n.astype(np.float64))[1].astype(np.int64)
+    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
 
 
 def _isqrt(n: Array) -> Array:
     if n.dtype == object or int(n.max(initial=0)) >= 1 << 52:
         return np.vectorize(lambda x: isqrt(int(x)), otypes=[object])(n).astype(n.dtype)
     root = np.sqrt(n.astype(np.float64)).astype(np.int64)
-    return root - (root * root > n)
+    return np.asarray(root - (root * root > n))

@@ -44,30 +44,37 @@ WORD = 1 << 63
 
 
 def const(value: int) -> Index:
+    """An integer."""
     return intern(Const(value))
 
 
 def truth(value: bool) -> Index:
+    """A truth value."""
     return intern(Truth(value))
 
 
 def place(name: Literal["q", "k"]) -> Index:
+    """The position of this query or key."""
     return intern(Place(name))
 
 
 def head_index(name: str) -> Index:
+    """`head`, `kv_head` or `batch`."""
     return intern(HeadIndex(name))
 
 
 def extent(name: str) -> Index:
+    """A size known at the call."""
     return intern(Extent(name))
 
 
 def var(name: str, serial: int) -> Var:
+    """The variable of an aggregate."""
     return intern(Var(name, serial))
 
 
 def lookup(tensor: Tensor, indices: tuple[Index, ...]) -> Index:
+    """An element of an input."""
     return intern(Lookup(tensor, indices))
 
 
@@ -81,6 +88,7 @@ def data_read(data: Data, indices: tuple[Index, ...]) -> Index:
 
 
 def coord(position: Index, offset: Index, stride: Index, modulus: Index | None, name: str) -> Index:
+    """A coordinate of a position; see `ir.Coord`."""
     return intern(Coord(position, offset, stride, modulus, name))
 
 
@@ -139,6 +147,7 @@ def _join_quotients(total: dict[Index, int]) -> None:
 
 
 def add(*nodes: Index) -> Index:
+    """The sum of any number of nodes."""
     terms: list[tuple[Index, int]] = []
     constant = 0
     for node in nodes:
@@ -155,10 +164,12 @@ def times(node: Index, factor: int) -> Index:
 
 
 def sub(a: Index, b: Index) -> Index:
+    """`a - b`."""
     return add(a, times(b, -1))
 
 
 def mul(a: Index, b: Index) -> Index:
+    """`a * b`."""
     if isinstance(a, Const):
         return times(b, a.value)
     if isinstance(b, Const):
@@ -179,6 +190,7 @@ def _split(node: Index, divisor: int) -> tuple[Index, Index]:
 
 
 def floordiv(a: Index, b: Index) -> Index:
+    """`a // b`, rounding down."""
     if not isinstance(b, Const) or b.value <= 0:
         if isinstance(a, Const) and isinstance(b, Const) and b.value:
             return const(a.value // b.value)
@@ -202,6 +214,7 @@ def floordiv(a: Index, b: Index) -> Index:
 
 
 def mod(a: Index, b: Index) -> Index:
+    """`a % b`, with the sign of b."""
     if not isinstance(b, Const) or b.value <= 0:
         if isinstance(a, Const) and isinstance(b, Const) and b.value:
             return const(a.value % b.value)
@@ -218,7 +231,7 @@ def mod(a: Index, b: Index) -> Index:
 
 
 def power(base: Index, exponent: Index) -> Index:
-    """`base ** exponent` for an exponent ≥ 0; a constant result must fit 64 bits, else it stays and faults where asked."""
+    """`base ** exponent` for an exponent ≥ 0. A constant past 64 bits stays, and faults where it is asked."""
     if isinstance(exponent, Const) and exponent.value in (0, 1):
         return const(1) if exponent.value == 0 else base
     if isinstance(base, Const) and base.value == 1:
@@ -255,14 +268,17 @@ def _beats(op: str, a: Index, b: Index) -> bool:
 
 
 def minimum(*nodes: Index) -> Index:
+    """The least; of two that differ by a constant, one is kept."""
     return _extreme("min", nodes)
 
 
 def maximum(*nodes: Index) -> Index:
+    """The greatest; of two that differ by a constant, one is kept."""
     return _extreme("max", nodes)
 
 
 def absolute(node: Index) -> Index:
+    """The absolute value."""
     if isinstance(node, Const):
         return const(abs(node.value))
     opposite = times(node, -1)  # |x| = |-x|: keep one of the two
@@ -313,10 +329,12 @@ def zero(node: Index) -> Index:
 
 
 def less_equal(a: Index, b: Index) -> Index:
+    """`a <= b`."""
     return nonnegative(sub(b, a))
 
 
 def less(a: Index, b: Index) -> Index:
+    """`a < b`."""
     return nonnegative(add(b, times(a, -1), const(-1)))
 
 
@@ -328,6 +346,7 @@ def equal(a: Index, b: Index) -> Index:
 
 
 def negation(node: Index) -> Index:
+    """`not node`."""
     match node:
         case Truth():
             return truth(not node.value)
@@ -361,14 +380,17 @@ def _closed(op: Literal["and", "or"], kept: dict[Index, None], end: Index) -> In
 
 
 def conjunction(*nodes: Index) -> Index:
+    """`and` of any number of nodes, left to right."""
     return _junction("and", nodes)
 
 
 def disjunction(*nodes: Index) -> Index:
+    """`or` of any number of nodes, left to right."""
     return _junction("or", nodes)
 
 
 def choice(condition: Index, then: Index, otherwise: Index) -> Index:
+    """`then if condition else otherwise`."""
     if isinstance(condition, Truth):
         return then if condition.value else otherwise
     if then is otherwise:
@@ -386,9 +408,14 @@ def choice(condition: Index, then: Index, otherwise: Index) -> Index:
 
 
 def reduce(
-    op: Literal["sum", "min", "max", "any", "all"], variable: Var, low: Index, high: Index, condition: Index, body: Index
+    op: Literal["sum", "min", "max", "any", "all"],
+    variable: Var,
+    low: Index,
+    high: Index,
+    condition: Index,
+    body: Index,
 ) -> Index:
-    """An aggregate; a short one with constant ends is written out (not min and max under a condition: they may be empty)."""
+    """An aggregate. A short one with constant ends is written out, but for min and max that may be empty."""
     bounded = isinstance(low, Const) and isinstance(high, Const)
     if bounded and (op not in ("min", "max") or isinstance(condition, Truth)):
         assert isinstance(low, Const)
@@ -400,7 +427,7 @@ def reduce(
 
 
 def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Index) -> Index:
-    from attnc.compiler.rewrite import substitute  # noqa: PLC0415  rewriting rebuilds with these constructors
+    from attnc.compiler.rewrite import substitute
 
     bodies = [substitute(body, {variable: const(i)}) for i in trips]
     conditions = [substitute(condition, {variable: const(i)}) for i in trips]

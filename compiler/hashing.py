@@ -20,7 +20,7 @@ def mix(values: NDArray[np.int64] | Hash) -> Hash:
     x = values.astype(np.uint64) + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * _M1
     x = (x ^ (x >> np.uint64(27))) * _M2
-    return x ^ (x >> np.uint64(31))
+    return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def combine(*hashes: Hash) -> Hash:
@@ -32,4 +32,4 @@ def combine(*hashes: Hash) -> Hash:
 def constant_hash(value: object) -> Hash:
     """The hash of a name, number or tuple of numbers, as one entry."""
     digest = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()
-    return np.frombuffer(digest, dtype=np.uint64).copy()
+    return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)

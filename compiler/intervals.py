@@ -1,9 +1,9 @@
 """Interval analysis, vectorised over boxes: is a relation empty, full or partial there, and which boxes look alike?
 
-Beside the interval of a value stands its decomposition `value = shape + offset`, where `shape` is a 64-bit hash of a function
-of the place inside the box and `offset` an exact integer of the box. Two boxes whose undecided comparisons have equal
-shapes and equal offsets hold the same relation, so a mask computed for one serves the other: a translation class. What a box
-decides (`true`, `false`) does not enter the key. Bounds saturate at ±2^61, which reads as "unbounded".
+Beside the interval of a value stands its decomposition `value = shape + offset`, where `shape` is a 64-bit hash of a
+function of the place inside the box and `offset` an exact integer of the box. Two boxes whose undecided comparisons
+have equal shapes and equal offsets hold the same relation, so a mask computed for one serves the other: a translation
+class. What a box decides (`true`, `false`) does not enter the key. Bounds saturate at ±2^61: "unbounded".
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Analysis:
             "q": _leaf("q", boxes.q_low, boxes.q_high),
             "k": _leaf("k", boxes.k_low, boxes.k_high),
         }
-        self._here = combine(constant_hash("here"), mix(boxes.q_low), mix(boxes.q_high), mix(boxes.k_low), mix(boxes.k_high))
+        self._here = combine(
+            constant_hash("here"), mix(boxes.q_low), mix(boxes.q_high), mix(boxes.k_low), mix(boxes.k_high)
+        )
         self._variables: dict[Var, Ints] = {}
         self._ints: dict[Index, Ints] = {}
         self._truths: dict[Index, Truths] = {}
@@ -156,7 +158,10 @@ class Analysis:
         agreed = np.where(then.state == otherwise.state, then.state, UNKNOWN)
         state = _pick(condition.state, then.state, otherwise.state, agreed).astype(np.int8)
         key = _pick(
-            condition.state, then.key, otherwise.key, combine(constant_hash("if"), condition.key, then.key, otherwise.key)
+            condition.state,
+            then.key,
+            otherwise.key,
+            combine(constant_hash("if"), condition.key, then.key, otherwise.key),
         )
         return _decided(state, key)
 
@@ -187,10 +192,8 @@ class Analysis:
         match node:
             case Const():
                 return _constant(node.value)
-            case Place():
-                return self._places[node.name]
-            case Var():
-                return self._variables[node]
+            case Place() | Var():
+                return self._places[node.name] if isinstance(node, Place) else self._variables[node]
             case Linear():
                 return self._linear(node)
             case Coord():
@@ -372,8 +375,8 @@ class Analysis:
         return Ints(low, high, np.where(point, _ZERO, shape), np.where(point, low, 0))
 
     def _opaque(self, op: str, low: int, high: int, name: Hash, index: Ints) -> Ints:
-        bounds = (self._clipped(np.array([b if abs(b) < LIMIT else LIMIT], dtype=np.int64)) for b in (low, high))
-        value = self._mixed(op, *bounds, index)
+        ends = [self._clipped(np.array([max(-LIMIT, min(LIMIT, end))], dtype=np.int64)) for end in (low, high)]
+        value = self._mixed(op, ends[0], ends[1], index)
         return Ints(value.low, value.high, combine(value.shape, name), value.offset)
 
 
@@ -418,7 +421,7 @@ def _sum_hash(a: Hash, b: Hash) -> Hash:
 
 def _wrapped_product(offset: Int64, factor: int) -> Int64:
     """Offsets are compared modulo 2^64."""
-    return (offset.astype(np.uint64) * np.uint64(factor % (1 << 64))).astype(np.int64)
+    return np.asarray(offset.astype(np.uint64) * np.uint64(factor % (1 << 64)), dtype=np.uint64).astype(np.int64)
 
 
 def _is_positive_constant(b: Ints) -> bool:
@@ -448,7 +451,7 @@ def _function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
 
 def _bit_length(n: Int64) -> Int64:
     """An upper bound above 2^53 (frexp rounds up to the next power of two), exact below."""
-    return np.frexp(n.astype(np.float64))[1].astype(np.int64)
+    return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
 
 
 def _root(n: Int64) -> Int64:
@@ -459,11 +462,15 @@ def _root(n: Int64) -> Int64:
 def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
     size = np.maximum(np.abs(base.low), np.abs(base.high)).astype(np.float64)
     with np.errstate(over="ignore"):
-        top = np.minimum(np.power(np.maximum(size, 1.0), np.maximum(exponent.high, 0).astype(np.float64)) + 1, float(LIMIT))
+        top = np.minimum(
+            np.power(np.maximum(size, 1.0), np.maximum(exponent.high, 0).astype(np.float64)) + 1, float(LIMIT)
+        )
         floor_exponent = np.clip(exponent.low, 0, 64).astype(np.float64)
         bottom = np.minimum(np.power(np.maximum(base.low, 0).astype(np.float64), floor_exponent), float(LIMIT))
     high = _power_exact(base.high, exponent.high, top)
-    low = np.where(base.low >= 0, _power_exact(base.low, np.clip(exponent.low, 0, 64), np.floor(bottom * (1 - 1e-9))), -high)
+    low = np.where(
+        base.low >= 0, _power_exact(base.low, np.clip(exponent.low, 0, 64), np.floor(bottom * (1 - 1e-9))), -high
+    )
     zero_base = (base.low == 0) & (exponent.high > 0)
     return np.where(zero_base, 0, low), np.maximum(high, 1)
 
@@ -471,7 +478,9 @@ def _power_bounds(base: Ints, exponent: Ints) -> tuple[Int64, Int64]:
 def _power_exact(base: Int64, exponent: Int64, fallback: NDArray[np.float64]) -> Int64:
     """Small powers of a nonnegative base exactly, others as the float bound."""
     small = (fallback < float(1 << 52)) & (base >= 0) & (exponent >= 0)
-    exact = np.round(np.power(np.where(small, base, 1).astype(np.float64), np.where(small, exponent, 0).astype(np.float64)))
+    exact = np.round(
+        np.power(np.where(small, base, 1).astype(np.float64), np.where(small, exponent, 0).astype(np.float64))
+    )
     return np.where(small, exact, np.minimum(fallback, float(LIMIT))).astype(np.int64)
 
 
@@ -489,4 +498,4 @@ def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
 def _next_power(a: Ints, b: Ints) -> Int64:
     size = np.maximum(np.maximum(np.abs(a.low), np.abs(a.high)), np.maximum(np.abs(b.low), np.abs(b.high)))
     bits = np.minimum(_bit_length(size) + 1, 61)
-    return np.left_shift(np.int64(1), bits)
+    return np.asarray(np.left_shift(np.int64(1), bits), dtype=np.int64)

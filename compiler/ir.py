@@ -1,17 +1,17 @@
 """The pattern IR: frozen nodes, interned by structure, so that equal nodes are one object.
 
-Exact expressions (`Index`) are integers and truth values only: a rational is a numerator over a positive denominator, and
-comparisons of rationals have been scaled to integers by the lowering. Build nodes with the folding constructors of
+Exact expressions (`Index`) are integers and truth values only: a rational is a numerator over a positive denominator,
+and comparisons of rationals have been scaled to integers by the lowering. Build nodes with the folding constructors of
 `compiler.fold`; print them with `compiler.print_ir`; `compiler.verify_ir` says what must hold of a `Pattern`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from threading import Lock
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -27,13 +27,23 @@ _lock = Lock()
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """Base of interned nodes. `digest` is the same in every process for the same structure."""
+    """Base of interned nodes. `digest` is the same in every process for the same structure (but for `Data`)."""
 
     digest: bytes = field(init=False, repr=False)
+    operand_fields: ClassVar[tuple[str, ...]] = ()
 
     def children(self) -> tuple[Index, ...]:
         """The operands, in order of evaluation."""
-        return ()
+        return tuple(_nodes(tuple(getattr(self, name) for name in self.operand_fields)))
+
+
+def _nodes(value: object) -> Iterator[Index]:
+    """The expressions in a field: itself, or those of a tuple."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _nodes(item)
+    elif isinstance(value, Node):
+        yield cast("Index", value)
 
 
 N = TypeVar("N", bound=Node)
@@ -111,70 +121,63 @@ class Var(Node):
 class Coord(Node):
     """`(position - offset) // stride % extent`: a coordinate; the slowest axis has no `extent` (and no remainder)."""
 
+    operand_fields = ("position", "offset", "stride", "extent")
+
     position: Index
     offset: Index
     stride: Index
     extent: Index | None
     name: str
 
-    def children(self) -> tuple[Index, ...]:
-        rest = () if self.extent is None else (self.extent,)
-        return (self.position, self.offset, self.stride, *rest)
-
 
 @dataclass(frozen=True, eq=False)
 class Linear(Node):
     """`Σ coefficient · term + constant`: the normal form of sums. Terms are distinct, not Linear, sorted by digest."""
 
+    operand_fields = ("terms",)
+
     terms: tuple[tuple[Index, int], ...]
     constant: int
-
-    def children(self) -> tuple[Index, ...]:
-        return tuple(term for term, _ in self.terms)
 
 
 @dataclass(frozen=True, eq=False)
 class Arith(Node):
     """mul floordiv mod pow min max abs isqrt bitlen bitand bitor xor; `//` and `%` floor; `pow` has exponent ≥ 0."""
 
+    operand_fields = ("operands",)
+
     op: str
     operands: tuple[Index, ...]
-
-    def children(self) -> tuple[Index, ...]:
-        return self.operands
 
 
 @dataclass(frozen=True, eq=False)
 class TableRead(Node):
     """An entry of a constant table."""
 
+    operand_fields = ("index",)
+
     values: tuple[int, ...]
     index: Index
-
-    def children(self) -> tuple[Index, ...]:
-        return (self.index,)
 
 
 @dataclass(frozen=True, eq=False)
 class Lookup(Node):
-    """An element of a tensor; one index for every dimension. Indices into token, key and query dimensions are positions."""
+    """An element of a tensor, one index for every dimension; those into token, key and query are positions."""
+
+    operand_fields = ("indices",)
 
     tensor: Tensor
     indices: tuple[Index, ...]
-
-    def children(self) -> tuple[Index, ...]:
-        return self.indices
 
 
 @dataclass(frozen=True, eq=False)
 class DataRead(Node):
     """An element of data at hand (a tensor's slice for one batch entry and head), after `specialise`."""
 
+    operand_fields = ("indices",)
+
     data: Data
     indices: tuple[Index, ...]
-
-    def children(self) -> tuple[Index, ...]:
-        return self.indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,15 +187,14 @@ class Reduce(Node):
     Of nothing: 0 for sum, false for any, true for all; min and max of nothing are faults.
     """
 
+    operand_fields = ("low", "high", "condition", "body")
+
     op: Literal["sum", "min", "max", "any", "all"]
     var: Var
     low: Index
     high: Index
     condition: Index
     body: Index
-
-    def children(self) -> tuple[Index, ...]:
-        return (self.low, self.high, self.condition, self.body)
 
 
 # --- exact expressions: truth values ---------------------------------------------------------------------------------
@@ -209,44 +211,40 @@ class Truth(Node):
 class Sign(Node):
     """`value >= 0` or `value == 0`: the normal form of comparisons."""
 
+    operand_fields = ("value",)
+
     op: Literal["ge", "eq"]
     value: Index
-
-    def children(self) -> tuple[Index, ...]:
-        return (self.value,)
 
 
 @dataclass(frozen=True, eq=False)
 class Bool(Node):
     """n-ary `and` or `or`, left to right: a later operand is asked only where the earlier ones leave it open."""
 
+    operand_fields = ("operands",)
+
     op: Literal["and", "or"]
     operands: tuple[Index, ...]
-
-    def children(self) -> tuple[Index, ...]:
-        return self.operands
 
 
 @dataclass(frozen=True, eq=False)
 class Not(Node):
     """Negation."""
 
-    operand: Index
+    operand_fields = ("operand",)
 
-    def children(self) -> tuple[Index, ...]:
-        return (self.operand,)
+    operand: Index
 
 
 @dataclass(frozen=True, eq=False)
 class Choice(Node):
     """`then if condition else otherwise`, of integers or of truth values; only the chosen side is asked."""
 
+    operand_fields = ("condition", "then", "otherwise")
+
     condition: Index
     then: Index
     otherwise: Index
-
-    def children(self) -> tuple[Index, ...]:
-        return (self.condition, self.then, self.otherwise)
 
 
 Index = (
@@ -292,7 +290,7 @@ def is_truth(node: Index) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Tensor(Node):
-    """An input of each call; `dims` are fixed names (batch head kv_head query key token), new sizes' names, or numbers."""
+    """An input of each call; `dims` are fixed names (batch head kv_head query key token), new sizes, or numbers."""
 
     name: str
     kind: Literal["int", "bool"]
@@ -301,7 +299,7 @@ class Tensor(Node):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Data:
-    """An array of int64 or bool that a relation reads; identity is equality. `cache` keeps what analysis derives from it."""
+    """An array of int64 or bool that a relation reads; identity is equality. `cache` keeps what analysis derives."""
 
     name: str
     array: NDArray[Any]
@@ -398,6 +396,6 @@ class Pattern:
         return next(node for node in self.nodes if node.name == self.result)
 
     def __str__(self) -> str:
-        from attnc.compiler.print_ir import print_pattern  # noqa: PLC0415  the printer knows the nodes
+        from attnc.compiler.print_ir import print_pattern
 
         return print_pattern(self)

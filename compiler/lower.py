@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Literal, cast
 
 from attnc.compiler import fold, ir
 from attnc.compiler.lower_expression import Lowering, Scope
@@ -50,7 +50,7 @@ def default_attend(visible: ir.Index) -> ir.Attend:
 
 def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
     assert item.type.kind in ("int", "bool")
-    kind = "bool" if item.type.kind == "bool" else "int"
+    kind: Literal["int", "bool"] = "bool" if item.type.kind == "bool" else "int"
     return ir.intern(ir.Tensor(item.name, kind, tuple(_dim(d, lowering) for d in item.type.dims)))
 
 

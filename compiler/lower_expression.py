@@ -242,7 +242,9 @@ def _nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
         assert op in ("sum", "min", "max", "any", "all")
         body = fold.reduce(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
         extreme = op in ("min", "max")
-        condition = fold.reduce("any", variable, low, high, fold.truth(True), condition) if extreme else fold.truth(True)
+        condition = (
+            fold.reduce("any", variable, low, high, fold.truth(True), condition) if extreme else fold.truth(True)
+        )
     return body
 
 
@@ -324,7 +326,7 @@ def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
     return exact.choice(condition, then, otherwise)
 
 
-def _apply(op: str, operands: tuple[Number, ...], span: Span) -> Number:  # noqa: C901  one case an operator
+def _apply(op: str, operands: tuple[Number, ...], span: Span) -> Number:
     match op, operands:
         case "neg", (a,):
             return exact.neg(a)
@@ -342,7 +344,7 @@ def _apply(op: str, operands: tuple[Number, ...], span: Span) -> Number:  # noqa
             return exact.mod(a, b)
         case "pow", (a, b):
             return exact.power(a, exact.floor(b))
-        case ("lt" | "le" | "gt" | "ge" | "eq" | "ne"), (a, b):
+        case (("lt" | "le" | "gt" | "ge" | "eq" | "ne"), (a, b)):
             return _compare(op, a, b)
         case _:
             return _function(op, operands, span)
@@ -382,7 +384,7 @@ def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
             n = exact.floor(a)
             one_bit = fold.zero(fold.function("bitand", n, fold.add(n, fold.const(-1))))
             return fold.conjunction(fold.less(fold.const(0), n), one_bit)
-        case ("isqrt" | "bitlen" | "bitand" | "bitor" | "xor"), _:
+        case (("isqrt" | "bitlen" | "bitand" | "bitor" | "xor"), _):
             return fold.function(op, *(exact.floor(a) for a in operands))
         case _:
             _unsupported(span, f"`{op}` in a relation")

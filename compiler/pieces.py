@@ -10,9 +10,22 @@ import numpy as np
 
 from attnc.compiler.ir import Index
 from attnc.compiler.plan import Mask, Piece, Strip
-from attnc.compiler.runs import Resolved, Run, find_runs, is_diagonal, resolve, run_mask, split_runs, staircases
+from attnc.compiler.runs import (
+    Resolved,
+    Run,
+    TooManyClassesError,
+    find_runs,
+    is_diagonal,
+    resolve,
+    run_mask,
+    split_runs,
+    staircases,
+)
 from attnc.compiler.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.spec.source import Span
+
+MAX_MASK_ELEMENTS = 1 << 23
+"""Elements of all shared masks of one cover; a relation that needs more has its masks evaluated as it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +42,7 @@ class Cover:
 def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
     """Pieces for a specialised relation on a tile grid.
 
-    Raises TooManyTiles or TooManyClasses where tiles of this size do not describe it, EvaluationError on a fault.
+    Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
     """
     resolved = resolve(relation, find_live_tiles(relation, grid), origins)
     steps, rest = staircases(find_runs(resolved.tiles), resolved)
@@ -43,7 +56,7 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the runs of one signature have in common: mask (None: nothing to do), and the keys that are left of the run."""
+    """What the runs of one signature have in common: the mask, and the keys of the run that it leaves."""
 
     mask: Literal["full", "causal"] | int
     left: int
@@ -111,6 +124,8 @@ class _Builder:
         for i, known in enumerate(self.masks):
             if known.shape == mask.shape and np.array_equal(known, mask):
                 return i
+        if sum(known.size for known in self.masks) + mask.size > MAX_MASK_ELEMENTS:
+            raise TooManyClassesError
         self.masks.append(mask)
         return len(self.masks) - 1
 
@@ -149,7 +164,7 @@ def _continues(group: list[Run], run: Run, grid: Grid) -> bool:
 
 
 def dense_cover(grid: Grid, tiles: LiveTiles | None) -> Cover:
-    """Every block of rows against its keys from the first to the last live tile, masks evaluated when the pieces run."""
+    """Blocks of rows against the keys from the first to the last live tile, masks evaluated when the pieces run."""
     pieces = []
     hulls = None if tiles is None else _hulls(tiles)
     for row in range(grid.rows):

@@ -42,9 +42,9 @@ class Piece:
     """One call of the kernel: stretch i of queries sees stretch i of keys (`queries.count == keys.count`).
 
     `mask`: "full" (all pairs), "causal" (row r of a stretch sees columns <= r; queries.length == keys.length),
-    "exact" (each stretch's mask is computed when the piece runs), or an index into `Plan.masks`, shared by all stretches.
-    `fresh`: no earlier piece of the group has written these rows; otherwise the result is merged by log-sum-exp. Rows of
-    a piece are all fresh or all not.
+    "exact" (each stretch's mask is computed when the piece runs), or an index into `Plan.masks`, shared by all
+    stretches. `fresh`: no earlier piece of the group has written these rows; otherwise the result is merged by
+    log-sum-exp. Rows of a piece are all fresh or all not.
     """
 
     queries: Strip
@@ -108,6 +108,6 @@ class Plan:
     exact_mask: ExactMask = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        from attnc.compiler.print_plan import print_plan  # noqa: PLC0415  the printer knows the plan
+        from attnc.compiler.print_plan import print_plan
 
         return print_plan(self)

@@ -1,7 +1,7 @@
 """What a piece costs on a CPU: measured rates of torch's flash kernel, in nanoseconds.
 
-Source: two threads of an AVX-512 + AMX machine, torch 2.13, head dimension 64 (shared notes, CPU.md, table 2.1). Only ratios
-matter here: they rank schedules.
+Source: two threads of an AVX-512 + AMX machine, torch 2.13, head dimension 64. Only ratios matter here: they rank
+schedules.
 """
 
 from __future__ import annotations

@@ -49,19 +49,23 @@ def _aligned(a: Number, b: Number) -> tuple[Index, Index, Index]:
 
 
 def add(a: Number, b: Number) -> Number:
+    """`a + b`."""
     x, y, d = _aligned(a, b)
     return _ratio(fold.add(x, y), d)
 
 
 def neg(a: Number) -> Number:
+    """`-a`."""
     return _ratio(fold.times(num(a), -1), den(a))
 
 
 def sub(a: Number, b: Number) -> Number:
+    """`a - b`."""
     return add(a, neg(b))
 
 
 def mul(a: Number, b: Number) -> Number:
+    """`a * b`."""
     return _ratio(fold.mul(num(a), num(b)), fold.mul(den(a), den(b)))
 
 
@@ -80,20 +84,24 @@ def _reduced(top: Index, bottom: int) -> Number | None:
 
 
 def floor(a: Number) -> Index:
+    """The largest integer not above a."""
     return fold.floordiv(num(a), den(a)) if isinstance(a, Rational) else a
 
 
 def ceil(a: Number) -> Index:
+    """The smallest integer not below a."""
     return fold.times(floor(neg(a)), -1)
 
 
 def floordiv(a: Number, b: Number) -> Index:
+    """`a // b`, an integer."""
     if isinstance(a, Rational) or isinstance(b, Rational):
         return floor(div(a, b))
     return fold.floordiv(a, b)
 
 
 def mod(a: Number, b: Number) -> Number:
+    """`a % b`, with the sign of b."""
     if isinstance(a, Rational) or isinstance(b, Rational):
         return sub(a, mul(b, floordiv(a, b)))
     return fold.mod(a, b)
@@ -112,37 +120,44 @@ def power(a: Number, e: Index) -> Number:
 
 
 def absolute(a: Number) -> Number:
+    """The absolute value."""
     return _ratio(fold.absolute(num(a)), den(a))
 
 
 def choice(condition: Index, a: Number, b: Number) -> Number:
+    """`a if condition else b`."""
     if not isinstance(a, Rational) and not isinstance(b, Rational):
         return fold.choice(condition, a, b)
     return _ratio(fold.choice(condition, num(a), num(b)), fold.choice(condition, den(a), den(b)))
 
 
 def minimum(a: Number, b: Number) -> Number:
+    """The smaller."""
     if not isinstance(a, Rational) and not isinstance(b, Rational):
         return fold.minimum(a, b)
     return choice(less_equal(a, b), a, b)
 
 
 def maximum(a: Number, b: Number) -> Number:
+    """The larger."""
     if not isinstance(a, Rational) and not isinstance(b, Rational):
         return fold.maximum(a, b)
     return choice(less_equal(b, a), a, b)
 
 
 def less_equal(a: Number, b: Number) -> Index:
+    """`a <= b`, as integers."""
     x, y, _ = _aligned(a, b)
     return fold.less_equal(x, y)
 
 
 def less(a: Number, b: Number) -> Index:
+    """`a < b`, as integers."""
     x, y, _ = _aligned(a, b)
     return fold.less(x, y)
 
 
 def equal(a: Number, b: Number) -> Index:
+    """`a == b`, as integers; also of two truth values."""
     x, y, _ = _aligned(a, b)
     return fold.equal(x, y)

@@ -37,7 +37,7 @@ def walk(root: Index) -> Iterator[Index]:
 
 
 def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
-    """`root` rebuilt bottom-up by the folding constructors; `change` may replace a node (its operands are new already)."""
+    """`root` rebuilt bottom-up by the folding constructors; `change` may replace a node (operands first)."""
     done: dict[Index, Index] = {}
     for node in walk(root):
         new = rebuild(node, tuple(done[child] for child in node.children()))

@@ -1,9 +1,10 @@
-"""Runs: for each tile row, the stretches of adjacent live tiles, named by a signature so that equal ones can share a mask."""
+"""Runs: for each tile row, its stretches of adjacent live tiles, with a signature by which equal ones share a mask."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,14 @@ from attnc.compiler import exact
 from attnc.compiler.hashing import combine, mix
 from attnc.compiler.ir import Index
 from attnc.compiler.plan import Mask
-from attnc.compiler.tiles import Grid, LiveTiles
+from attnc.compiler.tiles import LiveTiles
 from attnc.spec.source import Span
 
 MAX_CLASS_ELEMENTS = 1 << 25
 """Mask elements evaluated at most to resolve the classes of partial tiles."""
 
 
-class TooManyClasses(Exception):
+class TooManyClassesError(Exception):
     """The partial tiles are mostly unlike each other: shared masks do not describe the relation."""
 
 
@@ -68,12 +69,12 @@ class Resolved:
 def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) -> Resolved:
     """Evaluate one member of every class of partial tiles.
 
-    Raises TooManyClasses when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
+    Raises TooManyClassesError when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
     """
     grid = tiles.grid
     kinds, first, members = np.unique(tiles.kind, return_index=True, return_counts=True)
     if len(kinds) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
-        raise TooManyClasses
+        raise TooManyClassesError
     masks: dict[int, Mask] = {}
     visible = _full_elements(tiles)
     become_full, become_empty = [], []
@@ -120,10 +121,7 @@ def find_runs(tiles: LiveTiles) -> list[Run]:
     signature = np.add.reduceat(combine(kind, mix(column - origin), mix(count)), first)
     parts = [Part(*p) for p in zip(column.tolist(), count.tolist(), kind.tolist(), strict=True)]
     bounds = [*first.tolist(), len(row)]
-    return [
-        Run(int(row[a]), tuple(parts[a:b]), int(signature[i]))
-        for i, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))
-    ]
+    return [Run(int(row[a]), tuple(parts[a:b]), int(signature[i])) for i, (a, b) in enumerate(pairwise(bounds))]
 
 
 Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
@@ -164,7 +162,7 @@ def split_runs(runs: list[Run]) -> list[Run]:
 
 SHARED = 4
 LONG_FULL = 4
-"""A full stretch of at least this many tiles, in a run that fewer than SHARED rows share, becomes a piece of its own."""
+"""A full stretch of at least this many tiles, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
 
 
 def _long_full(run: Run) -> bool:
@@ -194,7 +192,7 @@ def is_diagonal(mask: Mask) -> bool:
 
 
 def staircases(runs: list[Run], resolved: Resolved) -> tuple[list[list[Run]], list[Run]]:
-    """Groups of runs in adjacent rows that start at one column, are full, and end in the diagonal tile; and the rest."""
+    """Groups of runs in adjacent rows, full from one column to the diagonal tile that ends them; and the rest."""
     diagonal = {kind for kind, mask in resolved.masks.items() if is_diagonal(mask)}
     groups: list[list[Run]] = []
     rest: list[Run] = []

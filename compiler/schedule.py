@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from attnc.compiler import rates
+from attnc.compiler.formulas import closed_cover
 from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
 from attnc.compiler.pieces import Cover, cover, dense_cover
 from attnc.compiler.rewrite import walk
-from attnc.compiler.runs import TooManyClasses
-from attnc.compiler.tiles import Grid, TooManyTiles, find_live_tiles
+from attnc.compiler.runs import TooManyClassesError
+from attnc.compiler.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.spec.source import Span
 
 MAX_PIECES = 4096
@@ -51,14 +52,19 @@ class Choice:
 
 
 def choose(problem: Problem) -> Choice:
-    """The cheapest cover by the cost model."""
+    """The cheapest cover by the cost model; where a formula covers the relation there is nothing to compare."""
+    grid = _grid(problem, tile_sizes(problem)[0])
+    closed = closed_cover(problem.relation, grid)
+    if closed is not None:
+        reason = f"{_described(closed, grid)}, by formula"
+        return Choice(closed, grid, _cost(problem, closed), "pieces", (reason,))
     tried: list[Choice] = []
     notes: list[str] = []
     for tile in tile_sizes(problem):
         grid = _grid(problem, tile)
         try:
             found = cover(problem.relation, grid, problem.origins)
-        except (TooManyTiles, TooManyClasses) as refusal:
+        except (TooManyTilesError, TooManyClassesError) as refusal:
             notes.append(f"tiles of {tile}: {_why(refusal)}")
             continue
         if len(found.pieces) > MAX_PIECES:
@@ -66,14 +72,24 @@ def choose(problem: Problem) -> Choice:
             continue
         tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
     fallback = None if tried else "; ".join(notes)
-    tried.append(_dense(problem))
+    if not _near_bound(problem, tried):
+        tried.append(_dense(problem))
     best = min(tried, key=lambda choice: choice.cost)
     others = tuple(
-        f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {other.cost / best.cost:.2f} × the estimated time"
+        f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {other.cost / best.cost:.2f} × its estimate"
         for other in tried
         if other is not best
     )
     return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
+
+
+NEAR = 2.0
+"""Within this factor of the time of the visible pairs alone, dense row blocks are not worth costing."""
+
+
+def _near_bound(problem: Problem, tried: list[Choice]) -> bool:
+    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes
+    return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.CALL) for c in tried)
 
 
 def tile_sizes(problem: Problem) -> tuple[int, ...]:
@@ -122,9 +138,11 @@ def _dense(problem: Problem) -> Choice:
     grid = Grid(problem.n_q, problem.n_k, rows, rows)
     try:
         found = dense_cover(grid, find_live_tiles(problem.relation, grid))
-    except TooManyTiles:
+    except TooManyTilesError:
         found = dense_cover(grid, None)
-    reason = f"blocks of {rows} rows against the keys between their first and last live tile, masks evaluated as they run"
+    reason = (
+        f"blocks of {rows} rows against the keys between their first and last live tile, masks evaluated as they run"
+    )
     return Choice(found, grid, _cost(problem, found), "dense by row blocks", (reason,))
 
 
@@ -143,6 +161,6 @@ def _described(found: Cover, grid: Grid) -> str:
 
 
 def _why(refusal: Exception) -> str:
-    if isinstance(refusal, TooManyTiles):
+    if isinstance(refusal, TooManyTilesError):
         return "nearly every tile is undecided"
     return "the partial tiles are too unlike each other to share masks"

@@ -37,21 +37,19 @@ class Sizes:
 
 
 class Slices:
-    """The inputs of one call, cut for a batch entry and head; equal cuts are one `Data`, so that relations compare."""
+    """The inputs of one call, cut for a batch entry; equal cuts are one `Data`, so that relations compare."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         self._tensors = tensors
         self._cuts: dict[tuple[object, ...], Data] = {}
 
-    def cut(self, tensor: Tensor, batch: int, head: int, group: int, window: Window) -> Data:
-        """The tensor without its batch and head dimensions, and with the window's tokens only."""
-        at = []
+    def cut(self, tensor: Tensor, batch: int, window: Window) -> Data:
+        """The tensor without its batch dimension, and with the window's tokens only."""
+        at: list[int | slice] = []
         for dim in tensor.dims:
             match dim:
                 case "batch":
                     at.append(batch)
-                case "head" | "kv_head":
-                    raise AssertionError("head dimensions are indexed, not cut")
                 case "token" | "key":
                     at.append(slice(window.key, window.key + window.n_k))
                 case "query":
@@ -61,8 +59,10 @@ class Slices:
         key = (tensor, *((a.start, a.stop) if isinstance(a, slice) else a for a in at))
         if key not in self._cuts:
             array = self._tensors[tensor.name]
-            at_batch = [0 if d == "batch" and n == 1 else a for a, d, n in zip(at, tensor.dims, array.shape, strict=True)]
-            self._cuts[key] = Data(tensor.name, np.ascontiguousarray(array[tuple(at_batch)]))
+            at_batch = [
+                0 if d == "batch" and n == 1 else a for a, d, n in zip(at, tensor.dims, array.shape, strict=True)
+            ]
+            self._cuts[key] = Data(tensor.name, np.asarray(array[tuple(at_batch)], order="C"))
         return self._cuts[key]
 
 
@@ -81,22 +81,20 @@ def specialise(
             case Place(name="q"):
                 return fold.add(node, fold.const(window.shift))
             case Lookup():
-                return _read(node, slices, window, batch, head, group)
+                return _read(node, slices, window, batch)
             case _:
                 return None
 
     return rewrite(relation, change)
 
 
-def _read(node: Lookup, slices: Slices, window: Window, batch: int, head: int, group: int) -> Index:
+def _read(node: Lookup, slices: Slices, window: Window, batch: int) -> Index:
     indices = []
-    dims = []
     for dim, index in zip(node.tensor.dims, node.indices, strict=True):
         if dim == "batch":
             continue
-        dims.append(dim)
         indices.append(fold.sub(index, fold.const(window.shift)) if dim == "query" else index)
-    data = slices.cut(node.tensor, batch, head, group, window)
+    data = slices.cut(node.tensor, batch, window)
     return fold.data_read(data, tuple(indices))
 
 

@@ -17,13 +17,13 @@ CHUNK = 1 << 16
 """Boxes analysed at once; bounds the memory of the descent."""
 
 
-class TooManyTiles(Exception):
+class TooManyTilesError(Exception):
     """The relation has more undecided tiles than the budget: tiles of this size do not describe it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The matrix of n_q rows and n_k keys in tiles; key tiles start at `k_origin` (≤ 0), so that a diagonal meets corners."""
+    """n_q rows and n_k keys in tiles. Key tiles start at `k_origin` (≤ 0), so that a diagonal can meet corners."""
 
     n_q: int
     n_k: int
@@ -78,7 +78,7 @@ class LiveTiles:
 def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveTiles:
     """The live tiles of a specialised relation.
 
-    Raises TooManyTiles when more than `budget` boxes of one level stay undecided.
+    Raises TooManyTilesError when more than `budget` boxes of one level stay undecided.
     """
     levels = max(grid.rows, grid.columns, 1) - 1
     level = levels.bit_length()
@@ -90,7 +90,7 @@ def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveT
             undecided.extend(_visit(relation, grid, level, rows, columns, found))
         frontier = undecided
         if sum(len(rows) for rows, _ in frontier) > budget:
-            raise TooManyTiles
+            raise TooManyTilesError
         level -= 1
     return _sorted(grid, found)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attnc.compiler.build_plan import Relations
 from attnc.compiler.lower import lower
 from attnc.compiler.plan import Plan
 from attnc.runtime import autograd, reference
-from attnc.runtime.call import FLOATS, Sizes, call_shape, check_tensors, refuse_options
+from attnc.runtime.call import FLOATS, Sizes, call_shape, check_are_tensors, check_tensors, refuse_options
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import Found, ModuleLoader, find
 from attnc.runtime.plans import PlanCache
@@ -50,8 +50,8 @@ def compile_attention(
 ) -> Attention:
     """The attention that a spec describes.
 
-    `spec`: text with a newline is source; a path, or a string that ends in `.attn` or reads `file.attn:name`, is a file;
-    anything else names a pattern of the library. `params` are the pattern's parameters, `preset` one of its named sets.
+    `spec`: text with a newline is source; a path, or a string that ends in `.attn` or reads `file.attn:name`, is a
+    file; anything else names a pattern of the library. `params` are its parameters, `preset` one of its named sets.
     `backend`: "auto", "cpu", or "reference" (dense, differentiable as often as torch can). `strict`: raise
     UnsupportedError rather than run where no tile plan exists. Results are the same bits for the same input, whatever
     `deterministic` says; `tune` is "model" until there is something to tune.
@@ -124,6 +124,30 @@ class Attention:
 
     # --- running it ---
 
+    @overload
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        **inputs: object,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[True],
+        **inputs: object,
+    ) -> tuple[Tensor, Tensor]: ...
+
     def __call__(
         self,
         q: Tensor,
@@ -142,15 +166,44 @@ class Attention:
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
         refuse_options(self._pattern, inputs)
+        check_are_tensors(q=q, k=k, v=v)
+        dense = self._options.backend == "reference"
+        if not dense:
+            refuse_transforms(q, k, v)
         q, k, v = cast_for_autocast(q, k, v)
         sizes = check_tensors(q, k, v)
         factor = _scale(scale, sizes.dk)
-        if self._options.backend == "reference":
+        if dense:
             return _result(reference.attend(q, k, v, self._relations(sizes, inputs), factor), return_lse)
         self._check_device(q)
-        refuse_transforms(q, k, v)
         plan = self._plan(sizes, inputs)
         return _result(autograd.attend(q, k, v, plan, factor), return_lse)
+
+    @overload
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        dtype: torch.dtype | None = None,
+        **inputs: object,
+    ) -> Tensor: ...
+
+    @overload
+    def reference(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[True],
+        dtype: torch.dtype | None = None,
+        **inputs: object,
+    ) -> tuple[Tensor, Tensor]: ...
 
     def reference(
         self,
@@ -163,10 +216,11 @@ class Attention:
         dtype: torch.dtype | None = None,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The same call, dense, straight from the relation, computed and returned in `dtype` (the tensors' own if None)."""
+        """The same call, dense, straight from the relation, in `dtype` (None: the tensors' own)."""
         refuse_options(self._pattern, inputs)
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
+        check_are_tensors(q=q, k=k, v=v)
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         sizes = check_tensors(q, k, v)
@@ -224,9 +278,9 @@ class Attention:
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
-        from attnc.runtime.picture import draw, to_svg  # noqa: PLC0415  needed here only
+        from attnc.runtime.picture import draw, to_svg
 
-        return to_svg(draw(self, n, head=head, **inputs))
+        return to_svg(draw(self, n, None, head=head, **inputs))
 
     # --- inside ---
 
@@ -244,20 +298,20 @@ class Attention:
         dtype: torch.dtype = torch.float32,
     ) -> Sizes:
         n_k = n_q if n_k is None else n_k
-        for name, value in (("n_q", n_q), ("n_k", n_k), ("head_dim", head_dim)):
-            if not isinstance(value, int) or value < (1 if name == "head_dim" else 0):
-                raise ArgumentError(f"{name} is {value!r}: it must be a whole number, not negative")
         known = self._known_counts(inputs)
-        heads = heads or max(known.get("head", 1), at_least)
-        kv_heads = kv_heads or known.get("kv_head", heads)
+        heads = max(known.get("head", 1), at_least) if heads is None else heads
+        kv_heads = known.get("kv_head", heads) if kv_heads is None else kv_heads
+        batch = known.get("batch", 1) if batch is None else batch
+        _check_counts(0, n_q=n_q, n_k=n_k)
+        _check_counts(1, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim)
         if heads % kv_heads:
             raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
-        batch = batch or known.get("batch", 1)
         return Sizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, str(dtype).removeprefix("torch."))
 
     def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
         """Batch and heads as far as inputs and per-head parameters tell."""
-        counts: dict[str, int] = {"head": length for _, length in self._pattern.head_lists}
+        counts: dict[str, int] = {}
+        counts.update(("head", length) for _, length in self._pattern.head_lists)
         for tensor in self._pattern.tensors:
             shape = getattr(inputs.get(tensor.name), "shape", ())
             counts.update({str(dim): int(size) for dim, size in zip(tensor.dims, shape, strict=False)})
@@ -292,6 +346,14 @@ def _restored(
     """An `Attention` from its pickled spec."""
     loader = ModuleLoader(None, dict(modules))
     return Attention(bind(load_program(source, loader, name), values), options, modules)
+
+
+def _check_counts(least: int, **counts: object) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArgumentTypeError(f"{name} is {value!r}: it must be a whole number")
+        if value < least:
+            raise ArgumentError(f"{name} is {value}: it must be at least {least}")
 
 
 def _scale(scale: float | None, dk: int) -> float:

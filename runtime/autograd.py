@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, NoReturn, cast
 
 import torch
@@ -23,13 +24,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[T
     return cast("tuple[Tensor, Tensor]", results)
 
 
+def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+    return cpu.forward(q, k, v, plan, scale)
+
+
+# torch asks for the signature at every call, which takes as long as the kernel does on a few tokens unless it is here.
+_forward.__signature__ = signature(_forward)  # type: ignore[attr-defined]
+
+
 class TiledAttention(torch.autograd.Function):
     """`cpu.forward` and `cpu.backward`. It keeps q, k, v, out and LSE, and nothing else."""
 
-    @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-        """See `attend`."""
-        return cpu.forward(q, k, v, plan, scale)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

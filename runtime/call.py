@@ -1,4 +1,4 @@
-"""Checking a call: tensors, sizes, inputs and options become a `CallShape`, or a typed error that names what is wrong."""
+"""Checking a call: tensors, sizes and inputs become a `CallShape`, or a typed error that names what is wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REFUSED: Mapping[str, str] = {
     "dropout_p": "dropout on attention weights is not supported; apply dropout to the output",
     "dropout": "dropout on attention weights is not supported; apply dropout to the output",
     "enable_gqa": "grouped heads are recognised by the shapes; leave it out",
-    "cu_seqlens": "packed sequences by cu_seqlens are not supported yet; give document ids to a pattern with `documents`",
+    "cu_seqlens": "packed sequences by cu_seqlens are not supported yet; a pattern with `documents` takes ids",
     "state": "this pattern has no state; recurrences are not supported yet",
     "return_state": "this pattern has no state; recurrences are not supported yet",
 }
@@ -64,7 +64,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
     heads, kv_heads = q.shape[1], k.shape[1]
     if (kv_heads == 0 and heads) or (kv_heads and heads % kv_heads):
         raise ArgumentError(
-            f"q has {heads} heads (dimension 1) and k has {kv_heads}: the query heads must be a multiple of the kv heads"
+            f"q has {heads} heads (dimension 1) and k has {kv_heads}: query heads must be a multiple of kv heads"
         )
     if q.shape[3] == 0:
         raise ArgumentError("q has head dimension 0 (dimension 3): it must be at least 1")
@@ -72,19 +72,26 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
     return Sizes(q.shape[2], k.shape[2], q.shape[0], heads, kv_heads, q.shape[3], v.shape[3], dtype)
 
 
-def _check_tensor(name: str, tensor: object) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ArgumentTypeError(f"{name} is {type(tensor).__name__}: it must be a torch tensor")
+def check_are_tensors(**given: object) -> None:
+    """Raise ArgumentTypeError for the first that is no tensor."""
+    for name, tensor in given.items():
+        if not isinstance(tensor, Tensor):
+            raise ArgumentTypeError(f"{name} is {type(tensor).__name__}: it must be a torch tensor")
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.layout != torch.strided:
         raise ArgumentTypeError(f"{name} is {tensor.layout}: it must be a dense (strided) tensor")
     if tensor.dim() != 4:
         raise ArgumentError(
-            f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}: it must have 4, (batch, heads, tokens, "
-            f"head dimension); use unsqueeze(0) for a missing batch"
+            f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}: it must have 4, (batch, heads, "
+            f"tokens, head dimension); use unsqueeze(0) for a missing batch"
         )
     if tensor.dtype not in FLOATS:
         known = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
-        raise ArgumentTypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}: it must be one of {known}")
+        raise ArgumentTypeError(
+            f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}: it must be one of {known}"
+        )
 
 
 def _same(what: str, q: object, k: object, v: object, error: type[Exception]) -> None:
@@ -95,7 +102,7 @@ def _same(what: str, q: object, k: object, v: object, error: type[Exception]) ->
 def _equal(what: str, a: str, size_a: int, dim_a: int, b: str, size_b: int, dim_b: int) -> None:
     if size_a != size_b:
         raise ArgumentError(
-            f"{a} and {b} disagree on {what}: {a} has {size_a} (dimension {dim_a}), {b} has {size_b} (dimension {dim_b})"
+            f"{a} and {b} disagree on {what}: {a} has {size_a} (dimension {dim_a}), {b} {size_b} (dimension {dim_b})"
         )
 
 
@@ -103,13 +110,18 @@ def refuse_options(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
     """Raise UnsupportedError for an option that attention functions elsewhere have and this one has not."""
     own = {tensor.name for tensor in pattern.tensors}
     for name, value in given.items():
-        if name in REFUSED and name not in own and value not in (None, False, 0.0):
+        if name in REFUSED and name not in own and not _is_off(value):
             raise UnsupportedError(f"{name}: {REFUSED[name]}")
+
+
+def _is_off(value: object) -> bool:
+    """Whether an option says no: None, False or 0."""
+    return value is None or (isinstance(value, bool | int | float) and not value)
 
 
 def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -> CallShape:
     """Everything a plan depends on. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
-    inputs = _inputs(pattern, {n: v for n, v in given.items() if n not in REFUSED or v not in (None, False, 0.0)})
+    inputs = _inputs(pattern, {n: v for n, v in given.items() if n not in REFUSED or not _is_off(v)})
     named = {
         "heads": sizes.heads,
         "kv_heads": sizes.kv_heads,
@@ -202,13 +214,13 @@ def _check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
     if pattern.align is None and pattern.needs_align:
         raise ArgumentError(
             f"q has {n_q} tokens and k has {n_k} (dimension 2), and `{pattern.name}` does not say how they meet: "
-            f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` query 0 at key 0; "
-            f"write one of them in the pattern"
+            f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` query 0 at "
+            f"key 0; write one of them in the pattern"
         )
     if pattern.align == "end" and n_q > n_k:
         raise ArgumentError(
-            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries would stand "
-            f"before key 0; give at least as many keys as queries, or write `align start`"
+            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries would "
+            f"stand before key 0; give at least as many keys as queries, or write `align start`"
         )
 
 
@@ -258,5 +270,5 @@ def _check_head_lists(pattern: ir.Pattern, sizes: Sizes) -> None:
     for name, length in pattern.head_lists:
         if length != sizes.heads:
             raise ArgumentError(
-                f"the parameter `{name}` has {length} entries, one for each head, and q has {sizes.heads} heads (dimension 1)"
+                f"the parameter `{name}` has {length} entries, one a head, and q has {sizes.heads} heads (dimension 1)"
             )

@@ -4,8 +4,8 @@ The operator (`aten::_scaled_dot_product_flash_attention_for_cpu`) trusts its ca
 true by `tests/runtime/test_cpu_kernel.py`:
 
 - zero batches, heads, rows or keys kill the process (SIGFPE);
-- a last dimension whose stride is not 1 gives wrong numbers without a word, and so may a token stride below d (seen with
-  few rows of q, one row with any such stride included); all other strides are free, 0 and overlaps included;
+- a last dimension whose stride is not 1 gives wrong numbers without a word, and so may a token stride below d (seen
+  with few rows of q, also a single one); all other strides are free, 0 and overlaps included;
 - dk ≠ dv is refused, so the narrower side is padded with zeros, which changes no score and no visible output;
 - a mask is additive, 2-D ones are broadcast, and it must have the dtype of q: a fp32 mask with fp64
   queries is taken and gives wrong numbers;

@@ -28,7 +28,7 @@ class Found:
 
 
 def find(spec: str | PathLike[str]) -> Found:
-    """The text that a spec names: source if it has a newline, a file if it ends in `.attn` or is a path, else the library's.
+    """The text that a spec names: source with a newline, a file (a path, or a name with `.attn`), else the library's.
 
     Raises PatternNotFoundError, SpecError (a text that cannot be read), ArgumentTypeError.
     """
@@ -61,7 +61,7 @@ def _library(name: str) -> Found:
     source = library_source(name) if name in library_names() else None
     if source is None:
         hint = did_you_mean(name, library_names(), "`attnc list` shows the library")
-        raise PatternNotFoundError(f"the library has no pattern `{name}`: {hint}; source text needs a newline")
+        raise PatternNotFoundError(f"the library has no pattern `{name}`: {hint} (source text needs a newline)")
     return Found(source, name, None)
 
 

@@ -1,15 +1,14 @@
-"""Plans kept by an `Attention`, by call shape and by the data that the relation reads; bounded, and safe across threads."""
+"""Plans kept by an `Attention`, by call shape and the data that the relation reads; bounded, safe across threads."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
-from dataclasses import astuple
 from threading import Lock
 
 from attnc.compiler.build_plan import CallShape, Relations, build_plan
-from attnc.compiler.documents import DocumentsNotContiguous
+from attnc.compiler.documents import DocumentsNotContiguousError
 from attnc.compiler.ir import Pattern
 from attnc.compiler.plan import Plan
 from attnc.runtime.call import Sizes, call_shape
@@ -28,9 +27,9 @@ class PlanCache:
     def plan(self, pattern: Pattern, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call, from the cache where the same shape and data were seen."""
         if not pattern.tensors and not given:
-            return self._known(astuple(sizes)) or self._made((astuple(sizes)), pattern, sizes, given)
+            return self._known(sizes) or self._kept(sizes, _planned(pattern, call_shape(pattern, sizes, given)))
         shape = call_shape(pattern, sizes, given)
-        key = (astuple(sizes), _digest(shape))
+        key = (sizes, _digest(shape))
         return self._known(key) or self._kept(key, _planned(pattern, shape))
 
     def _known(self, key: Hashable) -> Plan | None:
@@ -38,9 +37,6 @@ class PlanCache:
             if key in self._plans:
                 self._plans.move_to_end(key)
             return self._plans.get(key)
-
-    def _made(self, key: Hashable, pattern: Pattern, sizes: Sizes, given: Mapping[str, object]) -> Plan:
-        return self._kept(key, _planned(pattern, call_shape(pattern, sizes, given)))
 
     def _kept(self, key: Hashable, plan: Plan) -> Plan:
         with self._lock:
@@ -55,11 +51,11 @@ def _planned(pattern: Pattern, shape: CallShape) -> Plan:
     check_requirements(relations)
     try:
         return build_plan(relations)
-    except DocumentsNotContiguous as error:
+    except DocumentsNotContiguousError as error:
         raise not_contiguous(pattern, error) from error
 
 
-def not_contiguous(pattern: Pattern, error: DocumentsNotContiguous) -> ArgumentError:
+def not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> ArgumentError:
     """The error of a call whose document ids do not stand together."""
     name = pattern.documents.name if pattern.documents else "documents"
     return ArgumentError(

@@ -10,13 +10,15 @@ from attnc.runtime.errors import UnsupportedError
 
 def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v in autocast's dtype where it is on, as scaled_dot_product_attention has it (fp64 is left alone)."""
-    if not isinstance(q, Tensor) or not torch.is_autocast_enabled(q.device.type):
+    device = q.device.type
+    if not torch.is_autocast_enabled(device):
         return q, k, v
-    dtype = torch.get_autocast_dtype(q.device.type)
-    return tuple(  # type: ignore[return-value]  # three in, three out
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in (q, k, v)
-    )
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+    return cast(q), cast(k), cast(v)
 
 
 def refuse_transforms(*tensors: Tensor) -> None:
@@ -24,6 +26,15 @@ def refuse_transforms(*tensors: Tensor) -> None:
     functorch = torch._C._functorch
     for tensor in tensors:
         if functorch.is_batchedtensor(tensor):
-            raise UnsupportedError('vmap over attention is not supported: use the batch dimension, or backend="reference"')
-        if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+            raise UnsupportedError(
+                'vmap over attention is not supported: use the batch dimension, or backend="reference"'
+            )
+        if _has_tangent(tensor):
             raise UnsupportedError('forward-mode differentiation is not supported: use backend="reference"')
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]  # torch has no types here

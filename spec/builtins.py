@@ -13,13 +13,6 @@ class Builtin:
     parameters: tuple[str, ...]
     variadic: bool = False
 
-    @property
-    def arity(self) -> str:
-        """How many arguments it takes, in words."""
-        count = len(self.parameters)
-        plural = "" if count == 1 else "s"
-        return f"{count} or more arguments" if self.variadic else f"{count} argument{plural}"
-
 
 EXACT_FUNCTIONS: dict[str, Builtin] = {
     f.name: f
@@ -48,8 +41,10 @@ TRANSCENDENTAL = frozenset({"sqrt", "exp", "log", "log2"})
 INTEGER_FUNCTIONS = frozenset({"isqrt", "bitlen", "bitand", "bitor", "xor", "power_of_two"})
 
 FLOAT_FUNCTIONS = frozenset(
-    "tanh sigmoid softplus relu elu silu sin cos logaddexp softmax dot outer diag eye solve normalised rms merge "
-    "conjugate_gradient".split()
+    {
+        *("tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos", "logaddexp", "softmax"),
+        *("dot", "outer", "diag", "eye", "solve", "normalised", "rms", "merge", "conjugate_gradient"),
+    }
 )
 """Functions of scores, weights, values and steps."""
 
@@ -67,7 +62,9 @@ SIZES = frozenset({"queries", "keys", "heads", "kv_heads", "group", "dk", "dv"})
 REBINDABLE = frozenset({"q", "k", "head"})
 """Places that a `for` may bind anew."""
 
-RESERVED_NAMES = frozenset("q k head kv_head batch heads kv_heads queries keys dk dv scale visible".split())
+RESERVED_NAMES = frozenset(
+    {*("q", "k", "head", "kv_head", "batch", "heads", "kv_heads"), *("queries", "keys", "dk", "dv", "scale", "visible")}
+)
 """Names in expressions that nothing else may take."""
 
 FLOAT_NAMES = frozenset({"scale", "score", "inf", "v"})
@@ -76,13 +73,16 @@ FLOAT_NAMES = frozenset({"scale", "score", "inf", "v"})
 SELECTION_NAMES = frozenset({"rank", "mass"})
 """Names with a meaning in `keep` alone."""
 
-FIXED_DIMENSIONS = frozenset("batch head kv_head dk dv query key token".split())
+FIXED_DIMENSIONS = frozenset({"batch", "head", "kv_head", "dk", "dv", "query", "key", "token"})
 IMPLIED_DIMENSIONS = frozenset({"batch", "head", "kv_head"})
 """Dimensions whose index is never written."""
 
 CALL_NAMES = frozenset(
-    "scale return_lse cu_seqlens state return_state preset backend strict deterministic tune device head".split()
-) | frozenset({"q", "k", "v", "spec", "self"})
+    {
+        *("scale", "return_lse", "cu_seqlens", "state", "return_state", "preset", "backend", "strict"),
+        *("deterministic", "tune", "device", "head", "q", "k", "v", "spec", "self"),
+    }
+)
 """Names that no input or parameter may take: the calling conventions use them."""
 
 KINDS = frozenset({"int", "real", "bool", "complex"})

@@ -46,7 +46,9 @@ def bind_arguments(
             return None
         given[name] = argument.value
     if extra and not variadic:
-        refuse(f"`{function}` takes {len(parameters)} arguments and is given {len(call.arguments)}", extra[0].span)
+        plural = "" if len(parameters) == 1 else "s"
+        message = f"`{function}` takes {len(parameters)} argument{plural} and is given {len(call.arguments)}"
+        refuse(message, extra[0].span)
         return None
     missing = [p for p in parameters if p not in given and p not in defaults]
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import cast
 
 from typing_extensions import assert_never
 
@@ -18,6 +19,7 @@ from attnc.spec.report import Report
 from attnc.spec.source import Span
 
 Environment = Mapping[program.Binder, Finding]
+_Leaf = program.Literal | program.ParameterRead | program.Place | program.HeadIndex | program.Size | program.InSegment
 
 _PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
 _PER_PAIR = {
@@ -55,6 +57,7 @@ class Checker:
         self._parameters = {p.name: p for p in pattern.parameters}
         self._sizes = _size_stages(pattern)
         self._uses: list[Span] = []
+        self._complaints: set[tuple[str, Span]] = set()
         self._known: dict[object, Finding] = {}
 
     # --- declarations ------------------------------------------------------------------------------------------------
@@ -66,10 +69,9 @@ class Checker:
                 if dim == "head" and i > 0:
                     help_ = f"write `head` first: `{parameter.type.kind}[head, …]`"
                     self._complain("A303", "`head` is not the first dimension", parameter.span, help=help_)
-        for declared in (*self._pattern.parameters, *self._pattern.inputs):
-            for dim in declared.type.dims:
-                if not isinstance(dim, str | int):
-                    self._static(dim, "a dimension")  # type: ignore[arg-type]
+        types = [*(p.type for p in self._pattern.parameters), *(i.type for i in self._pattern.inputs)]
+        for dim in (d for t in types for d in t.dims if not isinstance(d, str | int)):
+            self._static(cast(program.Expr, dim), "a dimension")
         for segment in self._pattern.segments:
             for axis in segment.axes:
                 if not isinstance(axis.extent, program.Size):
@@ -111,22 +113,10 @@ class Checker:
     def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
         """What is known of an expression. Without `facts`, coordinates are taken on trust."""
         match node:
-            case program.Literal(value=value):
-                return of_constant(value)
             case program.Local(binder=binder):
                 return env.get(binder, NOTHING)
-            case program.ParameterRead(name=name):
-                return self._parameter(name)
-            case program.Place(place=place):
-                return Finding(INT, frozenset({place}), natural=True)
-            case program.HeadIndex(name=name):
-                return Finding(INT, frozenset({"batch" if name == "batch" else "head"}), natural=True)
-            case program.Size(name=name):
-                return Finding(INT, self._sizes.get(name, frozenset({"size"})), natural=True)
             case program.Coordinate():
                 return self._coordinate(node, facts)
-            case program.InSegment(place=place):
-                return Finding(BOOL, frozenset({place, "length"}))
             case program.InputRead():
                 return self._input(node, env, facts)
             case program.DefinitionUse():
@@ -137,10 +127,27 @@ class Checker:
                 return self._choice(node, env, facts)
             case program.Aggregate():
                 return self._aggregate(node, env, facts)
-            case program.Table():
-                return self._table(node, env, facts)
-            case program.Item():
-                return self._item(node, env, facts)
+            case program.Table() | program.Item():
+                return (
+                    self._table(node, env, facts) if isinstance(node, program.Table) else self._item(node, env, facts)
+                )
+            case _:
+                return self._leaf(node)
+
+    def _leaf(self, node: _Leaf) -> Finding:
+        match node:
+            case program.Literal(value=value):
+                return of_constant(value)
+            case program.ParameterRead(name=name):
+                return self._parameter(name)
+            case program.Place(place=place):
+                return Finding(INT, frozenset({place}), natural=True)
+            case program.HeadIndex(name=name):
+                return Finding(INT, frozenset({"batch" if name == "batch" else "head"}), natural=True)
+            case program.Size(name=name):
+                return Finding(INT, self._sizes.get(name, frozenset({"size"})), natural=True)
+            case program.InSegment(place=place):
+                return Finding(BOOL, frozenset({place, "length"}))
             case _:
                 assert_never(node)
 
@@ -181,7 +188,7 @@ class Checker:
 
     def _check_bounds(self, index: program.Expr, found: Finding, length: int | None) -> None:
         value = found.constant
-        if isinstance(value, int) and (value < 0 or length is not None and value >= length):
+        if isinstance(value, int) and (value < 0 or (length is not None and value >= length)):
             limit = f"the entries are 0 to {length - 1}" if length is not None else "indices start at 0"
             self._complain("A312", f"the index {value} is out of range", index.span, "no such entry", help=limit)
 
@@ -296,7 +303,10 @@ class Checker:
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def _complain(self, code: str, message: str, span: Span, label: str = "", *, help: str = "") -> None:
-        self._report.error(code, message, span, label, also=self._used_here(), help=help)
+        """Report once for each place, however many uses there are of the definition around it."""
+        if (code, span) not in self._complaints:
+            self._complaints.add((code, span))
+            self._report.error(code, message, span, label, also=self._used_here(), help=help)
 
     def _used_here(self) -> tuple[Label, ...]:
         return (Label(self._uses[-1], "used here"),) if self._uses else ()

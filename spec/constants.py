@@ -10,7 +10,7 @@ from attnc.spec.source import Span
 _OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow"}
 
 
-class NotConstant(Exception):
+class NotConstant(Exception):  # noqa: N818 (a fault of the text, not of ours)
     """An expression that has no value by itself."""
 
     def __init__(self, message: str, span: Span, label: str = "", help: str = "") -> None:

@@ -38,7 +38,9 @@ class DefinitionOrder:
         """Whether the relation so far enters the meaning of `source`."""
         return self._mentions.get(source, False)
 
-    def _visit(self, root: DefinitionSource, at: Span, order: list[DefinitionSource], seen: set[DefinitionSource]) -> None:
+    def _visit(
+        self, root: DefinitionSource, at: Span, order: list[DefinitionSource], seen: set[DefinitionSource]
+    ) -> None:
         if root in seen:
             return
         path: list[tuple[DefinitionSource, Span, Iterator[_Edge]]] = [(root, at, _dependencies(root))]

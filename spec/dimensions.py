@@ -40,7 +40,9 @@ class Dimensions:
         if item.type is None:
             name = item.name.id
             help_ = f"write `{name}: int`, `{name}: real` or `{name}: bool`"
-            self._report.error("A302", f"the parameter `{name}` has no type", item.name.span, "a type is missing", help=help_)
+            self._report.error(
+                "A302", f"the parameter `{name}` has no type", item.name.span, "a type is missing", help=help_
+            )
             return None
         kind = self._kind(item.type)
         if kind is None:
@@ -106,7 +108,9 @@ class Dimensions:
 
     def _kind(self, item: syntax.TypeExpr) -> tuple[Kind, _Refinement | None] | None:
         if item.name is None:
-            self._report.error("A302", "a type starts with its kind", item.span, help="write `int[…]`, `real[…]` or `bool[…]`")
+            self._report.error(
+                "A302", "a type starts with its kind", item.span, help="write `int[…]`, `real[…]` or `bool[…]`"
+            )
             return None
         name = item.name.id
         if name in KINDS:
@@ -147,7 +151,9 @@ class Dimensions:
             case SizeSymbol():
                 return dim.id
             case InputSymbol() | SegmentSymbol():
-                self._report.error("A303", f"`{dim.id}` is not a dimension", dim.span, help="use a new name or a parameter")
+                self._report.error(
+                    "A303", f"`{dim.id}` is not a dimension", dim.span, help="use a new name or a parameter"
+                )
                 return dim.id
             case _:
                 return self._resolver.resolve(dim, self._names)

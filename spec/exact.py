@@ -18,7 +18,7 @@ RATIONAL_BITS = 128
 """The numerator and denominator of an intermediate rational have at most this many bits."""
 
 
-class ArithmeticFault(ArithmeticError):
+class ArithmeticFault(ArithmeticError):  # noqa: N818 (a fault of the text, not of ours)
     """An operation without an exact result: overflow, a division by zero, an argument out of range."""
 
 
@@ -42,10 +42,16 @@ def power(base: Number, exponent: Number) -> Number:
     if base == 0 and exponent < 0:
         raise ArithmeticFault("division by zero: a negative power of 0")
     if base in (0, 1, -1) or exponent == 0:
-        return int(base) ** abs(exponent)
+        return int(int(base) ** abs(exponent))
     if (_bits(base) - 1) * abs(exponent) > RATIONAL_BITS:
         raise ArithmeticFault("the power does not fit in 64 bits")
-    return base**exponent if exponent >= 0 else Fraction(1) / Fraction(base) ** -exponent
+    return _whole_power(base, exponent) if exponent >= 0 else 1 / Fraction(_whole_power(base, -exponent))
+
+
+def _whole_power(base: int | Fraction, exponent: int) -> int | Fraction:
+    if isinstance(base, int):
+        return int(base**exponent)
+    return Fraction(base.numerator**exponent, base.denominator**exponent)
 
 
 def _bits(base: int | Fraction) -> int:
@@ -55,7 +61,7 @@ def _bits(base: int | Fraction) -> int:
 
 def _float_power(base: Number, exponent: Number) -> float:
     try:
-        result = float(base) ** float(exponent)
+        result: float | complex = float(base) ** float(exponent)
     except ZeroDivisionError:
         raise ArithmeticFault("division by zero: a negative power of 0") from None
     except OverflowError:
@@ -129,12 +135,12 @@ FUNCTIONS: dict[str, Callable[..., Number]] = {
     "eq": lambda a, b: a == b,
     "ne": lambda a, b: a != b,
     "not": lambda a: not a,
-    "abs": lambda a: abs(a),
+    "abs": abs,
     "min": lambda *a: min(a),
     "max": lambda *a: max(a),
     "clamp": _clamp,
-    "floor": lambda a: math.floor(a),
-    "ceil": lambda a: math.ceil(a),
+    "floor": math.floor,
+    "ceil": math.ceil,
     "isqrt": _isqrt,
     "bitlen": _bitlen,
     "bitand": lambda a, b: a & b,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
@@ -12,60 +9,33 @@ from attnc.spec.builtins import (
     AGGREGATES,
     EXACT_FUNCTIONS,
     FLOAT_FUNCTIONS,
-    FLOAT_NAMES,
     FUNCTIONS,
-    HEAD_INDICES,
-    IMPLIED_DIMENSIONS,
     LATER_FUNCTIONS,
     POSITIONS,
     REBINDABLE,
     RESERVED_NAMES,
-    SELECTION_NAMES,
-    SIZES,
 )
 from attnc.spec.call import bind_arguments
 from attnc.spec.definitions import DefinitionOrder
 from attnc.spec.diagnostics import Label
-from attnc.spec.exact import INT_MAX
+from attnc.spec.exact import ArithmeticFault, checked
 from attnc.spec.measure import Measures
+from attnc.spec.name_resolver import EXACT_ONLY, Binders, NameResolver, Names, Surroundings
 from attnc.spec.report import Report
 from attnc.spec.scope import (
     DefinitionSource,
     DefinitionSymbol,
     InputSymbol,
-    ParameterSymbol,
     SegmentSymbol,
     SilentSymbol,
-    SizeSymbol,
-    Symbol,
 )
-from attnc.spec.source import SourceFile, Span
+from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
-
-UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
-"""Stands for an expression that was refused; what leans on it is not reported again."""
-
-Names = Mapping[str, Symbol]
-Binders = Mapping[str, program.Binder]
 
 OPERATORS = {
     "+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "**": "pow",
     "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne",
 }  # fmt: skip
-
-_VECTORS = "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs"
-
-
-@dataclass(slots=True)
-class Surroundings:
-    """What the places of an expression know of the pattern around it."""
-
-    segments: tuple[program.Segment, ...] = ()
-    align: str | None = None
-    alone: bool = False
-    """Whether a `def` is read by itself: coordinates and the names of other bodies are taken on trust."""
-    visible: list[program.Expr] = field(default_factory=list)
-    """The lines of the relation so far."""
 
 
 class Resolver:
@@ -122,24 +92,34 @@ class Resolver:
         return not excess
 
 
-class ExpressionResolver:
+class ExpressionResolver(NameResolver):
     """Resolves one body: the names around it and the binders inside it."""
-
-    def __init__(self, resolver: Resolver, names: Names, binders: Binders) -> None:
-        self._resolver = resolver
-        self._report = resolver.report
-        self._names = names
-        self._binders = binders
 
     def resolve(self, node: syntax.Expr) -> program.Expr:
         """The program node of a syntax node."""
         match node:
             case syntax.Name():
-                return self._name(node)
+                return self.resolve_name(node)
             case syntax.Number(span=span, value=value):
                 return self._number(span, value)
             case syntax.Truth(span=span, value=value):
                 return program.Literal(span, value)
+            case syntax.Attribute():
+                return self._attribute(node)
+            case syntax.Index():
+                return self._index(node)
+            case syntax.Call():
+                return self._call(node)
+            case syntax.Aggregate():
+                return self._aggregate(node)
+            case _:
+                return self._operation(node)
+
+    def _operation(
+        self,
+        node: syntax.ListDisplay | syntax.Unary | syntax.Binary | syntax.Comparison | syntax.Logic | syntax.Choice,
+    ) -> program.Expr:
+        match node:
             case syntax.ListDisplay(span=span, items=items):
                 return program.Table(span, tuple(self.resolve(i) for i in items))
             case syntax.Unary():
@@ -153,119 +133,27 @@ class ExpressionResolver:
             case syntax.Choice():
                 parts = (self.resolve(node.condition), self.resolve(node.then), self.resolve(node.otherwise))
                 return program.Choice(node.span, *parts)
-            case syntax.Attribute():
-                return self._attribute(node)
-            case syntax.Index():
-                return self._index(node)
-            case syntax.Call():
-                return self._call(node)
-            case syntax.Aggregate():
-                return self._aggregate(node)
             case _:
                 assert_never(node)
-
-    # --- names -------------------------------------------------------------------------------------------------------
-
-    def _name(self, node: syntax.Name) -> program.Expr:
-        if node.id in self._binders:
-            return program.Local(node.span, self._binders[node.id])
-        symbol = self._names.get(node.id)
-        if symbol is not None:
-            return self._symbol(node, symbol)
-        return self._place(node)
-
-    def _symbol(self, node: syntax.Name, symbol: Symbol) -> program.Expr:
-        match symbol:
-            case ParameterSymbol():
-                return program.ParameterRead(node.span, node.id)
-            case InputSymbol(input=tensor):
-                return self._read(node.span, tensor, ())
-            case SizeSymbol():
-                return program.Size(node.span, node.id)
-            case SegmentSymbol():
-                return self.refuse(
-                    "A208", f"`{node.id}` is a segment, not a value", node.span, f"ask `q in {node.id}` or `k in {node.id}`"
-                )
-            case DefinitionSymbol(source=source):
-                return self._definition_name(node, source)
-            case SilentSymbol():
-                return self.unknown(node.span)
-            case _:
-                assert_never(symbol)
-
-    def _definition_name(self, node: syntax.Name, source: DefinitionSource) -> program.Expr:
-        if source.is_function:
-            arguments = ", ".join(b.name for b in source.parameters)
-            return self.refuse(
-                "A207", f"`{node.id}` is a function, not a value", node.span, f"call it: `{node.id}({arguments})`"
-            )
-        return self._use(node.span, source, ())
-
-    def _use(self, span: Span, source: DefinitionSource, arguments: tuple[program.Expr, ...]) -> program.Expr:
-        definition = self._resolver.define(source)
-        return program.DefinitionUse(span, definition, arguments) if definition else self.unknown(span)
-
-    def _place(self, node: syntax.Name) -> program.Expr:
-        name, span = node.id, node.span
-        if name == "q" or name == "k":
-            return program.Place(span, name)
-        if name == "head" or name == "kv_head" or name == "batch":
-            return program.HeadIndex(span, name)
-        if name in SIZES:
-            return program.Size(span, name)
-        if name == "visible":
-            return self._resolver.relation_so_far(span)
-        return self._not_a_value(node)
-
-    def _not_a_value(self, node: syntax.Name) -> program.Expr:
-        name = node.id
-        if self._resolver.surroundings.alone and name in FLOAT_NAMES | SELECTION_NAMES | {"t"}:
-            return self.unknown(node.span)
-        if name in FLOAT_NAMES:
-            return self.refuse("A401", f"`{name}` is a floating-point value", node.span, _VECTORS)
-        if name in SELECTION_NAMES:
-            help_ = "`keep` of a `select` is the one place that knows it"
-            return self.refuse("A206", f"`{name}` has no meaning here", node.span, help_)
-        if name in FUNCTIONS:
-            return self.refuse("A207", f"`{name}` is a function, not a value", node.span, f"call it: `{name}(…)`")
-        if name == "t":
-            help_ = "the position of a query is `q`, that of a key `k`"
-            return self.refuse("A206", "`t` is the token of a recurrence's step", node.span, help_)
-        return self._unknown_name(node, "name", self.known())
-
-    def known(self) -> set[str]:
-        """Every name that may stand here."""
-        return {*self._binders, *self._names, *POSITIONS, *HEAD_INDICES, *SIZES, *FUNCTIONS, "visible"}
-
-    def _unknown_name(self, node: syntax.Name, what: str, known: set[str]) -> program.Expr:
-        otherwise = "declare it: a parameter of the pattern, an `input`, or a `let`"
-        help_ = did_you_mean(node.id, known, otherwise)
-        self._report.error("A201", f"unknown {what} `{node.id}`", node.span, "nothing has this name", help=help_)
-        return self.unknown(node.span)
-
-    def unknown(self, span: Span) -> program.Expr:
-        """A node that stands for a refused expression."""
-        return program.Local(span, UNKNOWN)
-
-    def refuse(self, code: str, message: str, span: Span, help_: str = "", label: str = "") -> program.Expr:
-        """Report, and go on with an unknown."""
-        self._report.error(code, message, span, label, help=help_)
-        return self.unknown(span)
 
     # --- operators ---------------------------------------------------------------------------------------------------
 
     def _number(self, span: Span, value: program.Scalar) -> program.Expr:
-        if isinstance(value, int) and abs(value) > INT_MAX:
-            return self.refuse("A404", "this integer does not fit in 64 bits", span, "integers go from -2**63 to 2**63 - 1")
+        try:
+            checked(value)
+        except ArithmeticFault:
+            kind = "integer does not fit in 64 bits" if isinstance(value, int) else "fraction is too fine or too large"
+            help_ = "integers go from -2**63 to 2**63 - 1; the parts of a fraction have 128 bits"
+            return self.refuse("A404", f"this {kind}", span, help_)
         return program.Literal(span, value)
 
     def _unary(self, node: syntax.Unary) -> program.Expr:
+        if node.op == "-" and isinstance(node.operand, syntax.Number):
+            return self._number(node.span, -node.operand.value)
         operand = self.resolve(node.operand)
         match node.op, operand:
             case "not", _:
                 return program.Operation(node.span, "not", (operand,))
-            case "-", program.Literal(value=value) if not isinstance(value, bool):
-                return program.Literal(node.span, -value)
             case "-", _:
                 return program.Operation(node.span, "neg", (operand,))
             case _:
@@ -274,7 +162,7 @@ class ExpressionResolver:
 
     def _binary(self, node: syntax.Binary) -> program.Expr:
         if node.op == "@":
-            return self.refuse("A401", "`@` multiplies vectors, which are floating-point", node.span, _VECTORS)
+            return self.refuse("A401", "`@` multiplies vectors, which are floating-point", node.span, EXACT_ONLY)
         return program.Operation(node.span, OPERATORS[node.op], (self.resolve(node.left), self.resolve(node.right)))
 
     def _comparison(self, node: syntax.Comparison) -> program.Expr:
@@ -292,12 +180,15 @@ class ExpressionResolver:
             return self.refuse("A209", "`in` does not chain", node.span, "join the two tests with `and`")
         op, right = node.rest[0]
         symbol = self._names.get(right.id) if isinstance(right, syntax.Name) else None
-        if isinstance(symbol, SilentSymbol):
+        base = right.base if isinstance(right, syntax.Index) else right
+        if isinstance(base, syntax.Name) and isinstance(self._names.get(base.id), SilentSymbol):
             return self.unknown(node.span)
         if not isinstance(symbol, SegmentSymbol):
             return self._no_set(node, right)
         if not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS:
-            return self.refuse("A209", "only `q` and `k` can be in a segment", node.first.span, "write `q in …` or `k in …`")
+            return self.refuse(
+                "A209", "only `q` and `k` can be in a segment", node.first.span, "write `q in …` or `k in …`"
+            )
         place: program.PlaceName = "q" if node.first.id == "q" else "k"
         test = program.InSegment(node.span, place, symbol.segment)
         return test if op == "in" else program.Operation(node.span, "not", (test,))
@@ -334,7 +225,11 @@ class ExpressionResolver:
         if around.alone:
             return self.unknown(node.span)
         axes = [axis.name for segment in around.segments for axis in segment.axes]
-        listed = f"the axes are {', '.join(f'`{a}`' for a in axes)}" if axes else "declare axes: `tokens y: height, x: width`"
+        listed = (
+            f"the axes are {', '.join(f'`{a}`' for a in axes)}"
+            if axes
+            else "declare axes: `tokens y: height, x: width`"
+        )
         help_ = did_you_mean(node.name.id, axes, listed)
         return self.refuse("A203", f"no axis is named `{node.name.id}`", node.name.span, help_)
 
@@ -343,29 +238,15 @@ class ExpressionResolver:
         if isinstance(base, syntax.Name) and base.id not in self._binders:
             symbol = self._names.get(base.id)
             if isinstance(symbol, InputSymbol):
-                return self._read(node.span, symbol.input, tuple(self.resolve(i) for i in node.indices))
+                return self.read(node.span, symbol.input, tuple(self.resolve(i) for i in node.indices))
             if symbol is None and base.id in ("q", "k", "v"):
-                return self.refuse("A401", f"`{base.id}[…]` is a vector, which is floating-point", node.span, _VECTORS)
+                return self.refuse(
+                    "A401", f"`{base.id}[…]` is a vector, which is floating-point", node.span, EXACT_ONLY
+                )
         table = self.resolve(base)
         for index in node.indices:
             table = program.Item(node.span, table, self.resolve(index))
         return table
-
-    def _read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
-        written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
-        if len(indices) == len(written):
-            return program.InputRead(span, tensor, indices)
-        names = [str(d) if isinstance(d, str | int) else "…" for d in written]
-        example = f"{tensor.name}[{', '.join(names)}]" if names else tensor.name
-        message = f"`{tensor.name}` takes {_count(len(written), 'index', 'indices')} and is given {len(indices)}"
-        self._report.error(
-            "A306",
-            message,
-            span,
-            also=(Label(tensor.span, "declared here"),),
-            help=f"write `{example}`; `batch`, `head` and `kv_head` are implied",
-        )
-        return self.unknown(span)
 
     def _call(self, node: syntax.Call) -> program.Expr:
         function = node.function
@@ -385,7 +266,7 @@ class ExpressionResolver:
         if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS and self._resolver.surroundings.alone:
             return self.unknown(node.span)
         if name in FLOAT_FUNCTIONS:
-            return self.refuse("A401", f"`{name}` computes floating-point values", node.span, _VECTORS)
+            return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
         if name in LATER_FUNCTIONS:
             return self.refuse("A701", f"`{name}` is not supported yet", node.span)
         builtin = EXACT_FUNCTIONS.get(name)
@@ -475,8 +356,3 @@ class ExpressionResolver:
             return zero, program.Size(span, "queries")
         unknown = self.refuse("A210", f"`for {name.id}` needs a range", span, f"write `for {name.id} in low .. high`")
         return unknown, unknown
-
-
-def _count(number: int, singular: str, plural: str) -> str:
-    return f"{number} {singular if number == 1 else plural}"
-

@@ -99,7 +99,9 @@ class Modules:
         source = self._loader(item.module.id, asking)
         if source is None:
             help_ = f"`use {item.module.id}` reads `{item.module.id}.attn` beside this file, or in the standard library"
-            self._report.error("A601", f"no module is named `{item.module.id}`", item.module.span, "not found", help=help_)
+            self._report.error(
+                "A601", f"no module is named `{item.module.id}`", item.module.span, "not found", help=help_
+            )
             return None
         if source.name in self._open:
             path = " → ".join([*self._open[self._open.index(source.name) :], source.name])
@@ -136,7 +138,9 @@ class Modules:
 
     def _twice(self, name: syntax.Name, span: Span, first: Span) -> None:
         also = (Label(first, "first here"),)
-        self._report.error("A212", f"`{name.id}` is defined twice", span, "again here", also=also, help="rename one of them")
+        self._report.error(
+            "A212", f"`{name.id}` is defined twice", span, "again here", also=also, help="rename one of them"
+        )
 
     def _check_patterns(self, scope: Scope) -> None:
         seen: dict[str, Span] = {}
@@ -175,7 +179,9 @@ class Modules:
             if isinstance(statement, syntax.Clause) and statement.word.id == "return":
                 result = statement.value
                 if not last:
-                    self._report.error("A215", "`return` is not the last line", statement.word.span, help="move it down")
+                    self._report.error(
+                        "A215", "`return` is not the last line", statement.word.span, help="move it down"
+                    )
             elif not (isinstance(statement, syntax.Definition) and statement.word.id == "let"):
                 word = statement.word
                 help_ = "its body holds `let` lines and one `return`"

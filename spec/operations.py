@@ -18,6 +18,9 @@ _LOGIC = frozenset({"and", "or", "not"})
 _DIVISIONS = frozenset({"div", "floordiv", "mod"})
 
 
+_RANGE = "integers have 64 bits; write a formula whose parts are all defined and in range"
+
+
 class OperationRules:
     """What each operation takes and gives. Faults go to `complain(code, message, span, label, help=…)`."""
 
@@ -43,16 +46,16 @@ class OperationRules:
     def _form(self, node: program.Operation, found: Sequence[Finding]) -> Form | None:
         op = node.op
         if op in _LOGIC:
-            return BOOL if all([self.boolean(o, f) for o, f in zip(node.operands, found, strict=True)]) else None
+            return BOOL if _each(node, found, self.boolean) else None
         if op in _EQUALITY and all(f.form == BOOL for f in found):
             return BOOL
-        if not all([self._number(node, o, f) for o, f in zip(node.operands, found, strict=True)]):
+        if not _each(node, found, lambda o, f: self._number(node, o, f)):
             return None
         if op in _ORDER | _EQUALITY | {"floordiv", "mod"}:
-            exact = all([self.exact(o, f, f"`{WORD_OF[op]}`") for o, f in zip(node.operands, found, strict=True)])
+            exact = _each(node, found, lambda o, f: self.exact(o, f, f"`{WORD_OF[op]}`"))
             return self._exact_form(op, found) if exact else None
         if op in INTEGER_FUNCTIONS:
-            whole = all([self.integer(o, f, f"`{op}`") for o, f in zip(node.operands, found, strict=True)])
+            whole = _each(node, found, lambda o, f: self.integer(o, f, f"`{op}`"))
             return (BOOL if op == "power_of_two" else INT) if whole else None
         return _number_form(op, found)
 
@@ -68,7 +71,9 @@ class OperationRules:
         if found.form.kind in ("bool", "unknown"):
             return True
         help_ = "compare it with something: `… > 0`, `… == 0`"
-        self._complain("A308", f"{what} is true or false, and this is {found.form}", node.span, str(found.form), help=help_)
+        self._complain(
+            "A308", f"{what} is true or false, and this is {found.form}", node.span, str(found.form), help=help_
+        )
         return False
 
     def integer(self, node: program.Expr, found: Finding, what: str) -> bool:
@@ -76,7 +81,9 @@ class OperationRules:
         if found.form.kind in ("int", "unknown"):
             return True
         help_ = "take `floor(…)` or `ceil(…)` of it" if found.form.is_number else "use an integer"
-        self._complain("A309", f"{what} needs an integer, and this is {found.form}", node.span, str(found.form), help=help_)
+        self._complain(
+            "A309", f"{what} needs an integer, and this is {found.form}", node.span, str(found.form), help=help_
+        )
         return False
 
     def exact(self, node: program.Expr, found: Finding, what: str) -> bool:
@@ -93,7 +100,9 @@ class OperationRules:
             return True
         name = parent.op if parent.op in EXACT_FUNCTIONS else WORD_OF[parent.op]
         help_ = "write `(1 if … else 0)` for a number" if found.form == BOOL else "take one entry: `x[0]`"
-        self._complain("A310", f"`{name}` needs numbers, and this is {found.form}", node.span, str(found.form), help=help_)
+        self._complain(
+            "A310", f"`{name}` needs numbers, and this is {found.form}", node.span, str(found.form), help=help_
+        )
         return False
 
     # --- constants ---------------------------------------------------------------------------------------------------
@@ -103,20 +112,26 @@ class OperationRules:
         if node.op in ("and", "or"):
             return None
         if node.op in _DIVISIONS and values[1] == 0:
-            return self._fault("division by zero", node.operands[1].span)
+            return self._fault("division by zero", node.operands[1].span, "this is 0", "divide by something else")
         if node.op == "clamp" and values[1] is not None and values[2] is not None and values[1] > values[2]:
-            return self._fault("clamp needs low <= high", node.span)
+            message = "`clamp(x, low, high)` needs low <= high"
+            return self._fault(message, node.span, "low is above high", "swap the two bounds")
         known = tuple(v for v in values if v is not None)
         if len(known) < len(values):
             return None
         try:
             return of_constant(apply(node.op, known))
         except ArithmeticFault as fault:
-            return self._fault(str(fault), node.span)
+            return self._fault(str(fault), node.span, "this constant has no value", _RANGE)
 
-    def _fault(self, message: str, span: Span) -> Finding:
-        self._complain("A403", message, span, "here", help="integers have 64 bits; write a formula that stays in range")
+    def _fault(self, message: str, span: Span, label: str, help_: str) -> Finding:
+        self._complain("A403", message, span, label, help=help_)
         return NOTHING
+
+
+def _each(node: program.Operation, found: Sequence[Finding], demand: Callable[[program.Expr, Finding], bool]) -> bool:
+    """Whether every operand fulfils a demand; each is asked, so that each complains."""
+    return sum(not demand(operand, f) for operand, f in zip(node.operands, found, strict=True)) == 0
 
 
 def _join_all(found: Sequence[Finding]) -> Form:

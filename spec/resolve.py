@@ -12,8 +12,9 @@ from attnc.spec.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.constants import NotConstant, constant
 from attnc.spec.diagnostics import Label
 from attnc.spec.dimensions import Dimensions
-from attnc.spec.expressions import Resolver, Surroundings
+from attnc.spec.expressions import Resolver
 from attnc.spec.modules import Scope, let_source, refuse_hiding
+from attnc.spec.name_resolver import Surroundings
 from attnc.spec.report import Report
 from attnc.spec.scope import (
     DefinitionSource,
@@ -22,10 +23,10 @@ from attnc.spec.scope import (
     ParameterSymbol,
     SegmentSymbol,
     SilentSymbol,
-    SizeSymbol,
     Symbol,
 )
 from attnc.spec.suggest import did_you_mean
+from attnc.spec.types import Type
 from attnc.spec.values import Mismatch, convert
 
 _T = TypeVar("_T")
@@ -61,7 +62,7 @@ _HOME = {
 class Resolved:
     """A pattern before its types are checked, and the definitions that nothing supported uses."""
 
-    program: program.Program
+    pattern: program.Program
     spare: tuple[program.Definition, ...]
 
 
@@ -94,7 +95,8 @@ class _PatternResolver:
         inputs = tuple(self._inputs())
         self._around.segments = segments = tuple(self._segments())
         requirements = tuple(
-            program.Requirement(c.span, self._resolver.resolve(c.value, self._names), "call") for c in self._clauses("require")
+            program.Requirement(c.span, self._resolver.resolve(c.value, self._names), "call")
+            for c in self._clauses("require")
         )
         visible = self._visible()
         result = program.Program(
@@ -123,7 +125,9 @@ class _PatternResolver:
             self._report.error("A213", message, name.span, "taken by the call", help="choose another name")
         elif name.id in self._own:
             also = (Label(self._own[name.id].span, "first here"),)
-            self._report.error("A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one")
+            self._report.error(
+                "A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one"
+            )
             return
         elif name.id in RESERVED_NAMES | FUNCTIONS:
             refuse_hiding(self._report, name)
@@ -153,9 +157,6 @@ class _PatternResolver:
             elif name.id in self._names:
                 refuse_hiding(self._report, name, self._names[name.id].span)
             own.add(name.id)
-        if item.each is not None:
-            help_ = "put the `for` inside an aggregate: `sum(… for …)`"
-            self._report.error("A215", "a `let` takes no `for`", item.each.span, help=help_)
 
     def _statements(self, kind: type[_T]) -> Iterable[_T]:
         return (s for s in self._pattern.body.statements if isinstance(s, kind))
@@ -178,7 +179,9 @@ class _PatternResolver:
                 self._silence(item)
             elif word in _ONCE and word in first:
                 also = (Label(first[word].span, "first here"),)
-                self._report.error("A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one")
+                self._report.error(
+                    "A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one"
+                )
             first.setdefault(word, item)
 
     def _later(self, item: syntax.Statement) -> None:
@@ -196,8 +199,8 @@ class _PatternResolver:
                 names = [name]
             case syntax.Places(binders=binders):
                 names = [b.name for b in binders if not isinstance(b, syntax.Axis)]
-            case syntax.Block(name=block, binders=binders):
-                names = [*([block] if block else []), *(b.name for b in binders)]
+            case syntax.Block(name=block) if block is not None:
+                names = [block]
             case _:
                 pass
         for name in names:
@@ -214,7 +217,7 @@ class _PatternResolver:
             default = self._constant(item.default, type_)
         return program.Parameter(item.name.span, item.name.id, type_, default)
 
-    def _constant(self, expression: syntax.Expr, type_: program.Type) -> program.Value | None:
+    def _constant(self, expression: syntax.Expr, type_: Type) -> program.Value | None:
         lengths = tuple(d if isinstance(d, int) else None for d in type_.dims)
         try:
             return convert(constant(expression), type_, lengths)
@@ -237,7 +240,9 @@ class _PatternResolver:
             self._declare(item.name, symbol, of_call=True)
             if item.default is not None:
                 help_ = "leave it out; every input is given with each call"
-                self._report.error("A705", "the default of an input is not supported yet", item.default.span, help=help_)
+                self._report.error(
+                    "A705", "the default of an input is not supported yet", item.default.span, help=help_
+                )
 
     def _segments(self) -> Iterable[program.Segment]:
         lines = [p for p in self._statements(syntax.Places) if p.word.id == "tokens"]
@@ -298,7 +303,9 @@ class _PatternResolver:
             preset = program.Preset(name.span, name.id, dict(self._preset_values(call, parameters)))
             if name.id in seen:
                 also = (Label(seen[name.id].span, "first here"),)
-                self._report.error("A212", f"the preset `{name.id}` is defined twice", name.span, also=also, help="rename one")
+                self._report.error(
+                    "A212", f"the preset `{name.id}` is defined twice", name.span, also=also, help="rename one"
+                )
             seen.setdefault(name.id, preset)
             yield preset
 

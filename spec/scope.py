@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from typing_extensions import assert_never
+
 from attnc.spec import program, syntax
 from attnc.spec.source import Span
 
@@ -35,12 +37,16 @@ class DefinitionSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParameterSymbol:
+    """A parameter of the pattern."""
+
     span: Span
     name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputSymbol:
+    """An input."""
+
     span: Span
     input: program.Input
 
@@ -55,12 +61,16 @@ class SizeSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentSymbol:
+    """A segment, for `q in text`."""
+
     span: Span
     segment: program.Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DefinitionSymbol:
+    """A `let` or a `def`."""
+
     span: Span
     source: DefinitionSource
 
@@ -88,6 +98,22 @@ def _children(node: syntax.Expr) -> list[syntax.Expr]:
     match node:
         case syntax.Name() | syntax.Number() | syntax.Truth():
             return []
+        case syntax.Attribute(base=base):
+            return [base]
+        case syntax.Index(base=base, indices=indices):
+            return [base, *indices]
+        case syntax.Call(function=function, arguments=arguments):
+            return [function, *(a.value for a in arguments)]
+        case syntax.Aggregate():
+            return _aggregate_children(node)
+        case _:
+            return _operands(node)
+
+
+def _operands(
+    node: syntax.ListDisplay | syntax.Unary | syntax.Binary | syntax.Comparison | syntax.Logic | syntax.Choice,
+) -> list[syntax.Expr]:
+    match node:
         case syntax.ListDisplay(items=items):
             return list(items)
         case syntax.Unary(operand=operand):
@@ -100,14 +126,8 @@ def _children(node: syntax.Expr) -> list[syntax.Expr]:
             return list(operands)
         case syntax.Choice(then=then, condition=condition, otherwise=otherwise):
             return [then, condition, otherwise]
-        case syntax.Attribute(base=base):
-            return [base]
-        case syntax.Index(base=base, indices=indices):
-            return [base, *indices]
-        case syntax.Call(function=function, arguments=arguments):
-            return [function, *(a.value for a in arguments)]
-        case syntax.Aggregate():
-            return _aggregate_children(node)
+        case _:
+            assert_never(node)
 
 
 def _aggregate_children(node: syntax.Aggregate) -> list[syntax.Expr]:

@@ -11,7 +11,7 @@ from attnc.spec.program import Scalar, Value
 from attnc.spec.types import Type
 
 
-class Mismatch(ValueError):
+class Mismatch(ValueError):  # noqa: N818 (a fault of the caller's, not of ours)
     """A value that a parameter's type refuses; the message completes "expects"."""
 
 
@@ -41,7 +41,8 @@ def _plain(value: object) -> object:
         return value
     for method in ("tolist", "item", "__index__"):
         if hasattr(value, method):
-            return getattr(value, method)()  # type: ignore[no-any-return]
+            plain: object = getattr(value, method)()
+            return plain
     return value
 
 
@@ -64,7 +65,10 @@ def _in_range(value: int) -> int:
 
 
 def _rational(value: int | float | Fraction | Decimal) -> Fraction:
-    if isinstance(value, float | Decimal) and not math.isfinite(value):
+    finite = (
+        value.is_finite() if isinstance(value, Decimal) else math.isfinite(value) if isinstance(value, float) else True
+    )
+    if not finite:
         raise Mismatch(f"a finite number, and is given {value}")
     if isinstance(value, Decimal) and abs(value.adjusted()) > RATIONAL_BITS:
         raise Mismatch(f"a number of ordinary size, and is given {value}")

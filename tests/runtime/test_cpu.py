@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from attnc.compiler.plan import Group, Mask, Piece, Plan, Strip, TileCounts
 from attnc.runtime import cpu, cpu_calls
 from attnc.runtime.autograd import attend
+from attnc.runtime.errors import UnsupportedError
 
 Relation = NDArray[np.bool_]
 """(batch, head, query, key)."""
@@ -22,13 +23,15 @@ Case = tuple[Plan, Relation]
 Shape = tuple[int, int, int, int]
 """Batch, query heads, key heads, length."""
 
+QKV = tuple[Tensor, Tensor, Tensor]
+
 HALF = (torch.bfloat16, torch.float16)
 
 UNITS = {torch.float64: 64, torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
 """Units in the last place of the largest element that are granted beyond twice the error of a dense run.
 
-The dense run in fp64 is the truth itself, and so without error. In fp32 the kernel's exponential is good to 20 bits, that
-is 8 units, and it is taken twice, forward and backward; torch's own attention has the same error.
+The dense run in fp64 is the truth itself, and so without error. In fp32 the kernel's exponential is good to 20 bits,
+that is 8 units, and it is taken twice, forward and backward; torch's own attention has the same error.
 """
 
 
@@ -93,7 +96,8 @@ def window_pieces(n: int, w: int, r: int, first_mask: int = 0) -> tuple[list[Pie
     window = (d >= 0) & (d < w)
     edge = min(-(-(w - 1) // r) * r, n)
     count, tail = divmod(n - edge, r)
-    pieces, masks = [], []
+    pieces: list[Piece] = []
+    masks: list[Mask] = []
 
     def add(queries: Strip, keys: Strip) -> None:
         pieces.append(Piece(queries, keys, first_mask + len(masks)))
@@ -139,7 +143,7 @@ def documents(shape: Shape) -> Case:
     cuts = sorted({0, n // 5, n // 2, n // 2 + 1, n} - ({0} if n == 0 else set()))
     relation = np.zeros((n, n), bool)
     pieces = []
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         relation[a:b, a:b] = delta(b - a) >= 0
         pieces.append(Piece(Strip(a, 0, 1, b - a), Strip(a, 0, 1, b - a), "causal"))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
@@ -212,7 +216,8 @@ def by_head(shape: Shape) -> Case:
     batch, heads, _, n = shape
     kinds: tuple[tuple[int, ...], ...] = tuple(tuple(range(start, heads, 3)) for start in range(min(3, heads)))
     relation = np.zeros((batch, heads, n, n), bool)
-    groups, masks = [], []
+    groups: list[Group] = []
+    masks: list[Mask] = []
     for kind, members in enumerate(kinds):
         w = (n, 7, 12)[kind]
         relation[:, list(members)] = (delta(n) >= 0) & (delta(n) < w)
@@ -267,7 +272,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, relation: Relation, scale: float)
     return out, scores.logsumexp(-1).masked_fill(~seeing, -math.inf)
 
 
-def draw(shape: Shape, dk: int, dv: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+def draw(shape: Shape, dk: int, dv: int, dtype: torch.dtype = torch.float64) -> QKV:
     batch, heads, kv_heads, n = shape
     return (
         torch.randn(batch, heads, n, dk, dtype=dtype),
@@ -276,34 +281,44 @@ def draw(shape: Shape, dk: int, dv: int, dtype: torch.dtype = torch.float64) -> 
     )
 
 
+def each(function: Callable[[Tensor], Tensor], inputs: QKV) -> QKV:
+    q, k, v = inputs
+    return function(q), function(k), function(v)
+
+
+def tracked(inputs: QKV, dtype: torch.dtype = torch.float64) -> QKV:
+    """Leaves of these values that require gradients."""
+    return each(lambda x: x.detach().to(dtype).requires_grad_(), inputs)
+
+
 def results(
     function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
-    inputs: tuple[Tensor, ...],
+    inputs: QKV,
     grads: tuple[Tensor | None, Tensor | None],
     dtype: torch.dtype,
 ) -> list[Tensor]:
     """out, lse, dq, dk, dv of `function`, computed in `dtype`."""
-    leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
-    outputs = function(leaves[0], leaves[1], leaves[2])
+    leaves = tracked(inputs, dtype)
+    outputs = function(*leaves)
     used = [(o, g.to(o.dtype)) for o, g in zip(outputs, grads, strict=True) if g is not None]
-    got = torch.autograd.grad([o for o, _ in used], leaves, [g for _, g in used], allow_unused=True)
-    return [*(o.detach() for o in outputs), *(torch.zeros_like(x) if g is None else g for g, x in zip(got, leaves))]  # noqa: B905
+    got = torch.autograd.grad([o for o, _ in used], leaves, [g for _, g in used], materialize_grads=True)
+    return [*(o.detach() for o in outputs), *got]
 
 
-def agree(case: Case, inputs: tuple[Tensor, ...], dtype: torch.dtype, with_lse: bool) -> None:
+def agree(case: Case, inputs: QKV, dtype: torch.dtype, with_lse: bool) -> None:
     """Errors against fp64 at most twice those of a dense run in `dtype`, or a few units in the last place."""
     plan, relation = case
-    inputs = tuple(x.to(dtype) for x in inputs)
+    inputs = each(lambda x: x.to(dtype), inputs)
     q, v = inputs[0], inputs[2]
     scale = q.shape[-1] ** -0.5
     grad_out = torch.randn(*q.shape[:3], v.shape[-1]).to(dtype)
     grads = (grad_out, torch.randn(q.shape[:3]) if with_lse else None)
 
-    def ours(*x: Tensor) -> tuple[Tensor, Tensor]:
-        return attend(*x, plan, scale)
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return attend(q, k, v, plan, scale)
 
-    def theirs(*x: Tensor) -> tuple[Tensor, Tensor]:
-        return reference(*x, relation, scale)
+    def theirs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return reference(q, k, v, relation, scale)
 
     got = results(ours, inputs, grads, dtype)
     plain = results(theirs, inputs, grads, dtype)
@@ -396,9 +411,10 @@ def test_layouts(layout: str, dims: tuple[int, int], pattern: Callable[[Shape], 
     case, arrange = pattern(shape), LAYOUTS[layout]
     inputs = draw(shape, *dims, torch.float32)
     for chosen in ((0,), (1,), (2,), (0, 1, 2)):
-        mixed = tuple(arrange(x) if i in chosen else x for i, x in enumerate(inputs))
+        q, k, v = (arrange(x) if i in chosen else x for i, x in enumerate(inputs))
+        mixed = q, k, v
         agree(case, mixed, torch.float32, with_lse=True)
-        plain = cpu.forward(*(x.contiguous() for x in mixed), case[0], 0.3)
+        plain = cpu.forward(*each(Tensor.contiguous, mixed), case[0], 0.3)
         for a, b in zip(cpu.forward(*mixed, case[0], 0.3), plain, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
@@ -407,7 +423,7 @@ def test_strided_gradients() -> None:
     """grad_out and grad_lse of any strides, stride 0 from `sum` included."""
     shape = (2, 4, 2, 37)
     plan, _ = sinks(shape)
-    inputs = [x.requires_grad_() for x in draw(shape, 8, 8)]
+    inputs = tracked(draw(shape, 8, 8))
     out, lse = attend(*inputs, plan, 0.3)
     expanded = torch.autograd.grad(out.sum() + lse.sum(), inputs, retain_graph=True)
     plain = torch.autograd.grad((out, lse), inputs, (torch.ones(out.shape).double(), torch.ones(lse.shape).double()))
@@ -422,7 +438,7 @@ def test_nothing(shape: Shape) -> None:
     unused = Group((), (), (Piece(Strip(0, 0, 0, 1), Strip(0, 0, 0, 1), "full"),))
     for groups in ((), (unused,)):
         plan = make_plan((*shape[:2], max(shape[2], 1), shape[3]), relation, groups)
-        inputs = [x.requires_grad_() for x in draw(shape, 4, 6)]
+        inputs = tracked(draw(shape, 4, 6))
         out, lse = attend(*inputs, plan, 0.5)
         assert out.shape == (*shape[:2], shape[3], 6) and not out.any()
         assert lse.shape == (shape[0], shape[1], shape[3]) and (lse == -math.inf).all()
@@ -435,7 +451,7 @@ def test_no_keys() -> None:
     q, k, v = draw(shape, 4, 4)
     k, v = k[:, :, :0], v[:, :, :0]
     plan = make_plan(shape, np.zeros((2, 4, 9, 0), bool), everyone(shape))
-    inputs = [x.requires_grad_() for x in (q, k, v)]
+    inputs = tracked((q, k, v))
     out, lse = attend(*inputs, plan, 0.5)
     assert not out.any() and (lse == -math.inf).all()
     dq, dk, dv = torch.autograd.grad(out.sum(), inputs)
@@ -450,7 +466,7 @@ def test_rows_that_see_nothing(pattern: Callable[[Shape], Case], dtype: torch.dt
     plan, relation = pattern(shape)
     unseeing = ~torch.from_numpy(relation.any(-1))
     assert unseeing.any()
-    inputs = [x.to(dtype).requires_grad_() for x in draw(shape, 8, 8)]
+    inputs = tracked(draw(shape, 8, 8), dtype)
     out, lse = attend(*inputs, plan, 0.3)
     grad_out, grad_lse = torch.randn_like(out), torch.randn_like(lse)
     usual = torch.autograd.grad((out, lse), inputs, (grad_out, grad_lse), retain_graph=True)
@@ -465,8 +481,8 @@ def test_either_output_alone() -> None:
     inputs = draw(shape, 8, 8)
     scale = 8**-0.5
     for grads in ((torch.randn(2, 4, 37, 8), None), (None, torch.randn(2, 4, 37))):
-        ours = results(lambda *x: attend(*x, case[0], scale), inputs, grads, torch.float64)
-        true = results(lambda *x: reference(*x, case[1], scale), inputs, grads, torch.float64)
+        ours = results(lambda q, k, v: attend(q, k, v, case[0], scale), inputs, grads, torch.float64)
+        true = results(lambda q, k, v: reference(q, k, v, case[1], scale), inputs, grads, torch.float64)
         for a, b in zip(ours, true, strict=True):
             torch.testing.assert_close(a, b)
 
@@ -476,7 +492,7 @@ def test_gradcheck(pattern: Callable[[Shape], Case]) -> None:
     shape = (1, 2, 1, 26)
     plan, relation = pattern(shape)
     seeing = torch.from_numpy(relation.any(-1))
-    inputs = [x.requires_grad_() for x in draw(shape, 3, 2)]
+    inputs = tracked(draw(shape, 3, 2))
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = attend(q, k, v, plan, 0.6)
@@ -491,12 +507,12 @@ def test_deterministic(pattern: Callable[[Shape], Case], dtype: torch.dtype) -> 
     """The same bits every time, whatever lies in fresh memory."""
     shape = (3, 4, 2, 150)
     plan, _ = pattern(shape)
-    inputs = tuple(x.to(dtype) for x in draw(shape, 16, 16))
+    inputs = draw(shape, 16, 16, dtype)
     grads = (torch.randn(3, 4, 150, 16), torch.randn(3, 4, 150))
-    first = results(lambda *x: attend(*x, plan, 0.25), inputs, grads, dtype)
+    first = results(lambda q, k, v: attend(q, k, v, plan, 0.25), inputs, grads, dtype)
     for _ in range(3):
         torch.full((3 * 4 * 150 * 16,), math.nan)
-        again = results(lambda *x: attend(*x, plan, 0.25), inputs, grads, dtype)
+        again = results(lambda q, k, v: attend(q, k, v, plan, 0.25), inputs, grads, dtype)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -526,7 +542,7 @@ def test_only_inputs_and_results_are_saved() -> None:
         saved.append(x)
         return x
 
-    inputs = [x.requires_grad_() for x in draw(shape, 8, 4)]
+    inputs = tracked(draw(shape, 8, 4))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out, lse = attend(*inputs, plan, 0.3)
     expected = [*inputs, out, lse]
@@ -541,14 +557,15 @@ def test_modes() -> None:
         first = attend(*inputs, plan, 0.3)
     with torch.no_grad():
         second = attend(*inputs, plan, 0.3)
-    tracked = [x.clone().requires_grad_() for x in inputs]
-    third = attend(*tracked, plan, 0.3)
-    third[0].sum().backward()
+    leaves = tracked(each(Tensor.clone, inputs), torch.float32)
+    third = attend(*leaves, plan, 0.3)
+    grads = torch.autograd.grad(third[0].sum(), leaves)
     for a, b, c in zip(first, second, third, strict=True):
         assert torch.equal(a, b) and torch.equal(b, c)
-    only_v = attend(inputs[0], inputs[1], tracked[2], plan, 0.3)[0]
-    (dv,) = torch.autograd.grad(only_v.sum(), tracked[2])
-    assert torch.equal(dv, tracked[2].grad) if tracked[2].grad is not None else False
+    for i in range(3):
+        q, k, v = (leaf if i == j else x for j, (leaf, x) in enumerate(zip(leaves, inputs, strict=True)))
+        (alone,) = torch.autograd.grad(attend(q, k, v, plan, 0.3)[0].sum(), leaves[i])
+        assert torch.equal(alone, grads[i])
 
 
 def test_func_grad() -> None:
@@ -612,11 +629,9 @@ REFUSED: dict[str, Callable[[Callable[[Tensor], Any], Tensor], Any]] = {
 
 
 def test_second_derivatives_are_refused_when_taken() -> None:
-    from attnc.runtime.errors import UnsupportedError
-
     shape = (1, 2, 2, 10)
     plan, _ = causal(shape)
-    inputs = [x.requires_grad_() for x in draw(shape, 4, 4)]
+    inputs = tracked(draw(shape, 4, 4))
     out, lse = attend(*inputs, plan, 0.3)
     first = torch.autograd.grad(out.square().sum() + lse.sum(), inputs, create_graph=True, retain_graph=True)
     plain = torch.autograd.grad(out.square().sum() + lse.sum(), inputs, retain_graph=True)
@@ -629,8 +644,6 @@ def test_second_derivatives_are_refused_when_taken() -> None:
 
 @pytest.mark.parametrize("transform", REFUSED)
 def test_transforms_are_refused(transform: str) -> None:
-    from attnc.runtime.errors import UnsupportedError
-
     shape = (1, 2, 2, 10)
     plan, _ = causal(shape)
     q, k, v = draw(shape, 4, 4)

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from attnc.spec.codes import CODES
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import SpecError
+from attnc.spec.load import check_source
 from attnc.spec.parse import parse
+from attnc.spec.render import render
+from attnc.spec.source import SourceFile
 from attnc.spec.text import decode
 
 CASES = sorted((Path(__file__).parent / "diagnostics").glob("*.txt"))
@@ -33,10 +36,22 @@ def diagnose(text: str) -> str:
     Extend here as stages are added: each takes the result of the one before.
     """
     try:
-        parse(decode(text, FILE))
+        source = decode(text, FILE)
     except SpecError as error:
         return str(error)
-    return ""
+    return "\n\n".join(render(diagnostic) for diagnostic in check_source(source, load))
+
+
+MODULES = {
+    "windows": "def shifted(x, y, window) = abs(x - y) < window\n\npattern banded(w: int)\n    visible q - k < w\n",
+    "left": "use right (f)\n",
+    "right": "use left (f)\n",
+}
+
+
+def load(name: str, asking: SourceFile) -> SourceFile | None:
+    """The modules that a case may use."""
+    return SourceFile(f"{name}.attn", MODULES[name]) if name in MODULES else None
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)

@@ -1,0 +1,67 @@
+"""Relations whose cover is a formula: everything, nothing, and the half plane under a diagonal. No tile is visited."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnc.compiler.ir import Index, Linear, Place, Sign, Truth
+from attnc.compiler.pieces import Cover
+from attnc.compiler.plan import Piece, Strip
+from attnc.compiler.tiles import Grid
+
+
+def diagonal_shift(relation: Index) -> int | None:
+    """The c of `k <= q + c`, None for any other relation."""
+    if not (isinstance(relation, Sign) and relation.op == "ge" and isinstance(relation.value, Linear)):
+        return None
+    terms = {term.name: factor for term, factor in relation.value.terms if isinstance(term, Place)}
+    is_half_plane = len(relation.value.terms) == 2 and terms == {"q": 1, "k": -1}
+    return relation.value.constant if is_half_plane else None
+
+
+def closed_cover(relation: Index, grid: Grid) -> Cover | None:
+    """The cover of a relation that has a formula, None for others."""
+    if isinstance(relation, Truth):
+        return _everything(grid) if relation.value else Cover((), (), 0, 0, 0)
+    shift = diagonal_shift(relation)
+    return None if shift is None else _half_plane(grid, shift)
+
+
+def _everything(grid: Grid) -> Cover:
+    if not grid.n_q or not grid.n_k:
+        return Cover((), (), 0, 0, 0)
+    piece = Piece(Strip(0, 0, 1, grid.n_q), Strip(0, 0, 1, grid.n_k), "full")
+    return Cover((piece,), (), grid.rows * grid.columns, 0, grid.n_q * grid.n_k)
+
+
+def _half_plane(grid: Grid, shift: int) -> Cover:
+    """Row r sees the keys up to r + shift: a triangle, the rectangle left of it, and rows that see all."""
+    n_q, n_k = grid.n_q, grid.n_k
+    first = min(max(0, -shift), n_q)
+    last = min(max(first, min(n_q, n_k - shift)), n_q)
+    pieces = []
+    if last > first:
+        rows = Strip(first, 0, 1, last - first)
+        pieces.append(Piece(rows, Strip(first + shift, 0, 1, last - first), "causal"))
+        if first + shift > 0:
+            pieces.append(Piece(rows, Strip(0, 0, 1, first + shift), "full", fresh=False))
+    if n_q > last and n_k:
+        pieces.append(Piece(Strip(last, 0, 1, n_q - last), Strip(0, 0, 1, n_k), "full"))
+    rows_of = np.arange(n_q, dtype=np.int64)
+    visible = int(np.clip(rows_of + shift + 1, 0, n_k).sum())
+    full, live = _tiles(grid, shift)
+    return Cover(tuple(sorted(pieces, key=lambda p: not p.fresh)), (), full, live - full, visible)
+
+
+def _tiles(grid: Grid, shift: int) -> tuple[int, int]:
+    """Full and live tiles under the diagonal."""
+    if not grid.n_q or not grid.n_k:
+        return 0, 0
+    first = np.arange(grid.rows, dtype=np.int64) * grid.q_tile
+    last = np.minimum(first + grid.q_tile, grid.n_q) - 1
+    columns = grid.columns
+    reach, all_reach = last + shift, first + shift
+    live = np.where(reach < 0, 0, np.clip((reach - grid.k_origin) // grid.k_tile + 1, 0, columns))
+    full = np.where(all_reach < 0, 0, np.clip((all_reach + 1 - grid.k_origin) // grid.k_tile, 0, columns))
+    full = np.where(all_reach >= grid.n_k - 1, columns, full)
+    return int(full.sum()), int(live.sum())

@@ -1,0 +1,376 @@
+"""Train a small byte-level transformer at context 4096 on a CPU, its attention compiled from ten lines of `.attn`.
+
+The text is one that every machine with Python has: the source of the standard library. The script prints the pattern
+and its plan, draws it, trains, and times a training step against the same model with dense attention under that mask.
+
+    python examples/byte_lm.py              under three minutes on two cores
+    python examples/byte_lm.py --quick      a few seconds, at context 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnc import Attention, compile_attention
+
+PATTERN = Path(__file__).with_name("sliding_window.attn")
+
+AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q, k, v, each (batch, heads, tokens, head dimension) → the same shape."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of the model and of the run. `budget`: seconds for everything; a busy machine trains and times less."""
+
+    context: int = 4096
+    window: int = 256
+    layers: int = 3
+    width: int = 128
+    heads: int = 4
+    steps: int = 200
+    budget: float = 140.0
+    rounds: int = 7
+    learning_rate: float = 4e-3
+    seed: int = 0
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Attention, then a perceptron, each added to what came in."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.projection = nn.Linear(width, width, bias=False)
+        self.norm_2 = nn.LayerNorm(width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], attention: AttentionFunction) -> Tensor:
+        """x (batch, tokens, width) → the same shape."""
+        q, k, v = (self.split_heads(part) for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1))
+        out = attention(rotate(q, *rotation), rotate(k, *rotation), v)
+        x = x + self.projection(out.transpose(1, 2).flatten(2))
+        result: Tensor = x + self.perceptron(self.norm_2(x))
+        return result
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        """(batch, tokens, width) → (batch, heads, tokens, head dimension)."""
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, self.heads, width // self.heads).transpose(1, 2)
+
+
+class ByteTransformer(nn.Module):
+    """Bytes in, logits of the next byte out. The attention is an argument of each call, so that it can be exchanged."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.logits = nn.Linear(config.width, 256)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        angles = rotary_angles(config.context, config.width // config.heads)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+
+    def forward(self, tokens: Tensor, attention: AttentionFunction) -> Tensor:
+        """tokens (batch, tokens) → logits (batch, tokens, 256)."""
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, (self.cos, self.sin), attention)
+        logits: Tensor = self.logits(self.norm(x))
+        return logits
+
+
+def rotary_angles(length: int, dim: int) -> Tensor:
+    """The angle of each position and pair of channels, (length, dim / 2) (RoPE, arXiv 2104.09864)."""
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+    return torch.outer(torch.arange(length), frequencies)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (…, tokens, dim) with its halves turned by the angles."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+# --- two ways to compute the same attention --------------------------------------------------------------------------
+
+
+def compiled(attend: Attention) -> AttentionFunction:
+    """The pattern, compiled: only tiles that hold a visible pair are computed."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = attend(q, k, v)
+        assert isinstance(out, Tensor)
+        return out
+
+    return attention
+
+
+def dense(attend: Attention, length: int) -> AttentionFunction:
+    """What one would use without attnc: PyTorch's scaled_dot_product_attention, the same mask, additive, made once."""
+    mask = torch.zeros(length, length).masked_fill_(~attend.mask(length), float("-inf"))
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+# --- the text --------------------------------------------------------------------------------------------------------
+
+
+def standard_library() -> Tensor:
+    """The source of Python's standard library, its top-level modules in order of name, as bytes."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    return torch.frombuffer(bytearray(b"\n".join(file.read_bytes() for file in files)), dtype=torch.uint8)
+
+
+def excerpts(text: Tensor, length: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random stretches of the text, endlessly: `length` bytes and the byte that follows each, (1, length)."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        start = int(torch.randint(len(text) - length, (), generator=generator))
+        stretch = text[start : start + length + 1].long()
+        yield stretch[None, :-1], stretch[None, 1:]
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """A model and its optimiser."""
+
+    def __init__(self, config: Config) -> None:
+        torch.manual_seed(config.seed)
+        self.model = ByteTransformer(config)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95))
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, config.learning_rate, total_steps=config.steps + 2 * config.rounds + 3, pct_start=0.15
+        )
+
+    def step(self, tokens: Tensor, targets: Tensor, attention: AttentionFunction) -> float:
+        """Forward, backward, update; the loss in nats per byte, before the update."""
+        loss = F.cross_entropy(self.model(tokens, attention).flatten(0, 1), targets.flatten())
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        return loss.item()
+
+
+def train(trainer: Trainer, config: Config, text: Tensor, attention: AttentionFunction, until: float) -> list[float]:
+    """Up to `config.steps` steps, ended when the clock shows `until`; the loss of each."""
+    losses: list[float] = []
+    bar = Progress("training", config.steps)
+    for tokens, targets in excerpts(text, config.context, config.seed):
+        losses.append(trainer.step(tokens, targets, attention))
+        bar.show(len(losses), f"loss {losses[-1]:.3f}")
+        if len(losses) == config.steps or time.perf_counter() > until:
+            break
+    bar.close()
+    return losses
+
+
+class Progress:
+    """A progress bar: rich's where it is installed; a line that redraws itself on a terminal; else a line now and then."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title = title
+        self.total = total
+        self.terminal = sys.stderr.isatty()
+        self.bar = rich_bar(title, total) if self.terminal else None
+
+    def show(self, done: int, note: str) -> None:
+        """Show that `done` of the total are done."""
+        if self.bar is not None:
+            self.bar(done, note)
+        elif self.terminal:
+            filled = 30 * done // self.total
+            line = f"\r{self.title} [{'#' * filled}{'.' * (30 - filled)}] {done}/{self.total}  {note}  "
+            print(line, end="", file=sys.stderr, flush=True)
+        elif done in (1, self.total) or done % max(self.total // 10, 1) == 0:
+            print(f"{self.title} {done}/{self.total}  {note}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar(-1, "")
+        elif self.terminal:
+            print(file=sys.stderr)
+
+
+def rich_bar(title: str, total: int) -> Callable[[int, str], None] | None:
+    """A function that moves rich's bar (-1 closes it); None where rich is not installed."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+    except ImportError:
+        return None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    progress = RichProgress(*columns, console=Console(stderr=True))
+    task = progress.add_task(title, total=total, note="")
+    progress.start()
+
+    def move(done: int, note: str) -> None:
+        if done < 0:
+            progress.stop()
+        else:
+            progress.update(task, completed=done, note=note)
+
+    return move
+
+
+# --- comparing -------------------------------------------------------------------------------------------------------
+
+
+def compare(runs: Mapping[str, Callable[[], object]], rounds: int, until: float) -> dict[str, list[float]]:
+    """Seconds of each run, taken in turn, so that a busy moment meets both, after one round to warm up.
+
+    `rounds` times, fewer when the clock shows `until`, but once at least.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        if number > 1 and time.perf_counter() > until:
+            break
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: dict[str, list[float]]) -> None:
+    """Median, least and most of each, and the ratio of the medians."""
+    print(title)
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        spread = f"{min(times) * 1e3:.0f} to {max(times) * 1e3:.0f}, {len(times)} runs"
+        print(f"  {name:<22} {median * 1e3:8.0f} ms   ({spread})")
+    ours, theirs = (statistics.median(times) for times in seconds.values())
+    print(f"  {theirs / ours:.2f} times as fast" if ours <= theirs else f"  {ours / theirs:.2f} times as SLOW")
+
+
+def attention_alone(config: Config, attention: AttentionFunction) -> Callable[[], None]:
+    """Forward and backward of one layer's attention."""
+    shape = (1, config.heads, config.context, config.width // config.heads)
+    q, k, v = (torch.randn(shape, requires_grad=True) for _ in range(3))
+
+    def run() -> None:
+        attention(q, k, v).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    return run
+
+
+def positive(text: str) -> int:
+    """A whole number, at least 1, of the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+def show_pattern(attend: Attention, config: Config, picture: Path) -> None:
+    """The pattern's text, what is going to run, and a picture."""
+    print(f"{PATTERN.name}\n\n{PATTERN.read_text(encoding='utf-8')}")
+    print(attend.plan(config.context, heads=config.heads, head_dim=config.width // config.heads))
+    picture.write_text(attend.picture(config.context), encoding="utf-8")
+    print(f"\npicture written to {picture.resolve()}\n")
+
+
+def run(config: Config, picture: Path) -> bool:
+    """Everything; whether the loss fell."""
+    begun = time.perf_counter()
+    attend = compile_attention(PATTERN, window=config.window)
+    show_pattern(attend, config, picture)
+
+    text = standard_library()
+    trainer = Trainer(config)
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    print(
+        f"text: {len(text) / 1e6:.1f} MB of Python's standard library; model: {config.layers} layers, width "
+        f"{config.width}, {parameters / 1e6:.2f} M parameters; context {config.context} bytes, window {config.window}"
+    )
+    windowed = compiled(attend)
+    losses = train(trainer, config, text, windowed, begun + 0.6 * config.budget)
+    few = max(len(losses) // 10, 1)
+    first, last = statistics.mean(losses[:few]), statistics.mean(losses[-few:])
+    print(
+        f"loss, nats per byte: {first:.3f} over the first {few} steps, {last:.3f} over the last {few} of {len(losses)}"
+    )
+    print()
+
+    masked = dense(attend, config.context)
+    tokens, targets = next(excerpts(text, config.context, config.seed + 1))
+    step = {
+        "attnc": lambda: trainer.step(tokens, targets, windowed),
+        "SDPA with the mask": lambda: trainer.step(tokens, targets, masked),
+    }
+    report(
+        "one training step (forward, backward, update), the same model:",
+        compare(step, config.rounds, begun + 0.9 * config.budget),
+    )
+    alone = {
+        "attnc": attention_alone(config, windowed),
+        "SDPA with the mask": attention_alone(config, masked),
+    }
+    report("attention alone (one layer, forward and backward):", compare(alone, config.rounds, begun + config.budget))
+    print(f"on {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
+    return last < first
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Run the demonstration; 0 where the loss fell, else 1."""
+    standard = Config()
+    parser = argparse.ArgumentParser(description="Train a byte-level transformer with a sliding window.")
+    parser.add_argument("--steps", type=positive, default=standard.steps, help="training steps (%(default)s)")
+    parser.add_argument("--budget", type=float, default=standard.budget, help="seconds for everything (%(default)s)")
+    parser.add_argument("--window", type=positive, default=standard.window, help="keys that a query sees (%(default)s)")
+    parser.add_argument("--picture", type=Path, default=Path("byte_lm.svg"), help="where to draw (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a small model at context 512, for a first look")
+    given = parser.parse_args(None if arguments is None else list(arguments))
+
+    config = replace(standard, steps=given.steps, budget=given.budget, window=given.window)
+    if given.quick:
+        config = replace(
+            config, context=512, window=min(given.window, 64), layers=1, width=64, heads=2, steps=12, rounds=2
+        )
+    begun = time.perf_counter()
+    fell = run(config, given.picture)
+    print(f"{time.perf_counter() - begun:.0f} s in all")
+    if not fell:
+        print("error: the loss did not fall; something is broken", file=sys.stderr)
+    return 0 if fell else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

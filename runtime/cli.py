@@ -1,0 +1,131 @@
+"""The command line: `attnc COMMAND …`, also `python -m attnc`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import NoReturn
+
+from attnc import __version__
+from attnc.runtime.commands import console
+from attnc.runtime.commands.console import UsageError
+from attnc.spec.errors import AttncError, SpecError
+from attnc.spec.suggest import did_you_mean
+
+_MODULES = {"check": "check", "list": "library", "show": "show", "verify": "verify"}
+COMMANDS = tuple(_MODULES)
+
+_SUMMARIES = {
+    "check": "find what is wrong in .attn files",
+    "list": "the patterns of the library",
+    "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
+    "verify": "hold every executor against the oracle, forward and gradients",
+}
+_INTERRUPTED, _PIPE_CLOSED = 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command: 0 fine, 1 something is wrong or different, 2 bad usage or undecidable."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    _tolerate_narrow_encodings()
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away; what is left in the buffer must not raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+
+
+def _run(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+    try:
+        args = _parser(arguments).parse_args(arguments)
+        status: int = _module(args.command).run(args)
+        return status
+    except SystemExit as leaving:  # --help and --version
+        return leaving.code if isinstance(leaving.code, int) else console.FINE
+    except SpecError as error:
+        return _refuse_text(error, as_json)
+    except (UsageError, AttncError) as error:
+        return _refuse(str(error), as_json)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or type(error).__name__}", as_json)
+
+
+def _refuse(message: str, as_json: bool) -> int:
+    if as_json:
+        console.print_json({"diagnostics": [console.message_json(message)]})
+    else:
+        console.print_error(message)
+    return console.USAGE
+
+
+def _refuse_text(error: SpecError, as_json: bool) -> int:
+    """What is wrong with a text is a finding; values that do not fit it (A8xx) are bad usage."""
+    if as_json:
+        console.print_json({"diagnostics": console.diagnostics_json(error.diagnostics)})
+    else:
+        console.print_diagnostics(error.diagnostics)
+    usage = all(diagnostic.code.startswith("A8") for diagnostic in error.diagnostics)
+    return console.USAGE if usage else console.FOUND
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose complaints are raised."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows how it is used")
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """The parser for these arguments: only the command that is called is loaded."""
+    parser = _Parser(prog="attnc", description="A compiler for attention patterns.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"attnc {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    called = _called(arguments, _SUMMARIES)
+    for name, summary in _SUMMARIES.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        if name == called:
+            _module(name).add(command)
+    return parser
+
+
+def _called(arguments: list[str], known: Mapping[str, str]) -> str | None:
+    """The command that is called. Raises UsageError where there is none of that name."""
+    name = next((a for a in arguments if not a.startswith("-")), None)
+    listed = f"the commands are {', '.join(known)}"
+    if name is None:
+        if {"-h", "--help", "--version"} & set(arguments):
+            return None
+        raise UsageError(f"no command; {listed}")
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise UsageError(f"there is no command `{name}`{': ' + near if near else ''}; {listed}")
+    return name
+
+
+def _module(command: str) -> ModuleType:
+    return import_module(f"attnc.runtime.commands.{_MODULES[command]}")
+
+
+def _tolerate_narrow_encodings() -> None:
+    """A character that the terminal cannot show is replaced, never a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if not console.has_unicode(stream) and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""`attnc check`: what is wrong in `.attn` files."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from attnc.runtime.commands import console
+from attnc.runtime.library import ModuleLoader, library_names
+from attnc.spec.diagnostics import Diagnostic, Severity
+from attnc.spec.errors import SpecError
+from attnc.spec.load import check_source
+from attnc.spec.text import decode
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `check`."""
+    parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """1 where a file has an error, 2 where one cannot be read."""
+    found: list[Diagnostic] = []
+    unread: list[dict[str, object]] = []
+    for name in args.files:
+        try:
+            found.extend(_check(name))
+        except (OSError, console.UsageError) as error:
+            reason = str(error) if isinstance(error, console.UsageError) else error.strerror or type(error).__name__
+            unread.append(console.message_json(f"{name}: {reason}", name))
+    if args.json:
+        console.print_json({"diagnostics": [*console.diagnostics_json(found), *unread]})
+    else:
+        console.print_diagnostics(found)
+        for message in unread:
+            console.print_error(str(message["message"]))
+        if len(unread) < len(args.files):
+            print(_summary(len(args.files) - len(unread), found))
+    return console.USAGE if unread else console.FOUND if console.has_errors(found) else console.FINE
+
+
+def _check(name: str) -> tuple[Diagnostic, ...]:
+    """All that is wrong or doubtful in one file. Raises OSError, UsageError."""
+    path = Path(name)
+    if name == "-":
+        raise console.UsageError("standard input is not read; give the path of an .attn file")
+    if path.is_dir():
+        raise console.UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
+    if not path.exists() and name in library_names():
+        raise console.UsageError(f"no such file; to see the library's pattern: attnc show {name}")
+    try:
+        return check_source(decode(path.read_bytes(), name), ModuleLoader(path.parent))
+    except SpecError as error:
+        return error.diagnostics
+
+
+def _summary(files: int, found: list[Diagnostic]) -> str:
+    errors = sum(d.severity is Severity.ERROR for d in found)
+    warnings = len(found) - errors
+    parts = [console.counted(files, "file") + " checked", console.counted(errors, "error")]
+    return ", ".join([*parts, console.counted(warnings, "warning")] if warnings else parts)

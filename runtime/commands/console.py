@@ -1,0 +1,77 @@
+"""What all commands share: statuses, messages, colour, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TextIO
+
+from attnc.spec.diagnostics import Diagnostic, Severity
+from attnc.spec.render import render, to_json
+
+FINE, FOUND, USAGE = 0, 1, 2
+"""Exit statuses: fine; something is wrong, or different; bad usage, or undecidable."""
+
+SCHEMA = 1
+"""The version of what `--json` prints."""
+
+
+class UsageError(Exception):
+    """A command line that cannot be obeyed. The message says what to write instead."""
+
+
+def has_color(stream: TextIO) -> bool:
+    """Whether to colour what goes to a stream: terminals only, and not against the user's wish (NO_COLOR)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def has_unicode(stream: TextIO) -> bool:
+    """Whether a stream can show more than ASCII."""
+    return (stream.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def columns() -> int:
+    """The width to write for."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def print_json(values: Mapping[str, object]) -> None:
+    """One JSON object on stdout, with the schema's version first."""
+    print(json.dumps({"schema": SCHEMA, **values}, ensure_ascii=False, indent=2))
+
+
+def print_error(message: str) -> None:
+    """A message about the command line or a call, on stderr."""
+    mark = "\x1b[1;31merror\x1b[0m" if has_color(sys.stderr) else "error"
+    print(f"{mark}: {message}", file=sys.stderr)
+
+
+def print_diagnostics(diagnostics: Iterable[Diagnostic]) -> None:
+    """Rendered diagnostics on stderr, a blank line after each."""
+    color = has_color(sys.stderr)
+    for diagnostic in diagnostics:
+        print(f"{render(diagnostic, color=color)}\n", file=sys.stderr)
+
+
+def diagnostics_json(diagnostics: Iterable[Diagnostic]) -> list[dict[str, str | int]]:
+    """Diagnostics with the keys that the command line promises."""
+    return [to_json(diagnostic) for diagnostic in diagnostics]
+
+
+def message_json(message: str, file: str | None = None) -> dict[str, object]:
+    """An error that has no place in a text, with the keys of a diagnostic."""
+    keys: dict[str, object] = {"code": None, "severity": "error", "message": message}
+    return {**keys, "file": file, "line": None, "column": None, "help": ""}
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 error`, `2 errors`, `no errors`."""
+    return f"{n or 'no'} {noun}{'' if n == 1 else 's'}"
+
+
+def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:
+    """Whether one of them is an error."""
+    return any(d.severity is Severity.ERROR for d in diagnostics)

@@ -1,0 +1,169 @@
+"""The arguments that name a pattern: its spec, parameters, preset, inputs and length."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from math import prod
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.attention import Attention, compile_attention
+from attnc.runtime.commands.console import UsageError
+from attnc.runtime.library import library_names
+from attnc.spec.evaluate import constant_value
+from attnc.spec.program import BoundProgram, Input, Size, Value
+from attnc.spec.suggest import did_you_mean
+from attnc.spec.values import shown
+
+SHORT = 64
+"""The length of a picture where nothing else says one."""
+
+
+def add_pattern(parser: argparse.ArgumentParser) -> None:
+    """The spec, `-p` and `--preset`."""
+    parser.add_argument(
+        "spec", metavar="SPEC", help="a library pattern, a path to an .attn file, file.attn:name, or source text"
+    )
+    parser.add_argument(
+        "-p",
+        dest="params",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a parameter: a number, a fraction 1/3, true, false, or a list [7,7]; may be repeated",
+    )
+    parser.add_argument("--preset", metavar="NAME", help="one of the pattern's named sets of parameters")
+
+
+def compiled(args: argparse.Namespace) -> Attention:
+    """The pattern that the arguments name."""
+    params: dict[str, object] = {}
+    for text in args.params:
+        name, value = _pair(text, "-p", "window=512")
+        if name in params:
+            raise UsageError(f"-p {name} is given twice")
+        params[name] = parse_value(value, f"-p {name}")
+    reserved = {"spec", "preset", "backend", "strict", "deterministic", "tune"} & params.keys()
+    if reserved:
+        raise UsageError(f"-p {min(reserved)}: no pattern has a parameter of that name")
+    return compile_attention(args.spec, preset=args.preset, **params)  # type: ignore[arg-type]
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip().isidentifier() and value.strip()):
+        raise UsageError(f"{option} {text}: write it as {option} NAME=VALUE, as in {option} {example}")
+    return name.strip(), value.strip()
+
+
+def parse_value(text: str, what: str) -> object:
+    """A number, exactly as it is written, a truth value, or a (nested) list of them."""
+    try:
+        numerator, slash, denominator = text.partition("/")
+        if slash:
+            return Fraction(int(numerator), int(denominator))
+        value = json.loads(text, parse_float=Decimal, parse_constant=_no_constant)
+    except (ValueError, ArithmeticError, RecursionError):
+        raise _no_value(text, what) from None
+    if not _is_value(value):
+        raise _no_value(text, what)
+    return value
+
+
+def _no_value(text: str, what: str) -> UsageError:
+    short = text if len(text) <= 40 else f"{text[:37]}..."
+    near = {"True": "true", "False": "false"}.get(text)
+    remedy = f"write {near}" if near else "write a number, a fraction 1/3, true, false, or a list [7,7]"
+    return UsageError(f"{what}={short}: not a value; {remedy}")
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _is_value(value: object) -> bool:
+    if isinstance(value, list):
+        return all(_is_value(item) for item in value)
+    return isinstance(value, int | Decimal)
+
+
+def value_json(value: Value) -> object:
+    """A parameter for JSON: a fraction that is no short decimal stays text."""
+    if isinstance(value, tuple):
+        return [value_json(item) for item in value]
+    if isinstance(value, Fraction):
+        text = shown(value)
+        return text if "/" in text else float(text)
+    return value
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """`--input`."""
+    parser.add_argument(
+        "--input",
+        dest="inputs",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="an input of the pattern as a JSON list, or one number for every entry; without it an example is made",
+    )
+
+
+def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) -> dict[str, Tensor]:
+    """The inputs of the command line, as tensors of batch 1 unless they say otherwise."""
+    inputs = {i.name: i for i in bound.program.inputs}
+    result: dict[str, Tensor] = {}
+    for text in texts:
+        name, value = _pair(text, "--input", "doc=[0,0,1]")
+        if name not in inputs:
+            listed = f"its inputs are {', '.join(inputs)}" if inputs else "it has none"
+            raise UsageError(f"`{bound.program.name}` has no input `{name}`: {did_you_mean(name, inputs, listed)}")
+        result[name] = _tensor(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
+    return result
+
+
+def _tensor(wanted: Input, value: object, n_q: int, n_k: int) -> Tensor:
+    sizes = {"batch": 1, "query": n_q, "key": n_k, "token": n_k, "head": 1, "kv_head": 1}
+    dims = wanted.type.dims
+    try:
+        tensor = torch.tensor(value, dtype=torch.bool if wanted.type.kind == "bool" else torch.int64)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        raise UsageError(f"--input {wanted.name}: write a JSON list of {wanted.type.kind} values, rows equally long") from None
+    if not tensor.dim():
+        shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in dims]
+        return tensor.expand(shape).contiguous()
+    if tensor.dim() == len(dims) - 1 and dims[0] == "batch":
+        return tensor[None]
+    return tensor
+
+
+# --- lengths ---------------------------------------------------------------------------------------------------------
+
+
+def natural_length(bound: BoundProgram) -> int | None:
+    """The length that the segments say: exactly where all extents are parameters, else one of about `SHORT`."""
+    fixed, row = 0, 0
+    for segment in bound.program.segments:
+        extents = [None if isinstance(a.extent, Size) else int(constant_value(bound, a.extent)) for a in segment.axes]
+        known = prod(e for e in extents if e is not None)
+        if None in extents:
+            row = known
+        else:
+            fixed += known
+    if not bound.program.segments:
+        return None
+    return fixed + row * max(1, (SHORT - fixed) // row) if row else fixed
+
+
+def library_hint(name: str) -> str:
+    """What to write for a library pattern that was given where a file is wanted."""
+    return f"; `{name}` is a library pattern: see `attnc show {name}`" if name in library_names() else ""

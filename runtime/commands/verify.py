@@ -1,0 +1,99 @@
+"""`attnc verify`: every executor against the oracle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from attnc.runtime.attention import Attention
+from attnc.runtime.commands import console
+from attnc.runtime.commands.patterns import add_pattern, compiled, natural_length, value_json
+from attnc.runtime.verification import Case, Error, Verdict, cases, verify
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `verify`."""
+    add_pattern(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """1 where an executor disagrees."""
+    attention = compiled(args)
+    shapes = cases(attention, natural_length(attention.bound))
+    with _progress(len(shapes)) as step:
+        verdict = verify(attention, shapes, step)
+    if args.json:
+        console.print_json(_as_json(attention, shapes, verdict))
+    else:
+        _print(attention, shapes, verdict)
+    return console.FINE if verdict.agrees else console.FOUND
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Tells of each step on a terminal: a bar where rich is installed, lines where it is not, else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield lambda text: print(f"verify: {text}", file=sys.stderr)
+        return
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("verify", total=total + 1)
+        yield lambda text: progress.update(task, advance=1, description=text)
+
+
+def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
+    print(f"{attention.name} on {len(shapes)} shapes:")
+    for case in shapes:
+        print(f"  {case}")
+    for note in verdict.notes:
+        print(f"  {note}")
+    print(f"\nrelation   {verdict.pairs:,} pairs compared with the evaluator: {_relation(verdict)}\n")
+    print("worst of all shapes; an error may be twice that of dense torch in the same dtype, all against fp64\n")
+    print(f"{'executor':<10} {'dtype':<9} {'tensor':<6} {'error':>9} {'dense':>9} {'allowed':>9}")
+    for e in verdict.worst():
+        numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
+        print(f"{e.executor:<10} {e.dtype:<9} {e.tensor:<6} {numbers}  {_word(e)}")
+    print(f"\n{attention.name}: {'evaluator, reference and cpu executor agree' if verdict.agrees else 'DISAGREEMENT'}")
+
+
+def _relation(verdict: Verdict) -> str:
+    return "all equal" if not verdict.differing else f"NOT EQUAL, first {verdict.differing[0]}"
+
+
+def _word(e: Error) -> str:
+    return "ok" if e.agrees else f"TOO LARGE at {e.case}"
+
+
+def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict[str, object]:
+    wrong = [f"{e.executor} {e.dtype}: {e.tensor} is off by {e.error:.3g}, allowed {e.allowed:.3g}, at {e.case}"
+             for e in verdict.errors if not e.agrees]
+    relation = [f"the relation differs: {text}" for text in verdict.differing]
+    return {
+        "pattern": attention.name,
+        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
+        "agrees": verdict.agrees,
+        "diagnostics": [console.message_json(text) for text in (*relation, *wrong)],
+        "shapes": [str(case) for case in shapes],
+        "pairs": verdict.pairs,
+        "notes": list(verdict.notes),
+        "errors": [
+            {
+                "executor": e.executor,
+                "dtype": e.dtype,
+                "tensor": e.tensor,
+                "shape": str(e.case),
+                "error": e.error if e.error == e.error else None,
+                "dense": e.dense,
+                "allowed": e.allowed,
+                "agrees": e.agrees,
+            }
+            for e in verdict.errors
+        ],
+    }

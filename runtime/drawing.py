@@ -1,0 +1,153 @@
+"""What a picture of a pattern shows, as data: both views, the counts and the words under them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.int64]
+EMPTY, PARTIAL, FULL = 0, 1, 2
+"""States of a tile."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawing:
+    """One head of a pattern at one length.
+
+    `pairs` counts the visible pairs in each square of `cell` queries by `cell` keys; `tiles` holds the state of each tile
+    of `q_tile` queries by `k_tile` keys; `row_counts` the visible keys of each query. Squares and tiles at the lower and
+    right edge may be smaller.
+    """
+
+    title: str
+    subtitle: str
+    relation: str
+    n_q: int
+    n_k: int
+    cell: int
+    pairs: Counts
+    q_tile: int
+    k_tile: int
+    tiles: NDArray[np.int8]
+    row_counts: Counts
+    align: Literal["start", "end"] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def visible(self) -> int:
+        """Visible pairs."""
+        return int(self.row_counts.sum())
+
+    @property
+    def total(self) -> int:
+        """All pairs."""
+        return self.n_q * self.n_k
+
+    @property
+    def density(self) -> float:
+        """The share of the pairs that is visible; 0 where there are none."""
+        return self.visible / self.total if self.total else 0.0
+
+    @property
+    def fewest(self) -> int:
+        """The smallest number of keys that a query sees."""
+        return int(self.row_counts.min(initial=self.n_k))
+
+    @property
+    def most(self) -> int:
+        """The largest number of keys that a query sees."""
+        return int(self.row_counts.max(initial=0))
+
+    def count_tiles(self, state: int) -> int:
+        """How many tiles are in a state."""
+        return int((self.tiles == state).sum())
+
+    @property
+    def live(self) -> int:
+        """Tiles that are not empty."""
+        return int((self.tiles != EMPTY).sum())
+
+    @property
+    def areas(self) -> Counts:
+        """All pairs in each square of `pairs`."""
+        return np.outer(extents(self.n_q, self.cell), extents(self.n_k, self.cell))
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """The visible share of each square."""
+        return self.pairs / self.areas
+
+    def coarser(self, factor: int) -> NDArray[np.float64]:
+        """The visible share of squares `factor` times as large."""
+        return _summed(self.pairs, factor) / _summed(self.areas, factor)
+
+    # --- words ---
+
+    @property
+    def pairs_text(self) -> str:
+        """The exact density: visible of total."""
+        return f"{self.visible:,} of {self.total:,} pairs"
+
+    @property
+    def rows_text(self) -> str:
+        """The range of keys per row."""
+        return f"{self.fewest:,}" if self.fewest == self.most else f"{self.fewest:,} – {self.most:,}"
+
+    @property
+    def square_text(self) -> str:
+        """What a square of the element view is."""
+        if self.cell == 1:
+            return "each square: one query–key pair"
+        return f"each square: {self.cell:,} × {self.cell:,} pairs"
+
+    @property
+    def align_text(self) -> str:
+        """How queries meet keys, where lengths differ or may differ."""
+        match self.align:
+            case "end":
+                return "align end: the last query stands at the last key"
+            case "start":
+                return "align start: the first query stands at the first key"
+        return ""
+
+    @property
+    def size_text(self) -> str:
+        """Lengths."""
+        return f"{self.n_q:,} queries × {self.n_k:,} keys"
+
+
+def extents(n: int, step: int) -> Counts:
+    """The lengths of the stretches of `step` that cover `n`; the last may be shorter."""
+    return np.minimum(np.arange(0, n, step) + step, n) - np.arange(0, n, step)
+
+
+def percent(share: float) -> str:
+    """A share to four digits; 0 % and 100 % only where they are exact."""
+    if share in (0, 1):
+        return f"{100 * share:.0f} %"
+    digits = next((d for d in range(2, 12) if 0 < round(share, d + 2) < 1 and share * 10 ** (d + 2) >= 100), 12)
+    return f"{100 * share:.{digits}f} %"
+
+
+def merge_tiles(tiles: NDArray[np.int8], factor: int) -> NDArray[np.int8]:
+    """States of groups of tiles: full or empty where all are, else partial."""
+    if factor == 1:
+        return tiles
+    live = _summed((tiles != EMPTY).astype(np.int64), factor)
+    full = _summed((tiles == FULL).astype(np.int64), factor)
+    area = _summed(np.ones(tiles.shape, dtype=np.int64), factor)
+    return np.where(full == area, FULL, np.where(live == 0, EMPTY, PARTIAL)).astype(np.int8)
+
+
+def _summed(counts: Counts, factor: int) -> Counts:
+    rows = np.add.reduceat(counts, np.arange(0, counts.shape[0], factor), axis=0)
+    return np.asarray(np.add.reduceat(rows, np.arange(0, counts.shape[1], factor), axis=1))
+
+
+def runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """The stretches of true in a line, as (start, length)."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], line, [False]])))
+    return [(int(a), int(b - a)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,0 +1,129 @@
+"""Pictures of patterns: `draw` gathers what one shows, `to_svg` and `to_text` print it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from attnc.runtime.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.picture_svg import to_svg
+from attnc.runtime.picture_text import to_text
+from attnc.runtime.survey import Counts, Steps, count_mask, count_plan
+from attnc.spec.program import BoundProgram
+from attnc.spec.values import shown
+
+if TYPE_CHECKING:
+    from attnc.runtime.attention import Attention
+
+__all__ = ["Drawing", "draw", "to_svg", "to_text"]
+
+SQUARES = 256
+"""Squares along a side of the element view."""
+TILES = 1024
+"""Tiles along a side that are told apart."""
+_SMALL = 1 << 20
+"""Up to this many pairs, the relation itself is counted; past it, the plan."""
+
+
+def draw(
+    attention: Attention, n_q: int, n_k: int | None = None, *, head: int = 0, tile: int | None = None, **inputs: object
+) -> Drawing:
+    """The picture of one head, and of the first batch entry, at a length; counted exactly, at any length.
+
+    Inputs that are not given get an example, which the drawing's notes name. `tile` is the side of a tile; by default
+    about an eighth of the length, at most 128. Raises what a call of these sizes would raise.
+    """
+    n_k = n_q if n_k is None else n_k
+    tile = _tile(n_q, n_k, tile)
+    bound = attention.bound
+    heads = max(head_count(bound) or 1, head + 1)
+    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads)
+    given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
+    cell = _power_of_two(-(-max(n_q, n_k) // SQUARES))
+    rows, pairs, in_tiles = _counts(attention, n_q, n_k, head, given, ((1, n_k), (cell, cell), (tile, tile)))
+    area = np.outer(extents(n_q, tile), extents(n_k, tile))
+    tiles = np.where(in_tiles == area, FULL, np.where(in_tiles == 0, EMPTY, PARTIAL)).astype(np.int8)
+    blind = int((rows == 0).sum())
+    notes = (
+        *(f"{name}, an example: {example.words}" for name, example in examples.items()),
+        *_reaches(bound, max(n_q, n_k)),
+        *((f"{blind:,} of {n_q:,} queries see no key: their output is 0",) if blind else ()),
+    )
+    return Drawing(
+        title=bound.program.name,
+        subtitle=_subtitle(bound, head, heads, given),
+        relation=_relation(bound),
+        n_q=n_q,
+        n_k=n_k,
+        cell=cell,
+        pairs=pairs,
+        q_tile=tile,
+        k_tile=tile,
+        tiles=tiles,
+        row_counts=rows[:, 0],
+        align=bound.program.align,
+        notes=notes,
+    )
+
+
+def _tile(n_q: int, n_k: int, tile: int | None) -> int:
+    for name, value in (("n_q", n_q), ("n_k", n_k), ("tile", 1 if tile is None else tile)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name} is {value!r}: a picture needs a whole number, at least 1")
+    longest = max(n_q, n_k)
+    if tile is None:
+        eighth = _power_of_two(longest // 8 + 1) // 2
+        return max(min(eighth, 128), 4, _power_of_two(-(-longest // TILES)))
+    if -(-longest // tile) > TILES:
+        raise ArgumentError(f"tile is {tile}: a picture of {longest} tokens needs tiles of at least {-(-longest // TILES)}")
+    return tile
+
+
+def _power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _counts(
+    attention: Attention, n_q: int, n_k: int, head: int, inputs: Mapping[str, object], steps: Steps
+) -> list[Counts]:
+    heads = max(head_count(attention.bound) or 1, head + 1)
+    if n_q * n_k <= _SMALL:
+        mask = attention.mask(n_q, n_k, head=head, **inputs)  # type: ignore[arg-type]
+        return count_mask((mask[0] if mask.dim() == 3 else mask).numpy(), steps)
+    plan = attention.plan(n_q, n_k, heads=heads, **inputs)  # type: ignore[arg-type]
+    return count_plan(plan, 0, head, steps)
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _subtitle(bound: BoundProgram, head: int, heads: int, inputs: Mapping[str, object]) -> str:
+    parts = [f"{name} = {shown(value)}" for name, value in bound.values.items()]
+    if heads > 1:
+        parts.append(f"head {head}")
+    if any("batch" in i.type.dims and len(inputs[i.name]) > 1 for i in bound.program.inputs):  # type: ignore[arg-type]
+        parts.append("batch entry 0")
+    return " · ".join(parts)
+
+
+def _relation(bound: BoundProgram) -> str:
+    """The `visible` lines as they are written, on one line."""
+    lines = (re.sub(r"#[^\n]*", "", node.span.text) for node in bound.program.visible)
+    text = " and ".join(f"({line})" if len(bound.program.visible) > 1 else line for line in lines)
+    documents = f"documents {bound.program.documents.name}; " if bound.program.documents else ""
+    return f"{documents}visible {' '.join(text.split())}" if text else f"{documents}everything is visible"
+
+
+def _reaches(bound: BoundProgram, longest: int) -> list[str]:
+    """Parameters that cannot show at this length."""
+    return [
+        f"{name} = {value:,} is more than the {longest:,} tokens drawn"
+        for name, value in bound.values.items()
+        if isinstance(value, int) and not isinstance(value, bool) and value > longest
+    ]

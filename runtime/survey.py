@@ -1,0 +1,109 @@
+"""Counting the visible pairs of a relation, exactly, on grids of any step, without an N×N object.
+
+A mask is counted as it is. A plan is counted from its pieces: stretches without a mask cost their outline only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.plan import Mask, Piece, Plan
+
+Counts = NDArray[np.int64]
+Steps = Sequence[tuple[int, int]]
+"""Grids: (queries, keys) a cell."""
+
+_BLOCK = 1 << 22
+"""Elements held at once."""
+
+
+def count_mask(mask: Mask, steps: Steps) -> list[Counts]:
+    """For each grid, the visible pairs in every cell of a mask (queries, keys)."""
+    tally = _Tally(*mask.shape, steps)
+    tally.add_mask(0, 0, mask)
+    return tally.grids
+
+
+def count_plan(plan: Plan, batch: int, head: int, steps: Steps) -> list[Counts]:
+    """For each grid, the visible pairs in every cell of one head's matrix."""
+    tally = _Tally(plan.n_q, plan.n_k, steps)
+    for group in plan.groups:
+        if batch in group.batches and head in group.heads:
+            for piece in group.pieces:
+                _add_piece(tally, plan, piece, batch, head)
+    return tally.grids
+
+
+def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -> None:
+    rows, columns = piece.queries.length, piece.keys.length
+    for i in range(piece.queries.count):
+        q, k = piece.queries.start + i * piece.queries.step, piece.keys.start + i * piece.keys.step
+        match piece.mask:
+            case "full":
+                tally.add_full(q, k, rows, columns)
+            case "causal":
+                tally.add_causal(q, k, rows)
+            case "exact":
+                height = max(1, _BLOCK // max(columns, 1))
+                for low in range(q, q + rows, height):
+                    high = min(low + height, q + rows)
+                    tally.add_mask(low, k, plan.exact_mask(batch, head, low, high, k, k + columns))
+            case int() as index:
+                tally.add_mask(q, k, plan.masks[index])
+
+
+class _Tally:
+    """Cell counts that grow, one array a grid."""
+
+    def __init__(self, n_q: int, n_k: int, steps: Steps) -> None:
+        self.steps = steps
+        self.grids = [np.zeros((-(-n_q // a), -(-n_k // b)), dtype=np.int64) for a, b in steps]
+
+    def add_mask(self, q: int, k: int, mask: Mask) -> None:
+        """A rectangle of pairs whose corner is (q, k)."""
+        if mask.size == 0:
+            return
+        for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
+            by_column = np.add.reduceat(mask, _cuts(k, mask.shape[1], k_step), axis=1, dtype=np.int64)
+            _add(grid, q // q_step, k // k_step, _by_row(by_column, q, q_step))
+
+    def add_full(self, q: int, k: int, rows: int, columns: int) -> None:
+        """A rectangle in which everything is visible."""
+        if rows * columns == 0:
+            return
+        for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
+            heights, widths = _overlaps(q, rows, q_step), _overlaps(k, columns, k_step)
+            _add(grid, q // q_step, k // k_step, np.outer(heights, widths))
+
+    def add_causal(self, q: int, k: int, n: int) -> None:
+        """A square whose row r sees columns up to r."""
+        for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
+            widths = _overlaps(k, n, k_step)
+            before = np.cumsum(widths) - widths
+            height = max(1, _BLOCK // len(widths))
+            for low in range(0, n, height):
+                row = np.arange(low, min(low + height, n))
+                seen = np.clip(row[:, None] + 1 - before, 0, widths)
+                _add(grid, (q + low) // q_step, k // k_step, _by_row(seen, q + low, q_step))
+
+
+def _add(grid: Counts, row: int, column: int, counts: Counts) -> None:
+    grid[row : row + counts.shape[0], column : column + counts.shape[1]] += counts
+
+
+def _by_row(counts: Counts, q: int, step: int) -> Counts:
+    return np.add.reduceat(counts, _cuts(q, len(counts), step), axis=0, dtype=np.int64)
+
+
+def _cuts(start: int, length: int, step: int) -> NDArray[np.int64]:
+    """Where cells begin in a stretch, counted from its start."""
+    first = (start // step + 1) * step
+    return np.append(0, np.arange(first, start + length, step, dtype=np.int64) - start)
+
+
+def _overlaps(start: int, length: int, step: int) -> Counts:
+    """How much of a stretch lies in each cell that it meets."""
+    return np.diff(np.append(_cuts(start, length, step), length))

@@ -1,0 +1,168 @@
+"""Values for the parameters of a checked program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from attnc.spec import program
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
+from attnc.spec.evaluate import EvaluationError, constant_value
+from attnc.spec.measure import children
+from attnc.spec.program import BoundProgram, Parameter, Program, Value
+from attnc.spec.report import Report
+from attnc.spec.suggest import did_you_mean
+from attnc.spec.values import Mismatch, convert, shown
+
+_NONE: Mapping[str, object] = {}
+
+
+def bind(pattern: Program, values: Mapping[str, object] = _NONE, preset: str | None = None) -> BoundProgram:
+    """The program with a value for each parameter: from `values`, else the preset, else the default.
+
+    Numbers may be Python's, `Fraction`, `Decimal` or numpy scalars; a float means the shortest decimal that spells it.
+    Raises `SpecError` for values that do not fit and for a `require` that does not hold.
+    """
+    report = Report()
+    given = _given(pattern, values, preset, report)
+    bound = BoundProgram(pattern, _Binding(pattern, given, report).values())
+    if not report.failed:
+        _check_requirements(bound, report)
+    if report.failed:
+        raise SpecError(tuple(report.diagnostics))
+    return bound
+
+
+def _given(pattern: Program, values: Mapping[str, object], preset: str | None, report: Report) -> dict[str, object]:
+    names = [p.name for p in pattern.parameters]
+    for name in values:
+        if name not in names:
+            listed = f"the parameters are {', '.join(f'`{n}`' for n in names)}" if names else "it has none"
+            help_ = did_you_mean(str(name), names, listed)
+            report.error("A801", f"`{pattern.name}` has no parameter `{name}`", pattern.span, help=help_)
+    known = {name: value for name, value in values.items() if name in names}
+    return {**_preset(pattern, preset, report), **known}
+
+
+def _preset(pattern: Program, preset: str | None, report: Report) -> Mapping[str, object]:
+    if preset is None:
+        return {}
+    for candidate in pattern.presets:
+        if candidate.name == preset:
+            return candidate.values
+    names = [p.name for p in pattern.presets]
+    listed = f"the presets are {', '.join(f'`{n}`' for n in names)}" if names else "it has none"
+    help_ = did_you_mean(preset, names, listed)
+    report.error("A804", f"`{pattern.name}` has no preset `{preset}`", pattern.span, help=help_)
+    return {}
+
+
+class _Binding:
+    """Converts values; lists last, because their lengths may depend on the other parameters."""
+
+    def __init__(self, pattern: Program, given: Mapping[str, object], report: Report) -> None:
+        self._pattern = pattern
+        self._given = given
+        self._report = report
+        self._values: dict[str, Value] = {}
+        self._lengths: dict[str, int] = {}
+
+    def values(self) -> dict[str, Value]:
+        """A value for each parameter that has a good one, in the order of declaration."""
+        for parameter in sorted(self._pattern.parameters, key=lambda p: bool(p.type.dims)):
+            self._bind(parameter)
+        return {p.name: self._values[p.name] for p in self._pattern.parameters if p.name in self._values}
+
+    def _bind(self, parameter: Parameter) -> None:
+        name = parameter.name
+        value = self._given.get(name, parameter.default)
+        if value is None:
+            help_ = f"give `{name}`, {_article(parameter)}"
+            self._report.error(
+                "A802", f"the parameter `{name}` is missing", parameter.span, "it has no default", help=help_
+            )
+            return
+        try:
+            lengths = tuple(self._length(dim) for dim in parameter.type.dims)
+            self._values[name] = bound = convert(value, parameter.type, lengths)
+        except Mismatch as fault:
+            message = f"`{name}` expects {fault}"
+            self._report.error("A803", message, parameter.span, f"declared as {parameter.type}")
+            return
+        except EvaluationError as error:
+            self._report.extend((error.diagnostic,))
+            return
+        self._learn(parameter, bound)
+
+    def _length(self, dim: object) -> int | None:
+        match dim:
+            case int():
+                return dim
+            case str():
+                return self._lengths.get(dim)
+            case _:
+                return self._of_expression(dim)
+
+    def _of_expression(self, dim: object) -> int | None:
+        try:
+            length = constant_value(BoundProgram(self._pattern, self._values), dim)  # type: ignore[arg-type]
+        except KeyError:
+            # A parameter in the dimension has no value, which is reported at that parameter.
+            return None
+        assert isinstance(length, int)
+        if length < 1:
+            raise Mismatch(f"a list of {length}: the dimension must be at least 1")
+        return length
+
+    def _learn(self, parameter: Parameter, value: Value) -> None:
+        for dim in parameter.type.dims:
+            if isinstance(dim, str) and isinstance(value, tuple):
+                self._lengths.setdefault(dim, len(value))
+            value = value[0] if isinstance(value, tuple) else value
+
+
+def _article(parameter: Parameter) -> str:
+    kind = str(parameter.type)
+    return f"{'an' if kind.startswith('int') else 'a'} {kind}"
+
+
+# --- require ----------------------------------------------------------------------------------------------------------
+
+
+def _check_requirements(bound: BoundProgram, report: Report) -> None:
+    for requirement in bound.program.requirements:
+        if requirement.stage != "parameter":
+            continue
+        try:
+            holds = constant_value(bound, requirement.condition)
+        except EvaluationError as error:
+            report.extend((_with_values(bound, requirement, error.diagnostic),))
+            continue
+        if not holds:
+            text = " ".join(requirement.condition.span.text.split())
+            label = _listed(bound, requirement)
+            report.error("A805", f"`{bound.program.name}` requires `{text}`", requirement.span, label)
+
+
+def _with_values(bound: BoundProgram, requirement: program.Requirement, found: Diagnostic) -> Diagnostic:
+    listed = Label(requirement.span, _listed(bound, requirement))
+    return Diagnostic(found.code, found.message, found.primary, (listed,), found.help)
+
+
+def _listed(bound: BoundProgram, requirement: program.Requirement) -> str:
+    names = dict.fromkeys(_parameters(requirement.condition))
+    return ", ".join(f"{name} = {shown(bound.values[name])}" for name in names)
+
+
+def _parameters(node: program.Expr) -> Iterator[str]:
+    """The parameters that an expression reads, through its definitions, each definition once."""
+    pending: list[program.Expr] = [node]
+    seen: set[program.Definition] = set()
+    while pending:
+        here = pending.pop()
+        if isinstance(here, program.ParameterRead):
+            yield here.name
+        if isinstance(here, program.DefinitionUse) and here.definition not in seen:
+            seen.add(here.definition)
+            pending.append(here.definition.body)
+        pending.extend(reversed(children(here)))

@@ -1,0 +1,280 @@
+"""The evaluator: a bound program, sizes and inputs → who sees whom. It defines what the language means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from attnc.spec import program
+from attnc.spec.layout_of_tokens import TokenLayout
+from attnc.spec.meaning import MAX_STEPS, EvaluationError, Frame, Meanings, Result
+from attnc.spec.program import BoundProgram, Value
+from attnc.spec.source import Span
+from attnc.spec.tensors import Tensors
+
+__all__ = ["EvaluationError", "Evaluator", "constant_value", "mask", "visible"]
+
+MAX_CONSTANT_STEPS = 100_000
+"""The same for an expression of parameters alone."""
+
+
+class Evaluator:
+    """One call: a bound program with sizes and inputs.
+
+    `queries` and `keys` are lengths; `inputs` maps each input's name to a nested sequence (or anything with `tolist`)
+    of the declared dimensions; `sizes` gives `dk`, `dv` and other dimensions that no input shows. Raises
+    `EvaluationError` for sizes and inputs that do not fit, and where a `require` on sizes does not hold.
+    """
+
+    def __init__(
+        self,
+        bound: BoundProgram,
+        *,
+        queries: int,
+        keys: int,
+        heads: int = 1,
+        kv_heads: int = 1,
+        inputs: Mapping[str, object] | None = None,
+        **sizes: int,
+    ) -> None:
+        self.bound = bound
+        self.program = bound.program
+        self.meanings = Meanings(bound.program, bound.values)
+        self.steps = 0
+        self._check_sizes(queries, keys, heads, kv_heads)
+        self.sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, **sizes}
+        self.sizes |= _lengths_of_lists(bound)
+        self.tensors = Tensors(self, queries, keys, inputs or {})
+        self.whole = View(self, queries, keys, 0, 0)
+        self._runs: dict[int, list[View]] = {}
+        self._lines = [self.meanings.of(line) for line in self.program.visible]
+        self._check_requirements()
+
+    @property
+    def queries(self) -> int:
+        """The number of query rows."""
+        return self.whole.queries
+
+    @property
+    def keys(self) -> int:
+        """The number of keys."""
+        return self.whole.keys
+
+    def visible(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> bool:
+        """Whether the query of row `q` sees key `k`."""
+        view = self._view(q, k, batch)
+        if view is None:
+            return False
+        frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
+        self.steps = 0
+        return all(line(frame) for line in self._lines)
+
+    def mask(self, *, head: int = 0, batch: int = 0) -> list[list[bool]]:
+        """`visible` for every row and key."""
+        return [[self.visible(q, k, head=head, batch=batch) for k in range(self.keys)] for q in range(self.queries)]
+
+    def value(self, node: program.Expr, *, q: int = 0, k: int = 0, head: int = 0, batch: int = 0) -> Result:
+        """The value of an expression at row `q` and key `k`, which must share a document."""
+        view = self._view(q, k, batch) or self.whole
+        self.steps = 0
+        frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
+        return self.meanings.of(node)(frame)
+
+    # --- checks ------------------------------------------------------------------------------------------------------
+
+    def _check_sizes(self, queries: int, keys: int, heads: int, kv_heads: int) -> None:
+        span = self.program.span
+        if kv_heads < 1 or heads % kv_heads:
+            raise EvaluationError("A904", f"{heads} query heads are no multiple of {kv_heads} key heads", span)
+        if self.program.needs_align and self.program.align is None and queries != keys:
+            message = f"{queries} queries and {keys} keys: the pattern does not say how they meet"
+            raise EvaluationError("A905", message, span, "add `align end` (or `align start`) to the pattern")
+        for parameter in self.program.parameters:
+            value = self.bound.values[parameter.name]
+            if parameter.per_head and isinstance(value, tuple) and len(value) != heads:
+                message = f"`{parameter.name}` has {len(value)} entries, and there are {heads} heads"
+                raise EvaluationError("A904", message, parameter.span, "give one entry for each query head")
+
+    def _check_requirements(self) -> None:
+        for requirement in self.program.requirements:
+            if requirement.stage == "call" and not self.meanings.of(requirement.condition)(
+                self.whole.frame(0, 0, 0, 0)
+            ):
+                text = " ".join(requirement.condition.span.text.split())
+                raise EvaluationError("A906", f"this call does not fulfil `require {text}`", requirement.span)
+
+    # --- documents ---------------------------------------------------------------------------------------------------
+
+    def _view(self, row: int, key: int, batch: int) -> View | None:
+        """What row and key have in common: the whole call, one document, or nothing."""
+        documents = self.program.documents
+        if documents is None:
+            return self.whole
+        if batch not in self._runs:
+            self._runs[batch] = self._documents(documents, batch)
+        position = row + self.whole.shift
+        if not 0 <= position < self.keys:
+            message = f"row {row} stands at position {position}, outside the {self.keys} tokens"
+            raise EvaluationError("A907", message, documents.span)
+        return next((view for view in self._runs[batch] if view.holds(position) and view.holds(key)), None)
+
+    def _documents(self, documents: program.Input, batch: int) -> list[View]:
+        ids = self.tensors.row(documents, batch)
+        starts = [i for i in range(self.keys) if i == 0 or ids[i] != ids[i - 1]]
+        seen: set[int] = set()
+        for start in starts:
+            if ids[start] in seen:
+                message = f"document {ids[start]} is not contiguous: it starts again at token {start}"
+                raise EvaluationError("A907", message, documents.span, "sort the tokens by document")
+            seen.add(ids[start])
+        return [self._document(a, b) for a, b in zip(starts, [*starts[1:], self.keys], strict=True)]
+
+    def _document(self, start: int, end: int) -> View:
+        shift = self.whole.shift
+        rows = range(max(start - shift, 0), min(end - shift, self.queries))
+        return View(self, len(rows), end - start, rows.start, start)
+
+
+class View:
+    """A stretch of tokens that is alone with itself: the whole call, or one document of it. Positions are local."""
+
+    def __init__(self, call: Evaluator, queries: int, keys: int, first_row: int, first_key: int) -> None:
+        self._call = call
+        self.queries = queries
+        self.keys = keys
+        self.first_row = first_row
+        self.first_key = first_key
+        self.shift = keys - queries if call.program.align == "end" else 0
+
+    def frame(self, q: int, k: int, head: int, batch: int) -> Frame:
+        """The frame of a pair of local positions."""
+        return Frame(self, {"q": q, "k": k}, head, batch)
+
+    def holds(self, position: int) -> bool:
+        """Whether a position of the call lies here."""
+        return self.first_key <= position < self.first_key + self.keys
+
+    @cached_property
+    def layout(self) -> TokenLayout:
+        """The segments, laid out."""
+        return TokenLayout(self._call.program.segments, self.keys, self._extent)
+
+    def _extent(self, node: program.Expr) -> int:
+        value = self._call.meanings.of(node)(self.frame(0, 0, 0, 0))
+        assert isinstance(value, int)
+        return value
+
+    def size(self, name: str, span: Span) -> int:
+        """The value of a size."""
+        if name == "queries":
+            return self.queries
+        if name == "keys":
+            return self.keys
+        if name in self.layout.run_time:
+            return self.layout.run_time[name]
+        if name not in self._call.sizes:
+            raise EvaluationError("A904", f"the size `{name}` is not known", span, f"give `{name}=…`")
+        return self._call.sizes[name]
+
+    def coordinate(self, position: int, node: program.Coordinate) -> int:
+        """A coordinate of a local position."""
+        return self.layout.coordinate(position, node)
+
+    def in_segment(self, position: int, segment: program.Segment) -> bool:
+        """Whether a local position lies in a segment."""
+        return position in self.layout.stretch(segment)
+
+    def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
+        """An element of an input; indices into `token`, `key` and `query` are local positions."""
+        offsets = {"token": self.first_key, "key": self.first_key, "query": self.first_row - self.shift}
+        limits = {"token": (0, self.keys), "key": (0, self.keys), "query": (self.shift, self.shift + self.queries)}
+        return self._call.tensors.element(node, indices, head, batch, offsets, limits)
+
+    def tick(self, span: Span) -> None:
+        """Count one step of work."""
+        self._call.steps += 1
+        _check_steps(self._call.steps, MAX_STEPS, span)
+
+
+class _Alone:
+    """The parameters alone: no sizes, no inputs."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = sizes
+        self._steps = 0
+
+    def size(self, name: str, span: Span) -> int:
+        return self._sizes[name]
+
+    def coordinate(self, position: int, node: program.Coordinate) -> int:
+        raise AssertionError("a coordinate is not a constant")
+
+    def in_segment(self, position: int, segment: program.Segment) -> bool:
+        raise AssertionError("a position is not a constant")
+
+    def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
+        raise AssertionError("an input is not a constant")
+
+    def tick(self, span: Span) -> None:
+        self._steps += 1
+        _check_steps(self._steps, MAX_CONSTANT_STEPS, span)
+
+
+def _check_steps(steps: int, limit: int, span: Span) -> None:
+    if steps > limit:
+        raise EvaluationError("A908", f"this takes more than {limit} steps", span, "make the ranges shorter")
+
+
+def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
+    """The value of an expression of parameters alone. Raises `EvaluationError` where it has none."""
+    return Meanings(bound.program, bound.values).of(node)(Frame(_Alone(_lengths_of_lists(bound)), {}, 0, 0))
+
+
+def _lengths_of_lists(bound: BoundProgram) -> dict[str, int]:
+    """The dimensions that the parameters' lists name."""
+    sizes: dict[str, int] = {}
+    for parameter in bound.program.parameters:
+        value: Value = bound.values.get(parameter.name, 0)
+        for dim in parameter.type.dims:
+            if not isinstance(value, tuple):
+                break
+            if isinstance(dim, str) and dim != "head":
+                sizes[dim] = len(value)
+            value = value[0]
+    return sizes
+
+
+def visible(
+    bound: BoundProgram,
+    *,
+    q: int,
+    k: int,
+    queries: int,
+    keys: int,
+    heads: int = 1,
+    kv_heads: int = 1,
+    head: int = 0,
+    batch: int = 0,
+    inputs: Mapping[str, object] | None = None,
+    **sizes: int,
+) -> bool:
+    """Whether the query of row `q` sees key `k`; see `Evaluator`."""
+    call = Evaluator(bound, queries=queries, keys=keys, heads=heads, kv_heads=kv_heads, inputs=inputs, **sizes)
+    return call.visible(q, k, head=head, batch=batch)
+
+
+def mask(
+    bound: BoundProgram,
+    *,
+    queries: int,
+    keys: int,
+    heads: int = 1,
+    kv_heads: int = 1,
+    head: int = 0,
+    batch: int = 0,
+    inputs: Mapping[str, object] | None = None,
+    **sizes: int,
+) -> list[list[bool]]:
+    """`visible` for every row and key; see `Evaluator`."""
+    call = Evaluator(bound, queries=queries, keys=keys, heads=heads, kv_heads=kv_heads, inputs=inputs, **sizes)
+    return call.mask(head=head, batch=batch)

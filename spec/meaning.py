@@ -1,0 +1,354 @@
+"""What an expression means: each node becomes one Python function of a `Frame`, by the rules of the language reference.
+
+Arguments of definitions are evaluated when, and only if, they are needed, in the frame of the use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Protocol
+
+from typing_extensions import assert_never
+
+from attnc.spec import program
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import AttncError
+from attnc.spec.exact import FUNCTIONS, ArithmeticFault, Number, checked
+from attnc.spec.measure import Measures
+from attnc.spec.program import Value
+from attnc.spec.render import render
+from attnc.spec.source import Span
+
+MAX_STEPS = 1_000_000
+"""How many steps of aggregates and definitions one value may take: some seconds."""
+
+
+class EvaluationError(AttncError, ArithmeticError):
+    """An expression has no value for these sizes and inputs. `diagnostic` says where and why."""
+
+    def __init__(self, code: str, message: str, span: Span, help: str = "") -> None:
+        self.diagnostic = Diagnostic(code, message, Label(span), help=help)
+        super().__init__(render(self.diagnostic))
+
+    @property
+    def span(self) -> Span:
+        """The place in the source."""
+        return self.diagnostic.primary.span
+
+
+class Around(Protocol):
+    """What a frame stands in: one call, or one document of it, or the parameters alone."""
+
+    def size(self, name: str, span: Span) -> int:
+        """The value of a size."""
+
+    def coordinate(self, position: int, node: program.Coordinate) -> int:
+        """A coordinate of a position."""
+
+    def in_segment(self, position: int, segment: program.Segment) -> bool:
+        """Whether a position lies in a segment."""
+
+    def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
+        """An element of an input."""
+
+    def tick(self, span: Span) -> None:
+        """Count one step of work."""
+
+
+class Frame:
+    """The places, the bound names, and the definitions worked out so far for these places."""
+
+    __slots__ = ("around", "batch", "bound", "head", "known", "places")
+
+    def __init__(self, around: Around, places: dict[str, int], head: int, batch: int) -> None:
+        self.around = around
+        self.places = places
+        self.head = head
+        self.batch = batch
+        self.bound: Mapping[program.Binder, Meaning] = {}
+        self.known: dict[program.Definition, Value | float] = {}
+
+    def binding(self, binder: program.Binder, meaning: Meaning) -> Frame:
+        """The same frame with one more name."""
+        return self._with({**self.bound, binder: meaning}, self.known)
+
+    def within(self, bound: Mapping[program.Binder, Meaning]) -> Frame:
+        """The same frame with other names."""
+        return self._with(bound, self.known)
+
+    def at(self, place: str, index: int) -> Frame:
+        """The same frame with another query, key or head."""
+        frame = self._with(self.bound, {})
+        if place == "head":
+            frame.head = index
+        else:
+            frame.places = {**self.places, place: index}
+        return frame
+
+    def _with(self, bound: Mapping[program.Binder, Meaning], known: dict[program.Definition, Value | float]) -> Frame:
+        frame = Frame(self.around, self.places, self.head, self.batch)
+        frame.bound, frame.known = bound, known
+        return frame
+
+
+Result = Value | float
+Meaning = Callable[[Frame], Result]
+_Frames = Iterator[Frame]
+_Values = Iterator[Result]
+_Leaf = (
+    program.Literal
+    | program.Local
+    | program.ParameterRead
+    | program.Place
+    | program.HeadIndex
+    | program.Size
+    | program.Coordinate
+    | program.InSegment
+)
+
+
+class Meanings:
+    """The meanings of the expressions of one pattern with values for its parameters."""
+
+    def __init__(self, pattern: program.Program, values: Mapping[str, Value]) -> None:
+        self._values = values
+        self._per_head = {p.name for p in pattern.parameters if p.per_head}
+        self._measures = Measures()
+        self._bodies: dict[program.Definition, Meaning] = {}
+
+    def of(self, node: program.Expr) -> Meaning:
+        """The meaning of an expression."""
+        match node:
+            case program.InputRead():
+                return self._input(node)
+            case program.DefinitionUse():
+                return self._use(node)
+            case program.Operation():
+                return self._operation(node)
+            case program.Choice():
+                condition, then, otherwise = self.of(node.condition), self.of(node.then), self.of(node.otherwise)
+                return lambda frame: then(frame) if condition(frame) else otherwise(frame)
+            case program.Aggregate():
+                return self._aggregate(node)
+            case program.Table(items=items):
+                entries = [self.of(item) for item in items]
+                return lambda frame: tuple(_exact(entry(frame)) for entry in entries)
+            case program.Item():
+                return self._item(node)
+            case _:
+                return self._leaf(node)
+
+    def _leaf(self, node: _Leaf) -> Meaning:
+        match node:
+            case program.Literal(value=value):
+                return lambda frame: value
+            case program.Local(binder=binder):
+                return lambda frame: frame.bound[binder](frame)
+            case program.ParameterRead():
+                return self._parameter(node)
+            case program.Place(place=place):
+                return lambda frame: frame.places[place]
+            case program.HeadIndex():
+                return _head_index(node)
+            case program.Size(name=name, span=span):
+                return lambda frame: frame.around.size(name, span)
+            case program.Coordinate(place=place):
+                return lambda frame: frame.around.coordinate(frame.places[place], node)
+            case program.InSegment(place=place, segment=segment):
+                return lambda frame: frame.around.in_segment(frame.places[place], segment)
+            case _:
+                assert_never(node)
+
+    # --- leaves ------------------------------------------------------------------------------------------------------
+
+    def _parameter(self, node: program.ParameterRead) -> Meaning:
+        value = self._values[node.name]
+        if node.name not in self._per_head:
+            return lambda frame: value
+        return lambda frame: _entry(value, frame.head, node.span)
+
+    def _input(self, node: program.InputRead) -> Meaning:
+        indices = [self.of(index) for index in node.indices]
+
+        def read(frame: Frame) -> Result:
+            at = [_integer(index(frame)) for index in indices]
+            return frame.around.element(node, at, frame.head, frame.batch)
+
+        return read
+
+    def _item(self, node: program.Item) -> Meaning:
+        table, index = self.of(node.table), self.of(node.index)
+        return lambda frame: _entry(table(frame), _integer(index(frame)), node.index.span)
+
+    # --- definitions -------------------------------------------------------------------------------------------------
+
+    def _use(self, node: program.DefinitionUse) -> Meaning:
+        definition, body = node.definition, self._body(node.definition)
+        if definition.parameters:
+            return self._call(node, body)
+        if self._measures.of_definition(definition).free:
+            return body
+
+        def read(frame: Frame) -> Result:
+            if definition not in frame.known:
+                frame.around.tick(node.span)
+                frame.known[definition] = body(frame)
+            return frame.known[definition]
+
+        return read
+
+    def _call(self, node: program.DefinitionUse, body: Meaning) -> Meaning:
+        parameters = node.definition.parameters
+        arguments = [self.of(argument) for argument in node.arguments]
+
+        def call(frame: Frame) -> Result:
+            frame.around.tick(node.span)
+            given = {p: _when_needed(a, frame) for p, a in zip(parameters, arguments, strict=True)}
+            return body(frame.within({**frame.bound, **given}))
+
+        return call
+
+    def _body(self, definition: program.Definition) -> Meaning:
+        if definition not in self._bodies:
+            self._bodies[definition] = self.of(definition.body)
+        return self._bodies[definition]
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    def _operation(self, node: program.Operation) -> Meaning:
+        operands = [self.of(operand) for operand in node.operands]
+        if node.op == "and":
+            return lambda frame: _first(operands, frame, False)
+        if node.op == "or":
+            return lambda frame: _first(operands, frame, True)
+        function, span = FUNCTIONS[node.op], node.span
+
+        def apply(frame: Frame) -> Result:
+            values = []
+            for operand in operands:
+                values.append(operand(frame))
+            try:
+                return checked(function(*values))
+            except ArithmeticFault as fault:
+                raise EvaluationError("A901", str(fault), span) from None
+
+        return apply
+
+    # --- aggregates --------------------------------------------------------------------------------------------------
+
+    def _aggregate(self, node: program.Aggregate) -> Meaning:
+        ranges = [(r.target, self.of(r.low), self.of(r.high)) for r in node.runnings]
+        body = self.of(node.body)
+        condition = self.of(node.condition) if node.condition is not None else None
+        fold = _FOLDS[node.op]
+
+        def frames(frame: Frame, depth: int) -> _Frames:
+            if depth == len(ranges):
+                if condition is None or condition(frame):
+                    yield frame
+                return
+            target, low, high = ranges[depth]
+            for i in range(_integer(low(frame)), _integer(high(frame))):
+                frame.around.tick(node.span)
+                inner = (
+                    frame.binding(target, _constant(i)) if isinstance(target, program.Binder) else frame.at(target, i)
+                )
+                yield from frames(inner, depth + 1)
+
+        return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
+
+
+def _constant(value: int) -> Meaning:
+    return lambda frame: value
+
+
+def _when_needed(meaning: Meaning, outside: Frame) -> Meaning:
+    known: list[Result] = []
+
+    def read(frame: Frame) -> Result:
+        if not known:
+            known.append(meaning(outside))
+        return known[0]
+
+    return read
+
+
+def _first(operands: list[Meaning], frame: Frame, stop: bool) -> bool:
+    for operand in operands:
+        if operand(frame) is stop:
+            return stop
+    return not stop
+
+
+def _head_index(node: program.HeadIndex) -> Meaning:
+    match node.name:
+        case "head":
+            return lambda frame: frame.head
+        case "batch":
+            return lambda frame: frame.batch
+        case "kv_head":
+            return lambda frame: frame.head // frame.around.size("group", node.span)
+
+
+def _entry(table: Result, index: int, span: Span) -> Value:
+    assert isinstance(table, tuple)
+    if not 0 <= index < len(table):
+        raise EvaluationError("A902", f"the index {index} is out of range for a list of {len(table)}", span)
+    return table[index]
+
+
+def _integer(value: Result) -> int:
+    assert isinstance(value, int) and not isinstance(value, bool)
+    return value
+
+
+def _exact(value: Result) -> Value:
+    assert not isinstance(value, float)
+    return value
+
+
+def _sum(values: _Values, node: program.Aggregate) -> Number:
+    total: Number = 0
+    for value in values:
+        total = _added(total, value, node)
+    return total
+
+
+def _added(total: Number, value: Result, node: program.Aggregate) -> Number:
+    assert not isinstance(value, tuple)
+    try:
+        return checked(total + value)
+    except ArithmeticFault as fault:
+        raise EvaluationError("A901", str(fault), node.span) from None
+
+
+def _mean(values: _Values, node: program.Aggregate) -> Number:
+    total: Number = 0
+    count = 0
+    for value in values:
+        total, count = _added(total, value, node), count + 1
+    assert not isinstance(total, float)
+    return Fraction(total, count) if count else 0
+
+
+def _extreme(better: Callable[[Iterator[Number]], Number]) -> Callable[[_Values, program.Aggregate], Number]:
+    def fold(values: _Values, node: program.Aggregate) -> Number:
+        try:
+            return better(values)  # type: ignore[arg-type]
+        except ValueError:
+            help_ = "make sure that the range is not empty"
+            raise EvaluationError("A901", f"`{node.op}` of nothing has no exact value", node.span, help_) from None
+
+    return fold
+
+
+_FOLDS: dict[str, Callable[[_Values, program.Aggregate], Number]] = {
+    "sum": _sum,
+    "mean": _mean,
+    "max": _extreme(max),
+    "min": _extreme(min),
+    "any": lambda values, node: any(values),
+    "all": lambda values, node: all(values),
+    "count": lambda values, node: sum(1 for value in values if value),
+}

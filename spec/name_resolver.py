@@ -1,0 +1,178 @@
+"""Names → program nodes: what a name, a place, a size or an input stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from typing_extensions import assert_never
+
+from attnc.spec import program, syntax
+from attnc.spec.builtins import (
+    FLOAT_NAMES,
+    FUNCTIONS,
+    HEAD_INDICES,
+    IMPLIED_DIMENSIONS,
+    POSITIONS,
+    SELECTION_NAMES,
+    SIZES,
+)
+from attnc.spec.diagnostics import Label
+from attnc.spec.scope import (
+    DefinitionSource,
+    DefinitionSymbol,
+    InputSymbol,
+    ParameterSymbol,
+    SegmentSymbol,
+    SilentSymbol,
+    SizeSymbol,
+    Symbol,
+)
+from attnc.spec.source import SourceFile, Span
+from attnc.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from attnc.spec.expressions import Resolver
+
+UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
+"""Stands for an expression that was refused; what leans on it is not reported again."""
+
+Names = Mapping[str, Symbol]
+Binders = Mapping[str, program.Binder]
+
+EXACT_ONLY = "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs"
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What the places of an expression know of the pattern around it."""
+
+    segments: tuple[program.Segment, ...] = ()
+    align: str | None = None
+    alone: bool = False
+    """Whether a `def` is read by itself: coordinates and the names of other bodies are taken on trust."""
+    visible: list[program.Expr] = field(default_factory=list)
+    """The lines of the relation so far."""
+
+
+class NameResolver:
+    """The names around one body and the binders inside it."""
+
+    def __init__(self, resolver: Resolver, names: Names, binders: Binders) -> None:
+        self._resolver = resolver
+        self._report = resolver.report
+        self._names = names
+        self._binders = binders
+
+    def resolve_name(self, node: syntax.Name) -> program.Expr:
+        """What a name by itself stands for."""
+        if node.id in self._binders:
+            return program.Local(node.span, self._binders[node.id])
+        symbol = self._names.get(node.id)
+        if symbol is not None:
+            return self._symbol(node, symbol)
+        return self._place(node)
+
+    def _symbol(self, node: syntax.Name, symbol: Symbol) -> program.Expr:
+        match symbol:
+            case ParameterSymbol():
+                return program.ParameterRead(node.span, node.id)
+            case InputSymbol(input=tensor):
+                return self.read(node.span, tensor, ())
+            case SizeSymbol():
+                return program.Size(node.span, node.id)
+            case SegmentSymbol():
+                return self.refuse(
+                    "A208",
+                    f"`{node.id}` is a segment, not a value",
+                    node.span,
+                    f"ask `q in {node.id}` or `k in {node.id}`",
+                )
+            case DefinitionSymbol(source=source):
+                return self._definition_name(node, source)
+            case SilentSymbol():
+                return self.unknown(node.span)
+            case _:
+                assert_never(symbol)
+
+    def _definition_name(self, node: syntax.Name, source: DefinitionSource) -> program.Expr:
+        if source.is_function:
+            arguments = ", ".join(b.name for b in source.parameters)
+            return self.refuse(
+                "A207", f"`{node.id}` is a function, not a value", node.span, f"call it: `{node.id}({arguments})`"
+            )
+        return self._use(node.span, source, ())
+
+    def _use(self, span: Span, source: DefinitionSource, arguments: tuple[program.Expr, ...]) -> program.Expr:
+        definition = self._resolver.define(source)
+        return program.DefinitionUse(span, definition, arguments) if definition else self.unknown(span)
+
+    def _place(self, node: syntax.Name) -> program.Expr:
+        name, span = node.id, node.span
+        match name:
+            case "q" | "k":
+                return program.Place(span, name)
+            case "head" | "kv_head" | "batch":
+                return program.HeadIndex(span, name)
+            case "visible":
+                return self._resolver.relation_so_far(span)
+        return program.Size(span, name) if name in SIZES else self._not_a_value(node)
+
+    def _not_a_value(self, node: syntax.Name) -> program.Expr:
+        name = node.id
+        if self._resolver.surroundings.alone and name in FLOAT_NAMES | SELECTION_NAMES | {"t"}:
+            return self.unknown(node.span)
+        if name in FLOAT_NAMES:
+            return self.refuse("A401", f"`{name}` is a floating-point value", node.span, EXACT_ONLY)
+        if name in SELECTION_NAMES:
+            help_ = "`keep` of a `select` is the one place that knows it"
+            return self.refuse("A206", f"`{name}` has no meaning here", node.span, help_)
+        if name in FUNCTIONS:
+            return self.refuse("A207", f"`{name}` is a function, not a value", node.span, f"call it: `{name}(…)`")
+        if name == "t":
+            help_ = "the position of a query is `q`, that of a key `k`"
+            return self.refuse("A206", "`t` is the token of a recurrence's step", node.span, help_)
+        return self._unknown_name(node, "name", self.known())
+
+    def known(self) -> set[str]:
+        """Every name that may stand here."""
+        return {*self._binders, *self._names, *POSITIONS, *HEAD_INDICES, *SIZES, *FUNCTIONS, "visible"}
+
+    def _unknown_name(self, node: syntax.Name, what: str, known: set[str]) -> program.Expr:
+        otherwise = "declare it: a parameter of the pattern, an `input`, or a `let`"
+        if what == "function":
+            otherwise = "define it with `def`, or `use` the file that does"
+        help_ = did_you_mean(node.id, known, otherwise)
+        self._report.error("A201", f"unknown {what} `{node.id}`", node.span, "nothing has this name", help=help_)
+        return self.unknown(node.span)
+
+    def unknown(self, span: Span) -> program.Expr:
+        """A node that stands for a refused expression."""
+        return program.Local(span, UNKNOWN)
+
+    def refuse(self, code: str, message: str, span: Span, help_: str = "", label: str = "") -> program.Expr:
+        """Report, and go on with an unknown."""
+        self._report.error(code, message, span, label, help=help_)
+        return self.unknown(span)
+
+    def read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
+        """An element of an input; complains about a wrong number of indices."""
+        written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
+        if len(indices) == len(written):
+            return program.InputRead(span, tensor, indices)
+        names = [str(d) if isinstance(d, str | int) else "…" for d in written]
+        example = f"{tensor.name}[{', '.join(names)}]" if names else tensor.name
+        message = f"`{tensor.name}` takes {_count(len(written), 'index', 'indices')} and is given {len(indices)}"
+        self._report.error(
+            "A306",
+            message,
+            span,
+            also=(Label(tensor.span, "declared here"),),
+            help=f"write `{example}`; `batch`, `head` and `kv_head` are implied",
+        )
+        return self.unknown(span)
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number} {singular if number == 1 else plural}"

@@ -1,0 +1,123 @@
+"""Inputs as nested lists, checked against their declared dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attnc.spec import program
+from attnc.spec.exact import INT_MAX, INT_MIN
+from attnc.spec.meaning import EvaluationError
+from attnc.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from attnc.spec.evaluate import Evaluator
+
+
+class Tensors:
+    """The inputs of one call. New dimensions become sizes of the call."""
+
+    def __init__(self, call: Evaluator, queries: int, keys: int, given: Mapping[str, object]) -> None:
+        self._call = call
+        self._lengths = {"query": queries, "key": keys, "token": keys}
+        self._lengths |= {"head": call.sizes["heads"], "kv_head": call.sizes["kv_heads"]}
+        self._data: dict[program.Input, Any] = {}
+        self._check_names(given)
+        for tensor in call.program.inputs:
+            data = _nested(given[tensor.name])
+            self._check(tensor, data, 0)
+            self._data[tensor] = data
+
+    def row(self, tensor: program.Input, batch: int) -> Sequence[int]:
+        """The entries by token of an input by `[token]` or `[batch, token]`."""
+        data = self._data[tensor]
+        if tensor.type.dims[0] != "batch":
+            return data  # type: ignore[no-any-return]
+        if not 0 <= batch < len(data):
+            raise EvaluationError("A902", f"`{tensor.name}` has no batch {batch}", tensor.span)
+        return data[batch]  # type: ignore[no-any-return]
+
+    def element(
+        self,
+        node: program.InputRead,
+        indices: list[int],
+        head: int,
+        batch: int,
+        offsets: Mapping[str, int],
+        limits: Mapping[str, tuple[int, int]],
+    ) -> int | bool:
+        """One entry. `offsets` turns positions into entries; `limits` are the positions that exist."""
+        implied = {"batch": batch, "head": head, "kv_head": head // self._call.sizes["group"]}
+        written = iter(zip(indices, node.indices, strict=True))
+        data = self._data[node.input]
+        for dim in node.input.type.dims:
+            index, span = (implied[dim], node.span) if dim in implied else _where(next(written))
+            low, high = limits.get(dim, (0, len(data))) if isinstance(dim, str) else (0, len(data))
+            if not low <= index < high:
+                name = dim if isinstance(dim, str) else "this"
+                message = f"`{node.input.name}` is read at {index}; the `{name}` dimension has {low} to {high - 1}"
+                raise EvaluationError("A902", message, span, "test the index first: `0 <= i < n and …`")
+            data = data[index + (offsets.get(dim, 0) if isinstance(dim, str) else 0)]
+        return bool(data) if node.input.type.kind == "bool" else int(data)
+
+    def _check_names(self, given: Mapping[str, object]) -> None:
+        names = [tensor.name for tensor in self._call.program.inputs]
+        for name in given:
+            if name not in names:
+                listed = f"the inputs are {', '.join(names)}" if names else "the pattern has no inputs"
+                help_ = did_you_mean(name, names, listed)
+                raise EvaluationError("A909", f"the pattern has no input `{name}`", self._call.program.span, help_)
+        for tensor in self._call.program.inputs:
+            if tensor.name not in given:
+                raise EvaluationError("A909", f"the input `{tensor.name}` is missing", tensor.span)
+
+    def _check(self, tensor: program.Input, data: Any, depth: int) -> None:
+        dims = tensor.type.dims
+        if depth == len(dims):
+            self._check_entry(tensor, data)
+            return
+        if not isinstance(data, list | tuple):
+            message = f"`{tensor.name}` has {depth} dimensions; {len(dims)} are declared: {tensor.type}"
+            raise EvaluationError("A909", message, tensor.span)
+        expected = self._length(dims[depth], len(data))
+        if len(data) != expected:
+            message = f"dimension {depth} of `{tensor.name}` has {len(data)} entries, and {expected} are expected"
+            raise EvaluationError("A909", message, tensor.span)
+        for entry in data:
+            self._check(tensor, entry, depth + 1)
+
+    def _length(self, dim: object, found: int) -> int:
+        match dim:
+            case int():
+                return dim
+            case str() if dim in self._lengths:
+                return self._lengths[dim]
+            case "batch":
+                return self._lengths.setdefault("batch", found)
+            case str():
+                return self._call.sizes.setdefault(dim, found)
+            case _:
+                return self._of_expression(dim)
+
+    def _of_expression(self, dim: object) -> int:
+        from attnc.spec.evaluate import constant_value
+
+        value = constant_value(self._call.bound, dim)  # type: ignore[arg-type]
+        assert isinstance(value, int)
+        return value
+
+    def _check_entry(self, tensor: program.Input, entry: object) -> None:
+        wanted = bool if tensor.type.kind == "bool" else int
+        if type(entry) is not wanted:
+            message = f"`{tensor.name}` holds {entry!r}, and {tensor.type.kind} is declared"
+            raise EvaluationError("A909", message, tensor.span)
+        if wanted is int and not INT_MIN <= int(entry) <= INT_MAX:
+            raise EvaluationError("A909", f"an entry of `{tensor.name}` does not fit in 64 bits", tensor.span)
+
+
+def _where(pair: tuple[int, program.Expr]) -> tuple[int, Any]:
+    return pair[0], pair[1].span
+
+
+def _nested(data: object) -> Any:
+    return data.tolist() if hasattr(data, "tolist") else data
