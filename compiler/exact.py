@@ -197,7 +197,7 @@ class _Evaluator:
         result, found = self._start(node), np.zeros((1, 1), dtype=np.bool_)
         wanted = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
         if wanted.any():
-            first = int(np.where(wanted, low, WORD).min())
+            first = int(np.where(wanted, low, WORD - 1).min())
             last = int(np.where(wanted, high, -WORD).max())
             for i in range(first, last):
                 self._variables[node.var] = np.full((1, 1), i, dtype=self._dtype)

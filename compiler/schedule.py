@@ -76,7 +76,7 @@ def choose(problem: Problem) -> Choice:
         tried.append(_dense(problem))
     best = min(tried, key=lambda choice: choice.cost)
     others = tuple(
-        f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {other.cost / best.cost:.2f} × its estimate"
+        f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {other.cost / max(best.cost, 1.0):.2f} × its estimate"
         for other in tried
         if other is not best
     )
@@ -97,7 +97,7 @@ def tile_sizes(problem: Problem) -> tuple[int, ...]:
     liked = (256, 128) if problem.dtype in ("bfloat16", "float16") else (128, 64)
     sizes = list(liked)
     if problem.n_q * problem.n_k <= SMALL:
-        sizes.append(max(problem.n_q, problem.n_k))
+        sizes.append(max(problem.n_q, problem.n_k, 1))
     for block in sorted(_blocks(problem.relation)):
         multiple = block * max(1, liked[0] // block)
         if multiple <= 2048 and multiple not in sizes:

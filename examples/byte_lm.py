@@ -191,7 +191,7 @@ def train(trainer: Trainer, config: Config, text: Tensor, attention: AttentionFu
 
 
 class Progress:
-    """A progress bar: rich's where it is installed; a line that redraws itself on a terminal; else a line now and then."""
+    """A progress bar: rich's where it is installed, a line that redraws itself on a terminal, else a line at times."""
 
     def __init__(self, title: str, total: int) -> None:
         self.title = title

@@ -13,6 +13,7 @@ from typing import NoReturn
 from attnc import __version__
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
+from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean
 
@@ -54,6 +55,10 @@ def _run(arguments: list[str]) -> int:
         return leaving.code if isinstance(leaving.code, int) else console.FINE
     except SpecError as error:
         return _refuse_text(error, as_json)
+    except ArithmeticError as error:
+        if not isinstance(error, AttncError):
+            raise
+        return _refuse_value(error, as_json)
     except (UsageError, AttncError) as error:
         return _refuse(str(error), as_json)
     except BrokenPipeError:
@@ -81,6 +86,16 @@ def _refuse_text(error: SpecError, as_json: bool) -> int:
     return console.USAGE if usage else console.FOUND
 
 
+def _refuse_value(error: AttncError, as_json: bool) -> int:
+    """An expression of the pattern has no value: a finding."""
+    diagnostic = getattr(error, "diagnostic", None)
+    if isinstance(diagnostic, Diagnostic):
+        _refuse_text(SpecError((diagnostic,)), as_json)
+    else:
+        _refuse(str(error), as_json)
+    return console.FOUND
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, whose complaints are raised."""
 
@@ -95,7 +110,9 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
     called = _called(arguments, _SUMMARIES)
     for name, summary in _SUMMARIES.items():
-        command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+        command = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
+        )
         command.add_argument("--json", action="store_true", help="print JSON")
         if name == called:
             _module(name).add(command)

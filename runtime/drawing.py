@@ -17,9 +17,9 @@ EMPTY, PARTIAL, FULL = 0, 1, 2
 class Drawing:
     """One head of a pattern at one length.
 
-    `pairs` counts the visible pairs in each square of `cell` queries by `cell` keys; `tiles` holds the state of each tile
-    of `q_tile` queries by `k_tile` keys; `row_counts` the visible keys of each query. Squares and tiles at the lower and
-    right edge may be smaller.
+    `pairs` counts the visible pairs in each square of `cell` queries by `cell` keys; `tiles` holds the state of each
+    tile of `q_tile` queries by `k_tile` keys; `row_counts` the visible keys of each query. Squares and tiles at the
+    lower and right edge may be smaller.
     """
 
     title: str

@@ -77,4 +77,6 @@ def _constant(wanted: Input, n: int) -> tuple[Tensor, str]:
 
 
 def _no_example(wanted: Input) -> ArgumentError:
-    return ArgumentError(f"the input `{wanted.name}: {wanted.type}` is missing, and there is no example for such an input")
+    return ArgumentError(
+        f"the input `{wanted.name}: {wanted.type}` is missing, and there is no example for such an input"
+    )

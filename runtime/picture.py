@@ -20,7 +20,7 @@ from attnc.spec.values import shown
 if TYPE_CHECKING:
     from attnc.runtime.attention import Attention
 
-__all__ = ["Drawing", "draw", "to_svg", "to_text"]
+__all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 
 SQUARES = 256
 """Squares along a side of the element view."""
@@ -30,15 +30,36 @@ _SMALL = 1 << 20
 """Up to this many pairs, the relation itself is counted; past it, the plan."""
 
 
+_NONE: Mapping[str, object] = {}
+
+
 def draw(
-    attention: Attention, n_q: int, n_k: int | None = None, *, head: int = 0, tile: int | None = None, **inputs: object
+    attention: Attention,
+    n_q: int,
+    n_k: int | None = None,
+    /,
+    *,
+    head: int = 0,
+    **inputs: object,
 ) -> Drawing:
-    """The picture of one head, and of the first batch entry, at a length; counted exactly, at any length.
+    """`make_drawing` with the pattern's inputs as keywords."""
+    return make_drawing(attention, n_q, n_q if n_k is None else n_k, inputs, head=head)
+
+
+def make_drawing(
+    attention: Attention,
+    n_q: int,
+    n_k: int,
+    inputs: Mapping[str, object] = _NONE,
+    *,
+    head: int = 0,
+    tile: int | None = None,
+) -> Drawing:
+    """The picture of one head, and of the first batch entry; counted exactly, at any length.
 
     Inputs that are not given get an example, which the drawing's notes name. `tile` is the side of a tile; by default
     about an eighth of the length, at most 128. Raises what a call of these sizes would raise.
     """
-    n_k = n_q if n_k is None else n_k
     tile = _tile(n_q, n_k, tile)
     bound = attention.bound
     heads = max(head_count(bound) or 1, head + 1)
@@ -73,14 +94,16 @@ def draw(
 
 def _tile(n_q: int, n_k: int, tile: int | None) -> int:
     for name, value in (("n_q", n_q), ("n_k", n_k), ("tile", 1 if tile is None else tile)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if value < 1:
             raise ArgumentError(f"{name} is {value!r}: a picture needs a whole number, at least 1")
     longest = max(n_q, n_k)
     if tile is None:
         eighth = _power_of_two(longest // 8 + 1) // 2
         return max(min(eighth, 128), 4, _power_of_two(-(-longest // TILES)))
     if -(-longest // tile) > TILES:
-        raise ArgumentError(f"tile is {tile}: a picture of {longest} tokens needs tiles of at least {-(-longest // TILES)}")
+        raise ArgumentError(
+            f"tile is {tile}: a picture of {longest} tokens needs tiles of at least {-(-longest // TILES)}"
+        )
     return tile
 
 

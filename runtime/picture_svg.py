@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -114,7 +115,8 @@ def _view(drawing: Drawing, left: float) -> _View:
 
 def _opening(drawing: Drawing, width: float, height: float) -> list[str]:
     w, h = _px(width), _px(height)
-    said = f"{drawing.size_text}; {drawing.pairs_text} visible ({percent(drawing.density)}); keys per row {drawing.rows_text}"
+    density = f"{drawing.pairs_text} visible ({percent(drawing.density)})"
+    said = f"{drawing.size_text}; {density}; keys per row {drawing.rows_text}"
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{w}" height="{h}" viewBox="0 0 {w} {h}" role="img">',
         f"<title>{_clean(drawing.title)}</title>",
@@ -146,7 +148,9 @@ def _shortened(text: str, limit: int) -> str:
 def _element_view(drawing: Drawing, view: _View) -> list[str]:
     share = drawing.share
     levels = np.ceil(share * _LEVELS).astype(np.int64)
-    scale = f"translate({_px(view.left)} {_px(view.top)}) scale({_px(view.k * drawing.cell)} {_px(view.q * drawing.cell)})"
+    scale = (
+        f"translate({_px(view.left)} {_px(view.top)}) scale({_px(view.k * drawing.cell)} {_px(view.q * drawing.cell)})"
+    )
     # Edge squares are drawn whole and cut off here.
     clip = f'<clipPath id="attnc-edge"><rect width="{_px(view.width)}" height="{_px(view.height)}" '
     clip += f'x="{_px(view.left)}" y="{_px(view.top)}"/></clipPath>'
@@ -223,7 +227,7 @@ def _tile_view(drawing: Drawing, view: _View) -> list[str]:
 
 
 def _tile_path(
-    chosen: NDArray[np.bool_], view: _View, heights: NDArray[np.float64], widths: NDArray[np.float64]
+    chosen: NDArray[np.bool_], view: _View, heights: NDArray[np.floating[Any]], widths: NDArray[np.floating[Any]]
 ) -> str:
     tops, lefts = np.cumsum(heights) - heights + view.top, np.cumsum(widths) - widths + view.left
     gap = 1.0 if min(heights.max(initial=0), widths.max(initial=0)) >= 8 else 0.25
@@ -236,7 +240,11 @@ def _tile_path(
 
 def _legend(drawing: Drawing, view: _View) -> list[str]:
     y, parts = view.bottom + 15, []
-    kinds = (("full", FULL, 'class="full"'), ("partial", PARTIAL, 'fill="url(#attnc-hatch)"'), ("empty", EMPTY, 'class="field"'))
+    kinds = (
+        ("full", FULL, 'class="full"'),
+        ("partial", PARTIAL, 'fill="url(#attnc-hatch)"'),
+        ("empty", EMPTY, 'class="field"'),
+    )
     x = view.left
     for name, state, paint in kinds:
         label = f"{name} {drawing.count_tiles(state):,}"
@@ -249,8 +257,7 @@ def _legend(drawing: Drawing, view: _View) -> list[str]:
 def _frame(view: _View, name: str, said: str, field: bool = True) -> list[str]:
     """Heading, axes with ticks, and the empty field of a view."""
     parts = [
-        _text(view.left, _TOP - 43, name, "ink", 14, weight=600)[:-7]
-        + f'<tspan class="soft" font-size="12" font-weight="400" dx="8">{_clean(said)}</tspan></text>',
+        _text(view.left, _TOP - 43, name, "ink", 14, weight=600, beside=(said, 12)),
         _text(view.left - 8, _TOP - 24, "keys →", "soft", 11, anchor="end"),
         f'<text class="soft" font-size="11" text-anchor="end" transform="translate({_px(view.left - 36)} '
         f'{_px(view.top)}) rotate(-90)">← queries</text>',
@@ -319,9 +326,7 @@ def _element_legend(drawing: Drawing, view: _View) -> list[str]:
         parts.append(f'<rect class="field" x="{x}" y="{_px(y)}" width="12" height="12"/>')
         if level:
             opacity = _px(max(level / _LEVELS, 0.2))
-            parts.append(
-                f'<rect class="seen" fill-opacity="{opacity}" x="{x}" y="{_px(y)}" width="12" height="12"/>'
-            )
+            parts.append(f'<rect class="seen" fill-opacity="{opacity}" x="{x}" y="{_px(y)}" width="12" height="12"/>')
     return [*parts, _text(view.left + 38 + 12 * (_LEVELS + 1), y + 10.5, "100 % visible", "ink", 12)]
 
 
@@ -341,10 +346,8 @@ def _facts(drawing: Drawing, y: float, tiles: _View) -> list[str]:
     parts = [f'<path class="rule" d="M{_MARGIN} {_px(y - 26)}H{_px(right)}"/>']
     x = float(_MARGIN)
     for (number, meaning), wide in zip(facts, widths, strict=True):
-        parts.append(
-            _text(x, y + 8, number, "ink", int(20 * scale), weight=650)[:-7]
-            + f'<tspan class="soft" font-size="{int(12 * scale)}" font-weight="400" dx="9">{_clean(meaning)}</tspan></text>'
-        )
+        beside = (meaning, int(12 * scale))
+        parts.append(_text(x, y + 8, number, "ink", int(20 * scale), weight=650, beside=beside))
         x += scale * wide + gap
     return parts
 
@@ -354,9 +357,24 @@ def _facts(drawing: Drawing, y: float, tiles: _View) -> list[str]:
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def _text(x: float, y: float, text: str, style: str, size: int, *, anchor: str = "start", weight: int = 400) -> str:
-    extra = ("" if anchor == "start" else f' text-anchor="{anchor}"') + ("" if weight == 400 else f' font-weight="{weight}"')
-    return f'<text class="{style}" x="{_px(x)}" y="{_px(y)}" font-size="{size}"{extra}>{_clean(text)}</text>'
+def _text(
+    x: float,
+    y: float,
+    text: str,
+    style: str,
+    size: int,
+    *,
+    anchor: str = "start",
+    weight: int = 400,
+    beside: tuple[str, int] | None = None,
+) -> str:
+    """A line of text; `beside`: words after it, softer, with their size."""
+    extra = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    extra += "" if weight == 400 else f' font-weight="{weight}"'
+    after = ""
+    if beside is not None:
+        after = f'<tspan class="soft" font-size="{beside[1]}" font-weight="400" dx="9">{_clean(beside[0])}</tspan>'
+    return f'<text class="{style}" x="{_px(x)}" y="{_px(y)}" font-size="{size}"{extra}>{_clean(text)}{after}</text>'
 
 
 def _clean(text: str) -> str:

@@ -19,7 +19,14 @@ _BETWEEN = 3
 _TALLEST = 48
 """Lines of the element view at most; what is larger is drawn coarser."""
 _TILES_ACROSS = 32
-_COLORS = {"seen": "\x1b[34m", FULL: "\x1b[34m", PARTIAL: "\x1b[33m", EMPTY: "\x1b[2m", "soft": "\x1b[2m", "strong": "\x1b[1m"}
+_COLORS = {
+    "seen": "\x1b[34m",
+    FULL: "\x1b[34m",
+    PARTIAL: "\x1b[33m",
+    EMPTY: "\x1b[2m",
+    "soft": "\x1b[2m",
+    "strong": "\x1b[1m",
+}
 _PLAIN = "\x1b[0m"
 
 Paint = Callable[[object, str], str]
@@ -64,7 +71,7 @@ def _in_plain(style: object, text: str) -> str:
 
 
 def _in_color(style: object, text: str) -> str:
-    return f"{_COLORS[style]}{text}{_PLAIN}"  # type: ignore[index]
+    return f"{_COLORS[style]}{text}{_PLAIN}"
 
 
 # --- blocks of lines: (cells that they take, the line) ---------------------------------------------------------------
@@ -95,7 +102,9 @@ def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> 
     tall = 1 if exact and not unicode else 2
     said = "each square: one query–key pair"
     if not exact:
-        said = f"each character: {cell * tall:,} queries × {cell:,} keys, {_SHADES[unicode].strip()} by the share visible"
+        said = (
+            f"each character: {cell * tall:,} queries × {cell:,} keys, {_SHADES[unicode].strip()} by the share visible"
+        )
     body = _half_blocks(share > 0) if exact and unicode else _shaded(share, tall, unicode)
     bars = _bars(drawing, cell * tall, len(body), unicode)
     labels = _row_labels(drawing.n_q, cell * tall, margin)
@@ -115,9 +124,7 @@ def _margin(drawing: Drawing) -> int:
     return max(len(f"{drawing.n_q:,}"), len("queries ↓"))
 
 
-def _head(
-    drawing: Drawing, name: str, said: str, cell: int, wide: int, columns: int, paint: Paint
-) -> Block:
+def _head(drawing: Drawing, name: str, said: str, cell: int, wide: int, columns: int, paint: Paint) -> Block:
     """Two lines: what the view is, and the key axis."""
     margin = _margin(drawing)
     axis = _key_axis(drawing.n_k, cell, wide, columns)

@@ -22,7 +22,8 @@ _BLOCK = 1 << 22
 
 def count_mask(mask: Mask, steps: Steps) -> list[Counts]:
     """For each grid, the visible pairs in every cell of a mask (queries, keys)."""
-    tally = _Tally(*mask.shape, steps)
+    n_q, n_k = mask.shape
+    tally = _Tally(n_q, n_k, steps)
     tally.add_mask(0, 0, mask)
     return tally.grids
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.library import library_names
 from attnc.spec.evaluate import constant_value
-from attnc.spec.program import BoundProgram, Input, Size, Value
+from attnc.spec.program import Axis, BoundProgram, Input, Size, Value
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.values import shown
 
@@ -137,7 +136,9 @@ def _tensor(wanted: Input, value: object, n_q: int, n_k: int) -> Tensor:
     try:
         tensor = torch.tensor(value, dtype=torch.bool if wanted.type.kind == "bool" else torch.int64)
     except (ValueError, TypeError, RuntimeError, OverflowError):
-        raise UsageError(f"--input {wanted.name}: write a JSON list of {wanted.type.kind} values, rows equally long") from None
+        raise UsageError(
+            f"--input {wanted.name}: write a JSON list of {wanted.type.kind} values, rows equally long"
+        ) from None
     if not tensor.dim():
         shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in dims]
         return tensor.expand(shape).contiguous()
@@ -153,7 +154,7 @@ def natural_length(bound: BoundProgram) -> int | None:
     """The length that the segments say: exactly where all extents are parameters, else one of about `SHORT`."""
     fixed, row = 0, 0
     for segment in bound.program.segments:
-        extents = [None if isinstance(a.extent, Size) else int(constant_value(bound, a.extent)) for a in segment.axes]
+        extents = [_extent(bound, axis) for axis in segment.axes]
         known = prod(e for e in extents if e is not None)
         if None in extents:
             row = known
@@ -164,6 +165,7 @@ def natural_length(bound: BoundProgram) -> int | None:
     return fixed + row * max(1, (SHORT - fixed) // row) if row else fixed
 
 
-def library_hint(name: str) -> str:
-    """What to write for a library pattern that was given where a file is wanted."""
-    return f"; `{name}` is a library pattern: see `attnc show {name}`" if name in library_names() else ""
+def _extent(bound: BoundProgram, axis: Axis) -> int | None:
+    """The extent of an axis, None where the call decides it."""
+    value = None if isinstance(axis.extent, Size) else constant_value(bound, axis.extent)
+    return value if isinstance(value, int) else None

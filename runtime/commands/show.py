@@ -18,7 +18,7 @@ from attnc.runtime.commands.patterns import (
     value_json,
 )
 from attnc.runtime.drawing import FULL, PARTIAL, Drawing, percent
-from attnc.runtime.picture import draw, to_svg, to_text
+from attnc.runtime.picture import make_drawing, to_svg, to_text
 
 FIRST_ROWS = 8
 
@@ -26,7 +26,9 @@ FIRST_ROWS = 8
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `show`."""
     add_pattern(parser)
-    parser.add_argument("--len", dest="n_q", metavar="N", type=int, help=f"queries (default {SHORT}, or what the tokens say)")
+    parser.add_argument(
+        "--len", dest="n_q", metavar="N", type=int, help=f"queries (default {SHORT}, or what the tokens say)"
+    )
     parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
     parser.add_argument("--head", metavar="H", type=int, default=0, help="the head to draw (default 0)")
     parser.add_argument("--tile", metavar="N", type=int, help="side of a tile (default: by the length, at most 128)")
@@ -41,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     n_q = args.n_q or natural_length(attention.bound) or SHORT
     n_k = args.n_k or n_q
     inputs = given_inputs(attention.bound, args.inputs, n_q, n_k)
-    drawing = draw(attention, n_q, n_k, head=args.head, tile=args.tile, **inputs)
+    drawing = make_drawing(attention, n_q, n_k, inputs, head=args.head, tile=args.tile)
     if args.out is not None:
         args.out.write_text(to_svg(drawing), encoding="utf-8")
     if args.json:
@@ -55,7 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for option, value, least in (("--len", args.n_q, 1), ("--keys", args.n_k, 1), ("--tile", args.tile, 1), ("--head", args.head, 0)):
+    for option, value, least in (
+        ("--len", args.n_q, 1),
+        ("--keys", args.n_k, 1),
+        ("--tile", args.tile, 1),
+        ("--head", args.head, 0),
+    ):
         if value is not None and value < least:
             raise console.UsageError(f"{option} {value}: give a whole number, at least {least}")
     if args.out is not None and args.out.suffix != ".svg":

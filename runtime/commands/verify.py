@@ -52,10 +52,11 @@ def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
     print(f"{attention.name} on {len(shapes)} shapes:")
     for case in shapes:
         print(f"  {case}")
-    for note in verdict.notes:
-        print(f"  {note}")
+    if verdict.examples:
+        print(f"  inputs with example values: {', '.join(verdict.examples)}")
     print(f"\nrelation   {verdict.pairs:,} pairs compared with the evaluator: {_relation(verdict)}\n")
-    print("worst of all shapes; an error may be twice that of dense torch in the same dtype, all against fp64\n")
+    print("largest error against fp64, the worst of all shapes; allowed: twice that of dense torch in the same dtype,")
+    print("and a few units in the last place\n")
     print(f"{'executor':<10} {'dtype':<9} {'tensor':<6} {'error':>9} {'dense':>9} {'allowed':>9}")
     for e in verdict.worst():
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
@@ -72,8 +73,11 @@ def _word(e: Error) -> str:
 
 
 def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict[str, object]:
-    wrong = [f"{e.executor} {e.dtype}: {e.tensor} is off by {e.error:.3g}, allowed {e.allowed:.3g}, at {e.case}"
-             for e in verdict.errors if not e.agrees]
+    wrong = [
+        f"{e.executor} {e.dtype}: {e.tensor} is off by {e.error:.3g}, allowed {e.allowed:.3g}, at {e.case}"
+        for e in verdict.errors
+        if not e.agrees
+    ]
     relation = [f"the relation differs: {text}" for text in verdict.differing]
     return {
         "pattern": attention.name,
@@ -82,7 +86,7 @@ def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict
         "diagnostics": [console.message_json(text) for text in (*relation, *wrong)],
         "shapes": [str(case) for case in shapes],
         "pairs": verdict.pairs,
-        "notes": list(verdict.notes),
+        "examples": list(verdict.examples),
         "errors": [
             {
                 "executor": e.executor,

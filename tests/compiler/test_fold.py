@@ -45,13 +45,13 @@ def same_values(tree: Tree, node: Index) -> None:
             assert exact.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(trees.truths(3, Kit()))
 def test_values(tree: Tree) -> None:
     same_values(tree, trees.build(tree))
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(trees.integers(3, Kit()))
 def test_integer_values(tree: Tree) -> None:
     """Through the bits of the value, so that no comparison folds with it."""

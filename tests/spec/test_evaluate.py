@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -84,7 +85,7 @@ def test_shifted_window_keeps_its_size_at_the_edges(length: int, window: int, di
         seen = [k for k in range(length) if row[k]]
         assert len(seen) == window
         assert q in seen
-        assert all(b - a == dilation for a, b in zip(seen, seen[1:], strict=False))
+        assert all(b - a == dilation for a, b in itertools.pairwise(seen))
 
 
 def test_radial_relation_is_rational_arithmetic() -> None:
@@ -250,7 +251,7 @@ def test_an_argument_keeps_its_place_where_a_definition_rebinds_it() -> None:
 )
 def test_expressions(condition: str, seen: list[bool]) -> None:
     if condition.startswith("not (k < 2) =="):
-        seen = [not (a == b) for a, b in zip([True, True, False, False], [True, True, True, False], strict=True)]
+        seen = [a != b for a, b in zip([True, True, False, False], [True, True, True, False], strict=True)]
     before = "def f(c, x) = c and x == 2"
     assert mask(pattern(f"visible {condition}", before=before), queries=1, keys=4) == [seen]
 

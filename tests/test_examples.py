@@ -1,0 +1,57 @@
+"""The examples run, each as a newcomer would start it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnc import compile_attention
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+def test_byte_lm(tmp_path: Path) -> None:
+    done = run("byte_lm.py", "--quick", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pattern sliding_window(window: int = 256)" in done.stdout
+    assert "executor cpu: pieces" in done.stdout
+    assert str(tmp_path / "byte_lm.svg") in done.stdout
+    assert (tmp_path / "byte_lm.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert len(re.findall(r"times as (fast|SLOW)", done.stdout)) == 2
+    assert "training 12/12" in done.stderr, "progress is shown without a terminal too"
+
+
+def test_byte_lm_says_when_the_loss_does_not_fall(tmp_path: Path) -> None:
+    done = run("byte_lm.py", "--quick", "--steps", "1", folder=tmp_path)
+    assert done.returncode == 1
+    assert "the loss did not fall" in done.stderr
+
+
+def test_engineer(tmp_path: Path) -> None:
+    done = run("engineer.py", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.attn")), ids=lambda path: path.stem)
+def test_patterns_compile(path: Path) -> None:
+    attend = compile_attention(path)
+    assert attend.name == path.stem
+    assert attend.mask(40).any(dim=-1).all()
+    assert attend.plan(40, heads=2).schedule == "pieces"
