@@ -36,6 +36,7 @@ from attnc.compiler.ir import (
     is_truth,
 )
 from attnc.compiler.range_table import RangeTable
+from attnc.compiler.rewrite import variables
 
 LIMIT = 1 << 61
 """Bounds at ±LIMIT mean: not known to be smaller."""
@@ -178,9 +179,18 @@ class Analysis:
         """Bounds of an aggregate's range, and its condition and body over the whole range at once."""
         low, high = self.integer(node.low), self.integer(node.high)
         last = np.maximum(high.high - 1, low.low)
+        if node.var in self._variables:
+            self._forget(node.var)
         self._variables[node.var] = Ints(low.low, last, self._here, np.zeros(1, dtype=np.int64))
         body = self.truth(node.body) if is_truth(node) else _decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
         return low, high, self.truth(node.condition), body
+
+    def _forget(self, variable: Var) -> None:
+        """Drop what was found under another range: loops that were written out leave inner ones of one variable."""
+        known: tuple[dict[Index, Any], ...] = (self._ints, self._truths)
+        for found in known:
+            for node in [n for n in found if variable in variables(n)]:
+                del found[node]
 
     # --- integers ---
 
@@ -191,7 +201,7 @@ class Analysis:
     def _integer(self, node: Index) -> Ints:
         match node:
             case Const():
-                return _constant(node.value)
+                return self._constant(node.value)
             case Place() | Var():
                 return self._places[node.name] if isinstance(node, Place) else self._variables[node]
             case Linear():
@@ -214,20 +224,25 @@ class Analysis:
             case _:
                 raise AssertionError(f"not specialised: {node}")
 
+    def _constant(self, value: int) -> Ints:
+        bound = self._clipped(np.array([max(-LIMIT, min(LIMIT, value))], dtype=np.int64))
+        return Ints(bound, bound, _ZERO if abs(value) < LIMIT else constant_hash(value), bound)
+
     def _linear(self, node: Linear) -> Ints:
-        total = _constant(node.constant)
+        total = self._constant(node.constant)
         for term, coefficient in node.terms:
             total = self._add(total, self._scaled(self.integer(term), coefficient))
         return total
 
     def _add(self, a: Ints, b: Ints) -> Ints:
-        low, high = self._clipped(a.low + b.low), self._clipped(a.high + b.high)
+        low = np.where((a.low <= -LIMIT) | (b.low <= -LIMIT), -LIMIT, self._clipped(a.low + b.low))
+        high = np.where((a.high >= LIMIT) | (b.high >= LIMIT), LIMIT, self._clipped(a.high + b.high))
         return self._known(Ints(low, high, _sum_hash(a.shape, b.shape), a.offset + b.offset))
 
     def _scaled(self, a: Ints, factor: int) -> Ints:
         if factor == 1:
             return a
-        low, high = self._product_bounds(a, _constant(factor))
+        low, high = self._product_bounds(a, self._constant(factor))
         shape = np.where(a.shape == _ZERO, _ZERO, combine(constant_hash("times"), a.shape, constant_hash(factor)))
         return self._known(Ints(low, high, shape, _wrapped_product(a.offset, factor)))
 
@@ -293,7 +308,7 @@ class Analysis:
         positive = b.low > 0
         safe = np.where(positive, b.low, 1)
         safe_high = np.where(positive, b.high, 1)
-        corners = [x // y for x in (a.low, a.high) for y in (safe, safe_high)]
+        corners = [_divided(x, y) for x in (a.low, a.high) for y in (safe, safe_high)]
         low = np.where(positive, accumulate(np.minimum, corners), low)
         high = np.where(positive, accumulate(np.maximum, corners), high)
         return self._mixed("//", self._clipped(low), self._clipped(high), a, b)
@@ -313,13 +328,13 @@ class Analysis:
         return self._known(Ints(low, high, shape, np.where(straight, shifted, np.where(constant, a.offset % c, 0))))
 
     def _extreme(self, op: str, a: Ints, b: Ints) -> Ints:
-        first, second = (a, b) if op == "min" else (b, a)
+        below, above = (a, b) if op == "min" else (b, a)
         take = np.minimum if op == "min" else np.maximum
         low, high = take(a.low, b.low), take(a.high, b.high)
         mixed = combine(constant_hash(op), a.shape, mix(a.offset - b.offset), b.shape)
-        state = np.where(first.high <= second.low, TRUE, np.where(second.high <= first.low, FALSE, UNKNOWN))
-        shape = _pick(state, first.shape, second.shape, mixed)
-        return Ints(low, high, shape, _pick(state, first.offset, second.offset, b.offset))
+        state = np.where(a.high <= b.low, TRUE, np.where(b.high <= a.low, FALSE, UNKNOWN))
+        shape = _pick(state, below.shape, above.shape, mixed)
+        return Ints(low, high, shape, _pick(state, below.offset, above.offset, b.offset))
 
     def _absolute(self, a: Ints) -> Ints:
         negative = self._scaled(a, -1)
@@ -400,11 +415,6 @@ def _leaf(name: str, low: Int64, high: Int64) -> Ints:
     return Ints(low, high, shape, low)
 
 
-def _constant(value: int) -> Ints:
-    bound = np.array([max(-LIMIT, min(LIMIT, value))], dtype=np.int64)
-    return Ints(bound, bound, _ZERO, bound)
-
-
 def _decided(state: NDArray[np.int8], key: Hash) -> Truths:
     """Decided boxes share the two keys of truth and falsehood."""
     return Truths(state, np.where(state == TRUE, _TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
@@ -425,7 +435,8 @@ def _wrapped_product(offset: Int64, factor: int) -> Int64:
 
 
 def _is_positive_constant(b: Ints) -> bool:
-    return bool(np.all((b.low == b.high) & (b.low > 0)))
+    """Whether every box has one positive divisor, and it is known."""
+    return bool(np.all((b.low == b.high) & (b.low > 0) & (b.low < LIMIT)))
 
 
 def _divided(bound: Int64, divisor: Int64) -> Int64:
@@ -440,9 +451,10 @@ def _function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
     low, high = operands[0].low, operands[0].high
     match op:
         case "bitlen":
-            return _bit_length(np.maximum(low, 0)), _bit_length(np.maximum(high, 0))
+            low = np.maximum(low, 0)
+            return _bit_length(low) - (low >= 1 << 53), _bit_length(_word(high))
         case "isqrt":
-            return _root(np.maximum(low, 0)), _root(np.maximum(high, 0)) + 1
+            return _root(np.maximum(low, 0)), _root(_word(high)) + 3
         case "pow":
             return _power_bounds(operands[0], operands[1])
         case _:
@@ -454,8 +466,13 @@ def _bit_length(n: Int64) -> Int64:
     return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
 
 
+def _word(high: Int64) -> Int64:
+    """An upper bound, at least 0; one that saturates stands for any number of 64 bits."""
+    return np.where(high >= LIMIT, np.iinfo(np.int64).max, np.maximum(high, 0))
+
+
 def _root(n: Int64) -> Int64:
-    """At most the integer root."""
+    """At most the integer root, and at least that less 2."""
     return np.maximum(np.sqrt(n.astype(np.float64)).astype(np.int64) - 1, 0)
 
 

@@ -352,18 +352,19 @@ def main(arguments: Iterable[str] | None = None) -> int:
     """Run the demonstration; 0 where the loss fell, else 1."""
     standard = Config()
     parser = argparse.ArgumentParser(description="Train a byte-level transformer with a sliding window.")
-    parser.add_argument("--steps", type=positive, default=standard.steps, help="training steps (%(default)s)")
+    parser.add_argument("--steps", type=positive, help=f"training steps ({standard.steps})")
     parser.add_argument("--budget", type=float, default=standard.budget, help="seconds for everything (%(default)s)")
     parser.add_argument("--window", type=positive, default=standard.window, help="keys that a query sees (%(default)s)")
     parser.add_argument("--picture", type=Path, default=Path("byte_lm.svg"), help="where to draw (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="a small model at context 512, for a first look")
     given = parser.parse_args(None if arguments is None else list(arguments))
 
-    config = replace(standard, steps=given.steps, budget=given.budget, window=given.window)
+    config = replace(standard, budget=given.budget, window=given.window)
     if given.quick:
-        config = replace(
-            config, context=512, window=min(given.window, 64), layers=1, width=64, heads=2, steps=12, rounds=2
-        )
+        small = replace(config, context=512, layers=1, width=64, heads=2, steps=12, rounds=2)
+        config = replace(small, window=min(given.window, 64))
+    if given.steps is not None:
+        config = replace(config, steps=given.steps)
     begun = time.perf_counter()
     fell = run(config, given.picture)
     print(f"{time.perf_counter() - begun:.0f} s in all")

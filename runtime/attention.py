@@ -13,8 +13,9 @@ from torch import Tensor
 from attnc.compiler.build_plan import Relations
 from attnc.compiler.lower import lower
 from attnc.compiler.plan import Plan
-from attnc.runtime import autograd, reference
+from attnc.runtime import reference
 from attnc.runtime.call import FLOATS, Sizes, call_shape, check_are_tensors, check_tensors, refuse_options
+from attnc.runtime.cpu import autograd
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import Found, ModuleLoader, find
 from attnc.runtime.plans import PlanCache

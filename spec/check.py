@@ -291,7 +291,8 @@ class Checker:
         if node.op in ("any", "all", "count"):
             self._rules.boolean(node.body, body, f"what `{node.op}` asks")
             return INT if node.op == "count" else BOOL
-        self._rules.exact(node.body, body, f"`{node.op}`")
+        if not self._rules.exact(node.body, body, f"`{node.op}`"):
+            return UNKNOWN
         if node.op == "mean":
             return REAL
         if body.form.is_number:

@@ -13,6 +13,9 @@ from attnc.spec.source import Span
 MAX_CHAIN = 64
 """How many definitions may lean on one another in a row."""
 
+MAX_SHOWN = 8
+"""How many definitions of a long circle are named."""
+
 _Edge = tuple[DefinitionSource, Span]
 
 
@@ -23,13 +26,18 @@ class DefinitionOrder:
         self._report = report
         self._depth: dict[DefinitionSource, int] = {}
         self._mentions: dict[DefinitionSource, bool] = {}
+        self._edges: dict[DefinitionSource, list[_Edge]] = {}
         self.broken: set[DefinitionSource] = set()
-        """Definitions on a cycle or too deep in a chain."""
+        """Definitions that are refused: on a cycle, too deep in a chain, too tall."""
+        self._excessive: set[DefinitionSource] = set()
 
     def under(self, expression: syntax.Expr, names: Mapping[str, Symbol]) -> list[DefinitionSource]:
-        """The definitions that `expression` needs, what they use first; refused ones are left out."""
+        """The definitions that `expression` needs, what they use first; refused ones are left out.
+
+        A definition is given once, except that one which mentions `visible` is given for every expression.
+        """
         order: list[DefinitionSource] = []
-        seen: set[DefinitionSource] = set()
+        seen = {source for source in self._depth if not self._mentions[source]}
         for source, span in _uses(expression, names):
             self._visit(source, span, order, seen)
         return [source for source in order if source not in self.broken]
@@ -38,12 +46,21 @@ class DefinitionOrder:
         """Whether the relation so far enters the meaning of `source`."""
         return self._mentions.get(source, False)
 
+    def refuse_excessive(self, source: DefinitionSource) -> None:
+        """Refuse a definition that is too much, and with it, silently, all that use it."""
+        self._excessive.add(source)
+        self.broken.add(source)
+
+    def uses_excessive(self, source: DefinitionSource) -> bool:
+        """Whether it leans on a definition that was too much."""
+        return any(used in self._excessive for used, _ in self._dependencies(source))
+
     def _visit(
         self, root: DefinitionSource, at: Span, order: list[DefinitionSource], seen: set[DefinitionSource]
     ) -> None:
         if root in seen:
             return
-        path: list[tuple[DefinitionSource, Span, Iterator[_Edge]]] = [(root, at, _dependencies(root))]
+        path: list[tuple[DefinitionSource, Span, Iterator[_Edge]]] = [(root, at, iter(self._dependencies(root)))]
         open_: dict[DefinitionSource, int] = {root: 0}
         while path:
             source, _, edges = path[-1]
@@ -58,17 +75,24 @@ class DefinitionOrder:
                 self._cycle([(s, span) for s, span, _ in path[open_[edge[0]] :]], edge)
             elif edge[0] not in seen:
                 open_[edge[0]] = len(path)
-                path.append((*edge, _dependencies(edge[0])))
+                path.append((*edge, iter(self._dependencies(edge[0]))))
+
+    def _dependencies(self, source: DefinitionSource) -> list[_Edge]:
+        if source not in self._edges:
+            self._edges[source] = list(_uses(source.body, source.names))
+        return self._edges[source]
 
     def _close(self, source: DefinitionSource) -> None:
         if source in self._depth:
             return
-        used = [d for d, _ in _dependencies(source)]
+        used = [d for d, _ in self._dependencies(source)]
         depth = 1 + max((self._depth.get(d, 0) for d in used if d not in self.broken), default=0)
         self._depth[source] = depth
         self._mentions[source] = _names_visible(source.body) or any(self._mentions.get(d, False) for d in used)
-        if depth > MAX_CHAIN and source not in self.broken:
-            self.broken.add(source)
+        if self.uses_excessive(source):
+            self.refuse_excessive(source)
+        elif depth > MAX_CHAIN and source not in self.broken:
+            self.refuse_excessive(source)
             self._report.error(
                 "A506",
                 f"`{source.name}` leans on a chain of more than {MAX_CHAIN} definitions",
@@ -82,7 +106,9 @@ class DefinitionOrder:
         if any(source in self.broken for source in members):
             return
         self.broken.update(members)
-        names = " → ".join(f"`{s.name}`" for s in [*members, back[0]])
+        round_trip = [f"`{s.name}`" for s in [*members, back[0]]]
+        shown = round_trip if len(round_trip) <= MAX_SHOWN else [*round_trip[: MAX_SHOWN - 2], "…", round_trip[-1]]
+        names = " → ".join(shown)
         spans = [span for _, span in path[1:]] + [back[1]]
         labels = tuple(
             Label(span, f"`{user.name}` uses `{used.name}`")
@@ -93,13 +119,9 @@ class DefinitionOrder:
             f"the definition is circular: {names}",
             members[0].span,
             "its meaning would depend on itself",
-            also=labels,
+            also=labels[:MAX_SHOWN],
             help="a `let` and a `def` are abbreviations and never recurse",
         )
-
-
-def _dependencies(source: DefinitionSource) -> Iterator[_Edge]:
-    return iter(list(_uses(source.body, source.names)))
 
 
 def _uses(expression: syntax.Expr, names: Mapping[str, Symbol]) -> Iterator[_Edge]:

@@ -64,12 +64,15 @@ class Resolver:
         key = (source, self._line(source))
         if source in self.order.broken:
             return None
+        if self.order.uses_excessive(source):
+            self.order.refuse_excessive(source)
+            return None
         if key not in self._definitions:
             own = {b.name: b for b in source.parameters}
             body = ExpressionResolver(self, source.names, {**source.outer, **own}).resolve(source.body)
             definition = program.Definition(source.span, source.name, source.parameters, body)
             if not self._within_limits(definition):
-                self.order.broken.add(source)
+                self.order.refuse_excessive(source)
                 return None
             self._definitions[key] = definition
         return self._definitions[key]

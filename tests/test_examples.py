@@ -24,6 +24,7 @@ def run(script: str, *arguments: str, folder: Path) -> subprocess.CompletedProce
         text=True,
         encoding="utf-8",
         timeout=300,
+        check=False,
     )
 
 

@@ -41,7 +41,7 @@ FAULTS: dict[str, Index] = {
     "root": fold.less(fold.function("isqrt", fold.sub(Q, fold.const(3))), K),
     "index": fold.equal(fold.data_read(Data("x", np.arange(6)), (fold.sub(Q, fold.const(3)),)), K),
     "exponent": fold.less(fold.power(fold.add(K, fold.const(2)), fold.sub(Q, fold.const(3))), fold.const(9)),
-    "overflow": fold.less(fold.power(fold.const(2), fold.times(fold.sub(fold.const(4), Q), 40)), fold.const(9)),
+    "overflow": fold.less(fold.power(fold.const(2), fold.times(fold.sub(fold.const(5), Q), 40)), fold.const(9)),
     "nothing": fold.less(
         fold.reduce(
             "max", fold.var("i", 5), fold.const(0), fold.sub(Q, fold.const(2)), fold.truth(True), fold.var("i", 5)

@@ -117,7 +117,7 @@ def test_sizes_that_cannot_be_drawn(n_q: int, n_k: int, tile: int | None) -> Non
 
 def test_percent_is_exact_at_the_ends_and_never_rounds_to_them() -> None:
     assert [percent(x) for x in (0.0, 0.5, 1.0)] == ["0 %", "50.00 %", "100 %"]
-    assert percent(1e-6) == "0.0001 %"
+    assert percent(1e-6) == "0.000100 %"
     assert percent(1 - 1e-9) != "100.00 %"
 
 
@@ -208,7 +208,7 @@ def test_svg_stays_small(kind: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 700), (257, 257)])
 def test_svg_of_any_shape_parses(size: tuple[int, int]) -> None:
-    ET.fromstring(to_svg(make_drawing(compile_attention("causal"), *size)))
+    ET.fromstring(to_svg(make_drawing(compile_attention("full"), *size)))
 
 
 def test_svg_escapes() -> None:
@@ -220,7 +220,9 @@ def test_svg_escapes() -> None:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("golden", "width", "unicode"), [("narrow", 60, True), ("wide", 100, True), ("ascii", 100, False)])
+@pytest.mark.parametrize(
+    ("golden", "width", "unicode"), [("narrow", 60, True), ("wide", 120, True), ("ascii", 100, False)]
+)
 def test_text_of_a_window(golden: str, width: int, unicode: bool) -> None:
     text = to_text(draw(window(), 24), width, unicode=unicode) + "\n"
     assert text == (GOLDEN / f"sliding_window_24_{golden}.txt").read_text(encoding="utf-8")
@@ -240,7 +242,7 @@ def test_text_keeps_to_the_width(width: int, n: int) -> None:
 
 
 def test_color_only_adds_color() -> None:
-    import re  # noqa: PLC0415
+    import re
 
     drawing = draw(window(), 24)
     assert re.sub(r"\x1b\[[0-9;]*m", "", to_text(drawing, 80, True)).split() == to_text(drawing, 80, False).split()

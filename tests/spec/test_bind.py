@@ -15,8 +15,8 @@ from attnc.spec.load import load_program
 from attnc.spec.program import Program
 from attnc.spec.source import SourceFile
 
-TEXT = """pattern p(window: int, decay: real = 1, causal: bool = true, tile: int[3] = 2, slope: real[head] = [1], axes: int = 2,
-          step: int[axes] = [1, 1], stages: int[n] = [4, 2, 1], counts: int[n] = [1, 1, 1], share: unit = 0.9)
+TEXT = """pattern p(window: int, decay: real = 1, causal: bool = true, tile: int[3] = 2, slope: real[head] = [1],
+          axes: int = 2, step: int[axes] = [1, 1], stages: int[n] = [4, 2, 1], counts: int[n] = [1, 1, 1], share: unit = 0.9)
     let area = window * tile[0]
     require window >= 1 and area < 100
     require n <= 3 and all(i >= 0 for i in 0 .. axes * 100)

@@ -63,7 +63,7 @@ def test_stages_of_requirements() -> None:
 
 
 def test_two_patterns_in_a_file() -> None:
-    source = SourceFile("two.attn", "pattern a\n    visible k <= q\n\npattern b\n")
+    source = SourceFile("two.attn", "pattern a\n    visible k <= q\n\npattern b\n    visible q < k\n")
     assert [p.name for p in load_programs(source, nothing)] == ["a", "b"]
     assert load_program(source, nothing, "b").name == "b"
     with pytest.raises(SpecError, match="several patterns: `a`, `b`"):
@@ -98,7 +98,6 @@ def test_a_definition_is_one_node_for_all_uses() -> None:
         "any(k.y == 1 for k in 0 .. 4 if k in video)",
         "q in text or any(q.y == j for j in 0 .. 2)",
         "q not in video or q.x == 1",
-        "(q in video and k in video or q in text and k in text) and (q.y == 0 if q in video else k.i == 0)",
     ],
 )
 def test_guarded_coordinates(visible: str) -> None:
@@ -113,7 +112,7 @@ def test_guarded_coordinates(visible: str) -> None:
         "q.y == 0 and q in video",
         "q in text and q.y == 0",
         "k in video and q.y == 0",
-        "q in text or k in text and q.y == 0",
+        "(q in video and k in video or q in text and k in text) and (q.y == 0 if q in video else k.i == 0)",
         "(q in text or k in text) or near2",
         "not (q in text and k in text) and q.y == k.y",
         "q in video and any(q.y == 1 for q in 0 .. 4)",
@@ -166,7 +165,7 @@ def test_a_lone_grid_needs_no_guard() -> None:
     ],
 )
 def test_types(expression: str, code: str | None) -> None:
-    assert codes(f"pattern p\n    visible {expression}\n") == ([code] if code else [])
+    assert set(codes(f"pattern p\n    visible {expression}\n")) == ({code} if code else set())
 
 
 def test_an_unused_let_is_checked_too() -> None:

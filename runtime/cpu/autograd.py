@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from attnc.compiler.plan import Plan
-from attnc.runtime import cpu
+from attnc.runtime.cpu import executor
 from attnc.runtime.errors import UnsupportedError
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    """(out, lse) of `cpu.forward`, differentiable once in q, k and v through both.
+    """(out, lse) of `executor.forward`, differentiable once in q, k and v through both.
 
     Raises:
         UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
@@ -25,7 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[T
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    return cpu.forward(q, k, v, plan, scale)
+    return executor.forward(q, k, v, plan, scale)
 
 
 # torch asks for the signature at every call, which takes as long as the kernel does on a few tokens unless it is here.
@@ -33,7 +33,7 @@ _forward.__signature__ = signature(_forward)  # type: ignore[attr-defined]
 
 
 class TiledAttention(torch.autograd.Function):
-    """`cpu.forward` and `cpu.backward`. It keeps q, k, v, out and LSE, and nothing else."""
+    """`executor.forward` and `executor.backward`. It keeps q, k, v, out and LSE, and nothing else."""
 
     forward = staticmethod(_forward)
 
@@ -52,7 +52,7 @@ class TiledAttention(torch.autograd.Function):
             return (None,) * 5
         q, k, v, out, lse = saved = ctx.saved_tensors
         given = torch.zeros_like(out) if grad_out is None else grad_out
-        results = cpu.backward(given, grad_lse, q, k, v, out, lse, ctx.plan, ctx.scale)
+        results = executor.backward(given, grad_lse, q, k, v, out, lse, ctx.plan, ctx.scale)
         if torch.is_grad_enabled():
             sources = [t for t in (*saved, grad_out, grad_lse) if t is not None and t.requires_grad]
             results = _Final.apply(*results, *sources) if sources else results  # type: ignore[no-untyped-call]

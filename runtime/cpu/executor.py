@@ -1,6 +1,6 @@
 """The cpu executor: attention over the pieces of a plan, forward and backward, on strided views of q, k and v.
 
-A piece costs one kernel call where a strided view can say it (`cpu_calls`); pieces that meet in a row are merged by
+A piece costs one kernel call where a strided view can say it (`calls`); pieces that meet in a row are merged by
 log-sum-exp. The backward runs the same calls with the output and LSE of the whole row and adds up what they give.
 Nothing here is atomic or random: the same inputs give the same bits.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.plan import Plan
-from attnc.runtime import cpu_kernel
-from attnc.runtime.cpu_calls import View
-from attnc.runtime.cpu_program import Bound, Program, program_of
+from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu.calls import View
+from attnc.runtime.cpu.program import Bound, Program, program_of
 
 
 @torch.no_grad()
@@ -27,8 +27,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     """
     program, width = program_of(plan), max(q.shape[-1], v.shape[-1])
     out = _empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
-    lse = _empty_like(q, q.shape[:3], cpu_kernel.lse_dtype(q.dtype))
-    q, k, v = cpu_kernel.padded(q, width), cpu_kernel.padded(k, width), cpu_kernel.padded(v, width)
+    lse = _empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
+    q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
     whole = _empty_like(q, out.shape, lse.dtype) if program.merges and q.dtype != lse.dtype else out
     empty = not (out.numel() and k.numel())
     if empty or not program.covers:
@@ -53,7 +53,7 @@ def _run_forward(
             lse_rows.fill_(-math.inf)
         return
     k_rows, v_rows = _at(k, bound.keys[0]), _at(v, bound.keys[1])
-    o, part = cpu_kernel.attend(q_rows, k_rows, v_rows, visible.additive, call.mask == "causal", scale)
+    o, part = kernel.attend(q_rows, k_rows, v_rows, visible.additive, call.mask == "causal", scale)
     if visible.blind is not None:
         part.masked_fill_(visible.blind, -math.inf)
         o.masked_fill_(visible.blind[:, None], 0)
@@ -89,15 +89,15 @@ def backward(
     `grad_lse` is None where the LSE was not used: it costs a copy of all operands.
     """
     program = program_of(plan)
-    sum_dtype = cpu_kernel.lse_dtype(q.dtype)
+    sum_dtype = kernel.lse_dtype(q.dtype)
     grad_q = _zeros_like(q, sum_dtype if program.merges else q.dtype)
     grad_k, grad_v = (_zeros_like(x, sum_dtype if program.adds else x.dtype) for x in (k, v))
     if out.numel() and k.numel():
-        lse, grad_out, grad_lse = cpu_kernel.without_blind_rows(lse, grad_out, grad_lse)
+        lse, grad_out, grad_lse = kernel.without_blind_rows(lse, grad_out, grad_lse)
         if grad_lse is not None:
-            grad_out, q, k, v, out = cpu_kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
+            grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
         width = max(q.shape[-1], v.shape[-1])
-        grad_out, q, k, v, out = operands = tuple(cpu_kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+        grad_out, q, k, v, out = operands = tuple(kernel.padded(x, width) for x in (grad_out, q, k, v, out))
         for bound in program.bound((q, out, lse, grad_out, grad_q), (k, v), (grad_k, grad_v)):
             _run_backward(program, bound, operands, lse, (grad_q, grad_k, grad_v), scale)
     return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
@@ -118,7 +118,7 @@ def _run_backward(
         return
     grad_out, q, k, v, out = operands
     q_view, out_view, lse_view, grad_out_view, grad_q_view = bound.queries
-    part_q, *parts = cpu_kernel.attend_backward(
+    part_q, *parts = kernel.attend_backward(
         _at(grad_out, grad_out_view),
         _at(q, q_view),
         _at(k, bound.keys[0]),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.plan import Mask, Plan
-from attnc.runtime.cpu_calls import Add, Call, ExactWindow, View, adds_of, calls_of
+from attnc.runtime.cpu.calls import Add, Call, ExactWindow, View, adds_of, calls_of
 
 PLANS_KEPT = 64
 LAYOUTS_KEPT = 32

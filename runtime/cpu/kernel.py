@@ -1,7 +1,7 @@
 """The one kernel under the cpu executor: torch's flash attention for CPUs, called so that it cannot go wrong.
 
 The operator (`aten::_scaled_dot_product_flash_attention_for_cpu`) trusts its caller. Measured with torch 2.13 and kept
-true by `tests/runtime/test_cpu_kernel.py`:
+true by `tests/runtime/test_kernel.py`:
 
 - zero batches, heads, rows or keys kill the process (SIGFPE);
 - a last dimension whose stride is not 1 gives wrong numbers without a word, and so may a token stride below d (seen

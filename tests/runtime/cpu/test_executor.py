@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.plan import Group, Mask, Piece, Plan, Strip, TileCounts
-from attnc.runtime import cpu, cpu_calls
-from attnc.runtime.autograd import attend
+from attnc.runtime.cpu import calls, executor
+from attnc.runtime.cpu.autograd import attend
 from attnc.runtime.errors import UnsupportedError
 
 Relation = NDArray[np.bool_]
@@ -414,8 +414,8 @@ def test_layouts(layout: str, dims: tuple[int, int], pattern: Callable[[Shape], 
         q, k, v = (arrange(x) if i in chosen else x for i, x in enumerate(inputs))
         mixed = q, k, v
         agree(case, mixed, torch.float32, with_lse=True)
-        plain = cpu.forward(*each(Tensor.contiguous, mixed), case[0], 0.3)
-        for a, b in zip(cpu.forward(*mixed, case[0], 0.3), plain, strict=True):
+        plain = executor.forward(*each(Tensor.contiguous, mixed), case[0], 0.3)
+        for a, b in zip(executor.forward(*mixed, case[0], 0.3), plain, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
 
 
@@ -526,7 +526,7 @@ def test_exact_masks_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         b, h, r0, r1, k0, k1 = window
         return relation[b, h, r0:r1, k0:k1]
 
-    monkeypatch.setattr(cpu_calls, "MASK_ELEMENTS", 350)
+    monkeypatch.setattr(calls, "MASK_ELEMENTS", 350)
     agree((replace(plan, exact_mask=exact_mask), relation), draw(shape, 8, 8), torch.float32, with_lse=False)
     assert all((r1 - r0) * (k1 - k0) <= 350 for _, _, r0, r1, k0, k1 in asked)
     assert {w[:2] for w in asked} == {(0, 0)}
@@ -585,32 +585,32 @@ def test_runs_of_heads() -> None:
         for subset in product((0, 1), repeat=total) if total <= 8 else ([1] * total, [1, 0] * (total // 2)):
             heads = tuple(h for h, kept in enumerate(subset) if kept)
             seen = []
-            for q, kv in cpu_calls.head_runs(heads, per_kv):
+            for q, kv in calls.head_runs(heads, per_kv):
                 each = q.size // kv.size
                 for i in range(q.size):
                     head = q.start + i * q.step
                     assert kv.start + i // each * kv.step == head // per_kv
                     seen.append(head)
             assert tuple(sorted(seen)) == heads
-        assert len(list(cpu_calls.head_runs(tuple(range(total)), per_kv))) == 1
+        assert len(list(calls.head_runs(tuple(range(total)), per_kv))) == 1
 
 
 def test_calls_are_few() -> None:
     """A window is three calls for any heads, and for any batch that strides can merge with heads."""
     plan, _ = window((3, 4, 2, 120), 20, 16)
-    assert len(cpu_calls.calls_of(plan, merged=True)) == 3
-    assert len(cpu_calls.calls_of(plan, merged=False)) == 1 + 3 + 1
+    assert len(calls.calls_of(plan, merged=True)) == 3
+    assert len(calls.calls_of(plan, merged=False)) == 1 + 3 + 1
     plan, _ = window((1, 4, 2, 120), 20, 16)
-    assert len(cpu_calls.calls_of(plan, merged=False)) == 3
+    assert len(calls.calls_of(plan, merged=False)) == 3
 
 
 @pytest.mark.parametrize(
     ("step", "length", "count"), [(0, 5, 4), (2, 7, 9), (2, 7, 3), (7, 7, 3), (9, 7, 3), (1, 4, 8)]
 )
 def test_adds_meet_no_token_twice(step: int, length: int, count: int) -> None:
-    keys = cpu_calls.Block(0, 0, 3, cpu_calls.Axis(count, token=step), cpu_calls.Axis(1), length)
+    keys = calls.Block(0, 0, 3, calls.Axis(count, token=step), calls.Axis(1), length)
     total: dict[int, int] = {}
-    for add in cpu_calls.adds_of(keys):
+    for add in calls.adds_of(keys):
         block = add.block
         tokens = [block.token + i * block.x.token + j for i in range(block.x.size) for j in range(block.length)]
         assert len(set(tokens)) == len(tokens)

@@ -1,0 +1,324 @@
+"""The command line: what it prints, promises in JSON, and returns."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnc import __version__
+from attnc.runtime import verification
+from attnc.runtime.cli import COMMANDS, main
+from attnc.runtime.library import library_names
+from attnc.runtime.verification import Case, Error
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
+GOOD = "pattern near\n    visible 0 <= q - k < 4\n"
+BAD = "pattern near\n    visible 0 <= q - kk < 4\n"
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a good and a bad file; a terminal of 120 columns."""
+    (tmp_path / "good.attn").write_text(GOOD)
+    (tmp_path / "bad.attn").write_text(BAD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    status = main([*arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    values: dict[str, Any] = json.loads(out)
+    assert values["schema"] == 1
+    return status, values
+
+
+# --- usage -----------------------------------------------------------------------------------------------------------
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"attnc {__version__}\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n    {command} " in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "no command; the commands are check, list, show, verify"),
+        (["fmt", "a.attn"], "there is no command `fmt`; the commands are check, list, show, verify"),
+        (["chekc"], "there is no command `chekc`: did you mean `check`?"),
+        (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
+        (["show", "causal", "--lne", "5"], "unrecognized arguments: --lne 5"),
+        (["show", "causal", "--len", "many"], "argument --len: invalid int value: 'many'"),
+        (["show", "causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
+        (["show", "causal", "--head", "-1"], "--head -1: give a whole number, at least 0"),
+        (["show", "causal", "-o", "a.png"], "-o a.png: the picture is an SVG; give a name that ends in .svg"),
+        (["show", "causal", "-o", "none/a.svg"], "none/a.svg: No such file or directory"),
+        (["show", "sliding_windw"], "the library has no pattern `sliding_windw`: did you mean `sliding_window`?"),
+        (["show", "missing.attn"], "cannot read missing.attn: No such file or directory"),
+        (["show", "sliding_window", "-p", "window"], "-p window: write it as -p NAME=VALUE, as in -p window=512"),
+        (["show", "sliding_window", "-p", "window=ten"], "-p window=ten: not a value; write a number"),
+        (["show", "sliding_window", "-p", "window=NaN"], "-p window=NaN: not a value"),
+        (["show", "sliding_window", "-p", 'window="5"'], "not a value"),
+        (["show", "sliding_window", "-p", "window=1/0"], "not a value"),
+        (["show", "sliding_window", "-p", "window=True"], "-p window=True: not a value; write true"),
+        (["show", "sliding_window", "-p", "window=2", "-p", "window=3"], "-p window is given twice"),
+        (["show", "sliding_window", "-p", "strict=true"], "no pattern has a parameter of that name"),
+        (["show", "sliding_window", "-p", "windw=5"], "did you mean `window`?"),
+        (["show", "sliding_window", "-p", "window=0"], "`sliding_window` requires `window >= 1"),
+        (["show", "sliding_window", "-p", "window=[7,7]"], "`window` expects an integer"),
+        (["show", "sliding_window", "--preset", "mistrl"], "did you mean `mistral`?"),
+        (["show", "document", "--input", "docs=1"], "`document` has no input `docs`: did you mean `doc`?"),
+        (["show", "document", "--input", "doc=[[0],[0,1]]"], "--input doc: write a JSON list of int values"),
+        (["show", "causal", "--len", "8", "--keys", "4"], "under `align end`"),
+    ],
+)
+def test_bad_usage(arguments: list[str], said: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err and "\x1b" not in err
+
+
+def test_bad_usage_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_json(capsys, "show", "sliding_windw")
+    assert status == 2
+    (found,) = values["diagnostics"]
+    assert {"code", "severity", "message", "file", "line", "column", "help"} == found.keys()
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attnc.runtime.cli._run", lambda arguments: interrupt())
+    assert main(["list"]) == 130
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -m attnc list | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.stderr == ""
+
+
+def test_a_narrow_encoding_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["show", "causal", "--len", "8"]) == 0
+    stdout.seek(0)
+    assert "########" in stdout.read()
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_of_good_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "good.attn", str(files / "good.attn")]) == 0
+    assert capsys.readouterr() == ("2 files checked, no errors\n", "")
+
+
+def test_check_shows_the_place_and_the_remedy(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "good.attn", "bad.attn"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "2 files checked, 1 error\n"
+    assert "--> bad.attn:2:22" in err and "^^" in err
+
+
+def test_check_as_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, "check", "good.attn") == (0, {"schema": 1, "diagnostics": []})
+    status, values = run_json(capsys, "check", "bad.attn")
+    assert status == 1
+    (found,) = values["diagnostics"]
+    assert {"code", "severity", "message", "file", "line", "column", "help"} == found.keys()
+    assert (found["file"], found["line"], found["column"]) == ("bad.attn", 2, 22)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("-", "standard input is not read"),
+        (".", "is a directory; give the files in it"),
+        ("none.attn", "none.attn: No such file or directory"),
+        ("causal", "to see the library's pattern: attnc show causal"),
+    ],
+)
+def test_check_of_what_is_no_file(name: str, said: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", name, "bad.attn"]) == 2
+    out, err = capsys.readouterr()
+    assert said in err and "bad.attn:2:22" in err
+    assert out == "1 file checked, 1 error\n"
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00\x01\xff", b"\xff\xfe", b"pattern a\n\tvisible true\n"])
+def test_check_of_what_is_no_text(data: bytes, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "odd.attn").write_bytes(data)
+    assert main(["check", "odd.attn"]) == 1
+    assert "error[A00" in capsys.readouterr().err
+
+
+def test_list_does_not_load_torch() -> None:
+    code = "import sys; from attnc.runtime.cli import main; main(['list']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
+# --- list ------------------------------------------------------------------------------------------------------------
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(library_names())
+    assert any(line.startswith("sliding_window(window = 4096, sinks = 0)  A causal window of") for line in lines)
+
+
+def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_json(capsys, "list")
+    assert status == 0
+    for pattern in values["patterns"]:
+        assert {"name", "family", "summary", "file"} <= pattern.keys()
+        assert Path(pattern["file"]).is_file() and pattern["summary"]
+
+
+# --- show ------------------------------------------------------------------------------------------------------------
+
+
+def test_show(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "sliding_window", "-p", "window=6", "-p", "sinks=1", "--len", "24"]) == 0
+    out, err = capsys.readouterr()
+    golden = Path(__file__).with_name("pictures") / "sliding_window_24_wide.txt"
+    assert out == golden.read_text(encoding="utf-8")
+    assert err == ""
+
+
+def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_json(capsys, "show", "sliding_window", "-p", "window=6", "-p", "sinks=1", "--len", "24")
+    assert status == 0
+    assert (values["visible"], values["density"]) == (147, 147 / 576)
+    assert values["row_counts"] == {"min": 1, "max": 7, "first_rows": [1, 2, 3, 4, 5, 6, 7, 7]}
+    assert values["tiles"] == {"total": 36, "live": 18, "full": 0, "partial": 18, "q_tile": 4, "k_tile": 4}
+    assert values["params"] == {"window": 6, "sinks": 1}
+
+
+def test_show_counts_what_it_does_not_draw(capsys: pytest.CaptureFixture[str]) -> None:
+    _, values = run_json(capsys, "show", "causal", "--len", "100000")
+    assert values["visible"] == 100_000 * 100_001 // 2
+
+
+def test_show_writes_the_svg(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "good.attn", "--len", "16", "-o", "near.svg"]) == 0
+    assert capsys.readouterr().out.startswith("near.svg: 22.66 % visible, 58 of 256 pairs; 1 – 4 keys per row")
+    assert (files / "near.svg").read_text(encoding="utf-8").startswith("<svg ")
+
+
+def test_show_says_which_inputs_are_examples(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "document", "--len", "12"]) == 0
+    assert "note      doc, an example: 3 documents of 4, 4 and 4 tokens\n" in capsys.readouterr().out
+
+
+def test_show_takes_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    _, values = run_json(capsys, "show", "document", "--len", "4", "--input", "doc=[0,0,1,1]")
+    assert (values["visible"], values["notes"]) == (6, [])
+    _, values = run_json(capsys, "show", "prefix_lm", "--len", "4", "--input", "prefix=4")
+    assert values["density"] == 1
+
+
+def test_show_with_more_keys_than_queries(capsys: pytest.CaptureFixture[str]) -> None:
+    _, values = run_json(capsys, "show", "causal", "--len", "2", "--keys", "5")
+    assert values["row_counts"]["first_rows"] == [4, 5]
+
+
+def test_show_takes_the_length_from_the_tokens(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "grid.attn").write_text("pattern grid\n    tokens y: 3, x: 5\n    visible q.y == k.y\n")
+    _, values = run_json(capsys, "show", "grid.attn")
+    assert (values["queries"], values["visible"]) == (15, 75)
+
+
+def test_show_of_a_wrong_file_is_a_finding(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "bad.attn"]) == 1
+    assert "bad.attn:2:22" in capsys.readouterr().err
+
+
+def test_show_of_a_relation_without_a_value_is_a_finding(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "zero.attn").write_text("pattern zero\n    visible q % k == 1\n")
+    assert main(["show", "zero.attn", "--len", "4"]) == 1
+    assert "division by zero" in capsys.readouterr().err
+
+
+# --- verify ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [Case(31, 31, 2, 6, 2, 16, 24), Case(17, 45, 1, 3, 1, 16, 16)]
+    monkeypatch.setattr("attnc.runtime.commands.verify.cases", lambda attention, length: shapes)
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "document", "full"])
+def test_verify(name: str, few_shapes: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", name]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(f"{name}: evaluator, reference and cpu executor agree\n")
+    assert err == ""
+    for tensor in verification.TENSORS:
+        assert f"cpu        float32   {tensor}" in out
+
+
+def test_verify_finds_a_wrong_executor(
+    few_shapes: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnc.runtime.attention import Attention
+
+    call = Attention.__call__
+
+    def wrong(self: Attention, *tensors: Any, **options: Any) -> Any:
+        out, lse = call(self, *tensors, **options)
+        return out * (1 + 1e-4), lse
+
+    monkeypatch.setattr(Attention, "__call__", wrong)
+    status, values = run_json(capsys, "verify", "causal")
+    assert status == 1
+    assert not values["agrees"]
+    assert "out is off by" in values["diagnostics"][0]["message"]
+
+
+def test_verify_finds_a_wrong_relation(
+    few_shapes: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from attnc.runtime.attention import Attention
+
+    mask = Attention.mask
+
+    def wrong(self: Attention, *arguments: Any, **options: Any) -> Any:
+        return mask(self, *arguments, **options).logical_not()
+
+    monkeypatch.setattr(Attention, "mask", wrong)
+    assert main(["verify", "causal"]) == 1
+    assert "query 0, key 0: the evaluator says visible" in capsys.readouterr().out
+
+
+def test_an_error_that_is_no_number_never_agrees() -> None:
+    case = Case(1, 1, 1, 1, 1, 1, 1)
+    assert not Error("cpu", "float32", "out", case, float("nan"), 1.0, 2.0).agrees
