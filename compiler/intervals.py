@@ -454,7 +454,7 @@ def _function_bounds(op: str, operands: list[Ints]) -> tuple[Int64, Int64]:
             low = np.maximum(low, 0)
             return _bit_length(low) - (low >= 1 << 53), _bit_length(_word(high))
         case "isqrt":
-            return _root(np.maximum(low, 0)), _root(_word(high)) + 3
+            return _root(np.maximum(low, 0)), _root(_word(high)) + 1 + (high >= 1 << 52)
         case "pow":
             return _power_bounds(operands[0], operands[1])
         case _:

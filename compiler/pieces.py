@@ -64,14 +64,14 @@ class _Shape:
 
 
 class _Builder:
-    """Collects pieces; `covered` are tile rows that have their first piece."""
+    """Collects pieces; `_placed` counts the runs of each tile row that are in one."""
 
     def __init__(self, grid: Grid, resolved: Resolved) -> None:
         self.masks: list[Mask] = []
         self._grid = grid
         self._resolved = resolved
         self._pieces: list[Piece] = []
-        self._covered: set[int] = set()
+        self._placed: dict[int, int] = {}
 
     def ordered(self) -> tuple[Piece, ...]:
         """Pieces that write rows first, then those that merge."""
@@ -88,22 +88,30 @@ class _Builder:
         left, _ = self._grid.key_range(first.column)
         if left < corner:
             self._pieces.append(Piece(rows, Strip(left, 0, 1, corner - left), "full", fresh=False))
-        self._covered.update(run.row for run in group)
+        self._placed.update((run.row, 1) for run in group)
 
     def add_runs(self, runs: list[Run]) -> None:
-        """All other runs; the first of a row writes it, later ones merge."""
-        buckets: dict[tuple[int, bool, int], list[Run]] = {}
+        """All other runs; the first of a row writes it, later ones merge. A bucket has one run a row at most."""
+        buckets: dict[tuple[int, tuple[int, int, int], int], list[Run]] = {}
         for run in runs:
-            fresh = run.row not in self._covered
-            self._covered.add(run.row)
-            height = self._grid.row_range(run.row)[1] - self._grid.row_range(run.row)[0]
-            buckets.setdefault((run.signature, fresh, height), []).append(run)
-        shapes: dict[tuple[int, int], _Shape] = {}
-        for (signature, fresh, height), members in buckets.items():
-            if (signature, height) not in shapes:
-                shapes[signature, height] = self._shape(members[0])
+            before = self._placed.get(run.row, 0)
+            self._placed[run.row] = before + 1
+            buckets.setdefault((run.signature, self._extents(run), before), []).append(run)
+        shapes: dict[tuple[int, tuple[int, int, int]], _Shape] = {}
+        for (signature, extents, before), members in buckets.items():
+            if (signature, extents) not in shapes:
+                shapes[signature, extents] = self._shape(members[0])
             for group in _even_steps(members, self._grid):
-                self._pieces.append(replace(self._piece(group, shapes[signature, height]), fresh=fresh))
+                self._pieces.append(replace(self._piece(group, shapes[signature, extents]), fresh=before == 0))
+
+    def _extents(self, run: Run) -> tuple[int, int, int]:
+        """Height, and widths of the first and last tile: the edges of the matrix clip them."""
+        rows, first, last = (
+            self._grid.row_range(run.row),
+            self._grid.key_range(run.column),
+            self._grid.key_range(run.end - 1),
+        )
+        return rows[1] - rows[0], first[1] - first[0], last[1] - last[0]
 
     def _shape(self, run: Run) -> _Shape:
         low, _ = self._grid.key_range(run.column)

@@ -197,7 +197,8 @@ def staircases(runs: list[Run], resolved: Resolved) -> tuple[list[list[Run]], li
     groups: list[list[Run]] = []
     rest: list[Run] = []
     for run in runs:
-        if not _is_step(run, diagonal):
+        again = bool(groups) and groups[-1][-1].row == run.row  # a row is written once
+        if again or not _is_step(run, diagonal):
             rest.append(run)
         elif groups and _follows(groups[-1][-1], run):
             groups[-1].append(run)

@@ -114,18 +114,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-# --- two ways to compute the same attention --------------------------------------------------------------------------
-
-
-def compiled(attend: Attention) -> AttentionFunction:
-    """The pattern, compiled: only tiles that hold a visible pair are computed."""
-
-    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = attend(q, k, v)
-        assert isinstance(out, Tensor)
-        return out
-
-    return attention
+# --- the same attention without attnc --------------------------------------------------------------------------------
 
 
 def dense(attend: Attention, length: int) -> AttentionFunction:
@@ -320,8 +309,7 @@ def run(config: Config, picture: Path) -> bool:
         f"text: {len(text) / 1e6:.1f} MB of Python's standard library; model: {config.layers} layers, width "
         f"{config.width}, {parameters / 1e6:.2f} M parameters; context {config.context} bytes, window {config.window}"
     )
-    windowed = compiled(attend)
-    losses = train(trainer, config, text, windowed, begun + 0.6 * config.budget)
+    losses = train(trainer, config, text, attend, begun + 0.6 * config.budget)
     few = max(len(losses) // 10, 1)
     first, last = statistics.mean(losses[:few]), statistics.mean(losses[-few:])
     print(
@@ -332,7 +320,7 @@ def run(config: Config, picture: Path) -> bool:
     masked = dense(attend, config.context)
     tokens, targets = next(excerpts(text, config.context, config.seed + 1))
     step = {
-        "attnc": lambda: trainer.step(tokens, targets, windowed),
+        "attnc": lambda: trainer.step(tokens, targets, attend),
         "SDPA with the mask": lambda: trainer.step(tokens, targets, masked),
     }
     report(
@@ -340,7 +328,7 @@ def run(config: Config, picture: Path) -> bool:
         compare(step, config.rounds, begun + 0.9 * config.budget),
     )
     alone = {
-        "attnc": attention_alone(config, windowed),
+        "attnc": attention_alone(config, attend),
         "SDPA with the mask": attention_alone(config, masked),
     }
     report("attention alone (one layer, forward and backward):", compare(alone, config.rounds, begun + config.budget))

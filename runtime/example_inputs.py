@@ -77,6 +77,8 @@ def _constant(wanted: Input, n: int) -> tuple[Tensor, str]:
 
 
 def _no_example(wanted: Input) -> ArgumentError:
+    name = wanted.name
     return ArgumentError(
-        f"the input `{wanted.name}: {wanted.type}` is missing, and there is no example for such an input"
+        f"the input `{name}: {wanted.type}` is missing, and no example is made of such an input: give `{name}`, on the "
+        f"command line as --input {name}=…"
     )

@@ -44,6 +44,22 @@ Binders = Mapping[str, program.Binder]
 EXACT_ONLY = "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs"
 
 
+_LABELS = {
+    "A202": "has no coordinates",
+    "A203": "no such axis",
+    "A204": "cannot be called so",
+    "A206": "has no meaning here",
+    "A207": "a function",
+    "A208": "a segment",
+    "A209": "not possible with `in`",
+    "A210": "over which values?",
+    "A401": "not exact",
+    "A404": "out of range",
+    "A701": "not compiled yet",
+}
+"""What the caret says where a rule has nothing more particular to say."""
+
+
 @dataclass(slots=True)
 class Surroundings:
     """What the places of an expression know of the pattern around it."""
@@ -153,7 +169,7 @@ class NameResolver:
 
     def refuse(self, code: str, message: str, span: Span, help_: str = "", label: str = "") -> program.Expr:
         """Report, and go on with an unknown."""
-        self._report.error(code, message, span, label, help=help_)
+        self._report.error(code, message, span, label or _LABELS.get(code, ""), help=help_)
         return self.unknown(span)
 
     def read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:

@@ -93,7 +93,7 @@ def run_console(block: Block) -> None:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             main(arguments)
         output.flush()
-        printed = output.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        printed = output.buffer.getvalue().decode()
         assert matches(expected, printed), f"$ {command}\n{printed}"
 
 
@@ -170,7 +170,7 @@ def test_support_table(line: str, answer: str) -> None:
 def run_line(text: str) -> None:
     attend = compile_attention(text)
     q, k, v = (torch.randn(1, 1, 16, 8) for _ in range(3))
-    inputs = {
+    inputs: dict[str, Any] = {
         "doc": torch.arange(16)[None] // 5,
         "seen": torch.rand(16, 16) < 0.5,
         "table": torch.randint(16, (16, 3)),

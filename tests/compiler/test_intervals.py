@@ -90,13 +90,13 @@ def scattered(draw: st.DrawFn) -> list[Box]:
 WITH_DATA = st.lists(trees.arrays(LONG), min_size=1, max_size=2).map(lambda data: Kit(data=tuple(data)))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(trees.truths(3, Kit()), st.one_of(tilings(), scattered()))
 def test_states_and_keys(tree: Tree, many: list[Box]) -> None:
     check(trees.build(tree), many)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(trees.truths(3, Kit(aggregates=False, faults=False)), st.one_of(tilings(), scattered()))
 def test_states_and_keys_without_aggregates(tree: Tree, many: list[Box]) -> None:
     """Aggregates share no class, so that they hide the rest."""
@@ -134,7 +134,7 @@ def coordinates(draw: st.DrawFn) -> Tree:
     return draw(st.sampled_from([both, Tree("abs", (both,)), mod(both, extent), div(both, width), minus(both, trees.Q)]))
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(coordinates(), coordinates(), st.sampled_from(["le", "eq", "lt"]), st.one_of(tilings(), scattered()))
 def test_keys_of_coordinates(x: Tree, y: Tree, op: str, many: list[Box]) -> None:
     relation = Tree(op, (x, y))
@@ -229,7 +229,7 @@ def unbounded(tree: Tree, q: int, k: int) -> Any:
     return found if -(1 << 63) <= found < 1 << 63 else None
 
 
-@settings(max_examples=500)
+@settings(max_examples=120)
 @given(large(), large(), st.sampled_from(["le", "eq"]))
 @example(minus(mod(trees.DELTA, 1 << 62), trees.number(0)), trees.number((1 << 61) + 1), "le")
 @example(Tree("bitlen", (Tree("add", (trees.Q, trees.number((1 << 57) - 1))),)), trees.number(57), "eq")

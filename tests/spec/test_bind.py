@@ -16,7 +16,8 @@ from attnc.spec.program import Program
 from attnc.spec.source import SourceFile
 
 TEXT = """pattern p(window: int, decay: real = 1, causal: bool = true, tile: int[3] = 2, slope: real[head] = [1],
-          axes: int = 2, step: int[axes] = [1, 1], stages: int[n] = [4, 2, 1], counts: int[n] = [1, 1, 1], share: unit = 0.9)
+          axes: int = 2, step: int[axes] = [1, 1], stages: int[n] = [4, 2, 1],
+          counts: int[n] = [1, 1, 1], share: unit = 0.9)
     let area = window * tile[0]
     require window >= 1 and area < 100
     require n <= 3 and all(i >= 0 for i in 0 .. axes * 100)
@@ -99,12 +100,12 @@ def test_scalars_of_numpy(program: Program) -> None:
         ({"window": 4, "tile": [1, 2]}, "A803", 1, "a list of 3, and is given 2"),
         ({"window": 4, "slope": 2}, "A803", 1, "a list"),
         ({"window": 4, "slope": []}, "A803", 1, "at least one"),
-        ({"window": 4, "share": 1.5}, "A803", 2, "from 0 to 1"),
-        ({"window": 4, "counts": [1, 2]}, "A803", 2, "a list of 3"),
-        ({"window": 0}, "A805", 4, "window = 0, tile = [2, 2, 2]"),
-        ({"window": 2**62, "tile": 9}, "A901", 3, "64 bits"),
-        ({"window": 4, "axes": 2_000, "step": 1}, "A908", 5, "more than 100000 steps"),
-        ({"window": 4, "stages": [1] * 4, "counts": [1] * 4}, "A805", 5, "n <= 3"),
+        ({"window": 4, "share": 1.5}, "A803", 3, "from 0 to 1"),
+        ({"window": 4, "counts": [1, 2]}, "A803", 3, "a list of 3"),
+        ({"window": 0}, "A805", 5, "window = 0, tile = [2, 2, 2]"),
+        ({"window": 2**62, "tile": 9}, "A901", 4, "64 bits"),
+        ({"window": 4, "axes": 2_000, "step": 1}, "A908", 6, "more than 100000 steps"),
+        ({"window": 4, "stages": [1] * 4, "counts": [1] * 4}, "A805", 6, "n <= 3"),
     ],
 )
 def test_refused(program: Program, values: dict[str, Any], code: str, line: int, words: str) -> None:

@@ -1,0 +1,233 @@
+"""A pattern of the IR as text: declarations a line each, then its nodes, expressions as the language writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from attnc.compiler.ir import (
+    Arith,
+    Attend,
+    Bool,
+    Choice,
+    Const,
+    Coord,
+    DataRead,
+    Dot,
+    Extent,
+    HeadIndex,
+    Index,
+    Linear,
+    Lookup,
+    Not,
+    Pattern,
+    Place,
+    Reduce,
+    Scale,
+    Segment,
+    Sign,
+    TableRead,
+    Tensor,
+    Times,
+    Truth,
+    Value,
+    Var,
+    Vec,
+)
+
+
+def print_pattern(pattern: Pattern) -> str:
+    """The whole pattern."""
+    lines = [f"pattern {pattern.name}{_parameters(pattern.parameters)}"]
+    lines.extend(f"    input {_tensor(tensor)}" for tensor in pattern.tensors)
+    lines.extend(f"    tokens {_segment(segment)}" for segment in pattern.segments)
+    if pattern.align is not None:
+        lines.append(f"    align {pattern.align}")
+    if pattern.documents is not None:
+        lines.append(f"    documents {pattern.documents.name}")
+    lines.extend(f"    require {print_index(condition)}" for condition, _ in pattern.requirements)
+    for node in pattern.nodes:
+        lines.extend(f"    {line}" for line in _attend(node))
+    lines.append(f"    result {pattern.result}")
+    return "\n".join(lines)
+
+
+def _parameters(values: Mapping[str, object]) -> str:
+    return f"({', '.join(f'{name} = {_constant(value)}' for name, value in values.items())})" if values else ""
+
+
+def _constant(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_constant, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _tensor(tensor: Tensor) -> str:
+    return f"{tensor.name}: {tensor.kind}" + (f"[{', '.join(map(str, tensor.dims))}]" if tensor.dims else "")
+
+
+def _segment(segment: Segment) -> str:
+    axes = ", ".join(f"{name}: {print_index(extent)}" for name, extent in segment.axes)
+    return axes if segment.name is None else f"{segment.name}({axes}) at {print_index(segment.offset)}"
+
+
+def _attend(node: Attend) -> list[str]:
+    return [
+        f"attend {node.name}",
+        f"    visible {print_index(node.visible)}",
+        f"    score   {print_value(node.score)}",
+        "    weights softmax(score)",
+        f"    value   {print_value(node.value)}",
+    ]
+
+
+def print_value(node: Value) -> str:
+    """A floating-point expression."""
+    match node:
+        case Vec():
+            return node.tensor
+        case Scale():
+            return "scale"
+        case Dot():
+            return f"dot({print_value(node.left)}, {print_value(node.right)})"
+        case Times():
+            return f"{print_value(node.left)} * {print_value(node.right)}"
+
+
+# --- exact expressions -----------------------------------------------------------------------------------------------
+
+
+class Level(IntEnum):
+    """How tightly an expression holds together."""
+
+    CHOICE = 0
+    OR = 1
+    AND = 2
+    NOT = 3
+    COMPARISON = 4
+    SUM = 5
+    PRODUCT = 6
+    UNARY = 7
+    POWER = 8
+    ATOM = 9
+
+
+def print_index(node: Index) -> str:
+    """An exact expression. Bound variables carry their serial where a name alone would not tell them apart."""
+    return _text(node, Level.CHOICE)
+
+
+def _text(node: Index, level: Level) -> str:
+    """The expression, in parentheses where it holds together less tightly than its place asks."""
+    text, own = _expression(node)
+    return text if own >= level else f"({text})"
+
+
+def _expression(node: Index) -> tuple[str, Level]:
+    match node:
+        case Const():
+            return str(node.value), Level.ATOM if node.value >= 0 else Level.UNARY
+        case Linear():
+            return _linear(node)
+        case Arith():
+            return _arith(node)
+        case Sign():
+            return _comparison(node), Level.COMPARISON
+        case Bool():
+            level = Level.AND if node.op == "and" else Level.OR
+            return f" {node.op} ".join(_text(operand, Level(level + 1)) for operand in node.operands), level
+        case Not():
+            return f"not {_text(node.operand, Level.NOT)}", Level.NOT
+        case Choice():
+            condition, otherwise = _text(node.condition, Level.OR), _text(node.otherwise, Level.CHOICE)
+            return f"{_text(node.then, Level.OR)} if {condition} else {otherwise}", Level.CHOICE
+        case _:
+            return _atom(node), Level.ATOM
+
+
+def _atom(node: Index) -> str:
+    match node:
+        case Truth():
+            return "true" if node.value else "false"
+        case Place() | HeadIndex() | Extent():
+            return node.name
+        case Var():
+            return f"{node.name}'{node.serial}"
+        case Coord():
+            return _coordinate(node)
+        case TableRead():
+            return f"[{', '.join(map(str, node.values))}][{print_index(node.index)}]"
+        case Lookup():
+            return f"{node.tensor.name}[{_list(node.indices)}]" if node.indices else node.tensor.name
+        case DataRead():
+            return f"{node.data.name}[{_list(node.indices)}]" if node.indices else node.data.name
+        case Reduce():
+            return _reduce(node)
+        case _:
+            raise AssertionError(node)
+
+
+def _coordinate(node: Coord) -> str:
+    """`q.t`; where the position is no place, the place stands in parentheses."""
+    return f"{_text(node.position, Level.ATOM)}.{node.name}"
+
+
+def _reduce(node: Reduce) -> str:
+    ends = f"{_text(node.low, Level.SUM)} .. {_text(node.high, Level.SUM)}"
+    always = isinstance(node.condition, Truth) and node.condition.value
+    condition = "" if always else f" if {_text(node.condition, Level.OR)}"
+    return f"{node.op}({print_index(node.body)} for {_atom(node.var)} in {ends}{condition})"
+
+
+def _list(nodes: tuple[Index, ...]) -> str:
+    return ", ".join(map(print_index, nodes))
+
+
+def _linear(node: Linear) -> tuple[str, Level]:
+    """Positive terms first, so that a sum seldom opens with a minus."""
+    terms = [(_term(term, abs(factor)), factor) for term, factor in node.terms]
+    terms += [(str(abs(node.constant)), node.constant)] if node.constant else []
+    terms.sort(key=lambda item: item[1] < 0)
+    first, factor = terms[0]
+    if len(terms) == 1:
+        return (first, Level.PRODUCT) if factor > 0 else (f"-({first})", Level.UNARY)
+    start = first if factor > 0 else f"-({first})"
+    return start + "".join(f" {'-' if f < 0 else '+'} {text}" for text, f in terms[1:]), Level.SUM
+
+
+def _term(term: Index, factor: int) -> str:
+    return _text(term, Level.PRODUCT) if factor == 1 else f"{factor} * {_text(term, Level.UNARY)}"
+
+
+def _arith(node: Arith) -> tuple[str, Level]:
+    match node.op, node.operands:
+        case "mul", (a, b):
+            return f"{_text(a, Level.PRODUCT)} * {_text(b, Level.UNARY)}", Level.PRODUCT
+        case ("floordiv" | "mod"), (a, b):
+            return f"{_text(a, Level.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Level.UNARY)}", Level.PRODUCT
+        case "pow", (a, b):
+            return f"{_text(a, Level.ATOM)} ** {_text(b, Level.UNARY)}", Level.POWER
+        case _:
+            return f"{node.op}({_list(node.operands)})", Level.ATOM
+
+
+def _comparison(node: Sign) -> str:
+    """Negative terms and constants go to the right; `x - 1 >= y` reads `x > y`."""
+    value = node.value
+    terms, constant = (value.terms, value.constant) if isinstance(value, Linear) else (((value, 1),), 0)
+    strict = node.op == "ge" and constant == -1
+    left = [_term(term, factor) for term, factor in terms if factor > 0]
+    right = [_term(term, -factor) for term, factor in terms if factor < 0]
+    constant += strict
+    if constant and not right:
+        right.append(str(-constant))
+    elif constant and (constant > 0 or not left):
+        left.append(str(constant))
+    elif constant:
+        right.append(str(-constant))
+    word = "==" if node.op == "eq" else ">" if strict else ">="
+    return f"{_sum(left)} {word} {_sum(right)}"
+
+
+def _sum(terms: list[str]) -> str:
+    return " + ".join(terms) if terms else "0"

@@ -1,0 +1,258 @@
+"""What must hold of a pattern: nodes in normal form, numbers and truth values in their places, names declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import gcd
+
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Choice,
+    Const,
+    Coord,
+    DataRead,
+    Extent,
+    HeadIndex,
+    Index,
+    Linear,
+    Lookup,
+    Not,
+    Pattern,
+    Place,
+    Reduce,
+    Sign,
+    TableRead,
+    Tensor,
+    Truth,
+    Var,
+    intern,
+    is_truth,
+)
+from attnc.compiler.print_ir import print_index
+from attnc.compiler.rewrite import walk
+
+ARITY = {
+    "mul": 2,
+    "floordiv": 2,
+    "mod": 2,
+    "pow": 2,
+    "abs": 1,
+    "isqrt": 1,
+    "bitlen": 1,
+    "bitand": 2,
+    "bitor": 2,
+    "xor": 2,
+}
+"""Operands of each operation; `min` and `max` have two or more."""
+
+
+class IRInvalid(AssertionError):  # noqa: N818  a broken invariant of ours, not an error of the user
+    """A pattern breaks an invariant. `violations` lists all that were found."""
+
+    def __init__(self, violations: tuple[str, ...]) -> None:
+        self.violations = violations
+        super().__init__("\n".join(violations))
+
+
+def verify(pattern: Pattern) -> None:
+    """Raise IRInvalid where the pattern is not well formed."""
+    violations = tuple(find_violations(pattern))
+    if violations:
+        raise IRInvalid(violations)
+
+
+def find_violations(pattern: Pattern) -> Iterator[str]:
+    """Every broken invariant, as a phrase."""
+    names = [node.name for node in pattern.nodes]
+    if len(set(names)) != len(names):
+        yield "two nodes have one name"
+    if pattern.result not in names:
+        yield f"the result `{pattern.result}` is no node"
+    if len({tensor.name for tensor in pattern.tensors}) != len(pattern.tensors):
+        yield "two tensors have one name"
+    if pattern.documents is not None and pattern.documents not in pattern.tensors:
+        yield f"documents `{pattern.documents.name}` is not declared"
+    for node in pattern.nodes:
+        yield from _condition(node.visible, pattern.tensors, f"visible of `{node.name}`")
+    for condition, span in pattern.requirements:
+        yield from _condition(condition, pattern.tensors, f"the requirement at {span}")
+    for segment in pattern.segments:
+        for expression in (segment.offset, segment.length, *(extent for _, extent in segment.axes)):
+            yield from _number(expression, pattern.tensors, f"segment `{segment.name}`")
+
+
+def _condition(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+    if not is_truth(root):
+        yield f"{where}: `{print_index(root)}` is no truth value"
+    yield from _expression(root, tensors, where)
+
+
+def _number(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+    if is_truth(root):
+        yield f"{where}: `{print_index(root)}` is no number"
+    yield from _expression(root, tensors, where)
+
+
+def _expression(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+    for name in free_variables(root):
+        yield f"{where}: the variable `{print_index(name)}` is bound by nothing"
+    for node in walk(root):
+        for violation in violations_of(node):
+            yield f"{where}: `{print_index(node)}`: {violation}"
+        if isinstance(node, Lookup) and node.tensor not in tensors:
+            yield f"{where}: the tensor `{node.tensor.name}` is not declared"
+
+
+def free_variables(root: Index) -> frozenset[Var]:
+    """Variables of aggregates that stand outside of theirs."""
+    free: dict[Index, frozenset[Var]] = {}
+    for node in walk(root):
+        if isinstance(node, Var):
+            free[node] = frozenset((node,))
+            continue
+        below = [free[child] for child in node.children()]
+        if isinstance(node, Reduce):
+            below = [free[node.low], free[node.high], (free[node.condition] | free[node.body]) - {node.var}]
+        free[node] = frozenset().union(*below)
+    return free[root]
+
+
+def violations_of(node: Index) -> Iterator[str]:
+    """What is wrong with one node, its operands apart."""
+    if intern(node) is not node:
+        yield "it is not interned"
+    yield from _RULES[type(node)](node)
+
+
+def _numbers(*operands: Index) -> Iterator[str]:
+    for operand in operands:
+        if is_truth(operand):
+            yield f"`{print_index(operand)}` is no number"
+
+
+def _truths(*operands: Index) -> Iterator[str]:
+    for operand in operands:
+        if not is_truth(operand):
+            yield f"`{print_index(operand)}` is no truth value"
+
+
+def _nothing(node: Index) -> Iterator[str]:
+    del node
+    return iter(())
+
+
+def _linear(node: Linear) -> Iterator[str]:
+    terms = [term for term, _ in node.terms]
+    yield from _numbers(*terms)
+    if any(isinstance(term, Linear | Const) for term in terms):
+        yield "a term is a sum or a constant itself"
+    if any(factor == 0 for _, factor in node.terms):
+        yield "a coefficient is 0"
+    digests = [term.digest for term in terms]
+    if digests != sorted(set(digests)):
+        yield "its terms are not sorted, or not distinct"
+    if not terms or (len(terms) == 1 and node.terms[0][1] == 1 and node.constant == 0):
+        yield "it is no sum"
+
+
+def _arith(node: Arith) -> Iterator[str]:
+    yield from _numbers(*node.operands)
+    if node.op in ("min", "max"):
+        if len(node.operands) < 2:
+            yield "an extreme of fewer than two"
+    elif node.op not in ARITY:
+        yield f"`{node.op}` is no operation"
+    elif len(node.operands) != ARITY[node.op]:
+        yield f"`{node.op}` takes {ARITY[node.op]} operands"
+    if node.op in ("mul", "min", "max") and [n.digest for n in node.operands] != sorted(n.digest for n in node.operands):
+        yield "its operands are not sorted"
+    if node.op == "mul" and any(isinstance(operand, Const) for operand in node.operands):
+        yield "a product with a constant is a sum"
+
+
+def _coord(node: Coord) -> Iterator[str]:
+    yield from _numbers(*node.children())
+
+
+def _table(node: TableRead) -> Iterator[str]:
+    yield from _numbers(node.index)
+    if not node.values:
+        yield "an empty table"
+
+
+def _lookup(node: Lookup) -> Iterator[str]:
+    yield from _numbers(*node.indices)
+    if len(node.indices) != len(node.tensor.dims):
+        yield f"{len(node.indices)} indices for {len(node.tensor.dims)} dimensions"
+
+
+def _data(node: DataRead) -> Iterator[str]:
+    yield from _numbers(*node.indices)
+    if len(node.indices) != node.data.array.ndim:
+        yield f"{len(node.indices)} indices for {node.data.array.ndim} dimensions"
+
+
+def _reduce(node: Reduce) -> Iterator[str]:
+    yield from _numbers(node.low, node.high)
+    yield from _truths(node.condition)
+    yield from _truths(node.body) if node.op in ("any", "all") else _numbers(node.body)
+
+
+def _sign(node: Sign) -> Iterator[str]:
+    yield from _numbers(node.value)
+    if isinstance(node.value, Const):
+        yield "its value is known"
+    if not isinstance(node.value, Linear):
+        return
+    factors = [factor for _, factor in node.value.terms]
+    if gcd(*factors) != 1:
+        yield "its coefficients have a common divisor"
+    if node.op == "eq" and factors[0] < 0:
+        yield "its first coefficient is negative"
+
+
+def _bool(node: Bool) -> Iterator[str]:
+    yield from _truths(*node.operands)
+    if len(node.operands) < 2 or len(set(node.operands)) != len(node.operands):
+        yield "fewer than two operands, or equal ones"
+    for operand in node.operands:
+        if isinstance(operand, Truth) or (isinstance(operand, Bool) and operand.op == node.op):
+            yield f"`{print_index(operand)}` should have been folded into it"
+
+
+def _not(node: Not) -> Iterator[str]:
+    yield from _truths(node.operand)
+    if isinstance(node.operand, Not | Truth) or (isinstance(node.operand, Sign) and node.operand.op == "ge"):
+        yield "it has a form without `not`"
+
+
+def _choice(node: Choice) -> Iterator[str]:
+    yield from _truths(node.condition)
+    if is_truth(node.then) != is_truth(node.otherwise):
+        yield "one side is a number, the other a truth value"
+    if node.then is node.otherwise:
+        yield "its sides are equal"
+    if isinstance(node.condition, Not | Truth):
+        yield "its condition should have been folded"
+
+
+_RULES: dict[type, Callable[..., Iterator[str]]] = {
+    Const: _nothing,
+    Place: _nothing,
+    HeadIndex: _nothing,
+    Extent: _nothing,
+    Var: _nothing,
+    Truth: _nothing,
+    Linear: _linear,
+    Arith: _arith,
+    Coord: _coord,
+    TableRead: _table,
+    Lookup: _lookup,
+    DataRead: _data,
+    Reduce: _reduce,
+    Sign: _sign,
+    Bool: _bool,
+    Not: _not,
+    Choice: _choice,
+}

@@ -1,0 +1,80 @@
+"""Pieces are the relation: every visible pair once, no other; rows are written before they are merged."""
+
+from __future__ import annotations
+
+import expression_trees as trees
+import numpy as np
+import pytest
+from expression_trees import Tree
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from plan_checks import check_pieces
+from relations import relations
+
+from attnc.compiler import exact, fold
+from attnc.compiler.ir import Index
+from attnc.compiler.pieces import cover, dense_cover
+from attnc.compiler.tiles import Grid, find_live_tiles
+from attnc.spec.errors import EvaluationError
+
+Q, K = fold.place("q"), fold.place("k")
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    sizes = st.one_of(st.integers(1, 300), st.sampled_from([1, 31, 64, 65, 127, 128, 129, 256]))
+    k_tile = draw(st.sampled_from([8, 13, 16, 32, 64]))
+    q_tile = k_tile if draw(st.integers(0, 3)) else draw(st.sampled_from([8, 16, 24, 64]))
+    origin = -draw(st.integers(0, k_tile - 1)) if draw(st.booleans()) else 0
+    return Grid(draw(sizes), draw(sizes), q_tile, k_tile, origin)
+
+
+def check(relation: Index, grid: Grid) -> None:
+    try:
+        mask = exact.mask(relation, (0, grid.n_q), (0, grid.n_k))
+    except EvaluationError:
+        assume(False)
+        raise
+    found = cover(relation, grid, {})
+    check_pieces(found.pieces, found.masks, mask)
+    assert found.visible == mask.sum()
+    dense = dense_cover(grid, find_live_tiles(relation, grid))
+    check_pieces(dense.pieces, (), mask)
+
+
+@settings(max_examples=250)
+@given(relations(), grids())
+def test_pieces(tree: Tree, grid: Grid) -> None:
+    check(trees.build(tree), grid)
+
+
+BAND = fold.less_equal(fold.absolute(fold.sub(fold.floordiv(Q, fold.const(8)), fold.floordiv(K, fold.const(8)))), fold.const(1))
+CORNERS = fold.less_equal(fold.mod(K, fold.const(8)), fold.mod(Q, fold.const(8)))
+EVERY_OTHER = fold.equal(fold.mod(fold.floordiv(K, fold.const(8)), fold.const(2)), fold.const(0))
+
+
+@pytest.mark.parametrize("grid", [Grid(60, 60, 8, 8), Grid(64, 61, 8, 8), Grid(61, 64, 8, 8, -3), Grid(64, 29, 8, 8, -5)])
+@pytest.mark.parametrize(
+    "relation",
+    [BAND, EVERY_OTHER, fold.conjunction(CORNERS, EVERY_OTHER), CORNERS],
+    ids=["full tiles up to a ragged edge", "equal runs in one row", "several diagonals in a row", "all diagonal"],
+)
+def test_runs_that_look_alike(relation: Index, grid: Grid) -> None:
+    check(relation, grid)
+
+
+def test_a_window_is_few_pieces() -> None:
+    gap = fold.sub(Q, K)
+    window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(300)))
+    found = cover(window, Grid(4096, 4096, 64, 64), {})
+    assert len(found.pieces) <= 8
+    causal = cover(fold.less_equal(K, Q), Grid(4096, 4096, 64, 64), {})
+    assert [(p.mask, p.queries.length) for p in causal.pieces] == [("causal", 4096)]
+
+
+def test_a_diagonal_off_the_corner() -> None:
+    """Key tiles that start where the diagonal is make the last queries of a longer key list one triangle."""
+    relation = fold.less_equal(K, fold.add(Q, fold.const(37)))
+    found = cover(relation, Grid(100, 137, 16, 16, -(-37 % 16)), {})
+    assert {p.mask for p in found.pieces} == {"causal", "full"}
+    check_pieces(found.pieces, found.masks, np.tri(100, 137, 37, dtype=np.bool_))

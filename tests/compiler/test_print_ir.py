@@ -1,0 +1,101 @@
+"""The printer: what it prints is the language, and means the same."""
+
+from __future__ import annotations
+
+import re
+
+import expression_trees as trees
+import pytest
+from expression_trees import Fault, Kit, Tree
+from hypothesis import given, settings
+
+from attnc.compiler import exact, fold, ir
+from attnc.compiler.lower import lower
+from attnc.compiler.print_ir import print_index, print_value
+from attnc.spec.bind import bind
+from attnc.spec.errors import EvaluationError
+from attnc.spec.load import load_program
+from attnc.spec.source import SourceFile
+
+Q, K = fold.place("q"), fold.place("k")
+
+
+def lowered(source: str, **values: object) -> ir.Pattern:
+    program = load_program(SourceFile("drawn.attn", source), lambda name: None)
+    return lower(bind(program, values, None))
+
+
+INNER = fold.var("i", 7)
+EXPRESSIONS = {
+    "q >= k": fold.less_equal(K, Q),
+    "q > k": fold.less(K, Q),
+    "k + 3 >= q": fold.less(fold.sub(Q, K), fold.const(4)),
+    "3 >= q": fold.less(Q, fold.const(4)),
+    "q > 0": fold.less(fold.const(0), Q),
+    "(q - k) % 3 == 1": fold.equal(fold.mod(fold.sub(Q, K), fold.const(3)), fold.const(1)),
+    "not q == -2": fold.negation(fold.equal(Q, fold.const(-2))),
+    "2 ** bitlen(q)": fold.power(fold.const(2), fold.function("bitlen", Q)),
+    "q // k // (k + 1)": fold.floordiv(fold.floordiv(Q, K), fold.add(K, fold.const(1))),
+    "-(3 * q)": fold.times(Q, -3),
+    "[1, 2][head]": fold.table_read((1, 2), fold.head_index("head")),
+    "sum(i'7 for i'7 in 0 .. q)": fold.reduce("sum", INNER, fold.const(0), Q, fold.truth(True), INNER),
+    "(q == 0 or k == 0) and q + k == 0": fold.conjunction(
+        fold.disjunction(fold.zero(Q), fold.zero(K)), fold.zero(fold.add(Q, K))
+    ),
+    "any(i'7 == q for i'7 in 0 .. k if q >= 2)": fold.reduce(
+        "any", INNER, fold.const(0), K, fold.less_equal(fold.const(2), Q), fold.equal(INNER, Q)
+    ),
+}
+
+
+@pytest.mark.parametrize("text", EXPRESSIONS)
+def test_expressions(text: str) -> None:
+    """Sums come in the order of the nodes' digests, which is the same in every process."""
+    found = print_index(EXPRESSIONS[text])
+    assert sorted(re.findall(r"\w+|\S", found)) == sorted(re.findall(r"\w+|\S", text))
+
+
+@settings(max_examples=150)
+@given(trees.truths(3, Kit(faults=False)))
+def test_what_is_printed_reads_back(tree: Tree) -> None:
+    """Printed text compiles to a relation of the same values."""
+    node = trees.build(tree)
+    text = re.sub(r"'(\d+)", r"_\1", print_index(node))
+    again = lowered(f"pattern p\n    align start\n    visible {text}\n").attend.visible
+    wanted = trees.mask(tree, 5, 6)
+    for q in range(5):
+        for k in range(6):
+            if wanted[q][k] is not None:
+                try:
+                    assert exact.mask(again, (q, q + 1), (k, k + 1)).item() == wanted[q][k]
+                except EvaluationError as error:
+                    assert "64 bits" in str(error)
+                except Fault:
+                    pass
+
+
+def test_values() -> None:
+    attend = lowered("pattern p\n    visible true\n").attend
+    assert print_value(attend.score) == "scale * dot(q, k)"
+    assert print_value(attend.value) == "v"
+
+
+PATTERN = '''
+pattern many(window: int = 8, slopes: real[head] = [1/2, 2], flag: bool = true)
+    """Everything that a pattern declares."""
+    align   end
+    tokens  t: 4, s: 8
+    input   mark: bool[batch, token]
+    require queries <= 99
+    visible 0 <= q - k < window * slopes and q.t >= k.t or mark[k] and flag
+'''
+
+
+def test_a_pattern() -> None:
+    assert str(lowered(PATTERN)) == """\
+"""
+
+
+def test_documents() -> None:
+    text = str(lowered("pattern d\n    input doc: int[token]\n    documents doc\n    visible k <= q\n"))
+    assert "    input doc: int[token]\n    documents doc\n" in text

@@ -1,0 +1,91 @@
+"""Folding makes well-formed nodes; the verifier finds what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import expression_trees as trees
+import pytest
+from expression_trees import Kit, Tree
+from hypothesis import given, settings
+
+from attnc.compiler import fold, ir
+from attnc.compiler.lower import default_attend
+from attnc.compiler.rewrite import walk
+from attnc.compiler.verify_ir import IRInvalid, find_violations, free_variables, verify, violations_of
+
+Q, K = fold.place("q"), fold.place("k")
+
+
+def pattern(visible: ir.Index, *tensors: ir.Tensor) -> ir.Pattern:
+    return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (default_attend(visible),), "out", {})
+
+
+@settings(max_examples=200)
+@given(trees.truths(3, Kit()))
+def test_folded_expressions_are_well_formed(tree: Tree) -> None:
+    verify(pattern(trees.build(tree)))
+
+
+DIFFERENCE = ir.intern(ir.Linear(((Q, 1), (K, -1)) if Q.digest < K.digest else ((K, -1), (Q, 1)), 0))
+TRUE = fold.truth(True)
+CAUSAL = fold.less_equal(K, Q)
+TENSOR = ir.intern(ir.Tensor("doc", "int", ("batch", "token")))
+VAR = fold.var("i", 1)
+
+BROKEN: dict[str, ir.Index] = {
+    "no truth value": Q,
+    "is no number": ir.intern(ir.Sign("ge", CAUSAL)),
+    "a sum or a constant itself": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((DIFFERENCE, 1),), 3)))),
+    "coefficient is 0": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((Q, 0),), 1)))),
+    "not sorted": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(tuple(reversed(DIFFERENCE.terms)), 0)))),
+    "it is no sum": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((Q, 1),), 0)))),
+    "common divisor": ir.intern(ir.Sign("ge", ir.intern(ir.Linear(((Q, 2),), 0)))),
+    "first coefficient": ir.intern(ir.Sign("eq", ir.intern(ir.Linear(((Q, -1),), 3)))),
+    "value is known": ir.intern(ir.Sign("ge", fold.const(3))),
+    "should have been folded into": ir.intern(ir.Bool("and", (CAUSAL, TRUE))),
+    "fewer than two": ir.intern(ir.Bool("or", (CAUSAL,))),
+    "without `not`": ir.intern(ir.Not(CAUSAL)),
+    "condition should have been": ir.intern(ir.Choice(TRUE, CAUSAL, fold.zero(Q))),
+    "sides are equal": ir.intern(ir.Choice(fold.zero(Q), CAUSAL, CAUSAL)),
+    "one side is a number": ir.intern(ir.Choice(fold.zero(Q), CAUSAL, Q)),
+    "bound by nothing": fold.zero(VAR),
+    "1 indices for 2": fold.zero(fold.lookup(TENSOR, (Q,))),
+    "is not declared": fold.zero(fold.lookup(ir.intern(ir.Tensor("other", "int", ())), ())),
+    "is no operation": fold.zero(ir.intern(ir.Arith("sqrt", (Q,)))),
+    "takes 1 operand": fold.zero(ir.intern(ir.Arith("abs", (Q, K)))),
+    "product with a constant": fold.zero(ir.intern(ir.Arith("mul", tuple(sorted((Q, fold.const(2)), key=lambda n: n.digest))))),
+    "extreme of fewer": fold.zero(ir.intern(ir.Arith("min", (Q,)))),
+    "empty table": fold.zero(ir.intern(ir.TableRead((), Q))),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_expressions_are_found(what: str) -> None:
+    with pytest.raises(IRInvalid, match=what):
+        verify(pattern(BROKEN[what], TENSOR))
+
+
+def test_a_node_that_is_not_interned_is_found() -> None:
+    lone = ir.Sign("ge", DIFFERENCE)
+    object.__setattr__(lone, "digest", CAUSAL.digest)
+    assert "not interned" in " ".join(violations_of(lone))
+
+
+def test_broken_patterns_are_found() -> None:
+    whole = pattern(CAUSAL)
+    verify(whole)
+    for wrong, what in (
+        (replace(whole, result="near"), "no node"),
+        (replace(whole, nodes=whole.nodes * 2), "two nodes"),
+        (replace(whole, tensors=(TENSOR, TENSOR)), "two tensors"),
+        (replace(whole, documents=TENSOR), "not declared"),
+        (replace(whole, segments=(ir.Segment(None, (("t", CAUSAL),), Q, Q),)), "no number"),
+    ):
+        assert what in " ".join(find_violations(wrong))
+
+
+def test_free_variables() -> None:
+    inner = fold.reduce("any", VAR, Q, K, TRUE, fold.zero(fold.sub(VAR, fold.var("j", 2))))
+    assert free_variables(inner) == {fold.var("j", 2)}
+    assert VAR in set(walk(inner))

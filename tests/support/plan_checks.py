@@ -1,0 +1,80 @@
+"""What must hold of pieces: together they are the relation, once; rows are written before they are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.plan import Piece, Plan, Strip
+
+Grid = NDArray[np.bool_]
+Exact = Callable[[int, int, int, int], Grid]
+"""(first row, end, first key, end) → the relation there."""
+
+
+def stretches(strip: Strip) -> list[tuple[int, int]]:
+    """The stretches, half-open."""
+    starts = [strip.start + i * strip.step for i in range(strip.count)]
+    return [(start, start + strip.length) for start in starts]
+
+
+def counted(pieces: Iterable[Piece], masks: Sequence[Grid], n_q: int, n_k: int, exact: Exact) -> NDArray[np.int64]:
+    """How many pieces hold each pair, with every rule of a piece checked on the way."""
+    times = np.zeros((n_q, n_k), dtype=np.int64)
+    written = np.zeros(n_q, dtype=np.bool_)
+    for piece in pieces:
+        queries, keys = stretches(piece.queries), stretches(piece.keys)
+        assert len(queries) == len(keys) > 0, piece
+        rows = np.zeros(n_q, dtype=np.int64)
+        for (q0, q1), (k0, k1) in zip(queries, keys, strict=True):
+            assert 0 <= q0 < q1 <= n_q, piece
+            assert 0 <= k0 < k1 <= n_k, piece
+            rows[q0:q1] += 1
+            times[q0:q1, k0:k1] += _mask(piece, masks, (q0, q1, k0, k1), exact)
+        assert rows.max() == 1, f"stretches of queries overlap: {piece}"
+        mine = rows == 1
+        assert not written[mine].any() if piece.fresh else written[mine].all(), f"fresh and merged rows: {piece}"
+        written |= mine
+    return times
+
+
+def _mask(piece: Piece, masks: Sequence[Grid], box: tuple[int, int, int, int], exact: Exact) -> Grid:
+    q0, q1, k0, k1 = box
+    match piece.mask:
+        case "full":
+            return np.ones((q1 - q0, k1 - k0), dtype=np.bool_)
+        case "causal":
+            assert q1 - q0 == k1 - k0, piece
+            return np.tri(q1 - q0, dtype=np.bool_)
+        case "exact":
+            return exact(q0, q1, k0, k1)
+        case index:
+            mask = masks[index]
+            assert mask.shape == (q1 - q0, k1 - k0), piece
+            return mask
+
+
+def check_pieces(pieces: Iterable[Piece], masks: Sequence[Grid], relation: Grid) -> None:
+    """The pieces are the relation: every visible pair once, no other."""
+    times = counted(pieces, masks, *relation.shape, lambda a, b, c, d: relation[a:b, c:d])
+    wrong = np.argwhere(times != relation)
+    assert not len(wrong), f"query {wrong[0][0]} and key {wrong[0][1]} are in {times[tuple(wrong[0])]} pieces"
+
+
+def check_plan(plan: Plan, relation: NDArray[np.bool_]) -> None:
+    """`relation` is (batch, heads, queries, keys)."""
+    seen = np.zeros(relation.shape[:2], dtype=np.int64)
+    for group in plan.groups:
+        for batch in group.batches:
+            for head in group.heads:
+                seen[batch, head] += 1
+                check_pieces(group.pieces, plan.masks, relation[batch, head])
+                for piece in group.pieces:
+                    if piece.mask == "exact":
+                        (q0, q1), (k0, k1) = stretches(piece.queries)[0], stretches(piece.keys)[0]
+                        part = plan.exact_mask(batch, head, q0, q1, k0, k1)
+                        assert (part == relation[batch, head, q0:q1, k0:k1]).all()
+    assert (seen == 1).all(), "every batch entry and head is in one group"
+    assert plan.visible in (None, int(relation.sum()))
