@@ -58,6 +58,12 @@ class Relations:
         self._known: dict[tuple[object, ...], Index] = {}
         self._locals: dict[tuple[int, int], tuple[_Local, ...]] = {}
 
+    def check_documents(self) -> None:
+        """Raise DocumentsNotContiguousError where the ids of a batch entry are not in contiguous runs."""
+        if self.pattern.documents is not None:
+            for batch in range(self.shape.batch if self._by_batch else 1):
+                self._windows_of(batch)
+
     def locals(self, batch: int, head: int) -> tuple[_Local, ...]:
         """The windows of a batch entry with their relations for a head."""
         key = (batch if self._by_batch else 0, head if self._by_head else 0)

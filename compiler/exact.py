@@ -266,7 +266,7 @@ class _Evaluator:
         full = np.broadcast_to(lanes, np.broadcast_shapes(*shapes))
         row, column = (int(i) for i in np.argwhere(full)[0])
         q, k = self._places["q"][row, 0], self._places["k"][0, column]
-        raise EvaluationError(f"{what}, at query row {q} and key {k}", self._origins.get(node))
+        raise EvaluationError("A901", f"{what}, at query row {q} and key {k}", self._origins.get(node))
 
 
 def _narrow(value: Array) -> Array:

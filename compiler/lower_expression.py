@@ -17,9 +17,11 @@ from attnc.compiler.rewrite import variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
+from attnc.spec.exact import ArithmeticFault, apply
 from attnc.spec.source import Span
 
-Lowered = Index | Rational | tuple["Lowered", ...]
+Lowered = Index | Rational | float | tuple["Lowered", ...]
+"""A `float` is a constant in binary64, a value of `sqrt`, `log`, … on its way to `floor` or `ceil`."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Lowering:
     def truth(self, expr: checked.Expr, scope: Scope) -> Index:
         """A condition."""
         value = self.lower(expr, scope)
-        assert not isinstance(value, Rational | tuple)
+        assert not isinstance(value, Rational | float | tuple)
         return value
 
     def number(self, expr: checked.Expr, scope: Scope) -> Number:
         """An integer or rational."""
         value = self.lower(expr, scope)
-        assert not isinstance(value, tuple)
+        assert not isinstance(value, float | tuple)
         return value
 
     def integer(self, expr: checked.Expr, scope: Scope) -> Index:
@@ -178,8 +180,10 @@ class Lowering:
     def _operation(self, expr: checked.Operation, scope: Scope) -> Lowered:
         if expr.op in ("and", "or", "not"):
             return self._logic(expr, scope)
-        operands = tuple(self.number(operand, scope) for operand in expr.operands)
-        return _apply(expr.op, operands, expr.span)
+        operands = tuple(self.lower(operand, scope) for operand in expr.operands)
+        if _is_binary64(expr.op, operands):
+            return _in_binary64(expr.op, operands, expr.span)
+        return _apply(expr.op, tuple(_number(operand) for operand in operands), expr.span)
 
     def _logic(self, expr: checked.Operation, scope: Scope) -> Index:
         if expr.op == "not":
@@ -209,11 +213,9 @@ class Lowering:
     def _reduced(self, expr: checked.Aggregate, body: Lowered, condition: Index, loops: list[Loop]) -> Lowered:
         match expr.op:
             case "any" | "all":
-                assert not isinstance(body, Rational | tuple)
-                return _nest(expr.op, body, condition, loops)
+                return _nest(expr.op, _index(body), condition, loops)
             case "count":
-                assert not isinstance(body, Rational | tuple)
-                return _nest("sum", fold.choice(body, fold.const(1), fold.const(0)), condition, loops)
+                return _nest("sum", fold.choice(_index(body), fold.const(1), fold.const(0)), condition, loops)
             case "mean":
                 total = self._summed("sum", expr.span, body, condition, loops)
                 number = _nest("sum", fold.const(1), condition, loops)
@@ -224,7 +226,7 @@ class Lowering:
 
     def _summed(self, op: str, span: Span, body: Lowered, condition: Index, loops: list[Loop]) -> Number:
         assert op in ("sum", "min", "max")
-        assert not isinstance(body, tuple)
+        body = _number(body)
         reduce_op = "sum" if op == "sum" else "min" if op == "min" else "max"
         below = exact.den(body)
         if variables(below) & {variable for variable, _, _ in loops}:
@@ -321,9 +323,38 @@ def _plain(item: Lowered) -> checked.Scalar | None:
 def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
     if isinstance(then, tuple) and isinstance(otherwise, tuple):
         return tuple(_select(condition, a, b) for a, b in zip(then, otherwise, strict=True))
-    assert not isinstance(then, tuple)
-    assert not isinstance(otherwise, tuple)
-    return exact.choice(condition, then, otherwise)
+    return exact.choice(condition, _number(then), _number(otherwise))
+
+
+def _number(value: Lowered) -> Number:
+    assert not isinstance(value, float | tuple)
+    return value
+
+
+def _index(value: Lowered) -> Index:
+    assert not isinstance(value, Rational | float | tuple)
+    return value
+
+
+_BINARY64 = ("sqrt", "exp", "log", "log2")
+
+
+def _is_binary64(op: str, operands: tuple[Lowered, ...]) -> bool:
+    """Whether an operation leaves the exact numbers: a transcendental function, or a power that is no whole number."""
+    fractional = op == "pow" and isinstance(operands[1], Rational)
+    return op in _BINARY64 or fractional or any(isinstance(operand, float) for operand in operands)
+
+
+def _in_binary64(op: str, operands: tuple[Lowered, ...], span: Span) -> Lowered:
+    """The value of an operation on constants, one of which is or becomes a float."""
+    values = [operand if isinstance(operand, float) else _plain(operand) for operand in operands]
+    if any(value is None for value in values):
+        _unsupported(span, f"`{op}` of what is no constant, in a relation,")
+    try:
+        result = apply(op, tuple(value for value in values if value is not None))
+    except ArithmeticFault as fault:
+        _fail(span, "A901", str(fault), "Integers have 64 bits; every part of a formula must be defined.")
+    return result if isinstance(result, float) else _constant(result)
 
 
 def _apply(op: str, operands: tuple[Number, ...], span: Span) -> Number:

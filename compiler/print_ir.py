@@ -203,8 +203,11 @@ def _arith(node: Arith) -> tuple[str, Level]:
     match node.op, node.operands:
         case "mul", (a, b):
             return f"{_text(a, Level.PRODUCT)} * {_text(b, Level.UNARY)}", Level.PRODUCT
-        case ("floordiv" | "mod"), (a, b):
-            return f"{_text(a, Level.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Level.UNARY)}", Level.PRODUCT
+        case (("floordiv" | "mod"), (a, b)):
+            return (
+                f"{_text(a, Level.PRODUCT)} {'//' if node.op == 'floordiv' else '%'} {_text(b, Level.UNARY)}",
+                Level.PRODUCT,
+            )
         case "pow", (a, b):
             return f"{_text(a, Level.ATOM)} ** {_text(b, Level.UNARY)}", Level.POWER
         case _:

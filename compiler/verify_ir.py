@@ -165,7 +165,9 @@ def _arith(node: Arith) -> Iterator[str]:
         yield f"`{node.op}` is no operation"
     elif len(node.operands) != ARITY[node.op]:
         yield f"`{node.op}` takes {ARITY[node.op]} operands"
-    if node.op in ("mul", "min", "max") and [n.digest for n in node.operands] != sorted(n.digest for n in node.operands):
+    if node.op in ("mul", "min", "max") and [n.digest for n in node.operands] != sorted(
+        n.digest for n in node.operands
+    ):
         yield "its operands are not sorted"
     if node.op == "mul" and any(isinstance(operand, Const) for operand in node.operands):
         yield "a product with a constant is a sum"

@@ -18,8 +18,7 @@ from attnc.runtime.call import FLOATS, Sizes, call_shape, check_are_tensors, che
 from attnc.runtime.cpu import autograd
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import Found, ModuleLoader, find
-from attnc.runtime.plans import PlanCache
-from attnc.runtime.requirements import check_requirements
+from attnc.runtime.plans import PlanCache, relations_of
 from attnc.runtime.transforms import cast_for_autocast, refuse_transforms
 from attnc.spec.bind import bind
 from attnc.spec.load import load_program
@@ -319,10 +318,7 @@ class Attention:
         return counts
 
     def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
-        shape = call_shape(self._pattern, sizes, inputs)
-        relations = Relations(self._pattern, shape)
-        check_requirements(relations)
-        return relations
+        return relations_of(self._pattern, call_shape(self._pattern, sizes, inputs))
 
     def _plan(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
         plan = self._plans.plan(self._pattern, sizes, inputs)

@@ -27,10 +27,12 @@ class PlanCache:
     def plan(self, pattern: Pattern, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call, from the cache where the same shape and data were seen."""
         if not pattern.tensors and not given:
-            return self._known(sizes) or self._kept(sizes, _planned(pattern, call_shape(pattern, sizes, given)))
+            return self._known(sizes) or self._kept(
+                sizes, build_plan(relations_of(pattern, call_shape(pattern, sizes, given)))
+            )
         shape = call_shape(pattern, sizes, given)
         key = (sizes, _digest(shape))
-        return self._known(key) or self._kept(key, _planned(pattern, shape))
+        return self._known(key) or self._kept(key, build_plan(relations_of(pattern, shape)))
 
     def _known(self, key: Hashable) -> Plan | None:
         with self._lock:
@@ -46,17 +48,18 @@ class PlanCache:
         return plan
 
 
-def _planned(pattern: Pattern, shape: CallShape) -> Plan:
+def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
+    """The relations of a call. Raises SpecError for a requirement that it breaks, ArgumentError for scattered documents."""
     relations = Relations(pattern, shape)
     check_requirements(relations)
     try:
-        return build_plan(relations)
+        relations.check_documents()
     except DocumentsNotContiguousError as error:
-        raise not_contiguous(pattern, error) from error
+        raise _not_contiguous(pattern, error) from error
+    return relations
 
 
-def not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> ArgumentError:
-    """The error of a call whose document ids do not stand together."""
+def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> ArgumentError:
     name = pattern.documents.name if pattern.documents else "documents"
     return ArgumentError(
         f"the input `{name}` is not in contiguous runs: id {error.identity} comes back at position {error.position}; "

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`plans`: plans kept by one `Attention`. `digest_bytes`: input data up to this size is hashed to find its plan again."""
+    """`plans`: plans kept by one `Attention`."""
 
     plans: int = 64
-    digest_bytes: int = 1 << 26
 
 
 SETTINGS = Settings()

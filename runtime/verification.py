@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnc.runtime.accuracy import Error, Probe, compare
 from attnc.runtime.attention import Attention
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.spec.evaluate import Evaluator
 
-TENSORS = ("out", "lse", "dq", "dk", "dv")
 RUNS = (("reference", torch.float64), ("cpu", torch.float32), ("cpu", torch.bfloat16))
-TIMES = 2.0
-"""Times the error of dense torch in the same dtype that is allowed …"""
-UNITS = {torch.float64: 64, torch.float32: 16, torch.bfloat16: 4}
-"""… and, beyond that, units in the last place of the largest value.
-
-Dense torch in fp64 is the truth itself. In fp32 the exponential of torch's own fused attention, which the cpu executor
-calls, is good to 20 bits, and it is taken twice.
-"""
 ORACLE_PAIRS = 4096
 """Up to this many pairs a head, the relation is evaluated pair by pair."""
 
@@ -44,21 +37,13 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Error:
-    """How far one tensor of one run is from fp64, beside dense torch in the same dtype, and what is allowed."""
+class Trial:
+    """The error of one tensor of one executor in one dtype and shape."""
 
     executor: str
     dtype: str
-    tensor: str
     case: Case
-    error: float
-    dense: float
-    allowed: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether it is near enough; an error that is no number never is."""
-        return self.error <= self.allowed
+    result: Error
 
 
 @dataclass(slots=True)
@@ -67,20 +52,20 @@ class Verdict:
 
     pairs: int = 0
     differing: list[str] = field(default_factory=list)
-    errors: list[Error] = field(default_factory=list)
+    errors: list[Trial] = field(default_factory=list)
     examples: dict[str, None] = field(default_factory=dict)
 
     @property
     def agrees(self) -> bool:
         """Whether nothing differs."""
-        return not self.differing and all(e.agrees for e in self.errors)
+        return not self.differing and all(e.result.agrees for e in self.errors)
 
-    def worst(self) -> list[Error]:
+    def worst(self) -> list[Trial]:
         """For each executor, dtype and tensor the case nearest to, or furthest beyond, what is allowed."""
-        found: dict[tuple[str, str, str], Error] = {}
+        found: dict[tuple[str, str, str], Trial] = {}
         for e in self.errors:
-            key = (e.executor, e.dtype, e.tensor)
-            if key not in found or _badness(e) > _badness(found[key]):
+            key = (e.executor, e.dtype, e.result.tensor)
+            if key not in found or _badness(e.result) > _badness(found[key].result):
                 found[key] = e
         return list(found.values())
 
@@ -88,7 +73,7 @@ class Verdict:
 def _badness(e: Error) -> float:
     if not e.agrees:
         return float("inf") if e.error != e.error else 1e9 + e.error
-    return e.error / e.allowed
+    return e.error / e.allowed if e.allowed else 0.0
 
 
 def cases(attention: Attention, length: int | None) -> list[Case]:
@@ -137,20 +122,15 @@ def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) 
         )
     )
     for executor, dtype in RUNS:
-        operands = [x.to(dtype) for x in (q, k, v)]
+        call = attention if executor == "cpu" else attention.reference
 
-        def run(q: Tensor, k: Tensor, v: Tensor, executor: str = executor) -> tuple[Tensor, Tensor]:
-            call = attention if executor == "cpu" else attention.reference
-            out, lse = call(q, k, v, return_lse=True, **inputs)  # type: ignore[call-overload]
+        def run(q: Tensor, k: Tensor, v: Tensor, call: Callable[..., Any] = call) -> tuple[Tensor, Tensor]:
+            out, lse = call(q, k, v, return_lse=True, **inputs)
             return out, lse
 
-        def dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            return _dense(q, k, v, mask)
-
-        got = _results(run, operands, grads)
-        beside = _results(dense, operands, grads)
-        truth = _results(dense, [x.double() for x in operands], grads)
-        verdict.errors.extend(_compare(executor, dtype, case, got, beside, truth))
+        probe = Probe(q.to(dtype), k.to(dtype), v.to(dtype), mask, *grads)
+        name = str(dtype).removeprefix("torch.")
+        verdict.errors.extend(Trial(executor, name, case, error) for error in compare(run, probe))
 
 
 def _relation(attention: Attention, case: Case, inputs: dict[str, object], verdict: Verdict) -> Tensor:
@@ -176,45 +156,3 @@ def _relation(attention: Attention, case: Case, inputs: dict[str, object], verdi
 def _corners(case: Case) -> Iterator[tuple[int, int]]:
     for batch in range(case.batch):
         yield from ((batch, head) for head in sorted({0, case.heads - 1}))
-
-
-Run = Callable[..., tuple[Tensor, Tensor]]
-
-
-def _results(run: Run, operands: list[Tensor], grads: list[Tensor]) -> list[Tensor]:
-    """out, lse, dq, dk, dv of a run, as fp64."""
-    leaves = [x.detach().clone().requires_grad_() for x in operands]
-    out, lse = run(*leaves)
-    finite = torch.where(torch.isneginf(lse), 0, lse)
-    torch.autograd.backward([out, finite], [grads[0].to(out.dtype), grads[1].to(lse.dtype)])
-    found = [out, lse, *(x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves)]
-    return [x.detach().double() for x in found]
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention as anyone would write it in torch."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    seen = mask.any(-1, keepdim=True)
-    score = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~mask & seen, -torch.inf)
-    lse = torch.logsumexp(score.to(torch.promote_types(score.dtype, torch.float32)), -1)
-    out = torch.where(seen, torch.softmax(score, -1), 0) @ v
-    return out, torch.where(seen[..., 0], lse, -torch.inf)
-
-
-def _compare(
-    executor: str, dtype: torch.dtype, case: Case, got: list[Tensor], dense: list[Tensor], truth: list[Tensor]
-) -> Iterator[Error]:
-    name = str(dtype).removeprefix("torch.")
-    for tensor, a, b, c in zip(TENSORS, got, dense, truth, strict=True):
-        scale = float(torch.where(torch.isfinite(c), c, 0).abs().max()) if c.numel() else 0.0
-        beside = _distance(b, c)
-        allowed = TIMES * beside + UNITS[dtype] * torch.finfo(dtype).eps * max(scale, 1e-3)
-        yield Error(executor, name, tensor, case, _distance(a, c), beside, allowed)
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinities must be equal. NaN where there is one."""
-    if a.shape != b.shape or not a.numel():
-        return 0.0 if a.shape == b.shape else float("inf")
-    return float(torch.where(a == b, 0, (a - b).abs()).max())

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from attnc.spec import program
 from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import SpecError
-from attnc.spec.evaluate import EvaluationError, constant_value
+from attnc.spec.errors import EvaluationError, SpecError
+from attnc.spec.evaluate import constant_value
 from attnc.spec.measure import children
 from attnc.spec.program import BoundProgram, Parameter, Program, Value
 from attnc.spec.report import Report
@@ -90,7 +90,7 @@ class _Binding:
             self._report.error("A803", message, parameter.span, f"declared as {parameter.type}")
             return
         except EvaluationError as error:
-            self._report.extend((error.diagnostic,))
+            self._report.extend(error.diagnostics)
             return
         self._learn(parameter, bound)
 
@@ -136,7 +136,7 @@ def _check_requirements(bound: BoundProgram, report: Report) -> None:
         try:
             holds = constant_value(bound, requirement.condition)
         except EvaluationError as error:
-            report.extend((_with_values(bound, requirement, error.diagnostic),))
+            report.extend(tuple(_with_values(bound, requirement, d) for d in error.diagnostics))
             continue
         if not holds:
             text = " ".join(requirement.condition.span.text.split())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.spec.diagnostics import Diagnostic, in_order
+from attnc.spec.diagnostics import Diagnostic, Label, in_order
 from attnc.spec.render import render
 from attnc.spec.source import Span
 
@@ -20,11 +20,11 @@ class SpecError(AttncError, ValueError):
 
 
 class EvaluationError(AttncError, ArithmeticError):
-    """An exact expression has no value: a number past 64 bits, a division by zero, an index out of range.
-
-    `span` is the place in the source where it arose, if known.
+    """An exact expression has no value for these sizes and inputs: a number past 64 bits, a division by zero, an index
+    out of range. `span` is the place in the source, if it is known; then `diagnostics` holds one that says where and why.
     """
 
-    def __init__(self, message: str, span: Span | None = None) -> None:
+    def __init__(self, code: str, message: str, span: Span | None, help: str = "") -> None:
         self.span = span
-        super().__init__(message if span is None else f"{span}: {message} (in `{span.text}`)")
+        self.diagnostics = () if span is None else (Diagnostic(code, message, Label(span), help=help),)
+        super().__init__("\n\n".join(map(render, self.diagnostics)) or f"{message} [{code}]")

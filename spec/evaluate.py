@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from functools import cached_property
 
 from attnc.spec import program
+from attnc.spec.errors import EvaluationError
 from attnc.spec.layout_of_tokens import TokenLayout
-from attnc.spec.meaning import MAX_STEPS, EvaluationError, Frame, Meanings, Result
+from attnc.spec.meaning import MAX_STEPS, Frame, Meanings, Result
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 from attnc.spec.tensors import Tensors

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import prod
 
 from attnc.spec import program
-from attnc.spec.meaning import EvaluationError
+from attnc.spec.errors import EvaluationError
 
 
 class TokenLayout:

@@ -12,29 +12,14 @@ from typing import Protocol
 from typing_extensions import assert_never
 
 from attnc.spec import program
-from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import AttncError
+from attnc.spec.errors import EvaluationError
 from attnc.spec.exact import FUNCTIONS, ArithmeticFault, Number, checked
 from attnc.spec.measure import Measures
 from attnc.spec.program import Value
-from attnc.spec.render import render
 from attnc.spec.source import Span
 
 MAX_STEPS = 1_000_000
 """How many steps of aggregates and definitions one value may take: some seconds."""
-
-
-class EvaluationError(AttncError, ArithmeticError):
-    """An expression has no value for these sizes and inputs. `diagnostic` says where and why."""
-
-    def __init__(self, code: str, message: str, span: Span, help: str = "") -> None:
-        self.diagnostic = Diagnostic(code, message, Label(span), help=help)
-        super().__init__(render(self.diagnostic))
-
-    @property
-    def span(self) -> Span:
-        """The place in the source."""
-        return self.diagnostic.primary.span
 
 
 class Around(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attnc.spec import program
+from attnc.spec.errors import EvaluationError
 from attnc.spec.exact import INT_MAX, INT_MIN
-from attnc.spec.meaning import EvaluationError
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_pattern, compiled, natural_length, value_json
-from attnc.runtime.verification import Case, Error, Verdict, cases, verify
+from attnc.runtime.verification import Case, Trial, Verdict, cases, verify
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +58,10 @@ def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
     print("largest error against fp64, the worst of all shapes; allowed: twice that of dense torch in the same dtype,")
     print("and a few units in the last place\n")
     print(f"{'executor':<10} {'dtype':<9} {'tensor':<6} {'error':>9} {'dense':>9} {'allowed':>9}")
-    for e in verdict.worst():
+    for trial in verdict.worst():
+        e = trial.result
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
-        print(f"{e.executor:<10} {e.dtype:<9} {e.tensor:<6} {numbers}  {_word(e)}")
+        print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_word(trial)}")
     print(f"\n{attention.name}: {'evaluator, reference and cpu executor agree' if verdict.agrees else 'DISAGREEMENT'}")
 
 
@@ -68,15 +69,16 @@ def _relation(verdict: Verdict) -> str:
     return "all equal" if not verdict.differing else f"NOT EQUAL, first {verdict.differing[0]}"
 
 
-def _word(e: Error) -> str:
-    return "ok" if e.agrees else f"TOO LARGE at {e.case}"
+def _word(trial: Trial) -> str:
+    return "ok" if trial.result.agrees else f"TOO LARGE at {trial.case}"
 
 
 def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict[str, object]:
     wrong = [
-        f"{e.executor} {e.dtype}: {e.tensor} is off by {e.error:.3g}, allowed {e.allowed:.3g}, at {e.case}"
-        for e in verdict.errors
-        if not e.agrees
+        f"{t.executor} {t.dtype}: {t.result.tensor} is off by {t.result.error:.3g}, allowed {t.result.allowed:.3g}, "
+        f"at {t.case}"
+        for t in verdict.errors
+        if not t.result.agrees
     ]
     relation = [f"the relation differs: {text}" for text in verdict.differing]
     return {
@@ -87,17 +89,19 @@ def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict
         "shapes": [str(case) for case in shapes],
         "pairs": verdict.pairs,
         "examples": list(verdict.examples),
-        "errors": [
-            {
-                "executor": e.executor,
-                "dtype": e.dtype,
-                "tensor": e.tensor,
-                "shape": str(e.case),
-                "error": e.error if e.error == e.error else None,
-                "dense": e.dense,
-                "allowed": e.allowed,
-                "agrees": e.agrees,
-            }
-            for e in verdict.errors
-        ],
+        "errors": [_trial_json(trial) for trial in verdict.errors],
+    }
+
+
+def _trial_json(trial: Trial) -> dict[str, object]:
+    e = trial.result
+    return {
+        "executor": trial.executor,
+        "dtype": trial.dtype,
+        "tensor": e.tensor,
+        "shape": str(trial.case),
+        "error": e.error if e.error == e.error else None,
+        "dense": e.dense,
+        "allowed": e.allowed,
+        "agrees": e.agrees,
     }

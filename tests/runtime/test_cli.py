@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from attnc import __version__
-from attnc.runtime import verification
+from attnc.runtime import accuracy
 from attnc.runtime.cli import COMMANDS, main
 from attnc.runtime.library import library_names
-from attnc.runtime.verification import Case, Error
+from attnc.runtime.verification import Case
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
 GOOD = "pattern near\n    visible 0 <= q - k < 4\n"
@@ -282,7 +282,7 @@ def test_verify(name: str, few_shapes: None, capsys: pytest.CaptureFixture[str])
     out, err = capsys.readouterr()
     assert out.endswith(f"{name}: evaluator, reference and cpu executor agree\n")
     assert err == ""
-    for tensor in verification.TENSORS:
+    for tensor in accuracy.TENSORS:
         assert f"cpu        float32   {tensor}" in out
 
 
@@ -320,5 +320,4 @@ def test_verify_finds_a_wrong_relation(
 
 
 def test_an_error_that_is_no_number_never_agrees() -> None:
-    case = Case(1, 1, 1, 1, 1, 1, 1)
-    assert not Error("cpu", "float32", "out", case, float("nan"), 1.0, 2.0).agrees
+    assert not accuracy.Error("out", float("nan"), 1.0, 2.0).agrees

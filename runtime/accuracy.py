@@ -1,0 +1,137 @@
+"""How exact an executor must be: no worse than twice what dense torch makes of the same numbers in the same dtype.
+
+Dense torch is run both ways it is written: softmax of the masked scores, and `scaled_dot_product_attention`; the truth
+is the first of them in fp64. The larger of the two errors counts, doubled, plus a few units in the last place of the
+largest element, for results so small or few that one rounding decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TENSORS = ("out", "lse", "dq", "dk", "dv")
+TIMES = 2.0
+UNITS = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+"""Units in the last place. In fp32 the exponential of torch's fused attention, which the cpu executor calls, is good to 20
+bits: 8 units. The dense run in fp64 is the truth itself, and so without error."""
+
+Run = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out and lse, differentiable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """How far one tensor of a run is from fp64, beside dense torch in the same dtype, and what is allowed."""
+
+    tensor: str
+    error: float
+    dense: float
+    allowed: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is near enough; an error that is no number never is."""
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Numbers to hold an executor against: operands in one dtype, the mask, and the gradients of out and lse.
+
+    `mask` is bool (B, Hq, Nq, Nk); `grad_lse` is None where the LSE takes no part in the loss.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor | None
+
+    @property
+    def seen(self) -> Tensor:
+        """Rows that see a key, (B, Hq, Nq)."""
+        return self.mask.any(-1)
+
+
+def compare(run: Run, probe: Probe) -> tuple[Error, ...]:
+    """The errors of a run's out, lse, dq, dk and dv."""
+    truth = _results(_explicit(probe.mask), probe, torch.float64)
+    explicit = _results(_explicit(probe.mask), probe, probe.q.dtype)
+    fused = _fused_errors(probe)
+    got = _results(run, probe, probe.q.dtype)
+    errors = []
+    for i, name in enumerate(TENSORS):
+        dense = max(_distance(explicit[i], truth[i]), fused[i])
+        largest = torch.where(torch.isfinite(truth[i]), truth[i], 0).abs().max() if truth[i].numel() else 0.0
+        floor = UNITS[probe.q.dtype] * torch.finfo(probe.q.dtype).eps * float(largest)
+        errors.append(Error(name, _distance(got[i], truth[i]), dense, TIMES * dense + floor))
+    return tuple(errors)
+
+
+def _results(run: Run, probe: Probe, dtype: torch.dtype) -> list[Tensor]:
+    """out, lse, dq, dk and dv of a run in a dtype, as fp64."""
+    leaves = [x.detach().to(dtype).requires_grad_() for x in (probe.q, probe.k, probe.v)]
+    out, lse = run(*leaves)
+    outputs, grads = [out], [probe.grad_out.to(out.dtype)]
+    if probe.grad_lse is not None:
+        outputs.append(torch.where(torch.isneginf(lse), 0, lse))
+        grads.append(probe.grad_lse.to(lse.dtype))
+    torch.autograd.backward(outputs, grads)
+    found = [out, lse, *(x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves)]
+    return [x.detach().double() for x in found]
+
+
+def _explicit(mask: Tensor) -> Run:
+    """Attention as anyone would write it in torch; a row that sees nothing gives 0 and -inf."""
+    seen = mask.any(-1, keepdim=True)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        group = q.shape[1] // max(k.shape[1], 1)
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        score = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~mask & seen, -torch.inf)
+        lse = torch.logsumexp(score.to(torch.promote_types(score.dtype, torch.float32)), -1)
+        out = torch.where(seen, torch.softmax(score, -1), 0) @ v
+        return out, torch.where(seen[..., 0], lse, -torch.inf)
+
+    return run
+
+
+def _fused_errors(probe: Probe) -> list[float]:
+    """The errors of torch's fused attention; it has no LSE, so its gradients are those of a loss on out alone."""
+    bare = Probe(
+        probe.q,
+        probe.k,
+        probe.v,
+        probe.mask | ~probe.seen[..., None],
+        probe.grad_out * probe.seen[..., None],
+        None,
+    )
+    truth = _results(_explicit(bare.mask), bare, torch.float64)
+    fused = _results(_fused(bare.mask), bare, probe.q.dtype)
+    return [0.0 if name == "lse" else _distance(a, b) for name, a, b in zip(TENSORS, fused, truth, strict=True)]
+
+
+def _fused(mask: Tensor) -> Run:
+    """`scaled_dot_product_attention`, with q, k and v padded to one width as its fused kernel demands."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        group, width = q.shape[1] // max(k.shape[1], 1), max(q.shape[-1], v.shape[-1])
+        k, wide = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        padded = [F.pad(x, (0, width - x.shape[-1])) for x in (q, k, wide)]
+        out = F.scaled_dot_product_attention(*padded, attn_mask=mask, scale=q.shape[-1] ** -0.5)
+        return out[..., : v.shape[-1]], q.new_zeros(q.shape[:3])
+
+    return run
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """The largest difference; infinities must be equal. NaN where there is one."""
+    if a.shape != b.shape or not a.numel():
+        return 0.0 if a.shape == b.shape else float("inf")
+    return float(torch.where(a == b, 0, (a - b).abs()).max())
