@@ -17,7 +17,7 @@ from attnc.compiler.rewrite import variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
-from attnc.spec.exact import ArithmeticFault, apply
+from attnc.spec.meaning.exact import ArithmeticFault, apply
 from attnc.spec.source import Span
 
 Lowered = Index | Rational | float | tuple["Lowered", ...]

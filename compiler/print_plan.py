@@ -13,7 +13,7 @@ def print_plan(plan: Plan) -> str:
     t = plan.tiles
     visible = "" if plan.visible is None else f", {plan.visible} visible pairs ({_share(plan)})"
     lines = [
-        f"plan for {plan.n_q} queries, {plan.n_k} keys, batch {plan.batch}, {plan.heads} heads, {plan.kv_heads} kv heads",
+        f"plan for {plan.n_q} queries, {plan.n_k} keys, batch {plan.batch}, heads {plan.heads}/{plan.kv_heads}",
         f"executor {plan.executor}: {plan.schedule}{visible}",
         f"tiles {plan.q_tile}×{plan.k_tile}: {t.live} live of {t.total} ({t.full} full, {t.partial} partial)",
     ]

@@ -75,11 +75,7 @@ def choose(problem: Problem) -> Choice:
     if not _near_bound(problem, tried):
         tried.append(_dense(problem))
     best = min(tried, key=lambda choice: choice.cost)
-    others = tuple(
-        f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {other.cost / max(best.cost, 1.0):.2f} × its estimate"
-        for other in tried
-        if other is not best
-    )
+    others = tuple(_compared(other, best) for other in tried if other is not best)
     return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
 
 
@@ -152,6 +148,11 @@ def _cost(problem: Problem, found: Cover) -> float:
         rates.piece_cost(p, dtype=problem.dtype, head_dim=problem.head_dim, lanes=problem.lanes, nodes=nodes)
         for p in found.pieces
     )
+
+
+def _compared(other: Choice, best: Choice) -> str:
+    times = other.cost / max(best.cost, 1.0)
+    return f"{other.schedule} at {other.grid.q_tile}×{other.grid.k_tile}: {times:.2f} × the estimated time"
 
 
 def _described(found: Cover, grid: Grid) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 TENSORS = ("out", "lse", "dq", "dk", "dv")
 TIMES = 2.0
 UNITS = {torch.float64: 64.0, torch.float32: 8.0, torch.bfloat16: 1.0, torch.float16: 1.0}
-"""Units in the last place. In fp32 the exponential of torch's fused attention, which the cpu executor calls, is good to 20
-bits: 8 units. The dense run in fp64 is the truth itself, and so without error."""
+"""Units in the last place. In fp32 the exponential of torch's fused attention, which the cpu executor calls, is good to
+20 bits: 8 units. The dense run in fp64 is the truth itself, and so without error."""
 
 Run = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out and lse, differentiable."""

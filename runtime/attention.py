@@ -20,8 +20,8 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.library import Found, ModuleLoader, find
 from attnc.runtime.plans import PlanCache, relations_of
 from attnc.runtime.transforms import cast_for_autocast, refuse_transforms
-from attnc.spec.bind import bind
 from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 

@@ -10,9 +10,9 @@ from os import PathLike
 from pathlib import Path
 
 from attnc.runtime.errors import ArgumentTypeError, PatternNotFoundError
+from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 from attnc.spec.suggest import did_you_mean
-from attnc.spec.text import decode
 
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _IN_FILE = re.compile(r"(?P<file>.+\.attn):(?P<name>[A-Za-z_][A-Za-z_0-9]*)\Z")

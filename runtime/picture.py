@@ -14,8 +14,8 @@ from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.picture_svg import to_svg
 from attnc.runtime.picture_text import to_text
 from attnc.runtime.survey import Counts, Steps, count_mask, count_plan
+from attnc.spec.meaning.values import shown
 from attnc.spec.program import BoundProgram
-from attnc.spec.values import shown
 
 if TYPE_CHECKING:
     from attnc.runtime.attention import Attention

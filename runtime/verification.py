@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc.runtime.accuracy import Error, Probe, compare
 from attnc.runtime.attention import Attention
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.spec.evaluate import Evaluator
+from attnc.spec.meaning.evaluate import Evaluator
 
 RUNS = (("reference", torch.float64), ("cpu", torch.float32), ("cpu", torch.bfloat16))
 ORACLE_PAIRS = 4096

@@ -20,8 +20,9 @@ class SpecError(AttncError, ValueError):
 
 
 class EvaluationError(AttncError, ArithmeticError):
-    """An exact expression has no value for these sizes and inputs: a number past 64 bits, a division by zero, an index
-    out of range. `span` is the place in the source, if it is known; then `diagnostics` holds one that says where and why.
+    """An exact expression has no value here: a number past 64 bits, a division by zero, an index out of range.
+
+    `span` is the place in the source, if it is known; then `diagnostics` holds one that says where and why.
     """
 
     def __init__(self, code: str, message: str, span: Span | None, help: str = "") -> None:

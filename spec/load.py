@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from attnc.spec.check import check_pattern
+from attnc.spec.checks.check import check_pattern
 from attnc.spec.diagnostics import Diagnostic, Label, in_order
 from attnc.spec.errors import SpecError
-from attnc.spec.modules import Loader, Modules
-from attnc.spec.parse import parse
+from attnc.spec.names.modules import Loader, Modules
+from attnc.spec.names.resolve import resolve_pattern
+from attnc.spec.names.standalone import check_definitions
 from attnc.spec.program import Program
+from attnc.spec.reading.parse import parse
 from attnc.spec.report import Report
-from attnc.spec.resolve import resolve_pattern
 from attnc.spec.source import SourceFile, Span
-from attnc.spec.standalone import check_definitions
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.syntax import Module
 

@@ -1,4 +1,4 @@
-"""The checked program: every name resolved, every clause in its slot. What the evaluator runs and `compiler.lower` lowers.
+"""The checked program: every name resolved, every clause in its slot; the evaluator runs it, `compiler.lower` lowers it.
 
 Nodes compare by identity: a definition is one object, shared by all its uses.
 """
@@ -24,6 +24,8 @@ PlaceName = OneOf["q", "k"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Literal:
+    """A number or a truth value."""
+
     span: Span
     value: Scalar
 
@@ -120,7 +122,7 @@ class DefinitionUse:
 class Operation:
     """An operator or a built-in function.
 
-    Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, left to right, short-circuit).
+    Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, left to right, as needed).
     Functions carry their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two.
     """
 
@@ -141,7 +143,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Running:
-    """A variable of an aggregate over the half-open range `low .. high`. Target: a binder, or a rebound place or head."""
+    """A variable of an aggregate over the half-open `low .. high`. Target: a binder, or a rebound place or head."""
 
     target: Binder | OneOf["q", "k", "head"]
     low: Expr
@@ -150,7 +152,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aggregate:
-    """`op(body for running, … if condition)`; op is one of sum mean max min any all count. Later ranges see earlier variables."""
+    """`op(body for running, … if condition)`; op is one of sum mean max min any all count. Later ranges see earlier ones."""
 
     span: Span
     op: str
@@ -209,7 +211,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parameter:
-    """A compile-time value. `default` is None where the caller must give one. `per_head`: a list with an entry a head."""
+    """A compile-time value. `default` is None where the caller must give one. `per_head`: a list, an entry a head."""
 
     span: Span
     name: str
@@ -233,7 +235,7 @@ class Axis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """`tokens name(axes)`: a stretch of positions with coordinates, slowest axis first; `name` is None for a lone one."""
+    """`tokens name(axes)`: a stretch of positions with coordinates, slowest axis first. A lone one has no name."""
 
     span: Span
     name: str | None

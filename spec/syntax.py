@@ -13,6 +13,8 @@ from attnc.spec.source import SourceFile, Span
 
 @dataclass(frozen=True, slots=True)
 class Name:
+    """An identifier."""
+
     span: Span
     id: str
 
@@ -27,18 +29,24 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
+    """`true` or `false`."""
+
     span: Span
     value: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ListDisplay:
+    """`[a, b, c]`."""
+
     span: Span
     items: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Unary:
+    """A prefix operator."""
+
     span: Span
     op: Literal["-", "+", "not"]
     operand: Expr
@@ -84,6 +92,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
+    """`base.name`."""
+
     span: Span
     base: Expr
     name: Name
@@ -91,6 +101,8 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Index:
+    """`base[i, j]`."""
+
     span: Span
     base: Expr
     indices: tuple[Expr, ...]
@@ -98,6 +110,8 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
+    """An argument of a call, perhaps by name."""
+
     span: Span
     name: Name | None
     value: Expr
@@ -105,6 +119,8 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """`function(arguments)`."""
+
     span: Span
     function: Expr
     arguments: tuple[Argument, ...]
@@ -177,6 +193,8 @@ class TypeExpr:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
+    """`name: type = default`."""
+
     span: Span
     name: Name
     type: TypeExpr | None
@@ -270,12 +288,16 @@ Statement = Clause | Definition | Declaration | Places | Block
 
 @dataclass(frozen=True, slots=True)
 class Body:
+    """An indented body."""
+
     doc: Text | None
     statements: tuple[Statement, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
+    """`use module (names)`."""
+
     span: Span
     module: Name
     names: tuple[Name, ...]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from programs import Program, Shape, programs
 from torch import Tensor
 
 from attnc import compile_attention
 from attnc.runtime.attention import Attention
 from attnc.spec.errors import EvaluationError
-from attnc.spec.evaluate import Evaluator
+from attnc.spec.meaning.evaluate import Evaluator
+from programs import Program, Shape, programs
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -168,7 +168,9 @@ def check_numbers(program: Program, inputs: Triple, dtype: torch.dtype) -> None:
         assert error <= 2 * fair + floor, (name, error, fair, floor)
     for x, y in zip(got, ours(), strict=True):
         assert torch.equal(x, y), "the same call gives other bits"
-    reference = cast("tuple[Tensor, Tensor]", attention.reference(*inputs, return_lse=True, dtype=torch.float64, **more))
+    reference = cast(
+        "tuple[Tensor, Tensor]", attention.reference(*inputs, return_lse=True, dtype=torch.float64, **more)
+    )
     for x, z in zip(reference, true, strict=False):
         torch.testing.assert_close(x, z, rtol=1e-9, atol=1e-9)
 
@@ -186,7 +188,9 @@ def floors_of(true: list[Tensor], inputs: Triple, grad_out: Tensor, dtype: torch
     """
     q, k, v = inputs
     sizes = {n: largest(z[z.isfinite()]) for n, z in zip(("out", "lse", "dq", "dk", "dv"), true, strict=True)}
-    floors = {n: UNITS[dtype] * torch.finfo(dtype).eps * max(size, 1.0 if n == "lse" else 1e-3) for n, size in sizes.items()}
+    floors = {
+        n: UNITS[dtype] * torch.finfo(dtype).eps * max(size, 1.0 if n == "lse" else 1e-3) for n, size in sizes.items()
+    }
     norms = largest(grad_out.double().norm(dim=-1)) * largest(v.double().norm(dim=-1))
     cancelled = torch.finfo(torch.float32).eps * q.shape[-1] ** -0.5 * norms
     floors["dq"] += cancelled * largest(k)

@@ -28,7 +28,7 @@ from attnc.runtime.call import REFUSED
 from attnc.runtime.library import ModuleLoader, library_names
 from attnc.runtime.settings import Settings
 from attnc.spec.load import check_source
-from attnc.spec.text import decode
+from attnc.spec.reading.text import decode
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -180,7 +180,7 @@ def run_line(text: str) -> None:
 
 
 def test_support_table_names_every_statement() -> None:
-    from attnc.spec.words import BODY_WORDS
+    from attnc.spec.reading.words import BODY_WORDS
 
     lines = {line.split()[0] for line, _ in support_table()}
     inside = {"covers", "from", "keep", "always", "state", "step", "read", "scan", "reset", "return"}

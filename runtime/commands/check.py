@@ -10,7 +10,7 @@ from attnc.runtime.library import ModuleLoader, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
 from attnc.spec.load import check_source
-from attnc.spec.text import decode
+from attnc.spec.reading.text import decode
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from attnc.runtime.commands import console
 from attnc.runtime.library import ModuleLoader, find, library_files, library_names
 from attnc.spec.load import load_program
+from attnc.spec.meaning.values import shown
 from attnc.spec.program import Program
-from attnc.spec.values import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.commands.console import UsageError
-from attnc.spec.evaluate import constant_value
+from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.meaning.values import shown
 from attnc.spec.program import Axis, BoundProgram, Input, Size, Value
 from attnc.spec.suggest import did_you_mean
-from attnc.spec.values import shown
 
 SHORT = 64
 """The length of a picture where nothing else says one."""

@@ -80,7 +80,9 @@ def test_numbers_near_the_word_are_exact(power: int, sign: int) -> None:
     relation = fold.less(fold.add(fold.times(Q, 1), fold.const(big)), fold.add(K, fold.const(sign * (1 << power))))
     wanted = [[q + big < k + sign * (1 << power) for k in range(6)] for q in range(6)]
     assert (grid(relation) == wanted).all()
-    scaled = fold.less(fold.mul(fold.add(K, fold.const(1)), fold.add(Q, fold.const(1 << (power - 4)))), fold.const(1 << power))
+    scaled = fold.less(
+        fold.mul(fold.add(K, fold.const(1)), fold.add(Q, fold.const(1 << (power - 4)))), fold.const(1 << power)
+    )
     wanted = [[(k + 1) * (q + (1 << (power - 4))) < 1 << power for k in range(6)] for q in range(6)]
     assert (grid(scaled) == wanted).all()
 
@@ -106,9 +108,11 @@ def test_a_coefficient_past_64_bits_on_zeros() -> None:
     assert exact.mask(relation, (0, 1), (0, 6)).all()
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, (1 << 52) - 1, 1 << 52, (1 << 53) - 1, (1 << 53) + 1, (1 << 60) - 1, 1 << 60])
+@pytest.mark.parametrize(
+    "n", [0, 1, 2, 3, 4, (1 << 52) - 1, 1 << 52, (1 << 53) - 1, (1 << 53) + 1, (1 << 60) - 1, 1 << 60]
+)
 def test_bit_lengths_and_roots(n: int) -> None:
-    from math import isqrt  # noqa: PLC0415
+    from math import isqrt
 
     number = fold.add(fold.times(Q, 0), fold.const(n), K)
     for k in range(3):
@@ -119,7 +123,9 @@ def test_bit_lengths_and_roots(n: int) -> None:
 
 def test_aggregates_with_ends_that_some_lanes_leave_empty() -> None:
     i = fold.var("i", 3)
-    near = fold.reduce("any", i, K, fold.sub(Q, fold.const(1)), fold.truth(True), fold.equal(fold.mod(i, fold.const(3)), fold.const(0)))
+    near = fold.reduce(
+        "any", i, K, fold.sub(Q, fold.const(1)), fold.truth(True), fold.equal(fold.mod(i, fold.const(3)), fold.const(0))
+    )
     wanted = [[any(i % 3 == 0 for i in range(k, q - 1)) for k in range(9)] for q in range(9)]
     assert (grid(near, 9, 9) == wanted).all()
     total = fold.reduce("sum", i, K, Q, fold.less(i, fold.const(4)), i)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import expression_trees as trees
 import numpy as np
 import pytest
-from expression_trees import Kit, Tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import expression_trees as trees
 from attnc.compiler import exact, fold
 from attnc.compiler.ir import Const, Index, Linear, Reduce, Truth
 from attnc.compiler.rewrite import rebuild, walk
 from attnc.spec.errors import EvaluationError
+from expression_trees import Kit, Tree
 
 N_Q, N_K = 7, 9
 Q, K = fold.place("q"), fold.place("k")
@@ -23,7 +23,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 def rebuilt(root: Index) -> Index:
     """`root` built once more, every node by its constructor, without the shortcut for unchanged operands."""
-    from attnc.compiler import rewrite  # noqa: PLC0415  the private builder is what is tested
+    from attnc.compiler import rewrite
 
     done: dict[Index, Index] = {}
     for node in walk(root):
@@ -157,11 +157,13 @@ print(fold.disjunction(near, some, fold.less(table, fold.extent("keys"))).digest
 
 
 def test_digests_are_the_same_in_every_process() -> None:
-    import os  # noqa: PLC0415
+    import os
 
     def digest(seed: str) -> str:
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
-        run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
         return run.stdout.strip()
 
     digests = {digest(seed) for seed in ("0", "1")}

@@ -6,18 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import expression_trees as trees
 import numpy as np
 import pytest
-from expression_trees import LONG, Fault, Kit, Tree
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import expression_trees as trees
 from attnc.compiler import exact, fold
 from attnc.compiler.intervals import FALSE, TRUE, Analysis, Boxes, classify, fits_word
 from attnc.compiler.ir import Data, Index
 from attnc.spec.errors import EvaluationError
+from expression_trees import LONG, Fault, Kit, Tree
 
 Q, K = fold.place("q"), fold.place("k")
 N = 48
@@ -131,7 +131,9 @@ def coordinates(draw: st.DrawFn) -> Tree:
     other = draw(st.sampled_from([trees.Q, trees.K, div(trees.K, width), mod(trees.K, extent), trees.number(3)]))
     op = draw(st.sampled_from(["sub", "add", "min", "max"]))
     both = Tree(op, (one, other))
-    return draw(st.sampled_from([both, Tree("abs", (both,)), mod(both, extent), div(both, width), minus(both, trees.Q)]))
+    return draw(
+        st.sampled_from([both, Tree("abs", (both,)), mod(both, extent), div(both, width), minus(both, trees.Q)])
+    )
 
 
 @settings(max_examples=200)
@@ -145,7 +147,10 @@ def test_keys_of_coordinates(x: Tree, y: Tree, op: str, many: list[Box]) -> None
 
 
 @settings(max_examples=200)
-@given(st.one_of(trees.integers(3, Kit()), coordinates()), st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 4)] * 2), max_size=8))
+@given(
+    st.one_of(trees.integers(3, Kit()), coordinates()),
+    st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 4)] * 2), max_size=8),
+)
 def test_bounds_hold_every_value(tree: Tree, places: list[tuple[int, int, int, int]]) -> None:
     many = [(q, q + h - 1, k, k + w - 1) for q, k, h, w in places]
     assume(many)
@@ -267,7 +272,7 @@ def test_words_that_fit() -> None:
 @settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(0, 1 << 16), st.booleans())
 def test_range_tables(length: int, seed: int, matrix: bool) -> None:
-    from attnc.compiler.range_table import RangeTable  # noqa: PLC0415
+    from attnc.compiler.range_table import RangeTable
 
     random = np.random.default_rng(seed)
     array = random.integers(-99, 99, (3, length) if matrix else length)
@@ -282,7 +287,7 @@ def test_range_tables(length: int, seed: int, matrix: bool) -> None:
 
 
 def test_range_tables_of_long_arrays_widen() -> None:
-    from attnc.compiler.range_table import RangeTable  # noqa: PLC0415
+    from attnc.compiler.range_table import RangeTable
 
     array = np.arange((1 << 16) + 70)
     ends = np.array([0, 100, 1 << 16], dtype=np.int64), np.array([3, 200, (1 << 16) + 69], dtype=np.int64)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import expression_trees as trees
 import numpy as np
 import pytest
-from expression_trees import Tree
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plan_checks import check_pieces
-from relations import relations
 
+import expression_trees as trees
 from attnc.compiler import exact, fold
 from attnc.compiler.ir import Index
 from attnc.compiler.pieces import cover, dense_cover
 from attnc.compiler.tiles import Grid, find_live_tiles
 from attnc.spec.errors import EvaluationError
+from expression_trees import Tree
+from plan_checks import check_pieces
+from relations import relations
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -48,12 +48,16 @@ def test_pieces(tree: Tree, grid: Grid) -> None:
     check(trees.build(tree), grid)
 
 
-BAND = fold.less_equal(fold.absolute(fold.sub(fold.floordiv(Q, fold.const(8)), fold.floordiv(K, fold.const(8)))), fold.const(1))
+BAND = fold.less_equal(
+    fold.absolute(fold.sub(fold.floordiv(Q, fold.const(8)), fold.floordiv(K, fold.const(8)))), fold.const(1)
+)
 CORNERS = fold.less_equal(fold.mod(K, fold.const(8)), fold.mod(Q, fold.const(8)))
 EVERY_OTHER = fold.equal(fold.mod(fold.floordiv(K, fold.const(8)), fold.const(2)), fold.const(0))
 
 
-@pytest.mark.parametrize("grid", [Grid(60, 60, 8, 8), Grid(64, 61, 8, 8), Grid(61, 64, 8, 8, -3), Grid(64, 29, 8, 8, -5)])
+@pytest.mark.parametrize(
+    "grid", [Grid(60, 60, 8, 8), Grid(64, 61, 8, 8), Grid(61, 64, 8, 8, -3), Grid(64, 29, 8, 8, -5)]
+)
 @pytest.mark.parametrize(
     "relation",
     [BAND, EVERY_OTHER, fold.conjunction(CORNERS, EVERY_OTHER), CORNERS],

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 
-import expression_trees as trees
 import pytest
-from expression_trees import Fault, Kit, Tree
 from hypothesis import given, settings
 
+import expression_trees as trees
 from attnc.compiler import exact, fold, ir
 from attnc.compiler.lower import lower
 from attnc.compiler.print_ir import print_index, print_value
-from attnc.spec.bind import bind
 from attnc.spec.errors import EvaluationError
 from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
 from attnc.spec.source import SourceFile
+from expression_trees import Fault, Kit, Tree
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -92,8 +92,11 @@ pattern many(window: int = 8, slopes: real[head] = [1/2, 2], flag: bool = true)
 
 
 def test_a_pattern() -> None:
-    assert str(lowered(PATTERN)) == """\
+    assert (
+        str(lowered(PATTERN))
+        == """\
 """
+    )
 
 
 def test_documents() -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import expression_trees as trees
 import numpy as np
 import pytest
-from expression_trees import Tree
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from relations import relations
 
+import expression_trees as trees
 from attnc.compiler import exact, fold
 from attnc.compiler.ir import Index
 from attnc.compiler.runs import resolve
 from attnc.compiler.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.spec.errors import EvaluationError
+from expression_trees import Tree
+from relations import relations
 
 
 @st.composite

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import expression_trees as trees
 import pytest
-from expression_trees import Kit, Tree
 from hypothesis import given, settings
 
+import expression_trees as trees
 from attnc.compiler import fold, ir
 from attnc.compiler.lower import default_attend
 from attnc.compiler.rewrite import walk
 from attnc.compiler.verify_ir import IRInvalid, find_violations, free_variables, verify, violations_of
+from expression_trees import Kit, Tree
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -54,7 +54,9 @@ BROKEN: dict[str, ir.Index] = {
     "is not declared": fold.zero(fold.lookup(ir.intern(ir.Tensor("other", "int", ())), ())),
     "is no operation": fold.zero(ir.intern(ir.Arith("sqrt", (Q,)))),
     "takes 1 operand": fold.zero(ir.intern(ir.Arith("abs", (Q, K)))),
-    "product with a constant": fold.zero(ir.intern(ir.Arith("mul", tuple(sorted((Q, fold.const(2)), key=lambda n: n.digest))))),
+    "product with a constant": fold.zero(
+        ir.intern(ir.Arith("mul", tuple(sorted((Q, fold.const(2)), key=lambda n: n.digest))))
+    ),
     "extreme of fewer": fold.zero(ir.intern(ir.Arith("min", (Q,)))),
     "empty table": fold.zero(ir.intern(ir.TableRead((), Q))),
 }

@@ -139,7 +139,9 @@ def test_options_that_say_no_are_let_through() -> None:
     compile_attention("causal")(*tensors(), dropout_p=0.0, is_causal=False, attn_mask=None)
 
 
-@pytest.mark.parametrize(("scale", "error"), [("a", ArgumentTypeError), (float("nan"), ArgumentError), (True, ArgumentTypeError)])
+@pytest.mark.parametrize(
+    ("scale", "error"), [("a", ArgumentTypeError), (float("nan"), ArgumentError), (True, ArgumentTypeError)]
+)
 def test_scale_is_checked(scale: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="scale"):
         compile_attention("causal")(*tensors(), scale=scale)

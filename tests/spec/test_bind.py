@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from attnc.spec.bind import bind
 from attnc.spec.errors import SpecError
 from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
 from attnc.spec.program import Program
 from attnc.spec.source import SourceFile
 

@@ -18,10 +18,10 @@ from attnc.spec.codes import CODES
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import SpecError
 from attnc.spec.load import check_source
-from attnc.spec.parse import parse
+from attnc.spec.reading.parse import parse
+from attnc.spec.reading.text import decode
 from attnc.spec.render import render
 from attnc.spec.source import SourceFile
-from attnc.spec.text import decode
 
 CASES = sorted((Path(__file__).parent / "diagnostics").glob("*.txt"))
 DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))

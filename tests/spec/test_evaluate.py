@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnc.spec.bind import bind
 from attnc.spec.errors import AttncError
-from attnc.spec.evaluate import EvaluationError, Evaluator, mask, visible
 from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
+from attnc.spec.meaning.evaluate import EvaluationError, Evaluator, mask, visible
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
@@ -276,7 +276,7 @@ def test_expressions(condition: str, seen: list[bool]) -> None:
     ],
 )
 def test_no_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnc.spec.evaluate.MAX_STEPS", 10_000)
+    monkeypatch.setattr("attnc.spec.meaning.evaluate.MAX_STEPS", 10_000)
     bound = pattern(f"input table: bool[key]\nvisible {condition}")
     with pytest.raises(EvaluationError, match=message) as caught:
         visible(bound, q=0, k=0, queries=2, keys=2, inputs={"table": [True, True]})
@@ -286,7 +286,7 @@ def test_no_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_doubling_definitions_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("attnc.spec.evaluate.MAX_STEPS", 10_000)
+    monkeypatch.setattr("attnc.spec.meaning.evaluate.MAX_STEPS", 10_000)
     lines = "\n".join(f"let a{i + 1} = a{i} + a{i}" for i in range(60))
     assert mask(pattern(f"let a0 = k\n{lines}\nvisible a60 == 0 or k > 0"), queries=1, keys=2) == [[True, True]]
     calls = "\n".join(f"def f{i + 1}(x) = f{i}(x) + f{i}(x)" for i in range(40))

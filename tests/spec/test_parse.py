@@ -11,8 +11,8 @@ from typing import cast
 import pytest
 
 from attnc.spec import syntax
-from attnc.spec.parse import build_parser, parse
-from attnc.spec.text import decode
+from attnc.spec.reading.parse import build_parser, parse
+from attnc.spec.reading.text import decode
 
 DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attnc import compile_attention
 from attnc.runtime.library import library_files, library_names
 from attnc.spec.load import check_source
-from attnc.spec.text import decode
+from attnc.spec.reading.text import decode
 
 Reference = Callable[..., NDArray[np.bool_]]
 

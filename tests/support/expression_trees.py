@@ -136,7 +136,7 @@ def _apply(tree: Tree, operands: list[Any]) -> Number:  # noqa: C901  one case a
             return int(a * b)
         case "neg", [a]:
             return int(-a)
-        case ("floordiv" | "mod"), [a, b]:
+        case (("floordiv" | "mod"), [a, b]):
             if b == 0:
                 raise Fault
             return int(a // b if tree.op == "floordiv" else a % b)
@@ -155,7 +155,11 @@ def _apply(tree: Tree, operands: list[Any]) -> Number:  # noqa: C901  one case a
         case "read", _:
             return _read(tree, operands)
         case _:
-            return _bits(tree.op, operands) if len(operands) == 1 or tree.op[:3] in ("bit", "xor") else _compare(tree, operands)
+            return (
+                _bits(tree.op, operands)
+                if len(operands) == 1 or tree.op[:3] in ("bit", "xor")
+                else _compare(tree, operands)
+            )
 
 
 def _read(tree: Tree, at: list[int]) -> Number:
@@ -381,7 +385,9 @@ def _aggregates(draw: st.DrawFn, depth: int, kit: Kit, ops: tuple[str, ...]) -> 
     word = f"i{len(kit.names)}"
     inner = Kit((*kit.names, word), kit.data, depth > 2, kit.faults)
     low = draw(st.one_of(st.integers(-3, 3).map(number), integers(depth - 2, kit)))
-    high = Tree("add", (low, number(draw(st.integers(0, 5))))) if draw(st.booleans()) else number(draw(st.integers(0, 6)))
+    high = (
+        Tree("add", (low, number(draw(st.integers(0, 5))))) if draw(st.booleans()) else number(draw(st.integers(0, 6)))
+    )
     if low.op != "number" and high.op == "number":
         low = number(draw(st.integers(-3, 3)))
     condition = YES if draw(st.booleans()) else draw(truths(depth - 2, inner))
@@ -401,7 +407,9 @@ def truths(draw: st.DrawFn, depth: int, kit: Kit) -> Tree:
         case "window":
             return Tree("le", (DELTA, number(draw(st.integers(-3, 40)))))
         case "junction":
-            return Tree(draw(st.sampled_from(["and", "or"])), tuple(draw(inner) for _ in range(draw(st.integers(2, 3)))))
+            return Tree(
+                draw(st.sampled_from(["and", "or"])), tuple(draw(inner) for _ in range(draw(st.integers(2, 3))))
+            )
         case "not":
             return Tree("not", (draw(inner),))
         case "choice":

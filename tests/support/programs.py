@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import expression_trees as trees
 import numpy as np
-from expression_trees import Kit
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+import expression_trees as trees
+from expression_trees import Kit
 
 Array = NDArray[Any]
 
@@ -101,7 +102,7 @@ class Writer:
         return name
 
 
-def conditions(w: Writer, reach: int) -> str:  # noqa: C901, PLR0912  one case a kind of relation
+def conditions(w: Writer, reach: int) -> str:  # noqa: C901  one case a kind of relation
     """One condition over q and k; `reach` bounds its distances."""
     kind = w.draw(st.integers(0, 17))
     match kind:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from hypothesis import strategies as st
+
 import expression_trees as trees
 from expression_trees import DELTA, Kit, Tree
-from hypothesis import strategies as st
 
 Q, K = trees.Q, trees.K
 

@@ -7,11 +7,11 @@ from functools import cached_property
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.layout_of_tokens import TokenLayout
-from attnc.spec.meaning import MAX_STEPS, Frame, Meanings, Result
+from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result
+from attnc.spec.meaning.segments import TokenLayout
+from attnc.spec.meaning.tensors import Tensors
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
-from attnc.spec.tensors import Tensors
 
 __all__ = ["EvaluationError", "Evaluator", "constant_value", "mask", "visible"]
 

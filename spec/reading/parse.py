@@ -10,13 +10,13 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
 from attnc.spec import syntax
-from attnc.spec.build import build
-from attnc.spec.complaints import complain
 from attnc.spec.errors import SpecError
-from attnc.spec.fault import Fault
-from attnc.spec.found import Found
-from attnc.spec.layout import Layout
-from attnc.spec.limits import check_stack, check_token, check_tree
+from attnc.spec.reading.build import build
+from attnc.spec.reading.complaints import complain
+from attnc.spec.reading.fault import Fault
+from attnc.spec.reading.found import Found
+from attnc.spec.reading.layout import Layout
+from attnc.spec.reading.limits import check_stack, check_token, check_tree
 from attnc.spec.source import SourceFile
 
 _LAYOUT = frozenset({"_NL", "_INDENT", "_DEDENT"})

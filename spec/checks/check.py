@@ -9,12 +9,12 @@ from typing import cast
 from typing_extensions import assert_never
 
 from attnc.spec import program
-from attnc.spec.builtins import SIZES
+from attnc.spec.checks.forms import BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant, of_type
+from attnc.spec.checks.guards import Facts, Guards
+from attnc.spec.checks.measure import Measures
+from attnc.spec.checks.operations import OperationRules
 from attnc.spec.diagnostics import Label
-from attnc.spec.forms import BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant, of_type
-from attnc.spec.guards import Facts, Guards
-from attnc.spec.measure import Measures
-from attnc.spec.operations import OperationRules
+from attnc.spec.names.builtins import SIZES
 from attnc.spec.report import Report
 from attnc.spec.source import Span
 

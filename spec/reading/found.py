@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from attnc.spec.fault import Fault
+from attnc.spec.reading.fault import Fault
 
 _WORD = re.compile(r" *([A-Za-z_]\w*)")
 _OPERANDS = frozenset({"NAME", "NUMBER", "LPAR"})

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from attnc.spec import program
+from attnc.spec.checks.measure import children
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import EvaluationError, SpecError
-from attnc.spec.evaluate import constant_value
-from attnc.spec.measure import children
+from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.meaning.values import Mismatch, convert, shown
 from attnc.spec.program import BoundProgram, Parameter, Program, Value
 from attnc.spec.report import Report
 from attnc.spec.suggest import did_you_mean
-from attnc.spec.values import Mismatch, convert, shown
 
 _NONE: Mapping[str, object] = {}
 

@@ -6,7 +6,7 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 
-from attnc.spec.exact import INT_MAX, INT_MIN, RATIONAL_BITS
+from attnc.spec.meaning.exact import INT_MAX, INT_MIN, RATIONAL_BITS
 from attnc.spec.program import Scalar, Value
 from attnc.spec.types import Type
 

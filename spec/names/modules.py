@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from attnc.spec import program, syntax
-from attnc.spec.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.diagnostics import Label
 from attnc.spec.errors import SpecError
-from attnc.spec.parse import parse
+from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
+from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol
+from attnc.spec.reading.parse import parse
 from attnc.spec.report import Report
-from attnc.spec.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 

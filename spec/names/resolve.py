@@ -1,4 +1,4 @@
-"""One pattern: its statements into the slots of a `Program`, every name resolved. `spec.check` does the rest."""
+"""One pattern: its statements into the slots of a `Program`, every name resolved. `spec.checks.check` does the rest."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from attnc.spec import program, syntax
-from attnc.spec.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
-from attnc.spec.constants import NotConstant, constant
 from attnc.spec.diagnostics import Label
-from attnc.spec.dimensions import Dimensions
-from attnc.spec.expressions import Resolver
-from attnc.spec.modules import Scope, let_source, refuse_hiding
-from attnc.spec.name_resolver import Surroundings
-from attnc.spec.report import Report
-from attnc.spec.scope import (
+from attnc.spec.meaning.values import Mismatch, convert
+from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
+from attnc.spec.names.constants import NotConstant, constant
+from attnc.spec.names.dimensions import Dimensions
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.modules import Scope, let_source, refuse_hiding
+from attnc.spec.names.name_resolver import Surroundings
+from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
     InputSymbol,
@@ -25,9 +25,9 @@ from attnc.spec.scope import (
     SilentSymbol,
     Symbol,
 )
+from attnc.spec.report import Report
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Type
-from attnc.spec.values import Mismatch, convert
 
 _T = TypeVar("_T")
 

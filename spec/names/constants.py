@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attnc.spec import syntax
-from attnc.spec.exact import ArithmeticFault, apply
+from attnc.spec.meaning.exact import ArithmeticFault, apply
 from attnc.spec.program import Scalar, Value
 from attnc.spec.source import Span
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
-from attnc.spec.builtins import (
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.builtins import (
     FLOAT_NAMES,
     FUNCTIONS,
     HEAD_INDICES,
@@ -18,8 +19,7 @@ from attnc.spec.builtins import (
     SELECTION_NAMES,
     SIZES,
 )
-from attnc.spec.diagnostics import Label
-from attnc.spec.scope import (
+from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
     InputSymbol,
@@ -33,7 +33,7 @@ from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from attnc.spec.expressions import Resolver
+    from attnc.spec.names.expressions import Resolver
 
 UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
 """Stands for an expression that was refused; what leans on it is not reported again."""

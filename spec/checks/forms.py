@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from attnc.spec.exact import Number
+from attnc.spec.meaning.exact import Number
 from attnc.spec.types import Type
 
 FormKind = Literal["int", "real", "approximate", "bool", "list", "unknown"]

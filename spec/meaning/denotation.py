@@ -12,9 +12,9 @@ from typing import Protocol
 from typing_extensions import assert_never
 
 from attnc.spec import program
+from attnc.spec.checks.measure import Measures
 from attnc.spec.errors import EvaluationError
-from attnc.spec.exact import FUNCTIONS, ArithmeticFault, Number, checked
-from attnc.spec.measure import Measures
+from attnc.spec.meaning.exact import FUNCTIONS, ArithmeticFault, Number, checked
 from attnc.spec.program import Value
 from attnc.spec.source import Span
 

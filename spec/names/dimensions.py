@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Literal, cast
 
 from attnc.spec import program, syntax
-from attnc.spec.builtins import FIXED_DIMENSIONS, FUNCTIONS, KINDS, REFINEMENTS, RESERVED_NAMES
 from attnc.spec.diagnostics import Label
-from attnc.spec.expressions import Resolver
+from attnc.spec.names.builtins import FIXED_DIMENSIONS, FUNCTIONS, KINDS, REFINEMENTS, RESERVED_NAMES
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.scope import InputSymbol, SegmentSymbol, SizeSymbol, Symbol
 from attnc.spec.report import Report
-from attnc.spec.scope import InputSymbol, SegmentSymbol, SizeSymbol, Symbol
 from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Dim, Kind, Type

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnc.spec import program
-from attnc.spec.builtins import EXACT_FUNCTIONS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
-from attnc.spec.exact import ArithmeticFault, apply
-from attnc.spec.forms import APPROXIMATE, BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant
+from attnc.spec.checks.forms import APPROXIMATE, BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant
+from attnc.spec.meaning.exact import ArithmeticFault, apply
+from attnc.spec.names.builtins import EXACT_FUNCTIONS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
 from attnc.spec.source import Span
 
 Complain = Callable[..., None]

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from lark import Token
 from lark.lark import PostLex
 
-from attnc.spec.fault import Fault
-from attnc.spec.limits import check_blocks, check_brackets, check_token
-from attnc.spec.words import RESERVED
+from attnc.spec.reading.fault import Fault
+from attnc.spec.reading.limits import check_blocks, check_brackets, check_token
+from attnc.spec.reading.words import RESERVED
 
 _PAIRS = {"LPAR": ("RPAR", "(", ")"), "LSQB": ("RSQB", "[", "]")}
 _CLOSING = {"RPAR": ")", "RSQB": "]"}

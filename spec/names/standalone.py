@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from attnc.spec.expressions import Resolver
-from attnc.spec.modules import Scope
-from attnc.spec.name_resolver import Surroundings
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.modules import Scope
+from attnc.spec.names.name_resolver import Surroundings
 from attnc.spec.report import Report
 from attnc.spec.syntax import Name
 

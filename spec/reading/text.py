@@ -6,7 +6,7 @@ import re
 
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
-from attnc.spec.limits import MAX_TEXT_BYTES
+from attnc.spec.reading.limits import MAX_TEXT_BYTES
 from attnc.spec.source import SourceFile, Span
 
 _BYTE_ORDER_MARK = "\ufeff"

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from attnc.spec import syntax
 from attnc.spec.diagnostics import Label
+from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, Symbol, walk
 from attnc.spec.report import Report
-from attnc.spec.scope import DefinitionSource, DefinitionSymbol, Symbol, walk
 from attnc.spec.source import Span
 
 MAX_CHAIN = 64

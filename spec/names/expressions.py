@@ -1,11 +1,14 @@
-"""Names → program nodes, for expressions. Types are checked afterwards, in `spec.check`."""
+"""Names → program nodes, for expressions. Types are checked afterwards, in `spec.checks.check`."""
 
 from __future__ import annotations
 
 from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
-from attnc.spec.builtins import (
+from attnc.spec.checks.measure import Measures
+from attnc.spec.diagnostics import Label
+from attnc.spec.meaning.exact import ArithmeticFault, checked
+from attnc.spec.names.builtins import (
     AGGREGATES,
     EXACT_FUNCTIONS,
     FLOAT_FUNCTIONS,
@@ -15,20 +18,17 @@ from attnc.spec.builtins import (
     REBINDABLE,
     RESERVED_NAMES,
 )
-from attnc.spec.call import bind_arguments
-from attnc.spec.definitions import DefinitionOrder
-from attnc.spec.diagnostics import Label
-from attnc.spec.exact import ArithmeticFault, checked
-from attnc.spec.measure import Measures
-from attnc.spec.name_resolver import EXACT_ONLY, Binders, NameResolver, Names, Surroundings
-from attnc.spec.report import Report
-from attnc.spec.scope import (
+from attnc.spec.names.call import bind_arguments
+from attnc.spec.names.definitions import DefinitionOrder
+from attnc.spec.names.name_resolver import EXACT_ONLY, Binders, NameResolver, Names, Surroundings
+from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
     InputSymbol,
     SegmentSymbol,
     SilentSymbol,
 )
+from attnc.spec.report import Report
 from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.exact import INT_MAX, INT_MIN
+from attnc.spec.meaning.exact import INT_MAX, INT_MIN
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from attnc.spec.evaluate import Evaluator
+    from attnc.spec.meaning.evaluate import Evaluator
 
 
 class Tensors:
@@ -100,7 +100,7 @@ class Tensors:
                 return self._of_expression(dim)
 
     def _of_expression(self, dim: object) -> int:
-        from attnc.spec.evaluate import constant_value
+        from attnc.spec.meaning.evaluate import constant_value
 
         value = constant_value(self._call.bound, dim)  # type: ignore[arg-type]
         assert isinstance(value, int)

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
-from attnc.spec.fault import Fault
-from attnc.spec.found import Found
-from attnc.spec.layout import unclosed
-from attnc.spec.phrases import FOREIGN_CHARACTERS, FOREIGN_OPERATORS, choices, found_phrase
-from attnc.spec.words import BODY_WORDS, FILE_WORDS, FOREIGN_WORDS, RESERVED, STATEMENT_WORDS
+from attnc.spec.reading.fault import Fault
+from attnc.spec.reading.found import Found
+from attnc.spec.reading.layout import unclosed
+from attnc.spec.reading.phrases import FOREIGN_CHARACTERS, FOREIGN_OPERATORS, choices, found_phrase
+from attnc.spec.reading.words import BODY_WORDS, FILE_WORDS, FOREIGN_WORDS, RESERVED, STATEMENT_WORDS
 
 _SKIPPED_OR_BRACKET = re.compile(r'#[^\n]*|"""[\s\S]*?"""|"[^"\n]*"|[()\[\]]')
 _WORD = re.compile(r"[A-Za-z_]\w*")

@@ -10,7 +10,7 @@ from typing import Any
 from lark import Token, Tree
 
 from attnc.spec import syntax
-from attnc.spec.fault import Fault
+from attnc.spec.reading.fault import Fault
 from attnc.spec.source import SourceFile, Span
 
 Children = list[Any]

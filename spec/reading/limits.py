@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lark import Token, Tree
 
-from attnc.spec.fault import Fault
+from attnc.spec.reading.fault import Fault
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_BRACKETS = 64

@@ -1,0 +1,1 @@
+"""Types, stages, guards and size of a resolved program."""
