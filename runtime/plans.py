@@ -49,7 +49,10 @@ class PlanCache:
 
 
 def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
-    """The relations of a call. Raises SpecError for a requirement that it breaks, ArgumentError for scattered documents."""
+    """The relations of a call.
+
+    Raises SpecError for a requirement that it breaks, ArgumentError for documents whose tokens are scattered.
+    """
     relations = Relations(pattern, shape)
     check_requirements(relations)
     try:

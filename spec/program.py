@@ -1,4 +1,4 @@
-"""The checked program: every name resolved, every clause in its slot; the evaluator runs it, `compiler.lower` lowers it.
+"""The checked program: every name resolved, every clause in its slot. It is evaluated, and lowered to the IR.
 
 Nodes compare by identity: a definition is one object, shared by all its uses.
 """
@@ -152,7 +152,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aggregate:
-    """`op(body for running, … if condition)`; op is one of sum mean max min any all count. Later ranges see earlier ones."""
+    """`op(body for running, … if condition)`; op: sum mean max min any all count. Later ranges see earlier ones."""
 
     span: Span
     op: str

@@ -173,7 +173,8 @@ def test_lists_by_head_and_requirements_of_the_call() -> None:
 
 
 def test_lengths_of_segments() -> None:
-    text = "pattern p(h: int)\n    tokens a(y: h, x: 3)\n    tokens b(i: words)\n    visible q in b or k in b or q.y == k.y\n"
+    text = "pattern p(h: int)\n    tokens a(y: h, x: 3)\n    tokens b(i: words)\n"
+    text += "    visible q in b or k in b or q.y == k.y\n"
     attend = compile_attention(text, h=2)
     assert attend.mask(8).sum() == 2 * 9 + 2 * 12 + 4
     with pytest.raises(ArgumentError, match="words"):
@@ -257,7 +258,7 @@ def test_second_derivatives_are_refused_and_the_reference_has_them() -> None:
     with pytest.raises(UnsupportedError, match="second derivatives"):
         torch.autograd.grad(grad.sum(), q)
     dense = compile_attention("causal", backend="reference")
-    assert torch.autograd.gradgradcheck(lambda *t: dense(*t), (q, k, v))
+    assert torch.autograd.gradgradcheck(dense, (q, k, v))
     assert torch.autograd.gradcheck(lambda *t: dense(*t, return_lse=True), (q, k, v))
 
 
@@ -286,7 +287,8 @@ def test_plans_print_and_are_kept() -> None:
 
 def test_other_sizes_of_a_plan_are_checked() -> None:
     attend = compile_attention("causal")
-    for options in ({"heads": 0}, {"heads": 4, "kv_heads": 3}, {"head_dim": 0}, {"batch": -1}):
+    refused: list[dict[str, Any]] = [{"heads": 0}, {"heads": 4, "kv_heads": 3}, {"head_dim": 0}, {"batch": -1}]
+    for options in refused:
         with pytest.raises(ArgumentError):
             attend.plan(16, **options)
     with pytest.raises(ArgumentTypeError):
