@@ -7,7 +7,7 @@ lanes that `and`, `or` and `if` leave alive; elsewhere the operand is never aske
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isqrt
 from typing import Any
 
@@ -278,12 +278,17 @@ def _narrow(value: Array) -> Array:
 def _bitlen(n: Array) -> Array:
     """Bits of n ≥ 0. frexp is exact to 2^53; larger ones take the long way."""
     if n.dtype == object or int(n.max(initial=0)) >= 1 << 53:
-        return np.vectorize(lambda x: int(x).bit_length(), otypes=[object])(n).astype(n.dtype)
+        return _one_by_one(lambda x: x.bit_length(), n)
     return np.asarray(np.frexp(n.astype(np.float64))[1], dtype=np.int64)
 
 
 def _isqrt(n: Array) -> Array:
     if n.dtype == object or int(n.max(initial=0)) >= 1 << 52:
-        return np.vectorize(lambda x: isqrt(int(x)), otypes=[object])(n).astype(n.dtype)
+        return _one_by_one(isqrt, n)
     root = np.sqrt(n.astype(np.float64)).astype(np.int64)
     return np.asarray(root - (root * root > n))
+
+
+def _one_by_one(function: Callable[[int], int], n: Array) -> Array:
+    values = [function(int(x)) for x in n.ravel()]
+    return np.array(values, dtype=n.dtype).reshape(n.shape)

@@ -21,7 +21,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 
 def lowered(source: str, **values: object) -> ir.Pattern:
-    program = load_program(SourceFile("drawn.attn", source), lambda name: None)
+    program = load_program(SourceFile("drawn.attn", source), lambda name, asker: None)
     return lower(bind(program, values, None))
 
 

@@ -282,6 +282,7 @@ def test_no_value(condition: str, message: str, monkeypatch: pytest.MonkeyPatch)
         visible(bound, q=0, k=0, queries=2, keys=2, inputs={"table": [True, True]})
     assert isinstance(caught.value, AttncError)
     assert isinstance(caught.value, ArithmeticError)
+    assert caught.value.span is not None
     assert caught.value.span.line == 4
 
 

@@ -1,0 +1,62 @@
+"""Runs: adjacent live tiles, named so that equal names mean equal masks."""
+
+from __future__ import annotations
+
+import expression_trees as trees
+import numpy as np
+import pytest
+from expression_trees import Tree
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from relations import relations
+
+from attnc.compiler import exact, fold, runs
+from attnc.compiler.runs import Run, TooManyClassesError, find_runs, is_diagonal, resolve, run_mask, split_runs, staircases
+from attnc.compiler.tiles import Grid, find_live_tiles
+from attnc.spec.errors import EvaluationError
+
+
+@settings(max_examples=80)
+@given(relations(), st.integers(1, 200), st.integers(1, 200), st.sampled_from([8, 13, 32]), st.integers(0, 7))
+def test_runs(tree: Tree, n_q: int, n_k: int, tile: int, shift: int) -> None:
+    relation, grid = trees.build(tree), Grid(n_q, n_k, tile, tile, -shift)
+    try:
+        mask = exact.mask(relation, (0, n_q), (0, n_k))
+    except EvaluationError:
+        assume(False)
+        raise
+    resolved = resolve(relation, find_live_tiles(relation, grid), {})
+    found = find_runs(resolved.tiles)
+    for group in (found, split_runs(found)):
+        rebuilt = np.zeros_like(mask)
+        for run in group:
+            box = _box(run, grid)
+            assert not rebuilt[box].any()
+            rebuilt[box] = run_mask(run, resolved)
+            assert rebuilt[box].any()
+        assert (rebuilt == mask).all()
+    assert all(a.row < b.row or a.end < b.column for a, b in zip(found, found[1:], strict=False))
+    steps, rest = staircases(found, resolved)
+    assert sorted([r for g in steps for r in g] + rest, key=lambda r: (r.row, r.column)) == found
+    rows = [run.row for group in steps for run in group]
+    assert len(set(rows)) == len(rows)
+
+
+def _box(run: Run, grid: Grid) -> tuple[slice, slice]:
+    return slice(*grid.row_range(run.row)), slice(grid.key_range(run.column)[0], grid.key_range(run.end - 1)[1])
+
+
+def test_diagonals() -> None:
+    assert is_diagonal(np.tri(5, dtype=np.bool_))
+    assert is_diagonal(np.ones((1, 1), dtype=np.bool_))
+    for wrong in (np.tri(5, 6, dtype=np.bool_), np.tri(5, 5, 1, dtype=np.bool_), np.eye(4, dtype=np.bool_)):
+        assert not is_diagonal(wrong)
+
+
+def test_classes_past_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k = fold.place("q"), fold.place("k")
+    relation = fold.less_equal(fold.mul(k, k), q)
+    tiles = find_live_tiles(relation, Grid(200, 200, 8, 8))
+    monkeypatch.setattr(runs, "MAX_CLASS_ELEMENTS", 64)
+    with pytest.raises(TooManyClassesError):
+        resolve(relation, tiles, {})
