@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from attnc.compiler import exact
 from attnc.compiler.documents import document_windows, whole
+from attnc.compiler.intervals import fits_word
 from attnc.compiler.ir import Index, Lookup, Pattern
-from attnc.compiler.plan import ExactMask, Group, Mask, Piece, Plan, Strip, TileCounts
+from attnc.compiler.pieces import join_pieces
+from attnc.compiler.plan import ExactMask, Group, Mask, Piece, Plan, TileCounts
 from attnc.compiler.rewrite import walk
 from attnc.compiler.schedule import Choice, Problem, choose
 from attnc.compiler.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
@@ -56,6 +58,7 @@ class Relations:
         self._plain = not any(isinstance(n, Lookup) for n in walk(relation))
         self._windows: dict[int, tuple[Window, ...]] = {}
         self._known: dict[tuple[object, ...], Index] = {}
+        self._wide: dict[Index, bool] = {}
         self._locals: dict[tuple[int, int], tuple[_Local, ...]] = {}
 
     def check_documents(self) -> None:
@@ -138,10 +141,20 @@ class Relations:
             k0, k1 = max(key, w.key), min(key_stop, w.key + w.n_k)
             if r0 < r1 and k0 < k1:
                 inside = exact.mask(
-                    local.relation, (r0 - w.row, r1 - w.row), (k0 - w.key, k1 - w.key), self.pattern.origins
+                    local.relation,
+                    (r0 - w.row, r1 - w.row),
+                    (k0 - w.key, k1 - w.key),
+                    self.pattern.origins,
+                    wide=self._is_wide(local),
                 )
                 result[r0 - row : r1 - row, k0 - key : k1 - key] = inside
         return result
+
+    def _is_wide(self, local: _Local) -> bool:
+        if local.relation not in self._wide:
+            window = local.window
+            self._wide[local.relation] = not fits_word(local.relation, (0, window.n_q), (0, window.n_k))
+        return self._wide[local.relation]
 
     @property
     def exact_mask(self) -> ExactMask:
@@ -220,7 +233,7 @@ class _Planner:
             for local, choice in zip(windows, choices, strict=True)
             for piece in choice.cover.pieces
         ]
-        return _joined(sorted(placed, key=lambda p: not p.fresh))
+        return join_pieces(placed)
 
     def _placed(self, piece: Piece, window: Window, choice: Choice) -> Piece:
         mask = piece.mask
@@ -237,39 +250,13 @@ class _Planner:
         return self._mask_at[id(mask)]
 
 
-def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
-    """Single stretches that are equal but for their place, at even steps, as one piece: documents of one length."""
-    result: list[Piece] = []
-    for piece in pieces:
-        joined = _join(result[-1], piece) if result else None
-        if joined is None:
-            result.append(piece)
-        else:
-            result[-1] = joined
-    return tuple(result)
-
-
-def _join(a: Piece, b: Piece) -> Piece | None:
-    alike = (a.mask, a.fresh, a.queries.length, a.keys.length) == (b.mask, b.fresh, b.queries.length, b.keys.length)
-    if not alike or b.queries.count != 1 or a.mask == "exact":
-        return None
-    queries, keys = _append(a.queries, b.queries), _append(a.keys, b.keys)
-    if queries is None or keys is None or queries.step < queries.length:
-        return None
-    return Piece(queries, keys, a.mask, a.fresh)
-
-
-def _append(a: Strip, b: Strip) -> Strip | None:
-    step = b.start - (a.start + (a.count - 1) * a.step)
-    if step < 0 or (a.count > 1 and step != a.step):
-        return None
-    return Strip(a.start, step, a.count + 1, a.length)
-
-
 def _counts(chosen: list[tuple[Choice, int]], shape: CallShape, q_tile: int, k_tile: int) -> TileCounts:
     full = sum(choice.cover.full_tiles * lanes for choice, lanes in chosen)
     partial = sum(choice.cover.partial_tiles * lanes for choice, lanes in chosen)
-    total = -(-shape.n_q // q_tile) * -(-shape.n_k // k_tile) * shape.batch * shape.heads
+    total = sum(choice.grid.rows * choice.grid.columns * lanes for choice, lanes in chosen)
+    inside = sum(choice.grid.n_q * choice.grid.n_k * lanes for choice, lanes in chosen)
+    between = shape.n_q * shape.n_k * shape.batch * shape.heads - inside  # pairs of different documents, by area
+    total += -(-between // (q_tile * k_tile))
     return TileCounts(total, full + partial, full, partial)
 
 

@@ -43,13 +43,19 @@ WORD = 1 << 63
 
 
 def mask(
-    relation: Index, rows: tuple[int, int], keys: tuple[int, int], origins: Mapping[Index, Span] | None = None
+    relation: Index,
+    rows: tuple[int, int],
+    keys: tuple[int, int],
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool | None = None,
 ) -> NDArray[np.bool_]:
     """The relation on rows `start .. stop` and keys `start .. stop`: bool (rows, keys).
 
-    Raises EvaluationError on a fault, with the place in the source where it is known.
+    `wide`: whether 64 bits may be too few there, where that is known. Raises EvaluationError on a fault, with the place
+    in the source where it is known.
     """
-    wide = not fits_word(relation, rows, keys)
+    wide = not fits_word(relation, rows, keys) if wide is None else wide
     kind: Any = object if wide else np.int64
     q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
     k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]

@@ -509,7 +509,8 @@ def _bitwise_bounds(op: str, a: Ints, b: Ints) -> tuple[Int64, Int64]:
         high = np.where(both, np.minimum(a.high, b.high), np.maximum(high, 0))
         either = (a.low >= 0) | (b.low >= 0)
         return np.where(either, 0, -_next_power(a, b)), high
-    return np.where(both, 0, -_next_power(a, b)), _next_power(a, b) - 1
+    power = _next_power(a, b)
+    return np.where(both, 0, -power), np.where(power >= LIMIT, LIMIT, power - 1)
 
 
 def _next_power(a: Ints, b: Ints) -> Int64:

@@ -74,8 +74,8 @@ class _Builder:
         self._placed: dict[int, int] = {}
 
     def ordered(self) -> tuple[Piece, ...]:
-        """Pieces that write rows first, then those that merge."""
-        return tuple(sorted(self._pieces, key=lambda p: not p.fresh))
+        """The pieces, in the order in which they must run."""
+        return join_pieces(self._pieces)
 
     def add_staircase(self, group: list[Run]) -> None:
         """A triangle on the diagonal, and the rectangle before it."""
@@ -196,3 +196,32 @@ def _hulls(tiles: LiveTiles) -> dict[int, tuple[int, int]]:
         int(tiles.row[a]): (tiles.grid.key_range(int(tiles.column[a]))[0], tiles.grid.key_range(int(end))[1])
         for a, end in zip(first, ends, strict=True)
     }
+
+
+def join_pieces(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Pieces that write rows first, then those that merge; alike single stretches at even steps become one piece."""
+    result: list[Piece] = []
+    for piece in sorted(pieces, key=lambda p: not p.fresh):
+        joined = _join(result[-1], piece) if result else None
+        if joined is None:
+            result.append(piece)
+        else:
+            result[-1] = joined
+    return tuple(result)
+
+
+def _join(a: Piece, b: Piece) -> Piece | None:
+    alike = (a.mask, a.fresh, a.queries.length, a.keys.length) == (b.mask, b.fresh, b.queries.length, b.keys.length)
+    if not alike or b.queries.count != 1 or a.mask == "exact":
+        return None
+    queries, keys = _append(a.queries, b.queries), _append(a.keys, b.keys)
+    if queries is None or keys is None or queries.step < queries.length:
+        return None
+    return Piece(queries, keys, a.mask, a.fresh)
+
+
+def _append(a: Strip, b: Strip) -> Strip | None:
+    step = b.start - (a.start + (a.count - 1) * a.step)
+    if step < 0 or (a.count > 1 and step != a.step):
+        return None
+    return Strip(a.start, step, a.count + 1, a.length)

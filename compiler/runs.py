@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import exact
 from attnc.compiler.hashing import combine, mix
+from attnc.compiler.intervals import fits_word
 from attnc.compiler.ir import Index
 from attnc.compiler.plan import Mask
 from attnc.compiler.tiles import LiveTiles
@@ -75,6 +76,7 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
     kinds, first, members = np.unique(tiles.kind, return_index=True, return_counts=True)
     if len(kinds) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
         raise TooManyClassesError
+    wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}
     visible = _full_elements(tiles)
     become_full, become_empty = [], []
@@ -82,7 +84,7 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
         if kind == 0:
             continue
         rows, keys = grid.row_range(int(tiles.row[at])), grid.key_range(int(tiles.column[at]))
-        mask = exact.mask(relation, rows, keys, origins)
+        mask = exact.mask(relation, rows, keys, origins, wide=wide)
         visible += int(mask.sum()) * int(count)
         if mask.all():
             become_full.append(kind)

@@ -17,7 +17,12 @@ def test_the_whole() -> None:
     assert whole(5, 5, None) == Window(0, 0, 5, 5, 0)
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.integers(0, 99), st.sampled_from(["start", "end"]), st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=12),
+    st.integers(0, 99),
+    st.sampled_from(["start", "end"]),
+    st.integers(0, 99),
+)
 def test_windows(lengths: list[int], cut: int, align: str, seed: int) -> None:
     """Every row is in the window of its document, at its place there."""
     names = np.random.default_rng(seed).permutation(len(lengths)) - 3
@@ -28,7 +33,9 @@ def test_windows(lengths: list[int], cut: int, align: str, seed: int) -> None:
     rows: list[tuple[int, int, int]] = []
     for w in document_windows(ids, n_q, "end" if align == "end" else "start"):
         assert len(set(ids[w.key : w.key + w.n_k].tolist())) == 1
-        assert (w.key == 0 or ids[w.key - 1] != ids[w.key]) and (w.key + w.n_k == n_k or ids[w.key + w.n_k] != ids[w.key])
+        assert (w.key == 0 or ids[w.key - 1] != ids[w.key]) and (
+            w.key + w.n_k == n_k or ids[w.key + w.n_k] != ids[w.key]
+        )
         rows += [(w.row + r, w.key, r + w.shift) for r in range(w.n_q)]
     starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
     assert rows == [(r, int(starts[r + offset]), r + offset - int(starts[r + offset])) for r in range(n_q)]

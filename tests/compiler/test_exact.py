@@ -31,7 +31,7 @@ def test_a_mask_is_dense_and_writable() -> None:
 
 
 GUARDED = {
-    "and": lambda good, bad: fold.conjunction(good, bad),
+    "and": fold.conjunction,
     "or": lambda good, bad: fold.disjunction(fold.negation(good), bad),
     "if": lambda good, bad: fold.choice(good, bad, fold.equal(Q, fold.const(77))),
     "if, an integer": lambda good, bad: fold.less(fold.choice(good, fold.choice(bad, Q, K), Q), fold.const(3)),
@@ -68,7 +68,7 @@ def test_faults_count_only_where_they_are_asked(guard: str, fault: str) -> None:
 def test_a_fault_says_where() -> None:
     node = fold.mod(K, fold.sub(Q, fold.const(2)))
     source = SourceFile("here.attn", "visible k % (q - 2) == 0")
-    with pytest.raises(EvaluationError, match=r"division by zero, at query row 2 and key 0.*`k % \(q - 2\)`") as caught:
+    with pytest.raises(EvaluationError, match=r"A901.*division by zero, at query row 2 and key 0\n.*1:9") as caught:
         exact.mask(fold.zero(node), (0, 6), (0, 6), {node: Span(source, 8, 19)})
     assert caught.value.span == Span(source, 8, 19)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_checks import check_pieces
 
 from attnc.compiler import exact, fold
 from attnc.compiler.formulas import closed_cover, diagonal_shift
 from attnc.compiler.ir import Index
 from attnc.compiler.pieces import cover
 from attnc.compiler.tiles import Grid
+from plan_checks import check_pieces
 
 Q, K = fold.place("q"), fold.place("k")
 
@@ -23,7 +23,11 @@ def half_plane(shift: int) -> Index:
 
 @settings(max_examples=200)
 @given(
-    st.integers(-320, 320), st.integers(1, 300), st.integers(1, 300), st.sampled_from([8, 13, 32, 64]), st.sampled_from([8, 13, 64])
+    st.integers(-320, 320),
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from([8, 13, 32, 64]),
+    st.sampled_from([8, 13, 64]),
 )
 def test_half_planes(shift: int, n_q: int, n_k: int, tile: int, k_tile: int) -> None:
     relation = half_plane(shift)
@@ -31,12 +35,18 @@ def test_half_planes(shift: int, n_q: int, n_k: int, tile: int, k_tile: int) -> 
     closed, found = closed_cover(relation, grid), cover(relation, grid, {})
     assert closed is not None
     check_pieces(closed.pieces, (), np.tri(n_q, n_k, shift, dtype=np.bool_))
-    assert (closed.visible, closed.full_tiles, closed.partial_tiles) == (found.visible, found.full_tiles, found.partial_tiles)
+    assert (closed.visible, closed.full_tiles, closed.partial_tiles) == (
+        found.visible,
+        found.full_tiles,
+        found.partial_tiles,
+    )
     assert len(closed.pieces) <= 3
 
 
 @pytest.mark.parametrize(("n_q", "n_k"), [(0, 0), (0, 5), (5, 0), (1, 1), (7, 9)])
-@pytest.mark.parametrize("relation", [fold.truth(True), fold.truth(False), half_plane(0), half_plane(3), half_plane(-20)])
+@pytest.mark.parametrize(
+    "relation", [fold.truth(True), fold.truth(False), half_plane(0), half_plane(3), half_plane(-20)]
+)
 def test_few_or_no_tokens(relation: Index, n_q: int, n_k: int) -> None:
     closed = closed_cover(relation, Grid(n_q, n_k, 8, 8))
     assert closed is not None

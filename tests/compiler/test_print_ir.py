@@ -91,12 +91,22 @@ pattern many(window: int = 8, slopes: real[head] = [1/2, 2], flag: bool = true)
 '''
 
 
+WHOLE = """\
+pattern many(window = 8, slopes = [1/2, 2], flag = true)
+    input mark: bool[batch, token]
+    tokens t: 4, s: 8
+    align end
+    require 99 >= queries
+    attend out
+        visible q >= k and k + 4 * [1, 4][head] > q and q.t >= k.t or mark[batch, k]
+        score   scale * dot(q, k)
+        weights softmax(score)
+        value   v
+    result out"""
+
+
 def test_a_pattern() -> None:
-    assert (
-        str(lowered(PATTERN))
-        == """\
-"""
-    )
+    assert str(lowered(PATTERN)) == WHOLE
 
 
 def test_documents() -> None:

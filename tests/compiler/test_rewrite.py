@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-import expression_trees as trees
-from expression_trees import Kit, Tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import expression_trees as trees
 from attnc.compiler import exact, fold, rational
 from attnc.compiler.ir import Const, Index, Place
 from attnc.compiler.rational import Number
 from attnc.compiler.rewrite import rewrite, substitute, variables, walk
+from expression_trees import Kit, Tree
 
 Q, K = fold.place("q"), fold.place("k")
 

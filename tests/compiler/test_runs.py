@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import expression_trees as trees
+from itertools import pairwise
+
 import numpy as np
 import pytest
-from expression_trees import Tree
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from relations import relations
 
+import expression_trees as trees
 from attnc.compiler import exact, fold, runs
-from attnc.compiler.runs import Run, TooManyClassesError, find_runs, is_diagonal, resolve, run_mask, split_runs, staircases
+from attnc.compiler.runs import (
+    Run,
+    TooManyClassesError,
+    find_runs,
+    is_diagonal,
+    resolve,
+    run_mask,
+    split_runs,
+    staircases,
+)
 from attnc.compiler.tiles import Grid, find_live_tiles
 from attnc.spec.errors import EvaluationError
+from expression_trees import Tree
+from relations import relations
 
 
 @settings(max_examples=80)
@@ -35,7 +46,7 @@ def test_runs(tree: Tree, n_q: int, n_k: int, tile: int, shift: int) -> None:
             rebuilt[box] = run_mask(run, resolved)
             assert rebuilt[box].any()
         assert (rebuilt == mask).all()
-    assert all(a.row < b.row or a.end < b.column for a, b in zip(found, found[1:], strict=False))
+    assert all(a.row < b.row or a.end < b.column for a, b in pairwise(found))
     steps, rest = staircases(found, resolved)
     assert sorted([r for g in steps for r in g] + rest, key=lambda r: (r.row, r.column)) == found
     rows = [run.row for group in steps for run in group]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import expression_trees as trees
 import numpy as np
 import pytest
-from expression_trees import Tree
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from plan_checks import check_pieces
-from relations import relations
 
+import expression_trees as trees
 from attnc.compiler import exact, fold
 from attnc.compiler.ir import Data, Index
 from attnc.compiler.schedule import Problem, choose, tile_sizes
 from attnc.spec.errors import EvaluationError
+from expression_trees import Tree
+from plan_checks import check_pieces
+from relations import relations
 
 Q, K = fold.place("q"), fold.place("k")
 GAP = fold.sub(Q, K)

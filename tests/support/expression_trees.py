@@ -1,4 +1,4 @@
-"""Exact expressions drawn by hypothesis, each in three forms: language text, IR built by folding, plain Python value."""
+"""Exact expressions drawn by hypothesis, in three forms: language text, IR built by folding, plain Python value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Places = Mapping[str, int]
 """The values of `q`, `k` and of aggregate variables."""
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818  a value there is none of, not an error
     """The expression has no value, or one (on the way to it) so large that the language may refuse it."""
 
 
@@ -228,7 +228,8 @@ def build(tree: Tree, variables: Mapping[str, Var] | None = None) -> Index:
             one_bit = fold.zero(fold.function("bitand", operands[0], fold.add(operands[0], fold.const(-1))))
             return fold.conjunction(fold.less(fold.const(0), operands[0]), one_bit)
         case _:
-            return _CONSTRUCTORS[tree.op](*operands)
+            node: Index = _CONSTRUCTORS[tree.op](*operands)
+            return node
 
 
 _CONSTRUCTORS: Mapping[str, Any] = {
@@ -304,7 +305,7 @@ class Kit:
 
 
 @st.composite
-def integers(draw: st.DrawFn, depth: int, kit: Kit) -> Tree:
+def integers(draw: st.DrawFn, depth: int, kit: Kit) -> Tree:  # noqa: C901  one case a kind
     """An integer expression."""
     if depth <= 0:
         return draw(_leaf(kit))
@@ -439,7 +440,7 @@ def arrays(draw: st.DrawFn, length: int) -> Data:
         case "bool":
             array = np.repeat(random.random(length) < 0.6, random.integers(1, 9, length))[:length]
         case "matrix":
-            array = random.integers(0, 2, (3, 5)).astype(random.choice([np.int64, np.bool_]))
+            array = random.integers(0, 2, (3, 5)).astype(np.int64 if random.random() < 0.5 else np.bool_)
         case _:
             array = np.array(int(random.integers(0, 9)), dtype=np.int64)
     return Data(f"data_{kind}", array if array.dtype == np.bool_ else array.astype(np.int64))

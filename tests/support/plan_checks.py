@@ -58,7 +58,8 @@ def _mask(piece: Piece, masks: Sequence[Grid], box: tuple[int, int, int, int], e
 
 def check_pieces(pieces: Iterable[Piece], masks: Sequence[Grid], relation: Grid) -> None:
     """The pieces are the relation: every visible pair once, no other."""
-    times = counted(pieces, masks, *relation.shape, lambda a, b, c, d: relation[a:b, c:d])
+    n_q, n_k = relation.shape
+    times = counted(pieces, masks, n_q, n_k, lambda a, b, c, d: relation[a:b, c:d])
     wrong = np.argwhere(times != relation)
     assert not len(wrong), f"query {wrong[0][0]} and key {wrong[0][1]} are in {times[tuple(wrong[0])]} pieces"
 

@@ -70,12 +70,12 @@ class Writer:
 
     def rational(self) -> str:
         """A rational parameter or literal."""
-        text = self.pick("0.25", "1/3", "1.5", "0.7", "2")
+        text: str = self.pick("0.25", "1/3", "1.5", "0.7", "2")
         name = f"p{len(self.parameters)}"
         if "/" in text or self.draw(st.booleans()):
             self.parameters[name] = f"real = {text}"
             return name
-        return str(text)
+        return text
 
     def per_head(self, low: int, high: int) -> str:
         """A list parameter, one entry a head."""
