@@ -36,7 +36,7 @@ lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the impor
 check: lint test  ## everything that must pass before a change goes in
 
 clean:  ## remove .venv, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis byte_lm.svg
 	find src spec compiler runtime stdlib_patterns tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: made again when what they install from has changed.

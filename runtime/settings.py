@@ -7,9 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`plans`: plans kept by one `Attention`."""
+    """What is kept between calls, and how large a mask may grow.
+
+    `plans`: plans kept by one `Attention`, and programs kept for them. `layouts`: tensor layouts kept for one plan.
+    `masks`: masks kept as tensors for one plan, each of at most `mask_elements` elements. `exact_elements`: elements of
+    a mask that is evaluated as a piece runs (or of one row, where that is more).
+    """
 
     plans: int = 64
+    layouts: int = 32
+    masks: int = 64
+    mask_elements: int = 1 << 20
+    exact_elements: int = 1 << 24
 
 
 SETTINGS = Settings()

@@ -76,7 +76,7 @@ def weights_of(attention: Attention, program: Program, backend: str) -> Tensor:
     return cast("Tensor", call(q, k, v, **inputs_of(program)))
 
 
-@settings(max_examples=120)
+@settings(max_examples=90)
 @given(programs(longest=14, elements=1500))
 def test_who_sees_whom(program: Program) -> None:
     """Evaluator = mask = reference = cpu executor."""
@@ -170,9 +170,7 @@ def check_numbers(program: Program, inputs: Triple, dtype: torch.dtype) -> None:
         assert error <= 2 * fair + floor, (name, error, fair, floor)
     for x, y in zip(got, ours(), strict=True):
         assert torch.equal(x, y), "the same call gives other bits"
-    reference = cast(
-        "tuple[Tensor, Tensor]", attention.reference(*inputs, return_lse=True, dtype=torch.float64, **more)
-    )
+    reference = attention.reference(*inputs, return_lse=True, dtype=torch.float64, **more)
     for x, z in zip(reference, true, strict=False):
         torch.testing.assert_close(x, z, rtol=1e-9, atol=1e-9)
 
@@ -213,7 +211,7 @@ def check_nothing_seen(got: list[Tensor], mask: Tensor, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(st.data())
 def test_numbers(dtype: torch.dtype, data: st.DataObject) -> None:
     program = data.draw(programs(longest=160, elements=1 << 17))

@@ -12,9 +12,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 from attnc.compiler.plan import Group, Piece, Plan, Strip
-
-MASK_ELEMENTS = 1 << 24
-"""No exact mask is made with more elements than this (or than one row needs)."""
+from attnc.runtime.settings import SETTINGS
 
 
 class Axis(NamedTuple):
@@ -193,7 +191,7 @@ def _parts(group: Group, piece: Piece) -> Iterator[tuple[Piece, Mask]]:
         if piece.mask != "exact":
             yield replace(piece, queries=Strip(row, 0, 1, rows), keys=columns), piece.mask
             continue
-        chunk = max(1, MASK_ELEMENTS // keys.length)
+        chunk = max(1, SETTINGS.exact_elements // keys.length)
         for r in range(row, row + rows, chunk):
             stop = min(r + chunk, row + rows)
             window = ExactWindow(group.batches[0], group.heads[0], r, stop, key, key + keys.length)

@@ -17,11 +17,7 @@ from torch import Tensor
 
 from attnc.compiler.plan import Mask, Plan
 from attnc.runtime.cpu.calls import Add, Call, ExactWindow, View, adds_of, calls_of
-
-PLANS_KEPT = 64
-LAYOUTS_KEPT = 32
-MASKS_KEPT = 64
-MASK_ELEMENTS_KEPT = 1 << 20
+from attnc.runtime.settings import SETTINGS
 
 T = TypeVar("T")
 
@@ -89,8 +85,8 @@ class Program:
         self.covers = rows == plan.batch * plan.heads * plan.n_q
         self.merges = not all(c.fresh for c in self._calls)
         self.adds = len(self._calls) != 1 or adds_of(self._calls[0].keys)[0].block != self._calls[0].keys
-        self._bound: Recent[tuple[Bound, ...]] = Recent(LAYOUTS_KEPT)
-        self._masks: Recent[Visible] = Recent(MASKS_KEPT)
+        self._bound: Recent[tuple[Bound, ...]] = Recent(SETTINGS.layouts)
+        self._masks: Recent[Visible] = Recent(SETTINGS.masks)
 
     def bound(
         self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], sums: tuple[Tensor, ...] = ()
@@ -127,7 +123,7 @@ class Program:
         if isinstance(mask, str):
             return EVERYTHING
         relation = self.plan.masks[mask]
-        if relation.size > MASK_ELEMENTS_KEPT:
+        if relation.size > SETTINGS.mask_elements:
             return visible_of(relation, dtype)
         return self._masks.get((mask, dtype), lambda: visible_of(relation, dtype))
 
@@ -156,7 +152,7 @@ def visible_of(relation: Mask, dtype: torch.dtype) -> Visible:
         return Visible(additive, None if seeing.all() else torch.from_numpy(~seeing))
 
 
-_programs: Recent[Program] = Recent(PLANS_KEPT)
+_programs: Recent[Program] = Recent(SETTINGS.plans)
 
 
 def program_of(plan: Plan) -> Program:

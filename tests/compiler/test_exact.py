@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -30,7 +32,7 @@ def test_a_mask_is_dense_and_writable() -> None:
     assert mask.shape == (4, 4)
 
 
-GUARDED = {
+GUARDED: dict[str, Callable[[Index, Index], Index]] = {
     "and": fold.conjunction,
     "or": lambda good, bad: fold.disjunction(fold.negation(good), bad),
     "if": lambda good, bad: fold.choice(good, bad, fold.equal(Q, fold.const(77))),

@@ -126,7 +126,8 @@ def conditions(w: Writer, reach: int) -> str:  # noqa: C901  one case a kind of 
         case 8:
             return f"q - k < {w.per_head(-1, reach)}"
         case 9:
-            return w.pick("head % 2 == 0", "kv_head == 0", "head < heads - 1", "group == 1") + " or k <= q"
+            heads = w.pick("head % 2 == 0", "kv_head == 0", "head < heads - 1", "group == 1")
+            return f"{heads} or k <= q"
         case 10:
             return f"{w.input('bool', *w.pick(('token',), ('batch', 'key'), ('head', 'token')))}[k]"
         case 11:

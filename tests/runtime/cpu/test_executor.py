@@ -17,6 +17,7 @@ from attnc.runtime.accuracy import Probe, compare
 from attnc.runtime.cpu import calls, executor
 from attnc.runtime.cpu.autograd import attend
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.settings import Settings
 
 Relation = NDArray[np.bool_]
 """(batch, head, query, key)."""
@@ -509,7 +510,7 @@ def test_exact_masks_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         b, h, r0, r1, k0, k1 = window
         return relation[b, h, r0:r1, k0:k1]
 
-    monkeypatch.setattr(calls, "MASK_ELEMENTS", 350)
+    monkeypatch.setattr(calls, "SETTINGS", Settings(exact_elements=350))
     agree((replace(plan, exact_mask=exact_mask), relation), draw(shape, 8, 8), torch.float32, with_lse=False)
     assert all((r1 - r0) * (k1 - k0) <= 350 for _, _, r0, r1, k0, k1 in asked)
     assert {w[:2] for w in asked} == {(0, 0)}
