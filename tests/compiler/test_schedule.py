@@ -49,7 +49,7 @@ def test_tiles_fit_the_blocks_of_the_relation() -> None:
 
 
 def test_noise_runs_dense_and_says_why() -> None:
-    n = 2048
+    n = 4096
     noise = Data("noise", np.random.default_rng(0).integers(0, 1 << 30, n))
     value = fold.add(fold.data_read(noise, (Q,)), fold.times(fold.data_read(noise, (K,)), 3))
     chosen = choose(problem(fold.equal(fold.mod(value, fold.const(7)), fold.const(0)), n, n))
