@@ -76,7 +76,7 @@ def weights_of(attention: Attention, program: Program, backend: str) -> Tensor:
     return cast("Tensor", call(q, k, v, **inputs_of(program)))
 
 
-@settings(max_examples=90)
+@settings(max_examples=70)
 @given(programs(longest=14, elements=1500))
 def test_who_sees_whom(program: Program) -> None:
     """Evaluator = mask = reference = cpu executor."""
@@ -211,7 +211,7 @@ def check_nothing_seen(got: list[Tensor], mask: Tensor, shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@settings(max_examples=20)
+@settings(max_examples=16)
 @given(st.data())
 def test_numbers(dtype: torch.dtype, data: st.DataObject) -> None:
     program = data.draw(programs(longest=160, elements=1 << 17))

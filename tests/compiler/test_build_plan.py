@@ -63,7 +63,7 @@ def words(pattern: Pattern, n_k: int) -> Sizes:
     return {"words": n_k // int(np.prod(lengths))} if lengths else {}
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(programs(longest=300, elements=1 << 17))
 def test_plans(program: Program) -> None:
     pattern, s = lowered(program.source, **program.parameters), program.shape

@@ -45,7 +45,7 @@ def same_values(tree: Tree, node: Index) -> None:
             assert exact.mask(node, (q, q + 1), (k, k + 1)).item() == truth[q, k]
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(trees.truths(3, Kit()))
 def test_values(tree: Tree) -> None:
     same_values(tree, trees.build(tree))
@@ -62,7 +62,7 @@ def test_integer_values(tree: Tree) -> None:
         same_values(Tree("eq", (low, trees.number(1))), fold.negation(fold.zero(divided)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(trees.truths(3, Kit()))
 def test_folding_is_idempotent(tree: Tree) -> None:
     node = trees.build(tree)

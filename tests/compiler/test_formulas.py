@@ -21,7 +21,7 @@ def half_plane(shift: int) -> Index:
     return fold.less_equal(K, fold.add(Q, fold.const(shift)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(
     st.integers(-320, 320),
     st.integers(1, 300),

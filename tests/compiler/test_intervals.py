@@ -91,13 +91,13 @@ def scattered(draw: st.DrawFn) -> list[Box]:
 WITH_DATA = st.lists(trees.arrays(LONG), min_size=1, max_size=2).map(lambda data: Kit(data=tuple(data)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(trees.truths(3, Kit()), st.one_of(tilings(), scattered()))
 def test_states_and_keys(tree: Tree, many: list[Box]) -> None:
     check(trees.build(tree), many)
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(trees.truths(3, Kit(aggregates=False, faults=False)), st.one_of(tilings(), scattered()))
 def test_states_and_keys_without_aggregates(tree: Tree, many: list[Box]) -> None:
     """Aggregates share no class, so that they hide the rest."""
@@ -137,7 +137,7 @@ def coordinates(draw: st.DrawFn) -> Tree:
     )
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(coordinates(), coordinates(), st.sampled_from(["le", "eq", "lt"]), st.one_of(tilings(), scattered()))
 def test_keys_of_coordinates(x: Tree, y: Tree, op: str, many: list[Box]) -> None:
     relation = Tree(op, (x, y))
@@ -147,7 +147,7 @@ def test_keys_of_coordinates(x: Tree, y: Tree, op: str, many: list[Box]) -> None
     check(trees.build(Tree("eq", (picked, trees.number(1)))), many)
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(
     st.one_of(trees.integers(3, Kit()), coordinates()),
     st.lists(st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(1, 4)] * 2), max_size=8),

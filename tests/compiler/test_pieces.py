@@ -42,7 +42,7 @@ def check(relation: Index, grid: Grid) -> None:
     check_pieces(dense.pieces, (), mask)
 
 
-@settings(max_examples=250)
+@settings(max_examples=150)
 @given(relations(), grids())
 def test_pieces(tree: Tree, grid: Grid) -> None:
     check(trees.build(tree), grid)

@@ -84,7 +84,7 @@ def integer(node: Index) -> int:
     return found.value
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(FRACTIONS, FRACTIONS, st.integers(0, 2), st.integers(0, 2))
 def test_rational_arithmetic(x: Fraction, y: Fraction, hide_x: int, hide_y: int) -> None:
     a, b = number(x, hide_x), number(y, hide_y)

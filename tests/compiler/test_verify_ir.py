@@ -21,7 +21,7 @@ def pattern(visible: ir.Index, *tensors: ir.Tensor) -> ir.Pattern:
     return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (default_attend(visible),), "out", {})
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(trees.truths(3, Kit()))
 def test_folded_expressions_are_well_formed(tree: Tree) -> None:
     verify(pattern(trees.build(tree)))
