@@ -10,9 +10,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from attnc.compiler.build_plan import Relations
-from attnc.compiler.lower import lower
-from attnc.compiler.plan import Plan
+from attnc.compiler.lowering.lower import lower
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.plan import Plan
 from attnc.runtime import reference
 from attnc.runtime.call import FLOATS, Sizes, call_shape, check_are_tensors, check_tensors, refuse_options
 from attnc.runtime.cpu import autograd

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.build_plan import CallShape
+from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.spec.suggest import did_you_mean

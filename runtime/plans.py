@@ -7,10 +7,10 @@ from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from threading import Lock
 
-from attnc.compiler.build_plan import CallShape, Relations, build_plan
-from attnc.compiler.documents import DocumentsNotContiguousError
 from attnc.compiler.ir import Pattern
-from attnc.compiler.plan import Plan
+from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
+from attnc.compiler.planning.documents import DocumentsNotContiguousError
+from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.requirements import check_requirements

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.build_plan import Relations
+from attnc.compiler.planning.build_plan import Relations
 
 
 def dense_mask(relations: Relations) -> Tensor:

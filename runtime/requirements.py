@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from attnc.compiler import exact
-from attnc.compiler.build_plan import Relations
+from attnc.compiler.analysis import exact
+from attnc.compiler.planning.build_plan import Relations
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.plan import Mask, Piece, Plan
+from attnc.compiler.planning.plan import Mask, Piece, Plan
 
 Counts = NDArray[np.int64]
 Steps = Sequence[tuple[int, int]]

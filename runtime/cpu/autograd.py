@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from attnc.compiler.plan import Plan
+from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import executor
 from attnc.runtime.errors import UnsupportedError
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
-from attnc.compiler.plan import Group, Piece, Plan, Strip
+from attnc.compiler.planning.plan import Group, Piece, Plan, Strip
 from attnc.runtime.settings import SETTINGS
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnc.compiler.plan import Plan
+from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.calls import View
 from attnc.runtime.cpu.program import Bound, Program, program_of

@@ -15,7 +15,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from attnc.compiler.plan import Mask, Plan
+from attnc.compiler.planning.plan import Mask, Plan
 from attnc.runtime.cpu.calls import Add, Call, ExactWindow, View, adds_of, calls_of
 from attnc.runtime.settings import SETTINGS
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import assume, given, settings
 from numpy.typing import NDArray
 
-from attnc.compiler.build_plan import CallShape, Relations, build_plan
-from attnc.compiler.documents import DocumentsNotContiguousError
 from attnc.compiler.ir import Pattern
-from attnc.compiler.lower import lower
-from attnc.compiler.plan import Plan
+from attnc.compiler.lowering.lower import lower
+from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
+from attnc.compiler.planning.documents import DocumentsNotContiguousError
+from attnc.compiler.planning.plan import Plan
 from attnc.compiler.verify_ir import verify
 from attnc.spec.errors import EvaluationError
 from attnc.spec.load import load_program

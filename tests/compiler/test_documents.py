@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attnc.compiler.documents import DocumentsNotContiguousError, document_windows, whole
-from attnc.compiler.specialise import Window
+from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.planning.documents import DocumentsNotContiguousError, document_windows, whole
 
 
 def test_the_whole() -> None:

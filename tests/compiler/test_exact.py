@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from attnc.compiler import exact, fold
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Data, Index
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import SourceFile, Span

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import expression_trees as trees
-from attnc.compiler import exact, fold
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Const, Index, Linear, Reduce, Truth
 from attnc.compiler.rewrite import rebuild, walk
 from attnc.spec.errors import EvaluationError

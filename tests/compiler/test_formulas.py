@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnc.compiler import exact, fold
-from attnc.compiler.formulas import closed_cover, diagonal_shift
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import Index
-from attnc.compiler.pieces import cover
-from attnc.compiler.tiles import Grid
+from attnc.compiler.planning.formulas import closed_cover, diagonal_shift
+from attnc.compiler.planning.pieces import cover
 from plan_checks import check_pieces
 
 Q, K = fold.place("q"), fold.place("k")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import expression_trees as trees
-from attnc.compiler import exact, fold
-from attnc.compiler.intervals import FALSE, TRUE, Analysis, Boxes, classify, fits_word
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import FALSE, TRUE, Analysis, Boxes, classify, fits_word
 from attnc.compiler.ir import Data, Index
 from attnc.spec.errors import EvaluationError
 from expression_trees import LONG, Fault, Kit, Tree
@@ -274,7 +275,7 @@ def test_words_that_fit() -> None:
 @settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(0, 1 << 16), st.booleans())
 def test_range_tables(length: int, seed: int, matrix: bool) -> None:
-    from attnc.compiler.range_table import RangeTable
+    from attnc.compiler.analysis.range_table import RangeTable
 
     random = np.random.default_rng(seed)
     array = random.integers(-99, 99, (3, length) if matrix else length)
@@ -289,7 +290,7 @@ def test_range_tables(length: int, seed: int, matrix: bool) -> None:
 
 
 def test_range_tables_of_long_arrays_widen() -> None:
-    from attnc.compiler.range_table import RangeTable
+    from attnc.compiler.analysis.range_table import RangeTable
 
     array = np.arange((1 << 16) + 70)
     ends = np.array([0, 100, 1 << 16], dtype=np.int64), np.array([3, 200, (1 << 16) + 69], dtype=np.int64)

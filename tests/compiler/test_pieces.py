@@ -8,10 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import expression_trees as trees
-from attnc.compiler import exact, fold
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.tiles import Grid, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.pieces import cover, dense_cover
-from attnc.compiler.tiles import Grid, find_live_tiles
+from attnc.compiler.planning.pieces import cover, dense_cover
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from plan_checks import check_pieces

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 import expression_trees as trees
-from attnc.compiler import exact, fold, ir
-from attnc.compiler.lower import lower
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.lowering.lower import lower
 from attnc.compiler.print_ir import print_index, print_value
 from attnc.spec.errors import EvaluationError
 from attnc.spec.load import load_program

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import expression_trees as trees
-from attnc.compiler import exact, fold, rational
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Const, Index, Place
-from attnc.compiler.rational import Number
+from attnc.compiler.lowering import rational
+from attnc.compiler.lowering.rational import Number
 from attnc.compiler.rewrite import rewrite, substitute, variables, walk
 from expression_trees import Kit, Tree
 

@@ -10,8 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import expression_trees as trees
-from attnc.compiler import exact, fold, runs
-from attnc.compiler.runs import (
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.planning import runs
+from attnc.compiler.planning.runs import (
     Run,
     TooManyClassesError,
     find_runs,
@@ -21,7 +24,6 @@ from attnc.compiler.runs import (
     split_runs,
     staircases,
 )
-from attnc.compiler.tiles import Grid, find_live_tiles
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from relations import relations

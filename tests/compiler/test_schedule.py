@@ -8,9 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import expression_trees as trees
-from attnc.compiler import exact, fold
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Data, Index
-from attnc.compiler.schedule import Problem, choose, tile_sizes
+from attnc.compiler.planning.schedule import Problem, choose, tile_sizes
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from plan_checks import check_pieces

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import expression_trees as trees
-from attnc.compiler import exact, fold
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.runs import resolve
-from attnc.compiler.tiles import Grid, TooManyTilesError, find_live_tiles
+from attnc.compiler.planning.runs import resolve
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from relations import relations

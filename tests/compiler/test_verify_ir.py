@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import expression_trees as trees
 from attnc.compiler import fold, ir
-from attnc.compiler.lower import default_attend
+from attnc.compiler.lowering.lower import default_attend
 from attnc.compiler.rewrite import walk
 from attnc.compiler.verify_ir import IRInvalid, find_violations, free_variables, verify, violations_of
 from expression_trees import Kit, Tree

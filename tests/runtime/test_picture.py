@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from attnc import ArgumentError, compile_attention
-from attnc.compiler.plan import Plan
+from attnc.compiler.planning.plan import Plan
 from attnc.runtime.attention import Attention
 from attnc.runtime.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs
 from attnc.runtime.picture import draw, make_drawing, to_svg, to_text

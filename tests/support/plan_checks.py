@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.plan import Piece, Plan, Strip
+from attnc.compiler.planning.plan import Piece, Plan, Strip
 
 Grid = NDArray[np.bool_]
 Exact = Callable[[int, int, int, int], Grid]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler.plan import Group, Mask, Piece, Plan, Strip, TileCounts
+from attnc.compiler.planning.plan import Group, Mask, Piece, Plan, Strip, TileCounts
 from attnc.runtime.accuracy import Probe, compare
 from attnc.runtime.cpu import calls, executor
 from attnc.runtime.cpu.autograd import attend

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.intervals import fits_word
+from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
     Arith,
     Bool,

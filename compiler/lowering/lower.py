@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, cast
 
 from attnc.compiler import fold, ir
-from attnc.compiler.lower_expression import Lowering, Scope
+from attnc.compiler.lowering.expressions import Lowering, Scope
 from attnc.spec import program as checked
 from attnc.spec.types import Dim
 

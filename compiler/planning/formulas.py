@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import Index, Linear, Place, Sign, Truth
-from attnc.compiler.pieces import Cover
-from attnc.compiler.plan import Piece, Strip
-from attnc.compiler.tiles import Grid
+from attnc.compiler.planning.pieces import Cover
+from attnc.compiler.planning.plan import Piece, Strip
 
 
 def diagonal_shift(relation: Index) -> int | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.hashing import Hash, combine, mix
-from attnc.compiler.intervals import FALSE, TRUE, Boxes, classify
+from attnc.compiler.analysis.hashing import Hash, combine, mix
+from attnc.compiler.analysis.intervals import FALSE, TRUE, Boxes, classify
 from attnc.compiler.ir import Index
 
 Int64 = NDArray[np.int64]

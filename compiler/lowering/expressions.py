@@ -10,9 +10,9 @@ from math import lcm
 from typing import NoReturn
 
 from attnc.compiler import fold, ir
-from attnc.compiler import rational as exact
 from attnc.compiler.ir import Index
-from attnc.compiler.rational import Number, Rational
+from attnc.compiler.lowering import rational as exact
+from attnc.compiler.lowering.rational import Number, Rational
 from attnc.compiler.rewrite import variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label

@@ -108,6 +108,6 @@ class Plan:
     exact_mask: ExactMask = field(repr=False, compare=False)
 
     def __str__(self) -> str:
-        from attnc.compiler.print_plan import print_plan
+        from attnc.compiler.planning.print_plan import print_plan
 
         return print_plan(self)

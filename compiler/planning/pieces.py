@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.plan import Mask, Piece, Strip
-from attnc.compiler.runs import (
+from attnc.compiler.planning.plan import Mask, Piece, Strip
+from attnc.compiler.planning.runs import (
     Resolved,
     Run,
     TooManyClassesError,
@@ -21,7 +22,6 @@ from attnc.compiler.runs import (
     split_runs,
     staircases,
 )
-from attnc.compiler.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.spec.source import Span
 
 MAX_MASK_ELEMENTS = 1 << 23

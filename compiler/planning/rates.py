@@ -6,7 +6,7 @@ schedules.
 
 from __future__ import annotations
 
-from attnc.compiler.plan import Piece
+from attnc.compiler.planning.plan import Piece
 
 _ROWS = (32, 64, 128, 256, 512)
 _RATES = {

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from attnc.compiler import rates
-from attnc.compiler.formulas import closed_cover
+from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
-from attnc.compiler.pieces import Cover, cover, dense_cover
+from attnc.compiler.planning import rates
+from attnc.compiler.planning.formulas import closed_cover
+from attnc.compiler.planning.pieces import Cover, cover, dense_cover
+from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.rewrite import walk
-from attnc.compiler.runs import TooManyClassesError
-from attnc.compiler.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.spec.source import Span
 
 MAX_PIECES = 4096

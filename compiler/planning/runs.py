@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import exact
-from attnc.compiler.hashing import combine, mix
-from attnc.compiler.intervals import fits_word
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.hashing import combine, mix
+from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.analysis.tiles import LiveTiles
 from attnc.compiler.ir import Index
-from attnc.compiler.plan import Mask
-from attnc.compiler.tiles import LiveTiles
+from attnc.compiler.planning.plan import Mask
 from attnc.spec.source import Span
 
 MAX_CLASS_ELEMENTS = 1 << 25

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.plan import Group, Piece, Plan
+from attnc.compiler.planning.plan import Group, Piece, Plan
 
 SHOWN = 12
 """Pieces printed for one group; more are counted."""

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import (
     Arith,
     Bool,
@@ -35,7 +36,6 @@ from attnc.compiler.ir import (
     Var,
     is_truth,
 )
-from attnc.compiler.range_table import RangeTable
 from attnc.compiler.rewrite import variables
 
 LIMIT = 1 << 61

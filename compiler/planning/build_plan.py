@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import exact
-from attnc.compiler.documents import document_windows, whole
-from attnc.compiler.intervals import fits_word
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import Index, Lookup, Pattern
-from attnc.compiler.pieces import join_pieces
-from attnc.compiler.plan import ExactMask, Group, Mask, Piece, Plan, TileCounts
+from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
+from attnc.compiler.planning.documents import document_windows, whole
+from attnc.compiler.planning.pieces import join_pieces
+from attnc.compiler.planning.plan import ExactMask, Group, Mask, Piece, Plan, TileCounts
+from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.compiler.rewrite import walk
-from attnc.compiler.schedule import Choice, Problem, choose
-from attnc.compiler.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.specialise import Window
+from attnc.compiler.lowering.specialise import Window
 
 
 class DocumentsNotContiguousError(Exception):

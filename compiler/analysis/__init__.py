@@ -1,0 +1,1 @@
+"""Facts about relations: exact values, bounds and classes over boxes, live tiles."""
