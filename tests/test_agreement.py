@@ -13,21 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from attnc import compile_attention
+from attnc.runtime.accuracy import Probe, Run, compare
 from attnc.runtime.attention import Attention
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
 from programs import Program, Shape, programs
 
 Triple = tuple[Tensor, Tensor, Tensor]
-
-UNITS = {torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
-"""Units in the last place, of the largest true element, that are granted beyond twice the error of a dense run.
-
-The dense run may be luckier than its dtype: where a row sees one key its weights are exact. In fp32 torch's flash
-kernel takes its exponential from a polynomial good to 20 bits, 8 units, once forward and once backward. In half types
-a result is rounded once more than the dense run's where pieces are merged (1 unit), and P is rounded before each
-product (2).
-"""
 
 
 def compiled(program: Program) -> Attention:
@@ -90,22 +82,6 @@ def test_who_sees_whom(program: Program) -> None:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Plain softmax attention in the dtype of its inputs; rows that see nothing are 0 and -inf, also for autograd."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    seeing = mask.any(-1)
-    score = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask & seeing[..., None], -math.inf)
-    out = (score.softmax(-1) @ v).masked_fill(~seeing[..., None], 0)
-    return out, score.logsumexp(-1).masked_fill(~seeing, -math.inf)
-
-
-def gradients(outputs: tuple[Tensor, Tensor], leaves: Triple, grads: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """out, lse, dq, dk, dv of a loss that reads out and lse."""
-    given_ = [g.to(o.dtype) for o, g in zip(outputs, grads, strict=True)]
-    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, leaves, given_)]
-
-
 LAYOUTS = ("contiguous", "tokens before heads", "sliced", "expanded", "width major")
 
 
@@ -146,56 +122,26 @@ def check_numbers(program: Program, inputs: Triple, dtype: torch.dtype) -> None:
     except EvaluationError:
         assume(False)
         raise
-    q, _, v = inputs
-    scale, more = q.shape[-1] ** -0.5, inputs_of(program)
-    grads = torch.randn(*q.shape[:3], v.shape[-1]).to(dtype), torch.randn(q.shape[:3])
-
-    def ours() -> list[Tensor]:
-        a, b, c = (x.detach().requires_grad_() for x in inputs)
-        outputs = attention(a, b, c, return_lse=True, **more)
-        return gradients(outputs, (a, b, c), grads)
-
-    def plain(kind: torch.dtype) -> list[Tensor]:
-        a, b, c = (x.detach().to(kind).contiguous().requires_grad_() for x in inputs)
-        return gradients(dense(a, b, c, mask, scale), (a, b, c), grads)
-
-    got, true, rival = ours(), plain(torch.float64), plain(dtype)
-    check_nothing_seen(got, mask, program.shape)
-    floors = floors_of(true, inputs, grads[0], dtype)
-    for (name, floor), x, y, z in zip(floors.items(), got, rival, true, strict=True):
-        assert x.dtype == (torch.float32 if name == "lse" else dtype)
-        finite = z.isfinite()
-        assert x[finite].isfinite().all(), name
-        error, fair = (largest((t.double() - z)[finite]) for t in (x, y))
-        assert error <= 2 * fair + floor, (name, error, fair, floor)
-    for x, y in zip(got, ours(), strict=True):
-        assert torch.equal(x, y), "the same call gives other bits"
-    reference = attention.reference(*inputs, return_lse=True, dtype=torch.float64, **more)
-    for x, z in zip(reference, true, strict=False):
-        torch.testing.assert_close(x, z, rtol=1e-9, atol=1e-9)
-
-
-def largest(x: Tensor) -> float:
-    return x.double().abs().max().item() if x.numel() else 0.0
-
-
-def floors_of(true: list[Tensor], inputs: Triple, grad_out: Tensor, dtype: torch.dtype) -> dict[str, float]:
-    """Errors that are granted beyond twice those of the dense run; see UNITS.
-
-    An lse near 0 is a sum of scores of size 1, so that its rounding is that of 1. dq and dk are made of differences
-    dP − δ, of sums in fp32 that may be far larger than their difference: for a row of one key they cancel altogether,
-    which the dense run does without error.
-    """
     q, k, v = inputs
-    sizes = {n: largest(z[z.isfinite()]) for n, z in zip(("out", "lse", "dq", "dk", "dv"), true, strict=True)}
-    floors = {
-        n: UNITS[dtype] * torch.finfo(dtype).eps * max(size, 1.0 if n == "lse" else 1e-3) for n, size in sizes.items()
-    }
-    norms = largest(grad_out.double().norm(dim=-1)) * largest(v.double().norm(dim=-1))
-    cancelled = torch.finfo(torch.float32).eps * q.shape[-1] ** -0.5 * norms
-    floors["dq"] += cancelled * largest(k)
-    floors["dk"] += cancelled * largest(q)
-    return floors
+    more = inputs_of(program)
+    probe = Probe(q, k, v, mask, torch.randn(*q.shape[:3], v.shape[-1]).to(dtype), torch.randn(q.shape[:3]))
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return attention(q, k, v, return_lse=True, **more)
+
+    got = gradients(ours, probe)
+    check_nothing_seen(got, mask, program.shape)
+    assert [x.dtype for x in got] == [dtype, torch.float32, dtype, dtype, dtype]
+    assert all(torch.equal(x, y) for x, y in zip(got, gradients(ours, probe), strict=True)), "other bits"
+    assert [error for error in compare(ours, probe) if not error.agrees] == []
+
+
+def gradients(run: Run, probe: Probe) -> list[Tensor]:
+    """out, lse, dq, dk and dv of a run, in its own dtype and on the inputs' own strides."""
+    leaves = [x.detach().requires_grad_() for x in (probe.q, probe.k, probe.v)]
+    outputs = run(*leaves)
+    grads = torch.autograd.grad(outputs, leaves, (probe.grad_out, probe.grad_lse), materialize_grads=True)
+    return [*(x.detach() for x in outputs), *grads]
 
 
 def check_nothing_seen(got: list[Tensor], mask: Tensor, shape: Shape) -> None:
