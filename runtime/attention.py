@@ -278,7 +278,7 @@ class Attention:
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
-        from attnc.runtime.picture import draw, to_svg
+        from attnc.runtime.pictures.draw import draw, to_svg
 
         return to_svg(draw(self, n, None, head=head, **inputs))
 

@@ -17,8 +17,8 @@ from attnc.runtime.commands.patterns import (
     natural_length,
     value_json,
 )
-from attnc.runtime.drawing import FULL, PARTIAL, Drawing, percent
-from attnc.runtime.picture import make_drawing, to_svg, to_text
+from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
+from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
 
 FIRST_ROWS = 8
 

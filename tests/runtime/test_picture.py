@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from attnc import ArgumentError, compile_attention
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.attention import Attention
-from attnc.runtime.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs
-from attnc.runtime.picture import draw, make_drawing, to_svg, to_text
-from attnc.runtime.picture_svg import ticks
-from attnc.runtime.survey import count_mask, count_plan
+from attnc.runtime.pictures.draw import draw, make_drawing, to_svg, to_text
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs
+from attnc.runtime.pictures.survey import count_mask, count_plan
+from attnc.runtime.pictures.svg import ticks
 
 GOLDEN = Path(__file__).with_name("pictures")
 

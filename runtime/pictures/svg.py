@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent, runs
 
 _SIDE = 320
 """Pixels of the longer side of a view."""

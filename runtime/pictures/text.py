@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
-from attnc.runtime.picture_svg import ticks
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
+from attnc.runtime.pictures.svg import ticks
 
 _SHADES = {True: " ░▒▓█", False: " .:+#"}
 _HALVES = " ▀▄█"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnc.runtime.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.picture_svg import to_svg
-from attnc.runtime.picture_text import to_text
-from attnc.runtime.survey import Counts, Steps, count_mask, count_plan
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
+from attnc.runtime.pictures.survey import Counts, Steps, count_mask, count_plan
+from attnc.runtime.pictures.svg import to_svg
+from attnc.runtime.pictures.text import to_text
 from attnc.spec.meaning.values import shown
 from attnc.spec.program import BoundProgram
 
