@@ -280,6 +280,7 @@ class Attention:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
         from attnc.runtime.pictures.draw import draw, to_svg
 
+        _check_counts(0, n=n, head=head)
         return to_svg(draw(self, n, None, head=head, **inputs))
 
     # --- inside ---

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from attnc.compiler.lowering.lower import lower
 from attnc.runtime.commands import console
 from attnc.runtime.library import ModuleLoader, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
-from attnc.spec.load import check_source
+from attnc.spec.load import Loader, check_source, load_programs
+from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
+from attnc.spec.source import SourceFile
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +51,26 @@ def _check(name: str) -> tuple[Diagnostic, ...]:
         raise console.UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
     if not path.exists() and name in library_names():
         raise console.UsageError(f"no such file; to see the library's pattern: attnc show {name}")
+    loader = ModuleLoader(path.parent)
     try:
-        return check_source(decode(path.read_bytes(), name), ModuleLoader(path.parent))
+        source = decode(path.read_bytes(), name)
+        found = check_source(source, loader)
+        return found if console.has_errors(found) else (*found, *_lowered(source, loader))
     except SpecError as error:
         return error.diagnostics
+
+
+def _lowered(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
+    """What only compiling finds, of the patterns whose parameters all have defaults."""
+    found: list[Diagnostic] = []
+    for program in load_programs(source, loader):
+        if any(parameter.default is None for parameter in program.parameters):
+            continue
+        try:
+            lower(bind(program))
+        except SpecError as error:
+            found.extend(error.diagnostics)
+    return tuple(found)
 
 
 def _summary(files: int, found: list[Diagnostic]) -> str:

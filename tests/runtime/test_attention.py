@@ -297,6 +297,12 @@ def test_other_sizes_of_a_plan_are_checked() -> None:
         attend.plan(16, device="cuda")
 
 
+def test_a_picture_needs_a_length() -> None:
+    with pytest.raises(ArgumentTypeError, match="n is '64'"):
+        compile_attention("causal").picture("64")  # type: ignore[arg-type]
+    assert compile_attention("causal").picture(8).startswith("<svg")
+
+
 def test_public_names() -> None:
     for name in attnc.__all__:
         assert getattr(attnc, name) is not None

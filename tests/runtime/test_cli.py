@@ -134,6 +134,13 @@ def test_a_narrow_encoding_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
+def test_check_finds_what_only_compiling_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "root.attn"
+    path.write_text("pattern root\n    align end\n    visible q - k < floor(sqrt(q))\n")
+    assert main(["check", str(path)]) == 1
+    assert "A701" in capsys.readouterr().err
+
+
 def test_check_of_good_files(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "good.attn", str(files / "good.attn")]) == 0
     assert capsys.readouterr() == ("2 files checked, no errors\n", "")
