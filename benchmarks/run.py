@@ -23,12 +23,11 @@ def main() -> int:
 
     facts = timing.header()
     done: list[dict[str, object]] = []
-    try:
-        for row in rows(options.lengths, options.head_dim, [getattr(torch, d) for d in options.dtype], options.rounds):
-            done.append(row)
-            print(_line(row), flush=True)
-    finally:
-        print("written to", timing.save(options.name or options.suite, done, facts), file=sys.stderr)
+    for row in rows(options.lengths, options.head_dim, [getattr(torch, d) for d in options.dtype], options.rounds):
+        done.append(row)
+        print(_line(row), flush=True)
+        timing.save(options.name or options.suite, done, facts)  # what is done is kept, wherever the run ends
+    print("written to", timing.RESULTS, file=sys.stderr)
     return 0
 
 
