@@ -365,18 +365,29 @@ def _junction(op: Literal["and", "or"], nodes: Iterable[Index]) -> Index:
         for operand in node.operands if isinstance(node, Bool) and node.op == op else (node,):
             if isinstance(operand, Truth):
                 if operand.value != neutral:
-                    return operand if not kept else _closed(op, kept, operand)
+                    return operand  # an earlier operand's fault is not worth keeping
             else:
                 kept[operand] = None
-    if not kept:
+    operands = _tightened(op, tuple(kept))
+    if not operands:
         return truth(neutral)
-    return next(iter(kept)) if len(kept) == 1 else intern(Bool(op, tuple(kept)))
+    return operands[0] if len(operands) == 1 else intern(Bool(op, operands))
 
 
-def _closed(op: Literal["and", "or"], kept: dict[Index, None], end: Index) -> Index:
-    """`a and false`: the value is known; an earlier operand's fault is not worth keeping."""
-    del op, kept
-    return end
+def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[Index, ...]:
+    """Of bounds on one sum only the one that decides, at the place of the first: what it guards stays guarded."""
+    bounds: dict[tuple[tuple[Index, int], ...], list[Sign]] = {}
+    for operand in operands:
+        if isinstance(operand, Sign) and operand.op == "ge":
+            bounds.setdefault(parts(operand.value)[0], []).append(operand)
+    if all(len(same) == 1 for same in bounds.values()):
+        return operands
+    extreme = min if op == "and" else max
+    result: dict[Index, None] = {}
+    for operand in operands:
+        same = bounds.get(parts(operand.value)[0], []) if isinstance(operand, Sign) and operand.op == "ge" else []
+        result[extreme(same, key=lambda sign: parts(sign.value)[1]) if same else operand] = None
+    return tuple(result)
 
 
 def conjunction(*nodes: Index) -> Index:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,6 +52,34 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
     builder.add_runs(split_runs(rest))
     tiles = resolved.tiles
     return Cover(builder.ordered(), tuple(builder.masks), tiles.full, tiles.partial, resolved.visible)
+
+
+class Gathered:
+    """Covers of parts of a relation, put together: pieces placed, masks counted on, tiles and pairs added up."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Piece] = []
+        self._masks: list[Mask] = []
+        self._first_mask: dict[int, int] = {}
+        self._full = self._partial = self._visible = 0
+
+    def add(self, part: Cover, place: Callable[[Piece], Piece]) -> None:
+        """Take in a part's cover, which has no exact masks; `place` moves a piece to the tokens of the whole."""
+        if id(part) not in self._first_mask:
+            self._first_mask[id(part)] = len(self._masks)
+            self._masks.extend(part.masks)
+        first = self._first_mask[id(part)]
+        for piece in part.pieces:
+            placed = place(piece)
+            mask = placed.mask
+            self._pieces.append(replace(placed, mask=mask + first) if isinstance(mask, int) else placed)
+        self._full += part.full_tiles
+        self._partial += part.partial_tiles
+        self._visible += part.visible or 0
+
+    def cover(self) -> Cover:
+        """All parts as one cover."""
+        return Cover(join_pieces(self._pieces), tuple(self._masks), self._full, self._partial, self._visible)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +239,11 @@ def join_pieces(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 def _join(a: Piece, b: Piece) -> Piece | None:
-    alike = (a.mask, a.fresh, a.queries.length, a.keys.length) == (b.mask, b.fresh, b.queries.length, b.keys.length)
+    alike = (a.mask, a.fresh, _form(a.queries), _form(a.keys)) == (b.mask, b.fresh, _form(b.queries), _form(b.keys))
     if not alike or b.queries.count != 1 or a.mask == "exact":
         return None
     queries, keys = _append(a.queries, b.queries), _append(a.keys, b.keys)
-    if queries is None or keys is None or queries.step < queries.length:
+    if queries is None or keys is None or not _apart(queries):
         return None
     return Piece(queries, keys, a.mask, a.fresh)
 
@@ -224,4 +252,13 @@ def _append(a: Strip, b: Strip) -> Strip | None:
     step = b.start - (a.start + (a.count - 1) * a.step)
     if step < 0 or (a.count > 1 and step != a.step):
         return None
-    return Strip(a.start, step, a.count + 1, a.length)
+    return replace(a, step=step, count=a.count + 1)
+
+
+def _form(strip: Strip) -> tuple[int, int]:
+    return strip.length, strip.stride
+
+
+def _apart(strip: Strip) -> bool:
+    """Whether the stretches share no token."""
+    return strip.step >= strip.length * strip.stride or 0 < strip.step * strip.count <= strip.stride

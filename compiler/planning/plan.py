@@ -17,23 +17,30 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """`count` stretches of `length` consecutive tokens: stretch i is `start + i * step .. + length`.
+    """`count` stretches of `length` tokens, `stride` apart: stretch i has `start + i * step + j * stride`, j < length.
 
-    Stretches of queries never overlap; stretches of keys may (`step < length`, even 0).
+    Stretches of queries never share a token; stretches of keys may (`step < length`, even 0).
     """
 
     start: int
     step: int
     count: int
     length: int
+    stride: int = 1
 
     @property
-    def stop(self) -> int:
-        """One past the last token."""
-        return self.start + (self.count - 1) * self.step + self.length
+    def last(self) -> int:
+        """The last token."""
+        return self.start + (self.count - 1) * self.step + (self.length - 1) * self.stride
+
+    def tokens(self, stretch: int) -> range:
+        """The tokens of one stretch."""
+        start = self.start + stretch * self.step
+        return range(start, start + self.length * self.stride, self.stride)
 
     def __str__(self) -> str:
-        one = f"{self.start}..{self.start + self.length}"
+        one = f"{self.start}..{self.start + (self.length - 1) * self.stride + 1}"
+        one = one if self.stride == 1 else f"{one} by {self.stride}"
         return one if self.count == 1 else f"{self.count} × [{one} step {self.step}]"
 
 
@@ -44,7 +51,7 @@ class Piece:
     `mask`: "full" (all pairs), "causal" (row r of a stretch sees columns <= r; queries.length == keys.length),
     "exact" (each stretch's mask is computed when the piece runs), or an index into `Plan.masks`, shared by all
     stretches. `fresh`: no earlier piece of the group has written these rows; otherwise the result is merged by
-    log-sum-exp. Rows of a piece are all fresh or all not.
+    log-sum-exp with what is there, which is nothing in rows that no piece has written.
     """
 
     queries: Strip
@@ -70,7 +77,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class TileCounts:
-    """Tiles of the (head-summed, batch-summed) attention matrix by class, at the plan's tile size."""
+    """Tiles of the (head-summed, batch-summed) attention matrix by class, at the plan's tile size.
+
+    `total` counts dense attention's in natural order, the others those that the plan computes, in the order it takes.
+    """
 
     total: int
     live: int

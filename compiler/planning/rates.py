@@ -34,8 +34,11 @@ def element_rate(dtype: str, rows: int, head_dim: int) -> float:
     return rates[at] * max(head_dim, 16) / 64
 
 
-def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: int) -> float:
-    """Estimated time of one piece for `lanes` (batch × head) problems whose relation has `nodes` nodes."""
+def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: int, copies: int = 1) -> float:
+    """Estimated time of one piece for `lanes` (batch × head) problems whose relation has `nodes` nodes.
+
+    `copies`: the piece stands for so many alike, which are one call if it is a single stretch.
+    """
     work = piece.elements * element_rate(dtype, piece.queries.length, head_dim) * lanes
     if piece.mask not in ("full", "causal"):
         work *= _MASKED.get(dtype, 1.08)
@@ -43,4 +46,4 @@ def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: in
         work += piece.elements * nodes * EVALUATE
     if not piece.fresh:
         work += piece.queries.count * piece.queries.length * head_dim * lanes * MERGE
-    return work + CALL
+    return work * copies + CALL * (copies if piece.queries.count > 1 else 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
 from attnc.compiler.planning import rates
 from attnc.compiler.planning.formulas import closed_cover
-from attnc.compiler.planning.pieces import Cover, cover, dense_cover
+from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
+from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.rewrite import walk
 from attnc.spec.source import Span
@@ -28,7 +30,7 @@ SMALL = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A relation over local rows and keys, and what its pieces will run on."""
+    """A relation over local rows and keys, and what its pieces will run on; `copies`: as many problems alike."""
 
     relation: Index
     n_q: int
@@ -37,6 +39,7 @@ class Problem:
     head_dim: int
     lanes: int
     origins: Mapping[Index, Span]
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,16 @@ def choose(problem: Problem) -> Choice:
         reason = f"{_described(closed, grid)}, by formula"
         return Choice(closed, grid, _cost(problem, closed), "pieces", (reason,))
     tried: list[Choice] = []
+    by_residues = _by_residues(problem)
+    if by_residues is not None:
+        tried.append(by_residues)
+        if _near_bound(problem, tried, 2 * NEAR):  # natural order meets a class in every tile
+            return by_residues
+    return _natural(problem, tried)
+
+
+def _natural(problem: Problem, tried: list[Choice]) -> Choice:
+    """The cheapest of what was tried and of covers in natural order."""
     notes: list[str] = []
     for tile in tile_sizes(problem):
         grid = _grid(problem, tile)
@@ -83,9 +96,44 @@ NEAR = 2.0
 """Within this factor of the time of the visible pairs alone, dense row blocks are not worth costing."""
 
 
-def _near_bound(problem: Problem, tried: list[Choice]) -> bool:
-    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes
-    return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.CALL) for c in tried)
+def _near_bound(problem: Problem, tried: list[Choice], factor: float = NEAR) -> bool:
+    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes * problem.copies
+    return any(c.cover.visible is not None and c.cost <= factor * (c.cover.visible * rate + rates.CALL) for c in tried)
+
+
+def _by_residues(problem: Problem) -> Choice | None:
+    """The relation in parts, those with a congruence by classes of residues; None where there is none."""
+    parts = split(problem.relation)
+    if all(part.congruence is None for part in parts):
+        return None
+    gathered = Gathered()
+    for part in parts:
+        if part.congruence is None:
+            chosen = choose(replace(problem, relation=part.relation))
+            if chosen.schedule != "pieces":
+                return None
+            gathered.add(chosen.cover, lambda piece: piece)
+            continue
+        known: dict[tuple[Index, int, int], Choice] = {}
+        for residue in residues(part, problem.n_q, problem.n_k):
+            key = (residue.relation, residue.n_q, residue.n_k)
+            if key not in known:
+                known[key] = choose(_of_class(problem, residue))
+            if known[key].schedule != "pieces":
+                return None
+            gathered.add(known[key].cover, partial(residue.placed, fresh=len(parts) == 1))
+    found = gathered.cover()
+    if len(found.pieces) > MAX_PIECES:
+        return None
+    tile = tile_sizes(problem)[0]
+    divisors = ", ".join(str(part.congruence.divisor) for part in parts if part.congruence is not None)
+    reason = f"{_described(found, _grid(problem, tile))}; classes of residues modulo {divisors}"
+    return Choice(found, _grid(problem, tile), _cost(problem, found), "pieces", (reason,))
+
+
+def _of_class(problem: Problem, residue: Residue) -> Problem:
+    copies = problem.copies * residue.divisor
+    return replace(problem, relation=residue.relation, n_q=residue.n_q, n_k=residue.n_k, copies=copies)
 
 
 def tile_sizes(problem: Problem) -> tuple[int, ...]:
@@ -145,7 +193,9 @@ def _dense(problem: Problem) -> Choice:
 def _cost(problem: Problem, found: Cover) -> float:
     nodes = sum(1 for _ in walk(problem.relation))
     return sum(
-        rates.piece_cost(p, dtype=problem.dtype, head_dim=problem.head_dim, lanes=problem.lanes, nodes=nodes)
+        rates.piece_cost(
+            p, dtype=problem.dtype, head_dim=problem.head_dim, lanes=problem.lanes, nodes=nodes, copies=problem.copies
+        )
         for p in found.pieces
     )
 

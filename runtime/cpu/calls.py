@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`x` × `y` stretches of `length` tokens, the first at (batch, head, token)."""
+    """`x` × `y` stretches of `length` tokens, `stride` apart, the first at (batch, head, token)."""
 
     batch: int
     head: int
@@ -42,13 +42,15 @@ class Block:
     x: Axis
     y: Axis
     length: int
+    stride: int = 1
 
     def view(self, strides: tuple[int, ...], width: int | None) -> View:
         """The block of a tensor (batch, head, token, width), or (batch, head, token) for width None."""
         b, h, t = strides[:3]
         offset = self.batch * b + self.head * h + self.token * t
         size: tuple[int, ...] = (self.x.size, self.y.size, self.length)
-        stride: tuple[int, ...] = (*(a.batch * b + a.head * h + a.token * t for a in (self.x, self.y)), t)
+        outer = (a.batch * b + a.head * h + a.token * t for a in (self.x, self.y))
+        stride: tuple[int, ...] = (*outer, t * self.stride)
         if width is None:
             return View(size, stride, offset)
         if self.length == 1:  # any stride will do for one token, but the kernel wants one that could be a row's
@@ -133,11 +135,16 @@ def _check(plan: Plan) -> None:
     """A view outside a tensor reads other memory without a word: be sure of the plan once."""
     for piece in (p for group in plan.groups for p in group.pieces if not _is_empty(p)):
         for strip, n in ((piece.queries, plan.n_q), (piece.keys, plan.n_k)):
-            last = strip.start + (strip.count - 1) * strip.step
-            assert min(strip.start, last) >= 0 and max(strip.start, last) + strip.length <= n, f"{strip} of {n} tokens"
+            ends = (strip.start, strip.start + (strip.count - 1) * strip.step)
+            assert min(ends) >= 0 and max(ends) + (strip.length - 1) * strip.stride < n, f"{strip} of {n} tokens"
         assert piece.queries.count == piece.keys.count, piece
-        assert piece.queries.count <= 1 or abs(piece.queries.step) >= piece.queries.length, piece
+        assert _apart(piece.queries.count, abs(piece.queries.step), piece.queries.length, piece.queries.stride), piece
         assert piece.mask != "causal" or piece.queries.length == piece.keys.length, piece
+
+
+def _apart(count: int, step: int, length: int, stride: int) -> bool:
+    """Whether stretches share no token: each ends before the next, or all lie between two tokens of the first."""
+    return count <= 1 or step >= length * stride or 0 < step * count <= stride
 
 
 def _is_empty(piece: Piece) -> bool:
@@ -189,7 +196,8 @@ def _parts(group: Group, piece: Piece) -> Iterator[tuple[Piece, Mask]]:
         rows, row, key = queries.length, queries.start + i * queries.step, keys.start + i * keys.step
         columns = Strip(key, 0, 1, keys.length)
         if piece.mask != "exact":
-            yield replace(piece, queries=Strip(row, 0, 1, rows), keys=columns), piece.mask
+            row_strip = Strip(row, 0, 1, rows, queries.stride)
+            yield replace(piece, queries=row_strip, keys=replace(columns, stride=keys.stride)), piece.mask
             continue
         chunk = max(1, SETTINGS.exact_elements // keys.length)
         for r in range(row, row + rows, chunk):
@@ -222,7 +230,12 @@ def _blocks(piece: Piece, heads: HeadRun, batches: Run, flat: bool) -> Iterator[
 
 def _block(strip: Strip, heads: Run, batches: Run, xy: tuple[Axis, Axis], loop: Axis, i: int) -> Block:
     return Block(
-        batches.start + i * loop.batch, heads.start + i * loop.head, strip.start + i * loop.token, *xy, strip.length
+        batches.start + i * loop.batch,
+        heads.start + i * loop.head,
+        strip.start + i * loop.token,
+        *xy,
+        strip.length,
+        strip.stride,
     )
 
 
@@ -230,17 +243,18 @@ def adds_of(keys: Block) -> tuple[Add, ...]:
     """The parts in which the gradient of `keys` is added: within a part no token is met twice."""
     everything = Add(slice(None), slice(None), keys)
     x = keys.x
-    if x.size == 1 or x.batch or x.head or x.token >= keys.length:
+    if x.batch or x.head or _apart(x.size, x.token, keys.length, keys.stride):
         return (everything,)
     if x.token == 0:
         return (replace(everything, block=replace(keys, x=Axis(1)), over_x=True),)
-    if x.size <= -(-keys.length // x.token):
+    shift, between = divmod(x.token, keys.stride)
+    if between or x.size <= -(-keys.length // shift):
         return tuple(
             Add(slice(i, i + 1), slice(None), replace(keys, token=keys.token + i * x.token, x=Axis(1)))
             for i in range(x.size)
         )
     return tuple(
-        Add(slice(None), slice(c, stop), replace(keys, token=keys.token + c, length=stop - c))
-        for c in range(0, keys.length, x.token)
-        for stop in (min(c + x.token, keys.length),)
+        Add(slice(None), slice(c, stop), replace(keys, token=keys.token + c * keys.stride, length=stop - c))
+        for c in range(0, keys.length, shift)
+        for stop in (min(c + shift, keys.length),)
     )

@@ -40,7 +40,11 @@ def count_plan(plan: Plan, batch: int, head: int, steps: Steps) -> list[Counts]:
 
 def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -> None:
     rows, columns = piece.queries.length, piece.keys.length
+    strided = piece.queries.stride != 1 or piece.keys.stride != 1
     for i in range(piece.queries.count):
+        if strided:
+            _add_strided(tally, plan, piece, i)
+            continue
         q, k = piece.queries.start + i * piece.queries.step, piece.keys.start + i * piece.keys.step
         match piece.mask:
             case "full":
@@ -54,6 +58,21 @@ def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -
                     tally.add_mask(low, k, plan.exact_mask(batch, head, low, high, k, k + columns))
             case int() as index:
                 tally.add_mask(q, k, plan.masks[index])
+
+
+def _add_strided(tally: _Tally, plan: Plan, piece: Piece, i: int) -> None:
+    rows, columns = piece.queries.tokens(i), piece.keys.tokens(i)
+    height = max(1, _BLOCK // max(len(columns), 1))
+    for low in range(0, len(rows), height):
+        part = rows[low : low + height]
+        match piece.mask:
+            case int() as index:
+                mask = plan.masks[index][low : low + height]
+            case "causal":
+                mask = np.tri(len(part), len(columns), low, dtype=np.bool_)
+            case _:
+                mask = np.ones((len(part), len(columns)), dtype=np.bool_)
+        tally.add_scattered(part, columns, mask)
 
 
 class _Tally:
@@ -70,6 +89,14 @@ class _Tally:
         for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
             by_column = np.add.reduceat(mask, _cuts(k, mask.shape[1], k_step), axis=1, dtype=np.int64)
             _add(grid, q // q_step, k // k_step, _by_row(by_column, q, q_step))
+
+    def add_scattered(self, rows: range, columns: range, mask: Mask) -> None:
+        """Pairs of tokens that are not consecutive."""
+        for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
+            q_cells, q_cuts = _cells(rows, q_step)
+            k_cells, k_cuts = _cells(columns, k_step)
+            counts = np.add.reduceat(mask, k_cuts, axis=1, dtype=np.int64)
+            grid[np.ix_(q_cells, k_cells)] += np.add.reduceat(counts, q_cuts, axis=0, dtype=np.int64)
 
     def add_full(self, q: int, k: int, rows: int, columns: int) -> None:
         """A rectangle in which everything is visible."""
@@ -97,6 +124,13 @@ def _add(grid: Counts, row: int, column: int, counts: Counts) -> None:
 
 def _by_row(counts: Counts, q: int, step: int) -> Counts:
     return np.add.reduceat(counts, _cuts(q, len(counts), step), axis=0, dtype=np.int64)
+
+
+def _cells(tokens: range, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cells that tokens lie in, and where each begins among them."""
+    cells = np.arange(tokens.start, tokens.stop, tokens.step, dtype=np.int64) // step
+    cuts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
+    return cells[cuts], cuts
 
 
 def _cuts(start: int, length: int, step: int) -> NDArray[np.int64]:

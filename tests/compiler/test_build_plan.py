@@ -77,7 +77,11 @@ def test_plans(program: Program) -> None:
         raise
     plan = build_plan(relations)
     check_plan(plan, truth)
-    assert plan.tiles.live == plan.tiles.full + plan.tiles.partial <= plan.tiles.total
+    assert plan.tiles.live == plan.tiles.full + plan.tiles.partial
+    in_classes = any(
+        "residues" in reason for reason in plan.reasons
+    )  # small classes may make more tiles than dense has
+    assert in_classes or plan.tiles.live <= plan.tiles.total
     assert str(plan)
 
 

@@ -14,10 +14,9 @@ Exact = Callable[[int, int, int, int], Grid]
 """(first row, end, first key, end) → the relation there."""
 
 
-def stretches(strip: Strip) -> list[tuple[int, int]]:
-    """The stretches, half-open."""
-    starts = [strip.start + i * strip.step for i in range(strip.count)]
-    return [(start, start + strip.length) for start in starts]
+def stretches(strip: Strip) -> list[range]:
+    """The tokens of each stretch."""
+    return [strip.tokens(i) for i in range(strip.count)]
 
 
 def counted(pieces: Iterable[Piece], masks: Sequence[Grid], n_q: int, n_k: int, exact: Exact) -> NDArray[np.int64]:
@@ -28,31 +27,31 @@ def counted(pieces: Iterable[Piece], masks: Sequence[Grid], n_q: int, n_k: int, 
         queries, keys = stretches(piece.queries), stretches(piece.keys)
         assert len(queries) == len(keys) > 0, piece
         rows = np.zeros(n_q, dtype=np.int64)
-        for (q0, q1), (k0, k1) in zip(queries, keys, strict=True):
-            assert 0 <= q0 < q1 <= n_q, piece
-            assert 0 <= k0 < k1 <= n_k, piece
-            rows[q0:q1] += 1
-            times[q0:q1, k0:k1] += _mask(piece, masks, (q0, q1, k0, k1), exact)
+        for q, k in zip(queries, keys, strict=True):
+            assert 0 <= min(q) <= max(q) < n_q, piece
+            assert 0 <= min(k) <= max(k) < n_k, piece
+            rows[list(q)] += 1
+            times[np.ix_(q, k)] += _mask(piece, masks, q, k, exact)
         assert rows.max() == 1, f"stretches of queries overlap: {piece}"
         mine = rows == 1
-        assert not written[mine].any() if piece.fresh else written[mine].all(), f"fresh and merged rows: {piece}"
+        assert not (piece.fresh and written[mine].any()), f"rows written twice: {piece}"
         written |= mine
     return times
 
 
-def _mask(piece: Piece, masks: Sequence[Grid], box: tuple[int, int, int, int], exact: Exact) -> Grid:
-    q0, q1, k0, k1 = box
+def _mask(piece: Piece, masks: Sequence[Grid], q: range, k: range, exact: Exact) -> Grid:
     match piece.mask:
         case "full":
-            return np.ones((q1 - q0, k1 - k0), dtype=np.bool_)
+            return np.ones((len(q), len(k)), dtype=np.bool_)
         case "causal":
-            assert q1 - q0 == k1 - k0, piece
-            return np.tri(q1 - q0, dtype=np.bool_)
+            assert len(q) == len(k), piece
+            return np.tri(len(q), dtype=np.bool_)
         case "exact":
-            return exact(q0, q1, k0, k1)
+            assert q.step == k.step == 1, piece
+            return exact(q.start, q.stop, k.start, k.stop)
         case index:
             mask = masks[index]
-            assert mask.shape == (q1 - q0, k1 - k0), piece
+            assert mask.shape == (len(q), len(k)), piece
             return mask
 
 
@@ -74,8 +73,8 @@ def check_plan(plan: Plan, relation: NDArray[np.bool_]) -> None:
                 check_pieces(group.pieces, plan.masks, relation[batch, head])
                 for piece in group.pieces:
                     if piece.mask == "exact":
-                        (q0, q1), (k0, k1) = stretches(piece.queries)[0], stretches(piece.keys)[0]
-                        part = plan.exact_mask(batch, head, q0, q1, k0, k1)
-                        assert (part == relation[batch, head, q0:q1, k0:k1]).all()
+                        q, k = piece.queries.tokens(0), piece.keys.tokens(0)
+                        part = plan.exact_mask(batch, head, q.start, q.stop, k.start, k.stop)
+                        assert (part == relation[batch, head, q.start : q.stop, k.start : k.stop]).all()
     assert (seen == 1).all(), "every batch entry and head is in one group"
     assert plan.visible in (None, int(relation.sum()))

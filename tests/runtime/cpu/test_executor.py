@@ -230,7 +230,7 @@ def by_batch(shape: Shape) -> Case:
         pieces = []
         for a in range(0, n, b + 5):
             strip = Strip(a, 0, 1, min(b + 5, n - a))
-            relation[b, :, a : strip.stop, a : strip.stop] = delta(strip.length) >= 0
+            relation[b, :, a : strip.last + 1, a : strip.last + 1] = delta(strip.length) >= 0
             pieces.append(Piece(strip, strip, "causal"))
         groups.append(Group((b,), tuple(range(heads)), tuple(pieces)))
     return make_plan(shape, relation, tuple(groups)), relation
