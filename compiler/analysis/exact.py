@@ -189,12 +189,14 @@ class _Evaluator:
 
     def _power(self, node: Arith, base: Array, exponent: Array, alive: Lanes) -> Array:
         self._fault(node, exponent < 0, alive, "a negative exponent")
+        if not self._wide:  # no power passes 64 bits here, in any lane
+            return np.asarray(np.power(base, np.maximum(exponent, 0)), dtype=np.int64)
         huge = (exponent > 63) & (np.abs(base) > 1)
         self._fault(node, huge, alive, "a number past 64 bits")
         calm = np.where((exponent < 0) | huge, 0, exponent)
         calm = np.where(exponent > 64, 64 + exponent % 2, calm)  # of 0, 1 and -1 only the parity matters
         value = np.power(base.astype(object), np.where(huge, 0, calm).astype(object))
-        return self._in_word(node, value, alive).astype(self._dtype) if self._wide else _narrow(value)
+        return self._in_word(node, value, alive).astype(self._dtype)
 
     # --- aggregates and reads ---
 
@@ -273,12 +275,6 @@ class _Evaluator:
         row, column = (int(i) for i in np.argwhere(full)[0])
         q, k = self._places["q"][row, 0], self._places["k"][0, column]
         raise EvaluationError("A901", f"{what}, at query row {q} and key {k}", self._origins.get(node))
-
-
-def _narrow(value: Array) -> Array:
-    """Python integers as int64; lanes nobody asks for may hold anything."""
-    inside = (value >= -WORD) & (value < WORD)
-    return np.where(np.asarray(inside, dtype=np.bool_), value, 0).astype(np.int64)
 
 
 def _bitlen(n: Array) -> Array:

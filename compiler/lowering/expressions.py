@@ -413,8 +413,8 @@ def _function(op: str, operands: tuple[Number, ...], span: Span) -> Number:
             return exact.ceil(a)
         case "power_of_two", (a,):
             n = exact.floor(a)
-            one_bit = fold.zero(fold.function("bitand", n, fold.add(n, fold.const(-1))))
-            return fold.conjunction(fold.less(fold.const(0), n), one_bit)
+            highest_bit = fold.power(fold.const(2), fold.add(fold.function("bitlen", n), fold.const(-1)))
+            return fold.conjunction(fold.less(fold.const(0), n), fold.equal(n, highest_bit))
         case (("isqrt" | "bitlen" | "bitand" | "bitor" | "xor"), _):
             return fold.function(op, *(exact.floor(a) for a in operands))
         case _:

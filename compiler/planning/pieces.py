@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from attnc.compiler.analysis.hashing import Hash, combine, mix
 from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import Mask, Piece, Strip
 from attnc.compiler.planning.runs import (
+    Int64,
     Resolved,
-    Run,
+    Runs,
     TooManyClassesError,
     find_runs,
     is_diagonal,
@@ -45,11 +47,12 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
     Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
     """
     resolved = resolve(relation, find_live_tiles(relation, grid), origins)
-    steps, rest = staircases(find_runs(resolved.tiles), resolved)
+    runs = find_runs(resolved.tiles)
+    groups, rest = staircases(runs, resolved)
     builder = _Builder(grid, resolved)
-    for group in steps:
-        builder.add_staircase(group)
-    builder.add_runs(split_runs(rest))
+    for group in groups:
+        builder.add_staircase(runs, group)
+    builder.add_runs(split_runs(runs.take(rest)))
     tiles = resolved.tiles
     return Cover(builder.ordered(), tuple(builder.masks), tiles.full, tiles.partial, resolved.visible)
 
@@ -92,61 +95,70 @@ class _Shape:
 
 
 class _Builder:
-    """Collects pieces; `_placed` counts the runs of each tile row that are in one."""
+    """Collects pieces; `_written` marks the tile rows that have one."""
 
     def __init__(self, grid: Grid, resolved: Resolved) -> None:
         self.masks: list[Mask] = []
         self._grid = grid
         self._resolved = resolved
         self._pieces: list[Piece] = []
-        self._placed: dict[int, int] = {}
+        self._written = np.zeros(grid.rows, dtype=np.bool_)
 
     def ordered(self) -> tuple[Piece, ...]:
         """The pieces, in the order in which they must run."""
         return join_pieces(self._pieces)
 
-    def add_staircase(self, group: list[Run]) -> None:
+    def add_staircase(self, runs: Runs, group: Int64) -> None:
         """A triangle on the diagonal, and the rectangle before it."""
         first, last = group[0], group[-1]
-        start, _ = self._grid.row_range(first.row)
-        _, stop = self._grid.row_range(last.row)
-        corner, _ = self._grid.key_range(first.end - 1)
+        start, _ = self._grid.row_range(int(runs.row[first]))
+        _, stop = self._grid.row_range(int(runs.row[last]))
+        corner, _ = self._grid.key_range(int(runs.end[first]) - 1)
         rows = Strip(start, 0, 1, stop - start)
         self._pieces.append(Piece(rows, Strip(corner, 0, 1, stop - start), "causal"))
-        left, _ = self._grid.key_range(first.column)
+        left, _ = self._grid.key_range(int(runs.column[first]))
         if left < corner:
             self._pieces.append(Piece(rows, Strip(left, 0, 1, corner - left), "full", fresh=False))
-        self._placed.update((run.row, 1) for run in group)
+        self._written[runs.row[group]] = True
 
-    def add_runs(self, runs: list[Run]) -> None:
+    def add_runs(self, runs: Runs) -> None:
         """All other runs; the first of a row writes it, later ones merge. A bucket has one run a row at most."""
-        buckets: dict[tuple[int, tuple[int, int, int], int], list[Run]] = {}
-        for run in runs:
-            before = self._placed.get(run.row, 0)
-            self._placed[run.row] = before + 1
-            buckets.setdefault((run.signature, self._extents(run), before), []).append(run)
-        shapes: dict[tuple[int, tuple[int, int, int]], _Shape] = {}
-        for (signature, extents, before), members in buckets.items():
-            if (signature, extents) not in shapes:
-                shapes[signature, extents] = self._shape(members[0])
-            for group in _even_steps(members, self._grid):
-                self._pieces.append(replace(self._piece(group, shapes[signature, extents]), fresh=before == 0))
+        row = runs.row
+        before = np.arange(len(row)) - np.searchsorted(row, row) + self._written[row]
+        shape = combine(runs.signature, *map(mix, self._extents(runs)))
+        bucket = _by_first_use(combine(shape, mix(before)))
+        order = np.lexsort((row, bucket))
+        keys = self._key_starts(runs.column)
+        shapes: dict[int, _Shape] = {}
+        for group in _even_steps(bucket[order], row[order], keys[order]):
+            members = order[group]
+            one = int(members[0])
+            if int(shape[one]) not in shapes:
+                shapes[int(shape[one])] = self._shape(runs, one)
+            piece = self._piece(row[members], keys[members], shapes[int(shape[one])])
+            self._pieces.append(replace(piece, fresh=bool(before[one] == 0)))
 
-    def _extents(self, run: Run) -> tuple[int, int, int]:
+    def _key_starts(self, column: Int64) -> Int64:
+        return np.maximum(self._grid.k_origin + column * self._grid.k_tile, 0)
+
+    def _extents(self, runs: Runs) -> tuple[Int64, Int64, Int64]:
         """Height, and widths of the first and last tile: the edges of the matrix clip them."""
-        rows, first, last = (
-            self._grid.row_range(run.row),
-            self._grid.key_range(run.column),
-            self._grid.key_range(run.end - 1),
-        )
-        return rows[1] - rows[0], first[1] - first[0], last[1] - last[0]
+        grid = self._grid
+        start = runs.row * grid.q_tile
+        height = np.minimum(start + grid.q_tile, grid.n_q) - start
+        widths = []
+        for column in (runs.column, runs.end - 1):
+            stop = np.minimum(grid.k_origin + (column + 1) * grid.k_tile, grid.n_k)
+            widths.append(stop - self._key_starts(column))
+        return height, widths[0], widths[1]
 
-    def _shape(self, run: Run) -> _Shape:
-        low, _ = self._grid.key_range(run.column)
-        _, high = self._grid.key_range(run.end - 1)
-        if run.is_full:
+    def _shape(self, runs: Runs, i: int) -> _Shape:
+        parts = runs.parts(i)
+        if all(kind == 0 for _, _, kind in parts):
+            low, _ = self._grid.key_range(parts[0][0])
+            _, high = self._grid.key_range(parts[-1][0] + parts[-1][1] - 1)
             return _Shape("full", 0, high - low)
-        mask = run_mask(run, self._resolved)
+        mask = run_mask(runs, i, self._resolved)
         seen = np.flatnonzero(mask.any(axis=0))
         left, right = int(seen[0]), int(seen[-1]) + 1
         mask = mask[:, left:right]
@@ -165,38 +177,37 @@ class _Builder:
         self.masks.append(mask)
         return len(self.masks) - 1
 
-    def _piece(self, group: list[Run], shape: _Shape) -> Piece:
-        starts = [self._grid.row_range(run.row)[0] for run in group]
-        keys = [self._grid.key_range(run.column)[0] + shape.left for run in group]
-        height = self._grid.row_range(group[0].row)[1] - starts[0]
-        q_step = starts[1] - starts[0] if len(group) > 1 else 0
-        k_step = keys[1] - keys[0] if len(group) > 1 else 0
+    def _piece(self, rows: Int64, keys: Int64, shape: _Shape) -> Piece:
+        start, stop = self._grid.row_range(int(rows[0]))
+        key = int(keys[0]) + shape.left
+        q_step, k_step = 0, 0
+        if len(rows) > 1:
+            q_step, k_step = int(rows[1] - rows[0]) * self._grid.q_tile, int(keys[1] - keys[0])
+        height = stop - start
         if shape.mask == "full" and k_step == 0 and q_step in (0, height):
-            rows = Strip(starts[0], 0, 1, height * len(group))
-            return Piece(rows, Strip(keys[0], 0, 1, shape.width), "full")
-        queries = Strip(starts[0], q_step, len(group), height)
-        return Piece(queries, Strip(keys[0], k_step, len(group), shape.width), shape.mask)
+            return Piece(Strip(start, 0, 1, height * len(rows)), Strip(key, 0, 1, shape.width), "full")
+        queries = Strip(start, q_step, len(rows), height)
+        return Piece(queries, Strip(key, k_step, len(rows), shape.width), shape.mask)
 
 
-def _even_steps(runs: Iterable[Run], grid: Grid) -> list[list[Run]]:
-    """Cut a list of equal runs into stretches whose rows and keys advance by constant steps."""
-    groups: list[list[Run]] = []
-    for run in runs:
-        if groups and _continues(groups[-1], run, grid):
-            groups[-1].append(run)
-        else:
-            groups.append([run])
-    return groups
+def _by_first_use(names: Hash) -> Int64:
+    """Equal names as equal numbers, in the order in which they first occur."""
+    _, first, number = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
 
 
-def _continues(group: list[Run], run: Run, grid: Grid) -> bool:
-    last = group[-1]
-    rows, keys = run.row - last.row, grid.key_range(run.column)[0] - grid.key_range(last.column)[0]
-    if len(group) == 1:
-        return keys >= 0
-    before = group[-2]
-    key_step = grid.key_range(last.column)[0] - grid.key_range(before.column)[0]
-    return rows == last.row - before.row and keys == key_step
+def _even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
+    """Stretches of entries of one bucket whose rows and keys advance by constant steps, keys not backwards."""
+    rows, keys = np.diff(row), np.diff(key)
+    joins = (bucket[1:] == bucket[:-1]) & (keys >= 0)
+    same = joins[1:] & joins[:-1] & (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
+    ends = np.flatnonzero(np.append(~same, True)) + 1  # the entry at which each stretch of equal steps ends
+    end_of = ends[np.searchsorted(ends, np.arange(1, len(joins) + 1))] if len(joins) else ends
+    at = 0
+    while at < len(row):
+        stop = int(end_of[at]) + 1 if at < len(joins) and joins[at] else at + 1
+        yield slice(at, stop)
+        at = stop
 
 
 def dense_cover(grid: Grid, tiles: LiveTiles | None) -> Cover:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.hashing import combine, mix
+from attnc.compiler.analysis.hashing import Hash, combine, mix
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import LiveTiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import Mask
 from attnc.spec.source import Span
+
+Int64 = NDArray[np.int64]
 
 MAX_CLASS_ELEMENTS = 1 << 25
 """Mask elements evaluated at most to resolve the classes of partial tiles."""
@@ -25,37 +27,52 @@ class TooManyClassesError(Exception):
     """The partial tiles are mostly unlike each other: shared masks do not describe the relation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Adjacent tiles of one class in a run: first column, number of columns, class (0: full)."""
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Stretches of adjacent live tiles, one an entry, by row and column.
 
-    column: int
-    count: int
-    kind: int
+    Run i is made of the entries `first[i] ..= last[i]` of `tiles`. Equal signatures mean equal masks relative to the
+    run's start, where the edges of the matrix clip alike.
+    """
 
+    tiles: LiveTiles
+    first: Int64
+    last: Int64
+    signature: Hash
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Adjacent live tiles of one tile row. Equal signatures mean equal masks relative to the run's start."""
+    def __len__(self) -> int:
+        return len(self.first)
 
-    row: int
-    parts: tuple[Part, ...]
-    signature: int
+    @cached_property
+    def row(self) -> Int64:
+        """Tile row."""
+        return self.tiles.row[self.first]
 
-    @property
-    def column(self) -> int:
+    @cached_property
+    def column(self) -> Int64:
         """First column."""
-        return self.parts[0].column
+        return self.tiles.column[self.first]
 
-    @property
-    def end(self) -> int:
+    @cached_property
+    def end(self) -> Int64:
         """One past the last column."""
-        return self.parts[-1].column + self.parts[-1].count
+        return self.tiles.column[self.last] + self.tiles.count[self.last]
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every tile is full."""
-        return len(self.parts) == 1 and self.parts[0].kind == 0
+    @cached_property
+    def partial(self) -> Int64:
+        """Number of partial tiles."""
+        before = np.cumsum(self.tiles.kind != 0)
+        return np.asarray(before[self.last] - before[self.first] + (self.tiles.kind[self.first] != 0))
+
+    def take(self, which: NDArray[np.bool_]) -> Runs:
+        """Some of the runs."""
+        return Runs(self.tiles, self.first[which], self.last[which], self.signature[which])
+
+    def parts(self, i: int) -> list[tuple[int, int, int]]:
+        """First column, number of columns and class (0: full) of each stretch of run i."""
+        at = slice(self.first[i], self.last[i] + 1)
+        columns = (self.tiles.column[at], self.tiles.count[at], self.tiles.kind[at])
+        return list(zip(*(c.tolist() for c in columns), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,56 +127,46 @@ def _reclassified(tiles: LiveTiles, full: list[np.uint64], empty: list[np.uint64
     return LiveTiles(tiles.grid, tiles.row[keep], tiles.column[keep], tiles.count[keep], kind[keep])
 
 
-def find_runs(tiles: LiveTiles) -> list[Run]:
-    """The runs of every tile row, by row and column."""
-    if not len(tiles.row):
-        return []
-    row, column, count, kind = _merged(tiles)
-    end = column + count
-    starts_run = np.ones(len(row), dtype=np.bool_)
-    starts_run[1:] = (row[1:] != row[:-1]) | (column[1:] != end[:-1])
-    first = np.flatnonzero(starts_run)
-    origin = np.repeat(column[first], np.diff(np.append(first, len(row))))
-    signature = np.add.reduceat(combine(kind, mix(column - origin), mix(count)), first)
-    parts = [Part(*p) for p in zip(column.tolist(), count.tolist(), kind.tolist(), strict=True)]
-    bounds = [*first.tolist(), len(row)]
-    return [Run(int(row[a]), tuple(parts[a:b]), int(signature[i])) for i, (a, b) in enumerate(pairwise(bounds))]
+def find_runs(tiles: LiveTiles) -> Runs:
+    """The runs of every tile row."""
+    entries = _merged(tiles)
+    starts = np.ones(len(entries.row), dtype=np.bool_)
+    ends = entries.column + entries.count
+    starts[1:] = (entries.row[1:] != entries.row[:-1]) | (entries.column[1:] != ends[:-1])
+    return _runs(entries, starts)
 
 
-Columns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]
-
-
-def _merged(tiles: LiveTiles) -> Columns:
+def _merged(tiles: LiveTiles) -> LiveTiles:
     """Entries with adjacent full stretches joined, so that equal rows read equal."""
     row, column, count, kind = tiles.row, tiles.column, tiles.count, tiles.kind
     starts = np.ones(len(row), dtype=np.bool_)
     adjacent = (row[1:] == row[:-1]) & (column[1:] == column[:-1] + count[:-1])
     starts[1:] = ~(adjacent & (kind[1:] == 0) & (kind[:-1] == 0))
     first = np.flatnonzero(starts)
-    return row[first], column[first], np.add.reduceat(count, first), kind[first]
+    total = np.add.reduceat(count, first) if len(first) else count
+    return LiveTiles(tiles.grid, row[first], column[first], total, kind[first])
 
 
-def run_mask(run: Run, resolved: Resolved) -> Mask:
+def _runs(entries: LiveTiles, starts: NDArray[np.bool_]) -> Runs:
+    """Runs that begin at the marked entries."""
+    first = np.flatnonzero(starts)
+    last = np.append(first[1:], len(starts)) - 1
+    if not len(first):
+        return Runs(entries, first, first, entries.kind)
+    origin = np.repeat(entries.column[first], last - first + 1)
+    own = combine(entries.kind, mix(entries.column - origin), mix(entries.count))
+    return Runs(entries, first, last, np.add.reduceat(own, first))
+
+
+def run_mask(runs: Runs, i: int, resolved: Resolved) -> Mask:
     """The mask of a run over its rows and keys, put together from its classes."""
     grid = resolved.tiles.grid
-    start, stop = grid.row_range(run.row)
+    start, stop = grid.row_range(int(runs.tiles.row[runs.first[i]]))
     columns = []
-    for part in run.parts:
-        low, _ = grid.key_range(part.column)
-        _, high = grid.key_range(part.column + part.count - 1)
-        columns.append(resolved.masks[part.kind] if part.kind else np.ones((stop - start, high - low), dtype=np.bool_))
+    for column, count, kind in runs.parts(i):
+        width = grid.key_range(column + count - 1)[1] - grid.key_range(column)[0]
+        columns.append(resolved.masks[kind] if kind else np.ones((stop - start, width), dtype=np.bool_))
     return np.concatenate(columns, axis=1)
-
-
-def split_runs(runs: list[Run]) -> list[Run]:
-    """Runs of a signature that few rows share are cut around long full stretches, whose parts then may be shared."""
-    members: dict[int, int] = {}
-    for run in runs:
-        members[run.signature] = members.get(run.signature, 0) + 1
-    result: list[Run] = []
-    for run in runs:
-        result.extend(_cut(run) if members[run.signature] < SHARED and _long_full(run) else (run,))
-    return result
 
 
 SHARED = 4
@@ -167,24 +174,21 @@ LONG_FULL = 4
 """A full stretch of at least this many tiles, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
 
 
-def _long_full(run: Run) -> bool:
-    return len(run.parts) > 1 and any(p.kind == 0 and p.count >= LONG_FULL for p in run.parts)
-
-
-def _cut(run: Run) -> list[Run]:
-    pieces: list[list[Part]] = [[]]
-    for part in run.parts:
-        if part.kind == 0 and part.count >= LONG_FULL:
-            pieces.extend([[part], []])
-        else:
-            pieces[-1].append(part)
-    return [_signed(run.row, tuple(parts)) for parts in pieces if parts]
-
-
-def _signed(row: int, parts: tuple[Part, ...]) -> Run:
-    origin = parts[0].column
-    signature = hash(tuple((p.column - origin, p.count, p.kind) for p in parts))
-    return Run(row, parts, signature)
+def split_runs(runs: Runs) -> Runs:
+    """Runs of a signature that few rows share are cut around long full stretches, whose parts then may be shared."""
+    if not len(runs):
+        return runs
+    _, group, members = np.unique(runs.signature, return_inverse=True, return_counts=True)
+    length = runs.last - runs.first + 1
+    rare = np.repeat((members[group] < SHARED) & (length > 1), length)
+    inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    at = np.repeat(runs.first, length) + inside
+    tiles = runs.tiles
+    entries = LiveTiles(tiles.grid, tiles.row[at], tiles.column[at], tiles.count[at], tiles.kind[at])
+    long_full = rare & (entries.kind == 0) & (entries.count >= LONG_FULL)
+    starts = (inside == 0) | long_full
+    starts[1:] |= long_full[:-1]
+    return _runs(entries, starts)
 
 
 def is_diagonal(mask: Mask) -> bool:
@@ -193,25 +197,20 @@ def is_diagonal(mask: Mask) -> bool:
     return rows == columns and bool(np.array_equal(mask, np.tri(rows, dtype=np.bool_)))
 
 
-def staircases(runs: list[Run], resolved: Resolved) -> tuple[list[list[Run]], list[Run]]:
-    """Groups of runs in adjacent rows, full from one column to the diagonal tile that ends them; and the rest."""
-    diagonal = {kind for kind, mask in resolved.masks.items() if is_diagonal(mask)}
-    groups: list[list[Run]] = []
-    rest: list[Run] = []
-    for run in runs:
-        again = bool(groups) and groups[-1][-1].row == run.row  # a row is written once
-        if again or not _is_step(run, diagonal):
-            rest.append(run)
-        elif groups and _follows(groups[-1][-1], run):
-            groups[-1].append(run)
-        else:
-            groups.append([run])
+def staircases(runs: Runs, resolved: Resolved) -> tuple[list[Int64], NDArray[np.bool_]]:
+    """Groups of runs (by number) in adjacent rows, full from one column to the diagonal tile that ends them.
+
+    A group has two rows or more, a row is in one group at most. Also, for every run, whether it is in none.
+    """
+    diagonal = [kind for kind, mask in resolved.masks.items() if is_diagonal(mask)]
+    ends_diagonal = np.isin(runs.tiles.kind[runs.last], np.array(diagonal, dtype=np.uint64))
+    steps = np.flatnonzero((runs.partial == 1) & ends_diagonal) if len(runs) else runs.first
+    row = runs.row[steps]
+    steps = steps[np.append(True, row[1:] != row[:-1])[: len(steps)]]
+    row, column, end = runs.row[steps], runs.column[steps], runs.end[steps]
+    follows = (row[1:] == row[:-1] + 1) & (column[1:] == column[:-1]) & (end[1:] == end[:-1] + 1)
+    groups = [group for group in np.split(steps, np.flatnonzero(~follows) + 1) if len(group) > 1]
+    rest = np.ones(len(runs), dtype=np.bool_)
+    for group in groups:
+        rest[group] = False
     return groups, rest
-
-
-def _is_step(run: Run, diagonal: set[int]) -> bool:
-    return run.parts[-1].kind in diagonal and all(p.kind == 0 for p in run.parts[:-1])
-
-
-def _follows(previous: Run, run: Run) -> bool:
-    return run.row == previous.row + 1 and run.column == previous.column and run.end == previous.end + 1

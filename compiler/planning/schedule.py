@@ -24,6 +24,9 @@ EXACT_ROWS = 512
 EXACT_ELEMENTS = 1 << 23
 """A dense row block has at most this many mask elements."""
 
+LARGE = 1 << 28
+"""Past this many pairs, the first tile size that gives a cover is taken."""
+
 SMALL = 1 << 18
 """At most this many pairs, one masked call may be the best plan."""
 
@@ -65,7 +68,7 @@ def choose(problem: Problem) -> Choice:
     by_residues = _by_residues(problem)
     if by_residues is not None:
         tried.append(by_residues)
-        if _near_bound(problem, tried, 2 * NEAR):  # natural order meets a class in every tile
+        if _near_bound(problem, tried):  # natural order would meet a class in every tile
             return by_residues
     return _natural(problem, tried)
 
@@ -74,6 +77,8 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     """The cheapest of what was tried and of covers in natural order."""
     notes: list[str] = []
     for tile in tile_sizes(problem):
+        if tried and problem.n_q * problem.n_k > LARGE:
+            break
         grid = _grid(problem, tile)
         try:
             found = cover(problem.relation, grid, problem.origins)
@@ -85,20 +90,27 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
             continue
         tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
     fallback = None if tried else "; ".join(notes)
-    if not _near_bound(problem, tried):
+    if not _beats_dense(problem, tried):
         tried.append(_dense(problem))
     best = min(tried, key=lambda choice: choice.cost)
     others = tuple(_compared(other, best) for other in tried if other is not best)
     return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
 
 
-NEAR = 2.0
-"""Within this factor of the time of the visible pairs alone, dense row blocks are not worth costing."""
+NEAR = 4.0
+"""Classes of residues within this factor of the time of the visible pairs alone are taken without a second look."""
 
 
-def _near_bound(problem: Problem, tried: list[Choice], factor: float = NEAR) -> bool:
+def _beats_dense(problem: Problem, tried: list[Choice]) -> bool:
+    """Whether a cover costs less than dense row blocks with a mask evaluated for the visible pairs alone."""
+    nodes = sum(1 for _ in walk(problem.relation))
+    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes + nodes * rates.EVALUATE
+    return any(c.cover.visible is not None and c.cost <= c.cover.visible * rate * problem.copies for c in tried)
+
+
+def _near_bound(problem: Problem, tried: list[Choice]) -> bool:
     rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes * problem.copies
-    return any(c.cover.visible is not None and c.cost <= factor * (c.cover.visible * rate + rates.CALL) for c in tried)
+    return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.CALL) for c in tried)
 
 
 def _by_residues(problem: Problem) -> Choice | None:
@@ -137,16 +149,12 @@ def _of_class(problem: Problem, residue: Residue) -> Problem:
 
 
 def tile_sizes(problem: Problem) -> tuple[int, ...]:
-    """Row tiles to try: what the kernel likes, one whole tile for small problems, and the relation's own blocks."""
+    """Row tiles to try: the relation's own blocks, what the kernel likes, and one whole tile for small problems."""
     liked = (256, 128) if problem.dtype in ("bfloat16", "float16") else (128, 64)
-    sizes = list(liked)
-    if problem.n_q * problem.n_k <= SMALL:
-        sizes.append(max(problem.n_q, problem.n_k, 1))
-    for block in sorted(_blocks(problem.relation)):
-        multiple = block * max(1, liked[0] // block)
-        if multiple <= 2048 and multiple not in sizes:
-            sizes.append(multiple)
-    return tuple(sizes[:5])
+    multiples = [block * max(1, liked[0] // block) for block in sorted(_blocks(problem.relation))]
+    whole = [max(problem.n_q, problem.n_k, 1)] if problem.n_q * problem.n_k <= SMALL else []
+    own = [multiple for multiple in multiples if multiple <= 2048][:2]
+    return tuple(dict.fromkeys([*own, *liked, *whole]))
 
 
 def _blocks(relation: Index) -> set[int]:

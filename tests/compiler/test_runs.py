@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -15,7 +13,7 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.tiles import Grid, find_live_tiles
 from attnc.compiler.planning import runs
 from attnc.compiler.planning.runs import (
-    Run,
+    Runs,
     TooManyClassesError,
     find_runs,
     is_diagonal,
@@ -42,21 +40,22 @@ def test_runs(tree: Tree, n_q: int, n_k: int, tile: int, shift: int) -> None:
     found = find_runs(resolved.tiles)
     for group in (found, split_runs(found)):
         rebuilt = np.zeros_like(mask)
-        for run in group:
-            box = _box(run, grid)
+        for i in range(len(group)):
+            box = _box(group, i, grid)
             assert not rebuilt[box].any()
-            rebuilt[box] = run_mask(run, resolved)
+            rebuilt[box] = run_mask(group, i, resolved)
             assert rebuilt[box].any()
         assert (rebuilt == mask).all()
-    assert all(a.row < b.row or a.end < b.column for a, b in pairwise(found))
+    assert ((found.row[:-1] < found.row[1:]) | (found.end[:-1] < found.column[1:])).all()
     steps, rest = staircases(found, resolved)
-    assert sorted([r for g in steps for r in g] + rest, key=lambda r: (r.row, r.column)) == found
-    rows = [run.row for group in steps for run in group]
-    assert len(set(rows)) == len(rows)
+    members = [i for group in steps for i in group.tolist()]
+    assert sorted([*members, *np.flatnonzero(rest).tolist()]) == list(range(len(found)))
+    assert len(set(found.row[members].tolist())) == len(members)
 
 
-def _box(run: Run, grid: Grid) -> tuple[slice, slice]:
-    return slice(*grid.row_range(run.row)), slice(grid.key_range(run.column)[0], grid.key_range(run.end - 1)[1])
+def _box(group: Runs, i: int, grid: Grid) -> tuple[slice, slice]:
+    keys = grid.key_range(int(group.column[i]))[0], grid.key_range(int(group.end[i]) - 1)[1]
+    return slice(*grid.row_range(int(group.row[i]))), slice(*keys)
 
 
 def test_diagonals() -> None:
