@@ -1,37 +1,51 @@
-"""Benchmarks of this machine: `python benchmarks/run.py cpu`. Results go to benchmarks/results/*.json."""
+"""Benchmarks of this machine: `python benchmarks/run.py {cpu|plan}`. Results go to benchmarks/results/*.json."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 
 import timing
 import torch
+
+Row = dict[str, object]
 
 
 def main() -> int:
     """Run a suite and print its rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", choices=["cpu"])
-    parser.add_argument("--len", dest="lengths", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("suite", choices=["cpu", "plan"])
+    parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--name", default=None, help="name of the result file (the suite's)")
     options = parser.parse_args()
-    from cpu import rows
-
     facts = timing.header()
-    done: list[dict[str, object]] = []
-    for row in rows(options.lengths, options.head_dim, [getattr(torch, d) for d in options.dtype], options.rounds):
+    rows, line = _suite(options)
+    done: list[Row] = []
+    for row in rows:
         done.append(row)
-        print(_line(row), flush=True)
+        print(line(row), flush=True)
         timing.save(options.name or options.suite, done, facts)  # what is done is kept, wherever the run ends
     print("written to", timing.RESULTS, file=sys.stderr)
     return 0
 
 
-def _line(row: dict[str, object]) -> str:
+def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], str]]:
+    """Rows and their printer; a suite is imported when it runs."""
+    if options.suite == "plan":
+        import plan
+
+        return plan.rows(options.lengths or [1 << 20], options.rounds), plan.line
+    import cpu
+
+    dtypes = [getattr(torch, name) for name in options.dtype]
+    return cpu.rows(options.lengths or [1024, 4096, 16384], options.head_dim, dtypes, options.rounds), _cpu_line
+
+
+def _cpu_line(row: Row) -> str:
     ratios = "  ".join(
         f"{key.removesuffix('_over_attnc')} {value:.2f}×" for key, value in row.items() if "_over_" in key
     )

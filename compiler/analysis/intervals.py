@@ -74,15 +74,15 @@ class Truths:
     key: Hash
 
 
-def classify(relation: Index, boxes: Boxes) -> Truths:
-    """State and class key of a specialised relation on each box."""
-    return Analysis(boxes).truth(relation)
+def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
+    """State and class key of a specialised relation on each box; without keys where they are not `keyed`."""
+    return Analysis(boxes, keyed=keyed).truth(relation)
 
 
 def fits_word(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool:
     """Whether no step of evaluating the relation on a rectangle can pass 64 bits, guarded or not."""
     ends = (rows[0], max(rows[1] - 1, rows[0]), keys[0], max(keys[1] - 1, keys[0]))
-    analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)))
+    analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False)
     analysis.truth(relation)
     return not analysis.saturated
 
@@ -94,18 +94,24 @@ _FALSE_KEY = constant_hash("false")
 class Analysis:
     """One pass over a relation for one set of boxes; nodes are visited once."""
 
-    def __init__(self, boxes: Boxes) -> None:
+    def __init__(self, boxes: Boxes, *, keyed: bool = True) -> None:
         self.saturated = False
+        self._keyed = keyed
         self._places = {
-            "q": _leaf("q", boxes.q_low, boxes.q_high),
-            "k": _leaf("k", boxes.k_low, boxes.k_high),
+            "q": self._leaf("q", boxes.q_low, boxes.q_high),
+            "k": self._leaf("k", boxes.k_low, boxes.k_high),
         }
-        self._here = combine(
-            constant_hash("here"), mix(boxes.q_low), mix(boxes.q_high), mix(boxes.k_low), mix(boxes.k_high)
-        )
+        self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high)
         self._variables: dict[Var, Ints] = {}
         self._ints: dict[Index, Ints] = {}
         self._truths: dict[Index, Truths] = {}
+
+    def _name(self, *parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
+        """A hash of names, constants, shapes and offsets; nothing where keys are not wanted."""
+        return combine(*map(_hashed, parts)) if self._keyed else _ZERO
+
+    def _leaf(self, name: str, low: Int64, high: Int64) -> Ints:
+        return Ints(low, high, np.where(low == high, _ZERO, self._name(name, high - low)), low)
 
     # --- truth values ---
 
@@ -123,13 +129,13 @@ class Analysis:
                 return self._junction(node)
             case Not():
                 inner = self.truth(node.operand)
-                return _decided(-inner.state, combine(constant_hash("not"), inner.key))
+                return _decided(-inner.state, self._name("not", inner.key))
             case Choice():
                 return self._truth_choice(node)
             case DataRead():
                 value = self._read(node)
                 state = np.where(value.low > 0, TRUE, np.where(value.high <= 0, FALSE, UNKNOWN)).astype(np.int8)
-                return _decided(state, combine(value.shape, mix(value.offset)))
+                return _decided(state, self._name(value.shape, value.offset))
             case Reduce():
                 return self._quantified(node)
             case _:
@@ -143,15 +149,15 @@ class Analysis:
             true = (value.low == 0) & (value.high == 0)
             false = (value.low > 0) | (value.high < 0)
         state = np.where(true, TRUE, np.where(false, FALSE, UNKNOWN)).astype(np.int8)
-        return _decided(state, combine(constant_hash(node.op), value.shape, mix(value.offset)))
+        return _decided(state, self._name(node.op, value.shape, value.offset))
 
     def _junction(self, node: Bool) -> Truths:
         operands = [self.truth(operand) for operand in node.operands]
         strong, weak = (np.minimum, TRUE) if node.op == "and" else (np.maximum, FALSE)
         state = accumulate(strong, (o.state for o in operands))
-        key = constant_hash(node.op)
+        key = self._name(node.op)
         for operand in operands:
-            key = np.where(operand.state == weak, key, combine(key, operand.key))
+            key = np.where(operand.state == weak, key, self._name(key, operand.key))
         return _decided(state, key)
 
     def _truth_choice(self, node: Choice) -> Truths:
@@ -162,7 +168,7 @@ class Analysis:
             condition.state,
             then.key,
             otherwise.key,
-            combine(constant_hash("if"), condition.key, then.key, otherwise.key),
+            self._name("if", condition.key, then.key, otherwise.key),
         )
         return _decided(state, key)
 
@@ -214,7 +220,7 @@ class Analysis:
                 table = np.array(node.values, dtype=object)
                 low, high = int(table.min()), int(table.max())
                 index = self.integer(node.index)
-                return self._opaque("table", low, high, constant_hash(node.values), index)
+                return self._opaque("table", low, high, self._name(node.values), index)
             case DataRead():
                 return self._read(node)
             case Choice():
@@ -242,9 +248,14 @@ class Analysis:
     def _scaled(self, a: Ints, factor: int) -> Ints:
         if factor == 1:
             return a
-        low, high = self._product_bounds(a, self._constant(factor))
-        shape = np.where(a.shape == _ZERO, _ZERO, combine(constant_hash("times"), a.shape, constant_hash(factor)))
+        low, high = self._scaled_bounds(a, factor)
+        shape = np.where(a.shape == _ZERO, _ZERO, self._name("times", a.shape, factor))
         return self._known(Ints(low, high, shape, _wrapped_product(a.offset, factor)))
+
+    def _scaled_bounds(self, a: Ints, factor: int) -> tuple[Int64, Int64]:
+        if abs(factor) >= LIMIT or max(_largest(a.low), _largest(a.high)) * abs(factor) >= LIMIT:
+            return self._product_bounds(a, self._constant(factor))
+        return (a.low * factor, a.high * factor) if factor > 0 else (a.high * factor, a.low * factor)
 
     def _product_bounds(self, a: Ints, b: Ints) -> tuple[Int64, Int64]:
         products = [self._product(x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
@@ -298,7 +309,7 @@ class Analysis:
         if not _is_positive_constant(b):
             return self._general_division(a, b)
         c = b.low
-        shape = np.where(a.shape == _ZERO, _ZERO, combine(constant_hash("//"), a.shape, mix(a.offset % c), mix(c)))
+        shape = np.where(a.shape == _ZERO, _ZERO, self._name("//", a.shape, a.offset % c, c))
         return self._known(Ints(_divided(a.low, c), _divided(a.high, c), shape, a.offset // c))
 
     def _general_division(self, a: Ints, b: Ints) -> Ints:
@@ -321,7 +332,7 @@ class Analysis:
         bounded = (a.low > -LIMIT) & (a.high < LIMIT)
         straight = bounded & (a.low // c == a.high // c)
         low, high = np.where(straight, a.low % c, 0), np.where(straight, a.high % c, c - 1)
-        wrapped = combine(constant_hash("%"), a.shape, mix(a.offset % c), mix(c))
+        wrapped = self._name("%", a.shape, a.offset % c, c)
         constant = a.shape == _ZERO
         shape = np.where(straight, a.shape, np.where(constant, _ZERO, wrapped))
         shifted = a.offset - a.low // c * c
@@ -331,7 +342,7 @@ class Analysis:
         below, above = (a, b) if op == "min" else (b, a)
         take = np.minimum if op == "min" else np.maximum
         low, high = take(a.low, b.low), take(a.high, b.high)
-        mixed = combine(constant_hash(op), a.shape, mix(a.offset - b.offset), b.shape)
+        mixed = self._name(op, a.shape, a.offset - b.offset, b.shape)
         state = np.where(a.high <= b.low, TRUE, np.where(b.high <= a.low, FALSE, UNKNOWN))
         shape = _pick(state, below.shape, above.shape, mixed)
         return Ints(low, high, shape, _pick(state, below.offset, above.offset, b.offset))
@@ -342,7 +353,7 @@ class Analysis:
         low = np.where(straddles, 0, np.minimum(np.abs(a.low), np.abs(a.high)))
         high = np.maximum(np.abs(a.low), np.abs(a.high))
         state = np.where(a.low >= 0, TRUE, np.where(a.high <= 0, FALSE, UNKNOWN))
-        mixed = combine(constant_hash("abs"), a.shape, mix(a.offset))
+        mixed = self._name("abs", a.shape, a.offset)
         offset = _pick(state, a.offset, negative.offset, np.zeros(1, dtype=np.int64))
         return Ints(low, high, _pick(state, a.shape, negative.shape, mixed), offset)
 
@@ -354,9 +365,7 @@ class Analysis:
         condition, then, otherwise = self.truth(node.condition), self.integer(node.then), self.integer(node.otherwise)
         low = _pick(condition.state, then.low, otherwise.low, np.minimum(then.low, otherwise.low))
         high = _pick(condition.state, then.high, otherwise.high, np.maximum(then.high, otherwise.high))
-        mixed = combine(
-            constant_hash("if"), condition.key, then.shape, mix(then.offset - otherwise.offset), otherwise.shape
-        )
+        mixed = self._name("if", condition.key, then.shape, then.offset - otherwise.offset, otherwise.shape)
         shape = _pick(condition.state, then.shape, otherwise.shape, mixed)
         offset = _pick(condition.state, then.offset, otherwise.offset, otherwise.offset)
         return Ints(low, high, shape, offset)
@@ -383,16 +392,16 @@ class Analysis:
 
     def _mixed(self, op: str, low: Int64, high: Int64, *operands: Ints) -> Ints:
         """A function of its operands' values: the shape takes in shapes and offsets; a point is a constant."""
-        shape = constant_hash(op)
+        shape = self._name(op)
         for operand in operands:
-            shape = combine(shape, operand.shape, mix(operand.offset))
+            shape = self._name(shape, operand.shape, operand.offset)
         point = low == high
         return Ints(low, high, np.where(point, _ZERO, shape), np.where(point, low, 0))
 
     def _opaque(self, op: str, low: int, high: int, name: Hash, index: Ints) -> Ints:
         ends = [self._clipped(np.array([max(-LIMIT, min(LIMIT, end))], dtype=np.int64)) for end in (low, high)]
         value = self._mixed(op, ends[0], ends[1], index)
-        return Ints(value.low, value.high, combine(value.shape, name), value.offset)
+        return Ints(value.low, value.high, self._name(value.shape, name), value.offset)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -409,10 +418,14 @@ def _once(known: dict[Index, V], node: Index, compute: Callable[[Index], V]) -> 
     return known[node]
 
 
-def _leaf(name: str, low: Int64, high: Int64) -> Ints:
-    point = low == high
-    shape = np.where(point, _ZERO, combine(constant_hash(name), mix(high - low)))
-    return Ints(low, high, shape, low)
+def _largest(bound: Int64) -> int:
+    return int(np.abs(bound).max(initial=0))
+
+
+def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
+    if not isinstance(part, np.ndarray):
+        return constant_hash(part)
+    return mix(part) if part.dtype == np.int64 else part.astype(np.uint64, copy=False)
 
 
 def _decided(state: NDArray[np.int8], key: Hash) -> Truths:

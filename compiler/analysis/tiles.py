@@ -106,7 +106,7 @@ def _visit(
     for start in range(0, len(rows), CHUNK):
         r, c = rows[start : start + CHUNK], columns[start : start + CHUNK]
         boxes = _boxes(grid, size, r, c)
-        truths = classify(relation, boxes)
+        truths = classify(relation, boxes, keyed=level == 0)
         state = np.broadcast_to(truths.state, r.shape)
         full, open_ = state == TRUE, (state != TRUE) & (state != FALSE)
         found.extend(_full(grid, size, r[full], c[full]))

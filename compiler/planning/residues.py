@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from attnc.compiler import fold
 from attnc.compiler.ir import Arith, Bool, Const, Index, Linear, Place, Sign
 from attnc.compiler.planning.plan import Piece, Strip
-from attnc.compiler.rewrite import substitute
+from attnc.compiler.rewrite import substitute, walk
 
 MOST_CLASSES = 1024
 
@@ -129,9 +129,31 @@ def residues(part: Part, n_q: int, n_k: int) -> Iterator[Residue]:
     """The classes of a part that have rows and keys."""
     assert part.congruence is not None
     d = part.congruence.divisor
-    q, k = fold.place("q"), fold.place("k")
+    shared = _reads_differences(part.relation)
+    known: dict[object, Index] = {}
     for row in range(min(d, n_q)):
         key = (row - part.congruence.offset) % d
         if key < n_k:
-            values = {q: fold.add(fold.times(q, d), fold.const(row)), k: fold.add(fold.times(k, d), fold.const(key))}
-            yield Residue(substitute(part.relation, values), d, row, key, -(-(n_q - row) // d), -(-(n_k - key) // d))
+            name = row - key if shared else row
+            if name not in known:
+                known[name] = _in_class(part.relation, d, row, key)
+            yield Residue(known[name], d, row, key, -(-(n_q - row) // d), -(-(n_k - key) // d))
+
+
+def _in_class(relation: Index, divisor: int, row: int, key: int) -> Index:
+    """The relation over the numbers of a class's rows and keys."""
+    q, k = fold.place("q"), fold.place("k")
+    rows, keys = fold.add(fold.times(q, divisor), fold.const(row)), fold.add(fold.times(k, divisor), fold.const(key))
+    return substitute(relation, {q: rows, k: keys})
+
+
+def _reads_differences(relation: Index) -> bool:
+    """Whether places occur in multiples of q - k only: then classes with one difference of row and key are alike."""
+    for node in walk(relation):
+        if isinstance(node, Linear):
+            factors = {term.name: factor for term, factor in node.terms if isinstance(term, Place)}
+            if factors.get("q", 0) + factors.get("k", 0):
+                return False
+        elif any(isinstance(child, Place) for child in node.children()):
+            return False
+    return True

@@ -25,7 +25,7 @@ EXACT_ELEMENTS = 1 << 23
 """A dense row block has at most this many mask elements."""
 
 LARGE = 1 << 28
-"""Past this many pairs, the first tile size that gives a cover is taken."""
+"""Past this many pairs, the first cover by tiles is taken."""
 
 SMALL = 1 << 18
 """At most this many pairs, one masked call may be the best plan."""
@@ -76,8 +76,9 @@ def choose(problem: Problem) -> Choice:
 def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     """The cheapest of what was tried and of covers in natural order."""
     notes: list[str] = []
+    large = problem.n_q * problem.n_k > LARGE
     for tile in tile_sizes(problem):
-        if tried and problem.n_q * problem.n_k > LARGE:
+        if tried and large:
             break
         grid = _grid(problem, tile)
         try:
@@ -90,7 +91,7 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
             continue
         tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
     fallback = None if tried else "; ".join(notes)
-    if not _beats_dense(problem, tried):
+    if not tried or not (large or _beats_dense(problem, tried)):
         tried.append(_dense(problem))
     best = min(tried, key=lambda choice: choice.cost)
     others = tuple(_compared(other, best) for other in tried if other is not best)
@@ -187,7 +188,7 @@ def _diagonal(relation: Index) -> int:
 
 def _dense(problem: Problem) -> Choice:
     rows = max(32, min(EXACT_ROWS, EXACT_ELEMENTS // max(problem.n_k, 1)))
-    grid = Grid(problem.n_q, problem.n_k, rows, rows)
+    grid = Grid(problem.n_q, problem.n_k, rows, max(rows, EXACT_ROWS))
     try:
         found = dense_cover(grid, find_live_tiles(problem.relation, grid))
     except TooManyTilesError:
