@@ -7,25 +7,90 @@ python docs/generate.py --check    only say which are not current; exit status 1
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from attnc import compile_attention
 from attnc.runtime.library import library_files, library_names
+from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent
 
-DRAWN: dict[str, tuple[int, dict[str, object]]] = {
-    "blocked": (60, {"block": 16}),
-    "sliding_window": (64, {"window": 16, "sinks": 2}),
-}
-"""Length and parameters of a picture, where the defaults would show little."""
-
 LENGTH = 64
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn of a pattern: by default 64 queries and keys, its own defaults, examples of its inputs, head 0."""
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    queries: int = LENGTH
+    keys: int | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    head: int = 0
+
+    def svg(self, name: str) -> str:
+        """The picture of a pattern of the library."""
+        attention = compile_attention(name, **self.params)
+        keys = self.queries if self.keys is None else self.keys
+        return to_svg(make_drawing(attention, self.queries, keys, self.inputs, head=self.head))
+
+
+def _tree(nodes: int) -> Tensor:
+    """Ancestors in a binary tree, each node its own."""
+    sees = torch.eye(nodes, dtype=torch.bool)
+    for node in range(1, nodes):
+        sees[node] |= sees[(node - 1) // 2]
+    return sees[None]
+
+
+def _random_blocks(heads: int, blocks: int, count: int) -> Tensor:
+    at = torch.arange(heads * blocks * count).reshape(heads, blocks, count)
+    return (at * 7 + at // 5) % blocks
+
+
+DRAWN: dict[str, Picture] = {
+    "bigbird": Picture({"block": 4}, inputs={"random": _random_blocks(1, 16, 2)}),
+    "block_diffusion": Picture({"block": 4}),
+    "blocked": Picture({"block": 16}, queries=60),
+    "dilated_window": Picture({"window": 8, "dilation": 3}),
+    "freeswim": Picture({"frames": 2, "height": 5, "width": 8, "reach": [1, 2]}, queries=80),
+    "log_sparse": Picture({"segment": 32, "window": 64}),
+    "long_lora": Picture(head=1),
+    "longformer": Picture({"window": 4, "dilation": [2]}, inputs={"is_global": torch.arange(LENGTH)[None] % 20 == 5}),
+    "moa": Picture({"alpha": [4, 8], "beta": [0, 0.25], "block": 4}, head=1),
+    "modality_mutual": Picture(
+        inputs={name: torch.tensor([at]) for name, at in (("image_start", 8), ("text_start", 32), ("text_end", 48))}
+    ),
+    "neighborhood_1d": Picture({"window": 9, "stride": 3}),
+    "neighborhood_2d": Picture({"height": 8, "width": 8, "window": 3}),
+    "neighborhood_3d": Picture(
+        {"frames": 4, "height": 4, "width": 5, "window": [2, 3, 3], "causal": [True, False, False]}, queries=80
+    ),
+    "power": Picture({"window": 2, "block": 4}),
+    "s2_attention": Picture({"block": 4, "local_blocks": 2, "vertical_stride": 4}, head=1),
+    "sliding_tile": Picture({"frames": 4, "height": 4, "width": 4, "tile": 2, "kernel": [2, 2, 4]}, queries=70),
+    "sliding_window": Picture({"window": 16, "sinks": 2}),
+    "sparse_fixed": Picture({"segment": 16, "summary": 4}),
+    "sparse_transformer": Picture({"stride": 8}, head=1),
+    "streaming": Picture({"sinks": 4, "window": 12, "last": 6}),
+    "strided": Picture({"stride": 8, "local": 8}),
+    "svg": Picture(
+        {"frames": 4, "per_frame": 15, "window": 1, "block": 5}, inputs={"temporal": torch.tensor([[True]])}
+    ),
+    "tree_verify": Picture(queries=15, keys=39, inputs={"prefix": torch.tensor([24]), "ancestor": _tree(15)}),
+}
+"""What is drawn where the defaults would show little, or where there are none."""
 
 HEAD = """# The library
 
 Every pattern by name: `compile_attention("sliding_window", window=512)`. The pictures are drawn by
-`attnc show NAME -o FILE.svg` with the parameters and length that each says; inputs are examples, named in it.
+`attnc show NAME -o FILE.svg` with the parameters and length that each says; inputs are examples.
 
 <!-- Written by `python docs/generate.py` from stdlib_patterns/*.attn; do not edit. -->
 """
@@ -33,11 +98,7 @@ Every pattern by name: `compile_attention("sliding_window", window=512)`. The pi
 
 def pictures() -> dict[str, str]:
     """Each SVG by its path below docs/."""
-    drawn = {}
-    for name in library_names():
-        length, parameters = DRAWN.get(name, (LENGTH, {}))
-        drawn[f"pictures/{name}.svg"] = compile_attention(name, **parameters).picture(length)  # type: ignore[arg-type]
-    return drawn
+    return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in library_names()}
 
 
 def library_page() -> str:

@@ -13,6 +13,9 @@ from attnc.spec.load import load_program
 from attnc.spec.meaning.values import shown
 from attnc.spec.program import Program
 
+COLUMN = 48
+"""Summaries stand in a column at most this far to the right; a longer call moves its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.print_json({"patterns": [_as_json(entry) for entry in entries]})
         return console.FINE
-    width = max((len(entry.call) for entry in entries), default=0)
+    width = max((len(entry.call) for entry in entries if len(entry.call) <= COLUMN), default=0)
     for entry in entries:
         print(f"{entry.call.ljust(width)}  {entry.summary}")
     return console.FINE

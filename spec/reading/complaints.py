@@ -220,7 +220,8 @@ def _point(found: Found) -> Fault:
         end = found.start + digits.end()
         message, remedy = "a number cannot start with a point", f"write `0{digits.group()}`"
         return Fault("A117", message, found.start, end, help=remedy)
-    return found.fault("A103" if not found.wants_operand else "A102", "nothing stands before this point")
+    code = "A102" if found.wants_operand else "A103"
+    return found.fault(code, "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
 
 
 def _range(found: Found) -> Fault | None:
@@ -280,9 +281,9 @@ def _operand_missing(found: Found) -> Fault | None:
     if not found.wants_operand or found.wants_operator:
         return None
     after = f" after {found_phrase('', found.last)}" if found.last else ""
-    if found.token in RESERVED:
-        return found.fault("A102", f"an expression is missing{after}: `{found.token}` cannot start one")
     shown = "the line ends" if found.at_line_end else f"found {found_phrase(found.kind, found.token)}"
+    if found.token in RESERVED:
+        shown = f"`{found.token}` cannot start one"
     return found.fault("A102", f"an expression is missing{after}: {shown}", label="expected an expression")
 
 

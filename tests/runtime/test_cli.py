@@ -198,7 +198,11 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(library_names())
-    assert any(line.startswith("sliding_window(window = 4096, sinks = 0)  A causal window of") for line in lines)
+    parts = [line.partition("  ") for line in lines]
+    assert any(
+        call == "sliding_window(window = 4096, sinks = 0)" and summary.lstrip().startswith("A causal window of")
+        for call, _, summary in parts
+    )
 
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
