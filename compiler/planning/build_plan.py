@@ -267,4 +267,7 @@ def _visible(chosen: list[tuple[Choice, int]]) -> int | None:
 
 
 def _reasons(chosen: list[tuple[Choice, int]]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(reason for choice, _ in chosen for reason in choice.reasons))
+    sizes = sorted({(choice.grid.q_tile, choice.grid.k_tile) for choice, _ in chosen})
+    mixed = [f"tiles of several sizes, counted each in its own: {', '.join(f'{q}×{k}' for q, k in sizes)}"]
+    reasons = [reason for choice, _ in chosen for reason in choice.reasons]
+    return tuple(dict.fromkeys([*(mixed if len(sizes) > 1 else []), *reasons]))

@@ -155,7 +155,8 @@ def tile_sizes(problem: Problem) -> tuple[int, ...]:
     multiples = [block * max(1, liked[0] // block) for block in sorted(_blocks(problem.relation))]
     whole = [max(problem.n_q, problem.n_k, 1)] if problem.n_q * problem.n_k <= SMALL else []
     own = [multiple for multiple in multiples if multiple <= 2048][:2]
-    return tuple(dict.fromkeys([*own, *liked, *whole]))
+    large = problem.n_q * problem.n_k > LARGE  # then the first that works is taken
+    return tuple(dict.fromkeys([*own, *liked] if large else [*liked, *own, *whole]))
 
 
 def _blocks(relation: Index) -> set[int]:
