@@ -67,6 +67,19 @@ def mask(
     return np.ascontiguousarray(np.broadcast_to(value, shape))
 
 
+def values(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray[np.int64]:
+    """An integer on rows and keys `start .. stop`: (rows, keys).
+
+    Raises EvaluationError on a fault.
+    """
+    wide = not fits_word(node, rows, keys)
+    kind: Any = object if wide else np.int64
+    q = np.arange(*rows, dtype=np.int64).astype(kind)[:, None]
+    k = np.arange(*keys, dtype=np.int64).astype(kind)[None, :]
+    value = _Evaluator(q, k, wide, {}).integer(node, np.ones((1, 1), dtype=np.bool_))
+    return np.broadcast_to(value, (rows[1] - rows[0], keys[1] - keys[0])).astype(np.int64)
+
+
 class _Evaluator:
     """One evaluation; `alive` marks the lanes whose value is asked for."""
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler import fold
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
 from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import (
@@ -36,7 +37,7 @@ from attnc.compiler.ir import (
     Var,
     is_truth,
 )
-from attnc.compiler.rewrite import variables
+from attnc.compiler.rewrite import rewrite, variables
 
 LIMIT = 1 << 61
 """Bounds at ±LIMIT mean: not known to be smaller."""
@@ -79,12 +80,29 @@ def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
     return Analysis(boxes, keyed=keyed).truth(relation)
 
 
-def fits_word(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool:
-    """Whether no step of evaluating the relation on a rectangle can pass 64 bits, guarded or not."""
+def fits_word(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool:
+    """Whether no step of evaluating a condition or integer on a rectangle can pass 64 bits, guarded or not."""
     ends = (rows[0], max(rows[1] - 1, rows[0]), keys[0], max(keys[1] - 1, keys[0]))
     analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False)
-    analysis.truth(relation)
+    if is_truth(node):
+        analysis.truth(node)
+    else:
+        analysis.integer(node)
     return not analysis.saturated
+
+
+def simplified(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> Index:
+    """The relation with every condition in it that is the same all over a rectangle decided."""
+    ends = (rows[0], rows[1] - 1, keys[0], keys[1] - 1)
+    analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False)
+
+    def decide(node: Index) -> Index | None:
+        if not is_truth(node) or variables(node):
+            return None
+        state = int(analysis.truth(node).state[0])
+        return None if state == UNKNOWN else fold.truth(state == TRUE)
+
+    return rewrite(relation, decide)
 
 
 _TRUE_KEY = constant_hash("true")

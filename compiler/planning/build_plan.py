@@ -15,7 +15,7 @@ from attnc.compiler.ir import Index, Lookup, Pattern
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
 from attnc.compiler.planning.documents import document_windows, whole
 from attnc.compiler.planning.pieces import join_pieces
-from attnc.compiler.planning.plan import ExactMask, Group, Mask, Piece, Plan, TileCounts
+from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece, Plan, TileCounts
 from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.compiler.rewrite import walk
 
@@ -177,7 +177,7 @@ class _Planner:
         self._relations = relations
         self._shape = relations.shape
         self._choices: dict[tuple[object, ...], Choice] = {}
-        self._masks: list[Mask] = []
+        self._masks: list[GridMask] = []
         self._mask_at: dict[int, int] = {}
 
     def plan(self) -> Plan:
@@ -239,11 +239,9 @@ class _Planner:
         mask = piece.mask
         if isinstance(mask, int):
             mask = self._index(choice.cover.masks[mask])
-        queries = replace(piece.queries, start=piece.queries.start + window.row)
-        keys = replace(piece.keys, start=piece.keys.start + window.key)
-        return Piece(queries, keys, mask, piece.fresh)
+        return replace(piece, queries=piece.queries.moved(window.row), keys=piece.keys.moved(window.key), mask=mask)
 
-    def _index(self, mask: Mask) -> int:
+    def _index(self, mask: GridMask) -> int:
         if id(mask) not in self._mask_at:
             self._mask_at[id(mask)] = len(self._masks)
             self._masks.append(mask)
@@ -253,7 +251,7 @@ class _Planner:
 def _counts(chosen: list[tuple[Choice, int]], shape: CallShape, q_tile: int, k_tile: int) -> TileCounts:
     full = sum(choice.cover.full_tiles * lanes for choice, lanes in chosen)
     partial = sum(choice.cover.partial_tiles * lanes for choice, lanes in chosen)
-    total = sum(choice.grid.rows * choice.grid.columns * lanes for choice, lanes in chosen)
+    total = sum(choice.tiles * lanes for choice, lanes in chosen)
     inside = sum(choice.grid.n_q * choice.grid.n_k * lanes for choice, lanes in chosen)
     between = shape.n_q * shape.n_k * shape.batch * shape.heads - inside  # pairs of different documents, by area
     total += -(-between // (q_tile * k_tile))

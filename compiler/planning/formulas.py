@@ -7,7 +7,7 @@ import numpy as np
 from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import Index, Linear, Place, Sign, Truth
 from attnc.compiler.planning.pieces import Cover
-from attnc.compiler.planning.plan import Piece, Strip
+from attnc.compiler.planning.plan import Piece, stretch
 
 
 def diagonal_shift(relation: Index) -> int | None:
@@ -30,7 +30,7 @@ def closed_cover(relation: Index, grid: Grid) -> Cover | None:
 def _everything(grid: Grid) -> Cover:
     if not grid.n_q or not grid.n_k:
         return Cover((), (), 0, 0, 0)
-    piece = Piece(Strip(0, 0, 1, grid.n_q), Strip(0, 0, 1, grid.n_k), "full")
+    piece = Piece(stretch(0, grid.n_q), stretch(0, grid.n_k), "full")
     return Cover((piece,), (), grid.rows * grid.columns, 0, grid.n_q * grid.n_k)
 
 
@@ -41,12 +41,12 @@ def _half_plane(grid: Grid, shift: int) -> Cover:
     last = min(max(first, min(n_q, n_k - shift)), n_q)
     pieces = []
     if last > first:
-        rows = Strip(first, 0, 1, last - first)
-        pieces.append(Piece(rows, Strip(first + shift, 0, 1, last - first), "causal"))
+        rows = stretch(first, last)
+        pieces.append(Piece(rows, stretch(first + shift, last + shift), "causal"))
         if first + shift > 0:
-            pieces.append(Piece(rows, Strip(0, 0, 1, first + shift), "full", fresh=False))
+            pieces.append(Piece(rows, stretch(0, first + shift), "full", fresh=False))
     if n_q > last and n_k:
-        pieces.append(Piece(Strip(last, 0, 1, n_q - last), Strip(0, 0, 1, n_k), "full"))
+        pieces.append(Piece(stretch(last, n_q), stretch(0, n_k), "full"))
     rows_of = np.arange(n_q, dtype=np.int64)
     visible = int(np.clip(rows_of + shift + 1, 0, n_k).sum())
     full, live = _tiles(grid, shift)

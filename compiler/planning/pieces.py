@@ -11,7 +11,7 @@ import numpy as np
 from attnc.compiler.analysis.hashing import Hash, combine, mix
 from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.compiler.ir import Index
-from attnc.compiler.planning.plan import Mask, Piece, Strip
+from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.runs import (
     Int64,
     Resolved,
@@ -35,7 +35,7 @@ class Cover:
     """Pieces that cover a relation exactly once, with the masks they name, and what was counted on the way."""
 
     pieces: tuple[Piece, ...]
-    masks: tuple[Mask, ...]
+    masks: tuple[GridMask, ...]
     full_tiles: int
     partial_tiles: int
     visible: int | None
@@ -54,7 +54,7 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
         builder.add_staircase(runs, group)
     builder.add_runs(split_runs(runs.take(rest)))
     tiles = resolved.tiles
-    return Cover(builder.ordered(), tuple(builder.masks), tiles.full, tiles.partial, resolved.visible)
+    return Cover(builder.ordered(), builder.grid_masks(), tiles.full, tiles.partial, resolved.visible)
 
 
 class Gathered:
@@ -62,16 +62,16 @@ class Gathered:
 
     def __init__(self) -> None:
         self._pieces: list[Piece] = []
-        self._masks: list[Mask] = []
-        self._first_mask: dict[int, int] = {}
+        self._masks: list[GridMask] = []
+        self._first_mask: dict[int, tuple[int, Cover]] = {}  # by identity, which lasts as long as the part does
         self._full = self._partial = self._visible = 0
 
     def add(self, part: Cover, place: Callable[[Piece], Piece]) -> None:
         """Take in a part's cover, which has no exact masks; `place` moves a piece to the tokens of the whole."""
         if id(part) not in self._first_mask:
-            self._first_mask[id(part)] = len(self._masks)
+            self._first_mask[id(part)] = len(self._masks), part
             self._masks.extend(part.masks)
-        first = self._first_mask[id(part)]
+        first, _ = self._first_mask[id(part)]
         for piece in part.pieces:
             placed = place(piece)
             mask = placed.mask
@@ -108,17 +108,21 @@ class _Builder:
         """The pieces, in the order in which they must run."""
         return join_pieces(self._pieces)
 
+    def grid_masks(self) -> tuple[GridMask, ...]:
+        """The masks that the pieces name."""
+        return tuple(GridMask((mask,)) for mask in self.masks)
+
     def add_staircase(self, runs: Runs, group: Int64) -> None:
         """A triangle on the diagonal, and the rectangle before it."""
         first, last = group[0], group[-1]
         start, _ = self._grid.row_range(int(runs.row[first]))
         _, stop = self._grid.row_range(int(runs.row[last]))
         corner, _ = self._grid.key_range(int(runs.end[first]) - 1)
-        rows = Strip(start, 0, 1, stop - start)
-        self._pieces.append(Piece(rows, Strip(corner, 0, 1, stop - start), "causal"))
+        rows = stretch(start, stop)
+        self._pieces.append(Piece(rows, stretch(corner, corner + stop - start), "causal"))
         left, _ = self._grid.key_range(int(runs.column[first]))
         if left < corner:
-            self._pieces.append(Piece(rows, Strip(left, 0, 1, corner - left), "full", fresh=False))
+            self._pieces.append(Piece(rows, stretch(left, corner), "full", fresh=False))
         self._written[runs.row[group]] = True
 
     def add_runs(self, runs: Runs) -> None:
@@ -185,9 +189,9 @@ class _Builder:
             q_step, k_step = int(rows[1] - rows[0]) * self._grid.q_tile, int(keys[1] - keys[0])
         height = stop - start
         if shape.mask == "full" and k_step == 0 and q_step in (0, height):
-            return Piece(Strip(start, 0, 1, height * len(rows)), Strip(key, 0, 1, shape.width), "full")
-        queries = Strip(start, q_step, len(rows), height)
-        return Piece(queries, Strip(key, k_step, len(rows), shape.width), shape.mask)
+            return Piece(stretch(start, start + height * len(rows)), stretch(key, key + shape.width), "full")
+        queries = strip(start, q_step, len(rows), height)
+        return Piece(queries, strip(key, k_step, len(rows), shape.width), shape.mask)
 
 
 def _by_first_use(names: Hash) -> Int64:
@@ -218,7 +222,7 @@ def dense_cover(grid: Grid, tiles: LiveTiles | None) -> Cover:
         start, stop = grid.row_range(row)
         low, high = (0, grid.n_k) if hulls is None else hulls.get(row, (0, 0))
         if high > low:
-            pieces.append(Piece(Strip(start, 0, 1, stop - start), Strip(low, 0, 1, high - low), "exact"))
+            pieces.append(Piece(stretch(start, stop), stretch(low, high), "exact"))
     if tiles is None:
         return Cover(tuple(pieces), (), 0, grid.rows * grid.columns, None)
     return Cover(tuple(pieces), (), tiles.full, tiles.partial, None)
@@ -250,26 +254,21 @@ def join_pieces(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
 
 
 def _join(a: Piece, b: Piece) -> Piece | None:
-    alike = (a.mask, a.fresh, _form(a.queries), _form(a.keys)) == (b.mask, b.fresh, _form(b.queries), _form(b.keys))
-    if not alike or b.queries.count != 1 or a.mask == "exact":
+    if (a.mask, a.fresh) != (b.mask, b.fresh) or a.mask == "exact" or b.queries.count != 1:
         return None
     queries, keys = _append(a.queries, b.queries), _append(a.keys, b.keys)
-    if queries is None or keys is None or not _apart(queries):
+    if queries is None or keys is None or not queries.axes[0].apart:
         return None
     return Piece(queries, keys, a.mask, a.fresh)
 
 
 def _append(a: Strip, b: Strip) -> Strip | None:
-    step = b.start - (a.start + (a.count - 1) * a.step)
-    if step < 0 or (a.count > 1 and step != a.step):
+    """The stretches of `a` and the one of `b`, both along one axis, where they are alike and evenly spaced."""
+    if len(a.axes) > 1 or len(b.axes) > 1:
         return None
-    return replace(a, step=step, count=a.count + 1)
-
-
-def _form(strip: Strip) -> tuple[int, int]:
-    return strip.length, strip.stride
-
-
-def _apart(strip: Strip) -> bool:
-    """Whether the stretches share no token."""
-    return strip.step >= strip.length * strip.stride or 0 < strip.step * strip.count <= strip.stride
+    one, other = a.axes[0], b.axes[0]
+    step = b.start - (a.start + (one.count - 1) * one.step)
+    alike = (one.length, one.stride) == (other.length, other.stride)
+    if not alike or step < 0 or (one.count > 1 and step != one.step):
+        return None
+    return Strip(a.start, (Steps(step, one.count + 1, one.length, one.stride),))

@@ -5,43 +5,153 @@ A plan holds no tensor and no device state; masks are numpy arrays, and it may b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+"""A relation on some rows and keys: bool (rows, keys)."""
+
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Strip:
-    """`count` stretches of `length` tokens, `stride` apart: stretch i has `start + i * step + j * stride`, j < length.
+class Steps:
+    """One axis of a strip: `count` stretches `step` (≥ 0) tokens apart, of `length` tokens `stride` (> 0) apart."""
 
-    Stretches of queries never share a token; stretches of keys may (`step < length`, even 0).
-    """
-
-    start: int
     step: int
     count: int
     length: int
     stride: int = 1
 
     @property
+    def reach(self) -> int:
+        """From the first token to the last."""
+        return (self.count - 1) * self.step + (self.length - 1) * self.stride
+
+    @property
+    def apart(self) -> bool:
+        """Whether the stretches share no token: each ends before the next, or all lie between two of the first's."""
+        return self.count <= 1 or self.step >= self.length * self.stride or 0 < self.step * self.count <= self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Stretches of tokens, along one axis or several: stretch (i, j, …) begins at `start + Σ i_a · step_a`.
+
+    Its tokens are those `Σ l_a · stride_a` after that, `l_a < length_a`; stretches and tokens are numbered with the
+    last axis fastest. Bricks of a grid of tokens have an axis for each of the grid's, anything else has one. Stretches
+    of queries never share a token; stretches of keys may (`step < length`, even 0).
+    """
+
+    start: int
+    axes: tuple[Steps, ...]
+
+    @property
+    def count(self) -> int:
+        """Stretches."""
+        return prod(axis.count for axis in self.axes)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a stretch."""
+        return prod(axis.length for axis in self.axes)
+
+    @property
     def last(self) -> int:
         """The last token."""
-        return self.start + (self.count - 1) * self.step + (self.length - 1) * self.stride
+        return self.start + sum(axis.reach for axis in self.axes)
 
-    def tokens(self, stretch: int) -> range:
-        """The tokens of one stretch."""
-        start = self.start + stretch * self.step
-        return range(start, start + self.length * self.stride, self.stride)
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one axis, of adjacent tokens."""
+        return len(self.axes) == 1 and self.axes[0].stride == 1
+
+    def starts(self) -> Tokens:
+        """The first token of every stretch."""
+        return self.start + _lattice([(axis.count, axis.step) for axis in self.axes])
+
+    def inside(self) -> Tokens:
+        """The tokens of a stretch, from its first."""
+        return _lattice([(axis.length, axis.stride) for axis in self.axes])
+
+    def flat(self) -> Strip | None:
+        """The same stretches, numbered alike, along one axis, where their starts and their tokens are evenly spaced."""
+        counts = _merged([(axis.count, axis.step) for axis in self.axes])
+        lengths = _merged([(axis.length, axis.stride) for axis in self.axes])
+        if len(counts) > 1 or len(lengths) > 1:
+            return None
+        (count, step), (length, stride) = counts[0], lengths[0]
+        return strip(self.start, step, count, length, stride)
+
+    def moved(self, tokens: int) -> Strip:
+        """The same, so many tokens further."""
+        return replace(self, start=self.start + tokens)
 
     def __str__(self) -> str:
-        one = f"{self.start}..{self.start + (self.length - 1) * self.stride + 1}"
-        one = one if self.stride == 1 else f"{one} by {self.stride}"
-        return one if self.count == 1 else f"{self.count} × [{one} step {self.step}]"
+        if len(self.axes) > 1:
+            bricks = "×".join(str(axis.length) for axis in self.axes)
+            counts = "×".join(str(axis.count) for axis in self.axes)
+            steps = ", ".join(str(axis.step) for axis in self.axes)
+            return f"{counts} × bricks of {bricks} from {self.start} step {steps}"
+        axis = self.axes[0]
+        one = f"{self.start}..{self.start + (axis.length - 1) * axis.stride + 1}"
+        one = one if axis.stride == 1 else f"{one} by {axis.stride}"
+        return one if axis.count == 1 else f"{axis.count} × [{one} step {axis.step}]"
+
+
+def _lattice(axes: Iterable[tuple[int, int]]) -> Tokens:
+    tokens = np.zeros(1, dtype=np.int64)
+    for size, step in axes:
+        tokens = (tokens[:, None] + np.arange(size, dtype=np.int64) * step).ravel()
+    return tokens
+
+
+def _merged(axes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(size, step) of axes, the last fastest, those joined that together are evenly spaced; at least one."""
+    kept = [(size, step) for size, step in axes if size > 1] or axes[-1:]
+    result = kept[:1]
+    for size, step in kept[1:]:
+        outer, outer_step = result[-1]
+        if outer_step == size * step:
+            result[-1] = (outer * size, step)
+        else:
+            result.append((size, step))
+    return result
+
+
+def strip(start: int, step: int, count: int, length: int, stride: int = 1) -> Strip:
+    """Stretches along one axis."""
+    return Strip(start, (Steps(step, count, length, stride),))
+
+
+def stretch(start: int, stop: int) -> Strip:
+    """One stretch of adjacent tokens."""
+    return strip(start, 0, 1, stop - start)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GridMask:
+    """The relation on the rows and keys of a stretch, as a product: one factor for each axis of their strips."""
+
+    factors: tuple[Mask, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, keys."""
+        return prod(f.shape[0] for f in self.factors), prod(f.shape[1] for f in self.factors)
+
+    def whole(self) -> Mask:
+        """All factors multiplied out: bool (rows, keys)."""
+        result = self.factors[0]
+        for factor in self.factors[1:]:
+            (a, b), (c, d) = result.shape, factor.shape
+            result = (result[:, None, :, None] & factor[None, :, None, :]).reshape(a * c, b * d)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +220,7 @@ class Plan:
     tiles: TileCounts
     visible: int | None
     groups: tuple[Group, ...]
-    masks: tuple[Mask, ...]
+    masks: tuple[GridMask, ...]
     executor: Literal["cpu", "reference", "triton"]
     schedule: Literal["pieces", "dense by row blocks", "dense"]
     reasons: tuple[str, ...]

@@ -23,6 +23,9 @@ CALL = 25_000.0
 MERGE = 1.0
 """One element of the output merged by log-sum-exp."""
 
+COPY = 0.35
+"""One element of a tensor copied to where a brick stands together."""
+
 EVALUATE = 1.5
 """One element of a mask, one node of the relation, evaluated when the piece runs."""
 
@@ -46,4 +49,7 @@ def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: in
         work += piece.elements * nodes * EVALUATE
     if not piece.fresh:
         work += piece.queries.count * piece.queries.length * head_dim * lanes * MERGE
+    if piece.queries.flat() is None or piece.keys.flat() is None:
+        tokens = piece.queries.count * (piece.queries.length + piece.keys.length)
+        work += 2 * tokens * head_dim * lanes * COPY
     return work * copies + CALL * (copies if piece.queries.count > 1 else 1)

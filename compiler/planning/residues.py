@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Arith, Bool, Const, Index, Linear, Place, Sign
-from attnc.compiler.planning.plan import Piece, Strip
+from attnc.compiler.planning.plan import Piece, Steps, Strip
 from attnc.compiler.rewrite import substitute, walk
 
 MOST_CLASSES = 1024
@@ -56,7 +56,8 @@ class Residue:
 
 
 def _spread(strip: Strip, first: int, divisor: int) -> Strip:
-    return Strip(first + strip.start * divisor, strip.step * divisor, strip.count, strip.length, strip.stride * divisor)
+    axes = (Steps(a.step * divisor, a.count, a.length, a.stride * divisor) for a in strip.axes)
+    return Strip(first + strip.start * divisor, tuple(axes))
 
 
 def split(relation: Index) -> tuple[Part, ...]:

@@ -11,6 +11,7 @@ from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_til
 from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
 from attnc.compiler.planning import rates
 from attnc.compiler.planning.formulas import closed_cover
+from attnc.compiler.planning.grids import Solved, cover_by_grid, reads_coordinates
 from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
@@ -47,7 +48,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The cover taken, its grid, its cost in nanoseconds, and why the others were not."""
+    """The cover taken, its grid, its cost in nanoseconds, and why the others were not.
+
+    `total`: tiles that dense attention would compute, where the grid does not say it.
+    """
 
     cover: Cover
     grid: Grid
@@ -55,6 +59,12 @@ class Choice:
     schedule: Literal["pieces", "dense by row blocks"]
     reasons: tuple[str, ...]
     fallback: str | None = None
+    total: int | None = None
+
+    @property
+    def tiles(self) -> int:
+        """Tiles that dense attention would compute."""
+        return self.grid.rows * self.grid.columns if self.total is None else self.total
 
 
 def choose(problem: Problem) -> Choice:
@@ -65,6 +75,11 @@ def choose(problem: Problem) -> Choice:
         reason = f"{_described(closed, grid)}, by formula"
         return Choice(closed, grid, _cost(problem, closed), "pieces", (reason,))
     tried: list[Choice] = []
+    by_grid = _by_grid(problem)
+    if by_grid is not None:
+        tried.append(by_grid)
+        if by_grid.cost <= _dense_cost(problem) / 2:  # natural order would have to be that much better than dense
+            return by_grid
     by_residues = _by_residues(problem)
     if by_residues is not None:
         tried.append(by_residues)
@@ -142,6 +157,40 @@ def _by_residues(problem: Problem) -> Choice | None:
     divisors = ", ".join(str(part.congruence.divisor) for part in parts if part.congruence is not None)
     reason = f"{_described(found, _grid(problem, tile))}; classes of residues modulo {divisors}"
     return Choice(found, _grid(problem, tile), _cost(problem, found), "pieces", (reason,))
+
+
+def _by_grid(problem: Problem) -> Choice | None:
+    """The relation by bricks of the grid whose coordinates it reads; None where it reads none or is not separable."""
+    if not reads_coordinates(problem.relation):
+        return None
+
+    def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
+        choice = choose(replace(problem, relation=relation, n_q=n_q, n_k=n_k))
+        return Solved(choice.cover, choice.grid.q_tile, choice.tiles) if choice.schedule == "pieces" else None
+
+    found = cover_by_grid(
+        problem.relation,
+        problem.n_q,
+        problem.n_k,
+        dtype=problem.dtype,
+        head_dim=problem.head_dim,
+        lanes=problem.lanes * problem.copies,
+        solve=solve,
+    )
+    if found is None or len(found.cover.pieces) > MAX_PIECES:
+        return None
+    grid = _grid(problem, found.tile)
+    sizes = ", ".join("×".join(map(str, brick)) for brick in found.bricks[:4])
+    more = f" and {len(found.bricks) - 4} other sizes" if len(found.bricks) > 4 else ""
+    reason = f"{_described(found.cover, grid)}; bricks of {sizes}{more} tokens"
+    return Choice(found.cover, grid, _cost(problem, found.cover), "pieces", (reason,), total=found.total)
+
+
+def _dense_cost(problem: Problem) -> float:
+    """Every pair, with a mask evaluated for it."""
+    nodes = sum(1 for _ in walk(problem.relation))
+    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes + nodes * rates.EVALUATE
+    return problem.n_q * problem.n_k * rate * problem.copies
 
 
 def _of_class(problem: Problem, residue: Residue) -> Problem:

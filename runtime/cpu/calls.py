@@ -1,61 +1,78 @@
 """From a plan to kernel calls: which batch entries, heads and stretches go into one call, and where its rows lie.
 
 The kernel takes two outer dimensions, a piece has three: batch entries, heads, stretches. Whichever two are chosen, a
-call is a pair of `Block`s, and a block is a view of any tensor of that shape, whatever its strides.
+call is a pair of `Block`s, and a block is a view of any tensor of that shape, whatever its strides; where a stretch is
+a brick of a grid, the view has more dimensions than the kernel takes and is copied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
+from math import prod
 from typing import Literal, NamedTuple, TypeAlias
 
-from attnc.compiler.planning.plan import Group, Piece, Plan, Strip
+from attnc.compiler.planning.plan import Group, Piece, Plan, Steps, Strip, stretch
 from attnc.runtime.settings import SETTINGS
 
 
 class Axis(NamedTuple):
-    """`size` entries, each so many batch entries, heads and tokens further."""
+    """`size` entries, each so many batch entries and heads further."""
 
     size: int
     batch: int = 0
     head: int = 0
-    token: int = 0
 
 
 class View(NamedTuple):
-    """Arguments of `as_strided`; `offset` is relative to the tensor's first element."""
+    """Arguments of `as_strided`; `offset` is relative to the tensor's first element.
+
+    `shape` is what the kernel takes, (x, y, rows[, width]); None where `size` is that already.
+    """
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`x` × `y` stretches of `length` tokens, `stride` apart, the first at (batch, head, token)."""
+    """The stretches of `strip`, whose token 0 is at (batch, head, 0), for each entry of `outer` and of `y`.
+
+    x runs through `outer`, then the stretches.
+    """
 
     batch: int
     head: int
-    token: int
-    x: Axis
+    strip: Strip
+    outer: Axis
     y: Axis
-    length: int
-    stride: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Tokens, counted for every batch entry and head."""
+        return self.outer.size * self.y.size * self.strip.count * self.strip.length
 
     def view(self, strides: tuple[int, ...], width: int | None) -> View:
         """The block of a tensor (batch, head, token, width), or (batch, head, token) for width None."""
         b, h, t = strides[:3]
-        offset = self.batch * b + self.head * h + self.token * t
-        size: tuple[int, ...] = (self.x.size, self.y.size, self.length)
-        outer = (a.batch * b + a.head * h + a.token * t for a in (self.x, self.y))
-        stride: tuple[int, ...] = (*outer, t * self.stride)
-        if width is None:
-            return View(size, stride, offset)
-        if self.length == 1:  # any stride will do for one token, but the kernel wants one that could be a row's
-            stride = (*stride[:2], width)
-        return View((*size, width), (*stride, 1), offset)
+        offset = self.batch * b + self.head * h + self.strip.start * t
+        y = (self.y.size, self.y.batch * b + self.y.head * h)
+        x = [(self.outer.size, self.outer.batch * b + self.outer.head * h)]
+        x += [(axis.count, axis.step * t) for axis in self.strip.axes]
+        x = [(size, stride) for size, stride in x if size > 1] or x[:1]
+        rows = [(axis.length, axis.stride * t) for axis in self.strip.axes if axis.length > 1]
+        if not rows:  # any stride will do for one token, but the kernel wants one that could be a row's
+            rows = [(1, t if width is None else width)]
+        shape: tuple[int, ...] = (self.outer.size * self.strip.count, y[0], self.strip.length)
+        dims = [*x, y, *rows]
+        if width is not None:
+            dims.append((width, 1))
+            shape = (*shape, width)
+        size, stride = zip(*dims, strict=True)
+        return View(size, stride, offset, None if size == shape else shape)
 
 
 class ExactWindow(NamedTuple):
@@ -84,15 +101,16 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Part of a gradient for keys that goes to tokens met once: entries `x` and tokens `tokens` of it, to `block`.
+    """Part of a gradient for keys that goes to tokens met once, at `block`.
 
-    With `over_x` the entries of x lie on the same tokens and are summed first.
+    The gradient is looked at as `size` (outer, stretches by axis, y, tokens by axis, width): of it the part `at`, with
+    the dimensions `over`, whose entries lie on the same tokens, summed.
     """
 
-    x: slice
-    tokens: slice
+    size: tuple[int, ...]
+    at: tuple[slice, ...]
+    over: tuple[int, ...]
     block: Block
-    over_x: bool = False
 
 
 class Run(NamedTuple):
@@ -108,13 +126,6 @@ class HeadRun(NamedTuple):
 
     queries: Run
     keys: Run
-
-
-class Pair(NamedTuple):
-    """One dimension of a piece, as it runs through the queries and through the keys."""
-
-    queries: Axis
-    keys: Axis
 
 
 def calls_of(plan: Plan, merged: bool) -> tuple[Call, ...]:
@@ -135,16 +146,12 @@ def _check(plan: Plan) -> None:
     """A view outside a tensor reads other memory without a word: be sure of the plan once."""
     for piece in (p for group in plan.groups for p in group.pieces if not _is_empty(p)):
         for strip, n in ((piece.queries, plan.n_q), (piece.keys, plan.n_k)):
-            ends = (strip.start, strip.start + (strip.count - 1) * strip.step)
-            assert min(ends) >= 0 and max(ends) + (strip.length - 1) * strip.stride < n, f"{strip} of {n} tokens"
-        assert piece.queries.count == piece.keys.count, piece
-        assert _apart(piece.queries.count, abs(piece.queries.step), piece.queries.length, piece.queries.stride), piece
+            for axis in strip.axes:
+                assert min(axis.length, axis.stride) > 0 and axis.step * (axis.count - 1) >= 0, strip
+            assert strip.start >= 0 and strip.last < n, f"{strip} of {n} tokens"
+        assert [a.count for a in piece.queries.axes] == [a.count for a in piece.keys.axes], piece
+        assert all(axis.apart for axis in piece.queries.axes), piece
         assert piece.mask != "causal" or piece.queries.length == piece.keys.length, piece
-
-
-def _apart(count: int, step: int, length: int, stride: int) -> bool:
-    """Whether stretches share no token: each ends before the next, or all lie between two tokens of the first."""
-    return count <= 1 or step >= length * stride or 0 < step * count <= stride
 
 
 def _is_empty(piece: Piece) -> bool:
@@ -185,76 +192,140 @@ def _run(numbers: tuple[int, ...]) -> Run | None:
 
 
 def _parts(group: Group, piece: Piece) -> Iterator[tuple[Piece, Mask]]:
-    """The piece in parts that a strided view can express and whose mask is bounded; nothing where it is empty."""
-    queries, keys = piece.queries, piece.keys
+    """The piece in parts whose mask is bounded; nothing where it is empty."""
     if _is_empty(piece) or not group.batches or not group.heads:
         return
-    if piece.mask != "exact" and min(queries.step, keys.step) >= 0:
+    if piece.mask != "exact":
         yield piece, piece.mask
         return
-    for i in range(queries.count):
-        rows, row, key = queries.length, queries.start + i * queries.step, keys.start + i * keys.step
-        columns = Strip(key, 0, 1, keys.length)
-        if piece.mask != "exact":
-            row_strip = Strip(row, 0, 1, rows, queries.stride)
-            yield replace(piece, queries=row_strip, keys=replace(columns, stride=keys.stride)), piece.mask
-            continue
-        chunk = max(1, SETTINGS.exact_elements // keys.length)
+    assert piece.queries.is_plain and piece.keys.is_plain, piece
+    rows, keys = piece.queries.length, stretch(0, piece.keys.length)
+    chunk = max(1, SETTINGS.exact_elements // piece.keys.length)
+    for row, key in zip(piece.queries.starts().tolist(), piece.keys.starts().tolist(), strict=True):
         for r in range(row, row + rows, chunk):
             stop = min(r + chunk, row + rows)
             window = ExactWindow(group.batches[0], group.heads[0], r, stop, key, key + keys.length)
-            yield replace(piece, queries=Strip(r, 0, 1, stop - r), keys=columns), window
+            yield replace(piece, queries=stretch(r, stop), keys=keys.moved(key)), window
 
 
 def _blocks(piece: Piece, heads: HeadRun, batches: Run, flat: bool) -> Iterator[tuple[Block, Block]]:
-    """The blocks of queries and keys of as few calls as possible: two dimensions go in, the third is looped over.
+    """The blocks of queries and keys of as few calls as possible.
 
     `flat`: batch entries and heads (all of them) may be counted as one dimension.
     """
-    one = Pair(Axis(1), Axis(1))
-    tile = Pair(*(Axis(s.count, token=s.step) for s in (piece.queries, piece.keys)))
-    head = Pair(*(Axis(r.size, head=r.step) for r in heads))
-    batch = Pair(*(Axis(batches.size, batch=batches.step),) * 2)
-    choices = [(tile, head, batch), (batch, head, tile)]
-    if heads.queries.size == heads.keys.size:
-        choices.append((tile, batch, head))
-    if flat and batches.step == 1:
-        choices.append((tile, Pair(*(Axis(batches.size * r.size, head=1) for r in heads)), one))
-    x, y, loop = min(choices, key=lambda c: c[2].queries.size)
-    for i in range(loop.queries.size):
-        yield (
-            _block(piece.queries, heads.queries, batches, Pair(x.queries, y.queries), loop.queries, i),
-            _block(piece.keys, heads.keys, batches, Pair(x.keys, y.keys), loop.keys, i),
+    queries, keys = piece.queries.flat(), piece.keys.flat()
+    if queries is None or keys is None:
+        yield from _gathered(piece, heads, batches)
+        return
+    yield from _viewed(queries, keys, heads, batches, flat and batches.step == 1)
+
+
+def _viewed(queries: Strip, keys: Strip, heads: HeadRun, batches: Run, flat: bool) -> Iterator[tuple[Block, Block]]:
+    """On views: of stretches, heads and batch entries two dimensions go into a call, the third is looped over."""
+    one, entries = Axis(1), Axis(batches.size, batch=batches.step)
+    y_queries, y_keys = (Axis(r.size, head=r.step) for r in heads)
+    head, key_head = heads.queries.start, heads.keys.start
+    count = queries.count
+    if flat:
+        q_axis, k_axis = (Axis(batches.size * r.size, head=1) for r in heads)
+        yield Block(batches.start, head, queries, one, q_axis), Block(batches.start, key_head, keys, one, k_axis)
+    elif batches.size > count:
+        for i in range(count):
+            q_one, k_one = _one(queries, i), _one(keys, i)
+            yield (
+                Block(batches.start, head, q_one, entries, y_queries),
+                Block(batches.start, key_head, k_one, entries, y_keys),
+            )
+    elif heads.queries.size == heads.keys.size < batches.size:
+        for i in range(heads.queries.size):
+            yield (
+                Block(batches.start, head + i * heads.queries.step, queries, one, entries),
+                Block(batches.start, key_head + i * heads.keys.step, keys, one, entries),
+            )
+    else:
+        for i in range(batches.size):
+            batch = batches.start + i * batches.step
+            yield Block(batch, head, queries, one, y_queries), Block(batch, key_head, keys, one, y_keys)
+
+
+def _one(strip: Strip, i: int) -> Strip:
+    """Stretch i of a strip along one axis."""
+    (axis,) = strip.axes
+    return Strip(strip.start + i * axis.step, (replace(axis, step=0, count=1),))
+
+
+def _gathered(piece: Piece, heads: HeadRun, batches: Run) -> Iterator[tuple[Block, Block]]:
+    """Bricks of a grid, which are copied together: as many in one call as its bounded share of memory holds."""
+    y_queries, y_keys = (Axis(r.size, head=r.step) for r in heads)
+    for i in range(batches.size):
+        batch = batches.start + i * batches.step
+        room = SETTINGS.gathered_tokens // (max(piece.keys.length, piece.queries.length) * heads.keys.size)
+        for part in _bricks(piece, max(room, 1)):
+            yield (
+                Block(batch, heads.queries.start, part.queries, Axis(1), y_queries),
+                Block(batch, heads.keys.start, part.keys, Axis(1), y_keys),
+            )
+
+
+def _bricks(piece: Piece, most: int, axis: int = 0) -> Iterator[Piece]:
+    """The piece cut along its axes from `axis` on, into parts of at most `most` stretches."""
+    if piece.queries.count <= most:
+        yield piece
+        return
+    inside = prod(a.count for a in piece.queries.axes[axis + 1 :])
+    chunk, count = max(1, most // inside), piece.queries.axes[axis].count
+    for first in range(0, count, chunk):
+        some = min(chunk, count - first)
+        part = replace(
+            piece, queries=_some(piece.queries, axis, first, some), keys=_some(piece.keys, axis, first, some)
         )
+        yield from _bricks(part, most, axis + 1)
 
 
-def _block(strip: Strip, heads: Run, batches: Run, xy: tuple[Axis, Axis], loop: Axis, i: int) -> Block:
-    return Block(
-        batches.start + i * loop.batch,
-        heads.start + i * loop.head,
-        strip.start + i * loop.token,
-        *xy,
-        strip.length,
-        strip.stride,
-    )
+def _some(strip: Strip, axis: int, first: int, count: int) -> Strip:
+    """`count` of the stretches along an axis, from number `first` on."""
+    steps = strip.axes[axis]
+    axes = (*strip.axes[:axis], replace(steps, count=count), *strip.axes[axis + 1 :])
+    return Strip(strip.start + first * steps.step, axes)
 
 
 def adds_of(keys: Block) -> tuple[Add, ...]:
     """The parts in which the gradient of `keys` is added: within a part no token is met twice."""
-    everything = Add(slice(None), slice(None), keys)
-    x = keys.x
-    if x.batch or x.head or _apart(x.size, x.token, keys.length, keys.stride):
-        return (everything,)
-    if x.token == 0:
-        return (replace(everything, block=replace(keys, x=Axis(1)), over_x=True),)
-    shift, between = divmod(x.token, keys.stride)
-    if between or x.size <= -(-keys.length // shift):
-        return tuple(
-            Add(slice(i, i + 1), slice(None), replace(keys, token=keys.token + i * x.token, x=Axis(1)))
-            for i in range(x.size)
-        )
-    return tuple(
-        Add(slice(None), slice(c, stop), replace(keys, token=keys.token + c * keys.stride, length=stop - c))
-        for c in range(0, keys.length, shift)
-        for stop in (min(c + shift, keys.length),)
-    )
+    axes = keys.strip.axes
+    size = (keys.outer.size, *(a.count for a in axes), keys.y.size, *(a.length for a in axes), -1)
+    adds = []
+    for parts in product(*map(_disjoint, axes)):
+        entries, tokens = tuple(p.entries for p in parts), tuple(p.tokens for p in parts)
+        start = keys.strip.start + sum(p.start for p in parts)
+        block = replace(keys, strip=Strip(start, tuple(p.steps for p in parts)))
+        over = tuple(i + 1 for i, p in enumerate(parts) if p.summed)
+        adds.append(Add(size, (slice(None), *entries, slice(None), *tokens), over, block))
+    return tuple(adds)
+
+
+class _Part(NamedTuple):
+    """Stretches and tokens of an axis that do not overlap, or that all do and are summed."""
+
+    entries: slice
+    tokens: slice
+    start: int
+    steps: Steps
+    summed: bool = False
+
+
+def _disjoint(axis: Steps) -> list[_Part]:
+    """An axis in parts without overlap."""
+    everything = slice(None)
+    if axis.apart:
+        return [_Part(everything, everything, 0, axis)]
+    if axis.step == 0:
+        return [_Part(everything, everything, 0, replace(axis, count=1), summed=True)]
+    shift, between = divmod(axis.step, axis.stride)
+    if between or axis.count <= -(-axis.length // shift):
+        one = replace(axis, step=0, count=1)
+        return [_Part(slice(i, i + 1), everything, i * axis.step, one) for i in range(axis.count)]
+    return [
+        _Part(everything, slice(c, c + n), c * axis.stride, replace(axis, length=n))
+        for c in range(0, axis.length, shift)
+        for n in (min(shift, axis.length - c),)
+    ]

@@ -45,19 +45,20 @@ def _run_forward(
 ) -> None:
     """Write, or merge, one call's rows into `out` and `lse`."""
     call = bound.call
-    q_rows, out_rows, lse_rows = (_at(t, view) for t, view in zip((q, out, lse), bound.queries, strict=True))
+    q_view, out_view, lse_view = bound.queries
+    out_rows, lse_rows = _at(out, out_view), _at(lse, lse_view)
     visible = program.visible(call, q.dtype)
     if visible.nothing:
         if call.fresh:
             out_rows.zero_()
             lse_rows.fill_(-math.inf)
         return
-    k_rows, v_rows = _at(k, bound.keys[0]), _at(v, bound.keys[1])
-    o, part = kernel.attend(q_rows, k_rows, v_rows, visible.additive, call.mask == "causal", scale)
+    k_rows, v_rows = _rows(k, bound.keys[0]), _rows(v, bound.keys[1])
+    o, part = kernel.attend(_rows(q, q_view), k_rows, v_rows, visible.additive, call.mask == "causal", scale)
     if visible.blind is not None:
         part.masked_fill_(visible.blind, -math.inf)
         o.masked_fill_(visible.blind[:, None], 0)
-    o = o[..., : out.shape[-1]]
+    o, part = _like(o[..., : out.shape[-1]], out_view), _like(part, lse_view)
     if call.fresh:
         out_rows.copy_(o)
         lse_rows.copy_(part)
@@ -119,30 +120,44 @@ def _run_backward(
     grad_out, q, k, v, out = operands
     q_view, out_view, lse_view, grad_out_view, grad_q_view = bound.queries
     part_q, *parts = kernel.attend_backward(
-        _at(grad_out, grad_out_view),
-        _at(q, q_view),
-        _at(k, bound.keys[0]),
-        _at(v, bound.keys[1]),
-        _at(out, out_view),
-        _at(lse, lse_view),
+        _rows(grad_out, grad_out_view),
+        _rows(q, q_view),
+        _rows(k, bound.keys[0]),
+        _rows(v, bound.keys[1]),
+        _rows(out, out_view),
+        _rows(lse, lse_view),
         visible.additive,
         call.mask == "causal",
         scale,
     )
     rows = _at(grads[0], grad_q_view)
-    part_q = part_q[..., : rows.shape[-1]]
+    part_q = _like(part_q[..., : rows.shape[-1]], grad_q_view)
     if call.fresh:
         rows.copy_(part_q)
     else:
         rows.add_(part_q)
     for add, views in bound.adds:
         for total, view, part in zip(grads[1:], views, parts, strict=True):
-            piece = part[add.x, :, add.tokens, : total.shape[-1]]
-            _at(total, view).add_(piece.sum(0, keepdim=True, dtype=total.dtype) if add.over_x else piece)
+            piece = part.reshape(add.size)[add.at][..., : total.shape[-1]]
+            if add.over:
+                piece = piece.sum(add.over, dtype=total.dtype)
+            _at(total, view).add_(piece.reshape(view.size))
 
 
 def _at(x: Tensor, view: View) -> Tensor:
+    """The tokens of a view, in memory where they are."""
     return x.as_strided(view.size, view.stride, view.offset + x.storage_offset())
+
+
+def _rows(x: Tensor, view: View) -> Tensor:
+    """The tokens of a view as the kernel takes them: copied where no stride can say it."""
+    found = _at(x, view)
+    return found if view.shape is None else found.reshape(view.shape)
+
+
+def _like(rows: Tensor, view: View) -> Tensor:
+    """What the kernel gave for a view, with the view's dimensions."""
+    return rows if view.shape is None else rows.reshape(view.size)
 
 
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

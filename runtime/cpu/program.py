@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from math import prod
 from threading import Lock
 from typing import Generic, NamedTuple, TypeVar
 
@@ -81,7 +82,7 @@ class Program:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._calls = calls_of(plan, merged=False)
-        rows = sum(c.queries.x.size * c.queries.y.size * c.queries.length for c in self._calls if c.fresh)
+        rows = sum(c.queries.rows for c in self._calls if c.fresh)
         self.covers = rows == plan.batch * plan.heads * plan.n_q
         self.merges = not all(c.fresh for c in self._calls)
         self.adds = len(self._calls) != 1 or adds_of(self._calls[0].keys)[0].block != self._calls[0].keys
@@ -123,9 +124,9 @@ class Program:
         if isinstance(mask, str):
             return EVERYTHING
         relation = self.plan.masks[mask]
-        if relation.size > SETTINGS.mask_elements:
-            return visible_of(relation, dtype)
-        return self._masks.get((mask, dtype), lambda: visible_of(relation, dtype))
+        if prod(relation.shape) > SETTINGS.mask_elements:
+            return visible_of(relation.whole(), dtype)
+        return self._masks.get((mask, dtype), lambda: visible_of(relation.whole(), dtype))
 
 
 def _layout(tensor: Tensor) -> tuple[tuple[int, ...], int | None]:

@@ -40,12 +40,11 @@ def count_plan(plan: Plan, batch: int, head: int, steps: Steps) -> list[Counts]:
 
 def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -> None:
     rows, columns = piece.queries.length, piece.keys.length
-    strided = piece.queries.stride != 1 or piece.keys.stride != 1
-    for i in range(piece.queries.count):
-        if strided:
-            _add_strided(tally, plan, piece, i)
+    plain = piece.queries.is_plain and piece.keys.is_plain
+    for q, k in zip(piece.queries.starts().tolist(), piece.keys.starts().tolist(), strict=True):
+        if not plain:
+            _add_scattered(tally, plan, piece, q, k)
             continue
-        q, k = piece.queries.start + i * piece.queries.step, piece.keys.start + i * piece.keys.step
         match piece.mask:
             case "full":
                 tally.add_full(q, k, rows, columns)
@@ -57,17 +56,17 @@ def _add_piece(tally: _Tally, plan: Plan, piece: Piece, batch: int, head: int) -
                     high = min(low + height, q + rows)
                     tally.add_mask(low, k, plan.exact_mask(batch, head, low, high, k, k + columns))
             case int() as index:
-                tally.add_mask(q, k, plan.masks[index])
+                tally.add_mask(q, k, plan.masks[index].whole())
 
 
-def _add_strided(tally: _Tally, plan: Plan, piece: Piece, i: int) -> None:
-    rows, columns = piece.queries.tokens(i), piece.keys.tokens(i)
+def _add_scattered(tally: _Tally, plan: Plan, piece: Piece, q: int, k: int) -> None:
+    rows, columns = q + piece.queries.inside(), k + piece.keys.inside()
     height = max(1, _BLOCK // max(len(columns), 1))
     for low in range(0, len(rows), height):
         part = rows[low : low + height]
         match piece.mask:
             case int() as index:
-                mask = plan.masks[index][low : low + height]
+                mask = plan.masks[index].whole()[low : low + height]
             case "causal":
                 mask = np.tri(len(part), len(columns), low, dtype=np.bool_)
             case _:
@@ -90,8 +89,8 @@ class _Tally:
             by_column = np.add.reduceat(mask, _cuts(k, mask.shape[1], k_step), axis=1, dtype=np.int64)
             _add(grid, q // q_step, k // k_step, _by_row(by_column, q, q_step))
 
-    def add_scattered(self, rows: range, columns: range, mask: Mask) -> None:
-        """Pairs of tokens that are not consecutive."""
+    def add_scattered(self, rows: Counts, columns: Counts, mask: Mask) -> None:
+        """Pairs of tokens that are not consecutive, in ascending order."""
         for grid, (q_step, k_step) in zip(self.grids, self.steps, strict=True):
             q_cells, q_cuts = _cells(rows, q_step)
             k_cells, k_cuts = _cells(columns, k_step)
@@ -126,9 +125,9 @@ def _by_row(counts: Counts, q: int, step: int) -> Counts:
     return np.add.reduceat(counts, _cuts(q, len(counts), step), axis=0, dtype=np.int64)
 
 
-def _cells(tokens: range, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _cells(tokens: Counts, step: int) -> tuple[Counts, Counts]:
     """The cells that tokens lie in, and where each begins among them."""
-    cells = np.arange(tokens.start, tokens.stop, tokens.step, dtype=np.int64) // step
+    cells = tokens // step
     cuts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
     return cells[cuts], cuts
 

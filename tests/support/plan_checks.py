@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.planning.plan import Piece, Plan, Strip
+from attnc.compiler.planning.plan import GridMask, Piece, Plan, Strip
 
 Grid = NDArray[np.bool_]
 Exact = Callable[[int, int, int, int], Grid]
 """(first row, end, first key, end) → the relation there."""
 
 
-def stretches(strip: Strip) -> list[range]:
-    """The tokens of each stretch."""
-    return [strip.tokens(i) for i in range(strip.count)]
+def stretches(strip: Strip) -> list[list[int]]:
+    """The tokens of each stretch, one by one."""
+    found = []
+    for at in product(*(range(axis.count) for axis in strip.axes)):
+        start = strip.start + sum(i * axis.step for i, axis in zip(at, strip.axes, strict=True))
+        inside = product(*(range(axis.length) for axis in strip.axes))
+        found.append([start + sum(i * a.stride for i, a in zip(t, strip.axes, strict=True)) for t in inside])
+    return found
 
 
-def counted(pieces: Iterable[Piece], masks: Sequence[Grid], n_q: int, n_k: int, exact: Exact) -> NDArray[np.int64]:
+def counted(pieces: Iterable[Piece], masks: Sequence[GridMask], n_q: int, n_k: int, exact: Exact) -> NDArray[np.int64]:
     """How many pieces hold each pair, with every rule of a piece checked on the way."""
     times = np.zeros((n_q, n_k), dtype=np.int64)
     written = np.zeros(n_q, dtype=np.bool_)
@@ -30,7 +36,7 @@ def counted(pieces: Iterable[Piece], masks: Sequence[Grid], n_q: int, n_k: int, 
         for q, k in zip(queries, keys, strict=True):
             assert 0 <= min(q) <= max(q) < n_q, piece
             assert 0 <= min(k) <= max(k) < n_k, piece
-            rows[list(q)] += 1
+            rows[q] += 1
             times[np.ix_(q, k)] += _mask(piece, masks, q, k, exact)
         assert rows.max() == 1, f"stretches of queries overlap: {piece}"
         mine = rows == 1
@@ -39,7 +45,7 @@ def counted(pieces: Iterable[Piece], masks: Sequence[Grid], n_q: int, n_k: int, 
     return times
 
 
-def _mask(piece: Piece, masks: Sequence[Grid], q: range, k: range, exact: Exact) -> Grid:
+def _mask(piece: Piece, masks: Sequence[GridMask], q: list[int], k: list[int], exact: Exact) -> Grid:
     match piece.mask:
         case "full":
             return np.ones((len(q), len(k)), dtype=np.bool_)
@@ -47,15 +53,15 @@ def _mask(piece: Piece, masks: Sequence[Grid], q: range, k: range, exact: Exact)
             assert len(q) == len(k), piece
             return np.tri(len(q), dtype=np.bool_)
         case "exact":
-            assert q.step == k.step == 1, piece
-            return exact(q.start, q.stop, k.start, k.stop)
+            assert piece.queries.is_plain and piece.keys.is_plain, piece
+            return exact(q[0], q[-1] + 1, k[0], k[-1] + 1)
         case index:
-            mask = masks[index]
-            assert mask.shape == (len(q), len(k)), piece
+            mask = masks[index].whole()
+            assert mask.shape == masks[index].shape == (len(q), len(k)), piece
             return mask
 
 
-def check_pieces(pieces: Iterable[Piece], masks: Sequence[Grid], relation: Grid) -> None:
+def check_pieces(pieces: Iterable[Piece], masks: Sequence[GridMask], relation: Grid) -> None:
     """The pieces are the relation: every visible pair once, no other."""
     n_q, n_k = relation.shape
     times = counted(pieces, masks, n_q, n_k, lambda a, b, c, d: relation[a:b, c:d])
@@ -73,8 +79,8 @@ def check_plan(plan: Plan, relation: NDArray[np.bool_]) -> None:
                 check_pieces(group.pieces, plan.masks, relation[batch, head])
                 for piece in group.pieces:
                     if piece.mask == "exact":
-                        q, k = piece.queries.tokens(0), piece.keys.tokens(0)
-                        part = plan.exact_mask(batch, head, q.start, q.stop, k.start, k.stop)
-                        assert (part == relation[batch, head, q.start : q.stop, k.start : k.stop]).all()
+                        (q, *_), (k, *_) = stretches(piece.queries), stretches(piece.keys)
+                        part = plan.exact_mask(batch, head, q[0], q[-1] + 1, k[0], k[-1] + 1)
+                        assert (part == relation[batch, head, q[0] : q[-1] + 1, k[0] : k[-1] + 1]).all()
     assert (seen == 1).all(), "every batch entry and head is in one group"
     assert plan.visible in (None, int(relation.sum()))

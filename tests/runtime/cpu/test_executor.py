@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler.planning.plan import Group, Mask, Piece, Plan, Strip, TileCounts
+from attnc.compiler.planning.plan import GridMask, Group, Mask, Piece, Plan, Steps, Strip, TileCounts, stretch, strip
 from attnc.runtime.accuracy import Probe, compare
 from attnc.runtime.cpu import calls, executor
 from attnc.runtime.cpu.autograd import attend
@@ -47,7 +47,7 @@ def make_plan(shape: Shape, relation: Relation, groups: tuple[Group, ...], masks
         tiles=TileCounts(0, 0, 0, 0),
         visible=int(relation.sum()),
         groups=groups,
-        masks=masks,
+        masks=tuple(GridMask((mask,)) for mask in masks),
         executor="cpu",
         schedule="pieces",
         reasons=(),
@@ -69,7 +69,7 @@ def delta(n: int) -> NDArray[np.int64]:
 
 
 def whole(n: int) -> Strip:
-    return Strip(0, 0, 1, n)
+    return strip(0, 0, 1, n)
 
 
 def causal(shape: Shape) -> Case:
@@ -101,9 +101,9 @@ def window_pieces(n: int, w: int, r: int, first_mask: int = 0) -> tuple[list[Pie
     if edge:
         add(whole(edge), whole(edge))
     if count:
-        add(Strip(edge, r, count, r), Strip(edge - w + 1, r, count, w - 1 + r))
+        add(strip(edge, r, count, r), strip(edge - w + 1, r, count, w - 1 + r))
     if tail:
-        add(Strip(n - tail, 0, 1, tail), Strip(n - tail - w + 1, 0, 1, w - 1 + tail))
+        add(strip(n - tail, 0, 1, tail), strip(n - tail - w + 1, 0, 1, w - 1 + tail))
     return pieces, masks
 
 
@@ -122,13 +122,13 @@ def sinks(shape: Shape, w: int = 9, s: int = 3, r: int = 8) -> Case:
     pieces, masks = window_pieces(n, w, r)
     first, ramp = w - 1, min(n, w + s)
     if ramp > first:
-        pieces.append(Piece(Strip(first, 0, 1, ramp - first), whole(s), len(masks), fresh=False))
+        pieces.append(Piece(strip(first, 0, 1, ramp - first), whole(s), len(masks), fresh=False))
         masks.append((d >= w)[first:ramp, :s].copy())
     count, tail = divmod(max(n - ramp, 0), r)
     if count:
-        pieces.append(Piece(Strip(ramp, r, count, r), Strip(0, 0, count, s), "full", fresh=False))
+        pieces.append(Piece(strip(ramp, r, count, r), strip(0, 0, count, s), "full", fresh=False))
     if tail:
-        pieces.append(Piece(Strip(n - tail, 0, 1, tail), whole(s), "full", fresh=False))
+        pieces.append(Piece(strip(n - tail, 0, 1, tail), whole(s), "full", fresh=False))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces), tuple(masks)), spread(shape, relation)
 
 
@@ -139,7 +139,7 @@ def documents(shape: Shape) -> Case:
     pieces = []
     for a, b in pairwise(cuts):
         relation[a:b, a:b] = delta(b - a) >= 0
-        pieces.append(Piece(Strip(a, 0, 1, b - a), Strip(a, 0, 1, b - a), "causal"))
+        pieces.append(Piece(strip(a, 0, 1, b - a), strip(a, 0, 1, b - a), "causal"))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
 
 
@@ -149,8 +149,8 @@ def blocks(shape: Shape) -> Case:
     t = np.arange(n)
     inside = t < n // r * r
     relation = (delta(n) >= 0) & (t[:, None] // r == t[None, :] // r) & inside & inside[:, None]
-    strip = Strip(0, r, n // r, r)
-    return make_plan(shape, spread(shape, relation), everyone(shape, Piece(strip, strip, "causal"))), spread(
+    tokens = strip(0, r, n // r, r)
+    return make_plan(shape, spread(shape, relation), everyone(shape, Piece(tokens, tokens, "causal"))), spread(
         shape, relation
     )
 
@@ -162,19 +162,28 @@ def overlapping(shape: Shape, step: int = 3, length: int = 20) -> Case:
     relation = np.zeros((n, n), bool)
     for i in range(count):
         relation[length + i * step : length + (i + 1) * step, i * step : i * step + length] = True
-    piece = Piece(Strip(length, step, count, step), Strip(0, step, count, length), "full")
+    piece = Piece(strip(length, step, count, step), strip(0, step, count, length), "full")
     return make_plan(shape, spread(shape, relation), everyone(shape, piece)), spread(shape, relation)
 
 
-def backwards(shape: Shape) -> Case:
-    """Stretches of keys that run against those of the queries."""
-    n, r = shape[3], 5
-    count = n // r
-    relation = np.zeros((n, n), bool)
-    for i in range(count):
-        relation[i * r : (i + 1) * r, (count - 1 - i) * r : (count - i) * r] = True
-    piece = Piece(Strip(0, r, count, r), Strip((count - 1) * r, -r, count, r), "full")
-    return make_plan(shape, spread(shape, relation), everyone(shape, piece)), spread(shape, relation)
+def bricks(shape: Shape) -> Case:
+    """Windows of 3 × 5 around the bricks of a grid, keys gathered; rows outside the grid see nothing."""
+    n = shape[3]
+    width = 10
+    height = n // width
+    down, across = (height - 2) // 2, (width - 4) // 3
+    if down < 1:
+        return full(shape)
+    y_mask = np.abs(np.arange(2)[:, None] - np.arange(4)[None, :] + 1) <= 1
+    x_mask = np.abs(np.arange(3)[:, None] - np.arange(7)[None, :] + 2) <= 2
+    queries = Strip(width + 2, (Steps(2 * width, down, 2, width), Steps(3, across, 3)))
+    keys = Strip(0, (Steps(2 * width, down, 4, width), Steps(3, across, 7)))
+    y, x = np.divmod(np.arange(n), width)
+    inside = (y >= 1) & (y < 1 + 2 * down) & (x >= 2) & (x < 2 + 3 * across) & (y < height)
+    near = (np.abs(y[:, None] - y[None, :]) <= 1) & (np.abs(x[:, None] - x[None, :]) <= 2)
+    relation = spread(shape, near & inside[:, None])
+    plan = make_plan(shape, relation, everyone(shape, Piece(queries, keys, 0)))
+    return replace(plan, masks=(GridMask((y_mask, x_mask)),)), relation
 
 
 def dense(shape: Shape, r: int = 24) -> Case:
@@ -184,9 +193,9 @@ def dense(shape: Shape, r: int = 24) -> Case:
     relation[n // 3 : n // 3 + 2] = False
     relation[r : 2 * r] = False
     count, tail = divmod(n, r)
-    pieces = [Piece(Strip(0, r, count, r), Strip(0, 0, count, n), "exact")]
+    pieces = [Piece(strip(0, r, count, r), strip(0, 0, count, n), "exact")]
     if tail:
-        pieces.append(Piece(Strip(n - tail, 0, 1, tail), whole(n), "exact"))
+        pieces.append(Piece(strip(n - tail, 0, 1, tail), whole(n), "exact"))
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces)), spread(shape, relation)
 
 
@@ -199,8 +208,8 @@ def blind(shape: Shape) -> Case:
     relation[t % 5 == 0, n // 2 :] = False
     left, right = relation[:, : n // 2].copy(), relation[:, n // 2 :].copy()
     pieces = (
-        Piece(whole(n), Strip(0, 0, 1, n // 2), 0),
-        Piece(whole(n), Strip(n // 2, 0, 1, n - n // 2), 1, fresh=False),
+        Piece(whole(n), strip(0, 0, 1, n // 2), 0),
+        Piece(whole(n), strip(n // 2, 0, 1, n - n // 2), 1, fresh=False),
     )
     return make_plan(shape, spread(shape, relation), everyone(shape, *pieces), (left, right)), spread(shape, relation)
 
@@ -229,9 +238,9 @@ def by_batch(shape: Shape) -> Case:
     for b in range(max(batch - 1, 1)):
         pieces = []
         for a in range(0, n, b + 5):
-            strip = Strip(a, 0, 1, min(b + 5, n - a))
-            relation[b, :, a : strip.last + 1, a : strip.last + 1] = delta(strip.length) >= 0
-            pieces.append(Piece(strip, strip, "causal"))
+            tokens = stretch(a, min(a + b + 5, n))
+            relation[b, :, a : tokens.last + 1, a : tokens.last + 1] = delta(tokens.length) >= 0
+            pieces.append(Piece(tokens, tokens, "causal"))
         groups.append(Group((b,), tuple(range(heads)), tuple(pieces)))
     return make_plan(shape, relation, tuple(groups)), relation
 
@@ -244,7 +253,7 @@ PATTERNS: tuple[Callable[[Shape], Case], ...] = (
     documents,
     blocks,
     overlapping,
-    backwards,
+    bricks,
     dense,
     blind,
     by_head,
@@ -419,7 +428,7 @@ def test_strided_gradients() -> None:
 def test_nothing(shape: Shape) -> None:
     """No batch entries, heads or tokens; and a plan without a piece."""
     relation = np.zeros((*shape[:2], shape[3], shape[3]), bool)
-    unused = Group((), (), (Piece(Strip(0, 0, 0, 1), Strip(0, 0, 0, 1), "full"),))
+    unused = Group((), (), (Piece(strip(0, 0, 0, 1), strip(0, 0, 0, 1), "full"),))
     for groups in ((), (unused,)):
         plan = make_plan((*shape[:2], max(shape[2], 1), shape[3]), relation, groups)
         inputs = tracked(draw(shape, 4, 6))
@@ -592,17 +601,34 @@ def test_calls_are_few() -> None:
     ("step", "length", "count"), [(0, 5, 4), (2, 7, 9), (2, 7, 3), (7, 7, 3), (9, 7, 3), (1, 4, 8)]
 )
 def test_adds_meet_no_token_twice(step: int, length: int, count: int) -> None:
-    keys = calls.Block(0, 0, 3, calls.Axis(count, token=step), calls.Axis(1), length)
+    check_adds(Strip(3, (Steps(step, count, length),)))
+
+
+@pytest.mark.parametrize("second", [(0, 2, 3), (2, 3, 4), (3, 4, 3), (5, 1, 2)])
+@pytest.mark.parametrize("first", [(40, 3, 2), (20, 4, 5), (20, 2, 5), (0, 3, 2)])
+def test_adds_of_bricks_meet_no_token_twice(first: tuple[int, int, int], second: tuple[int, int, int]) -> None:
+    check_adds(Strip(3, (Steps(*first, 20), Steps(*second))))
+
+
+def check_adds(keys: Strip) -> None:
+    block = calls.Block(0, 0, keys, calls.Axis(1), calls.Axis(1))
+    numbers = keys.starts()[:, None] + keys.inside()
     total: dict[int, int] = {}
-    for add in calls.adds_of(keys):
-        block = add.block
-        tokens = [block.token + i * block.x.token + j for i in range(block.x.size) for j in range(block.length)]
-        assert len(set(tokens)) == len(tokens)
-        for t in tokens:
-            total[t] = total.get(t, 0) + (count if add.over_x else 1)
+    for add in calls.adds_of(block):
+        met = add.block.strip.starts()[:, None] + add.block.strip.inside()
+        assert len(np.unique(met)) == met.size
+        taken = numbers.reshape(add.size[:-1])[add.at]
+        for axis in reversed(add.over):
+            assert (taken == taken.take([0], axis)).all()
+        copies = taken.size // met.size
+        summed = taken.take([0], add.over[0]) if len(add.over) == 1 else taken
+        if len(add.over) <= 1:
+            assert np.array_equal(summed.ravel(), met.ravel())
+        for token in met.ravel().tolist():
+            total[token] = total.get(token, 0) + copies
     expected: dict[int, int] = {}
-    for i, j in product(range(count), range(length)):
-        expected[3 + i * step + j] = expected.get(3 + i * step + j, 0) + 1
+    for token in numbers.ravel().tolist():
+        expected[token] = expected.get(token, 0) + 1
     assert total == expected
 
 

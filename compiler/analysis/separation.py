@@ -1,0 +1,255 @@
+"""Relations over a grid of tokens, taken apart by axis.
+
+The axes of the grid are the leaf variables; a flattened position never enters. A relation becomes a list of products
+that do not overlap, each with one relation an axis: `and` is a product already, `or` is split into what holds first and
+the rest, and a comparison that reads several axes is split by the values that its parts on one of them take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.ir import Bool, Choice, Const, Coord, Index, Linear, Not, Place, Sign, Var, is_truth
+from attnc.compiler.rewrite import rebuild, rewrite, substitute, walk
+
+MOST_PRODUCTS = 512
+MOST_PAIRS = 1 << 16
+"""Values of one axis are listed for at most so many pairs of its coordinates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """`extent` places, so many tokens apart."""
+
+    extent: int
+    stride: int
+
+
+Grid = tuple[Axis, ...]
+"""The axes of a grid, the slowest first."""
+
+Product = tuple[Index, ...]
+"""A relation an axis, over its coordinates as places q and k."""
+
+
+class NotSeparableError(Exception):
+    """The relation reads positions beside coordinates, or would make too many products."""
+
+
+def grid_of(relation: Index, n: int) -> Grid | None:
+    """The grid of n tokens whose coordinates the relation reads, None where it reads none or they fit no grid."""
+    strides: dict[int, int | None] = {}
+    for node in walk(relation):
+        if isinstance(node, Coord):
+            found = _axis(node)
+            if found is None or strides.setdefault(found[0], found[1]) != found[1]:
+                return None
+    return _filled(strides, n) if strides else None
+
+
+def _axis(node: Coord) -> tuple[int, int | None] | None:
+    """Stride and extent of a coordinate that counts from the first token."""
+    origin = fold.sub(node.position, node.offset)
+    stride, extent = node.stride, node.extent
+    if not isinstance(origin, Place) or not isinstance(stride, Const) or not isinstance(extent, Const | None):
+        return None
+    return stride.value, None if extent is None else extent.value
+
+
+def _filled(strides: Mapping[int, int | None], n: int) -> Grid | None:
+    """All axes, with those that are not read in between."""
+    axes: list[Axis] = []
+    below = 1
+    for stride, extent in sorted(strides.items()):
+        if stride % below or n % stride:
+            return None
+        if stride > below:
+            axes.append(Axis(stride // below, below))
+        below = n if extent is None else stride * extent
+        axes.append(Axis(below // stride, stride))
+    if n % below:
+        return None
+    if n > below:
+        axes.append(Axis(n // below, below))
+    return tuple(reversed(axes))
+
+
+def separate(relation: Index, grid: Grid) -> list[Product]:
+    """Products that do not overlap and together are the relation, whose every coordinate is one of the grid's.
+
+    Raises NotSeparableError, and EvaluationError where a part is asked outside what guards it.
+    """
+    leaves = _Leaves(grid)
+    found: list[Product] = []
+    stack: list[tuple[Index, ...]] = [(leaves.over_axes(relation),)]
+    while stack:
+        conjuncts = stack.pop()
+        parts = _first_split(conjuncts, leaves)
+        if parts is None:
+            found.append(leaves.product(conjuncts))
+        else:
+            stack.extend(map(_flat, reversed(parts)))
+        if len(found) + len(stack) > MOST_PRODUCTS:
+            raise NotSeparableError
+    return [product for product in found if not any(r == fold.truth(False) for r in product)]
+
+
+def _flat(conjuncts: Iterable[Index]) -> tuple[Index, ...]:
+    joined = fold.conjunction(*conjuncts)
+    return joined.operands if isinstance(joined, Bool) and joined.op == "and" else (joined,)
+
+
+_PLACES: tuple[Literal["q", "k"], ...] = ("q", "k")
+
+
+class _Leaves:
+    """The coordinates of a grid as variables, and which axes a node reads."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self._variables = {(name, i): fold.var(f"{name} axis", i) for name in _PLACES for i in range(len(grid))}
+        self._axis_of = {variable: i for (_, i), variable in self._variables.items()}
+        self._by_stride = {axis.stride: i for i, axis in enumerate(grid)}
+        self._read: dict[Index, frozenset[int]] = {}
+        self._serial = len(grid)
+
+    def over_axes(self, relation: Index) -> Index:
+        """The relation with a variable for every coordinate."""
+
+        def change(node: Index) -> Index | None:
+            if not isinstance(node, Coord):
+                return None
+            origin, found = fold.sub(node.position, node.offset), _axis(node)
+            assert isinstance(origin, Place)
+            assert found is not None
+            return self._variables[origin.name, self._by_stride[found[0]]]
+
+        result = rewrite(relation, change)
+        if any(isinstance(node, Place) for node in walk(result)):
+            raise NotSeparableError
+        return result
+
+    def axes(self, node: Index) -> frozenset[int]:
+        """The axes that a node reads."""
+        if node not in self._read:
+            own = [self._axis_of[node]] if isinstance(node, Var) and node in self._axis_of else []
+            self._read[node] = frozenset(own).union(*(self.axes(child) for child in node.children()))
+        return self._read[node]
+
+    def product(self, conjuncts: Sequence[Index]) -> Product:
+        """The conjuncts by axis, each of which reads one at most."""
+        by_axis: list[list[Index]] = [[] for _ in self.grid]
+        for conjunct in conjuncts:
+            by_axis[min(self.axes(conjunct), default=0)].append(conjunct)
+        return tuple(self.alone(fold.conjunction(*c), i) for i, c in enumerate(by_axis))
+
+    def alone(self, node: Index, axis: int) -> Index:
+        """A node that reads one axis, over its coordinates as places."""
+        places: dict[Index, Index] = {self._variables[name, axis]: fold.place(name) for name in _PLACES}
+        return substitute(node, places)
+
+    def fresh(self) -> Var:
+        """A variable that stands nowhere yet."""
+        self._serial += 1
+        return fold.var("part", self._serial)
+
+
+def _first_split(conjuncts: Sequence[Index], leaves: _Leaves) -> list[tuple[Index, ...]] | None:
+    """Lists of conjuncts that exclude each other, in place of the first conjunct that reads several axes."""
+    for i, conjunct in enumerate(conjuncts):
+        if len(leaves.axes(conjunct)) > 1:
+            before, after = tuple(conjuncts[:i]), tuple(conjuncts[i + 1 :])
+            return [(*before, *part, *after) for part in _alternatives(conjunct, leaves)]
+    return None
+
+
+def _alternatives(node: Index, leaves: _Leaves) -> list[tuple[Index, ...]]:
+    match node:
+        case Bool(op="and"):
+            return [node.operands]
+        case Bool():
+            first, rest = _grouped(node.operands, leaves)
+            return [(first,), (fold.negation(first), rest)]
+        case Not(operand=Bool() as inner):
+            turned = fold.disjunction if inner.op == "and" else fold.conjunction
+            return [(turned(*map(fold.negation, inner.operands)),)]
+        case Choice() if is_truth(node):
+            return [(node.condition, node.then), (fold.negation(node.condition), node.otherwise)]
+        case Not(operand=Choice() as inner):
+            return [
+                (inner.condition, fold.negation(inner.then)),
+                (fold.negation(inner.condition), fold.negation(inner.otherwise)),
+            ]
+        case Sign():
+            return _by_values(node, node, leaves)
+        case Not(operand=Sign() as sign):
+            return _by_values(node, sign, leaves)
+        case _:
+            raise NotSeparableError
+
+
+def _grouped(operands: Sequence[Index], leaves: _Leaves) -> tuple[Index, Index]:
+    """The alternatives that read the same axes as the simplest of them, and the rest."""
+    key = min((leaves.axes(o) for o in operands), key=lambda axes: (len(axes), sorted(axes)))
+    together = [o for o in operands if leaves.axes(o) == key]
+    if len(key) > 1:
+        together = together[:1]
+    return fold.disjunction(*together), fold.disjunction(*(o for o in operands if o not in together))
+
+
+def _by_values(node: Index, sign: Sign, leaves: _Leaves) -> list[tuple[Index, ...]]:
+    """A comparison of several axes, for each combination of values that its parts on one axis take."""
+    choices = []
+    for axis in leaves.axes(sign):
+        if leaves.grid[axis].extent ** 2 <= MOST_PAIRS:
+            parts: dict[Var, Index] = {}
+            rest = _without(node, axis, leaves, parts)
+            choices.append((_values([leaves.alone(p, axis) for p in parts.values()], leaves.grid[axis]), parts, rest))
+    if not choices:
+        raise NotSeparableError
+    values, parts, rest = min(choices, key=lambda c: len(c[0]))
+    if len(values) > MOST_PRODUCTS:
+        raise NotSeparableError
+    result = []
+    for row in values.tolist():
+        constants: dict[Index, Index] = {v: fold.const(x) for v, x in zip(parts, row, strict=True)}
+        where = [fold.equal(p, fold.const(x)) for p, x in zip(parts.values(), row, strict=True)]
+        result.append((*where, substitute(rest, constants)))
+    return result
+
+
+def _without(node: Index, axis: int, leaves: _Leaves, parts: dict[Var, Index]) -> Index:
+    """The node with its largest integer parts that read this axis alone as variables, which are put into `parts`."""
+    read = leaves.axes(node)
+    if axis not in read:
+        return node
+    if read == {axis} and not is_truth(node):
+        return _named(node, leaves, parts)
+    if isinstance(node, Linear):
+        own = [(t, c) for t, c in node.terms if leaves.axes(t) == {axis}]
+        others = [(_without(t, axis, leaves, parts), c) for t, c in node.terms if leaves.axes(t) != {axis}]
+        terms = [fold.times(t, c) for t, c in others]
+        if own:
+            terms.append(_named(fold.linear(own, 0), leaves, parts))
+        return fold.add(fold.const(node.constant), *terms)
+    return rebuild(node, tuple(_without(child, axis, leaves, parts) for child in node.children()))
+
+
+def _named(part: Index, leaves: _Leaves, parts: dict[Var, Index]) -> Var:
+    known = next((v for v, p in parts.items() if p is part), None)
+    variable = known or leaves.fresh()
+    parts[variable] = part
+    return variable
+
+
+def _values(parts: Sequence[Index], axis: Axis) -> NDArray[np.int64]:
+    """The distinct combinations of values of integers over all pairs of coordinates of an axis, one a row."""
+    span = (0, axis.extent)
+    return np.unique(np.stack([exact.values(part, span, span).ravel() for part in parts], axis=1), axis=0)

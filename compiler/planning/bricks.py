@@ -1,0 +1,342 @@
+"""Covers of relations over a grid of tokens: an axis each, multiplied, so that a tile is a brick of the grid.
+
+Each axis is covered like a sequence of its own, from its exact matrix where that is small, else by interval analysis.
+The product of the axes' pieces covers the product of their relations; it is never written out by tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.separation import Axis, NotSeparableError
+from attnc.compiler.ir import Arith, Const, Index, Truth
+from attnc.compiler.planning import rates
+from attnc.compiler.planning.pieces import Cover, join_pieces
+from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
+from attnc.compiler.planning.residues import split
+from attnc.compiler.rewrite import walk
+
+LARGEST_TILE = 256
+SMALLEST_BRICK, LARGEST_BRICK = 32, 1024
+"""Tokens of a brick of queries, where the grid has as many."""
+
+GAP = 16
+"""Hidden keys between visible ones that are worth a piece of their own, if they are a quarter of the stretch."""
+
+
+Solve = Callable[[Index, int], tuple[Cover, int] | None]
+"""(relation, extent) → a cover of one long axis by pieces with masks, and its tile; None where there is none."""
+
+
+class AxisTable:
+    """One axis of a product, and its covers.
+
+    A short axis is known by exact matrices, one for each class of residues that its relation falls into; a longer one
+    is solved like a sequence.
+    """
+
+    def __init__(self, relation: Index, axis: Axis, most_pairs: int, solve: Solve) -> None:
+        self.axis = axis
+        self._relation = relation
+        self._trivial = isinstance(relation, Truth) and relation.value
+        self._parts: tuple[_Part, ...] = ()
+        self._sums: dict[int, Sums] = {}
+        self._covers: dict[int, Cover] = {}
+        if not self._trivial:
+            if axis.extent**2 <= most_pairs:
+                self._parts = tuple(_matrices(relation, axis.extent))
+            else:
+                self._take(solve(relation, axis.extent))
+
+    def _take(self, solved: tuple[Cover, int] | None) -> None:
+        if solved is None:
+            raise NotSeparableError
+        self._covers[solved[1]] = solved[0]
+
+    def tiles(self) -> list[int]:
+        """Tile sizes to try: the axis whole, powers of two, and what the relation divides by."""
+        if self._covers and not self._parts and not self._trivial:
+            return list(self._covers)
+        extent = self.axis.extent
+        sizes = {1 << i for i in range(LARGEST_TILE.bit_length()) if 1 << i < extent}
+        sizes |= {c for c in _divisors(self._relation) if c < extent}
+        if self._trivial or extent <= LARGEST_TILE:
+            sizes.add(extent)
+        return sorted(sizes)
+
+    def sums(self, tile: int) -> Sums:
+        """What the cover with this tile comes to."""
+        if tile not in self._sums:
+            self._sums[tile] = _sums(self._parts, tile) if self._parts else _sums_of(self.cover(tile))
+        return self._sums[tile]
+
+    def cover(self, tile: int) -> Cover:
+        """Pieces over the coordinates of the axis."""
+        if tile not in self._covers:
+            extent = self.axis.extent
+            self._covers[tile] = _everything(extent, tile) if self._trivial else _axis_cover(self._parts, tile)
+        return self._covers[tile]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The relation between coordinates `row + d·i` and `key + d·j`, as a matrix over i and j."""
+
+    row: int
+    key: int
+    divisor: int
+    matrix: Mask
+    lone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Over the tiles of an axis: score elements, rows, keys, and distinct shapes of tiles; `width`, the most keys."""
+
+    elements: int
+    rows: int
+    keys: int
+    shapes: int
+    width: int
+
+
+def _everything(extent: int, tile: int) -> Cover:
+    """All keys for every row."""
+    count, tail = divmod(extent, tile)
+    pieces = [Piece(strip(0, tile, count, tile), strip(0, 0, count, extent), "full")]
+    if tail:
+        pieces.append(Piece(stretch(extent - tail, extent), stretch(0, extent), "full"))
+    return Cover(tuple(pieces), (), (-(-extent // tile)) ** 2, 0, extent**2)
+
+
+def _sums_of(found: Cover) -> Sums:
+    sizes = [(p.queries.count, p.queries.length, p.keys.length) for p in found.pieces]
+    return Sums(
+        sum(count * rows * keys for count, rows, keys in sizes),
+        sum(count * rows for count, rows, _ in sizes),
+        sum(count * keys for count, _, keys in sizes),
+        len(sizes),
+        max((keys for _, _, keys in sizes), default=0),
+    )
+
+
+def _matrices(relation: Index, extent: int) -> Iterable[_Part]:
+    parts = split(relation)
+    for part in parts:
+        matrix = exact.mask(part.relation, (0, extent), (0, extent))
+        if part.congruence is None:
+            yield _Part(0, 0, 1, matrix, len(parts) == 1)
+            continue
+        d = part.congruence.divisor
+        for row in range(min(d, extent)):
+            key = (row - part.congruence.offset) % d
+            if key < extent:
+                yield _Part(row, key, d, matrix[row::d, key::d], len(parts) == 1)
+
+
+def _divisors(relation: Index) -> set[int]:
+    """Constants that the relation divides by, and that its terms are multiples of."""
+    return {
+        node.operands[1].value
+        for node in walk(relation)
+        if isinstance(node, Arith) and node.op in ("floordiv", "mod")
+        if isinstance(node.operands[1], Const) and 1 < node.operands[1].value <= LARGEST_TILE
+    }
+
+
+# --- one axis --------------------------------------------------------------------------------------------------------
+
+
+def _reach(matrix: Mask, tile: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """For each tile of rows its height, first visible key and the end of its visible keys (both 0 for none)."""
+    starts = np.arange(0, len(matrix), tile)
+    heights = np.minimum(starts + tile, len(matrix)) - starts
+    seen = matrix.any(axis=1)
+    low = np.where(seen, matrix.argmax(axis=1), matrix.shape[1])
+    high = np.where(seen, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
+    first, end = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    return heights, np.minimum(first, end), end
+
+
+def _sums(parts: Sequence[_Part], tile: int) -> Sums:
+    elements = rows = keys = shapes = width = 0
+    for part in parts:
+        if not part.matrix.size:
+            continue
+        heights, first, end = _reach(part.matrix, tile)
+        widths = end - first
+        live = widths > 0
+        elements += int((heights * widths).sum())
+        rows += int(heights[live].sum())
+        keys += int(widths.sum())
+        moved = first[live] - np.arange(len(first))[live] * tile
+        shapes += len(np.unique(np.stack([heights[live], widths[live], moved]), axis=1).T)
+        width = max(width, int(widths.max(initial=0)))
+    return Sums(elements, rows, keys, shapes, width)
+
+
+def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
+    pieces: list[Piece] = []
+    masks: list[GridMask] = []
+    known: dict[tuple[tuple[int, int], bytes], int] = {}
+    full = partial = 0
+    for part in parts:
+        if not part.matrix.size:
+            continue
+        full_here, partial_here = _tile_counts(part.matrix, tile)
+        full, partial = full + full_here, partial + partial_here
+        for piece, mask in _runs(part.matrix, tile):
+            index = piece.mask
+            if mask is not None:
+                key = (mask.shape, mask.tobytes())
+                index = known.setdefault(key, len(masks))
+                if index == len(masks):
+                    masks.append(GridMask((mask,)))
+            pieces.append(_spread(replace(piece, mask=index, fresh=piece.fresh and part.lone), part))
+    visible = sum(int(part.matrix.sum()) for part in parts)
+    return Cover(join_pieces(pieces), tuple(masks), full, partial, visible)
+
+
+def _spread(piece: Piece, part: _Part) -> Piece:
+    d = part.divisor
+    strips = []
+    for one, first in ((piece.queries, part.row), (piece.keys, part.key)):
+        axis = one.axes[0]
+        strips.append(strip(first + one.start * d, axis.step * d, axis.count, axis.length, axis.stride * d))
+    return replace(piece, queries=strips[0], keys=strips[1])
+
+
+def _runs(matrix: Mask, tile: int) -> Iterable[tuple[Piece, Mask | None]]:
+    """The visible stretches of every tile of rows, each with its mask where it hides something."""
+    for start in range(0, len(matrix), tile):
+        rows = matrix[start : start + tile]
+        fresh = True
+        for low, high in _stretches(np.flatnonzero(rows.any(axis=0))):
+            mask = rows[:, low:high]
+            whole = bool(mask.all())
+            yield (
+                Piece(stretch(start, start + len(rows)), stretch(low, high), "full", fresh),
+                None if whole else np.ascontiguousarray(mask),
+            )
+            fresh = False
+
+
+def _stretches(seen: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Visible keys as stretches; small gaps stay inside."""
+    if not len(seen):
+        return []
+    gaps = np.diff(seen) - 1
+    wide = gaps >= max(GAP, (int(seen[-1]) - int(seen[0])) // 4)
+    cuts = np.flatnonzero(wide)
+    lows = [int(seen[0]), *seen[cuts + 1].tolist()]
+    highs = [*(seen[cuts] + 1).tolist(), int(seen[-1]) + 1]
+    return list(zip(lows, highs, strict=True))
+
+
+def _tile_counts(matrix: Mask, tile: int) -> tuple[int, int]:
+    """Full and partial tiles, `tile` a side."""
+    rows, keys = (np.arange(0, n, tile) for n in matrix.shape)
+    counts = np.add.reduceat(np.add.reduceat(matrix, rows, axis=0, dtype=np.int64), keys, axis=1)
+    heights, widths = np.diff(np.append(rows, matrix.shape[0])), np.diff(np.append(keys, matrix.shape[1]))
+    full = int((counts == np.outer(heights, widths)).sum())
+    return full, int((counts > 0).sum()) - full
+
+
+# --- all axes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bricks:
+    """A product of axes, covered with bricks of `tiles` tokens."""
+
+    cover: Cover
+    tiles: tuple[int, ...]
+    total: int
+
+
+def choose_bricks(tables: Sequence[AxisTable], *, dtype: str, head_dim: int, lanes: int) -> Bricks | None:
+    """The product of the axes' relations with the bricks that the cost model likes best; None where it is empty."""
+    size = prod(table.axis.extent for table in tables)
+    if any(not table.sums(table.tiles()[0]).elements for table in tables):
+        return None
+    least = min(size, SMALLEST_BRICK)
+    candidates = [c for c in product(*(t.tiles() for t in tables)) if least <= prod(c) <= LARGEST_BRICK]
+    candidates = candidates or [tuple(table.tiles()[0] for table in tables)]
+    tiles = min(candidates, key=lambda c: _estimate(tables, c, dtype, head_dim, lanes))
+    covers = [table.cover(tile) for table, tile in zip(tables, tiles, strict=True)]
+    total = prod((-(-t.axis.extent // tile)) ** 2 for t, tile in zip(tables, tiles, strict=True))
+    return Bricks(_multiplied(covers, [table.axis for table in tables]), tiles, total)
+
+
+def _estimate(tables: Sequence[AxisTable], tiles: Sequence[int], dtype: str, head_dim: int, lanes: int) -> float:
+    sums = [table.sums(tile) for table, tile in zip(tables, tiles, strict=True)]
+    elements = prod(s.elements for s in sums)
+    time = elements * rates.element_rate(dtype, prod(tiles), head_dim) * lanes
+    time += prod(s.shapes for s in sums) * rates.CALL
+    if not _is_view(tables, tiles, sums):
+        copied = prod(s.rows for s in sums) * 2 + prod(s.keys for s in sums) * 2
+        time += copied * head_dim * lanes * rates.COPY
+    return time
+
+
+def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], sums: Sequence[Sums]) -> bool:
+    """Whether stretches of queries and keys in the middle of the grid lie evenly in memory."""
+    for lengths in (tiles, [s.width for s in sums]):
+        axes = (
+            Steps(tile * t.axis.stride, -(-t.axis.extent // tile), length, t.axis.stride)
+            for t, tile, length in zip(tables, tiles, lengths, strict=True)
+        )
+        if Strip(0, tuple(axes)).flat() is None:
+            return False
+    return True
+
+
+def _multiplied(covers: Sequence[Cover], axes: Sequence[Axis]) -> Cover:
+    masks: dict[tuple[int, ...], int] = {}
+    grid_masks: list[GridMask] = []
+    factors: dict[tuple[int, Piece], Mask] = {}
+    pieces = []
+    for parts in product(*(c.pieces for c in covers)):
+        mask: Literal["full"] | int = "full"
+        if any(part.mask != "full" for part in parts):
+            for i, part in enumerate(parts):
+                if (i, part) not in factors:
+                    factors[i, part] = _factor(part, covers[i])
+            chosen = [factors[i, part] for i, part in enumerate(parts)]
+            key = tuple(map(id, chosen))
+            mask = masks.setdefault(key, len(grid_masks))
+            if mask == len(grid_masks):
+                grid_masks.append(GridMask(tuple(chosen)))
+        queries = _crossed([part.queries for part in parts], axes)
+        keys = _crossed([part.keys for part in parts], axes)
+        pieces.append(Piece(queries, keys, mask, all(part.fresh for part in parts)))
+    full = prod(c.full_tiles for c in covers)
+    live = prod(c.full_tiles + c.partial_tiles for c in covers)
+    visible = prod(c.visible or 0 for c in covers)
+    return Cover(tuple(sorted(pieces, key=lambda p: not p.fresh)), tuple(grid_masks), full, live - full, visible)
+
+
+def _factor(piece: Piece, of: Cover) -> Mask:
+    if isinstance(piece.mask, int):
+        return of.masks[piece.mask].factors[0]
+    if piece.mask == "causal":
+        return np.tri(piece.queries.length, dtype=np.bool_)
+    return np.ones((piece.queries.length, piece.keys.length), dtype=np.bool_)
+
+
+def _crossed(strips: Sequence[Strip], axes: Sequence[Axis]) -> Strip:
+    """Stretches along the axes of a grid, from those of each axis."""
+    start = sum(one.start * axis.stride for one, axis in zip(strips, axes, strict=True))
+    steps = []
+    for one, axis in zip(strips, axes, strict=True):
+        s = one.axes[0]
+        steps.append(Steps(s.step * axis.stride, s.count, s.length, s.stride * axis.stride))
+    return Strip(start, tuple(steps))

@@ -1,0 +1,161 @@
+"""Relations that read coordinates: cut where segments of tokens meet, and each part covered by bricks of its grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import prod
+
+from attnc.compiler import fold
+from attnc.compiler.analysis.intervals import simplified
+from attnc.compiler.analysis.separation import Grid, NotSeparableError, grid_of, separate
+from attnc.compiler.ir import Const, Coord, Index, Linear, Place, Sign, Truth
+from attnc.compiler.planning.bricks import AxisTable, choose_bricks
+from attnc.compiler.planning.pieces import Cover, Gathered
+from attnc.compiler.planning.plan import Piece
+from attnc.compiler.rewrite import substitute, walk
+from attnc.spec.errors import EvaluationError
+
+MOST_CUTS = 8
+
+Solve = Callable[[Index, int, int], "Solved | None"]
+"""(relation, rows, keys) → a cover of a part that has no grid; None where it has no good one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A cover, the tile that it is counted in, and the tiles of that size that dense attention has."""
+
+    cover: Cover
+    tile: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class GridCover:
+    """A cover by parts; `bricks` says of what sizes."""
+
+    cover: Cover
+    tile: int
+    total: int
+    bricks: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows and keys of two segments, and the relation between them, over their own numbers."""
+
+    row: int
+    key: int
+    n_q: int
+    n_k: int
+    relation: Index
+
+
+def reads_coordinates(relation: Index) -> bool:
+    """Whether there is anything here to do."""
+    return any(isinstance(node, Coord) for node in walk(relation))
+
+
+def cover_by_grid(
+    relation: Index, n_q: int, n_k: int, *, dtype: str, head_dim: int, lanes: int, solve: Solve
+) -> GridCover | None:
+    """The relation covered by bricks of its grids, None where it does not separate by axis."""
+    covers = _Covers(n_q * n_k, dtype, head_dim, lanes, solve)
+    try:
+        for part in _parts(relation, n_q, n_k):
+            covers.add(part)
+    except (NotSeparableError, EvaluationError):  # a fault may be one that a condition on another axis guards
+        return None
+    return covers.found() if covers.bricks else None
+
+
+class _Covers:
+    """Covers of parts, put together."""
+
+    def __init__(self, pairs: int, dtype: str, head_dim: int, lanes: int, solve: Solve) -> None:
+        self.bricks: dict[tuple[int, ...], None] = {}
+        self._dtype, self._head_dim, self._lanes = dtype, head_dim, lanes
+        self._pairs = pairs
+        self._most_pairs = max(1 << 16, min(1 << 22, pairs // 8192))
+        self._solve = solve
+        self._gathered = Gathered()
+        self._written: set[int] = set()
+        self._tables: dict[tuple[Index, object], AxisTable] = {}
+        self._total = 0
+
+    def add(self, part: _Part) -> None:
+        """Cover a part."""
+        grid = grid_of(part.relation, part.n_q) if part.n_q == part.n_k else None
+        if grid is None:
+            if part.n_q * part.n_k == self._pairs:
+                raise NotSeparableError
+            solved = self._solve(part.relation, part.n_q, part.n_k)
+            if solved is None:
+                raise NotSeparableError
+            self._take(part, solved.cover, solved.total)
+            return
+        for relations in separate(part.relation, grid):
+            tables = [self._table(r, grid, i) for i, r in enumerate(relations)]
+            bricks = choose_bricks(tables, dtype=self._dtype, head_dim=self._head_dim, lanes=self._lanes)
+            if bricks is not None:
+                self.bricks[bricks.tiles] = None
+                self._take(part, bricks.cover, bricks.total)
+
+    def _table(self, relation: Index, grid: Grid, i: int) -> AxisTable:
+        key = (relation, grid[i])
+        if key not in self._tables:
+            self._tables[key] = AxisTable(relation, grid[i], self._most_pairs, self._along)
+        return self._tables[key]
+
+    def _along(self, relation: Index, extent: int) -> tuple[Cover, int] | None:
+        solved = self._solve(relation, extent, extent)
+        return None if solved is None else (solved.cover, solved.tile)
+
+    def _take(self, part: _Part, found: Cover, total: int) -> None:
+        fresh = part.row not in self._written
+        if found.pieces:
+            self._written.add(part.row)
+        self._total += total
+
+        def place(piece: Piece) -> Piece:
+            queries, keys = piece.queries.moved(part.row), piece.keys.moved(part.key)
+            return replace(piece, queries=queries, keys=keys, fresh=fresh and piece.fresh)
+
+        self._gathered.add(found, place)
+
+    def found(self) -> GridCover:
+        """All parts as one cover."""
+        bricks = tuple(self.bricks)
+        return GridCover(self._gathered.cover(), max(map(prod, bricks)), self._total, bricks)
+
+
+def _parts(relation: Index, n_q: int, n_k: int) -> Iterator[_Part]:
+    """The relation cut at the rows and keys where its segments begin."""
+    q, k = fold.place("q"), fold.place("k")
+    rows, keys = _cuts(relation, "q", n_q), _cuts(relation, "k", n_k)
+    for row, row_stop in pairwise(rows):
+        for key, key_stop in pairwise(keys):
+            moved = substitute(relation, {q: fold.add(q, fold.const(row)), k: fold.add(k, fold.const(key))})
+            own = simplified(moved, (0, row_stop - row), (0, key_stop - key))
+            if not (isinstance(own, Truth) and not own.value):
+                yield _Part(row, key, row_stop - row, key_stop - key, own)
+
+
+def _cuts(relation: Index, name: str, n: int) -> list[int]:
+    """0, n, and the tokens at which a comparison with one position turns or a segment's coordinates begin."""
+    found = {0, n}
+    for node in walk(relation):
+        if isinstance(node, Sign) and node.op == "ge" and isinstance(node.value, Linear) and len(node.value.terms) == 1:
+            ((term, factor),) = node.value.terms
+            if isinstance(term, Place) and term.name == name and abs(factor) == 1:
+                found.add(-node.value.constant if factor == 1 else node.value.constant + 1)
+        elif isinstance(node, Coord) and _is(node.position, name) and isinstance(node.offset, Const):
+            found.add(node.offset.value)
+    cuts = sorted(c for c in found if 0 <= c <= n)
+    return cuts if len(cuts) <= MOST_CUTS + 2 else [0, n]
+
+
+def _is(node: Index, name: str) -> bool:
+    return isinstance(node, Place) and node.name == name

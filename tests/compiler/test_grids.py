@@ -1,0 +1,213 @@
+"""Relations over grids of tokens: taken apart by axis, covered by bricks, cut at segments; always the relation, once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.separation import Axis, NotSeparableError, grid_of, separate
+from attnc.compiler.ir import Index
+from attnc.compiler.planning.bricks import AxisTable, choose_bricks
+from attnc.compiler.planning.grids import GridCover, Solved, cover_by_grid
+from attnc.compiler.planning.residues import split
+from attnc.compiler.planning.schedule import Problem, choose
+from plan_checks import check_pieces
+
+Q, K = fold.place("q"), fold.place("k")
+Extents = tuple[int, ...]
+
+
+def strides(extents: Extents) -> list[int]:
+    return [int(np.prod(extents[i + 1 :])) for i in range(len(extents))]
+
+
+def coordinate(place: Index, extents: Extents, axis: int, first: int = 0) -> Index:
+    extent = None if axis == 0 else fold.const(extents[axis])
+    return fold.coord(place, fold.const(first), fold.const(strides(extents)[axis]), extent, f"a{axis}")
+
+
+def near(a: Index, b: Index, reach: int) -> Index:
+    return fold.less_equal(fold.absolute(fold.sub(a, b)), fold.const(reach))
+
+
+@st.composite
+def one_axis(draw: st.DrawFn, extents: Extents, axis: int) -> Index:
+    """A relation between coordinates of one axis: windows, moved windows, dilations, blocks, halves, ends."""
+    q, k, n = coordinate(Q, extents, axis), coordinate(K, extents, axis), extents[axis]
+    gap = fold.sub(q, k)
+    size, reach = draw(st.integers(1, 4)), draw(st.integers(0, 4))
+    kinds = [
+        near(q, k, reach),
+        fold.less_equal(k, q),
+        fold.equal(fold.mod(gap, fold.const(size + 1)), fold.const(0)),
+        fold.conjunction(near(q, k, 2 * reach), fold.equal(fold.mod(gap, fold.const(size + 1)), fold.const(0))),
+        fold.equal(fold.floordiv(q, fold.const(size)), fold.floordiv(k, fold.const(size))),
+        fold.less(k, fold.const(size)),
+        fold.less(fold.const(reach), q),
+        near(fold.minimum(fold.maximum(q, fold.const(reach)), fold.const(max(n - 1 - reach, reach))), k, reach),
+    ]
+    return draw(st.sampled_from(kinds))
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[Extents, Index]:
+    """Extents, and a combination of relations on their axes, some of which couple two."""
+    extents = tuple(draw(st.lists(st.integers(1, 9), min_size=2, max_size=3)))
+    parts = [draw(one_axis(extents, draw(st.integers(0, len(extents) - 1)))) for _ in range(draw(st.integers(1, 4)))]
+    if draw(st.booleans()):
+        gaps = [fold.absolute(fold.sub(coordinate(Q, extents, i), coordinate(K, extents, i))) for i in (0, 1)]
+        parts.append(fold.less_equal(fold.add(gaps[0], fold.times(gaps[1], 2)), fold.const(draw(st.integers(0, 9)))))
+    if draw(st.booleans()):
+        parts[0] = fold.negation(parts[0])
+    while len(parts) > 1:
+        join = draw(st.sampled_from([fold.conjunction, fold.disjunction]))
+        parts = [join(parts[0], parts[1]), *parts[2:]]
+    return extents, parts[0]
+
+
+def truth(relation: Index, n: int) -> NDArray[np.bool_]:
+    return exact.mask(relation, (0, n), (0, n))
+
+
+@settings(max_examples=150, deadline=None)
+@given(grids())
+def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
+    extents, relation = drawn
+    n = int(np.prod(extents))
+    grid = grid_of(relation, n)
+    assume(grid is not None)
+    assert grid is not None
+    assert np.prod([axis.extent for axis in grid]) == n
+    times = np.zeros((n, n), dtype=np.int64)
+    for product in separate(relation, grid):
+        matrix = np.ones((1, 1), dtype=np.bool_)
+        for axis, alone in zip(grid, product, strict=True):
+            matrix = np.kron(matrix, exact.mask(alone, (0, axis.extent), (0, axis.extent)))
+        times += matrix
+    assert (times == truth(relation, n)).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(grids(), st.sampled_from(["float32", "bfloat16"]))
+def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str) -> None:
+    extents, relation = drawn
+    n = int(np.prod(extents))
+    choice = choose(Problem(relation, n, n, dtype, 64, 2, {}))
+    seen = truth(relation, n)
+    if choice.schedule == "pieces":
+        check_pieces(choice.cover.pieces, choice.cover.masks, seen)
+        assert choice.cover.visible == seen.sum()
+
+
+@settings(max_examples=100, deadline=None)
+@given(grids())
+def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> None:
+    """Counted against the matrix, brick by brick."""
+    extents, relation = drawn
+    n = int(np.prod(extents))
+    grid = grid_of(relation, n)
+    assume(grid is not None)
+    assert grid is not None
+    products = separate(relation, grid)
+    assume(len(products) == 1)
+    assume(all(part.congruence is None for alone in products[0] for part in split(alone)))  # tiles of natural order
+    bricks = choose_bricks(tables(products[0], grid), dtype="float32", head_dim=64, lanes=1)
+    seen = truth(relation, n)
+    if bricks is None:
+        assert not seen.any()
+        return
+    number = np.zeros(n, dtype=np.int64)  # the brick of every token
+    for axis, tile in zip(grid, bricks.tiles, strict=True):
+        coordinates = np.arange(n) // axis.stride % axis.extent
+        number = number * -(-axis.extent // tile) + coordinates // tile
+    size = int(number.max()) + 1
+    full = partial = 0
+    for i in range(size):
+        for j in range(size):
+            part = seen[np.ix_(number == i, number == j)]
+            full += bool(part.all())
+            partial += bool(part.any() and not part.all())
+    assert (bricks.cover.full_tiles, bricks.cover.partial_tiles, bricks.total) == (full, partial, size * size)
+
+
+def tables(product: tuple[Index, ...], grid: tuple[Axis, ...]) -> list[AxisTable]:
+    return [AxisTable(r, axis, 1 << 16, lambda *_: None) for r, axis in zip(product, grid, strict=True)]
+
+
+def test_axes_that_are_not_read_are_found() -> None:
+    extents = (3, 4, 5, 7)
+    relation = near(coordinate(Q, extents, 2), coordinate(K, extents, 2), 1)
+    assert grid_of(relation, 420) == (Axis(12, 35), Axis(5, 7), Axis(7, 1))
+    assert grid_of(near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1), 420) == (Axis(3, 140), Axis(140, 1))
+    assert grid_of(near(Q, K, 3), 420) is None
+    assert grid_of(relation, 421) is None
+
+
+def test_positions_beside_coordinates_do_not_separate() -> None:
+    extents = (4, 6)
+    relation = fold.conjunction(near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1), near(Q, K, 3))
+    with pytest.raises(NotSeparableError):
+        separate(relation, (Axis(4, 6), Axis(6, 1)))
+
+
+def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
+    extents = (6, 7, 8)
+    gaps = [fold.sub(coordinate(Q, extents, i), coordinate(K, extents, i)) for i in range(3)]
+    squares = fold.add(*(fold.mul(gap, gap) for gap in gaps))
+    relation = fold.less_equal(squares, fold.const(9))
+    choice = choose(Problem(relation, 336, 336, "float32", 64, 1, {}))
+    if choice.schedule == "pieces":
+        check_pieces(choice.cover.pieces, choice.cover.masks, truth(relation, 336))
+    assert len(separate(relation, (Axis(6, 56), Axis(7, 8), Axis(8, 1)))) > 3
+
+
+def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
+    choice = choose(Problem(relation, n_q, n_k, "float32", 64, 1, {}))
+    return Solved(choice.cover, choice.grid.q_tile, choice.tiles) if choice.schedule == "pieces" else None
+
+
+def covered(relation: Index, n: int) -> GridCover | None:
+    return cover_by_grid(relation, n, n, dtype="float32", head_dim=64, lanes=1, solve=solve)
+
+
+@pytest.mark.parametrize("words", [1, 20, 64])
+def test_text_after_a_video(words: int) -> None:
+    extents = (4, 6, 8)
+    n = 192 + words
+    inside = [near(coordinate(Q, extents, i), coordinate(K, extents, i), 1) for i in (1, 2)]
+    text = [fold.less_equal(fold.const(192), place) for place in (Q, K)]
+    relation = fold.disjunction(*text, fold.conjunction(*inside))
+    found = covered(relation, n)
+    assert found is not None
+    check_pieces(found.cover.pieces, found.cover.masks, truth(relation, n))
+    assert found.cover.visible == truth(relation, n).sum()
+
+
+def test_a_second_grid_after_the_first() -> None:
+    """Coordinates that count from a segment's first token."""
+    inside = [near(coordinate(Q, (5, 6), i, 24), coordinate(K, (5, 6), i, 24), 1) for i in (0, 1)]
+    first = [near(coordinate(Q, (4, 6), i), coordinate(K, (4, 6), i), 1) for i in (0, 1)]
+    second = [fold.less_equal(fold.const(24), place) for place in (Q, K)]
+    before = [fold.less(place, fold.const(24)) for place in (Q, K)]
+    relation = fold.disjunction(fold.conjunction(*second, *inside), fold.conjunction(*before, *first))
+    found = covered(relation, 54)
+    assert found is not None
+    check_pieces(found.cover.pieces, found.cover.masks, truth(relation, 54))
+
+
+def test_a_long_axis_is_solved_like_a_sequence() -> None:
+    extents = (3, 3000)
+    relation = fold.conjunction(
+        near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1),
+        near(coordinate(Q, extents, 1), coordinate(K, extents, 1), 200),
+    )
+    found = covered(relation, 9000)
+    assert found is not None
+    in_one = 3 * 3 - 2
+    along = sum(min(i + 200, 2999) - max(i - 200, 0) + 1 for i in range(3000))
+    assert found.cover.visible == in_one * along
