@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from threading import Lock
 from typing import Any, ClassVar, Literal, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -30,16 +31,23 @@ class Node:
     """Base of interned nodes. `digest` is the same in every process for the same structure (but for `Data`)."""
 
     digest: bytes = field(init=False, repr=False)
+    _children: tuple[Index, ...] = field(init=False, repr=False)
     operand_fields: ClassVar[tuple[str, ...]] = ()
 
     def children(self) -> tuple[Index, ...]:
         """The operands, in order of evaluation."""
-        return tuple(_nodes(tuple(getattr(self, name) for name in self.operand_fields)))
+        return self._children
+
+
+@cache
+def _own_fields(kind: type[Any]) -> tuple[str, ...]:
+    """The fields that make up a node's structure."""
+    return tuple(f.name for f in fields(kind) if f.init)
 
 
 def _nodes(value: object) -> Iterator[Index]:
     """The expressions in a field: itself, or those of a tuple."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         for item in value:
             yield from _nodes(item)
     elif isinstance(value, Node):
@@ -52,14 +60,14 @@ N = TypeVar("N", bound=Node)
 def intern(node: N) -> N:
     """The one node with this structure."""
     hasher = hashlib.blake2b(type(node).__name__.encode(), digest_size=16)
-    for f in fields(node):
-        if f.name != "digest":
-            _feed(hasher, getattr(node, f.name))
+    for name in _own_fields(type(node)):
+        _feed(hasher, getattr(node, name))
     digest = hasher.digest()
     with _lock:
         known = _interned.get(digest)
         if known is None:
             object.__setattr__(node, "digest", digest)
+            object.__setattr__(node, "_children", tuple(_nodes([getattr(node, f) for f in node.operand_fields])))
             _interned[digest] = known = node
     return known  # type: ignore[return-value]  # same digest, same class
 

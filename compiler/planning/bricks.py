@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce as accumulate
 from itertools import product
 from math import prod
 from typing import Literal
@@ -267,29 +268,44 @@ def choose_bricks(tables: Sequence[AxisTable], *, dtype: str, head_dim: int, lan
     size = prod(table.axis.extent for table in tables)
     if any(not table.sums(table.tiles()[0]).elements for table in tables):
         return None
-    least = min(size, SMALLEST_BRICK)
-    candidates = [c for c in product(*(t.tiles() for t in tables)) if least <= prod(c) <= LARGEST_BRICK]
-    candidates = candidates or [tuple(table.tiles()[0] for table in tables)]
-    tiles = min(candidates, key=lambda c: _estimate(tables, c, dtype, head_dim, lanes))
+    tiles = _cheapest(tables, min(size, SMALLEST_BRICK), dtype, head_dim * lanes)
     covers = [table.cover(tile) for table, tile in zip(tables, tiles, strict=True)]
     total = prod((-(-t.axis.extent // tile)) ** 2 for t, tile in zip(tables, tiles, strict=True))
     return Bricks(_multiplied(covers, [table.axis for table in tables]), tiles, total)
 
 
-def _estimate(tables: Sequence[AxisTable], tiles: Sequence[int], dtype: str, head_dim: int, lanes: int) -> float:
-    sums = [table.sums(tile) for table, tile in zip(tables, tiles, strict=True)]
-    elements = prod(s.elements for s in sums)
-    time = elements * rates.element_rate(dtype, prod(tiles), head_dim) * lanes
-    time += prod(s.shapes for s in sums) * rates.CALL
-    if not _is_view(tables, tiles, sums):
-        copied = prod(s.rows for s in sums) * 2 + prod(s.keys for s in sums) * 2
-        time += copied * head_dim * lanes * rates.COPY
-    return time
+def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -> tuple[int, ...]:
+    """The tile of each axis; `width` numbers make up a token, over all heads."""
+    choices = [table.tiles() for table in tables]
+    sums = [[table.sums(tile) for tile in tiles] for table, tiles in zip(tables, choices, strict=True)]
+
+    def over_all(values: list[list[int]]) -> NDArray[np.float64]:
+        return accumulate(np.multiply.outer, (np.array(v, dtype=np.float64) for v in values)).ravel()
+
+    tokens, shapes = over_all(choices), over_all([[s.shapes for s in one] for one in sums])
+    rate = np.array([rates.element_rate(dtype, int(n), 1) for n in tokens])
+    time = over_all([[s.elements for s in one] for one in sums]) * rate * width + shapes * rates.CALL
+    masks = over_all([[s.width for s in one] for one in sums]) * tokens * shapes
+    time += masks * rates.MASK
+    copied = over_all([[s.rows for s in one] for one in sums]) + over_all([[s.keys for s in one] for one in sums])
+    with_copies = time + 2 * copied * width * rates.COPY
+    fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
+    best, chosen = np.inf, tuple(c[0] for c in choices)
+    for i in sorted(np.flatnonzero(fit), key=time.__getitem__):
+        if time[i] >= best:
+            break
+        at = np.unravel_index(i, [len(c) for c in choices])
+        tiles = tuple(c[j] for c, j in zip(choices, at, strict=True))
+        widths = [one[j].width for one, j in zip(sums, at, strict=True)]
+        cost = time[i] if _is_view(tables, tiles, widths) else with_copies[i]
+        if cost < best:
+            best, chosen = cost, tiles
+    return chosen
 
 
-def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], sums: Sequence[Sums]) -> bool:
+def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence[int]) -> bool:
     """Whether stretches of queries and keys in the middle of the grid lie evenly in memory."""
-    for lengths in (tiles, [s.width for s in sums]):
+    for lengths in (tiles, widths):
         axes = (
             Steps(tile * t.axis.stride, -(-t.axis.extent // tile), length, t.axis.stride)
             for t, tile, length in zip(tables, tiles, lengths, strict=True)

@@ -137,6 +137,9 @@ def _parts(relation: Index, n_q: int, n_k: int) -> Iterator[_Part]:
     rows, keys = _cuts(relation, "q", n_q), _cuts(relation, "k", n_k)
     for row, row_stop in pairwise(rows):
         for key, key_stop in pairwise(keys):
+            if (row, row_stop, key, key_stop) == (0, n_q, 0, n_k):
+                yield _Part(0, 0, n_q, n_k, relation)
+                return
             moved = substitute(relation, {q: fold.add(q, fold.const(row)), k: fold.add(k, fold.const(key))})
             own = simplified(moved, (0, row_stop - row), (0, key_stop - key))
             if not (isinstance(own, Truth) and not own.value):

@@ -26,6 +26,9 @@ MERGE = 1.0
 COPY = 0.35
 """One element of a tensor copied to where a brick stands together."""
 
+MASK = 1.0
+"""One element of a mask put together for a piece, whatever the number of heads."""
+
 EVALUATE = 1.5
 """One element of a mask, one node of the relation, evaluated when the piece runs."""
 
@@ -45,6 +48,8 @@ def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: in
     work = piece.elements * element_rate(dtype, piece.queries.length, head_dim) * lanes
     if piece.mask not in ("full", "causal"):
         work *= _MASKED.get(dtype, 1.08)
+    if isinstance(piece.mask, int):
+        work += piece.queries.length * piece.keys.length * MASK
     if piece.mask == "exact":
         work += piece.elements * nodes * EVALUATE
     if not piece.fresh:

@@ -1,4 +1,4 @@
-"""Relations over grids of tokens: taken apart by axis, covered by bricks, cut at segments; always the relation, once."""
+"""Relations over grids of tokens: taken apart by axis, covered by bricks, cut at segments; always the relation."""
 
 from __future__ import annotations
 
