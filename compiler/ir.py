@@ -8,7 +8,7 @@ and comparisons of rationals have been scaled to integers by the lowering. Build
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from threading import Lock
@@ -60,7 +60,7 @@ N = TypeVar("N", bound=Node)
 def intern(node: N) -> N:
     """The one node with this structure."""
     hasher = hashlib.blake2b(type(node).__name__.encode(), digest_size=16)
-    kind: Hashable = type(node)
+    kind: Any = type(node)
     for name in _own_fields(kind):
         _feed(hasher, getattr(node, name))
     digest = hasher.digest()

@@ -67,6 +67,19 @@ def mask(
     return np.ascontiguousarray(np.broadcast_to(value, shape))
 
 
+def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:
+    """A relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
+
+    `coordinates` says of which place, q or k, each of its coordinate nodes is. 64 bits must be enough. Raises
+    EvaluationError on a fault.
+    """
+    axis = np.arange(extent, dtype=np.int64)
+    places = {"q": axis[:, None], "k": axis[None, :]}
+    evaluator = _Evaluator(places["q"], places["k"], False, {}, {node: places[p] for node, p in coordinates.items()})
+    value = evaluator.truth(relation, np.ones((1, 1), dtype=np.bool_))
+    return np.ascontiguousarray(np.broadcast_to(value, (extent, extent)))
+
+
 def values(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray[np.int64]:
     """An integer on rows and keys `start .. stop`: (rows, keys).
 
@@ -81,10 +94,13 @@ def values(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray
 
 
 class _Evaluator:
-    """One evaluation; `alive` marks the lanes whose value is asked for."""
+    """One evaluation; `alive` marks the lanes whose value is asked for. `known`: nodes that have a value already."""
 
-    def __init__(self, q: Array, k: Array, wide: bool, origins: Mapping[Index, Span]) -> None:
+    def __init__(
+        self, q: Array, k: Array, wide: bool, origins: Mapping[Index, Span], known: Mapping[Index, Array] | None = None
+    ) -> None:
         self._places = {"q": q, "k": k}
+        self._known = known or {}
         self._wide = wide
         self._dtype: Any = object if wide else np.int64
         self._origins = origins
@@ -160,6 +176,8 @@ class _Evaluator:
         return self._in_word(node, total, alive)
 
     def _coordinate(self, node: Coord, alive: Lanes) -> Array:
+        if node in self._known:
+            return self._known[node]
         position = self.integer(node.position, alive) - self.integer(node.offset, alive)
         value = position // self.integer(node.stride, alive)
         return value if node.extent is None else value % self.integer(node.extent, alive)

@@ -1,6 +1,6 @@
 """Relations over a grid of tokens, taken apart by axis.
 
-The axes of the grid are the leaf variables; a flattened position never enters. A relation becomes a list of products
+The coordinates are the leaf variables; a flattened position never enters. A relation becomes a list of products
 that do not overlap, each with one relation an axis: `and` is a product already, `or` is split into what holds first and
 the rest, and a comparison that reads several axes is split by the values that its parts on one of them take.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,7 @@ Grid = tuple[Axis, ...]
 """The axes of a grid, the slowest first."""
 
 Product = tuple[Index, ...]
-"""A relation an axis, over its coordinates as places q and k."""
+"""A relation an axis, over its coordinates."""
 
 
 class NotSeparableError(Exception):
@@ -81,14 +80,13 @@ def _filled(strides: Mapping[int, int | None], n: int) -> Grid | None:
     return tuple(reversed(axes))
 
 
-def separate(relation: Index, grid: Grid) -> list[Product]:
-    """Products that do not overlap and together are the relation, whose every coordinate is one of the grid's.
+def separate(relation: Index, leaves: Leaves) -> list[Product]:
+    """Products that do not overlap and together are the relation, whose coordinates are the leaves.
 
     Raises NotSeparableError, and EvaluationError where a part is asked outside what guards it.
     """
-    leaves = _Leaves(grid)
     found: list[Product] = []
-    stack: list[tuple[Index, ...]] = [(leaves.over_axes(relation),)]
+    stack: list[tuple[Index, ...]] = [_flat([relation])]
     while stack:
         conjuncts = stack.pop()
         parts = _first_split(conjuncts, leaves)
@@ -106,54 +104,49 @@ def _flat(conjuncts: Iterable[Index]) -> tuple[Index, ...]:
     return joined.operands if isinstance(joined, Bool) and joined.op == "and" else (joined,)
 
 
-_PLACES: tuple[Literal["q", "k"], ...] = ("q", "k")
+class Leaves:
+    """The coordinates that a relation reads, as the leaves of its grid, and which axes a node reads."""
 
-
-class _Leaves:
-    """The coordinates of a grid as variables, and which axes a node reads."""
-
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, relation: Index, grid: Grid) -> None:
         self.grid = grid
-        self._variables = {(name, i): fold.var(f"{name} axis", i) for name in _PLACES for i in range(len(grid))}
-        self._axis_of = {variable: i for (_, i), variable in self._variables.items()}
-        self._by_stride = {axis.stride: i for i, axis in enumerate(grid)}
+        by_stride = {axis.stride: i for i, axis in enumerate(grid)}
+        self._leaf: dict[Index, tuple[str, int]] = {}
+        for node in walk(relation):
+            if isinstance(node, Coord):
+                origin, found = fold.sub(node.position, node.offset), _axis(node)
+                assert isinstance(origin, Place)
+                assert found is not None
+                self._leaf[node] = origin.name, by_stride[found[0]]
         self._read: dict[Index, frozenset[int]] = {}
-        self._serial = len(grid)
-
-    def over_axes(self, relation: Index) -> Index:
-        """The relation with a variable for every coordinate."""
-
-        def change(node: Index) -> Index | None:
-            if not isinstance(node, Coord):
-                return None
-            origin, found = fold.sub(node.position, node.offset), _axis(node)
-            assert isinstance(origin, Place)
-            assert found is not None
-            return self._variables[origin.name, self._by_stride[found[0]]]
-
-        result = rewrite(relation, change)
-        if any(isinstance(node, Place) for node in walk(result)):
-            raise NotSeparableError
-        return result
+        self._serial = 0
 
     def axes(self, node: Index) -> frozenset[int]:
-        """The axes that a node reads."""
+        """The axes that a node reads. Raises NotSeparableError for a position that is no coordinate."""
         if node not in self._read:
-            own = [self._axis_of[node]] if isinstance(node, Var) and node in self._axis_of else []
-            self._read[node] = frozenset(own).union(*(self.axes(child) for child in node.children()))
+            if isinstance(node, Place):
+                raise NotSeparableError
+            leaf = self._leaf.get(node)
+            below = () if leaf else map(self.axes, node.children())
+            self._read[node] = frozenset([leaf[1]]) if leaf else frozenset[int]().union(*below)
         return self._read[node]
+
+    def coordinates(self, axis: int) -> dict[Index, str]:
+        """The coordinates of an axis, and whose they are."""
+        return {node: place for node, (place, i) in self._leaf.items() if i == axis}
 
     def product(self, conjuncts: Sequence[Index]) -> Product:
         """The conjuncts by axis, each of which reads one at most."""
         by_axis: list[list[Index]] = [[] for _ in self.grid]
         for conjunct in conjuncts:
             by_axis[min(self.axes(conjunct), default=0)].append(conjunct)
-        return tuple(self.alone(fold.conjunction(*c), i) for i, c in enumerate(by_axis))
+        return tuple(fold.conjunction(*c) for c in by_axis)
 
     def alone(self, node: Index, axis: int) -> Index:
         """A node that reads one axis, over its coordinates as places."""
-        places: dict[Index, Index] = {self._variables[name, axis]: fold.place(name) for name in _PLACES}
-        return substitute(node, places)
+        places: dict[Index, Index] = {
+            leaf: fold.place("q" if name == "q" else "k") for leaf, name in self.coordinates(axis).items()
+        }
+        return rewrite(node, places.get)
 
     def fresh(self) -> Var:
         """A variable that stands nowhere yet."""
@@ -161,7 +154,7 @@ class _Leaves:
         return fold.var("part", self._serial)
 
 
-def _first_split(conjuncts: Sequence[Index], leaves: _Leaves) -> list[tuple[Index, ...]] | None:
+def _first_split(conjuncts: Sequence[Index], leaves: Leaves) -> list[tuple[Index, ...]] | None:
     """Lists of conjuncts that exclude each other, in place of the first conjunct that reads several axes."""
     for i, conjunct in enumerate(conjuncts):
         if len(leaves.axes(conjunct)) > 1:
@@ -170,7 +163,7 @@ def _first_split(conjuncts: Sequence[Index], leaves: _Leaves) -> list[tuple[Inde
     return None
 
 
-def _alternatives(node: Index, leaves: _Leaves) -> list[tuple[Index, ...]]:
+def _alternatives(node: Index, leaves: Leaves) -> list[tuple[Index, ...]]:
     match node:
         case Bool(op="and"):
             return [node.operands]
@@ -195,7 +188,7 @@ def _alternatives(node: Index, leaves: _Leaves) -> list[tuple[Index, ...]]:
             raise NotSeparableError
 
 
-def _grouped(operands: Sequence[Index], leaves: _Leaves) -> tuple[Index, Index]:
+def _grouped(operands: Sequence[Index], leaves: Leaves) -> tuple[Index, Index]:
     """The alternatives that read the same axes as the simplest of them, and the rest."""
     key = min((leaves.axes(o) for o in operands), key=lambda axes: (len(axes), sorted(axes)))
     together = [o for o in operands if leaves.axes(o) == key]
@@ -204,7 +197,7 @@ def _grouped(operands: Sequence[Index], leaves: _Leaves) -> tuple[Index, Index]:
     return fold.disjunction(*together), fold.disjunction(*(o for o in operands if o not in together))
 
 
-def _by_values(node: Index, sign: Sign, leaves: _Leaves) -> list[tuple[Index, ...]]:
+def _by_values(node: Index, sign: Sign, leaves: Leaves) -> list[tuple[Index, ...]]:
     """A comparison of several axes, for each combination of values that its parts on one axis take."""
     choices = []
     for axis in leaves.axes(sign):
@@ -225,7 +218,7 @@ def _by_values(node: Index, sign: Sign, leaves: _Leaves) -> list[tuple[Index, ..
     return result
 
 
-def _without(node: Index, axis: int, leaves: _Leaves, parts: dict[Var, Index]) -> Index:
+def _without(node: Index, axis: int, leaves: Leaves, parts: dict[Var, Index]) -> Index:
     """The node with its largest integer parts that read this axis alone as variables, which are put into `parts`."""
     read = leaves.axes(node)
     if axis not in read:
@@ -242,7 +235,7 @@ def _without(node: Index, axis: int, leaves: _Leaves, parts: dict[Var, Index]) -
     return rebuild(node, tuple(_without(child, axis, leaves, parts) for child in node.children()))
 
 
-def _named(part: Index, leaves: _Leaves, parts: dict[Var, Index]) -> Var:
+def _named(part: Index, leaves: Leaves, parts: dict[Var, Index]) -> Var:
     known = next((v for v, p in parts.items() if p is part), None)
     variable = known or leaves.fresh()
     parts[variable] = part

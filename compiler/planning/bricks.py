@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.separation import Axis, NotSeparableError
+from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError
 from attnc.compiler.ir import Arith, Const, Index, Truth
 from attnc.compiler.planning import rates
 from attnc.compiler.planning.pieces import Cover, join_pieces
@@ -44,18 +44,22 @@ class AxisTable:
     is solved like a sequence.
     """
 
-    def __init__(self, relation: Index, axis: Axis, most_pairs: int, solve: Solve) -> None:
-        self.axis = axis
+    def __init__(self, relation: Index, number: int, leaves: Leaves, most_pairs: int, solve: Solve) -> None:
+        self.axis = axis = leaves.grid[number]
         self._relation = relation
         self._trivial = isinstance(relation, Truth) and relation.value
         self._parts: tuple[_Part, ...] = ()
         self._sums: dict[int, Sums] = {}
         self._covers: dict[int, Cover] = {}
-        if not self._trivial:
-            if axis.extent**2 <= most_pairs:
-                self._parts = tuple(_matrices(relation, axis.extent))
-            else:
-                self._take(solve(relation, axis.extent))
+        if self._trivial:
+            return
+        if axis.extent**2 > most_pairs:
+            self._take(solve(leaves.alone(relation, number), axis.extent))
+        elif any(isinstance(node, Arith) and node.op == "mod" for node in walk(relation)):
+            self._parts = tuple(_classes(leaves.alone(relation, number), axis.extent))
+        else:
+            matrix = exact.mask_of_coordinates(relation, leaves.coordinates(number), axis.extent)
+            self._parts = (_Part(0, 0, 1, matrix, True),)
 
     def _take(self, solved: tuple[Cover, int] | None) -> None:
         if solved is None:
@@ -87,15 +91,25 @@ class AxisTable:
         return self._covers[tile]
 
 
-@dataclass(frozen=True, slots=True)
 class _Part:
-    """The relation between coordinates `row + d·i` and `key + d·j`, as a matrix over i and j."""
+    """The relation between coordinates `row + d·i` and `key + d·j`, as a matrix over i and j.
 
-    row: int
-    key: int
-    divisor: int
-    matrix: Mask
-    lone: bool
+    `lone`: there is no other part that may see the same rows.
+    """
+
+    def __init__(self, row: int, key: int, divisor: int, matrix: Mask, lone: bool) -> None:
+        self.row, self.key, self.divisor, self.lone = row, key, divisor, lone
+        self.matrix = matrix
+        seen = matrix.any(axis=1)
+        self._low = np.where(seen, matrix.argmax(axis=1), matrix.shape[1])
+        self._high = np.where(seen, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
+
+    def reach(self, tile: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """For each tile of rows its height, first visible key and the end of its visible keys."""
+        starts = np.arange(0, len(self.matrix), tile)
+        heights = np.minimum(starts + tile, len(self.matrix)) - starts
+        end = np.maximum.reduceat(self._high, starts)
+        return heights, np.minimum(np.minimum.reduceat(self._low, starts), end), end
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +143,8 @@ def _sums_of(found: Cover) -> Sums:
     )
 
 
-def _matrices(relation: Index, extent: int) -> Iterable[_Part]:
+def _classes(relation: Index, extent: int) -> Iterable[_Part]:
+    """The relation by classes of residues, where it has any."""
     parts = split(relation)
     for part in parts:
         matrix = exact.mask(part.relation, (0, extent), (0, extent))
@@ -156,30 +171,20 @@ def _divisors(relation: Index) -> set[int]:
 # --- one axis --------------------------------------------------------------------------------------------------------
 
 
-def _reach(matrix: Mask, tile: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """For each tile of rows its height, first visible key and the end of its visible keys (both 0 for none)."""
-    starts = np.arange(0, len(matrix), tile)
-    heights = np.minimum(starts + tile, len(matrix)) - starts
-    seen = matrix.any(axis=1)
-    low = np.where(seen, matrix.argmax(axis=1), matrix.shape[1])
-    high = np.where(seen, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
-    first, end = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
-    return heights, np.minimum(first, end), end
-
-
 def _sums(parts: Sequence[_Part], tile: int) -> Sums:
     elements = rows = keys = shapes = width = 0
     for part in parts:
         if not part.matrix.size:
             continue
-        heights, first, end = _reach(part.matrix, tile)
+        heights, first, end = part.reach(tile)
         widths = end - first
         live = widths > 0
         elements += int((heights * widths).sum())
         rows += int(heights[live].sum())
         keys += int(widths.sum())
-        moved = first[live] - np.arange(len(first))[live] * tile
-        shapes += len(np.unique(np.stack([heights[live], widths[live], moved]), axis=1).T)
+        moved = first - np.arange(len(first)) * tile
+        form = ((moved * (2 * part.matrix.shape[1] + 1)) + widths) * (tile + 1) + heights
+        shapes += len(set(form[live].tolist()))
         width = max(width, int(widths.max(initial=0)))
     return Sums(elements, rows, keys, shapes, width)
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from math import prod
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.intervals import simplified
-from attnc.compiler.analysis.separation import Grid, NotSeparableError, grid_of, separate
+from attnc.compiler.analysis.intervals import fits_word, simplified
+from attnc.compiler.analysis.separation import Leaves, NotSeparableError, grid_of, separate
 from attnc.compiler.ir import Const, Coord, Index, Linear, Place, Sign, Truth
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
 from attnc.compiler.planning.pieces import Cover, Gathered
@@ -96,17 +96,20 @@ class _Covers:
                 raise NotSeparableError
             self._take(part, solved.cover, solved.total)
             return
-        for relations in separate(part.relation, grid):
-            tables = [self._table(r, grid, i) for i, r in enumerate(relations)]
+        leaves = Leaves(part.relation, grid)
+        if not fits_word(part.relation, (0, part.n_q), (0, part.n_k)):
+            raise NotSeparableError
+        for relations in separate(part.relation, leaves):
+            tables = [self._table(r, leaves, i) for i, r in enumerate(relations)]
             bricks = choose_bricks(tables, dtype=self._dtype, head_dim=self._head_dim, lanes=self._lanes)
             if bricks is not None:
                 self.bricks[bricks.tiles] = None
                 self._take(part, bricks.cover, bricks.total)
 
-    def _table(self, relation: Index, grid: Grid, i: int) -> AxisTable:
-        key = (relation, grid[i])
+    def _table(self, relation: Index, leaves: Leaves, i: int) -> AxisTable:
+        key = (relation, leaves.grid[i])
         if key not in self._tables:
-            self._tables[key] = AxisTable(relation, grid[i], self._most_pairs, self._along)
+            self._tables[key] = AxisTable(relation, i, leaves, self._most_pairs, self._along)
         return self._tables[key]
 
     def _along(self, relation: Index, extent: int) -> tuple[Cover, int] | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.separation import Axis, NotSeparableError, grid_of, separate
+from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError, grid_of, separate
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
 from attnc.compiler.planning.grids import GridCover, Solved, cover_by_grid
@@ -84,10 +84,12 @@ def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
     assert grid is not None
     assert np.prod([axis.extent for axis in grid]) == n
     times = np.zeros((n, n), dtype=np.int64)
-    for product in separate(relation, grid):
+    leaves = Leaves(relation, grid)
+    for product in separate(relation, leaves):
         matrix = np.ones((1, 1), dtype=np.bool_)
-        for axis, alone in zip(grid, product, strict=True):
-            matrix = np.kron(matrix, exact.mask(alone, (0, axis.extent), (0, axis.extent)))
+        for i, axis in enumerate(grid):
+            alone = exact.mask(leaves.alone(product[i], i), (0, axis.extent), (0, axis.extent))
+            matrix = np.kron(matrix, alone)
         times += matrix
     assert (times == truth(relation, n)).all()
 
@@ -113,10 +115,12 @@ def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> No
     grid = grid_of(relation, n)
     assume(grid is not None)
     assert grid is not None
-    products = separate(relation, grid)
+    leaves = Leaves(relation, grid)
+    products = separate(relation, leaves)
     assume(len(products) == 1)
-    assume(all(part.congruence is None for alone in products[0] for part in split(alone)))  # tiles of natural order
-    bricks = choose_bricks(tables(products[0], grid), dtype="float32", head_dim=64, lanes=1)
+    alone = [leaves.alone(r, i) for i, r in enumerate(products[0])]
+    assume(all(part.congruence is None for r in alone for part in split(r)))  # else tiles are those of a class
+    bricks = choose_bricks(tables(products[0], leaves), dtype="float32", head_dim=64, lanes=1)
     seen = truth(relation, n)
     if bricks is None:
         assert not seen.any()
@@ -135,8 +139,8 @@ def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> No
     assert (bricks.cover.full_tiles, bricks.cover.partial_tiles, bricks.total) == (full, partial, size * size)
 
 
-def tables(product: tuple[Index, ...], grid: tuple[Axis, ...]) -> list[AxisTable]:
-    return [AxisTable(r, axis, 1 << 16, lambda *_: None) for r, axis in zip(product, grid, strict=True)]
+def tables(product: tuple[Index, ...], leaves: Leaves) -> list[AxisTable]:
+    return [AxisTable(r, i, leaves, 1 << 16, lambda *_: None) for i, r in enumerate(product)]
 
 
 def test_axes_that_are_not_read_are_found() -> None:
@@ -152,7 +156,7 @@ def test_positions_beside_coordinates_do_not_separate() -> None:
     extents = (4, 6)
     relation = fold.conjunction(near(coordinate(Q, extents, 0), coordinate(K, extents, 0), 1), near(Q, K, 3))
     with pytest.raises(NotSeparableError):
-        separate(relation, (Axis(4, 6), Axis(6, 1)))
+        separate(relation, Leaves(relation, (Axis(4, 6), Axis(6, 1))))
 
 
 def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
@@ -163,7 +167,7 @@ def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
     choice = choose(Problem(relation, 336, 336, "float32", 64, 1, {}))
     if choice.schedule == "pieces":
         check_pieces(choice.cover.pieces, choice.cover.masks, truth(relation, 336))
-    assert len(separate(relation, (Axis(6, 56), Axis(7, 8), Axis(8, 1)))) > 3
+    assert len(separate(relation, Leaves(relation, (Axis(6, 56), Axis(7, 8), Axis(8, 1))))) > 3
 
 
 def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
