@@ -7,11 +7,11 @@ The product of the axes' pieces covers the product of their relations; it is nev
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce as accumulate
 from itertools import product
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,18 +206,20 @@ def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
                 index = known.setdefault(key, len(masks))
                 if index == len(masks):
                     masks.append(GridMask((mask,)))
-            pieces.append(_spread(replace(piece, mask=index, fresh=piece.fresh and part.lone), part))
+            pieces.append(_spread(Piece(piece.queries, piece.keys, index, piece.fresh and part.lone), part))
     visible = sum(int(part.matrix.sum()) for part in parts)
     return Cover(join_pieces(pieces), tuple(masks), full, partial, visible)
 
 
 def _spread(piece: Piece, part: _Part) -> Piece:
     d = part.divisor
+    if d == 1:
+        return piece
     strips = []
     for one, first in ((piece.queries, part.row), (piece.keys, part.key)):
         axis = one.axes[0]
         strips.append(strip(first + one.start * d, axis.step * d, axis.count, axis.length, axis.stride * d))
-    return replace(piece, queries=strips[0], keys=strips[1])
+    return Piece(strips[0], strips[1], piece.mask, piece.fresh)
 
 
 def _runs(matrix: Mask, tile: int) -> Iterable[tuple[Piece, Mask | None]]:
@@ -266,6 +268,7 @@ class Bricks:
     cover: Cover
     tiles: tuple[int, ...]
     total: int
+    cost: float
 
 
 def choose_bricks(tables: Sequence[AxisTable], *, dtype: str, head_dim: int, lanes: int) -> Bricks | None:
@@ -273,14 +276,14 @@ def choose_bricks(tables: Sequence[AxisTable], *, dtype: str, head_dim: int, lan
     size = prod(table.axis.extent for table in tables)
     if any(not table.sums(table.tiles()[0]).elements for table in tables):
         return None
-    tiles = _cheapest(tables, min(size, SMALLEST_BRICK), dtype, head_dim * lanes)
+    tiles, cost = _cheapest(tables, min(size, SMALLEST_BRICK), dtype, head_dim * lanes)
     covers = [table.cover(tile) for table, tile in zip(tables, tiles, strict=True)]
     total = prod((-(-t.axis.extent // tile)) ** 2 for t, tile in zip(tables, tiles, strict=True))
-    return Bricks(_multiplied(covers, [table.axis for table in tables]), tiles, total)
+    return Bricks(_multiplied(covers, [table.axis for table in tables]), tiles, total, cost)
 
 
-def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -> tuple[int, ...]:
-    """The tile of each axis; `width` numbers make up a token, over all heads."""
+def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -> tuple[tuple[int, ...], float]:
+    """The tile of each axis, and the time; `width` numbers make up a token, over all heads."""
     choices = [table.tiles() for table in tables]
     sums = [[table.sums(tile) for tile in tiles] for table, tiles in zip(tables, choices, strict=True)]
 
@@ -295,8 +298,8 @@ def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -
     copied = over_all([[s.rows for s in one] for one in sums]) + over_all([[s.keys for s in one] for one in sums])
     with_copies = time + 2 * copied * width * rates.COPY
     fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
-    best, chosen = np.inf, tuple(c[0] for c in choices)
-    for i in sorted(np.flatnonzero(fit), key=time.__getitem__):
+    best, chosen = float("inf"), tuple(c[0] for c in choices)
+    for i in sorted(np.flatnonzero(fit if fit.any() else tokens > 0), key=time.__getitem__):
         if time[i] >= best:
             break
         at = np.unravel_index(i, [len(c) for c in choices])
@@ -304,8 +307,8 @@ def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -
         widths = [one[j].width for one, j in zip(sums, at, strict=True)]
         cost = time[i] if _is_view(tables, tiles, widths) else with_copies[i]
         if cost < best:
-            best, chosen = cost, tiles
-    return chosen
+            best, chosen = float(cost), tiles
+    return chosen, best
 
 
 def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence[int]) -> bool:
@@ -321,23 +324,19 @@ def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence
 
 
 def _multiplied(covers: Sequence[Cover], axes: Sequence[Axis]) -> Cover:
+    factors = [[_Factor.of(p, c, axis) for p in c.pieces] for c, axis in zip(covers, axes, strict=True)]
     masks: dict[tuple[int, ...], int] = {}
     grid_masks: list[GridMask] = []
-    factors: dict[tuple[int, Piece], Mask] = {}
     pieces = []
-    for parts in product(*(c.pieces for c in covers)):
+    for parts in product(*factors):
         mask: Literal["full"] | int = "full"
-        if any(part.mask != "full" for part in parts):
-            for i, part in enumerate(parts):
-                if (i, part) not in factors:
-                    factors[i, part] = _factor(part, covers[i])
-            chosen = [factors[i, part] for i, part in enumerate(parts)]
-            key = tuple(map(id, chosen))
+        if any(part.hides for part in parts):
+            key = tuple([id(part.mask) for part in parts])
             mask = masks.setdefault(key, len(grid_masks))
             if mask == len(grid_masks):
-                grid_masks.append(GridMask(tuple(chosen)))
-        queries = _crossed([part.queries for part in parts], axes)
-        keys = _crossed([part.keys for part in parts], axes)
+                grid_masks.append(GridMask(tuple([part.mask for part in parts])))
+        queries = Strip(sum([part.row for part in parts]), tuple([part.rows for part in parts]))
+        keys = Strip(sum([part.key for part in parts]), tuple([part.keys for part in parts]))
         pieces.append(Piece(queries, keys, mask, all(part.fresh for part in parts)))
     full = prod(c.full_tiles for c in covers)
     live = prod(c.full_tiles + c.partial_tiles for c in covers)
@@ -345,19 +344,35 @@ def _multiplied(covers: Sequence[Cover], axes: Sequence[Axis]) -> Cover:
     return Cover(tuple(sorted(pieces, key=lambda p: not p.fresh)), tuple(grid_masks), full, live - full, visible)
 
 
-def _factor(piece: Piece, of: Cover) -> Mask:
+class _Factor(NamedTuple):
+    """A piece of one axis, in tokens of the grid."""
+
+    row: int
+    key: int
+    rows: Steps
+    keys: Steps
+    mask: Mask
+    hides: bool
+    fresh: bool
+
+    @classmethod
+    def of(cls, piece: Piece, found: Cover, axis: Axis) -> _Factor:
+        """A piece of an axis' cover."""
+        (rows,), (keys,) = piece.queries.axes, piece.keys.axes
+        d = axis.stride
+        return cls(
+            piece.queries.start * d,
+            piece.keys.start * d,
+            Steps(rows.step * d, rows.count, rows.length, rows.stride * d),
+            Steps(keys.step * d, keys.count, keys.length, keys.stride * d),
+            _matrix(piece, found),
+            piece.mask != "full",
+            piece.fresh,
+        )
+
+
+def _matrix(piece: Piece, found: Cover) -> Mask:
     if isinstance(piece.mask, int):
-        return of.masks[piece.mask].factors[0]
-    if piece.mask == "causal":
-        return np.tri(piece.queries.length, dtype=np.bool_)
-    return np.ones((piece.queries.length, piece.keys.length), dtype=np.bool_)
-
-
-def _crossed(strips: Sequence[Strip], axes: Sequence[Axis]) -> Strip:
-    """Stretches along the axes of a grid, from those of each axis."""
-    start = sum(one.start * axis.stride for one, axis in zip(strips, axes, strict=True))
-    steps = []
-    for one, axis in zip(strips, axes, strict=True):
-        s = one.axes[0]
-        steps.append(Steps(s.step * axis.stride, s.count, s.length, s.stride * axis.stride))
-    return Strip(start, tuple(steps))
+        return found.masks[piece.mask].factors[0]
+    shape = piece.queries.length, piece.keys.length
+    return np.tri(*shape, dtype=np.bool_) if piece.mask == "causal" else np.ones(shape, dtype=np.bool_)

@@ -30,6 +30,7 @@ class Solved:
     cover: Cover
     tile: int
     total: int
+    cost: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class GridCover:
     cover: Cover
     tile: int
     total: int
+    cost: float
     bricks: tuple[tuple[int, ...], ...]
 
 
@@ -84,6 +86,7 @@ class _Covers:
         self._written: set[int] = set()
         self._tables: dict[tuple[Index, object], AxisTable] = {}
         self._total = 0
+        self._cost = 0.0
 
     def add(self, part: _Part) -> None:
         """Cover a part."""
@@ -94,7 +97,7 @@ class _Covers:
             solved = self._solve(part.relation, part.n_q, part.n_k)
             if solved is None:
                 raise NotSeparableError
-            self._take(part, solved.cover, solved.total)
+            self._take(part, solved.cover, solved.total, solved.cost)
             return
         leaves = Leaves(part.relation, grid)
         if not fits_word(part.relation, (0, part.n_q), (0, part.n_k)):
@@ -104,7 +107,7 @@ class _Covers:
             bricks = choose_bricks(tables, dtype=self._dtype, head_dim=self._head_dim, lanes=self._lanes)
             if bricks is not None:
                 self.bricks[bricks.tiles] = None
-                self._take(part, bricks.cover, bricks.total)
+                self._take(part, bricks.cover, bricks.total, bricks.cost)
 
     def _table(self, relation: Index, leaves: Leaves, i: int) -> AxisTable:
         key = (relation, leaves.grid[i])
@@ -116,13 +119,16 @@ class _Covers:
         solved = self._solve(relation, extent, extent)
         return None if solved is None else (solved.cover, solved.tile)
 
-    def _take(self, part: _Part, found: Cover, total: int) -> None:
+    def _take(self, part: _Part, found: Cover, total: int, cost: float) -> None:
         fresh = part.row not in self._written
         if found.pieces:
             self._written.add(part.row)
         self._total += total
+        self._cost += cost
 
         def place(piece: Piece) -> Piece:
+            if fresh and part.row == part.key == 0:
+                return piece
             queries, keys = piece.queries.moved(part.row), piece.keys.moved(part.key)
             return replace(piece, queries=queries, keys=keys, fresh=fresh and piece.fresh)
 
@@ -131,7 +137,7 @@ class _Covers:
     def found(self) -> GridCover:
         """All parts as one cover."""
         bricks = tuple(self.bricks)
-        return GridCover(self._gathered.cover(), max(map(prod, bricks)), self._total, bricks)
+        return GridCover(self._gathered.cover(), max(map(prod, bricks)), self._total, self._cost, bricks)
 
 
 def _parts(relation: Index, n_q: int, n_k: int) -> Iterator[_Part]:

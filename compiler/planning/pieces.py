@@ -75,7 +75,7 @@ class Gathered:
         for piece in part.pieces:
             placed = place(piece)
             mask = placed.mask
-            self._pieces.append(replace(placed, mask=mask + first) if isinstance(mask, int) else placed)
+            self._pieces.append(replace(placed, mask=mask + first) if first and isinstance(mask, int) else placed)
         self._full += part.full_tiles
         self._partial += part.partial_tiles
         self._visible += part.visible or 0

@@ -166,7 +166,9 @@ def _by_grid(problem: Problem) -> Choice | None:
 
     def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
         choice = choose(replace(problem, relation=relation, n_q=n_q, n_k=n_k))
-        return Solved(choice.cover, choice.grid.q_tile, choice.tiles) if choice.schedule == "pieces" else None
+        return (
+            Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost) if choice.schedule == "pieces" else None
+        )
 
     found = cover_by_grid(
         problem.relation,
@@ -183,7 +185,7 @@ def _by_grid(problem: Problem) -> Choice | None:
     sizes = ", ".join("×".join(map(str, brick)) for brick in found.bricks[:4])
     more = f" and {len(found.bricks) - 4} other sizes" if len(found.bricks) > 4 else ""
     reason = f"{_described(found.cover, grid)}; bricks of {sizes}{more} tokens"
-    return Choice(found.cover, grid, _cost(problem, found.cover), "pieces", (reason,), total=found.total)
+    return Choice(found.cover, grid, found.cost, "pieces", (reason,), total=found.total)
 
 
 def _dense_cost(problem: Problem) -> float:

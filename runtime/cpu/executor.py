@@ -15,7 +15,7 @@ from torch import Tensor
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.calls import View
-from attnc.runtime.cpu.program import Bound, Program, program_of
+from attnc.runtime.cpu.program import Bound, Visible, program_of
 
 
 @torch.no_grad()
@@ -35,19 +35,18 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
         whole.zero_()
         lse.fill_(-math.inf)
     if not empty:
-        for bound in program.bound((q, whole, lse), (k, v)):
-            _run_forward(program, bound, q, k, v, whole, lse, scale)
+        for bound, visible in program.steps(program.bound((q, whole, lse), (k, v)), q.dtype):
+            _run_forward(bound, visible, q, k, v, whole, lse, scale)
     return (out if whole is out else out.copy_(whole)), lse
 
 
 def _run_forward(
-    program: Program, bound: Bound, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    bound: Bound, visible: Visible, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> None:
     """Write, or merge, one call's rows into `out` and `lse`."""
     call = bound.call
     q_view, out_view, lse_view = bound.queries
     out_rows, lse_rows = _at(out, out_view), _at(lse, lse_view)
-    visible = program.visible(call, q.dtype)
     if visible.nothing:
         if call.fresh:
             out_rows.zero_()
@@ -99,14 +98,15 @@ def backward(
             grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
         width = max(q.shape[-1], v.shape[-1])
         grad_out, q, k, v, out = operands = tuple(kernel.padded(x, width) for x in (grad_out, q, k, v, out))
-        for bound in program.bound((q, out, lse, grad_out, grad_q), (k, v), (grad_k, grad_v)):
-            _run_backward(program, bound, operands, lse, (grad_q, grad_k, grad_v), scale)
+        all_bound = program.bound((q, out, lse, grad_out, grad_q), (k, v), (grad_k, grad_v))
+        for bound, visible in program.steps(all_bound, q.dtype):
+            _run_backward(bound, visible, operands, lse, (grad_q, grad_k, grad_v), scale)
     return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
 
 
 def _run_backward(
-    program: Program,
     bound: Bound,
+    visible: Visible,
     operands: tuple[Tensor, ...],
     lse: Tensor,
     grads: tuple[Tensor, Tensor, Tensor],
@@ -114,7 +114,6 @@ def _run_backward(
 ) -> None:
     """Add one call's gradients to `grads`; `operands` are grad_out, q, k, v and out."""
     call = bound.call
-    visible = program.visible(call, operands[1].dtype)
     if visible.nothing:
         return
     grad_out, q, k, v, out = operands

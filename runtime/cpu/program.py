@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from math import prod
 from threading import Lock
 from typing import Generic, NamedTuple, TypeVar
@@ -16,8 +16,9 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.plan import Mask, Plan
-from attnc.runtime.cpu.calls import Add, Call, ExactWindow, View, adds_of, calls_of
+from attnc.compiler.planning.plan import Mask as Relation
+from attnc.compiler.planning.plan import Plan
+from attnc.runtime.cpu.calls import Add, Call, ExactWindow, Mask, View, adds_of, calls_of
 from attnc.runtime.settings import SETTINGS
 
 T = TypeVar("T")
@@ -116,6 +117,15 @@ class Program:
             for call in (calls_of(plan, merged=True) if merged else self._calls)
         )
 
+    def steps(self, bound: tuple[Bound, ...], dtype: torch.dtype) -> Iterator[tuple[Bound, Visible]]:
+        """The calls with their masks. One that is too large to be kept lives as long as calls in a row share it."""
+        last: Mask | None = None
+        visible = EVERYTHING
+        for one in bound:
+            if one.call.mask != last:
+                last, visible = one.call.mask, self.visible(one.call, dtype)
+            yield one, visible
+
     def visible(self, call: Call, dtype: torch.dtype) -> Visible:
         """The mask of `call` for queries of `dtype`. What a causal call hides is the kernel's business."""
         mask = call.mask
@@ -140,7 +150,7 @@ def _check_shapes(plan: Plan, queries: tuple[Tensor, ...], keys: tuple[Tensor, .
             assert t.shape[:3] == (plan.batch, *shape), f"a tensor {tuple(t.shape)} under a plan for {shape}"
 
 
-def visible_of(relation: Mask, dtype: torch.dtype) -> Visible:
+def visible_of(relation: Relation, dtype: torch.dtype) -> Visible:
     """`relation` (rows, keys) as an additive mask of `dtype`."""
     if relation.all():
         return EVERYTHING

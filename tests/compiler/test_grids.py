@@ -172,7 +172,7 @@ def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
 
 def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
     choice = choose(Problem(relation, n_q, n_k, "float32", 64, 1, {}))
-    return Solved(choice.cover, choice.grid.q_tile, choice.tiles) if choice.schedule == "pieces" else None
+    return Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost) if choice.schedule == "pieces" else None
 
 
 def covered(relation: Index, n: int) -> GridCover | None:
