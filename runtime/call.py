@@ -15,6 +15,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
+from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.spec.suggest import did_you_mean
 
@@ -145,6 +146,7 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         dtype=sizes.dtype,
         sizes=named,
         inputs=inputs,
+        rates=calibration.rates(),
     )
 
 

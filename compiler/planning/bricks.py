@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError
 from attnc.compiler.ir import Arith, Const, Index, Truth
-from attnc.compiler.planning import rates
 from attnc.compiler.planning.pieces import Cover, join_pieces
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
+from attnc.compiler.planning.rates import Rates, Work
 from attnc.compiler.planning.residues import split
 from attnc.compiler.rewrite import walk
 
@@ -271,19 +271,19 @@ class Bricks:
     cost: float
 
 
-def choose_bricks(tables: Sequence[AxisTable], *, dtype: str, head_dim: int, lanes: int) -> Bricks | None:
+def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work) -> Bricks | None:
     """The product of the axes' relations with the bricks that the cost model likes best; None where it is empty."""
     size = prod(table.axis.extent for table in tables)
     if any(not table.sums(table.tiles()[0]).elements for table in tables):
         return None
-    tiles, cost = _cheapest(tables, min(size, SMALLEST_BRICK), dtype, head_dim * lanes)
+    tiles, cost = _cheapest(tables, min(size, SMALLEST_BRICK), rates, work)
     covers = [table.cover(tile) for table, tile in zip(tables, tiles, strict=True)]
     total = prod((-(-t.axis.extent // tile)) ** 2 for t, tile in zip(tables, tiles, strict=True))
     return Bricks(_multiplied(covers, [table.axis for table in tables]), tiles, total, cost)
 
 
-def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -> tuple[tuple[int, ...], float]:
-    """The tile of each axis, and the time; `width` numbers make up a token, over all heads."""
+def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work) -> tuple[tuple[int, ...], float]:
+    """The tile of each axis, and the time."""
     choices = [table.tiles() for table in tables]
     sums = [[table.sums(tile) for tile in tiles] for table, tiles in zip(tables, choices, strict=True)]
 
@@ -291,12 +291,12 @@ def _cheapest(tables: Sequence[AxisTable], least: int, dtype: str, width: int) -
         return accumulate(np.multiply.outer, (np.array(v, dtype=np.float64) for v in values)).ravel()
 
     tokens, shapes = over_all(choices), over_all([[s.shapes for s in one] for one in sums])
-    rate = np.array([rates.element_rate(dtype, int(n), 1) for n in tokens])
-    time = over_all([[s.elements for s in one] for one in sums]) * rate * width + shapes * rates.CALL
-    masks = over_all([[s.width for s in one] for one in sums]) * tokens * shapes
-    time += masks * rates.MASK
+    rate = np.array([rates.element(work.dtype, int(n), work.head_dim) for n in tokens])
+    time = over_all([[s.elements for s in one] for one in sums]) * rate * work.lanes
+    time *= rates.masked.get(work.dtype, rates.masked["float32"])
+    time += shapes * rates.call + over_all([[s.width for s in one] for one in sums]) * tokens * shapes * rates.mask
     copied = over_all([[s.rows for s in one] for one in sums]) + over_all([[s.keys for s in one] for one in sums])
-    with_copies = time + 2 * copied * width * rates.COPY
+    with_copies = time + 2 * copied * work.head_dim * work.lanes * rates.copy
     fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
     best, chosen = float("inf"), tuple(c[0] for c in choices)
     for i in sorted(np.flatnonzero(fit if fit.any() else tokens > 0), key=time.__getitem__):

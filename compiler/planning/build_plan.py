@@ -16,6 +16,7 @@ from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batc
 from attnc.compiler.planning.documents import document_windows, whole
 from attnc.compiler.planning.pieces import join_pieces
 from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece, Plan, TileCounts
+from attnc.compiler.planning.rates import AMX, Rates
 from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.compiler.rewrite import walk
 
@@ -34,6 +35,7 @@ class CallShape:
     dtype: str
     sizes: Mapping[str, int]
     inputs: Mapping[str, NDArray[Any]]
+    rates: Rates = AMX
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,7 @@ class _Planner:
                 max(shape.dk, shape.dv),
                 lanes,
                 self._relations.pattern.origins,
+                shape.rates,
             )
             self._choices[key] = choose(problem)
         return self._choices[key]

@@ -14,6 +14,7 @@ from attnc.compiler.ir import Const, Coord, Index, Linear, Place, Sign, Truth
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
 from attnc.compiler.planning.pieces import Cover, Gathered
 from attnc.compiler.planning.plan import Piece
+from attnc.compiler.planning.rates import Rates, Work
 from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
 
@@ -60,11 +61,9 @@ def reads_coordinates(relation: Index) -> bool:
     return any(isinstance(node, Coord) for node in walk(relation))
 
 
-def cover_by_grid(
-    relation: Index, n_q: int, n_k: int, *, dtype: str, head_dim: int, lanes: int, solve: Solve
-) -> GridCover | None:
+def cover_by_grid(relation: Index, n_q: int, n_k: int, rates: Rates, work: Work, solve: Solve) -> GridCover | None:
     """The relation covered by bricks of its grids, None where it does not separate by axis."""
-    covers = _Covers(n_q * n_k, dtype, head_dim, lanes, solve)
+    covers = _Covers(n_q * n_k, rates, work, solve)
     try:
         for part in _parts(relation, n_q, n_k):
             covers.add(part)
@@ -76,9 +75,9 @@ def cover_by_grid(
 class _Covers:
     """Covers of parts, put together."""
 
-    def __init__(self, pairs: int, dtype: str, head_dim: int, lanes: int, solve: Solve) -> None:
+    def __init__(self, pairs: int, rates: Rates, work: Work, solve: Solve) -> None:
         self.bricks: dict[tuple[int, ...], None] = {}
-        self._dtype, self._head_dim, self._lanes = dtype, head_dim, lanes
+        self._rates, self._work = rates, work
         self._pairs = pairs
         self._most_pairs = max(1 << 16, min(1 << 22, pairs // 8192))
         self._solve = solve
@@ -104,7 +103,7 @@ class _Covers:
             raise NotSeparableError
         for relations in separate(part.relation, leaves):
             tables = [self._table(r, leaves, i) for i, r in enumerate(relations)]
-            bricks = choose_bricks(tables, dtype=self._dtype, head_dim=self._head_dim, lanes=self._lanes)
+            bricks = choose_bricks(tables, self._rates, self._work)
             if bricks is not None:
                 self.bricks[bricks.tiles] = None
                 self._take(part, bricks.cover, bricks.total, bricks.cost)

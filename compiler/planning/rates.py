@@ -1,60 +1,119 @@
-"""What a piece costs on a CPU: measured rates of torch's flash kernel, in nanoseconds.
+"""What a piece costs on a CPU, in nanoseconds: the rates of torch's flash kernel, and of what is around it.
 
-Source: two threads of an AVX-512 + AMX machine, torch 2.13, head dimension 64. Only ratios matter here: they rank
-schedules.
+Only ratios matter: they rank schedules. A machine's own rates come from `runtime.cpu.calibration`.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from attnc.compiler.planning.plan import Piece
 
-_ROWS = (32, 64, 128, 256, 512)
-_RATES = {
-    "float32": (1.99, 1.87, 1.41, 1.33, 1.02),
-    "bfloat16": (1.19, 1.35, 0.93, 0.48, 0.40),
-    "float16": (1.19, 1.35, 0.93, 0.48, 0.40),
-    "float64": (4.0, 3.7, 2.8, 2.6, 2.0),
-}
-_MASKED = {"float32": 1.08, "bfloat16": 1.18, "float16": 1.18, "float64": 1.05}
+ROWS = (32, 64, 128, 256, 512)
+"""Rows of a stretch at which element rates are known."""
 
-CALL = 25_000.0
-"""One piece, whatever its size."""
+WIDTHS = (64, 128)
+"""Head dimensions at which element rates are known."""
 
-MERGE = 1.0
-"""One element of the output merged by log-sum-exp."""
-
-COPY = 0.35
-"""One element of a tensor copied to where a brick stands together."""
-
-MASK = 1.0
-"""One element of a mask put together for a piece, whatever the number of heads."""
-
-EVALUATE = 1.5
-"""One element of a mask, one node of the relation, evaluated when the piece runs."""
+Table = tuple[tuple[float, ...], tuple[float, ...]]
+"""Nanoseconds for one score element, by width and rows."""
 
 
-def element_rate(dtype: str, rows: int, head_dim: int) -> float:
-    """Time of one score element in a stretch of `rows` rows."""
-    rates = _RATES.get(dtype, _RATES["float32"])
-    at = max((i for i, r in enumerate(_ROWS) if r <= rows), default=0)
-    return rates[at] * max(head_dim, 16) / 64
+@dataclass(frozen=True)
+class Rates:
+    """Rates of one machine, for the number of threads that they were measured with.
+
+    `elements`: score elements by dtype. `masked`: how much longer an element with an additive mask takes. `call`: one
+    piece, whatever its size. `merge`: an element of the output merged by log-sum-exp. `copy`: a number of a tensor
+    copied to where a brick stands together. `mask`: an element of a shared mask put together. `evaluate`: an element of
+    a mask, one node of the relation, evaluated when the piece runs. `source`: where they come from.
+    """
+
+    elements: Mapping[str, Table]
+    masked: Mapping[str, float]
+    call: float
+    merge: float
+    copy: float
+    mask: float
+    evaluate: float
+    source: str
+
+    def element(self, dtype: str, rows: int, head_dim: int) -> float:
+        """One score element in a stretch of `rows` rows, linear in the head dimension."""
+        at = max(bisect_right(ROWS, rows) - 1, 0)
+        narrow, wide = (row[at] for row in self.elements.get(dtype, self.elements["float32"]))
+        slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
+        return max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4)
+
+    def piece(self, piece: Piece, work: Work) -> float:
+        """All calls of one piece."""
+        time = piece.elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
+        if piece.mask not in ("full", "causal"):
+            time *= self.masked.get(work.dtype, self.masked["float32"])
+        if isinstance(piece.mask, int):
+            time += piece.queries.length * piece.keys.length * self.mask
+        if piece.mask == "exact":
+            time += piece.elements * work.nodes * self.evaluate
+        if not piece.fresh:
+            time += piece.queries.count * piece.queries.length * work.head_dim * work.lanes * self.merge
+        if piece.queries.flat() is None or piece.keys.flat() is None:
+            tokens = piece.queries.count * (piece.queries.length + piece.keys.length)
+            time += 2 * tokens * work.head_dim * work.lanes * self.copy
+        return time * work.copies + self.call * (work.copies if piece.queries.count > 1 else 1)
 
 
-def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: int, copies: int = 1) -> float:
-    """Estimated time of one piece for `lanes` (batch × head) problems whose relation has `nodes` nodes.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a piece runs on: `lanes` is batch × heads, `nodes` the size of the relation.
 
     `copies`: the piece stands for so many alike, which are one call if it is a single stretch.
     """
-    work = piece.elements * element_rate(dtype, piece.queries.length, head_dim) * lanes
-    if piece.mask not in ("full", "causal"):
-        work *= _MASKED.get(dtype, 1.08)
-    if isinstance(piece.mask, int):
-        work += piece.queries.length * piece.keys.length * MASK
-    if piece.mask == "exact":
-        work += piece.elements * nodes * EVALUATE
-    if not piece.fresh:
-        work += piece.queries.count * piece.queries.length * head_dim * lanes * MERGE
-    if piece.queries.flat() is None or piece.keys.flat() is None:
-        tokens = piece.queries.count * (piece.queries.length + piece.keys.length)
-        work += 2 * tokens * head_dim * lanes * COPY
-    return work * copies + CALL * (copies if piece.queries.count > 1 else 1)
+
+    dtype: str
+    head_dim: int
+    lanes: int
+    nodes: int
+    copies: int = 1
+
+
+_SINGLE: Table = ((1.99, 1.87, 1.41, 1.33, 1.02), (3.35, 2.78, 2.32, 1.95, 1.87))
+_HALF: Table = ((1.19, 1.19, 0.93, 0.48, 0.40), (1.75, 1.75, 0.93, 0.64, 0.53))
+_PLAIN_SINGLE: Table = ((2.50, 2.10, 1.93, 1.87, 1.86), (4.90, 4.40, 4.30, 3.55, 3.50))
+_PLAIN_HALF: Table = ((2.31, 2.28, 2.27, 2.06, 2.04), (4.33, 4.20, 4.10, 3.65, 3.63))
+
+
+def _doubled(table: Table) -> Table:
+    narrow, wide = (tuple(2 * x for x in row) for row in table)
+    return narrow, wide
+
+
+AMX = Rates(
+    elements={"float32": _SINGLE, "bfloat16": _HALF, "float16": _HALF, "float64": _doubled(_SINGLE)},
+    masked={"float32": 1.08, "bfloat16": 1.18, "float16": 1.18, "float64": 1.05},
+    call=25_000.0,
+    merge=0.3,
+    copy=0.15,
+    mask=1.0,
+    evaluate=1.5,
+    source="two threads of a CPU with AVX-512 and AMX, torch 2.13",
+)
+"""Rates of a machine that multiplies half types in hardware."""
+
+PLAIN = Rates(
+    elements={
+        "float32": _PLAIN_SINGLE,
+        "bfloat16": _PLAIN_HALF,
+        "float16": _PLAIN_HALF,
+        "float64": _doubled(_PLAIN_SINGLE),
+    },
+    masked={"float32": 1.05, "bfloat16": 1.03, "float16": 1.03, "float64": 1.05},
+    call=AMX.call,
+    merge=AMX.merge,
+    copy=AMX.copy,
+    mask=AMX.mask,
+    evaluate=AMX.evaluate,
+    source="two threads of a CPU with AVX2, torch 2.13",
+)
+"""Rates of a machine that does not."""

@@ -9,10 +9,10 @@ from typing import Literal
 
 from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
 from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
-from attnc.compiler.planning import rates
 from attnc.compiler.planning.formulas import closed_cover
 from attnc.compiler.planning.grids import Solved, cover_by_grid, reads_coordinates
 from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
+from attnc.compiler.planning.rates import Rates, Work
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.rewrite import walk
@@ -43,7 +43,20 @@ class Problem:
     head_dim: int
     lanes: int
     origins: Mapping[Index, Span]
+    rates: Rates
     copies: int = 1
+
+    @property
+    def work(self) -> Work:
+        """What the cost model asks of it."""
+        nodes = sum(1 for _ in walk(self.relation))
+        return Work(self.dtype, self.head_dim, self.lanes, nodes, self.copies)
+
+    @property
+    def masked_element(self) -> float:
+        """One pair in dense row blocks, with its mask evaluated."""
+        work = self.work
+        return self.rates.element(self.dtype, EXACT_ROWS, self.head_dim) * self.lanes + work.nodes * self.rates.evaluate
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +132,14 @@ NEAR = 4.0
 
 def _beats_dense(problem: Problem, tried: list[Choice]) -> bool:
     """Whether a cover costs less than dense row blocks with a mask evaluated for the visible pairs alone."""
-    nodes = sum(1 for _ in walk(problem.relation))
-    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes + nodes * rates.EVALUATE
-    return any(c.cover.visible is not None and c.cost <= c.cover.visible * rate * problem.copies for c in tried)
+    rate = problem.masked_element * problem.copies
+    return any(c.cover.visible is not None and c.cost <= c.cover.visible * rate for c in tried)
 
 
 def _near_bound(problem: Problem, tried: list[Choice]) -> bool:
-    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes * problem.copies
-    return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.CALL) for c in tried)
+    rates = problem.rates
+    rate = rates.element(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes * problem.copies
+    return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.call) for c in tried)
 
 
 def _by_residues(problem: Problem) -> Choice | None:
@@ -170,15 +183,8 @@ def _by_grid(problem: Problem) -> Choice | None:
             Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost) if choice.schedule == "pieces" else None
         )
 
-    found = cover_by_grid(
-        problem.relation,
-        problem.n_q,
-        problem.n_k,
-        dtype=problem.dtype,
-        head_dim=problem.head_dim,
-        lanes=problem.lanes * problem.copies,
-        solve=solve,
-    )
+    work = replace(problem.work, lanes=problem.lanes * problem.copies, copies=1)
+    found = cover_by_grid(problem.relation, problem.n_q, problem.n_k, problem.rates, work, solve)
     if found is None or len(found.cover.pieces) > MAX_PIECES:
         return None
     grid = _grid(problem, found.tile)
@@ -190,9 +196,7 @@ def _by_grid(problem: Problem) -> Choice | None:
 
 def _dense_cost(problem: Problem) -> float:
     """Every pair, with a mask evaluated for it."""
-    nodes = sum(1 for _ in walk(problem.relation))
-    rate = rates.element_rate(problem.dtype, EXACT_ROWS, problem.head_dim) * problem.lanes + nodes * rates.EVALUATE
-    return problem.n_q * problem.n_k * rate * problem.copies
+    return problem.n_q * problem.n_k * problem.masked_element * problem.copies
 
 
 def _of_class(problem: Problem, residue: Residue) -> Problem:
@@ -252,13 +256,8 @@ def _dense(problem: Problem) -> Choice:
 
 
 def _cost(problem: Problem, found: Cover) -> float:
-    nodes = sum(1 for _ in walk(problem.relation))
-    return sum(
-        rates.piece_cost(
-            p, dtype=problem.dtype, head_dim=problem.head_dim, lanes=problem.lanes, nodes=nodes, copies=problem.copies
-        )
-        for p in found.pieces
-    )
+    work = problem.work
+    return sum(problem.rates.piece(piece, work) for piece in found.pieces)
 
 
 def _compared(other: Choice, best: Choice) -> str:

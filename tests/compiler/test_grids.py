@@ -14,6 +14,7 @@ from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError, 
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.bricks import AxisTable, choose_bricks
 from attnc.compiler.planning.grids import GridCover, Solved, cover_by_grid
+from attnc.compiler.planning.rates import AMX, Work
 from attnc.compiler.planning.residues import split
 from attnc.compiler.planning.schedule import Problem, choose
 from plan_checks import check_pieces
@@ -99,7 +100,7 @@ def test_products_are_the_relation_once(drawn: tuple[Extents, Index]) -> None:
 def test_bricks_cover_the_relation_once(drawn: tuple[Extents, Index], dtype: str) -> None:
     extents, relation = drawn
     n = int(np.prod(extents))
-    choice = choose(Problem(relation, n, n, dtype, 64, 2, {}))
+    choice = choose(Problem(relation, n, n, dtype, 64, 2, {}, AMX))
     seen = truth(relation, n)
     if choice.schedule == "pieces":
         check_pieces(choice.cover.pieces, choice.cover.masks, seen)
@@ -120,7 +121,7 @@ def test_a_partial_brick_is_partial_in_truth(drawn: tuple[Extents, Index]) -> No
     assume(len(products) == 1)
     alone = [leaves.alone(r, i) for i, r in enumerate(products[0])]
     assume(all(part.congruence is None for r in alone for part in split(r)))  # else tiles are those of a class
-    bricks = choose_bricks(tables(products[0], leaves), dtype="float32", head_dim=64, lanes=1)
+    bricks = choose_bricks(tables(products[0], leaves), AMX, Work("float32", 64, 1, 8))
     seen = truth(relation, n)
     if bricks is None:
         assert not seen.any()
@@ -164,19 +165,19 @@ def test_a_ball_is_split_by_the_values_of_one_axis() -> None:
     gaps = [fold.sub(coordinate(Q, extents, i), coordinate(K, extents, i)) for i in range(3)]
     squares = fold.add(*(fold.mul(gap, gap) for gap in gaps))
     relation = fold.less_equal(squares, fold.const(9))
-    choice = choose(Problem(relation, 336, 336, "float32", 64, 1, {}))
+    choice = choose(Problem(relation, 336, 336, "float32", 64, 1, {}, AMX))
     if choice.schedule == "pieces":
         check_pieces(choice.cover.pieces, choice.cover.masks, truth(relation, 336))
     assert len(separate(relation, Leaves(relation, (Axis(6, 56), Axis(7, 8), Axis(8, 1))))) > 3
 
 
 def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
-    choice = choose(Problem(relation, n_q, n_k, "float32", 64, 1, {}))
+    choice = choose(Problem(relation, n_q, n_k, "float32", 64, 1, {}, AMX))
     return Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost) if choice.schedule == "pieces" else None
 
 
 def covered(relation: Index, n: int) -> GridCover | None:
-    return cover_by_grid(relation, n, n, dtype="float32", head_dim=64, lanes=1, solve=solve)
+    return cover_by_grid(relation, n, n, AMX, Work("float32", 64, 1, 8), solve)
 
 
 @pytest.mark.parametrize("words", [1, 20, 64])

@@ -11,6 +11,7 @@ from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.formulas import diagonal_shift
+from attnc.compiler.planning.rates import AMX
 from attnc.compiler.planning.residues import Congruence, residues, split
 from attnc.compiler.planning.schedule import Problem, choose
 from plan_checks import check_pieces
@@ -97,7 +98,7 @@ def test_parts_and_classes_are_the_relation(relation: Index, n_q: int, n_k: int)
 
 @given(relations(), st.integers(1, 300), st.integers(1, 300), st.sampled_from(["float32", "bfloat16"]))
 def test_the_plan_is_the_relation(relation: Index, n_q: int, n_k: int, dtype: str) -> None:
-    chosen = choose(Problem(relation, n_q, n_k, dtype, 64, 4, {}))
+    chosen = choose(Problem(relation, n_q, n_k, dtype, 64, 4, {}, AMX))
     truth = exact.mask(relation, (0, n_q), (0, n_k))
     check_pieces(chosen.cover.pieces, chosen.cover.masks, truth)
     assert chosen.cover.visible in (None, int(truth.sum()))
@@ -105,6 +106,6 @@ def test_the_plan_is_the_relation(relation: Index, n_q: int, n_k: int, dtype: st
 
 def test_a_million_strided_tokens_are_a_few_pieces() -> None:
     n = 1 << 20
-    chosen = choose(Problem(strided(128, 128), n, n, "float32", 64, 4, {}))
+    chosen = choose(Problem(strided(128, 128), n, n, "float32", 64, 4, {}, AMX))
     assert len(chosen.cover.pieces) <= 4
     assert chosen.cover.visible == sum(min(r + 1, 128) + max(0, (r - 128) // 128 + 1) for r in range(n))

@@ -11,6 +11,7 @@ import expression_trees as trees
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Data, Index
+from attnc.compiler.planning.rates import AMX
 from attnc.compiler.planning.schedule import Problem, choose, tile_sizes
 from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
@@ -22,7 +23,7 @@ GAP = fold.sub(Q, K)
 
 
 def problem(relation: Index, n_q: int, n_k: int, dtype: str = "float32") -> Problem:
-    return Problem(relation, n_q, n_k, dtype, 64, 4, {})
+    return Problem(relation, n_q, n_k, dtype, 64, 4, {}, AMX)
 
 
 @settings(max_examples=80)

@@ -14,6 +14,8 @@ from torch.func import jvp, vmap
 
 import attnc
 from attnc import ArgumentError, ArgumentTypeError, PatternNotFoundError, SpecError, UnsupportedError, compile_attention
+from attnc.compiler.planning.rates import AMX
+from attnc.runtime.cpu import calibration
 
 WINDOW = "pattern near(window: int = 3)\n    align end\n    visible 0 <= q - k < window\n"
 NO_ALIGN = "pattern p\n    visible k <= q\n"
@@ -276,7 +278,8 @@ def test_strict_refuses_what_has_no_tile_plan() -> None:
         compile_attention(text, strict=True).plan(8192, x=x)
 
 
-def test_plans_print_and_are_kept() -> None:
+def test_plans_print_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "rates", lambda: AMX)
     attend = compile_attention("sliding_window", window=512)
     plan = attend.plan(4096, heads=4)
     assert attend.plan(4096, heads=4) is plan

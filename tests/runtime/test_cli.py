@@ -65,8 +65,8 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no command; the commands are check, list, show, verify"),
-        (["fmt", "a.attn"], "there is no command `fmt`; the commands are check, list, show, verify"),
+        ([], "no command; the commands are check, doctor, list, show, verify"),
+        (["fmt", "a.attn"], "there is no command `fmt`; the commands are check, doctor, list, show, verify"),
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
         (["show", "causal", "--lne", "5"], "unrecognized arguments: --lne 5"),

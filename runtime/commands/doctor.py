@@ -1,0 +1,61 @@
+"""`attnc doctor`: what this machine has, what plans are costed with, and measuring it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
+from attnc.runtime.commands import console
+from attnc.runtime.cpu import calibration
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `doctor`."""
+    parser.add_argument(
+        "--measure", action="store_true", help="measure this machine's rates (about half a second) and keep them"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print versions, the machine and its rates."""
+    if args.measure:
+        calibration.save(calibration.measure())
+    rates, file = calibration.rates(), calibration.rates_file()
+    facts = {
+        "attnc": _version("attnc"),
+        "torch": _version("torch"),
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "rates": rates.source,
+        "rates_file": str(file) if file.exists() else None,
+    }
+    if args.json:
+        console.print_json({**facts, "ns_per_score_element": _elements(rates)})
+        return console.FINE
+    for name, value in facts.items():
+        print(f"{name:<12}{'none: attnc doctor --measure makes it' if value is None else value}")
+    print(f"\nns for a score element, by head dimension and rows ({', '.join(map(str, ROWS))}):")
+    for dtype, by_width in _elements(rates).items():
+        for width, row in by_width.items():
+            print(f"  {dtype:<10}{width:>4}  {'  '.join(f'{x:5.2f}' for x in row)}")
+    return console.FINE
+
+
+def _elements(rates: Rates) -> dict[str, dict[str, list[float]]]:
+    return {
+        dtype: {str(width): [round(x, 3) for x in row] for width, row in zip(WIDTHS, table, strict=True)}
+        for dtype, table in rates.elements.items()
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,146 @@
+"""Rates of the machine at hand: measured in under a second, kept in a file, and guessed where nothing was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table
+from attnc.runtime.cpu import kernel
+
+SCHEMA = 1
+HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
+"""Heads, keys a stretch and score elements of one measurement."""
+REPEATS = 3
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@cache
+def rates() -> Rates:
+    """What plans of this process are costed with: the machine's own rates if there are any, else a guess."""
+    measured = _load(rates_file())
+    if measured is not None:
+        return measured
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not in every torch that is allowed
+    return AMX if has_amx else PLAIN
+
+
+def rates_file() -> Path:
+    """Where the measured rates of this machine are kept: under ATTNC_CACHE_DIR, else the user's cache folder."""
+    own = os.environ.get("ATTNC_CACHE_DIR")
+    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnc"
+    return base / "cpu-rates.json"
+
+
+def measure() -> Rates:
+    """Rates with the threads that torch uses now. Takes half a second."""
+    elements = {name: _table(dtype) for name, dtype in _DTYPES.items()}
+    elements["float16"] = elements["bfloat16"]
+    elements["float64"] = tuple(tuple(2 * x for x in row) for row in elements["float32"])  # type: ignore[assignment]
+    masked = {name: _masked(dtype) for name, dtype in _DTYPES.items()}
+    return Rates(
+        elements=elements,
+        masked={**masked, "float16": masked["bfloat16"], "float64": masked["float32"]},
+        call=_call(),
+        merge=_merge(),
+        copy=_copy(),
+        mask=PLAIN.mask,
+        evaluate=PLAIN.evaluate,
+        source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
+    )
+
+
+def save(found: Rates) -> Path:
+    """Write the rates to their file, whole or not at all; returns where. Raises OSError."""
+    path = rates_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"schema": SCHEMA, **asdict(found)}, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+    rates.cache_clear()
+    return path
+
+
+def _load(path: Path) -> Rates | None:
+    """The rates in a file; None for a missing, foreign or damaged one, which is then as good as none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("schema") != SCHEMA:
+            return None
+        data["elements"] = {name: _checked(table) for name, table in data["elements"].items()}
+        found = Rates(**data)
+        numbers = [found.call, found.merge, found.copy, found.mask, found.evaluate, *found.masked.values()]
+        return found if "float32" in found.elements and all(map(_is_rate, numbers)) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _checked(table: Any) -> Table:
+    narrow, wide = (tuple(float(x) for x in row) for row in table)
+    if not (len(narrow) == len(wide) == len(ROWS) and all(map(_is_rate, (*narrow, *wide)))):
+        raise ValueError("not a table of rates")
+    return narrow, wide
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < 1e9
+
+
+# --- measurements ----------------------------------------------------------------------------------------------------
+
+
+def _table(dtype: torch.dtype) -> Table:
+    narrow, wide = (tuple(_element(dtype, rows, width, masked=False) for rows in ROWS) for width in WIDTHS)
+    return narrow, wide
+
+
+def _masked(dtype: torch.dtype) -> float:
+    rows = ROWS[2]
+    return max(_element(dtype, rows, WIDTHS[0], masked=True) / _element(dtype, rows, WIDTHS[0], masked=False), 1.0)
+
+
+def _element(dtype: torch.dtype, rows: int, width: int, *, masked: bool) -> float:
+    """Nanoseconds for a score element in stretches of so many rows."""
+    count = max(ELEMENTS // (rows * KEYS * HEADS), 1)
+    q = torch.randn(count, HEADS, rows, width).to(dtype)
+    k, v = (torch.randn(count, HEADS, KEYS, width).to(dtype) for _ in range(2))
+    mask = torch.zeros(rows, KEYS, dtype=dtype) if masked else None
+    return _time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * KEYS)
+
+
+def _call() -> float:
+    """Nanoseconds of a piece that does next to nothing: the kernel's call, views, and what goes with them."""
+    q = torch.randn(1, 1, 1, 16)
+    return 3 * _time(lambda: kernel.attend(q, q, q, None, False, 0.1), inner=20)
+
+
+def _merge() -> float:
+    out, other = (torch.randn(HEADS, 1 << 11, 64) for _ in range(2))
+    weight = torch.rand(HEADS, 1 << 11, 1)
+    return _time(lambda: out.lerp_(other, weight)) / out.numel()
+
+
+def _copy() -> float:
+    grid = torch.randn(HEADS, 32, 32, 64)
+    bricks = grid.as_strided((HEADS, 3, 3, 16, 16, 64), (32 * 32 * 64, 8 * 32 * 64, 8 * 64, 32 * 64, 64, 1))
+    return _time(lambda: bricks.reshape(HEADS, 9, 256, 64)) / bricks.numel()
+
+
+def _time(run: Callable[[], object], inner: int = 1) -> float:
+    """Nanoseconds of a run, the least of a few after one that warms up: what else the machine does only adds."""
+    run()
+    samples = []
+    for _ in range(REPEATS):
+        start = time.perf_counter_ns()
+        for _ in range(inner):
+            run()
+        samples.append((time.perf_counter_ns() - start) / inner)
+    return min(samples)

@@ -1,0 +1,89 @@
+"""Rates of a machine: measured, kept, read back; what is damaged or foreign is as good as none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from attnc.compiler.planning.plan import Piece, Steps, Strip, stretch, strip
+from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, Work
+from attnc.runtime.cli import main
+from attnc.runtime.cpu import calibration
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "cache"))
+    calibration.rates.cache_clear()
+    return tmp_path / "cache"
+
+
+def test_a_guess_where_nothing_was_measured() -> None:
+    assert calibration.rates() in (AMX, PLAIN)
+    assert calibration.rates_file().name == "cpu-rates.json"
+
+
+def test_what_was_measured_is_used(folder: Path) -> None:
+    found = calibration.measure()
+    for table in found.elements.values():
+        for row in table:
+            assert len(row) == len(ROWS)
+            assert all(0 < x < 1e4 for x in row)
+    assert calibration.save(found) == folder / "cpu-rates.json"
+    assert [p.name for p in folder.iterdir()] == ["cpu-rates.json"]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert asdict(calibration.rates()) == asdict(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"schema": 99}),
+        json.dumps({"schema": 1, **asdict(AMX), "call": "fast"}),
+        json.dumps({"schema": 1, **asdict(AMX), "call": -1.0}),
+        json.dumps({"schema": 1, **asdict(AMX), "elements": {"float32": [[1.0], [2.0]]}}),
+        json.dumps({"schema": 1, **asdict(AMX), "elements": {}}),
+        json.dumps({"schema": 1, **asdict(AMX), "more": 1}),
+    ],
+)
+def test_a_damaged_file_is_as_good_as_none(text: str, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "cpu-rates.json").write_text(text)
+    assert calibration.rates() in (AMX, PLAIN)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["doctor"]) == 0
+    assert "attnc doctor --measure makes it" in capsys.readouterr().out
+    assert not folder.exists()
+    assert main(["doctor", "--measure", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rates"].startswith("measured with")
+    assert facts["rates_file"] == str(folder / "cpu-rates.json")
+    assert len(facts["ns_per_score_element"]["float32"]["64"]) == len(ROWS)
+
+
+def test_costs() -> None:
+    """More heads, rows, masks, merges and copies cost more; a head dimension between the known ones lies between."""
+    work = Work("float32", 64, 4, 8)
+    plain = Piece(strip(0, 64, 8, 64), strip(0, 64, 8, 256), "full")
+    cost = AMX.piece(plain, work)
+    assert cost > AMX.call
+    assert AMX.piece(plain, Work("float32", 64, 8, 8)) > cost
+    assert AMX.piece(plain, Work("float32", 128, 4, 8)) > AMX.piece(plain, Work("float32", 96, 4, 8)) > cost
+    assert AMX.piece(Piece(plain.queries, plain.keys, 0), work) > cost
+    assert AMX.piece(Piece(plain.queries, plain.keys, "exact"), work) > AMX.piece(
+        Piece(plain.queries, plain.keys, 0), work
+    )
+    assert AMX.piece(Piece(plain.queries, plain.keys, "full", fresh=False), work) > cost
+    bricks = Strip(0, (Steps(512, 8, 8, 64), Steps(0, 1, 8)))
+    assert AMX.piece(Piece(bricks, plain.keys, "full"), work) > cost
+    causal = Piece(stretch(0, 512), stretch(0, 512), "causal")
+    assert AMX.piece(causal, work) < AMX.piece(Piece(stretch(0, 512), stretch(0, 512), "full"), work)
