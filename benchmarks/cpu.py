@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +16,29 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from attnc import compile_attention
+from attnc.compiler.planning.build_plan import build_plan
+from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.schedule import dense_choice
 from attnc.runtime.attention import Attention
+from attnc.runtime.call import check_tensors
+from attnc.runtime.cpu.autograd import attend
 
 Row = dict[str, object]
 
 
+MaskMod = Callable[..., Tensor]
+Runs = dict[str, Callable[[], object]]
+
+
 @dataclass(frozen=True)
 class Case:
-    """A pattern as attnc and as FlexAttention write it."""
+    """A pattern, for each length, as attnc and as FlexAttention write it. Dense attention is causal where it is."""
 
     name: str
-    attention: Attention
-    inputs: Callable[[int], dict[str, Any]]
-    mask_mod: Callable[[int], Callable[..., Tensor]]
+    attention: Callable[[int], Attention]
+    mask_mod: Callable[[int], MaskMod]
+    inputs: Callable[[int], dict[str, Any]] = lambda n: {}
+    causal: bool = True
 
 
 def document_ids(n: int) -> Tensor:
@@ -38,56 +49,157 @@ def document_ids(n: int) -> Tensor:
     return torch.repeat_interleave(torch.arange(8), lengths)[None]
 
 
-def _window(width: int, sinks: int) -> Callable[[int], Callable[..., Tensor]]:
-    def make(_: int) -> Callable[..., Tensor]:
-        return lambda b, h, q, k: (q >= k) & ((q - k < width) | (k < sinks))
+def grid_of(n: int) -> tuple[int, int]:
+    """Height and width of a picture with n tokens, n a power of two."""
+    height = 1 << (n.bit_length() - 1) // 2
+    return height, n // height
 
-    return make
+
+def _window(width: int, sinks: int) -> Callable[[int], MaskMod]:
+    return lambda n: lambda b, h, q, k: (q >= k) & ((q - k < width) | (k < sinks))
 
 
-def _document(n: int) -> Callable[..., Tensor]:
+def _strided(step: int) -> Callable[[int], MaskMod]:
+    return lambda n: lambda b, h, q, k: (q >= k) & ((q - k < step) | ((q - k) % step == 0))
+
+
+def _power(block: int, window: int) -> Callable[[int], MaskMod]:
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        gap = q // block - k // block
+        return (q >= k) & ((gap < window) | (gap & (gap - 1) == 0) | (k < block))
+
+    return lambda n: visible
+
+
+def _dilated(window: int, dilation: int) -> Callable[[int], MaskMod]:
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (q - k < window * dilation) & ((q - k) % dilation == 0)
+
+    return lambda n: visible
+
+
+def _neighborhood(n: int) -> MaskMod:
+    height, width = grid_of(n)
+
+    def near(a: Tensor, b: Tensor, extent: int) -> Tensor:
+        first = torch.clamp(a - NEIGHBORS // 2, 0, extent - NEIGHBORS)
+        return (b >= first) & (b < first + NEIGHBORS)
+
+    return lambda b, h, q, k: near(q // width, k // width, height) & near(q % width, k % width, width)
+
+
+def _document(n: int) -> MaskMod:
     doc = document_ids(n)[0]
     return lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k)
 
 
-def _none(_: int) -> dict[str, Any]:
-    return {}
+def _neighborhood_2d(n: int) -> Attention:
+    height, width = grid_of(n)
+    return compile_attention("neighborhood_2d", height=height, width=width, window=NEIGHBORS)
 
 
+def _compiled(spec: str, **params: Any) -> Callable[[int], Attention]:
+    return lambda n: compile_attention(spec, **params)
+
+
+NEIGHBORS = 25
 CASES = (
-    Case("window 512", compile_attention("sliding_window", window=512), _none, _window(512, 0)),
-    Case("window 300 + 7 sinks", compile_attention("sliding_window", window=300, sinks=7), _none, _window(300, 7)),
-    Case("blocked 128", compile_attention("blocked"), _none, lambda _: lambda b, h, q, k: q // 128 == k // 128),
-    Case("document", compile_attention("document"), lambda n: {"doc": document_ids(n)}, _document),
+    Case("window 512", _compiled("sliding_window", window=512), _window(512, 0)),
+    Case("window 300 + 7 sinks", _compiled("sliding_window", window=300, sinks=7), _window(300, 7)),
+    Case("strided 128", _compiled("strided", stride=128), _strided(128)),
+    Case("power 256, 5", _compiled("power", block=256, window=5), _power(256, 5)),
+    Case("dilated 16 x 64", _compiled("dilated_window", window=16, dilation=64), _dilated(16, 64)),
+    Case("neighborhood 25 x 25", _neighborhood_2d, _neighborhood, causal=False),
+    Case("document", _compiled("document"), _document, lambda n: {"doc": document_ids(n)}),
 )
 
 HEADS = 4
 
 
-def rows(lengths: list[int], head_dims: list[int], dtypes: list[torch.dtype], rounds: int) -> Iterator[Row]:
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+
+
+def rows(
+    lengths: list[int], head_dims: list[int], dtypes: list[torch.dtype], rounds: int, names: list[str] | None = None
+) -> Iterator[Row]:
     """A row for each pattern, length, head dimension, dtype and direction; correctness comes before time."""
-    for n, d, dtype, case in itertools.product(lengths, head_dims, dtypes, CASES):
-        torch.manual_seed(0)
-        torch.compiler.reset()  # past a few patterns dynamo stops compiling and runs flex unfused
-        compiled = torch.compile(flex_attention, dynamic=False)
-        q, k, v = (torch.randn(1, HEADS, n, d, dtype=dtype, requires_grad=True) for _ in range(3))
-        inputs = case.inputs(n)
-        block_mask = create_block_mask(case.mask_mod(n), None, None, n, n, device="cpu")
-        facts: Row = {"pattern": case.name, "n": n, "head_dim": d, "dtype": str(dtype).removeprefix("torch.")}
+    cases = [case for case in CASES if names is None or any(name in case.name for name in names)]
+    for n, d, dtype, case in itertools.product(lengths, head_dims, dtypes, cases):
+        yield from _rows(case, n, d, dtype, rounds)
 
-        ours = partial(case.attention, q, k, v, **inputs)
-        dense = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
-        # FlexAttention refuses inputs that want gradients on a CPU
-        flex = partial(compiled, q.detach(), k.detach(), v.detach(), block_mask=block_mask)
 
-        first = {"attnc_first_ms": once(ours), "flex_first_ms": once(flex)}
-        error = (ours().detach().float() - flex().float()).abs().max().item()
-        assert error < (1e-4 if dtype == torch.float32 else 0.05), f"{facts}: attnc and flex differ by {error}"
-        with torch.no_grad():
-            times = interleaved({"attnc": ours, "flex": flex, "dense": dense}, rounds)
-        yield facts | {"direction": "forward", "max_difference": error} | first | _ratios(times)
-        training = {name: _with_backward(run, (q, k, v)) for name, run in (("attnc", ours), ("dense", dense))}
-        yield facts | {"direction": "forward+backward"} | _ratios(interleaved(training, max(rounds // 2, 3), 1))
+def _rows(case: Case, n: int, d: int, dtype: torch.dtype, rounds: int) -> Iterator[Row]:
+    torch.manual_seed(0)
+    torch.compiler.reset()  # past a few patterns dynamo stops compiling and runs flex unfused
+    q, k, v = (torch.randn(1, HEADS, n, d, dtype=dtype, requires_grad=True) for _ in range(3))
+    facts: Row = {"pattern": case.name, "n": n, "head_dim": d, "dtype": str(dtype).removeprefix("torch.")}
+    inputs, attention = case.inputs(n), case.attention(n)
+    ours = partial(attention, q, k, v, **inputs)
+    first = {"attnc_first_ms": once(ours)}
+    flex, first["flex_first_ms"] = _flex(case, n, q, k, v)
+    error = (ours().detach().float() - flex().float()).abs().max().item()
+    assert error < TOLERANCE[dtype], f"{facts}: attnc and flex differ by {error}"
+
+    dense = partial(F.scaled_dot_product_attention, q, k, v, is_causal=case.causal)
+    blocks, blocks_backward = _dense_blocks(attention, inputs, q, k, v)
+    plan = attention.plan(n, heads=HEADS, head_dim=d, dtype=dtype, **inputs)
+    chosen: Row = {"schedule": plan.schedule, "tile": plan.q_tile, "pieces": sum(len(g.pieces) for g in plan.groups)}
+    with torch.no_grad():
+        contenders: Runs = {
+            "attnc": ours,
+            "flex": flex,
+            "dense": dense,
+            "dense_blocks": blocks,
+        }
+        times = interleaved(contenders, rounds)
+    forward = facts | {"direction": "forward", "max_difference": error} | chosen | first | _ratios(times)
+    yield forward | _bound(times, plan, case, n)
+    training: Runs = {
+        "attnc": _with_backward(ours, (q, k, v)),
+        "dense": _with_backward(dense, (q, k, v)),
+    }
+    times = interleaved(training | {"dense_blocks": blocks_backward}, max(rounds // 2, 3), 1)
+    yield facts | {"direction": "forward+backward"} | chosen | _ratios(times) | _bound(times, plan, case, n)
+
+
+def _flex(case: Case, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable[[], Tensor], float]:
+    """FlexAttention, compiled, and milliseconds of its first call with the block mask that goes before it."""
+    compiled = torch.compile(flex_attention, dynamic=False)
+    masks: list[Any] = []
+
+    def run() -> Tensor:
+        # it refuses inputs that want gradients on a CPU
+        result = compiled(q.detach(), k.detach(), v.detach(), block_mask=masks[0])
+        assert isinstance(result, Tensor)
+        return result
+
+    def first() -> None:
+        masks.append(create_block_mask(case.mask_mod(n), None, None, n, n, device="cpu"))
+        run()
+
+    return run, once(first)
+
+
+def _dense_blocks(
+    attention: Attention, inputs: dict[str, Any], q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Callable[[], Tensor], Callable[[], object]]:
+    """Attention by row blocks whose masks are evaluated as they run: what the planner falls back to."""
+    plan = build_plan(attention._relations(check_tensors(q, k, v), inputs), dense_choice)
+    scale = q.shape[-1] ** -0.5
+
+    def run() -> Tensor:
+        return attend(q, k, v, plan, scale)[0]
+
+    return run, _with_backward(run, (q, k, v))
+
+
+def _bound(times: dict[str, Timing], plan: Plan, case: Case, n: int) -> Row:
+    """How much of the speed-up over dense that the live tiles allow was reached (tiles in the plan's own order)."""
+    tile_pairs = plan.tiles.live / HEADS * plan.q_tile * plan.k_tile
+    dense_pairs = n * (n + 1) / 2 if case.causal else n * n
+    bound = dense_pairs / tile_pairs
+    speedup = times["dense"].median / times["attnc"].median
+    return {"tile_bound": round(bound, 3), "of_tile_bound": round(speedup / bound, 3)}
 
 
 def _with_backward(run: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> Callable[[], object]:
@@ -102,3 +214,44 @@ def _ratios(times: dict[str, Timing]) -> Row:
     ours = times["attnc"].median
     ratios = {f"{name}_over_attnc": round(t.median / ours, 3) for name, t in times.items() if name != "attnc"}
     return {**{f"{name}_ms": as_json(t) for name, t in times.items()}, **ratios}
+
+
+def summary(rows: list[Row]) -> dict[str, object]:
+    """The targets of the suite with what was measured: ahead or behind, and every row that is behind."""
+    forward = [row for row in rows if row["direction"] == "forward"]
+    single = [row for row in forward if row["dtype"] == "float32"]
+    slow = [row for row in rows if _of(row, "dense_over_attnc") < 1 or _of(row, "dense_blocks_over_attnc") < 1]
+    return {
+        "forward vs flex, geometric mean (target 1.5)": _mean(forward),
+        "forward vs flex by dtype and width": {
+            f"{dtype} d{d}": _mean([r for r in forward if (r["dtype"], r["head_dim"]) == (dtype, d)])
+            for dtype, d in sorted({(str(r["dtype"]), int(str(r["head_dim"]))) for r in forward})
+        },
+        "fp32 forward vs flex, least (target 1.0)": min((_of(r, "flex_over_attnc") for r in single), default=None),
+        "rows slower than dense or dense by row blocks (target none)": [_name(row) for row in slow],
+        "share of the tile bound, fp32, median (aims: forward 0.8, backward 0.7)": {
+            direction: statistics.median([_of(r, "of_tile_bound") for r in rows if _is(r, direction)] or [0])
+            for direction in ("forward", "forward+backward")
+        },
+        "first call, ms, medians (attnc, flex)": [
+            round(statistics.median(_of(r, f"{name}_first_ms") for r in forward), 1) for name in ("attnc", "flex")
+        ],
+    }
+
+
+def _is(row: Row, direction: str) -> bool:
+    return row["direction"] == direction and row["dtype"] == "float32"
+
+
+def _of(row: Row, key: str) -> float:
+    return float(str(row[key]))
+
+
+def _mean(rows: list[Row]) -> float | None:
+    return round(statistics.geometric_mean(_of(r, "flex_over_attnc") for r in rows), 3) if rows else None
+
+
+def _name(row: Row) -> str:
+    dense, blocks = row["dense_over_attnc"], row["dense_blocks_over_attnc"]
+    what = f"{row['pattern']}, n={row['n']}, d={row['head_dim']}, {row['dtype']}, {row['direction']}"
+    return f"{what}: dense {dense}×, row blocks {blocks}×"

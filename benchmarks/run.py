@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
 
@@ -17,8 +18,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", choices=["cpu", "plan"])
     parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64])
+    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--pattern", nargs="+", default=None, help="cpu: patterns whose name contains one of these")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--name", default=None, help="name of the result file (the suite's)")
     options = parser.parse_args()
@@ -29,6 +31,12 @@ def main() -> int:
         done.append(row)
         print(line(row), flush=True)
         timing.save(options.name or options.suite, done, facts)  # what is done is kept, wherever the run ends
+    if options.suite == "cpu":
+        import cpu
+
+        facts["summary"] = cpu.summary(done)
+        timing.save(options.name or options.suite, done, facts)
+        print(json.dumps(facts["summary"], indent=1))
     print("written to", timing.RESULTS, file=sys.stderr)
     return 0
 
@@ -42,7 +50,8 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
     import cpu
 
     dtypes = [getattr(torch, name) for name in options.dtype]
-    return cpu.rows(options.lengths or [1024, 4096, 16384], options.head_dim, dtypes, options.rounds), _cpu_line
+    lengths = options.lengths or [1024, 4096, 16384]
+    return cpu.rows(lengths, options.head_dim, dtypes, options.rounds, options.pattern), _cpu_line
 
 
 def _cpu_line(row: Row) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,19 +164,23 @@ class Relations:
         return self.mask
 
 
-def build_plan(relations: Relations) -> Plan:
-    """The plan for the cpu executor.
+Choose = Callable[[Problem], Choice]
+
+
+def build_plan(relations: Relations, choose: Choose = choose) -> Plan:
+    """The plan for the cpu executor; `choose` picks the cover of each relation.
 
     Raises EvaluationError where the relation faults, DocumentsNotContiguousError.
     """
-    return _Planner(relations).plan()
+    return _Planner(relations, choose).plan()
 
 
 class _Planner:
     """Collects groups, masks and counts over the distinct relations of a call."""
 
-    def __init__(self, relations: Relations) -> None:
+    def __init__(self, relations: Relations, choose: Choose) -> None:
         self._relations = relations
+        self._choose_cover = choose
         self._shape = relations.shape
         self._choices: dict[tuple[object, ...], Choice] = {}
         self._masks: list[GridMask] = []
@@ -227,7 +231,7 @@ class _Planner:
                 self._relations.pattern.origins,
                 shape.rates,
             )
-            self._choices[key] = choose(problem)
+            self._choices[key] = self._choose_cover(problem)
         return self._choices[key]
 
     def _pieces(self, windows: tuple[_Local, ...], choices: list[Choice]) -> tuple[Piece, ...]:

@@ -134,6 +134,11 @@ def stretch(start: int, stop: int) -> Strip:
     return strip(start, 0, 1, stop - start)
 
 
+def is_triangular(mask: Mask) -> bool:
+    """Whether no row r sees a column beyond number r."""
+    return not any(mask[r, r + 1 :].any() for r in range(min(mask.shape)))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GridMask:
     """The relation on the rows and keys of a stretch, as a product: one factor for each axis of their strips."""
@@ -144,6 +149,11 @@ class GridMask:
     def shape(self) -> tuple[int, int]:
         """Rows, keys."""
         return prod(f.shape[0] for f in self.factors), prod(f.shape[1] for f in self.factors)
+
+    @property
+    def is_triangular(self) -> bool:
+        """Whether no row r sees a column beyond number r, so that the kernel may leave those out."""
+        return len(self.factors) == 1 and is_triangular(self.factors[0])
 
     def whole(self) -> Mask:
         """All factors multiplied out: bool (rows, keys)."""

@@ -47,9 +47,13 @@ class Rates:
         slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
         return max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4)
 
-    def piece(self, piece: Piece, work: Work) -> float:
-        """All calls of one piece."""
-        time = piece.elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
+    def piece(self, piece: Piece, work: Work, trimmed: bool = False) -> float:
+        """All calls of one piece; `trimmed`: of a mask the kernel takes only what is on and under the diagonal."""
+        elements = piece.elements
+        if trimmed:
+            square = min(piece.queries.length, piece.keys.length)
+            elements -= piece.queries.count * square * (square - 1) // 2
+        time = elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
         if piece.mask not in ("full", "causal"):
             time *= self.masked.get(work.dtype, self.masked["float32"])
         if isinstance(piece.mask, int):

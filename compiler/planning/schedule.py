@@ -28,7 +28,7 @@ EXACT_ELEMENTS = 1 << 23
 LARGE = 1 << 28
 """Past this many pairs, the first cover by tiles is taken."""
 
-SMALL = 1 << 18
+SMALL = 1 << 20
 """At most this many pairs, one masked call may be the best plan."""
 
 
@@ -120,7 +120,7 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
         tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
     fallback = None if tried else "; ".join(notes)
     if not tried or not (large or _beats_dense(problem, tried)):
-        tried.append(_dense(problem))
+        tried.append(dense_choice(problem))
     best = min(tried, key=lambda choice: choice.cost)
     others = tuple(_compared(other, best) for other in tried if other is not best)
     return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
@@ -242,7 +242,8 @@ def _diagonal(relation: Index) -> int:
     return min(shifts, key=abs, default=0)
 
 
-def _dense(problem: Problem) -> Choice:
+def dense_choice(problem: Problem) -> Choice:
+    """No tiles: row blocks whose masks are evaluated as they run."""
     rows = max(32, min(EXACT_ROWS, EXACT_ELEMENTS // max(problem.n_k, 1)))
     grid = Grid(problem.n_q, problem.n_k, rows, max(rows, EXACT_ROWS))
     try:
@@ -257,7 +258,8 @@ def _dense(problem: Problem) -> Choice:
 
 def _cost(problem: Problem, found: Cover) -> float:
     work = problem.work
-    return sum(problem.rates.piece(piece, work) for piece in found.pieces)
+    triangular = {i for i, mask in enumerate(found.masks) if mask.is_triangular}
+    return sum(problem.rates.piece(piece, work, piece.mask in triangular) for piece in found.pieces)
 
 
 def _compared(other: Choice, best: Choice) -> str:

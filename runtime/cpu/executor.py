@@ -53,7 +53,7 @@ def _run_forward(
             lse_rows.fill_(-math.inf)
         return
     k_rows, v_rows = _rows(k, bound.keys[0]), _rows(v, bound.keys[1])
-    o, part = kernel.attend(_rows(q, q_view), k_rows, v_rows, visible.additive, call.mask == "causal", scale)
+    o, part = kernel.attend(_rows(q, q_view), k_rows, v_rows, visible.additive, visible.causal, scale)
     if visible.blind is not None:
         part.masked_fill_(visible.blind, -math.inf)
         o.masked_fill_(visible.blind[:, None], 0)
@@ -126,7 +126,7 @@ def _run_backward(
         _rows(out, out_view),
         _rows(lse, lse_view),
         visible.additive,
-        call.mask == "causal",
+        visible.causal,
         scale,
     )
     rows = _at(grads[0], grad_q_view)

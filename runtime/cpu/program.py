@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.plan import Mask as Relation
-from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.plan import Plan, is_triangular
 from attnc.runtime.cpu.calls import Add, Call, ExactWindow, Mask, View, adds_of, calls_of
 from attnc.runtime.settings import SETTINGS
 
@@ -47,14 +47,19 @@ class Recent(Generic[T]):
 
 
 class Visible(NamedTuple):
-    """A mask for the kernel: `additive` (rows, keys), None for all ones; `blind` (rows,) where a row has no key."""
+    """A mask for the kernel: `additive` (rows, keys), None for all ones; `blind` (rows,) where a row has no key.
+
+    `causal`: row r sees no column beyond number r, whatever else is hidden.
+    """
 
     additive: Tensor | None = None
     blind: Tensor | None = None
     nothing: bool = False
+    causal: bool = False
 
 
 EVERYTHING = Visible()
+CAUSAL = Visible(causal=True)
 
 
 class BoundAdd(NamedTuple):
@@ -127,12 +132,12 @@ class Program:
             yield one, visible
 
     def visible(self, call: Call, dtype: torch.dtype) -> Visible:
-        """The mask of `call` for queries of `dtype`. What a causal call hides is the kernel's business."""
+        """The mask of `call` for queries of `dtype`."""
         mask = call.mask
         if isinstance(mask, ExactWindow):
             return visible_of(self.plan.exact_mask(*mask), dtype)
         if isinstance(mask, str):
-            return EVERYTHING
+            return CAUSAL if mask == "causal" else EVERYTHING
         relation = self.plan.masks[mask]
         if prod(relation.shape) > SETTINGS.mask_elements:
             return visible_of(relation.whole(), dtype)
@@ -160,7 +165,8 @@ def visible_of(relation: Relation, dtype: torch.dtype) -> Visible:
     with torch.inference_mode(False):  # kept, and used in either mode
         hidden = torch.from_numpy(~relation)
         additive = torch.zeros(relation.shape, dtype=dtype).masked_fill_(hidden, -math.inf)
-        return Visible(additive, None if seeing.all() else torch.from_numpy(~seeing))
+        blind = None if seeing.all() else torch.from_numpy(~seeing)
+        return Visible(additive, blind, causal=is_triangular(relation))
 
 
 _programs: Recent[Program] = Recent(SETTINGS.plans)
