@@ -28,13 +28,15 @@ class Axis(NamedTuple):
 class View(NamedTuple):
     """Arguments of `as_strided`; `offset` is relative to the tensor's first element.
 
-    `shape` is what the kernel takes, (x, y, rows[, width]); None where `size` is that already.
+    `shape` is what the kernel takes, (x, y, rows[, width]); None where `size` is that already. `whole`: it is the
+    tensor itself.
     """
 
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
     shape: tuple[int, ...] | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ def _run_forward(
     if visible.blind is not None:
         part.masked_fill_(visible.blind, -math.inf)
         o.masked_fill_(visible.blind[:, None], 0)
-    o, part = _like(o[..., : out.shape[-1]], out_view), _like(part, lse_view)
+    if o.shape[-1] != out.shape[-1]:
+        o = o[..., : out.shape[-1]]
+    o, part = _like(o, out_view), _like(part, lse_view)
     if call.fresh:
         out_rows.copy_(o)
         lse_rows.copy_(part)
@@ -145,7 +147,7 @@ def _run_backward(
 
 def _at(x: Tensor, view: View) -> Tensor:
     """The tokens of a view, in memory where they are."""
-    return x.as_strided(view.size, view.stride, view.offset + x.storage_offset())
+    return x if view.whole else x.as_strided(view.size, view.stride, view.offset + x.storage_offset())
 
 
 def _rows(x: Tensor, view: View) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnc.compiler.planning.plan import Mask as Relation
 from attnc.compiler.planning.plan import Plan, is_triangular
-from attnc.runtime.cpu.calls import Add, Call, ExactWindow, Mask, View, adds_of, calls_of
+from attnc.runtime.cpu.calls import Add, Block, Call, ExactWindow, Mask, View, adds_of, calls_of
 from attnc.runtime.settings import SETTINGS
 
 T = TypeVar("T")
@@ -115,9 +115,9 @@ class Program:
         return tuple(
             Bound(
                 call,
-                tuple(call.queries.view(*_layout(t)) for t in queries),
-                tuple(call.keys.view(*_layout(t)) for t in keys),
-                tuple(BoundAdd(a, tuple(a.block.view(*_layout(t)) for t in sums)) for a in adds_of(call.keys) if sums),
+                tuple(_view(call.queries, t) for t in queries),
+                tuple(_view(call.keys, t) for t in keys),
+                tuple(BoundAdd(a, tuple(_view(a.block, t) for t in sums)) for a in adds_of(call.keys) if sums),
             )
             for call in (calls_of(plan, merged=True) if merged else self._calls)
         )
@@ -144,8 +144,10 @@ class Program:
         return self._masks.get((mask, dtype), lambda: visible_of(relation.whole(), dtype))
 
 
-def _layout(tensor: Tensor) -> tuple[tuple[int, ...], int | None]:
-    return tensor.stride(), tensor.shape[3] if tensor.ndim == 4 else None
+def _view(block: Block, tensor: Tensor) -> View:
+    view = block.view(tensor.stride(), tensor.shape[3] if tensor.ndim == 4 else None)
+    whole = (view.size, view.stride, view.offset) == (tensor.shape, tensor.stride(), 0)
+    return view._replace(whole=whole)
 
 
 def _check_shapes(plan: Plan, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...]) -> None:
