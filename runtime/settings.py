@@ -11,7 +11,8 @@ class Settings:
 
     `plans`: plans kept by one `Attention`, and programs kept for them. `layouts`: tensor layouts kept for one plan.
     `masks`: masks kept as tensors for one plan, each of at most `mask_elements` elements. `exact_elements`: elements of
-    a mask that is evaluated as a piece runs (or of one row, where that is more).
+    a mask that is evaluated as a piece runs (or of one row, where that is more). `specs`: patterns of compiled graphs
+    kept while no `Attention` of theirs is alive.
     """
 
     plans: int = 64
@@ -19,6 +20,7 @@ class Settings:
     masks: int = 64
     mask_elements: int = 1 << 20
     exact_elements: int = 1 << 24
+    specs: int = 64
 
 
 SETTINGS = Settings()
