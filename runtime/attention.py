@@ -95,8 +95,7 @@ class Attention:
         self._bound = bound
         self._options = options
         self._modules = modules
-        self._text = identity.write(bound, modules, options.strict)
-        self._planner = shared_planner(self._text, bound, options.strict)
+        self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
         self._pattern = self._planner.pattern
 
     # --- what it is ---
@@ -176,13 +175,13 @@ class Attention:
         check_are_tensors(q, k, v)
         if self._options.backend == "reference":
             q, k, v = cast_for_autocast(q, k, v)
-            return self._dense(q, k, v, scale, return_lse, inputs)
-        if not (q.is_cpu and k.is_cpu and v.is_cpu):
+            return _result(self._dense(q, k, v, scale, inputs), return_lse)
+        if torch.compiler.is_compiling() or not (q.is_cpu and k.is_cpu and v.is_cpu):
             check_tensors(q, k, v)
             operators.refuse_device(q, k, v)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
-        pair = operators.attend(q, k, v, tensors, self._text, None if scale is None else _finite(scale))
-        return pair if return_lse else pair[0]
+        pair = operators.attend(q, k, v, tensors, self._planner, None if scale is None else _finite(scale))
+        return _result(pair, return_lse)
 
     @overload
     def reference(
@@ -227,7 +226,7 @@ class Attention:
         check_are_tensors(q, k, v)
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        return self._dense(q, k, v, scale, return_lse, inputs)
+        return _result(self._dense(q, k, v, scale, inputs), return_lse)
 
     # --- looking at it ---
 
@@ -287,15 +286,14 @@ class Attention:
 
     # --- inside ---
 
-    @torch.compiler.disable(reason="the dense reference of attnc builds its mask outside of torch")
+    @torch.compiler.disable(reason='backend="reference" of attnc makes its mask outside of torch')  # type: ignore[untyped-decorator, no-untyped-call]
     def _dense(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor]:
         refuse_options(self._pattern, inputs)
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
-        pair = reference.attend(q, k, v, self._relations(sizes, inputs), factor)
-        return pair if return_lse else pair[0]
+        return reference.attend(q, k, v, self._relations(sizes, inputs), factor)
 
     def _sizes(
         self,
@@ -355,6 +353,10 @@ def _finite(scale: float) -> float:
     if not abs(scale) < float("inf"):
         raise ArgumentError(f"scale is {scale}: it must be finite")
     return float(scale)
+
+
+def _result(pair: tuple[Tensor, Tensor], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+    return pair if return_lse else pair[0]
 
 
 __all__ = ["Attention", "compile_attention"]

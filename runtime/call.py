@@ -167,6 +167,8 @@ def input_tensors(pattern: ir.Pattern, given: Mapping[str, object]) -> list[Tens
 
 def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
     if not isinstance(value, Tensor):
+        if value is not None and torch.compiler.is_compiling():
+            raise ArgumentTypeError(f"the input `{tensor.name}` must be a torch tensor inside torch.compile")
         return torch.from_numpy(np.array(_array(pattern, tensor, value)))
     if value.dtype not in _INPUT_DTYPES[tensor.kind]:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {_name(value.dtype)}: it must be {tensor.kind}")

@@ -2,7 +2,7 @@
 
 All of torch that looks at operators sees these: `torch.compile`, `torch.export`, autocast, selective checkpointing, the
 FLOP counter. A call is given whole by its arguments: tensors, the pattern as text (`identity`), and the scale (None:
-dk^-1/2). Where nothing looks, autograd goes straight to the executor.
+dk^-1/2). Where nothing looks, a call goes straight to autograd and the executor.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.library import Library, register_fake
+from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 from typing_extensions import Unpack
 
@@ -23,37 +24,40 @@ from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
+from attnc.runtime.plans import Planner
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.transforms import cast_for_autocast, is_forward_mode
 
 Call: TypeAlias = "tuple[Sequence[Tensor], str, float | None]"
 """The pattern's inputs in its order, its text, and the scale."""
 
-_LIBRARY = Library("attnc", "DEF")
+_LIBRARY = Library("attnc", "DEF")  # type: ignore[no-untyped-call]
 # What the kernels return is laid out as their arguments are, so a compiler must hand over the strides that it traced.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_LIBRARY.define(
-    "attend(Tensor q, Tensor k, Tensor v, Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor)", tags=_TAGS
-)
-_LIBRARY.define(
+for _schema in (
+    "attend(Tensor q, Tensor k, Tensor v, Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor)",
     "attend_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
     "Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
-)
+):
+    _LIBRARY.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
 _ATTEND = torch.ops.attnc.attend.default
 _ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
-    """(out, lse) of the operator.
+def attend(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: Planner, scale: float | None) -> Pair:
+    """(out, lse) under a pattern: through the operator where something may look, which costs a tenth of a small call.
 
     q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) in their dtype, lse (B, Hq, Nq) fp32
     (fp64 for fp64). Raises what a call of an `Attention` raises.
     """
     if torch._C._are_functorch_transforms_active():  # they are taken here, before the dispatcher wraps the tensors
-        inputs, pattern, scale = call
-        return differentiable(q, k, v, _Seen(pattern, scale), inputs)
-    return cast("Pair", _ATTEND(q, k, v, *call))
+        return differentiable(q, k, v, _Seen(planner.text, scale), inputs)
+    if torch.compiler.is_compiling() or _is_seen(q, k, v):
+        return cast("Pair", _ATTEND(q, k, v, inputs, planner.text, scale))
+    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale))
+    if not _needs_record(q, k, v):
+        return planned.forward(q, k, v, inputs)
+    return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 
 
 def refuse_device(*tensors: Tensor) -> None:
@@ -70,8 +74,11 @@ def refuse_device(*tensors: Tensor) -> None:
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Planned:
-    plan = planner_of(pattern).plan_of(q, k, v, inputs)
-    return Planned(plan, float(q.shape[3] ** -0.5) if scale is None else scale)
+    return Planned(planner_of(pattern).plan_of(q, k, v, inputs), _scale(q, scale))
+
+
+def _scale(q: Tensor, scale: float | None) -> float:
+    return float(q.shape[3] ** -0.5) if scale is None else scale
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
@@ -138,33 +145,42 @@ class _Unseen(NamedTuple):
     """The executor; in a backward at which something looks, the operator."""
 
     planned: Planned
-    seen: _Seen
+    pattern: str
+    scale: float | None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         return self.planned.forward(q, k, v, inputs)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        work: Work = self.seen if _is_seen(grad_out, *kept[:3]) else self.planned
+        work: Work = _Seen(self.pattern, self.scale) if _is_seen(*kept[:3]) else self.planned
         return work.backward(grad_out, grad_lse, kept)
 
 
-def _is_seen(*tensors: Tensor) -> bool:
-    """Whether dispatch modes or tensor subclasses may look at operators."""
-    return torch._C._len_torch_dispatch_stack() > 0 or (
-        not all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+def _is_seen(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether autocast, a dispatch mode or a tensor that is not plain has business with the operators."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch.is_autocast_enabled("cpu")
+        or not (_is_plain(q) and _is_plain(k) and _is_plain(v))
     )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return (type(x) is Tensor or type(x) is Parameter) and x.is_cpu
+
+
+def _needs_record(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)) or is_forward_mode()
 
 
 def _forward_recorded(
     q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None
 ) -> Pair:
     _refuse_transforms()
-    work: Work = _Seen(pattern, scale)
-    if not _is_seen(q, k, v):
-        work = _Unseen(_planned(q, k, v, inputs, pattern, scale), _Seen(pattern, scale))
-    if is_forward_mode() or (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
-        return differentiable(q, k, v, work, inputs)
-    return work.forward(q, k, v, inputs)
+    work = _Seen(pattern, scale)
+    if not _needs_record(q, k, v):
+        return work.forward(q, k, v, inputs)
+    return differentiable(q, k, v, work, inputs)
 
 
 def _backward_recorded(
@@ -189,7 +205,7 @@ def _backward_recorded(
 def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     q, k, v = cast_for_autocast(q, k, v)
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        return attend(q, k, v, *call)
+        return cast("Pair", _ATTEND(q, k, v, *call))
 
 
 def _refuse_transforms(*arguments: Any) -> None:
@@ -248,13 +264,16 @@ def _counted(plan: Plan) -> int:
 
 # --- registrations ---------------------------------------------------------------------------------------------------
 
-_LIBRARY.impl("attend", _forward, "CPU")
-_LIBRARY.impl("attend_backward", _backward, "CPU")
-_LIBRARY.impl("attend", _forward_recorded, "Autograd")
-_LIBRARY.impl("attend_backward", _backward_recorded, "Autograd")
-_LIBRARY.impl("attend", _forward_under_autocast, "AutocastCPU")
-_LIBRARY.impl("attend", _refuse_transforms, "FuncTorchBatched")
-_LIBRARY.impl("attend_backward", _refuse_transforms, "FuncTorchBatched")
+for _name, _key, _kernel in (
+    ("attend", "CPU", _forward),
+    ("attend", "Autograd", _forward_recorded),
+    ("attend", "AutocastCPU", _forward_under_autocast),
+    ("attend", "FuncTorchBatched", _refuse_transforms),
+    ("attend_backward", "CPU", _backward),
+    ("attend_backward", "Autograd", _backward_recorded),
+    ("attend_backward", "FuncTorchBatched", _refuse_transforms),
+):
+    _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
 register_fake("attnc::attend", _fake_forward, lib=_LIBRARY)
 register_fake("attnc::attend_backward", _fake_backward, lib=_LIBRARY)
 register_flop_formula(torch.ops.attnc.attend, get_raw=True)(_forward_flops)

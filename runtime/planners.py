@@ -18,7 +18,7 @@ _read: Recent[Planner] = Recent(SETTINGS.specs)
 def shared_planner(text: str, bound: BoundProgram, strict: bool) -> Planner:
     """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held."""
     known = _alive.get(text)
-    return known if known is not None else _alive.setdefault(text, Planner(lower(bound), strict))
+    return known if known is not None else _alive.setdefault(text, Planner(text, lower(bound), strict))
 
 
 def planner_of(text: str) -> Planner:

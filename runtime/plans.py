@@ -24,12 +24,14 @@ _SHORT = 256
 
 
 class Planner:
-    """The plans of one pattern. `strict`: raise UnsupportedError where there is no tile plan."""
+    """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is."""
 
-    def __init__(self, pattern: Pattern, strict: bool) -> None:
+    def __init__(self, text: str, pattern: Pattern, strict: bool) -> None:
+        self.text = text
         self.pattern = pattern
         self._strict = strict
         self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
+        self._last: tuple[Hashable, Plan] | None = None
         self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
 
     def plan(self, sizes: Sizes, given: Mapping[str, object]) -> Plan:
@@ -46,10 +48,13 @@ class Planner:
 
         Tensors of shapes and dtypes that were here before have passed every check and are not checked again.
         """
-        key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
+        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
         if inputs:
             key = (*key, *[_contents(x.detach().cpu().numpy()) for x in inputs])
-        return self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs))
+        last = self._last
+        if last is None or last[0] != key:
+            self._last = last = (key, self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs)))
+        return last[1]
 
     def _checked(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
         names = [tensor.name for tensor in self.pattern.tensors]

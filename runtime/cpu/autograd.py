@@ -17,6 +17,9 @@ Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
+FORWARD_MODE = 'forward-mode differentiation of attention: use the reference executor, backend="reference"'
+
+
 class Work(Protocol):
     """Attention and its gradient, neither of them recorded by autograd."""
 
@@ -56,8 +59,20 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, work: Work, inputs: Sequence
     Raises:
         UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
     """
-    function = _Transformed if torch._C._are_functorch_transforms_active() else _Recorded
-    return cast("Pair", function.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
+    if torch._C._are_functorch_transforms_active():
+        return cast("Pair", _Transformed.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
+    _refuse_tangents(q, k, v)
+    results = work.forward(q, k, v, inputs)
+    return cast("Pair", _Recorded.apply(q, k, v, work, results, *inputs))  # type: ignore[no-untyped-call]
+
+
+def _refuse_tangents(*tensors: Tensor) -> None:
+    """Raise UnsupportedError for forward-mode tensors."""
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
+                raise UnsupportedError(FORWARD_MODE)
 
 
 def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: Work) -> Triple:
@@ -72,9 +87,7 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: FunctionCtx, *tangents: Any) -> NoReturn:
-        raise UnsupportedError(
-            'forward-mode differentiation of attention: use the reference executor, backend="reference"'
-        )
+        raise UnsupportedError(FORWARD_MODE)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
@@ -94,7 +107,7 @@ class _Attention(_FirstOrder):
         kept = ctx.saved_tensors
         results = gradient(torch.zeros_like(kept[3]) if grad_out is None else grad_out, grad_lse, kept, ctx.work)
         needed = [g if need else None for g, need in zip(results, ctx.needs_input_grad, strict=False)]
-        return (*needed, None, *[None] * (len(kept) - 5))
+        return (*needed, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
@@ -104,11 +117,10 @@ def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
 
 
 class _Recorded(_Attention):
-    """For ordinary calls: torch spends longer on a separate `setup_context` than its kernel does on a few tokens."""
+    """For ordinary calls. `results` are computed before: what torch runs inside of `forward` takes longer there."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work, *inputs: Tensor) -> Pair:
-        results = work.forward(q, k, v, inputs)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work, results: Pair, *inputs: Tensor) -> Pair:
         _keep(ctx, work, (q, k, v, *results, *inputs))
         return results
 
