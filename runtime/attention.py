@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
@@ -32,7 +34,16 @@ from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Backend = Literal["auto", "cpu", "reference", "triton"]
+
+
+NOT_COMPILED = (
+    'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default backend, '
+    "or leave fullgraph=True out"
+)
 
 
 @dataclass(frozen=True)
@@ -174,9 +185,12 @@ class Attention:
         """
         check_are_tensors(q, k, v)
         if self._options.backend == "reference":
+            if torch.compiler.is_compiling():
+                raise UnsupportedError(NOT_COMPILED)
             q, k, v = cast_for_autocast(q, k, v)
-            return _result(self._dense(q, k, v, scale, inputs), return_lse)
+            return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         if torch.compiler.is_compiling() or not (q.is_cpu and k.is_cpu and v.is_cpu):
+            q, k, v = cast_for_autocast(q, k, v)
             check_tensors(q, k, v)
             operators.refuse_device(q, k, v)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
@@ -286,7 +300,6 @@ class Attention:
 
     # --- inside ---
 
-    @torch.compiler.disable(reason='backend="reference" of attnc makes its mask outside of torch')  # type: ignore[untyped-decorator, no-untyped-call]
     def _dense(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor]:
@@ -353,6 +366,13 @@ def _finite(scale: float) -> float:
     if not abs(scale) < float("inf"):
         raise ArgumentError(f"scale is {scale}: it must be finite")
     return float(scale)
+
+
+def _untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` kept from torch.compile, whose parts take seconds to import: where they are not, nothing compiles."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return cast("Callable[P, R]", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
 
 
 def _result(pair: tuple[Tensor, Tensor], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v in autocast's dtype where it is on, as scaled_dot_product_attention has it (fp64 is left alone)."""
     device = q.device.type
-    if not torch.is_autocast_enabled(device):
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return q, k, v
     dtype = torch.get_autocast_dtype(device)
 
