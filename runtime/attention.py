@@ -41,8 +41,8 @@ Backend = Literal["auto", "cpu", "reference", "triton"]
 
 
 NOT_COMPILED = (
-    'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default backend, '
-    "or leave fullgraph=True out"
+    'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default '
+    "backend, or leave fullgraph=True out"
 )
 
 

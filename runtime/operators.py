@@ -45,7 +45,7 @@ _ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: Planner, scale: float | None) -> Pair:
-    """(out, lse) under a pattern: through the operator where something may look, which costs a tenth of a small call.
+    """(out, lse) under a pattern; not through the operator where nothing looks, as its dispatch slows small calls.
 
     q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) in their dtype, lse (B, Hq, Nq) fp32
     (fp64 for fp64). Raises what a call of an `Attention` raises.

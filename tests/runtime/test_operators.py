@@ -153,7 +153,8 @@ def test_new_data_does_not_recompile() -> None:
     def call(q: Tensor, k: Tensor, v: Tensor, doc: Tensor) -> Tensor:
         return attend(q, k, v, doc=doc)
 
-    function, tensors = torch.compile(call, fullgraph=True, backend=counter), draw()
+    function: Callable[..., Tensor] = torch.compile(call, fullgraph=True, backend=counter)
+    tensors = draw()
     for doc in (DOC, DOC * 3, DOC.clamp(max=0), torch.arange(17).repeat(2, 1)):
         assert torch.equal(function(*tensors, doc), attend(*tensors, doc=doc))
     assert counter.frame_count == 1
