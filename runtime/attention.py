@@ -192,7 +192,7 @@ class Attention:
         if torch.compiler.is_compiling() or not (q.is_cpu and k.is_cpu and v.is_cpu):
             q, k, v = cast_for_autocast(q, k, v)
             check_tensors(q, k, v)
-            operators.refuse_device(q, k, v)
+            operators.refuse_device(q)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         pair = operators.attend(q, k, v, tensors, self._planner, None if scale is None else _finite(scale))
         return _result(pair, return_lse)

@@ -60,14 +60,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: P
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 
 
-def refuse_device(*tensors: Tensor) -> None:
-    """Raise UnsupportedError for the first tensor where there are no kernels."""
-    for tensor in tensors:
-        if tensor.device.type not in ("cpu", "meta"):
-            raise UnsupportedError(
-                f'q is on {tensor.device}: there are no kernels for it yet; use backend="reference" (dense, '
-                f"O(Nq · Nk)), or move the tensors to the CPU"
-            )
+def refuse_device(q: Tensor) -> None:
+    """Raise UnsupportedError where there are no kernels."""
+    if q.device.type not in ("cpu", "meta"):
+        raise UnsupportedError(
+            f'q is on {q.device}: there are no kernels for it yet; use backend="reference" (dense, O(Nq · Nk)), or '
+            f"move the tensors to the CPU"
+        )
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ def _backward(
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     check_tensors(q, k, v)
-    refuse_device(q, k, v)
+    refuse_device(q)
     rows = q.shape[:3]
     return _like(q, (*rows, v.shape[3]), q.dtype), _like(q, rows, kernel.lse_dtype(q.dtype))
 

@@ -17,9 +17,6 @@ Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-FORWARD_MODE = 'forward-mode differentiation of attention: use the reference executor, backend="reference"'
-
-
 class Work(Protocol):
     """Attention and its gradient, neither of them recorded by autograd."""
 
@@ -61,18 +58,7 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, work: Work, inputs: Sequence
     """
     if torch._C._are_functorch_transforms_active():
         return cast("Pair", _Transformed.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
-    _refuse_tangents(q, k, v)
-    results = work.forward(q, k, v, inputs)
-    return cast("Pair", _Recorded.apply(q, k, v, work, results, *inputs))  # type: ignore[no-untyped-call]
-
-
-def _refuse_tangents(*tensors: Tensor) -> None:
-    """Raise UnsupportedError for forward-mode tensors."""
-    forward_ad = torch.autograd.forward_ad
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if forward_ad.unpack_dual(tensor).tangent is not None:  # type: ignore[no-untyped-call]
-                raise UnsupportedError(FORWARD_MODE)
+    return cast("Pair", _Recorded.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
 
 
 def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: Work) -> Triple:
@@ -87,7 +73,9 @@ class _FirstOrder(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: FunctionCtx, *tangents: Any) -> NoReturn:
-        raise UnsupportedError(FORWARD_MODE)
+        raise UnsupportedError(
+            'forward-mode differentiation of attention: use the reference executor, backend="reference"'
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
@@ -117,10 +105,11 @@ def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
 
 
 class _Recorded(_Attention):
-    """For ordinary calls. `results` are computed before: what torch runs inside of `forward` takes longer there."""
+    """For ordinary calls: with a separate `setup_context` torch takes several times as long for each."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work, results: Pair, *inputs: Tensor) -> Pair:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work, *inputs: Tensor) -> Pair:
+        results = work.forward(q, k, v, inputs)
         _keep(ctx, work, (q, k, v, *results, *inputs))
         return results
 
