@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import ParamSpec
 
-from attnc.compiler.lowering.lower import lower
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
-from attnc.runtime import reference
-from attnc.runtime.call import FLOATS, Sizes, call_shape, check_are_tensors, check_tensors, refuse_options
-from attnc.runtime.cpu import autograd
+from attnc.runtime import identity, operators, reference
+from attnc.runtime.call import (
+    FLOATS,
+    Sizes,
+    call_shape,
+    check_are_tensors,
+    check_tensors,
+    input_tensors,
+    refuse_options,
+)
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.library import Found, ModuleLoader, find
-from attnc.runtime.plans import PlanCache, relations_of
-from attnc.runtime.transforms import cast_for_autocast, refuse_transforms
+from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.planners import shared_planner
+from attnc.runtime.plans import relations_of
+from attnc.runtime.transforms import cast_for_autocast
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Backend = Literal["auto", "cpu", "reference", "triton"]
+
+
+NOT_COMPILED = (
+    'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default '
+    "backend, or leave fullgraph=True out"
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +106,8 @@ class Attention:
         self._bound = bound
         self._options = options
         self._modules = modules
-        self._pattern = lower(bound)
-        self._plans = PlanCache()
+        self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
+        self._pattern = self._planner.pattern
 
     # --- what it is ---
 
@@ -165,19 +183,19 @@ class Attention:
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
-        refuse_options(self._pattern, inputs)
-        check_are_tensors(q=q, k=k, v=v)
-        dense = self._options.backend == "reference"
-        if not dense:
-            refuse_transforms(q, k, v)
-        q, k, v = cast_for_autocast(q, k, v)
-        sizes = check_tensors(q, k, v)
-        factor = _scale(scale, sizes.dk)
-        if dense:
-            return _result(reference.attend(q, k, v, self._relations(sizes, inputs), factor), return_lse)
-        self._check_device(q)
-        plan = self._plan(sizes, inputs)
-        return _result(autograd.attend(q, k, v, plan, factor), return_lse)
+        check_are_tensors(q, k, v)
+        if self._options.backend == "reference":
+            if torch.compiler.is_compiling():
+                raise UnsupportedError(NOT_COMPILED)
+            q, k, v = cast_for_autocast(q, k, v)
+            return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
+        if torch.compiler.is_compiling() or not (q.is_cpu and k.is_cpu and v.is_cpu):
+            q, k, v = cast_for_autocast(q, k, v)
+            check_tensors(q, k, v)
+            operators.refuse_device(q)
+        tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
+        pair = operators.attend(q, k, v, tensors, self._planner, None if scale is None else _finite(scale))
+        return _result(pair, return_lse)
 
     @overload
     def reference(
@@ -217,15 +235,12 @@ class Attention:
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The same call, dense, straight from the relation, in `dtype` (None: the tensors' own)."""
-        refuse_options(self._pattern, inputs)
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
-        check_are_tensors(q=q, k=k, v=v)
+        check_are_tensors(q, k, v)
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        sizes = check_tensors(q, k, v)
-        relations = self._relations(sizes, inputs)
-        return _result(reference.attend(q, k, v, relations, _scale(scale, sizes.dk)), return_lse)
+        return _result(self._dense(q, k, v, scale, inputs), return_lse)
 
     # --- looking at it ---
 
@@ -274,7 +289,7 @@ class Attention:
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        return self._plan(sizes, inputs)
+        return self._planner.plan(sizes, inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
@@ -284,6 +299,14 @@ class Attention:
         return to_svg(draw(self, n, None, head=head, **inputs))
 
     # --- inside ---
+
+    def _dense(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor]:
+        refuse_options(self._pattern, inputs)
+        sizes = check_tensors(q, k, v)
+        factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
+        return reference.attend(q, k, v, self._relations(sizes, inputs), factor)
 
     def _sizes(
         self,
@@ -321,29 +344,12 @@ class Attention:
     def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
         return relations_of(self._pattern, call_shape(self._pattern, sizes, inputs))
 
-    def _plan(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
-        plan = self._plans.plan(self._pattern, sizes, inputs)
-        if self._options.strict and plan.fallback is not None:
-            raise UnsupportedError(
-                f"strict: `{self.name}` has no tile plan at {sizes.n_q} × {sizes.n_k} ({plan.fallback}); it would run "
-                f"{plan.schedule}; compile it without strict to allow that"
-            )
-        return plan
-
-    def _check_device(self, q: Tensor) -> None:
-        if q.device.type != "cpu":
-            raise UnsupportedError(
-                f'q is on {q.device}: there are no kernels for it yet; use backend="reference" (dense, O(Nq · Nk)), or '
-                f"move the tensors to the CPU"
-            )
-
 
 def _restored(
     source: SourceFile, name: str, values: dict[str, object], options: Options, modules: dict[str, SourceFile]
 ) -> Attention:
     """An `Attention` from its pickled spec."""
-    loader = ModuleLoader(None, dict(modules))
-    return Attention(bind(load_program(source, loader, name), values), options, modules)
+    return Attention(identity.bound_program(source, name, values, modules), options, modules)
 
 
 def _check_counts(least: int, **counts: object) -> None:
@@ -354,9 +360,7 @@ def _check_counts(least: int, **counts: object) -> None:
             raise ArgumentError(f"{name} is {value}: it must be at least {least}")
 
 
-def _scale(scale: float | None, dk: int) -> float:
-    if scale is None:
-        return float(dk**-0.5)
+def _finite(scale: float) -> float:
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise ArgumentTypeError(f"scale is {type(scale).__name__}: it must be a number")
     if not abs(scale) < float("inf"):
@@ -364,8 +368,15 @@ def _scale(scale: float | None, dk: int) -> float:
     return float(scale)
 
 
+def _untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` kept from torch.compile, whose parts take seconds to import: where they are not, nothing compiles."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return cast("Callable[P, R]", torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+
+
 def _result(pair: tuple[Tensor, Tensor], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
     return pair if return_lse else pair[0]
 
 
-__all__ = ["Attention", "Found", "compile_attention"]
+__all__ = ["Attention", "compile_attention"]

@@ -21,6 +21,9 @@ from attnc.spec.suggest import did_you_mean
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_INPUT_DTYPES = {"int": _INTEGERS, "bool": (torch.bool,)}
+
 REFUSED: Mapping[str, str] = {
     "attn_mask": "the pattern is the mask; write it as `visible`",
     "is_causal": 'causality belongs to the pattern; `visible k <= q`, or the library\'s "causal"',
@@ -69,30 +72,31 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
         )
     if q.shape[3] == 0:
         raise ArgumentError("q has head dimension 0 (dimension 3): it must be at least 1")
-    dtype = str(q.dtype).removeprefix("torch.")
-    return Sizes(q.shape[2], k.shape[2], q.shape[0], heads, kv_heads, q.shape[3], v.shape[3], dtype)
+    return Sizes(q.shape[2], k.shape[2], q.shape[0], heads, kv_heads, q.shape[3], v.shape[3], _name(q.dtype))
 
 
-def check_are_tensors(**given: object) -> None:
-    """Raise ArgumentTypeError for the first that is no tensor."""
-    for name, tensor in given.items():
+def check_are_tensors(q: object, k: object, v: object) -> None:
+    """Raise ArgumentTypeError for the first that is no dense tensor."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
             raise ArgumentTypeError(f"{name} is {type(tensor).__name__}: it must be a torch tensor")
+        if tensor.layout != torch.strided:
+            raise ArgumentTypeError(f"{name} is {tensor.layout}: it must be a dense (strided) tensor")
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided:
-        raise ArgumentTypeError(f"{name} is {tensor.layout}: it must be a dense (strided) tensor")
     if tensor.dim() != 4:
         raise ArgumentError(
             f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}: it must have 4, (batch, heads, "
             f"tokens, head dimension); use unsqueeze(0) for a missing batch"
         )
     if tensor.dtype not in FLOATS:
-        known = ", ".join(str(d).removeprefix("torch.") for d in FLOATS)
-        raise ArgumentTypeError(
-            f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}: it must be one of {known}"
-        )
+        known = ", ".join(map(_name, FLOATS))
+        raise ArgumentTypeError(f"{name} has dtype {_name(tensor.dtype)}: it must be one of {known}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _same(what: str, q: object, k: object, v: object, error: type[Exception]) -> None:
@@ -122,7 +126,7 @@ def _is_off(value: object) -> bool:
 
 def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -> CallShape:
     """Everything a plan depends on. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
-    inputs = _inputs(pattern, {n: v for n, v in given.items() if n not in REFUSED or not _is_off(v)})
+    inputs = _inputs(pattern, given)
     named = {
         "heads": sizes.heads,
         "kv_heads": sizes.kv_heads,
@@ -153,12 +157,36 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+def input_tensors(pattern: ir.Pattern, given: Mapping[str, object]) -> list[Tensor]:
+    """The inputs of a call in the order of the pattern, lists and arrays as tensors; shapes are not looked at.
+
+    Raises ArgumentTypeError, ArgumentError, UnsupportedError (an option that is no input).
+    """
+    refuse_options(pattern, given)
+    _check_names(pattern, given)
+    return [_tensor(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors]
+
+
+def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        if value is not None and torch.compiler.is_compiling():
+            raise ArgumentTypeError(f"the input `{tensor.name}` must be a torch tensor inside torch.compile")
+        return torch.from_numpy(np.array(_array(pattern, tensor, value)))
+    if value.dtype not in _INPUT_DTYPES[tensor.kind]:
+        raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {_name(value.dtype)}: it must be {tensor.kind}")
+    return value
+
+
+def _check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
     names = [tensor.name for tensor in pattern.tensors]
-    for name in given:
-        if name not in names:
+    for name, value in given.items():
+        if name not in names and not (name in REFUSED and _is_off(value)):
             has = f"its inputs are {', '.join(f'`{n}`' for n in names)}" if names else "it has no inputs"
             raise ArgumentTypeError(f"`{pattern.name}` has no input `{name}`: {did_you_mean(name, names, has)}")
+
+
+def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+    _check_names(pattern, given)
     return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors}
 
 

@@ -1,50 +1,74 @@
-"""Plans kept by an `Attention`, by call shape and the data that the relation reads; bounded, safe across threads."""
+"""Plans by call shape and the data that the relation reads: kept by a `Planner`, bounded, safe across threads."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Hashable, Mapping
-from threading import Lock
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import DocumentsNotContiguousError
 from attnc.compiler.planning.plan import Plan
-from attnc.runtime.call import Sizes, call_shape
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call import Sizes, call_shape, check_tensors
+from attnc.runtime.cpu.program import Recent
+from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.requirements import check_requirements
 from attnc.runtime.settings import SETTINGS
 
+_SHORT = 256
+"""Input data of up to this many bytes is its own key."""
 
-class PlanCache:
-    """Least recently used plans."""
 
-    def __init__(self) -> None:
-        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
-        self._lock = Lock()
+class Planner:
+    """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is."""
 
-    def plan(self, pattern: Pattern, sizes: Sizes, given: Mapping[str, object]) -> Plan:
-        """The plan of a call, from the cache where the same shape and data were seen."""
-        if not pattern.tensors and not given:
-            return self._known(sizes) or self._kept(
-                sizes, build_plan(relations_of(pattern, call_shape(pattern, sizes, given)))
+    def __init__(self, text: str, pattern: Pattern, strict: bool) -> None:
+        self.text = text
+        self.pattern = pattern
+        self._strict = strict
+        self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
+        self._last: tuple[Hashable, Plan] | None = None
+        self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
+
+    def plan(self, sizes: Sizes, given: Mapping[str, object]) -> Plan:
+        """The plan of a call of these sizes with these inputs.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
+        """
+        shape = call_shape(self.pattern, sizes, given)
+        arrays = [shape.inputs[tensor.name] for tensor in self.pattern.tensors]
+        return self._by_shape.get((sizes, *map(_contents, arrays)), lambda: self._build(shape))
+
+    def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
+        """The plan of a call on q, k, v and the pattern's inputs in their order, all checked. Raises as `plan`.
+
+        Tensors of shapes and dtypes that were here before have passed every check and are not checked again.
+        """
+        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
+        if inputs:
+            key = (*key, *[_contents(x.detach().cpu().numpy()) for x in inputs])
+        last = self._last
+        if last is None or last[0] != key:
+            self._last = last = (key, self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs)))
+        return last[1]
+
+    def _checked(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
+        names = [tensor.name for tensor in self.pattern.tensors]
+        if len(names) != len(inputs):
+            raise ArgumentError(f"`{self.pattern.name}` has {len(names)} inputs and is given {len(inputs)}")
+        return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
+
+    def _build(self, shape: CallShape) -> Plan:
+        plan = build_plan(relations_of(self.pattern, shape))
+        if self._strict and plan.fallback is not None:
+            raise UnsupportedError(
+                f"strict: `{self.pattern.name}` has no tile plan at {shape.n_q} × {shape.n_k} ({plan.fallback}); it "
+                f"would run {plan.schedule}; compile it without strict to allow that"
             )
-        shape = call_shape(pattern, sizes, given)
-        key = (sizes, _digest(shape))
-        return self._known(key) or self._kept(key, build_plan(relations_of(pattern, shape)))
-
-    def _known(self, key: Hashable) -> Plan | None:
-        with self._lock:
-            if key in self._plans:
-                self._plans.move_to_end(key)
-            return self._plans.get(key)
-
-    def _kept(self, key: Hashable, plan: Plan) -> Plan:
-        with self._lock:
-            self._plans[key] = plan
-            while len(self._plans) > SETTINGS.plans:
-                self._plans.popitem(last=False)
         return plan
 
 
@@ -70,10 +94,9 @@ def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> Arg
     )
 
 
-def _digest(shape: CallShape) -> bytes:
-    """The contents of the inputs."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(shape.inputs.items()):
-        hasher.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        hasher.update(array.tobytes())
-    return hasher.digest()
+def _contents(array: NDArray[np.generic]) -> Hashable:
+    """What tells the data of two arrays apart."""
+    data = array.tobytes()
+    if len(data) > _SHORT:
+        data = hashlib.blake2b(data, digest_size=16).digest()
+    return array.shape, array.dtype, data

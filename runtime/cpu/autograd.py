@@ -1,9 +1,9 @@
-"""The cpu executor under torch's autograd: first derivatives with respect to q, k and v, through output and LSE."""
+"""Attention under torch's autograd: first derivatives with respect to q, k and v, through output and LSE."""
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any, NoReturn, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -13,74 +13,131 @@ from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import executor
 from attnc.runtime.errors import UnsupportedError
 
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
 
-def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    """(out, lse) of `executor.forward`, differentiable once in q, k and v through both.
+
+class Work(Protocol):
+    """Attention and its gradient, neither of them recorded by autograd."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
+        """(out, lse); `inputs` are the pattern's."""
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        """(dq, dk, dv); `kept` are q, k, v, out, lse and the inputs."""
+
+
+class Planned(NamedTuple):
+    """The cpu executor under one plan."""
+
+    plan: Plan
+    scale: float
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
+        """`executor.forward`; the plan has what there is to know of the inputs."""
+        return executor.forward(q, k, v, self.plan, self.scale)
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        """`executor.backward`."""
+        q, k, v, out, lse, *_ = kept
+        return executor.backward(grad_out, grad_lse, q, k, v, out, lse, self.plan, self.scale)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Pair:
+    """(out, lse) of `executor.forward`, differentiable as `differentiable` says."""
+    return differentiable(q, k, v, Planned(plan, scale), ())
+
+
+def differentiable(q: Tensor, k: Tensor, v: Tensor, work: Work, inputs: Sequence[Tensor]) -> Pair:
+    """(out, lse) of `work.forward`, differentiable once in q, k and v through both.
+
+    Kept for the backward: q, k, v, out, lse, the inputs, and `work`.
 
     Raises:
         UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
     """
-    results = TiledAttention.apply(q, k, v, plan, scale)  # type: ignore[no-untyped-call]
-    return cast("tuple[Tensor, Tensor]", results)
+    if torch._C._are_functorch_transforms_active():
+        return cast("Pair", _Transformed.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
+    return cast("Pair", _Recorded.apply(q, k, v, work, *inputs))  # type: ignore[no-untyped-call]
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
-    return executor.forward(q, k, v, plan, scale)
+def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: Work) -> Triple:
+    """(dq, dk, dv) of `work.backward`. Differentiating them is refused, by UnsupportedError when it is done."""
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return cast("Triple", _Gradient.apply(work, grad_out, grad_lse, *kept))  # type: ignore[no-untyped-call]
+    return work.backward(grad_out, grad_lse, kept)
 
 
-# torch asks for the signature at every call, which takes as long as the kernel does on a few tokens unless it is here.
-_forward.__signature__ = signature(_forward)  # type: ignore[attr-defined]
-
-
-class TiledAttention(torch.autograd.Function):
-    """`executor.forward` and `executor.backward`. It keeps q, k, v, out and LSE, and nothing else."""
-
-    forward = staticmethod(_forward)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keep what the backward reads."""
-        *tensors, ctx.plan, ctx.scale = inputs
-        ctx.save_for_backward(*tensors, *output)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients for q, k and v from those of out and lse, either of which may be missing."""
-        grad_out, grad_lse = grads
-        if grad_out is None and grad_lse is None:
-            return (None,) * 5
-        q, k, v, out, lse = saved = ctx.saved_tensors
-        given = torch.zeros_like(out) if grad_out is None else grad_out
-        results = executor.backward(given, grad_lse, q, k, v, out, lse, ctx.plan, ctx.scale)
-        if torch.is_grad_enabled():
-            sources = [t for t in (*saved, grad_out, grad_lse) if t is not None and t.requires_grad]
-            results = _Final.apply(*results, *sources) if sources else results  # type: ignore[no-untyped-call]
-        needed = [g if need else None for g, need in zip(results, ctx.needs_input_grad[:3], strict=True)]
-        return (*needed, None, None)
+class _FirstOrder(torch.autograd.Function):
+    """What cannot be transformed further."""
 
     @staticmethod
     def jvp(ctx: FunctionCtx, *tangents: Any) -> NoReturn:
-        """Refused."""
-        raise UnsupportedError("forward-mode differentiation of attention: use the reference executor")
+        raise UnsupportedError(
+            'forward-mode differentiation of attention: use the reference executor, backend="reference"'
+        )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
-        """Refused."""
-        raise UnsupportedError("vmap over attention: use the reference executor, or fold the dimension into the batch")
+        raise UnsupportedError(
+            'vmap over attention: fold the dimension into the batch, or use the reference executor, backend="reference"'
+        )
 
 
-class _Final(torch.autograd.Function):
-    """Its first three inputs, which depend on the rest in a way that is not differentiable yet."""
-
-    @staticmethod
-    def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.view_as(t) for t in tensors[:3])
+class _Attention(_FirstOrder):
+    """What the two ways of recording `work.forward` have in common."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = grads
+        if grad_out is None and grad_lse is None:
+            return (None,) * len(ctx.needs_input_grad)
+        kept = ctx.saved_tensors
+        results = gradient(torch.zeros_like(kept[3]) if grad_out is None else grad_out, grad_lse, kept, ctx.work)
+        needed = [g if need else None for g, need in zip(results, ctx.needs_input_grad, strict=False)]
+        return (*needed, *[None] * (len(ctx.needs_input_grad) - 3))
+
+
+def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
+    ctx.work = work
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+class _Recorded(_Attention):
+    """For ordinary calls: with a separate `setup_context` torch takes several times as long for each."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Work, *inputs: Tensor) -> Pair:
+        results = work.forward(q, k, v, inputs)
+        _keep(ctx, work, (q, k, v, *results, *inputs))
+        return results
+
+
+class _Transformed(_Attention):
+    """For calls under `torch.func`, which asks for a `setup_context`."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, work: Work, *inputs: Tensor) -> Pair:
+        return work.forward(q, k, v, inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
+        q, k, v, work, *rest = inputs
+        _keep(ctx, work, (q, k, v, *output, *rest))
+
+
+class _Gradient(_FirstOrder):
+    """`work.backward`, recorded where it may be differentiated."""
+
+    @staticmethod
+    def forward(work: Work, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
+        return work.backward(grad_out, grad_lse, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
         pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise UnsupportedError("second derivatives of attention: use the reference executor")
+        raise UnsupportedError('second derivatives of attention: use the reference executor, backend="reference"')

@@ -1,0 +1,279 @@
+"""`attnc::attend` and `attnc::attend_backward`: attention as operators of torch.
+
+All of torch that looks at operators sees these: `torch.compile`, `torch.export`, autocast, selective checkpointing, the
+FLOP counter. A call is given whole by its arguments: tensors, the pattern as text (`identity`), and the scale (None:
+dk^-1/2). Where nothing looks, a call goes straight to autograd and the executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.library import Library, register_fake
+from torch.nn import Parameter
+from torch.utils.flop_counter import register_flop_formula
+from typing_extensions import Unpack
+
+from attnc.compiler.planning.plan import Plan
+from attnc.runtime.call import check_tensors
+from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.planners import planner_of
+from attnc.runtime.plans import Planner
+from attnc.runtime.settings import SETTINGS
+from attnc.runtime.transforms import cast_for_autocast, is_forward_mode
+
+Call: TypeAlias = "tuple[Sequence[Tensor], str, float | None]"
+"""The pattern's inputs in its order, its text, and the scale."""
+
+_LIBRARY = Library("attnc", "DEF")  # type: ignore[no-untyped-call]
+# What the kernels return is laid out as their arguments are, so a compiler must hand over the strides that it traced.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+for _schema in (
+    "attend(Tensor q, Tensor k, Tensor v, Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor)",
+    "attend_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
+):
+    _LIBRARY.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
+_ATTEND = torch.ops.attnc.attend.default
+_ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: Planner, scale: float | None) -> Pair:
+    """(out, lse) under a pattern; not through the operator where nothing looks, as its dispatch slows small calls.
+
+    q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) in their dtype, lse (B, Hq, Nq) fp32
+    (fp64 for fp64). Raises what a call of an `Attention` raises.
+    """
+    if torch._C._are_functorch_transforms_active():  # they are taken here, before the dispatcher wraps the tensors
+        return differentiable(q, k, v, _Seen(planner.text, scale), inputs)
+    if torch.compiler.is_compiling() or _is_seen(q, k, v):
+        return cast("Pair", _ATTEND(q, k, v, inputs, planner.text, scale))
+    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale))
+    if not _needs_record(q, k, v):
+        return planned.forward(q, k, v, inputs)
+    return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
+
+
+def refuse_device(q: Tensor) -> None:
+    """Raise UnsupportedError where there are no kernels."""
+    if q.device.type not in ("cpu", "meta"):
+        raise UnsupportedError(
+            f'q is on {q.device}: there are no kernels for it yet; use backend="reference" (dense, O(Nq · Nk)), or '
+            f"move the tensors to the CPU"
+        )
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Planned:
+    return Planned(planner_of(pattern).plan_of(q, k, v, inputs), _scale(q, scale))
+
+
+def _scale(q: Tensor, scale: float | None) -> float:
+    return float(q.shape[3] ** -0.5) if scale is None else scale
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
+    return _planned(q, k, v, *call).forward(q, k, v, ())
+
+
+def _backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *call: Unpack[Call],
+) -> Triple:
+    return _planned(q, k, v, *call).backward(grad_out, grad_lse, (q, k, v, out, lse))
+
+
+# --- fake kernels ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
+    check_tensors(q, k, v)
+    refuse_device(q)
+    rows = q.shape[:3]
+    return _like(q, (*rows, v.shape[3]), q.dtype), _like(q, rows, kernel.lse_dtype(q.dtype))
+
+
+def _fake_backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: object
+) -> tuple[Tensor, ...]:
+    return tuple(_like(x, x.shape, x.dtype) for x in (q, k, v))
+
+
+def _like(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Unset memory as the executor allocates it: dense, tokens or heads outermost as they are in `x`."""
+    if x.stride(2) <= x.stride(1):
+        return x.new_empty(shape, dtype=dtype)
+    batch, heads, tokens, *rest = shape
+    return x.new_empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)
+
+
+# --- autograd --------------------------------------------------------------------------------------------------------
+
+
+class _Seen(NamedTuple):
+    """The operators themselves, below autograd."""
+
+    pattern: str
+    scale: float | None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast("Pair", _ATTEND(q, k, v, inputs, self.pattern, self.scale))
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        with torch._C._AutoDispatchBelowAutograd():
+            results = _ATTEND_BACKWARD(grad_out, grad_lse, *kept[:5], kept[5:], self.pattern, self.scale)
+        return cast("Triple", results)
+
+
+class _Unseen(NamedTuple):
+    """The executor; in a backward at which something looks, the operator."""
+
+    planned: Planned
+    pattern: str
+    scale: float | None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
+        return self.planned.forward(q, k, v, inputs)
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        work: Work = _Seen(self.pattern, self.scale) if _is_seen(*kept[:3]) else self.planned
+        return work.backward(grad_out, grad_lse, kept)
+
+
+def _is_seen(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether autocast, a dispatch mode or a tensor that is not plain has business with the operators."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch.is_autocast_enabled("cpu")
+        or not (_is_plain(q) and _is_plain(k) and _is_plain(v))
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return (type(x) is Tensor or type(x) is Parameter) and x.is_cpu
+
+
+def _needs_record(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)) or is_forward_mode()
+
+
+def _forward_recorded(
+    q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None
+) -> Pair:
+    _refuse_transforms()
+    work = _Seen(pattern, scale)
+    if not _needs_record(q, k, v):
+        return work.forward(q, k, v, inputs)
+    return differentiable(q, k, v, work, inputs)
+
+
+def _backward_recorded(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    inputs: Sequence[Tensor],
+    pattern: str,
+    scale: float | None,
+) -> Triple:
+    _refuse_transforms()
+    return gradient(grad_out, grad_lse, (q, k, v, out, lse, *inputs), _Seen(pattern, scale))
+
+
+# --- transforms ------------------------------------------------------------------------------------------------------
+
+
+def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
+    q, k, v = cast_for_autocast(q, k, v)
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+        return cast("Pair", _ATTEND(q, k, v, *call))
+
+
+def _refuse_transforms(*arguments: Any) -> None:
+    """Inside the operator, gradients of more than one level would be lost without a word."""
+    if torch._C._are_functorch_transforms_active():
+        raise UnsupportedError(
+            "torch.func over the operator attnc::attend is not supported: transform a function that calls the "
+            "Attention, not one that is compiled or exported"
+        )
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def _forward_flops(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call], out_val: object = None) -> int:
+    """Q Kᵀ and P V over the visible pairs."""
+    return 2 * _visible_pairs(q, k, v, *call) * (q.shape[3] + v.shape[3])
+
+
+def _backward_flops(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *call: Unpack[Call],
+    out_val: object = None,
+) -> int:
+    """Q Kᵀ, dO Vᵀ, Pᵀ dO, dS K and dSᵀ Q over the visible pairs: 2.5 times the forward where dk = dv."""
+    return 2 * _visible_pairs(q, k, v, *call) * (3 * q.shape[3] + 2 * v.shape[3])
+
+
+def _visible_pairs(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> int:
+    """Over batch and heads."""
+    inputs, *_ = call
+    if any(is_fake(x) for x in inputs):
+        raise UnsupportedError(
+            "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
+        )
+    plan = _planned(q, k, v, *call).plan
+    return _counted(plan) if plan.visible is None else plan.visible
+
+
+def _counted(plan: Plan) -> int:
+    rows = max(1, SETTINGS.exact_elements // max(plan.n_k, 1))
+    return sum(
+        len(group.batches)
+        * len(group.heads)
+        * int(plan.exact_mask(group.batches[0], group.heads[0], row, min(row + rows, plan.n_q), 0, plan.n_k).sum())
+        for group in plan.groups
+        for row in range(0, plan.n_q, rows)
+    )
+
+
+# --- registrations ---------------------------------------------------------------------------------------------------
+
+for _name, _key, _kernel in (
+    ("attend", "CPU", _forward),
+    ("attend", "Autograd", _forward_recorded),
+    ("attend", "AutocastCPU", _forward_under_autocast),
+    ("attend", "FuncTorchBatched", _refuse_transforms),
+    ("attend_backward", "CPU", _backward),
+    ("attend_backward", "Autograd", _backward_recorded),
+    ("attend_backward", "FuncTorchBatched", _refuse_transforms),
+):
+    _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
+register_fake("attnc::attend", _fake_forward, lib=_LIBRARY)
+register_fake("attnc::attend_backward", _fake_backward, lib=_LIBRARY)
+register_flop_formula(torch.ops.attnc.attend, get_raw=True)(_forward_flops)
+register_flop_formula(torch.ops.attnc.attend_backward, get_raw=True)(_backward_flops)

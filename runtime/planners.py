@@ -1,0 +1,29 @@
+"""Planners by the text of their pattern (`identity`), so that an operator finds one and equal patterns share one."""
+
+from __future__ import annotations
+
+from weakref import WeakValueDictionary
+
+from attnc.compiler.lowering.lower import lower
+from attnc.runtime import identity
+from attnc.runtime.cpu.program import Recent
+from attnc.runtime.plans import Planner
+from attnc.runtime.settings import SETTINGS
+from attnc.spec.program import BoundProgram
+
+_alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
+_read: Recent[Planner] = Recent(SETTINGS.specs)
+
+
+def shared_planner(text: str, bound: BoundProgram, strict: bool) -> Planner:
+    """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held."""
+    known = _alive.get(text)
+    return known if known is not None else _alive.setdefault(text, Planner(text, lower(bound), strict))
+
+
+def planner_of(text: str) -> Planner:
+    """The planner of a text that `identity.write` made, here or in another process.
+
+    Those held elsewhere are found; of the others, the ones asked for last are kept. Raises ArgumentError, SpecError.
+    """
+    return _alive.get(text) or _read.get(text, lambda: shared_planner(text, *identity.read(text)))

@@ -1,0 +1,198 @@
+"""torch.compile and torch.export of what calls an Attention."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.exc import Unsupported
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from attnc import ArgumentError, ArgumentTypeError, Attention, compile_attention
+from operator_calls import (
+    ATTEND,
+    BY_HEAD,
+    DOC,
+    Layer,
+    draw,
+    leaves,
+    results,
+    same,
+    window,
+)
+
+NO_ALIGN = "pattern p\n    visible k <= q\n"
+SHIFT = "pattern shifted\n    input shift: int[head]\n    align end\n    visible k <= q - shift\n"
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    result: Callable[..., Any] = torch.compile(function, fullgraph=True, backend="aot_eager", **options)
+    return result
+
+
+CASES: dict[str, tuple[Callable[[], Attention], dict[str, Any], dict[str, Any]]] = {
+    "window": (window, {}, {}),
+    "grouped heads, dk ≠ dv, tokens outermost": (window, {"kv_heads": 2, "dv": 12, "tokens_first": True}, {}),
+    "cross lengths, bf16": (window, {"n_k": 23, "dtype": torch.bfloat16}, {}),
+    "scale": (window, {}, {"scale": 0.7}),
+    "documents": (lambda: compile_attention("document"), {}, {"doc": DOC}),
+    "integers by head, blind rows": (lambda: compile_attention(SHIFT), {}, {"shift": torch.tensor([0, 1, 2, 5])}),
+    "a parameter by head": (lambda: compile_attention(BY_HEAD, window=[1, 2, 3, 9]), {}, {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiled_is_eager_to_the_bit(name: str) -> None:
+    make, shape, given = CASES[name]
+    layer, tensors = Layer(make()), draw(**shape)
+    same(results(compiled(layer), tensors, **given), results(layer, tensors, **given))
+
+
+def test_an_attention_itself_compiles() -> None:
+    attend, tensors = window(), draw()
+    assert torch.equal(compiled(attend)(*tensors), attend(*tensors))
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+def test_lengths_do_not_recompile(dynamic: bool | None) -> None:
+    """One graph for all lengths; without `dynamic=True` a first one for the first length alone."""
+    layer, counter = Layer(window()), CompileCounterWithBackend("aot_eager")
+    function = torch.compile(layer, fullgraph=True, backend=counter, dynamic=dynamic)
+    for n in (17, 18, 40, 64, 129, 200):
+        tensors = draw(n)
+        same(results(function, tensors), results(layer, tensors))
+    assert counter.frame_count == (1 if dynamic else 2)
+
+
+def test_new_data_does_not_recompile() -> None:
+    attend, counter = compile_attention("document"), CompileCounterWithBackend("aot_eager")
+
+    def call(q: Tensor, k: Tensor, v: Tensor, doc: Tensor) -> Tensor:
+        return attend(q, k, v, doc=doc)
+
+    function: Callable[..., Tensor] = torch.compile(call, fullgraph=True, backend=counter)
+    tensors = draw()
+    for doc in (DOC, DOC * 3, DOC.clamp(max=0), torch.arange(17).repeat(2, 1)):
+        assert torch.equal(function(*tensors, doc), attend(*tensors, doc=doc))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_compiled_under_autocast(inside: bool) -> None:
+    attend, tensors = window(), draw()
+    tensors[1] = tensors[1].bfloat16()
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            return attend(q, k, v)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not inside):
+        run = attend if not inside else function
+        ours, theirs = compiled(run)(*tensors), run(*tensors)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, theirs)
+
+
+def test_fp64_is_left_alone_by_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert window()(*draw(dtype=torch.float64)).dtype == torch.float64
+
+
+MISTAKES: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "rank": ("causal", lambda a, q, k, v: a(q[0], k, v), "q has 3 dimensions"),
+    "heads": ("causal", lambda a, q, k, v: a(q, k[:, :3], v[:, :3]), "multiple of kv heads"),
+    "dtype": ("causal", lambda a, q, k, v: a(q.double(), k, v), "differ in dtype"),
+    "option": ("causal", lambda a, q, k, v: a(q, k, v, is_causal=True), "is_causal: causality belongs"),
+    "scale": ("causal", lambda a, q, k, v: a(q, k, v, scale="a"), "scale is str"),
+    "missing input": ("document", lambda a, q, k, v: a(q, k, v), "needs the input `doc`"),
+    "misspelt input": ("document", lambda a, q, k, v: a(q, k, v, docs=q), "did you mean `doc`"),
+    "a list": ("document", lambda a, q, k, v: a(q, k, v, doc=[[0] * 17] * 2), "inside torch.compile"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_named_while_compiling(name: str) -> None:
+    spec, call, says = MISTAKES[name]
+    attend = compile_attention(spec)
+    with pytest.raises(Unsupported, match=says):
+        compiled(lambda q, k, v: call(attend, q, k, v))(*draw())
+
+
+def test_mistakes_in_lengths_and_data_are_typed_when_a_compiled_graph_runs() -> None:
+    with pytest.raises(ArgumentError, match=r"query 0 at key 6.*align start"):
+        compiled(compile_attention(NO_ALIGN))(*draw(17, n_k=23))
+    attend = compile_attention("document")
+    with pytest.raises(ArgumentError, match="id 0 comes back at position 9"):
+        compiled(lambda q, k, v, doc: attend(q, k, v, doc=doc))(
+            *draw(), torch.tensor([[0] * 7 + [1] * 2 + [0] * 8] * 2)
+        )
+
+
+def test_without_fullgraph_mistakes_stay_typed() -> None:
+    with pytest.raises(ArgumentTypeError, match="needs the input `doc`"):
+        torch.compile(compile_attention("document"), backend="aot_eager")(*draw())
+
+
+def test_the_dense_reference_breaks_the_graph_and_says_why() -> None:
+    dense, tensors = compile_attention("causal", backend="reference"), draw()
+    with pytest.raises(Unsupported, match="the dense reference makes its mask outside of torch"):
+        compiled(lambda q, k, v: dense(q * 2, k, v) + 1)(*tensors)
+    broken = torch.compile(lambda q, k, v: dense(q * 2, k, v) + 1, backend="aot_eager")
+    torch.testing.assert_close(broken(*tensors), dense(tensors[0] * 2, *tensors[1:]) + 1)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_either_result_alone(which: int) -> None:
+    attend, inputs = window(), leaves(draw(dv=12))
+
+    def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, return_lse=True)[which].square()
+
+    ours, theirs = (torch.autograd.grad(f(*inputs).sum(), inputs) for f in (compiled(one), one))
+    same(list(ours), list(theirs))
+
+
+def test_checkpointing_in_a_compiled_graph() -> None:
+    layer, tensors = Layer(window()), draw()
+    function = compiled(lambda q, k, v: checkpoint(layer, q, k, v, use_reentrant=False))
+    same(results(function, tensors), results(layer, tensors))
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+RUN = """\
+import io, sys, torch, attnc.runtime.operators
+program = torch.export.load(io.BytesIO(open(sys.argv[1], "rb").read()))
+tensors = torch.load(sys.argv[2])
+torch.save(program.module()(*tensors), sys.argv[3])
+"""
+
+
+def test_an_exported_model_runs_in_another_process_at_another_length(tmp_path: Path) -> None:
+    layer, tensors = Layer(compile_attention(BY_HEAD, window=[1, 2, 3, 9])), draw(33)
+    length = torch.export.Dim("length", min=2, max=4096)
+    program = torch.export.export(layer, tuple(draw()), dynamic_shapes=({2: length}, {2: length}, {2: length}))
+    assert [n.target for n in program.graph.nodes if "attnc" in str(n.target)] == [ATTEND]
+    files = [str(tmp_path / name) for name in ("model.pt2", "tensors.pt", "results.pt")]
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    (tmp_path / "model.pt2").write_bytes(buffer.getvalue())
+    torch.save(tensors, files[1])
+    subprocess.run([sys.executable, "-c", RUN, *files], check=True, timeout=120, env={"PYTHONPATH": ":".join(sys.path)})
+    for a, b in zip(torch.load(files[2]), layer(*tensors), strict=True):
+        assert torch.equal(a, b)
