@@ -26,6 +26,7 @@ from attnc.compiler.ir import (
     Not,
     Place,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Tensor,
@@ -453,3 +454,13 @@ def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Inde
             return minimum(*bodies)
         case _:
             return maximum(*bodies)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def rounded(
+    q_vars: tuple[Var, ...], q_units: tuple[Index, ...], k_vars: tuple[Var, ...], k_units: tuple[Index, ...], keep: Index
+) -> Index:
+    """A condition on blocks; see `ir.Round`."""
+    return keep if isinstance(keep, Truth) else intern(Round(q_vars, q_units, k_vars, k_units, keep))

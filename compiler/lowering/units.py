@@ -1,0 +1,133 @@
+"""Units of a `round`: which tokens one holds, so that an aggregate over it is one over ranges.
+
+A stretch is `(x + shift) // size`: the tokens of unit n are `n * size - shift ..`, `size` of them. A tile divides
+coordinates: its tokens are a product of ranges, one an axis. Both hold only tokens that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+from attnc.compiler import fold, ir
+from attnc.compiler.ir import Index
+
+Loop = tuple[ir.Var, Index, Index]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token inside a unit: the loops that reach it, its position, what must hold, its coordinates where known."""
+
+    loops: tuple[Loop, ...]
+    position: Index
+    condition: Index
+    coordinates: tuple[Index, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The positions that exist on one side of a relation: `count` from `first`; `all_tokens` where that is every one."""
+
+    first: Index
+    count: Index
+    all_tokens: bool
+
+    def holds(self, position: Index) -> Index:
+        """Whether a position is one of them."""
+        if self.all_tokens:
+            return fold.truth(True)
+        beyond = fold.add(self.first, self.count)
+        return fold.conjunction(fold.less_equal(self.first, position), fold.less(position, beyond))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Unit n holds the positions `n * size - shift ..`."""
+
+    size: int
+    shift: int
+
+    def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit."""
+        start = fold.add(fold.times(numbers[0], self.size), fold.const(-self.shift))
+        before = fold.sub(rows.first, start)
+        low = fold.maximum(fold.const(0), before)
+        high = fold.minimum(fold.const(self.size), fold.add(before, rows.count))
+        inside = variable()
+        return Token(((inside, low, high),), fold.add(start, inside), fold.truth(True), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number, None for all.
+
+    Numbers are given for the axes that have a size, in the order of `order`, which lists those axes.
+    """
+
+    extents: tuple[Index, ...]
+    sizes: tuple[int | None, ...]
+    order: tuple[int, ...]
+
+    def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit."""
+        at = dict(zip(self.order, numbers, strict=True))
+        loops: list[Loop] = []
+        coordinates: list[Index] = []
+        position = fold.const(0)
+        for axis, (extent, size) in enumerate(zip(self.extents, self.sizes, strict=True)):
+            inside = variable()
+            start = fold.const(0) if size is None else fold.times(at[axis], size)
+            high = extent if size is None else _shorter(size, extent, start)
+            loops.append((inside, fold.const(0), high))
+            coordinates.append(fold.add(start, inside))
+            position = fold.add(fold.mul(position, extent), coordinates[-1])
+        return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
+
+
+def _shorter(size: int, extent: Index, start: Index) -> Index:
+    """How many coordinates a unit has on an axis: the last one may have fewer."""
+    if isinstance(extent, ir.Const) and extent.value % size == 0:
+        return fold.const(size)
+    return fold.minimum(fold.const(size), fold.sub(extent, start))
+
+
+Form = Stretch | Tile
+
+
+def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None) -> Form | None:
+    """The form of the unit with these values; None where it is neither a stretch nor a tile. `segment`: the only one."""
+    if len(values) == 1:
+        stretch = _stretch(values[0], place)
+        if stretch is not None:
+            return stretch
+    axes = [None if segment is None else _axis(value, place, segment) for value in values]
+    known = [axis for axis in axes if axis is not None]
+    if segment is None or len(known) < len(values) or len({axis for axis, _ in known}) < len(known):
+        return None
+    sizes = dict(known)
+    extents = tuple(extent for _, extent in segment.axes)
+    return Tile(extents, tuple(sizes.get(axis) for axis in range(len(extents))), tuple(axis for axis, _ in known))
+
+
+def _stretch(value: Index, place: Index) -> Stretch | None:
+    inner, size = _divided(value)
+    terms, shift = fold.parts(inner)
+    return Stretch(size, shift) if terms == ((place, 1),) else None
+
+
+def _axis(value: Index, place: Index, segment: ir.Segment) -> tuple[int, int] | None:
+    """The axis that a value divides, and by how much."""
+    inner, size = _divided(value)
+    if not isinstance(inner, ir.Coord) or inner.position is not place:
+        return None
+    return next((i for i, (name, _) in enumerate(segment.axes) if name == inner.name), None), size  # type: ignore
+
+
+def _divided(value: Index) -> tuple[Index, int]:
+    if isinstance(value, ir.Arith) and value.op == "floordiv":
+        inner, divisor = value.operands
+        if isinstance(divisor, ir.Const) and divisor.value > 0:
+            return inner, divisor.value
+    return value, 1
