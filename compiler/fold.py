@@ -427,7 +427,13 @@ def reduce(
     condition: Index,
     body: Index,
 ) -> Index:
-    """An aggregate. A short one with constant ends is written out, but for min and max that may be empty."""
+    """An aggregate. A short one with constant ends is written out, but for min and max that may be empty.
+
+    A condition that asks for one quotient of the variable becomes part of the range.
+    """
+    low, high, condition = _narrowed(variable, low, high, condition)
+    if op == "sum" and isinstance(condition, Truth) and condition.value and isinstance(body, Const):
+        return times(maximum(sub(high, low), const(0)), body.value)
     bounded = isinstance(low, Const) and isinstance(high, Const)
     if bounded and (op not in ("min", "max") or isinstance(condition, Truth)):
         assert isinstance(low, Const)
@@ -436,6 +442,58 @@ def reduce(
         if len(trips) <= UNROLL and (len(trips) > 0 or op not in ("min", "max")):
             return _unrolled(op, variable, trips, condition, body)
     return intern(Reduce(op, variable, low, high, condition, body))
+
+
+def _narrowed(variable: Var, low: Index, high: Index, condition: Index) -> tuple[Index, Index, Index]:
+    """The range cut to where `(variable + rest) // divisor == quotient`, if the condition asks for that."""
+    conjuncts = condition.operands if isinstance(condition, Bool) and condition.op == "and" else (condition,)
+    for conjunct in conjuncts:
+        found = _quotient_asked(conjunct, variable)
+        if found is not None:
+            start, length = found
+            others = conjunction(*(c for c in conjuncts if c is not conjunct))
+            return maximum(low, start), minimum(high, add(start, const(length))), others
+    return low, high, condition
+
+
+def _quotient_asked(condition: Index, variable: Var) -> tuple[Index, int] | None:
+    """The stretch, by start and length, in which `(variable + rest) // length == quotient`."""
+    if not (isinstance(condition, Sign) and condition.op == "eq"):
+        return None
+    terms, constant = parts(condition.value)
+    quotients = [(term, factor) for term, factor in terms if _is_quotient(term, variable)]
+    if len(quotients) != 1 or abs(quotients[0][1]) != 1:
+        return None
+    (quotient, factor), divisor = quotients[0], quotients[0][0].operands[1].value  # type: ignore[union-attr]
+    others = linear([(t, -c * factor) for t, c in terms if t is not quotient], -constant * factor)
+    if mentions(others, variable):
+        return None
+    rest = sub(quotient.operands[0], variable)  # type: ignore[union-attr]
+    return sub(times(others, divisor), rest), divisor
+
+
+def _is_quotient(node: Index, variable: Var) -> bool:
+    """Whether a node is `(variable + rest) // constant`."""
+    if not (isinstance(node, Arith) and node.op == "floordiv"):
+        return False
+    inner, divisor = node.operands
+    if not (isinstance(divisor, Const) and divisor.value > 0):
+        return False
+    terms, _ = parts(inner)
+    return dict(terms).get(variable) == 1 and not any(mentions(t, variable) for t, _ in terms if t is not variable)
+
+
+def mentions(node: Index, variable: Var) -> bool:
+    """Whether a variable occurs in a node, free or bound."""
+    pending, seen = [node], set[Index]()
+    while pending:
+        here = pending.pop()
+        if here is variable:
+            return True
+        if here not in seen:
+            seen.add(here)
+            pending.extend(here.children())
+    return False
 
 
 def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Index) -> Index:

@@ -8,7 +8,7 @@ class. What a box decides (`true`, `false`) does not enter the key. Bounds satur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce as accumulate
 from typing import Any, TypeVar
@@ -30,11 +30,11 @@ from attnc.compiler.ir import (
     Not,
     Place,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Truth,
     Var,
-    is_truth,
 )
 from attnc.compiler.rewrite import variables
 
@@ -91,18 +91,31 @@ _TRUE_KEY = constant_hash("true")
 _FALSE_KEY = constant_hash("false")
 
 
+Ranges = Mapping[Var, tuple[Int64, Int64]]
+"""Ends (included) of variables on each box."""
+
+_NOWHERE = Boxes(*(np.zeros(1, dtype=np.int64) for _ in range(4)))
+
+
+def analyse_variables(ranges: Ranges, *, keyed: bool = True) -> Analysis:
+    """An analysis of conditions that read variables instead of places."""
+    return Analysis(_NOWHERE, keyed=keyed, variables=ranges)
+
+
 class Analysis:
     """One pass over a relation for one set of boxes; nodes are visited once."""
 
-    def __init__(self, boxes: Boxes, *, keyed: bool = True) -> None:
+    def __init__(self, boxes: Boxes, *, keyed: bool = True, variables: Ranges | None = None) -> None:
         self.saturated = False
         self._keyed = keyed
         self._places = {
             "q": self._leaf("q", boxes.q_low, boxes.q_high),
             "k": self._leaf("k", boxes.k_low, boxes.k_high),
         }
-        self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high)
-        self._variables: dict[Var, Ints] = {}
+        ranges = variables or {}
+        ends = [end for bounds in ranges.values() for end in bounds]
+        self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high, *ends)
+        self._variables = {v: self._leaf(_name_of(v), low, high) for v, (low, high) in ranges.items()}
         self._ints: dict[Index, Ints] = {}
         self._truths: dict[Index, Truths] = {}
 
@@ -138,6 +151,8 @@ class Analysis:
                 return _decided(state, self._name(value.shape, value.offset))
             case Reduce():
                 return self._quantified(node)
+            case Round():
+                return self._rounded(node)
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
@@ -173,23 +188,42 @@ class Analysis:
         return _decided(state, key)
 
     def _quantified(self, node: Reduce) -> Truths:
-        low, high, inside, body = self._loop(node)
+        low, high, inside = self._loop(node)
+        body = self.truth(node.body)
         surely_empty = (low.low >= high.high) | (inside.state == FALSE)
         surely_some = (low.high < high.low) & (inside.state == TRUE)
         closing, neutral = (TRUE, FALSE) if node.op == "any" else (FALSE, TRUE)
         state = np.where(surely_empty | (body.state == neutral), neutral, UNKNOWN)
         state = np.where(surely_some & (body.state == closing), closing, state)
-        return _decided(state.astype(np.int8), self._here)
+        return _decided(state.astype(np.int8), self._loop_name(node, low, high, inside.key, body.key))
 
-    def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths, Truths]:
-        """Bounds of an aggregate's range, and its condition and body over the whole range at once."""
+    def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths]:
+        """Bounds of an aggregate's range, and its condition over the whole range; its variable is then bound to it."""
         low, high = self.integer(node.low), self.integer(node.high)
         last = np.maximum(high.high - 1, low.low)
         if node.var in self._variables:
             self._forget(node.var)
-        self._variables[node.var] = Ints(low.low, last, self._here, np.zeros(1, dtype=np.int64))
-        body = self.truth(node.body) if is_truth(node) else _decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
-        return low, high, self.truth(node.condition), body
+        self._variables[node.var] = self._known(self._leaf(_name_of(node.var), low.low, last))
+        return low, high, self.truth(node.condition)
+
+    def _loop_name(self, node: Reduce, low: Ints, high: Ints, *parts: Hash | Int64) -> Hash:
+        """The shape of an aggregate: its variable is counted from the least value that it has on the box."""
+        ends = (low.shape, low.offset - low.low, high.shape, high.offset - low.low)
+        return self._name(node.op, *ends, *parts)
+
+    def _rounded(self, node: Round) -> Truths:
+        """The condition over the units that a box touches; where they are few, each is decided exactly."""
+        units = [self.integer(unit) for _, unit in node.units]
+        ranges = {var: (u.low, u.high) for (var, _), u in zip(node.units, units, strict=True)}
+        analysis = analyse_variables(ranges, keyed=self._keyed)
+        found = analysis.truth(node.keep)
+        self.saturated |= analysis.saturated
+        if self._keyed:
+            from attnc.compiler.analysis.blocks import refine
+
+            found = refine(node.keep, ranges, found)
+        places = [part for u in units for part in (u.shape, u.offset - u.low)]
+        return _decided(found.state, self._name("round", found.key, *places))
 
     def _forget(self, variable: Var) -> None:
         """Drop what was found under another range: loops that were written out leave inner ones of one variable."""
@@ -371,16 +405,17 @@ class Analysis:
         return Ints(low, high, shape, offset)
 
     def _aggregate(self, node: Reduce) -> Ints:
-        low, high, inside, _ = self._loop(node)
+        low, high, inside = self._loop(node)
         body = self.integer(node.body)
+        shape = self._loop_name(node, low, high, inside.key, body.shape, body.offset)
         if node.op != "sum":
-            return self._known(Ints(body.low, body.high, self._here, np.zeros(1, dtype=np.int64)))
+            return self._known(Ints(body.low, body.high, shape, np.zeros(1, dtype=np.int64)))
         trips = np.maximum(self._clipped(high.high - low.low), 0)
         surely = np.where(inside.state == TRUE, np.maximum(high.low - low.high, 0), 0)
         most, least = _count(trips), _count(surely)
         top = np.maximum(self._product(body.high, most.high), self._product(body.high, least.high))
         bottom = np.minimum(self._product(body.low, most.high), self._product(body.low, least.high))
-        return self._known(Ints(bottom, top, self._here, np.zeros(1, dtype=np.int64)))
+        return self._known(Ints(bottom, top, shape, np.zeros(1, dtype=np.int64)))
 
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
@@ -410,6 +445,10 @@ _ZERO: Hash = np.zeros(1, dtype=np.uint64)
 """The shape of a constant: nothing varies inside the box."""
 
 V = TypeVar("V")
+
+
+def _name_of(variable: Var) -> str:
+    return f"{variable.name}'{variable.serial}"
 
 
 def _once(known: dict[Index, V], node: Index, compute: Callable[[Index], V]) -> V:

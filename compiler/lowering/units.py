@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Index
@@ -48,6 +47,7 @@ class Stretch:
 
     size: int
     shift: int
+    hidden = 0
 
     def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
         """Any token of a unit."""
@@ -61,54 +61,60 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number, None for all.
+    """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number.
 
-    Numbers are given for the axes that have a size, in the order of `order`, which lists those axes.
+    Numbers are given for the axes in this `order`; the last `hidden` of them, which the text divides into nothing, are
+    always 0.
     """
 
     extents: tuple[Index, ...]
-    sizes: tuple[int | None, ...]
+    sizes: tuple[Index, ...]
     order: tuple[int, ...]
+    hidden: int
 
     def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
-        """Any token of a unit."""
+        """Any token of a unit. The last unit of an axis may have fewer coordinates."""
         at = dict(zip(self.order, numbers, strict=True))
         loops: list[Loop] = []
         coordinates: list[Index] = []
         position = fold.const(0)
         for axis, (extent, size) in enumerate(zip(self.extents, self.sizes, strict=True)):
-            inside = variable()
-            start = fold.const(0) if size is None else fold.times(at[axis], size)
-            high = extent if size is None else _shorter(size, extent, start)
-            loops.append((inside, fold.const(0), high))
+            inside, start = variable(), fold.mul(at[axis], size)
+            loops.append((inside, fold.const(0), fold.minimum(size, fold.sub(extent, start))))
             coordinates.append(fold.add(start, inside))
             position = fold.add(fold.mul(position, extent), coordinates[-1])
         return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
 
 
-def _shorter(size: int, extent: Index, start: Index) -> Index:
-    """How many coordinates a unit has on an axis: the last one may have fewer."""
-    if isinstance(extent, ir.Const) and extent.value % size == 0:
-        return fold.const(size)
-    return fold.minimum(fold.const(size), fold.sub(extent, start))
-
-
 Form = Stretch | Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The tokens of the unit with these numbers."""
+
+    form: Form
+    numbers: tuple[ir.Var, ...]
+    rows: Rows
+
+    def token(self, variable: Callable[[], ir.Var]) -> Token:
+        """Any of them, reached by new variables."""
+        return self.form.token(self.numbers, self.rows, variable)
 
 
 def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None) -> Form | None:
     """The form of the unit with these values; None where it is neither a stretch nor a tile. `segment`: the only one."""
-    if len(values) == 1:
-        stretch = _stretch(values[0], place)
-        if stretch is not None:
-            return stretch
-    axes = [None if segment is None else _axis(value, place, segment) for value in values]
-    known = [axis for axis in axes if axis is not None]
-    if segment is None or len(known) < len(values) or len({axis for axis, _ in known}) < len(known):
+    stretch = _stretch(values[0], place) if len(values) == 1 else None
+    if stretch is not None or segment is None:
+        return stretch
+    axes = [_axis(value, place, segment) for value in values]
+    sizes = dict(axis for axis in axes if axis is not None)
+    if len(sizes) < len(values):
         return None
-    sizes = dict(known)
+    hidden = tuple(axis for axis in range(len(segment.axes)) if axis not in sizes)
     extents = tuple(extent for _, extent in segment.axes)
-    return Tile(extents, tuple(sizes.get(axis) for axis in range(len(extents))), tuple(axis for axis, _ in known))
+    whole = tuple(fold.const(sizes[axis]) if axis in sizes else extent for axis, extent in enumerate(extents))
+    return Tile(extents, whole, (*sizes, *hidden), len(hidden))
 
 
 def _stretch(value: Index, place: Index) -> Stretch | None:
@@ -122,7 +128,7 @@ def _axis(value: Index, place: Index, segment: ir.Segment) -> tuple[int, int] | 
     inner, size = _divided(value)
     if not isinstance(inner, ir.Coord) or inner.position is not place:
         return None
-    return next((i for i, (name, _) in enumerate(segment.axes) if name == inner.name), None), size  # type: ignore
+    return next(i for i, (name, _) in enumerate(segment.axes) if name == inner.name), size
 
 
 def _divided(value: Index) -> tuple[Index, int]:
