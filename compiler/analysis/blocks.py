@@ -7,8 +7,7 @@ each is decided: `and`, `or`, `not`, `if` and short `any` and `all` part by part
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,8 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.exact import Lanes
 from attnc.compiler.analysis.hashing import combine, mix
 from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Ranges, Truths, analyse_variables
-from attnc.compiler.ir import Bool, Choice, Index, Not, Reduce
+from attnc.compiler.ir import Bool, Choice, Const, Index, Linear, Not, Reduce, Sign, is_truth
+from attnc.compiler.rewrite import walk
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -28,8 +28,11 @@ Origins = Mapping[Index, Span]
 MOST_BLOCKS = 64
 """A box that touches more blocks than this is not decided block by block."""
 
-SHORT = 64
-"""`any` and `all` over this many values on average are taken apart."""
+MOST_LANES = 1 << 18
+"""Lanes that one aggregate may be spread over at a time."""
+
+_KNOWN: WeakKeyDictionary[Index, dict[int, bool]] = WeakKeyDictionary()
+"""What was decided by class: boxes come in portions that share classes."""
 
 
 def refine(keep: Index, ranges: Ranges, found: Truths) -> Truths:
@@ -46,7 +49,7 @@ def refine(keep: Index, ranges: Ranges, found: Truths) -> Truths:
     of_box = np.repeat(box, count)
     within = np.arange(len(of_box)) - np.repeat(starts, count)
     try:
-        values = decide(keep, _lanes(ranges, sizes, of_box, within), {})
+        values = decide(keep, _lanes(ranges, sizes, of_box, within), {}, _KNOWN.setdefault(keep, {}))
     except EvaluationError:
         return found
     kept = np.add.reduceat(values.astype(np.int64), starts)
@@ -74,8 +77,11 @@ def _lanes(ranges: Ranges, sizes: list[Int64], of_box: Int64, within: Int64) -> 
     return Lanes(variables, nowhere, nowhere)
 
 
-def decide(node: Index, lanes: Lanes, origins: Origins) -> Bools:
-    """The value of a condition in every lane. Raises EvaluationError on a fault."""
+def decide(node: Index, lanes: Lanes, origins: Origins, known: dict[int, bool] | None = None) -> Bools:
+    """The value of a condition in every lane. Raises EvaluationError on a fault.
+
+    `known` holds what was decided before, by class, and takes in what is decided now.
+    """
     if not len(lanes):
         return np.zeros(0, dtype=np.bool_)
     analysis = analyse_variables({variable: (value, value) for variable, value in lanes.variables.items()})
@@ -85,9 +91,19 @@ def decide(node: Index, lanes: Lanes, origins: Origins) -> Bools:
     (open_,) = np.nonzero(state == UNKNOWN)
     if len(open_):
         keys = np.broadcast_to(found.key, len(lanes))[open_]
-        _, first, number = np.unique(keys, return_index=True, return_inverse=True)
-        result[open_] = _resolved(node, lanes.take(open_[first]), origins, analysis.saturated)[number]
+        distinct, first, number = np.unique(keys, return_index=True, return_inverse=True)
+        values = _remembered(distinct.tolist(), known)
+        (new,) = np.nonzero(values < 0)
+        values[new] = _resolved(node, lanes.take(open_[first[new]]), origins, analysis.saturated)
+        if known is not None:
+            known.update(zip(distinct[new].tolist(), values[new].astype(bool).tolist(), strict=True))
+        result[open_] = values[number] > 0
     return result
+
+
+def _remembered(keys: list[int], known: dict[int, bool] | None) -> NDArray[np.int8]:
+    """What is known of each class: 1, 0, or -1 for nothing."""
+    return np.array([-1 if known is None else known.get(key, -1) for key in keys], dtype=np.int8)
 
 
 def _resolved(node: Index, lanes: Lanes, origins: Origins, wide: bool) -> Bools:
@@ -103,15 +119,13 @@ def _resolved(node: Index, lanes: Lanes, origins: Origins, wide: bool) -> Bools:
             result[condition] = decide(node.then, lanes.take(condition), origins)
             result[~condition] = decide(node.otherwise, lanes.take(~condition), origins)
             return result
+        case Sign() if not wide:
+            value = _number(node.value, lanes, origins)
+            return value >= 0 if node.op == "ge" else value == 0
         case Reduce():
-            taken_apart = _quantified(node, lanes, origins, wide)
-            return _evaluated(node, lanes, origins, wide) if taken_apart is None else taken_apart
+            return _spread(node, lanes, origins, wide) > 0
         case _:
-            return _evaluated(node, lanes, origins, wide)
-
-
-def _evaluated(node: Index, lanes: Lanes, origins: Origins, wide: bool) -> Bools:
-    return np.asarray(exact.values(node, lanes, origins, wide=wide), dtype=np.bool_)
+            return np.asarray(exact.values(node, lanes, origins, wide=wide), dtype=np.bool_)
 
 
 def _junction(node: Bool, lanes: Lanes, origins: Origins) -> Bools:
@@ -123,23 +137,61 @@ def _junction(node: Bool, lanes: Lanes, origins: Origins) -> Bools:
     return result
 
 
-def _quantified(node: Reduce, lanes: Lanes, origins: Origins, wide: bool) -> Bools | None:
-    """An `any` or `all` with a lane for each value; None where there are many, or where some value is a fault.
+def _number(node: Index, lanes: Lanes, origins: Origins) -> Int64:
+    """The value of an integer in lanes where no step of it passes 64 bits."""
+    match node:
+        case Linear():
+            total = np.full(len(lanes), node.constant, dtype=np.int64)
+            for term, coefficient in node.terms:
+                total += coefficient * _number(term, lanes, origins)
+            return total
+        case Reduce(op="sum"):
+            return _spread(node, lanes, origins, wide=False)
+        case _:
+            return np.asarray(exact.values(node, lanes, origins, wide=False))
 
-    A fault counts only if evaluation, which stops where the answer is known, meets it.
+
+def _spread(node: Reduce, lanes: Lanes, origins: Origins, wide: bool) -> Int64:
+    """An aggregate of aggregates with a lane for each value of its variable; any other is evaluated as it stands.
+
+    So is one of which some value is a fault: that counts only if evaluation, which stops where the answer is known,
+    meets it.
     """
-    low, high = (exact.values(end, lanes, origins, wide=wide).astype(np.int64) for end in (node.low, node.high))
+    if wide or not _spreads(node):
+        return np.asarray(exact.values(node, lanes, origins, wide=wide))
+    low, high = (_number(end, lanes, origins) for end in (node.low, node.high))
     count = np.maximum(high - low, 0)
-    if count.sum() > SHORT * len(lanes):
-        return None
+    if count.sum() > MOST_LANES and len(lanes) > 1:
+        half = len(lanes) // 2
+        parts = (lanes.take(slice(None, half)), lanes.take(slice(half, None)))
+        return np.concatenate([_spread(node, part, origins, wide) for part in parts])
+    try:
+        return _collected(node, lanes, low, count, origins)
+    except EvaluationError:
+        return np.asarray(exact.values(node, lanes, origins, wide=wide))
+
+
+def _spreads(node: Reduce) -> bool:
+    """Whether an aggregate is of conditions, or of constants by a condition, which aggregate in turn."""
+    body = node.body
+    counts = node.op == "sum" and isinstance(body, Choice)
+    counts = counts and isinstance(body.then, Const) and isinstance(body.otherwise, Const)
+    return (counts or is_truth(node)) and any(isinstance(below, Reduce) for below in walk(body))
+
+
+def _collected(node: Reduce, lanes: Lanes, low: Int64, count: Int64, origins: Origins) -> Int64:
     lane = np.repeat(np.arange(len(lanes)), count)
     i = np.arange(len(lane)) - np.repeat(np.cumsum(count) - count, count) + low[lane]
-    try:
-        inner = lanes.take(lane, {node.var: i})
-        (inside,) = np.nonzero(decide(node.condition, inner, origins))
-        values = decide(node.body, inner.take(inside), origins)
-    except EvaluationError:
-        return None
-    wanted = values if node.op == "any" else ~values
-    met = np.bincount(lane[inside][wanted], minlength=len(lanes)) > 0
-    return met if node.op == "any" else ~met
+    inner = lanes.take(lane, {node.var: i})
+    (inside,) = np.nonzero(decide(node.condition, inner, origins))
+    lane, inner = lane[inside], inner.take(inside)
+    if node.op != "sum":
+        values = decide(node.body, inner, origins) == (node.op == "any")
+        met = np.bincount(lane[values], minlength=len(lanes)) > 0
+        return np.asarray(met if node.op == "any" else ~met, dtype=np.int64)
+    assert isinstance(node.body, Choice)
+    assert isinstance(node.body.then, Const)
+    assert isinstance(node.body.otherwise, Const)
+    chosen = decide(node.body.condition, inner, origins)
+    yes, all_ = np.bincount(lane[chosen], minlength=len(lanes)), np.bincount(lane, minlength=len(lanes))
+    return yes * node.body.then.value + (all_ - yes) * node.body.otherwise.value

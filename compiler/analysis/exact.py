@@ -59,7 +59,7 @@ class Lanes:
     def __len__(self) -> int:
         return len(self.q)
 
-    def take(self, which: NDArray[Any], more: Mapping[Var, Int64] | None = None) -> Lanes:
+    def take(self, which: NDArray[Any] | slice, more: Mapping[Var, Int64] | None = None) -> Lanes:
         """Some of the lanes, by mask or number, with more variables."""
         taken = {variable: value[which] for variable, value in self.variables.items()}
         return Lanes({**taken, **(more or {})}, self.q[which], self.k[which])
