@@ -381,14 +381,27 @@ def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[I
     for operand in operands:
         if isinstance(operand, Sign) and operand.op == "ge":
             bounds.setdefault(parts(operand.value)[0], []).append(operand)
-    if all(len(same) == 1 for same in bounds.values()):
-        return operands
+    if any(_crosses(op, terms, same, bounds) for terms, same in bounds.items()):
+        return (truth(op == "or"),)
     extreme = min if op == "and" else max
     result: dict[Index, None] = {}
     for operand in operands:
         same = bounds.get(parts(operand.value)[0], []) if isinstance(operand, Sign) and operand.op == "ge" else []
         result[extreme(same, key=lambda sign: parts(sign.value)[1]) if same else operand] = None
     return tuple(result)
+
+
+_Terms = tuple[tuple[Index, int], ...]
+
+
+def _crosses(op: str, terms: _Terms, same: list[Sign], bounds: dict[_Terms, list[Sign]]) -> bool:
+    """Whether bounds from below and from above leave nothing between them, or, joined by `or`, everything."""
+    opposite = bounds.get(tuple((term, -factor) for term, factor in terms), [])
+    extreme = min if op == "and" else max
+    if not opposite:
+        return False
+    room = extreme(parts(s.value)[1] for s in same) + extreme(parts(s.value)[1] for s in opposite)
+    return room < 0 if op == "and" else room >= -1
 
 
 def conjunction(*nodes: Index) -> Index:

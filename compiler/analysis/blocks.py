@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.exact import Lanes
-from attnc.compiler.analysis.hashing import combine, mix
-from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Ranges, Truths, analyse_variables
+from attnc.compiler.analysis.hashing import Hash, combine, mix
+from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Ranges, analyse_variables
 from attnc.compiler.ir import Bool, Choice, Const, Index, Linear, Not, Reduce, Sign, is_truth
 from attnc.compiler.rewrite import walk
 from attnc.spec.errors import EvaluationError
@@ -35,28 +35,36 @@ _KNOWN: WeakKeyDictionary[Index, dict[int, bool]] = WeakKeyDictionary()
 """What was decided by class: boxes come in portions that share classes."""
 
 
-def refine(keep: Index, ranges: Ranges, found: Truths) -> Truths:
-    """States and keys of boxes given by ranges of units: those open that touch few blocks are decided exactly."""
-    shape = np.broadcast_shapes(found.state.shape, found.key.shape, *(low.shape for low, _ in ranges.values()))
+def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArray[np.int8], Hash]:
+    """States and class keys of boxes given by ranges of units: open ones that touch few blocks are decided exactly."""
+    shape = np.broadcast_shapes(found.shape, *(low.shape for low, _ in ranges.values()))
     sizes = [np.broadcast_to(high - low + 1, shape) for low, high in ranges.values()]
-    blocks = np.minimum.reduce([np.full(shape, MOST_BLOCKS + 1), _product(sizes)])
-    state, key = np.broadcast_to(found.state, shape).copy(), np.broadcast_to(found.key, shape).copy()
-    box = np.flatnonzero((state == UNKNOWN) & (blocks <= MOST_BLOCKS))
-    if not len(box):
-        return found
-    count = blocks[box]
+    state, key = np.broadcast_to(found, shape).copy(), np.zeros(shape, dtype=np.uint64)
+    blocks = _product(sizes)
+    few = (state == UNKNOWN) & (blocks <= MOST_BLOCKS)
+    if few.any():
+        _decide_boxes(keep, ranges, sizes, np.flatnonzero(few), state, key)
+    if (key[state == UNKNOWN] == 0).any():
+        key = np.where(key == 0, analyse_variables(ranges).truth(keep).key, key)
+    return state, key
+
+
+def _decide_boxes(
+    keep: Index, ranges: Ranges, sizes: list[Int64], box: Int64, state: NDArray[np.int8], key: Hash
+) -> None:
+    """Fill in states and keys of some boxes, block by block; where a block has a fault they stay as they are."""
+    count = _product(sizes)[box]
     starts = np.cumsum(count) - count
     of_box = np.repeat(box, count)
     within = np.arange(len(of_box)) - np.repeat(starts, count)
     try:
         values = decide(keep, _lanes(ranges, sizes, of_box, within), {}, _KNOWN.setdefault(keep, {}))
     except EvaluationError:
-        return found
+        return
     kept = np.add.reduceat(values.astype(np.int64), starts)
     state[box] = np.where(kept == count, TRUE, np.where(kept == 0, FALSE, UNKNOWN))
     drawn = np.add.reduceat(np.where(values, mix(within), np.uint64(0)), starts)
-    key[box] = combine(drawn, *(mix(size[box].astype(np.int64)) for size in sizes))
-    return Truths(state, key)
+    key[box] = combine(drawn, *(mix(size[box].astype(np.int64)) for size in sizes)) | np.uint64(1)
 
 
 def _product(sizes: list[Int64]) -> Int64:

@@ -14,7 +14,7 @@ from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.rational import Number, Rational
 from attnc.compiler.lowering.units import Loop, Members, Token
-from attnc.compiler.rewrite import variables
+from attnc.compiler.rewrite import substitute, variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
@@ -228,8 +228,8 @@ class Lowering:
         return Token(((variable, low, high),), variable, fold.truth(True), None)
 
     def variable(self, name: str) -> ir.Var:
-        """A new variable."""
-        self._serial += 1
+        """A new variable, whose serial is below those of finished aggregates."""
+        self._serial -= 1
         return fold.var(name, self._serial)
 
     def _reduced(self, expr: checked.Aggregate, body: Lowered, condition: Index, loops: list[Loop]) -> Lowered:
@@ -257,6 +257,14 @@ class Lowering:
         return total if isinstance(below, ir.Const) and below.value == 1 else exact.div(total, below)
 
 
+def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, Index, Index]:
+    """An aggregate's variable by the height of its body, so that equal aggregates are one node."""
+    inside = variables(condition) | variables(body)
+    number = 1 + max((v.serial for v in inside if v is not variable), default=0)
+    new = fold.var(variable.name, max(number, 1))
+    return new, substitute(condition, {variable: new}), substitute(body, {variable: new})
+
+
 def _counted(body: Lowered) -> Lowered:
     """A truth value as 1 or 0; numbers as they are."""
     if isinstance(body, ir.Node) and ir.is_truth(body):
@@ -266,8 +274,9 @@ def _counted(body: Lowered) -> Lowered:
 
 def _nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
     """Nested one-variable aggregates, innermost last in `loops`."""
-    for variable, low, high in reversed(loops):
+    for loop, low, high in reversed(loops):
         assert op in ("sum", "min", "max", "any", "all")
+        variable, condition, body = _numbered(loop, condition, body)
         body = fold.reduce(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
         extreme = op in ("min", "max")
         condition = (

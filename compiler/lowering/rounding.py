@@ -36,7 +36,9 @@ def _members(
     if form is None:
         _refuse(unit)
     values = (*written, *[fold.const(0)] * form.hidden)
-    numbers = tuple(lowering.variable(unit.binder.name) for _ in values)
+    name = unit.binder.name
+    names = (name,) if len(values) == 1 else tuple(f"{name}[{i}]" for i in range(len(values)))
+    numbers = tuple(fold.var(name, 0) for name in names)
     return Members(form, numbers, _rows(unit.place, program.align)), values
 
 
