@@ -474,31 +474,33 @@ def _quotient_asked(condition: Index, variable: Var) -> tuple[Index, int] | None
     if not (isinstance(condition, Sign) and condition.op == "eq"):
         return None
     terms, constant = parts(condition.value)
-    quotients = [(term, factor) for term, factor in terms if _is_quotient(term, variable)]
-    if len(quotients) != 1 or abs(quotients[0][1]) != 1:
-        return None
-    (quotient, factor), divisor = quotients[0], quotients[0][0].operands[1].value  # type: ignore[union-attr]
-    others = linear([(t, -c * factor) for t, c in terms if t is not quotient], -constant * factor)
-    if mentions(others, variable):
-        return None
-    rest = sub(quotient.operands[0], variable)  # type: ignore[union-attr]
-    return sub(times(others, divisor), rest), divisor
+    found = [(term, factor, _quotient(term, variable)) for term, factor in terms]
+    for term, factor, quotient in found:
+        if quotient is not None and abs(factor) == 1:
+            others = linear([(t, -c * factor) for t, c in terms if t is not term], -constant * factor)
+            if mentions(others, variable):
+                return None
+            inner, divisor = quotient
+            return sub(times(others, divisor), sub(inner, variable)), divisor
+    return None
 
 
-def _is_quotient(node: Index, variable: Var) -> bool:
-    """Whether a node is `(variable + rest) // constant`."""
-    if not (isinstance(node, Arith) and node.op == "floordiv"):
-        return False
-    inner, divisor = node.operands
-    if not (isinstance(divisor, Const) and divisor.value > 0):
-        return False
-    terms, _ = parts(inner)
-    return dict(terms).get(variable) == 1 and not any(mentions(t, variable) for t, _ in terms if t is not variable)
+def _quotient(node: Index, variable: Var) -> tuple[Index, int] | None:
+    """`variable + rest` and the divisor of `(variable + rest) // divisor`."""
+    match node:
+        case Arith(op="floordiv", operands=(inner, Const(value=divisor))) if divisor > 0:
+            terms, _ = parts(inner)
+            others = (term for term, _ in terms if term is not variable)
+            alone = dict(terms).get(variable) == 1 and not any(mentions(term, variable) for term in others)
+            return (inner, divisor) if alone else None
+        case _:
+            return None
 
 
 def mentions(node: Index, variable: Var) -> bool:
     """Whether a variable occurs in a node, free or bound."""
-    pending, seen = [node], set[Index]()
+    pending: list[Index] = [node]
+    seen: set[Index] = set()
     while pending:
         here = pending.pop()
         if here is variable:
@@ -531,7 +533,11 @@ def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Inde
 
 
 def rounded(
-    q_vars: tuple[Var, ...], q_units: tuple[Index, ...], k_vars: tuple[Var, ...], k_units: tuple[Index, ...], keep: Index
+    q_vars: tuple[Var, ...],
+    q_units: tuple[Index, ...],
+    k_vars: tuple[Var, ...],
+    k_units: tuple[Index, ...],
+    keep: Index,
 ) -> Index:
     """A condition on blocks; see `ir.Round`."""
     return keep if isinstance(keep, Truth) else intern(Round(q_vars, q_units, k_vars, k_units, keep))

@@ -95,7 +95,7 @@ def decide(node: Index, lanes: Lanes, origins: Origins, known: dict[int, bool] |
     analysis = analyse_variables({variable: (value, value) for variable, value in lanes.variables.items()})
     found = analysis.truth(node)
     state = np.broadcast_to(found.state, len(lanes))
-    result = state == TRUE
+    result = np.asarray(state == TRUE)
     (open_,) = np.nonzero(state == UNKNOWN)
     if len(open_):
         keys = np.broadcast_to(found.key, len(lanes))[open_]
@@ -181,10 +181,16 @@ def _spread(node: Reduce, lanes: Lanes, origins: Origins, wide: bool) -> Int64:
 
 def _spreads(node: Reduce) -> bool:
     """Whether an aggregate is of conditions, or of constants by a condition, which aggregate in turn."""
-    body = node.body
-    counts = node.op == "sum" and isinstance(body, Choice)
-    counts = counts and isinstance(body.then, Const) and isinstance(body.otherwise, Const)
-    return (counts or is_truth(node)) and any(isinstance(below, Reduce) for below in walk(body))
+    return (is_truth(node) or _counts(node) is not None) and any(isinstance(n, Reduce) for n in walk(node.body))
+
+
+def _counts(node: Reduce) -> tuple[Index, int, int] | None:
+    """The condition of a sum of `yes if condition else no`, and the two numbers."""
+    match node:
+        case Reduce(op="sum", body=Choice(condition=condition, then=Const(value=yes), otherwise=Const(value=no))):
+            return condition, yes, no
+        case _:
+            return None
 
 
 def _collected(node: Reduce, lanes: Lanes, low: Int64, count: Int64, origins: Origins) -> Int64:
@@ -193,13 +199,11 @@ def _collected(node: Reduce, lanes: Lanes, low: Int64, count: Int64, origins: Or
     inner = lanes.take(lane, {node.var: i})
     (inside,) = np.nonzero(decide(node.condition, inner, origins))
     lane, inner = lane[inside], inner.take(inside)
-    if node.op != "sum":
+    counts = _counts(node)
+    if counts is None:
         values = decide(node.body, inner, origins) == (node.op == "any")
         met = np.bincount(lane[values], minlength=len(lanes)) > 0
         return np.asarray(met if node.op == "any" else ~met, dtype=np.int64)
-    assert isinstance(node.body, Choice)
-    assert isinstance(node.body.then, Const)
-    assert isinstance(node.body.otherwise, Const)
-    chosen = decide(node.body.condition, inner, origins)
-    yes, all_ = np.bincount(lane[chosen], minlength=len(lanes)), np.bincount(lane, minlength=len(lanes))
-    return yes * node.body.then.value + (all_ - yes) * node.body.otherwise.value
+    condition, yes, no = counts
+    chosen = np.bincount(lane[decide(condition, inner, origins)], minlength=len(lanes))
+    return chosen * yes + (np.bincount(lane, minlength=len(lanes)) - chosen) * no

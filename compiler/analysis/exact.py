@@ -106,7 +106,7 @@ def values(
         evaluator.bind(variable, value[None])
     alive = np.ones((1, 1), dtype=np.bool_)
     found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
-    return np.broadcast_to(found, (1, len(lanes)))[0]
+    return np.asarray(np.broadcast_to(found, (1, len(lanes)))[0])
 
 
 class _Evaluator:
@@ -172,7 +172,7 @@ class _Evaluator:
 
     def _distinct(self, units: tuple[Index, ...], shape: tuple[int, ...]) -> tuple[Int64, Int64]:
         """For each row (or key) the number of its unit, and for each number a row that is in it."""
-        values = np.stack([np.broadcast_to(self._unit(unit), np.prod(shape)) for unit in units])
+        values = np.stack([np.broadcast_to(self._unit(unit), prod(shape)) for unit in units])
         _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
         return number.reshape(-1), first
 
@@ -335,7 +335,7 @@ class _Evaluator:
             return np.full((1, 1), node.op == "all")
         return np.zeros((1, 1), dtype=self._dtype)
 
-    def _step(self, node: Reduce, result: Array, found: Alive, inside: Lanes) -> Array:
+    def _step(self, node: Reduce, result: Array, found: Alive, inside: Alive) -> Array:
         match node.op:
             case "any":
                 return result | (inside & self.truth(node.body, inside & ~result))

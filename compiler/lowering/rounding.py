@@ -26,9 +26,7 @@ def lower_round(item: checked.Round, program: checked.Program, lowering: Lowerin
     return fold.rounded(*sides[0], *sides[1], lowering.truth(item.keep, scope))
 
 
-def _members(
-    unit: checked.Unit, program: checked.Program, lowering: Lowering
-) -> tuple[Members, tuple[Index, ...]]:
+def _members(unit: checked.Unit, program: checked.Program, lowering: Lowering) -> tuple[Members, tuple[Index, ...]]:
     """The tokens of a unit, and the numbers that a place has in it."""
     written = _values(unit, lowering)
     segments = tuple(lowering.segments.values())

@@ -27,7 +27,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The positions that exist on one side of a relation: `count` from `first`; `all_tokens` where that is every one."""
+    """The positions that exist on one side of a relation: `count` from `first`; `all_tokens`: no other exists."""
 
     first: Index
     count: Index
@@ -103,7 +103,7 @@ class Members:
 
 
 def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None) -> Form | None:
-    """The form of the unit with these values; None where it is neither a stretch nor a tile. `segment`: the only one."""
+    """The form of the unit with these values, None where it has none; `segment` is given where there is only one."""
     stretch = _stretch(values[0], place) if len(values) == 1 else None
     if stretch is not None or segment is None:
         return stretch

@@ -57,6 +57,7 @@ class Checker:
         self._parameters = {p.name: p for p in pattern.parameters}
         self._sizes = _size_stages(pattern)
         self._uses: list[Span] = []
+        self._in_unit = False
         self._complaints: set[tuple[str, Span]] = set()
         self._known: dict[object, Finding] = {}
 
@@ -121,7 +122,9 @@ class Checker:
         return keep.needs.union(*(f.needs for f in found.values()))
 
     def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
+        self._in_unit = True
         found = self.find(unit.value, {}, facts)
+        self._in_unit = False
         item = found.form.item
         self._rules.integer(unit.value, found if item is None else Finding(item), "a unit")
         return found
@@ -195,13 +198,14 @@ class Checker:
         axis = node.segment.axes[node.axis]
         also = (Label(axis.span, "the axis"), *self._used_here())
         name = node.segment.name
+        test = f"test it first: `{node.place} in {name} and …`"
         self._report.error(
             "A407",
             f"`{node.place}.{axis.name}` is read where `{node.place}` may be outside `{name}`",
             node.span,
             f"`{node.place}` is not known to be in `{name}`",
             also=also,
-            help=f"test it first: `{node.place} in {name} and …`",
+            help=f"every token is in a unit: divide its position, `{node.place} // 64`" if self._in_unit else test,
         )
         return found
 

@@ -246,7 +246,6 @@ class Meanings:
 
         return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
 
-
     def _domain(self, running: program.Running | program.Members) -> Callable[[Frame], Sequence[int]]:
         if isinstance(running, program.Members):
             unit = running.unit

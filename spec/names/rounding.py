@@ -93,7 +93,7 @@ class _RoundResolver:
         if not isinstance(binder, syntax.Unit):
             message = f"`{binder.name.id}` names no unit"
             self._report.error("A215", message, binder.span, "no `=`", help=f"units are written {EXAMPLE}")
-            self._declare(binder.name, SilentSymbol(binder.name.span))
+            self._own.setdefault(binder.name.id, SilentSymbol(binder.name.span))
             return None
         faults = len(self._report.diagnostics)
         value = self._resolver.resolve(binder.value, self._outer)
@@ -125,6 +125,7 @@ class _RoundResolver:
             refuse_hiding(self._report, name, self._outer[name.id].span)
         else:
             self._own[name.id] = symbol
+        self._own.setdefault(name.id, SilentSymbol(name.span))
 
     def _lets(self) -> Iterable[DefinitionSource]:
         for item in self._block.body.statements:

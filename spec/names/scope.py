@@ -90,9 +90,7 @@ class SilentSymbol:
     span: Span
 
 
-Symbol = (
-    ParameterSymbol | InputSymbol | SizeSymbol | SegmentSymbol | DefinitionSymbol | UnitSymbol | SilentSymbol
-)
+Symbol = ParameterSymbol | InputSymbol | SizeSymbol | SegmentSymbol | DefinitionSymbol | UnitSymbol | SilentSymbol
 
 
 def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:

@@ -301,4 +301,4 @@ def radial_width(distance: int, per_frame: int, decay: Fraction, block: int) -> 
     length = Fraction(2) ** (len(f"{per_frame:b}") - (len(f"{distance:b}") if distance else 0))
     if length < 128 and distance % int(128 / length):
         return -1
-    return per_frame if distance <= 1 else math.floor(max(length * decay, block))
+    return per_frame if distance <= 1 else math.floor(max(length * decay, Fraction(block)))
