@@ -102,7 +102,8 @@ def decide(node: Index, lanes: Lanes, origins: Origins, known: dict[int, bool] |
         distinct, first, number = np.unique(keys, return_index=True, return_inverse=True)
         values = _remembered(distinct.tolist(), known)
         (new,) = np.nonzero(values < 0)
-        values[new] = _resolved(node, lanes.take(open_[first[new]]), origins, analysis.saturated)
+        if len(new):
+            values[new] = _resolved(node, lanes.take(open_[first[new]]), origins, analysis.saturated)
         if known is not None:
             known.update(zip(distinct[new].tolist(), values[new].astype(bool).tolist(), strict=True))
         result[open_] = values[number] > 0

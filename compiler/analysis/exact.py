@@ -101,6 +101,8 @@ def values(
 
     Raises EvaluationError on a fault.
     """
+    if not len(lanes):
+        return np.zeros(0, dtype=np.int64)
     evaluator = _Evaluator(lanes.q[None], lanes.k[None], wide, origins or {})
     for variable, value in lanes.variables.items():
         evaluator.bind(variable, value[None])
@@ -153,28 +155,24 @@ class _Evaluator:
         """Each pair of units once: rows of one unit, and keys of one, are alike."""
         from attnc.compiler.analysis.blocks import decide
 
-        rows, q_at = self._distinct(node.q_units, self._places["q"].shape)
-        keys, k_at = self._distinct(node.k_units, self._places["k"].shape)
-        shape = (self._places["q"].size, self._places["k"].size)
+        q, k = self._places["q"].ravel().astype(np.int64), self._places["k"].ravel().astype(np.int64)
+        q_units, k_units = self._unit_values(node.q_units, len(q)), self._unit_values(node.k_units, len(k))
+        (q_at, rows), (k_at, keys) = _distinct(q_units), _distinct(k_units)
         asked = np.zeros((len(q_at), len(k_at)), dtype=np.bool_)
-        r, c = np.nonzero(np.broadcast_to(alive, shape))
-        asked[rows[r], keys[c]] = True
+        row, key = np.nonzero(np.broadcast_to(alive, (len(q), len(k))))
+        asked[rows[row], keys[key]] = True
         a, b = np.nonzero(asked)
-        sides = ((node.q_vars, node.q_units, q_at[a]), (node.k_vars, node.k_units, k_at[b]))
-        variables = {v: self._unit(u)[at] for vs, us, at in sides for v, u in zip(vs, us, strict=True)}
-        q, k = self._places["q"].ravel()[q_at[a]], self._places["k"].ravel()[k_at[b]]
-        asked[a, b] = decide(node.keep, Lanes(variables, q.astype(np.int64), k.astype(np.int64)), self._origins)
+        at_q, at_k = q_at[a], k_at[b]
+        variables = dict(zip(node.q_vars, q_units[:, at_q], strict=True))
+        variables |= dict(zip(node.k_vars, k_units[:, at_k], strict=True))
+        asked[a, b] = decide(node.keep, Lanes(variables, q[at_q], k[at_k]), self._origins)
         return asked[rows[:, None], keys[None, :]]
 
-    def _unit(self, unit: Index) -> Int64:
-        """The value of a unit in each row, or for each key."""
-        return self.integer(unit, np.ones((1, 1), dtype=np.bool_)).astype(np.int64).ravel()
-
-    def _distinct(self, units: tuple[Index, ...], shape: tuple[int, ...]) -> tuple[Int64, Int64]:
-        """For each row (or key) the number of its unit, and for each number a row that is in it."""
-        values = np.stack([np.broadcast_to(self._unit(unit), prod(shape)) for unit in units])
-        _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
-        return number.reshape(-1), first
+    def _unit_values(self, units: tuple[Index, ...], length: int) -> Int64:
+        """The values of units in each row, or for each key: (units, length)."""
+        everywhere = np.ones((1, 1), dtype=np.bool_)
+        values = [self.integer(unit, everywhere).astype(np.int64).ravel() for unit in units]
+        return np.stack([np.broadcast_to(value, length) for value in values])
 
     def _junction(self, node: Bool, alive: Alive) -> Alive:
         conjunction = node.op == "and"
@@ -387,6 +385,12 @@ class _Evaluator:
         at = tuple(np.argwhere(full)[0][-2:])
         q, k = (np.broadcast_to(self._places[place], full.shape[-2:])[at] for place in ("q", "k"))
         raise EvaluationError("A901", f"{what}, at query row {q} and key {k}", self._origins.get(node))
+
+
+def _distinct(values: Int64) -> tuple[Int64, Int64]:
+    """A column of each kind, and for every column the number of its kind."""
+    _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
+    return first, number.reshape(-1)
 
 
 def _bitlen(n: Array) -> Array:

@@ -118,9 +118,13 @@ def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None)
 
 
 def _stretch(value: Index, place: Index) -> Stretch | None:
-    inner, size = _divided(value)
-    terms, shift = fold.parts(inner)
-    return Stretch(size, shift) if terms == ((place, 1),) else None
+    """`(place + shift) // size`; folding has taken whole units out of the shift."""
+    terms, whole = fold.parts(value)
+    if len(terms) != 1 or terms[0][1] != 1:
+        return None
+    inner, size = _divided(terms[0][0])
+    inside, shift = fold.parts(inner)
+    return Stretch(size, shift + whole * size) if inside == ((place, 1),) else None
 
 
 def _axis(value: Index, place: Index, segment: ir.Segment) -> tuple[int, int] | None:
