@@ -232,7 +232,10 @@ def rounded(draw: st.DrawFn) -> tuple[Index, NDArray[np.bool_], tuple[int, int]]
         draw(st.one_of(trees.truths(2, Kit(aggregates=False, faults=False)), windows_and_coordinates()))
     )
     sizes, shifts = [draw(st.integers(1, 9)) for _ in "qk"], [draw(st.integers(0, 11)) for _ in "qk"]
-    numbers, inside = [fold.var(name, 0) for name in "ab"], [fold.var(name, serial) for name, serial in ("i1", "j2")]
+    numbers, inside = (
+        [fold.var(name, 0) for name in "ab"],
+        [fold.var(name, serial) for name, serial in (("i", 1), ("j", 2))],
+    )
     starts = [fold.sub(fold.times(n, size), fold.const(s)) for n, size, s in zip(numbers, sizes, shifts, strict=True)]
     lows = [fold.maximum(ZERO, fold.times(start, -1)) for start in starts]
     highs = [
@@ -243,8 +246,8 @@ def rounded(draw: st.DrawFn) -> tuple[Index, NDArray[np.bool_], tuple[int, int]]
     height, width = (fold.sub(high, low) for _, low, high in (rows, columns))
     per_column = number_of(*rows, visible)
     forms: dict[str, tuple[Index, Keep]] = {
-        "any": (fold.reduce("any", *columns, YES, fold.reduce("any", *rows, YES, visible)), lambda m: m.any()),
-        "all": (fold.reduce("all", *rows, YES, fold.reduce("all", *columns, YES, visible)), lambda m: m.all()),
+        "any": (fold.reduce("any", *columns, YES, fold.reduce("any", *rows, YES, visible)), lambda m: bool(m.any())),
+        "all": (fold.reduce("all", *rows, YES, fold.reduce("all", *columns, YES, visible)), lambda m: bool(m.all())),
         "columns": (
             at_least(number_of(*columns, at_least(per_column, height, 1, 2)), width, 1, 3),
             lambda m: 3 * (2 * m.sum(0) >= len(m)).sum() >= m.shape[1],
