@@ -336,7 +336,7 @@ class Checker:
             return INT if node.op == "count" else BOOL
         if not self._rules.exact(node.body, body, f"`{node.op}`"):
             return UNKNOWN
-        if node.op == "mean":
+        if node.op == "mean" and (body.form.is_number or body.form == BOOL):
             return REAL
         if body.form.is_number:
             return body.form
