@@ -26,6 +26,7 @@ from attnc.compiler.ir import (
     Not,
     Place,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Tensor,
@@ -380,14 +381,27 @@ def _tightened(op: Literal["and", "or"], operands: tuple[Index, ...]) -> tuple[I
     for operand in operands:
         if isinstance(operand, Sign) and operand.op == "ge":
             bounds.setdefault(parts(operand.value)[0], []).append(operand)
-    if all(len(same) == 1 for same in bounds.values()):
-        return operands
+    if any(_crosses(op, terms, same, bounds) for terms, same in bounds.items()):
+        return (truth(op == "or"),)
     extreme = min if op == "and" else max
     result: dict[Index, None] = {}
     for operand in operands:
         same = bounds.get(parts(operand.value)[0], []) if isinstance(operand, Sign) and operand.op == "ge" else []
         result[extreme(same, key=lambda sign: parts(sign.value)[1]) if same else operand] = None
     return tuple(result)
+
+
+_Terms = tuple[tuple[Index, int], ...]
+
+
+def _crosses(op: str, terms: _Terms, same: list[Sign], bounds: dict[_Terms, list[Sign]]) -> bool:
+    """Whether bounds from below and from above leave nothing between them, or, joined by `or`, everything."""
+    opposite = bounds.get(tuple((term, -factor) for term, factor in terms), [])
+    extreme = min if op == "and" else max
+    if not opposite:
+        return False
+    room = extreme(parts(s.value)[1] for s in same) + extreme(parts(s.value)[1] for s in opposite)
+    return room < 0 if op == "and" else room >= -1
 
 
 def conjunction(*nodes: Index) -> Index:
@@ -426,7 +440,13 @@ def reduce(
     condition: Index,
     body: Index,
 ) -> Index:
-    """An aggregate. A short one with constant ends is written out, but for min and max that may be empty."""
+    """An aggregate. A short one with constant ends is written out, but for min and max that may be empty.
+
+    A condition that asks for one quotient of the variable becomes part of the range.
+    """
+    low, high, condition = _narrowed(variable, low, high, condition)
+    if op == "sum" and isinstance(condition, Truth) and condition.value and isinstance(body, Const):
+        return times(maximum(sub(high, low), const(0)), body.value)
     bounded = isinstance(low, Const) and isinstance(high, Const)
     if bounded and (op not in ("min", "max") or isinstance(condition, Truth)):
         assert isinstance(low, Const)
@@ -435,6 +455,60 @@ def reduce(
         if len(trips) <= UNROLL and (len(trips) > 0 or op not in ("min", "max")):
             return _unrolled(op, variable, trips, condition, body)
     return intern(Reduce(op, variable, low, high, condition, body))
+
+
+def _narrowed(variable: Var, low: Index, high: Index, condition: Index) -> tuple[Index, Index, Index]:
+    """The range cut to where `(variable + rest) // divisor == quotient`, if the condition asks for that."""
+    conjuncts = condition.operands if isinstance(condition, Bool) and condition.op == "and" else (condition,)
+    for conjunct in conjuncts:
+        found = _quotient_asked(conjunct, variable)
+        if found is not None:
+            start, length = found
+            others = conjunction(*(c for c in conjuncts if c is not conjunct))
+            return maximum(low, start), minimum(high, add(start, const(length))), others
+    return low, high, condition
+
+
+def _quotient_asked(condition: Index, variable: Var) -> tuple[Index, int] | None:
+    """The stretch, by start and length, in which `(variable + rest) // length == quotient`."""
+    if not (isinstance(condition, Sign) and condition.op == "eq"):
+        return None
+    terms, constant = parts(condition.value)
+    found = [(term, factor, _quotient(term, variable)) for term, factor in terms]
+    for term, factor, quotient in found:
+        if quotient is not None and abs(factor) == 1:
+            others = linear([(t, -c * factor) for t, c in terms if t is not term], -constant * factor)
+            if mentions(others, variable):
+                return None
+            inner, divisor = quotient
+            return sub(times(others, divisor), sub(inner, variable)), divisor
+    return None
+
+
+def _quotient(node: Index, variable: Var) -> tuple[Index, int] | None:
+    """`variable + rest` and the divisor of `(variable + rest) // divisor`."""
+    match node:
+        case Arith(op="floordiv", operands=(inner, Const(value=divisor))) if divisor > 0:
+            terms, _ = parts(inner)
+            others = (term for term, _ in terms if term is not variable)
+            alone = dict(terms).get(variable) == 1 and not any(mentions(term, variable) for term in others)
+            return (inner, divisor) if alone else None
+        case _:
+            return None
+
+
+def mentions(node: Index, variable: Var) -> bool:
+    """Whether a variable occurs in a node, free or bound."""
+    pending: list[Index] = [node]
+    seen: set[Index] = set()
+    while pending:
+        here = pending.pop()
+        if here is variable:
+            return True
+        if here not in seen:
+            seen.add(here)
+            pending.extend(here.children())
+    return False
 
 
 def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Index) -> Index:
@@ -453,3 +527,17 @@ def _unrolled(op: str, variable: Var, trips: range, condition: Index, body: Inde
             return minimum(*bodies)
         case _:
             return maximum(*bodies)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+
+def rounded(
+    q_vars: tuple[Var, ...],
+    q_units: tuple[Index, ...],
+    k_vars: tuple[Var, ...],
+    k_units: tuple[Index, ...],
+    keep: Index,
+) -> Index:
+    """A condition on blocks; see `ir.Round`."""
+    return keep if isinstance(keep, Truth) else intern(Round(q_vars, q_units, k_vars, k_units, keep))

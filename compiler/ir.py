@@ -256,6 +256,28 @@ class Choice(Node):
     otherwise: Index
 
 
+@dataclass(frozen=True, eq=False)
+class Round(Node):
+    """`keep` at the units around the place: a truth value that is the same all over a block.
+
+    `q_vars` and `k_vars` stand in `keep` for the values of `q_units`, which depend on the query, and `k_units`, on the
+    key. `keep` itself reads no place: in it queries and keys are variables of aggregates, which run inside the units.
+    """
+
+    operand_fields = ("q_units", "k_units", "keep")
+
+    q_vars: tuple[Var, ...]
+    q_units: tuple[Index, ...]
+    k_vars: tuple[Var, ...]
+    k_units: tuple[Index, ...]
+    keep: Index
+
+    @property
+    def units(self) -> tuple[tuple[Var, Index], ...]:
+        """Every variable with the value it stands for."""
+        return tuple(zip(self.q_vars + self.k_vars, self.q_units + self.k_units, strict=True))
+
+
 Index = (
     Const
     | Place
@@ -274,13 +296,14 @@ Index = (
     | Bool
     | Not
     | Choice
+    | Round
 )
 
 
 def is_truth(node: Index) -> bool:
     """Whether the node's value is a truth value (else an integer)."""
     match node:
-        case Truth() | Sign() | Bool() | Not():
+        case Truth() | Sign() | Bool() | Not() | Round():
             return True
         case Choice():
             return is_truth(node.then)

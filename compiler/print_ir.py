@@ -23,6 +23,7 @@ from attnc.compiler.ir import (
     Pattern,
     Place,
     Reduce,
+    Round,
     Scale,
     Segment,
     Sign,
@@ -163,6 +164,9 @@ def _atom(node: Index) -> str:
             return f"{node.data.name}[{_list(node.indices)}]" if node.indices else node.data.name
         case Reduce():
             return _reduce(node)
+        case Round():
+            units = ", ".join(f"{_atom(var)} = {print_index(unit)}" for var, unit in node.units)
+            return f"round({print_index(node.keep)} per {units})"
         case _:
             raise AssertionError(node)
 

@@ -16,6 +16,7 @@ from attnc.compiler.ir import (
     Lookup,
     Not,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Var,
@@ -92,6 +93,9 @@ def _truth(node: Index, children: tuple[Index, ...]) -> Index:
             return fold.negation(children[0])
         case Choice():
             return fold.choice(*children)
+        case Round():
+            at = len(node.q_units)
+            return fold.rounded(node.q_vars, children[:at], node.k_vars, children[at:-1], children[-1])
         case _:
             raise AssertionError(f"{type(node).__name__} has no operands to change")
 

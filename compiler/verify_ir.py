@@ -21,6 +21,7 @@ from attnc.compiler.ir import (
     Pattern,
     Place,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Tensor,
@@ -114,6 +115,8 @@ def free_variables(root: Index) -> frozenset[Var]:
         below = [free[child] for child in node.children()]
         if isinstance(node, Reduce):
             below = [free[node.low], free[node.high], (free[node.condition] | free[node.body]) - {node.var}]
+        elif isinstance(node, Round):
+            below = [*below[:-1], below[-1] - {*node.q_vars, *node.k_vars}]
         free[node] = frozenset().union(*below)
     return free[root]
 
@@ -201,6 +204,16 @@ def _reduce(node: Reduce) -> Iterator[str]:
     yield from _truths(node.body) if node.op in ("any", "all") else _numbers(node.body)
 
 
+def _round(node: Round) -> Iterator[str]:
+    yield from _numbers(*node.q_units, *node.k_units)
+    yield from _truths(node.keep)
+    if (len(node.q_vars), len(node.k_vars)) != (len(node.q_units), len(node.k_units)):
+        yield "its units and their variables do not pair"
+    for place, units in (("k", node.q_units), ("q", node.k_units), ("q", (node.keep,)), ("k", (node.keep,))):
+        if any(isinstance(below, Place) and below.name == place for unit in units for below in walk(unit)):
+            yield f"`{place}` stands where it has no meaning"
+
+
 def _sign(node: Sign) -> Iterator[str]:
     yield from _numbers(node.value)
     if isinstance(node.value, Const):
@@ -257,4 +270,5 @@ _RULES: dict[type, Callable[..., Iterator[str]]] = {
     Bool: _bool,
     Not: _not,
     Choice: _choice,
+    Round: _round,
 }

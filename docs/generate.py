@@ -73,6 +73,7 @@ DRAWN: dict[str, Picture] = {
         {"frames": 4, "height": 4, "width": 5, "window": [2, 3, 3], "causal": [True, False, False]}, queries=80
     ),
     "power": Picture({"window": 2, "block": 4}),
+    "radial": Picture({"frames": 5, "per_frame": 160, "decay": 0.5, "block": 16}, queries=800),
     "s2_attention": Picture({"block": 4, "local_blocks": 2, "vertical_stride": 4}, head=1),
     "sliding_tile": Picture({"frames": 4, "height": 4, "width": 4, "tile": 2, "kernel": [2, 2, 4]}, queries=70),
     "sliding_window": Picture({"window": 16, "sinks": 2}),

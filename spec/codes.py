@@ -54,6 +54,7 @@ CODES: dict[str, str] = {
     "A218": "`align` is neither `start` nor `end`",
     "A219": "`documents` without an int input by token",
     "A220": "a preset without names",
+    "A221": "a unit that is not of queries alone, or of keys alone",
     # A3xx: types
     "A301": "a value of the wrong type",
     "A302": "a type is missing or unknown",

@@ -151,13 +151,21 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Members:
+    """A variable of an aggregate over the tokens of a unit: positions, each of a token that exists."""
+
+    target: Binder | OneOf["q", "k", "head"]
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Aggregate:
     """`op(body for running, … if condition)`; op: sum mean max min any all count. Later ranges see earlier ones."""
 
     span: Span
     op: str
     body: Expr
-    runnings: tuple[Running, ...]
+    runnings: tuple[Running | Members, ...]
     condition: Expr | None
 
 
@@ -256,6 +264,26 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Unit:
+    """`a = q // block`: the queries, or keys, that share a value; `binder` stands for that value, an int or a list."""
+
+    span: Span
+    binder: Binder
+    place: PlaceName
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """`round`: a pair is visible where `keep` holds for the pair of units around it."""
+
+    span: Span
+    q: Unit
+    k: Unit
+    keep: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Requirement:
     """`require condition`. `stage` is `parameter` where parameters alone decide, else `call`."""
 
@@ -275,7 +303,7 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """One pattern, checked. `visible` is a conjunction; empty means everything.
+    """One pattern, checked. `visible` is a conjunction; empty means everything. `round` then takes whole blocks of it.
 
     `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
     unequal lengths must be refused without it.
@@ -294,6 +322,7 @@ class Program:
     needs_align: bool
     documents: Input | None
     visible: tuple[Expr, ...]
+    round: Round | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

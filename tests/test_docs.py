@@ -146,6 +146,9 @@ pattern example(window: int = 4, rates: real[head] = [1], sizes: int[2] = [3, 3]
 """
 
 
+ROUND = "        per a = q // 4, b = k // 4\n        keep any(visible for q in a, k in b)"
+
+
 def support_table() -> list[tuple[str, str]]:
     text = (ROOT / "spec" / "README.md").read_text(encoding="utf-8")
     return [(found["line"], found["answer"]) for found in SUPPORT.finditer(text)]
@@ -157,7 +160,8 @@ def test_support_table(line: str, answer: str) -> None:
         text = f"{line}\n    state S: [dk, dv]\n    step S = S + outer(k, v)\n    read q @ S\n"
     else:
         body = "\n        visible k <= q" if line.startswith("branch") else ""
-        body = "\n        keep 0 < 1" if line.startswith(("select", "round")) else body
+        body = "\n        keep 0 < 1" if line.startswith("select") else body
+        body = f"\n{ROUND}" if line.startswith("round") else body
         text = f"{PRELUDE}    {line}{body}\n"
     if answer == "yes":
         run_line(text)

@@ -8,7 +8,8 @@ lanes that `and`, `or` and `if` leave alive; elsewhere the operand is never aske
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import isqrt
+from dataclasses import dataclass
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from attnc.compiler.ir import (
     Not,
     Place,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Truth,
@@ -37,9 +39,30 @@ from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
 Array = NDArray[Any]
-Lanes = NDArray[np.bool_]
+Int64 = NDArray[np.int64]
+Alive = NDArray[np.bool_]
 
 WORD = 1 << 63
+
+AT_ONCE = 1 << 21
+"""An aggregate with at most this many values over all lanes is evaluated without a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """Values of variables, a lane an entry, and in each lane a query and a key for a fault to name."""
+
+    variables: Mapping[Var, Int64]
+    q: Int64
+    k: Int64
+
+    def __len__(self) -> int:
+        return len(self.q)
+
+    def take(self, which: NDArray[Any] | slice, more: Mapping[Var, Int64] | None = None) -> Lanes:
+        """Some of the lanes, by mask or number, with more variables."""
+        taken = {variable: value[which] for variable, value in self.variables.items()}
+        return Lanes({**taken, **(more or {})}, self.q[which], self.k[which])
 
 
 def mask(
@@ -67,6 +90,27 @@ def mask(
     return np.ascontiguousarray(np.broadcast_to(value, shape))
 
 
+def values(
+    node: Index,
+    lanes: Lanes,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> Array:
+    """An integer or a condition that reads variables: its value in every lane.
+
+    Raises EvaluationError on a fault.
+    """
+    if not len(lanes):
+        return np.zeros(0, dtype=np.int64)
+    evaluator = _Evaluator(lanes.q[None], lanes.k[None], wide, origins or {})
+    for variable, value in lanes.variables.items():
+        evaluator.bind(variable, value[None])
+    alive = np.ones((1, 1), dtype=np.bool_)
+    found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
+    return np.asarray(np.broadcast_to(found, (1, len(lanes)))[0])
+
+
 def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:
     """A relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
 
@@ -80,7 +124,7 @@ def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], exten
     return np.ascontiguousarray(np.broadcast_to(value, (extent, extent)))
 
 
-def values(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray[np.int64]:
+def integers(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray[np.int64]:
     """An integer on rows and keys `start .. stop`: (rows, keys).
 
     Raises EvaluationError on a fault.
@@ -108,7 +152,7 @@ class _Evaluator:
 
     # --- truth values ---
 
-    def truth(self, node: Index, alive: Lanes) -> Lanes:
+    def truth(self, node: Index, alive: Alive) -> Alive:
         match node:
             case Truth():
                 return np.full((1, 1), node.value)
@@ -127,10 +171,39 @@ class _Evaluator:
                 return np.asarray(self._read(node, alive), dtype=np.bool_)
             case Reduce():
                 return np.asarray(self._reduce(node, alive), dtype=np.bool_)
+            case Round():
+                return self._rounded(node, alive)
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
-    def _junction(self, node: Bool, alive: Lanes) -> Lanes:
+    def bind(self, variable: Var, value: Array) -> None:
+        """Give a variable its value in each lane."""
+        self._variables[variable] = value.astype(self._dtype)
+
+    def _rounded(self, node: Round, alive: Alive) -> Alive:
+        """Each pair of units once: rows of one unit, and keys of one, are alike."""
+        from attnc.compiler.analysis.blocks import decide
+
+        q, k = self._places["q"].ravel().astype(np.int64), self._places["k"].ravel().astype(np.int64)
+        q_units, k_units = self._unit_values(node.q_units, len(q)), self._unit_values(node.k_units, len(k))
+        (q_at, rows), (k_at, keys) = _distinct(q_units), _distinct(k_units)
+        asked = np.zeros((len(q_at), len(k_at)), dtype=np.bool_)
+        row, key = np.nonzero(np.broadcast_to(alive, (len(q), len(k))))
+        asked[rows[row], keys[key]] = True
+        a, b = np.nonzero(asked)
+        at_q, at_k = q_at[a], k_at[b]
+        variables = dict(zip(node.q_vars, q_units[:, at_q], strict=True))
+        variables |= dict(zip(node.k_vars, k_units[:, at_k], strict=True))
+        asked[a, b] = decide(node.keep, Lanes(variables, q[at_q], k[at_k]), self._origins)
+        return asked[rows[:, None], keys[None, :]]
+
+    def _unit_values(self, units: tuple[Index, ...], length: int) -> Int64:
+        """The values of units in each row, or for each key: (units, length)."""
+        everywhere = np.ones((1, 1), dtype=np.bool_)
+        values = [self.integer(unit, everywhere).astype(np.int64).ravel() for unit in units]
+        return np.stack([np.broadcast_to(value, length) for value in values])
+
+    def _junction(self, node: Bool, alive: Alive) -> Alive:
         conjunction = node.op == "and"
         result = np.full((1, 1), conjunction)
         for operand in node.operands:
@@ -143,7 +216,7 @@ class _Evaluator:
 
     # --- integers ---
 
-    def integer(self, node: Index, alive: Lanes) -> Array:
+    def integer(self, node: Index, alive: Alive) -> Array:
         match node:
             case Const():
                 return np.full((1, 1), node.value, dtype=self._dtype)
@@ -169,20 +242,20 @@ class _Evaluator:
             case _:
                 raise AssertionError(f"not specialised: {node}")
 
-    def _linear(self, node: Linear, alive: Lanes) -> Array:
+    def _linear(self, node: Linear, alive: Alive) -> Array:
         total = np.full((1, 1), node.constant, dtype=self._dtype)
         for term, coefficient in node.terms:
             total = total + self.integer(term, alive) * coefficient
         return self._in_word(node, total, alive)
 
-    def _coordinate(self, node: Coord, alive: Lanes) -> Array:
+    def _coordinate(self, node: Coord, alive: Alive) -> Array:
         if node in self._known:
             return self._known[node]
         position = self.integer(node.position, alive) - self.integer(node.offset, alive)
         value = position // self.integer(node.stride, alive)
         return value if node.extent is None else value % self.integer(node.extent, alive)
 
-    def _arith(self, node: Arith, alive: Lanes) -> Array:
+    def _arith(self, node: Arith, alive: Alive) -> Array:
         operands = [self.integer(operand, alive) for operand in node.operands]
         match node.op:
             case "mul":
@@ -204,7 +277,7 @@ class _Evaluator:
             case _:
                 return self._function(node, operands, alive)
 
-    def _function(self, node: Arith, operands: list[Array], alive: Lanes) -> Array:
+    def _function(self, node: Arith, operands: list[Array], alive: Alive) -> Array:
         match node.op:
             case "bitand":
                 return operands[0] & operands[1]
@@ -218,7 +291,7 @@ class _Evaluator:
                 n = np.where(negative, 0, operands[0])
                 return _bitlen(n) if node.op == "bitlen" else _isqrt(n)
 
-    def _power(self, node: Arith, base: Array, exponent: Array, alive: Lanes) -> Array:
+    def _power(self, node: Arith, base: Array, exponent: Array, alive: Alive) -> Array:
         self._fault(node, exponent < 0, alive, "a negative exponent")
         if not self._wide:  # no power passes 64 bits here, in any lane
             return np.asarray(np.power(base, np.maximum(exponent, 0)), dtype=np.int64)
@@ -231,13 +304,16 @@ class _Evaluator:
 
     # --- aggregates and reads ---
 
-    def _reduce(self, node: Reduce, alive: Lanes) -> Array:
+    def _reduce(self, node: Reduce, alive: Alive) -> Array:
         low, high = self.integer(node.low, alive), self.integer(node.high, alive)
         result, found = self._start(node), np.zeros((1, 1), dtype=np.bool_)
         wanted = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
         if wanted.any():
             first = int(np.where(wanted, low, WORD - 1).min())
             last = int(np.where(wanted, high, -WORD).max())
+            at_once = self._reduce_at_once(node, alive, low, high, range(first, last))
+            if at_once is not None:
+                return at_once
             for i in range(first, last):
                 self._variables[node.var] = np.full((1, 1), i, dtype=self._dtype)
                 inside = alive & (low <= i) & (i < high)
@@ -249,12 +325,46 @@ class _Evaluator:
             self._fault(node, ~found, alive, f"`{node.op}` of nothing")
         return result
 
+    def _reduce_at_once(self, node: Reduce, alive: Alive, low: Array, high: Array, span: range) -> Array | None:
+        """The aggregate with an axis for its variable; None where that is too much, or where some value is a fault.
+
+        A fault counts only if the loop, which stops where the answer is known, would meet it.
+        """
+        lanes = [alive, low, high, *self._places.values(), *self._variables.values()]
+        shape = np.broadcast_shapes(*(lane.shape for lane in lanes))
+        if self._wide or prod(shape) * len(span) > AT_ONCE:
+            return None
+        i = np.arange(span.start, span.stop, dtype=np.int64).reshape(-1, *[1] * len(shape))
+        known = dict(self._variables)
+        self._variables[node.var] = i
+        try:
+            inside = alive & (low <= i) & (i < high)
+            inside = inside & self.truth(node.condition, inside)
+            return self._collected(node, inside, alive)
+        except EvaluationError:
+            return None
+        finally:
+            self._variables = known
+
+    def _collected(self, node: Reduce, inside: Alive, alive: Alive) -> Array:
+        """An aggregate over the first axis of its lanes."""
+        if is_truth(node):
+            body = self.truth(node.body, inside)
+            return np.asarray((inside & body).any(0) if node.op == "any" else (~inside | body).all(0))
+        body = self.integer(node.body, inside)
+        if node.op == "sum":
+            return np.asarray(np.where(inside, body, 0).sum(0))
+        self._fault(node, ~inside.any(0), alive, f"`{node.op}` of nothing")
+        if node.op == "min":
+            return np.asarray(np.where(inside, body, WORD - 1).min(0))
+        return np.asarray(np.where(inside, body, -WORD).max(0))
+
     def _start(self, node: Reduce) -> Array:
         if is_truth(node):
             return np.full((1, 1), node.op == "all")
         return np.zeros((1, 1), dtype=self._dtype)
 
-    def _step(self, node: Reduce, result: Array, found: Lanes, inside: Lanes) -> Array:
+    def _step(self, node: Reduce, result: Array, found: Alive, inside: Alive) -> Array:
         match node.op:
             case "any":
                 return result | (inside & self.truth(node.body, inside & ~result))
@@ -268,7 +378,7 @@ class _Evaluator:
                 extreme = np.minimum if node.op == "min" else np.maximum
                 return np.where(inside, np.where(found, extreme(result, value), value), result)
 
-    def _read(self, node: DataRead, alive: Lanes) -> Array:
+    def _read(self, node: DataRead, alive: Alive) -> Array:
         at = [
             self._checked_index(node, self.integer(index, alive), size, alive)
             for index, size in zip(node.indices, node.data.array.shape, strict=True)
@@ -281,31 +391,37 @@ class _Evaluator:
 
     # --- faults ---
 
-    def _checked_index(self, node: Index, index: Array, size: int, alive: Lanes) -> NDArray[np.int64]:
+    def _checked_index(self, node: Index, index: Array, size: int, alive: Alive) -> NDArray[np.int64]:
         outside = (index < 0) | (index >= size)
         name = f"`{node.data.name}`" if isinstance(node, DataRead) else "a list"
         self._fault(node, outside, alive, f"an index outside {name}, which has {size} entries there")
         return np.where(outside, 0, index).astype(np.int64)
 
-    def _divisor(self, node: Index, divisor: Array, alive: Lanes) -> Array:
+    def _divisor(self, node: Index, divisor: Array, alive: Alive) -> Array:
         zero = divisor == 0
         self._fault(node, zero, alive, "division by zero")
         return np.where(zero, 1, divisor)
 
-    def _in_word(self, node: Index, value: Array, alive: Lanes) -> Array:
+    def _in_word(self, node: Index, value: Array, alive: Alive) -> Array:
         if self._wide:
             self._fault(node, (value >= WORD) | (value < -WORD), alive, "a number past 64 bits")
         return value
 
-    def _fault(self, node: Index, bad: Any, alive: Lanes, what: str) -> None:
+    def _fault(self, node: Index, bad: Any, alive: Alive, what: str) -> None:
         lanes = np.asarray(bad, dtype=np.bool_) & alive
         if not lanes.any():
             return
         shapes = (lanes.shape, self._places["q"].shape, self._places["k"].shape)
         full = np.broadcast_to(lanes, np.broadcast_shapes(*shapes))
-        row, column = (int(i) for i in np.argwhere(full)[0])
-        q, k = self._places["q"][row, 0], self._places["k"][0, column]
+        at = tuple(np.argwhere(full)[0][-2:])
+        q, k = (np.broadcast_to(self._places[place], full.shape[-2:])[at] for place in ("q", "k"))
         raise EvaluationError("A901", f"{what}, at query row {q} and key {k}", self._origins.get(node))
+
+
+def _distinct(values: Int64) -> tuple[Int64, Int64]:
+    """A column of each kind, and for every column the number of its kind."""
+    _, first, number = np.unique(values, axis=1, return_index=True, return_inverse=True)
+    return first, number.reshape(-1)
 
 
 def _bitlen(n: Array) -> Array:

@@ -17,10 +17,14 @@ _M2 = np.uint64(0x94D049BB133111EB)
 
 def mix(values: NDArray[np.int64] | Hash) -> Hash:
     """The splitmix64 finaliser of each entry."""
-    x = values.astype(np.uint64) + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * _M1
-    x = (x ^ (x >> np.uint64(27))) * _M2
-    return np.asarray(x ^ (x >> np.uint64(31)))
+    x = values.astype(np.uint64)
+    x += _GOLDEN
+    x ^= x >> np.uint64(30)
+    x *= _M1
+    x ^= x >> np.uint64(27)
+    x *= _M2
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def combine(*hashes: Hash) -> Hash:

@@ -8,7 +8,7 @@ class. What a box decides (`true`, `false`) does not enter the key. Bounds satur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce as accumulate
 from typing import Any, TypeVar
@@ -31,6 +31,7 @@ from attnc.compiler.ir import (
     Not,
     Place,
     Reduce,
+    Round,
     Sign,
     TableRead,
     Truth,
@@ -109,18 +110,34 @@ _TRUE_KEY = constant_hash("true")
 _FALSE_KEY = constant_hash("false")
 
 
+Ranges = Mapping[Var, tuple[Int64, Int64]]
+"""Ends (included) of variables on each box."""
+
+_NOWHERE = Boxes(*(np.zeros(1, dtype=np.int64) for _ in range(4)))
+
+
+def analyse_variables(ranges: Ranges, *, keyed: bool = True) -> Analysis:
+    """An analysis of conditions that read variables instead of places."""
+    return Analysis(_NOWHERE, keyed=keyed, variables=ranges)
+
+
 class Analysis:
     """One pass over a relation for one set of boxes; nodes are visited once."""
 
-    def __init__(self, boxes: Boxes, *, keyed: bool = True) -> None:
+    def __init__(self, boxes: Boxes, *, keyed: bool = True, variables: Ranges | None = None) -> None:
         self.saturated = False
         self._keyed = keyed
         self._places = {
             "q": self._leaf("q", boxes.q_low, boxes.q_high),
             "k": self._leaf("k", boxes.k_low, boxes.k_high),
         }
-        self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high)
-        self._variables: dict[Var, Ints] = {}
+        ranges = variables or {}
+        ends = [end for bounds in ranges.values() for end in bounds]
+        self._here = self._name("here", boxes.q_low, boxes.q_high, boxes.k_low, boxes.k_high, *ends)
+        self._variables = {
+            v: self._leaf(_name_of(v), self._clipped(low), self._clipped(high)) for v, (low, high) in ranges.items()
+        }
+        self._ends: dict[Var, tuple[Index, Index]] = {}
         self._ints: dict[Index, Ints] = {}
         self._truths: dict[Index, Truths] = {}
 
@@ -156,6 +173,8 @@ class Analysis:
                 return _decided(state, self._name(value.shape, value.offset))
             case Reduce():
                 return self._quantified(node)
+            case Round():
+                return self._rounded(node)
             case _:
                 raise AssertionError(f"not a truth value: {node}")
 
@@ -191,23 +210,44 @@ class Analysis:
         return _decided(state, key)
 
     def _quantified(self, node: Reduce) -> Truths:
-        low, high, inside, body = self._loop(node)
+        low, high, inside = self._loop(node)
+        body = self.truth(node.body)
         surely_empty = (low.low >= high.high) | (inside.state == FALSE)
         surely_some = (low.high < high.low) & (inside.state == TRUE)
         closing, neutral = (TRUE, FALSE) if node.op == "any" else (FALSE, TRUE)
         state = np.where(surely_empty | (body.state == neutral), neutral, UNKNOWN)
         state = np.where(surely_some & (body.state == closing), closing, state)
-        return _decided(state.astype(np.int8), self._here)
+        return _decided(state.astype(np.int8), self._loop_name(node, low, high, inside.key, body.key))
 
-    def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths, Truths]:
-        """Bounds of an aggregate's range, and its condition and body over the whole range at once."""
+    def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths]:
+        """Bounds of an aggregate's range, and its condition over the whole range; its variable is then bound to it."""
         low, high = self.integer(node.low), self.integer(node.high)
         last = np.maximum(high.high - 1, low.low)
-        if node.var in self._variables:
+        ends = (node.low, node.high)
+        if self._ends.setdefault(node.var, ends) != ends:
             self._forget(node.var)
-        self._variables[node.var] = Ints(low.low, last, self._here, np.zeros(1, dtype=np.int64))
-        body = self.truth(node.body) if is_truth(node) else _decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
-        return low, high, self.truth(node.condition), body
+            self._ends[node.var] = ends
+        self._variables[node.var] = self._known(self._leaf(_name_of(node.var), low.low, last))
+        return low, high, self.truth(node.condition)
+
+    def _loop_name(self, node: Reduce, low: Ints, high: Ints, *parts: Hash | Int64) -> Hash:
+        """The shape of an aggregate: its variable is counted from the least value that it has on the box."""
+        ends = (low.shape, low.offset - low.low, high.shape, high.offset - low.low)
+        return self._name(node.op, *ends, *parts)
+
+    def _rounded(self, node: Round) -> Truths:
+        """The condition over the units that a box touches; where they are few, each is decided exactly."""
+        units = [self.integer(unit) for _, unit in node.units]
+        ranges = {var: (u.low, u.high) for (var, _), u in zip(node.units, units, strict=True)}
+        analysis = analyse_variables(ranges, keyed=False)
+        state, key = analysis.truth(node.keep).state, _ZERO
+        self.saturated |= analysis.saturated
+        if self._keyed:
+            from attnc.compiler.analysis.blocks import refine
+
+            state, key = refine(node.keep, ranges, state)
+        places = [part for u in units for part in (u.shape, u.offset - u.low)]
+        return _decided(state, self._name("round", key, *places))
 
     def _forget(self, variable: Var) -> None:
         """Drop what was found under another range: loops that were written out leave inner ones of one variable."""
@@ -259,8 +299,10 @@ class Analysis:
         return total
 
     def _add(self, a: Ints, b: Ints) -> Ints:
-        low = np.where((a.low <= -LIMIT) | (b.low <= -LIMIT), -LIMIT, self._clipped(a.low + b.low))
-        high = np.where((a.high >= LIMIT) | (b.high >= LIMIT), LIMIT, self._clipped(a.high + b.high))
+        low, high = self._clipped(a.low + b.low), self._clipped(a.high + b.high)
+        if self.saturated:  # else no bound here is at the limit
+            low = np.where((a.low <= -LIMIT) | (b.low <= -LIMIT), -LIMIT, low)
+            high = np.where((a.high >= LIMIT) | (b.high >= LIMIT), LIMIT, high)
         return self._known(Ints(low, high, _sum_hash(a.shape, b.shape), a.offset + b.offset))
 
     def _scaled(self, a: Ints, factor: int) -> Ints:
@@ -296,6 +338,8 @@ class Analysis:
 
     def _known(self, value: Ints) -> Ints:
         """A point is a constant; where a bound saturates, the decomposition is given up: no box shares it."""
+        if not self._keyed:
+            return _bounded(value.low, value.high)
         point = value.low == value.high
         shape, offset = np.where(point, _ZERO, value.shape), np.where(point, value.low, value.offset)
         lost = (value.low <= -LIMIT) | (value.high >= LIMIT)
@@ -327,6 +371,8 @@ class Analysis:
         if not _is_positive_constant(b):
             return self._general_division(a, b)
         c = b.low
+        if not self._keyed:
+            return _bounded(_divided(a.low, c), _divided(a.high, c))
         shape = np.where(a.shape == _ZERO, _ZERO, self._name("//", a.shape, a.offset % c, c))
         return self._known(Ints(_divided(a.low, c), _divided(a.high, c), shape, a.offset // c))
 
@@ -350,6 +396,8 @@ class Analysis:
         bounded = (a.low > -LIMIT) & (a.high < LIMIT)
         straight = bounded & (a.low // c == a.high // c)
         low, high = np.where(straight, a.low % c, 0), np.where(straight, a.high % c, c - 1)
+        if not self._keyed:
+            return _bounded(low, high)
         wrapped = self._name("%", a.shape, a.offset % c, c)
         constant = a.shape == _ZERO
         shape = np.where(straight, a.shape, np.where(constant, _ZERO, wrapped))
@@ -360,6 +408,8 @@ class Analysis:
         below, above = (a, b) if op == "min" else (b, a)
         take = np.minimum if op == "min" else np.maximum
         low, high = take(a.low, b.low), take(a.high, b.high)
+        if not self._keyed:
+            return _bounded(low, high)
         mixed = self._name(op, a.shape, a.offset - b.offset, b.shape)
         state = np.where(a.high <= b.low, TRUE, np.where(b.high <= a.low, FALSE, UNKNOWN))
         shape = _pick(state, below.shape, above.shape, mixed)
@@ -370,6 +420,8 @@ class Analysis:
         straddles = (a.low < 0) & (a.high > 0)
         low = np.where(straddles, 0, np.minimum(np.abs(a.low), np.abs(a.high)))
         high = np.maximum(np.abs(a.low), np.abs(a.high))
+        if not self._keyed:
+            return _bounded(low, high)
         state = np.where(a.low >= 0, TRUE, np.where(a.high <= 0, FALSE, UNKNOWN))
         mixed = self._name("abs", a.shape, a.offset)
         offset = _pick(state, a.offset, negative.offset, np.zeros(1, dtype=np.int64))
@@ -383,26 +435,29 @@ class Analysis:
         condition, then, otherwise = self.truth(node.condition), self.integer(node.then), self.integer(node.otherwise)
         low = _pick(condition.state, then.low, otherwise.low, np.minimum(then.low, otherwise.low))
         high = _pick(condition.state, then.high, otherwise.high, np.maximum(then.high, otherwise.high))
+        if not self._keyed:
+            return _bounded(low, high)
         mixed = self._name("if", condition.key, then.shape, then.offset - otherwise.offset, otherwise.shape)
         shape = _pick(condition.state, then.shape, otherwise.shape, mixed)
         offset = _pick(condition.state, then.offset, otherwise.offset, otherwise.offset)
         return Ints(low, high, shape, offset)
 
     def _aggregate(self, node: Reduce) -> Ints:
-        low, high, inside, _ = self._loop(node)
+        low, high, inside = self._loop(node)
         body = self.integer(node.body)
+        shape = self._loop_name(node, low, high, inside.key, body.shape, body.offset)
         if node.op != "sum":
-            return self._known(Ints(body.low, body.high, self._here, np.zeros(1, dtype=np.int64)))
+            return self._known(Ints(body.low, body.high, shape, np.zeros(1, dtype=np.int64)))
         trips = np.maximum(self._clipped(high.high - low.low), 0)
         surely = np.where(inside.state == TRUE, np.maximum(high.low - low.high, 0), 0)
         most, least = _count(trips), _count(surely)
         top = np.maximum(self._product(body.high, most.high), self._product(body.high, least.high))
         bottom = np.minimum(self._product(body.low, most.high), self._product(body.low, least.high))
-        return self._known(Ints(bottom, top, self._here, np.zeros(1, dtype=np.int64)))
+        return self._known(Ints(bottom, top, shape, np.zeros(1, dtype=np.int64)))
 
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
-        low, high = RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices])
+        low, high = map(self._clipped, RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices]))
         constant = low == high
         return Ints(low, high, np.where(constant, _ZERO, self._here), np.where(constant, low, 0))
 
@@ -410,6 +465,8 @@ class Analysis:
 
     def _mixed(self, op: str, low: Int64, high: Int64, *operands: Ints) -> Ints:
         """A function of its operands' values: the shape takes in shapes and offsets; a point is a constant."""
+        if not self._keyed:
+            return _bounded(low, high)
         shape = self._name(op)
         for operand in operands:
             shape = self._name(shape, operand.shape, operand.offset)
@@ -428,6 +485,17 @@ _ZERO: Hash = np.zeros(1, dtype=np.uint64)
 """The shape of a constant: nothing varies inside the box."""
 
 V = TypeVar("V")
+
+_NO_OFFSET = np.zeros(1, dtype=np.int64)
+
+
+def _bounded(low: Int64, high: Int64) -> Ints:
+    """Bounds alone, where keys are not wanted."""
+    return Ints(low, high, _ZERO, _NO_OFFSET)
+
+
+def _name_of(variable: Var) -> str:
+    return f"{variable.name}'{variable.serial}"
 
 
 def _once(known: dict[Index, V], node: Index, compute: Callable[[Index], V]) -> V:
@@ -448,6 +516,8 @@ def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
 
 def _decided(state: NDArray[np.int8], key: Hash) -> Truths:
     """Decided boxes share the two keys of truth and falsehood."""
+    if key is _ZERO:
+        return Truths(state, key)
     return Truths(state, np.where(state == TRUE, _TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
 
 

@@ -245,4 +245,4 @@ def _named(part: Index, leaves: Leaves, parts: dict[Var, Index]) -> Var:
 def _values(parts: Sequence[Index], axis: Axis) -> NDArray[np.int64]:
     """The distinct combinations of values of integers over all pairs of coordinates of an axis, one a row."""
     span = (0, axis.extent)
-    return np.unique(np.stack([exact.values(part, span, span).ravel() for part in parts], axis=1), axis=0)
+    return np.unique(np.stack([exact.integers(part, span, span).ravel() for part in parts], axis=1), axis=0)

@@ -13,7 +13,8 @@ from attnc.compiler import fold, ir
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.rational import Number, Rational
-from attnc.compiler.rewrite import variables
+from attnc.compiler.lowering.units import Loop, Members, Token
+from attnc.compiler.rewrite import substitute, variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
@@ -32,6 +33,8 @@ class Scope:
     k: Index = field(default_factory=lambda: fold.place("k"))
     head: Index = field(default_factory=lambda: fold.head_index("head"))
     names: tuple[tuple[checked.Binder, Lowered], ...] = ()
+    coordinates: tuple[tuple[str, tuple[Index, ...]], ...] = ()
+    """By place, where they are known better than by dividing its position."""
 
     def bind(self, binder: checked.Binder, value: Lowered) -> Scope:
         """The scope inside which `binder` stands for `value`."""
@@ -54,6 +57,7 @@ class Lowering:
     per_head: frozenset[str]
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
+    units: dict[checked.Unit, Members] = field(default_factory=dict)
     origins: dict[Index, Span] = field(default_factory=dict)
     _memo: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
     _serial: int = 0
@@ -127,6 +131,9 @@ class Lowering:
         return _constant(value)
 
     def _coordinate(self, expr: checked.Coordinate, scope: Scope) -> Index:
+        known = dict(scope.coordinates).get(expr.place)
+        if known is not None:
+            return known[expr.axis]
         segment = self.segments[expr.segment]
         stride = fold.const(1)
         for _, extent in segment.axes[expr.axis + 1 :]:
@@ -200,15 +207,30 @@ class Lowering:
     # --- aggregates ---
 
     def _aggregate(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
-        loops = []
+        loops: list[Loop] = []
+        conditions = []
         for running in expr.runnings:
-            low, high = self.integer(running.low, scope), self.integer(running.high, scope)
-            self._serial += 1
-            variable = fold.var(_target_name(running.target), self._serial)
-            loops.append((variable, low, high))
-            scope = _rebind(scope, running.target, variable)
-        condition = fold.truth(True) if expr.condition is None else self.truth(expr.condition, scope)
-        return self._reduced(expr, self.lower(expr.body, scope), condition, loops)
+            token = self._token(running, scope)
+            loops.extend(token.loops)
+            conditions.append(token.condition)
+            scope = _rebind(scope, running.target, token)
+        if expr.condition is not None:
+            conditions.append(self.truth(expr.condition, scope))
+        return self._reduced(expr, self.lower(expr.body, scope), fold.conjunction(*conditions), loops)
+
+    def _token(self, running: checked.Running | checked.Members, scope: Scope) -> Token:
+        """What a variable runs over."""
+        name = running.target if isinstance(running.target, str) else running.target.name
+        if isinstance(running, checked.Members):
+            return self.units[running.unit].token(lambda: self.variable(name))
+        variable = self.variable(name)
+        low, high = self.integer(running.low, scope), self.integer(running.high, scope)
+        return Token(((variable, low, high),), variable, fold.truth(True), None)
+
+    def variable(self, name: str) -> ir.Var:
+        """A new variable, whose serial is below those of finished aggregates."""
+        self._serial -= 1
+        return fold.var(name, self._serial)
 
     def _reduced(self, expr: checked.Aggregate, body: Lowered, condition: Index, loops: list[Loop]) -> Lowered:
         match expr.op:
@@ -217,7 +239,7 @@ class Lowering:
             case "count":
                 return _nest("sum", fold.choice(_index(body), fold.const(1), fold.const(0)), condition, loops)
             case "mean":
-                total = self._summed("sum", expr.span, body, condition, loops)
+                total = self._summed("sum", expr.span, _counted(body), condition, loops)
                 number = _nest("sum", fold.const(1), condition, loops)
                 empty = fold.zero(number)
                 return exact.choice(empty, fold.const(0), exact.div(total, fold.maximum(number, fold.const(1))))
@@ -235,13 +257,26 @@ class Lowering:
         return total if isinstance(below, ir.Const) and below.value == 1 else exact.div(total, below)
 
 
-Loop = tuple[ir.Var, Index, Index]
+def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, Index, Index]:
+    """An aggregate's variable by the height of its body, so that equal aggregates are one node."""
+    inside = variables(condition) | variables(body)
+    number = 1 + max((v.serial for v in inside if v is not variable), default=0)
+    new = fold.var(variable.name, max(number, 1))
+    return new, substitute(condition, {variable: new}), substitute(body, {variable: new})
+
+
+def _counted(body: Lowered) -> Lowered:
+    """A truth value as 1 or 0; numbers as they are."""
+    if isinstance(body, ir.Node) and ir.is_truth(body):
+        return fold.choice(body, fold.const(1), fold.const(0))
+    return body
 
 
 def _nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
     """Nested one-variable aggregates, innermost last in `loops`."""
-    for variable, low, high in reversed(loops):
+    for loop, low, high in reversed(loops):
         assert op in ("sum", "min", "max", "any", "all")
+        variable, condition, body = _numbered(loop, condition, body)
         body = fold.reduce(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
         extreme = op in ("min", "max")
         condition = (
@@ -250,20 +285,17 @@ def _nest(op: str, body: Index, condition: Index, loops: list[Loop]) -> Index:
     return body
 
 
-def _target_name(target: checked.Binder | str) -> str:
-    return target if isinstance(target, str) else target.name
-
-
-def _rebind(scope: Scope, target: checked.Binder | str, variable: Index) -> Scope:
+def _rebind(scope: Scope, target: checked.Binder | str, token: Token) -> Scope:
     match target:
-        case "q":
-            return replace(scope, q=variable)
-        case "k":
-            return replace(scope, k=variable)
+        case "q" | "k":
+            others = tuple(item for item in scope.coordinates if item[0] != target)
+            known = others if token.coordinates is None else (*others, (target, token.coordinates))
+            scope = replace(scope, coordinates=known)
+            return replace(scope, q=token.position) if target == "q" else replace(scope, k=token.position)
         case "head":
-            return replace(scope, head=variable)
+            return replace(scope, head=token.position)
         case checked.Binder():
-            return scope.bind(target, variable)
+            return scope.bind(target, token.position)
         case _:
             raise AssertionError(target)
 

@@ -6,6 +6,7 @@ from typing import Literal, cast
 
 from attnc.compiler import fold, ir
 from attnc.compiler.lowering.expressions import Lowering, Scope
+from attnc.compiler.lowering.rounding import lower_round
 from attnc.spec import program as checked
 from attnc.spec.types import Dim
 
@@ -22,6 +23,8 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
     tensors = lowering.tensors
     segments = _segments(program.segments, lowering)
     visible = fold.conjunction(*(lowering.truth(expr, Scope()) for expr in program.visible))
+    if program.round is not None:
+        visible = lower_round(program.round, program, lowering)
     requirements = tuple(
         (lowering.truth(r.condition, Scope()), r.span) for r in program.requirements if r.stage == "call"
     )

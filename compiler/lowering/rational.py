@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Const, Index
+from attnc.compiler.ir import Arith, Const, Extent, Index, Linear, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,31 @@ def div(a: Number, b: Number) -> Number:
     if isinstance(bottom, Const) and bottom.value > 0:
         reduced = _reduced(top, bottom.value)
         return reduced if reduced is not None else Rational(top, bottom)
+    if _never_negative(bottom):
+        return Rational(top, bottom)
     negative = fold.less(bottom, fold.const(0))
     return Rational(fold.choice(negative, fold.times(top, -1), top), fold.absolute(bottom))
+
+
+def _never_negative(node: Index) -> bool:
+    """Whether the form alone tells that a value is at least 0."""
+    match node:
+        case Const(value=value):
+            return value >= 0
+        case Place() | Extent():
+            return True
+        case Linear():
+            return node.constant >= 0 and all(c >= 0 and _never_negative(t) for t, c in node.terms)
+        case Arith(op="abs" | "isqrt" | "bitlen"):
+            return True
+        case Arith(op="max"):
+            return any(map(_never_negative, node.operands))
+        case Arith(op="mul" | "min" | "floordiv" | "bitand" | "bitor"):
+            return all(map(_never_negative, node.operands))
+        case Arith(op="pow"):
+            return _never_negative(node.operands[0])
+        case _:
+            return False
 
 
 def _reduced(top: Index, bottom: int) -> Number | None:

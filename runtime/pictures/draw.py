@@ -140,7 +140,14 @@ def _relation(bound: BoundProgram) -> str:
     lines = (re.sub(r"#[^\n]*", "", node.span.text) for node in bound.program.visible)
     text = " and ".join(f"({line})" if len(bound.program.visible) > 1 else line for line in lines)
     documents = f"documents {bound.program.documents.name}; " if bound.program.documents else ""
-    return f"{documents}visible {' '.join(text.split())}" if text else f"{documents}everything is visible"
+    visible = f"visible {' '.join(text.split())}" if text else "everything is visible"
+    return f"{documents}{visible}{_rounded(bound)}"
+
+
+def _rounded(bound: BoundProgram) -> str:
+    """The condition on blocks, where there is one."""
+    item = bound.program.round
+    return f"; round, per {item.q.span.text}, {item.k.span.text}" if item else ""
 
 
 def _reaches(bound: BoundProgram, longest: int) -> list[str]:

@@ -11,7 +11,7 @@ from typing_extensions import assert_never
 from attnc.spec import program
 from attnc.spec.checks.forms import BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant, of_type
 from attnc.spec.checks.guards import Facts, Guards
-from attnc.spec.checks.measure import Measures
+from attnc.spec.checks.measure import Measures, first_use
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import SIZES
@@ -37,7 +37,7 @@ def check_pattern(pattern: program.Program, spare: tuple[program.Definition, ...
     checker = Checker(pattern, report)
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
-    needs = checker.relation(pattern.visible)
+    needs = checker.relation(pattern.visible) | checker.round(pattern.round)
     for definition in spare:
         if not definition.parameters:
             checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
@@ -57,6 +57,7 @@ class Checker:
         self._parameters = {p.name: p for p in pattern.parameters}
         self._sizes = _size_stages(pattern)
         self._uses: list[Span] = []
+        self._in_unit = False
         self._complaints: set[tuple[str, Span]] = set()
         self._known: dict[object, Finding] = {}
 
@@ -98,8 +99,7 @@ class Checker:
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
         """What the conjunction of the `visible` lines needs."""
-        segments = frozenset(self._pattern.segments)
-        facts = Facts(segments, segments)
+        facts = self._everywhere()
         needs: frozenset[str] = frozenset()
         for line in lines:
             found = self.find(line, {}, facts)
@@ -107,6 +107,40 @@ class Checker:
             facts = self._guards.after(line, True, facts)
             needs |= found.needs
         return needs
+
+    def round(self, item: program.Round | None) -> frozenset[str]:
+        """What the units and the condition of a `round` need; nothing where there is none."""
+        if item is None:
+            return frozenset()
+        facts = self._everywhere()
+        found = {unit: self._unit(unit, facts) for unit in (item.q, item.k)}
+        env = {unit.binder: Finding(f.form, f.needs - {"q", "k"}, None, f.natural) for unit, f in found.items()}
+        keep = self.find(item.keep, env, facts)
+        self._rules.boolean(item.keep, keep, "what `keep` asks")
+        for unit in (item.q, item.k):
+            self._check_bound(item, unit)
+        return keep.needs.union(*(f.needs for f in found.values()))
+
+    def _unit(self, unit: program.Unit, facts: Facts) -> Finding:
+        self._in_unit = True
+        found = self.find(unit.value, {}, facts)
+        self._in_unit = False
+        item = found.form.item
+        self._rules.integer(unit.value, found if item is None else Finding(item), "a unit")
+        return found
+
+    def _check_bound(self, item: program.Round, unit: program.Unit) -> None:
+        """In a block there is no one query and no one key: each runs over its unit."""
+        at = first_use(item.keep, unit.place, self._measures)
+        if at is not None:
+            name = unit.binder.name
+            message = f"`keep` asks about whole blocks, and this depends on one `{unit.place}` of them"
+            help_ = f"let it run: `any(… for {unit.place} in {name})`; the block itself is `{name}`"
+            self._complain("A206", message, at, f"which `{unit.place}` of `{name}`?", help=help_)
+
+    def _everywhere(self) -> Facts:
+        segments = frozenset(self._pattern.segments)
+        return Facts(segments, segments)
 
     # --- expressions -------------------------------------------------------------------------------------------------
 
@@ -164,13 +198,14 @@ class Checker:
         axis = node.segment.axes[node.axis]
         also = (Label(axis.span, "the axis"), *self._used_here())
         name = node.segment.name
+        test = f"test it first: `{node.place} in {name} and …`"
         self._report.error(
             "A407",
             f"`{node.place}.{axis.name}` is read where `{node.place}` may be outside `{name}`",
             node.span,
             f"`{node.place}` is not known to be in `{name}`",
             also=also,
-            help=f"test it first: `{node.place} in {name} and …`",
+            help=f"every token is in a unit: divide its position, `{node.place} // 64`" if self._in_unit else test,
         )
         return found
 
@@ -259,11 +294,10 @@ class Checker:
     def _aggregate(self, node: program.Aggregate, env: Environment, facts: Facts | None) -> Finding:
         inner, bound, needs = dict(env), set[str](), set[str]()
         for running in node.runnings:
-            ends = [self._range_end(end, inner, facts) for end in (running.low, running.high)]
-            range_needs = ends[0].needs | ends[1].needs
+            range_needs, natural = self._domain(running, inner, facts)
             needs |= range_needs - bound
             if isinstance(running.target, program.Binder):
-                inner[running.target] = Finding(INT, range_needs, natural=ends[0].natural)
+                inner[running.target] = Finding(INT, range_needs, natural=natural)
             else:
                 bound |= {running.target, "row"} if running.target == "q" else {running.target}
                 facts = self._anywhere(running.target, facts)
@@ -276,6 +310,15 @@ class Checker:
         needs |= body.needs - bound
         form = self._aggregate_form(node, body)
         return Finding(form, frozenset(needs), None, body.natural or node.op == "count")
+
+    def _domain(
+        self, running: program.Running | program.Members, env: Environment, facts: Facts | None
+    ) -> tuple[frozenset[str], bool]:
+        """What a domain needs, and whether its members are never negative."""
+        if isinstance(running, program.Members):
+            return env.get(running.unit.binder, NOTHING).needs | {"length"}, True
+        ends = [self._range_end(end, env, facts) for end in (running.low, running.high)]
+        return ends[0].needs | ends[1].needs, ends[0].natural
 
     def _range_end(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
         found = self.find(node, env, facts)
@@ -293,7 +336,7 @@ class Checker:
             return INT if node.op == "count" else BOOL
         if not self._rules.exact(node.body, body, f"`{node.op}`"):
             return UNKNOWN
-        if node.op == "mean":
+        if node.op == "mean" and (body.form.is_number or body.form == BOOL):
             return REAL
         if body.form.is_number:
             return body.form

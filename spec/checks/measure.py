@@ -5,9 +5,10 @@ The limits here let every later stage recurse over a program, definitions includ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.spec import program
+from attnc.spec.source import Span
 
 MAX_HEIGHT = 200
 MAX_LOOPS = 4
@@ -15,11 +16,12 @@ MAX_LOOPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """`free` holds the binders that something outside must bind."""
+    """`free` holds the binders that something outside must bind, `places` those of q and k that no `for` binds."""
 
     height: int
     loops: int
     free: frozenset[program.Binder]
+    places: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ def children(node: program.Expr) -> tuple[program.Expr, ...]:
         case program.Choice(condition=condition, then=then, otherwise=otherwise):
             return (condition, then, otherwise)
         case program.Aggregate(body=body, runnings=runnings, condition=condition_):
-            ends = tuple(e for r in runnings for e in (r.low, r.high))
+            ends = tuple(e for r in runnings for e in range_ends(r))
             return (*ends, body) if condition_ is None else (*ends, body, condition_)
         case program.Table(items=items):
             return items
@@ -50,6 +52,26 @@ def children(node: program.Expr) -> tuple[program.Expr, ...]:
             return (table, index)
         case _:
             return ()
+
+
+def range_ends(running: program.Running | program.Members) -> tuple[program.Expr, ...]:
+    """The expressions of a domain."""
+    return (running.low, running.high) if isinstance(running, program.Running) else ()
+
+
+def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None:
+    """Where an expression first reads a place that no `for` in it binds; a use of a definition is one place."""
+    if place not in measures.of(node).places:
+        return None
+    if isinstance(node, program.Aggregate):
+        for running in node.runnings:
+            for end in range_ends(running):
+                if place in measures.of(end).places:
+                    return first_use(end, place, measures)
+            if running.target == place:
+                return None
+    found = (first_use(child, place, measures) for child in children(node))
+    return next((span for span in found if span is not None), node.span)
 
 
 class Measures:
@@ -64,22 +86,39 @@ class Measures:
         height = 1 + max((m.height for m in inner), default=0)
         loops = max((m.loops for m in inner), default=0)
         free = frozenset[program.Binder]().union(*(m.free for m in inner))
+        places = frozenset[str]().union(*(m.places for m in inner))
         match node:
             case program.Local(binder=binder):
                 free = frozenset({binder})
+            case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
+                places = frozenset({place})
             case program.Aggregate(runnings=runnings):
                 loops += len(runnings)
                 free -= {r.target for r in runnings if isinstance(r.target, program.Binder)}
+                free |= {r.unit.binder for r in runnings if isinstance(r, program.Members)}
+                places = self._free_places(node)
             case program.DefinitionUse(definition=definition):
                 body = self.of_definition(definition)
-                height, loops, free = height + body.height, loops + body.loops, free | body.free
-        return Measure(height, loops, free)
+                height, loops = height + body.height, loops + body.loops
+                free, places = free | body.free, places | body.places
+        return Measure(height, loops, free, places)
+
+    def _free_places(self, node: program.Aggregate) -> frozenset[str]:
+        """The places that an aggregate leaves free: a range does not see the places that it or later ones bind."""
+        free, bound = frozenset[str](), set[str]()
+        for running in node.runnings:
+            for end in range_ends(running):
+                free |= self.of(end).places - bound
+            if isinstance(running.target, str):
+                bound.add(running.target)
+        inside = (node.body,) if node.condition is None else (node.body, node.condition)
+        return free.union(*(self.of(part).places - bound for part in inside))
 
     def of_definition(self, definition: program.Definition) -> Measure:
         """The measure of a definition's body; its own parameters are not free."""
         if definition not in self._known:
             body = self.of(definition.body)
-            self._known[definition] = Measure(body.height, body.loops, body.free - set(definition.parameters))
+            self._known[definition] = replace(body, free=body.free - set(definition.parameters))
         return self._known[definition]
 
     def excess(self, node: program.Expr) -> Excess | None:

@@ -5,7 +5,7 @@ Arguments of definitions are evaluated when, and only if, they are needed, in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
@@ -36,6 +36,9 @@ class Around(Protocol):
 
     def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
         """An element of an input."""
+
+    def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+        """The positions in the unit that is bound in a frame."""
 
     def tick(self, span: Span) -> None:
         """Count one step of work."""
@@ -223,7 +226,7 @@ class Meanings:
     # --- aggregates --------------------------------------------------------------------------------------------------
 
     def _aggregate(self, node: program.Aggregate) -> Meaning:
-        ranges = [(r.target, self.of(r.low), self.of(r.high)) for r in node.runnings]
+        ranges = [(r.target, self._domain(r)) for r in node.runnings]
         body = self.of(node.body)
         condition = self.of(node.condition) if node.condition is not None else None
         fold = _FOLDS[node.op]
@@ -233,18 +236,26 @@ class Meanings:
                 if condition is None or condition(frame):
                     yield frame
                 return
-            target, low, high = ranges[depth]
-            for i in range(_integer(low(frame)), _integer(high(frame))):
+            target, domain = ranges[depth]
+            for i in domain(frame):
                 frame.around.tick(node.span)
                 inner = (
-                    frame.binding(target, _constant(i)) if isinstance(target, program.Binder) else frame.at(target, i)
+                    frame.binding(target, constantly(i)) if isinstance(target, program.Binder) else frame.at(target, i)
                 )
                 yield from frames(inner, depth + 1)
 
         return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
 
+    def _domain(self, running: program.Running | program.Members) -> Callable[[Frame], Sequence[int]]:
+        if isinstance(running, program.Members):
+            unit = running.unit
+            return lambda frame: frame.around.members(unit, frame)
+        low, high = self.of(running.low), self.of(running.high)
+        return lambda frame: range(_integer(low(frame)), _integer(high(frame)))
 
-def _constant(value: int) -> Meaning:
+
+def constantly(value: Value) -> Meaning:
+    """The meaning of a known value."""
     return lambda frame: value
 
 

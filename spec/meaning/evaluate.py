@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result
+from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result, constantly
 from attnc.spec.meaning.segments import TokenLayout
 from attnc.spec.meaning.tensors import Tensors
 from attnc.spec.program import BoundProgram, Value
@@ -49,6 +49,7 @@ class Evaluator:
         self.whole = View(self, queries, keys, 0, 0)
         self._runs: dict[int, list[View]] = {}
         self._lines = [self.meanings.of(line) for line in self.program.visible]
+        self._rounding = Rounding(self.program.round, self.meanings) if self.program.round else None
         self._check_requirements()
 
     @property
@@ -68,6 +69,8 @@ class Evaluator:
             return False
         frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
         self.steps = 0
+        if self._rounding is not None:
+            return self._rounding.keeps(view, frame)
         return all(line(frame) for line in self._lines)
 
     def mask(self, *, head: int = 0, batch: int = 0) -> list[list[bool]]:
@@ -146,6 +149,7 @@ class View:
         self.first_row = first_row
         self.first_key = first_key
         self.shift = keys - queries if call.program.align == "end" else 0
+        self._units: dict[tuple[program.Unit, int, int], dict[Result, list[int]]] = {}
 
     def frame(self, q: int, k: int, head: int, batch: int) -> Frame:
         """The frame of a pair of local positions."""
@@ -191,10 +195,51 @@ class View:
         limits = {"token": (0, self.keys), "key": (0, self.keys), "query": (self.shift, self.shift + self.queries)}
         return self._call.tensors.element(node, indices, head, batch, offsets, limits)
 
+    def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+        """The local positions in the unit that is bound in a frame: rows for queries, keys for keys."""
+        key = (unit, frame.head, frame.batch)
+        if key not in self._units:
+            self._units[key] = self._grouped(unit, frame)
+        value = frame.bound[unit.binder](frame)
+        return self._units[key].get(value, ())
+
+    def _grouped(self, unit: program.Unit, frame: Frame) -> dict[Result, list[int]]:
+        meaning = self._call.meanings.of(unit.value)
+        positions = range(self.shift, self.shift + self.queries) if unit.place == "q" else range(self.keys)
+        groups: dict[Result, list[int]] = {}
+        for position in positions:
+            groups.setdefault(meaning(frame.at(unit.place, position)), []).append(position)
+        return groups
+
     def tick(self, span: Span) -> None:
         """Count one step of work."""
         self._call.steps += 1
         _check_steps(self._call.steps, MAX_STEPS, span)
+
+
+class Rounding:
+    """The `round` of a pattern: its condition, asked once for each pair of units."""
+
+    def __init__(self, item: program.Round, meanings: Meanings) -> None:
+        self._item = item
+        self._units = (meanings.of(item.q.value), meanings.of(item.k.value))
+        self._keep = meanings.of(item.keep)
+        self._known: dict[tuple[object, ...], bool] = {}
+
+    def keeps(self, view: View, frame: Frame) -> bool:
+        """Whether the block of a frame's query and key stays."""
+        values = [_unit_value(unit(frame)) for unit in self._units]
+        key = (view, *values, frame.head, frame.batch)
+        if key not in self._known:
+            for unit, value in zip((self._item.q, self._item.k), values, strict=True):
+                frame = frame.binding(unit.binder, constantly(value))
+            self._known[key] = bool(self._keep(frame))
+        return self._known[key]
+
+
+def _unit_value(value: Result) -> Value:
+    assert not isinstance(value, float)
+    return value
 
 
 class _Alone:
@@ -215,6 +260,9 @@ class _Alone:
 
     def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
         raise AssertionError("an input is not a constant")
+
+    def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+        raise AssertionError("a unit is not a constant")
 
     def tick(self, span: Span) -> None:
         self._steps += 1

@@ -27,6 +27,7 @@ from attnc.spec.names.scope import (
     InputSymbol,
     SegmentSymbol,
     SilentSymbol,
+    UnitSymbol,
 )
 from attnc.spec.report import Report
 from attnc.spec.source import Span
@@ -210,14 +211,33 @@ class ExpressionResolver(NameResolver):
         base = node.base
         if not isinstance(base, syntax.Name):
             return self.refuse("A202", "only places have coordinates", node.span, "write `q.axis` or `k.axis`")
-        if isinstance(self._names.get(base.id), SilentSymbol):
+        symbol = self._names.get(base.id)
+        if isinstance(symbol, SilentSymbol):
             return self.unknown(node.span)
+        if isinstance(symbol, UnitSymbol):
+            return self._of_unit(node, symbol.unit)
         if base.id in self._binders:
             message = "a coordinate of a definition's parameter is not supported yet"
             return self.refuse("A701", message, node.span, "pass the coordinate itself, as in `f(q.y)`")
         if base.id not in POSITIONS:
             return self.refuse("A202", f"`{base.id}` has no coordinates", node.span, "write `q.axis` or `k.axis`")
         return self._coordinate(node, "q" if base.id == "q" else "k")
+
+    def _of_unit(self, node: syntax.Attribute, unit: program.Unit) -> program.Expr:
+        """`b.start`, `b.end` and `b.size`, of the tokens that exist."""
+        span, place = node.span, program.Place(node.span, unit.place)
+        one = program.Literal(span, 1)
+        members = (program.Members(unit.place, unit),)
+        match node.name.id:
+            case "size":
+                return program.Aggregate(span, "sum", one, members, None)
+            case "start":
+                return program.Aggregate(span, "min", place, members, None)
+            case "end":
+                last = program.Aggregate(span, "max", place, members, None)
+                return program.Operation(span, "add", (last, one))
+        help_ = did_you_mean(node.name.id, ("start", "end", "size"), "a unit has `start`, `end` and `size`")
+        return self.refuse("A202", f"a unit has no `{node.name.id}`", node.name.span, help_, "not of a unit")
 
     def _coordinate(self, node: syntax.Attribute, place: program.PlaceName) -> program.Expr:
         around = self._resolver.surroundings
@@ -309,8 +329,9 @@ class ExpressionResolver(NameResolver):
         condition = inner.resolve(node.each.condition) if node.each.condition is not None else None
         return program.Aggregate(node.span, function.id, body, runnings, condition)
 
-    def _running(self, node: syntax.Running) -> program.Running:
-        low, high = self._domain(node)
+    def _running(self, node: syntax.Running) -> program.Running | program.Members:
+        unit = self._unit(node.domain)
+        low, high = (None, None) if unit else self._domain(node)
         name = node.name.id
         if name in REBINDABLE and name not in self._binders:
             target: program.Binder | str = name
@@ -318,7 +339,16 @@ class ExpressionResolver(NameResolver):
             self._check_hiding(node.name)
             target = program.Binder(node.name.span, name)
             self._binders = {**self._binders, name: target}
+        if unit:
+            return program.Members(target, unit)  # type: ignore[arg-type]
         return program.Running(target, low, high)  # type: ignore[arg-type]
+
+    def _unit(self, domain: syntax.Expr | syntax.Range | None) -> program.Unit | None:
+        """The unit that a domain names, None for any other domain."""
+        if not isinstance(domain, syntax.Name) or domain.id in self._binders:
+            return None
+        symbol = self._names.get(domain.id)
+        return symbol.unit if isinstance(symbol, UnitSymbol) else None
 
     def _check_hiding(self, name: syntax.Name) -> None:
         hidden: Span | None = None

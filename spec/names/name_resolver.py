@@ -28,6 +28,7 @@ from attnc.spec.names.scope import (
     SilentSymbol,
     SizeSymbol,
     Symbol,
+    UnitSymbol,
 )
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
@@ -107,6 +108,8 @@ class NameResolver:
                 )
             case DefinitionSymbol(source=source):
                 return self._definition_name(node, source)
+            case UnitSymbol(unit=unit):
+                return program.Local(node.span, unit.binder)
             case SilentSymbol():
                 return self.unknown(node.span)
             case _:

@@ -16,6 +16,7 @@ from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.modules import Scope, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
+from attnc.spec.names.rounding import resolve_round
 from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
@@ -31,7 +32,7 @@ from attnc.spec.types import Type
 
 _T = TypeVar("_T")
 
-_ONCE = ("align", "documents")
+_ONCE = ("align", "documents", "round")
 _LATER_WORDS = {
     "score": "scores",
     "weights": "weights other than the softmax of the score",
@@ -42,7 +43,6 @@ _LATER_WORDS = {
     "pad": "padding",
     "select": "selections",
     "branch": "branches",
-    "round": "rounding to blocks",
     "approximate": "approximation",
     "learned": "learned tensors",
 }
@@ -113,6 +113,7 @@ class _PatternResolver:
             needs_align=False,
             documents=self._documents(),
             visible=visible,
+            round=self._round(),
         )
         return Resolved(result, self._spare(lets))
 
@@ -182,6 +183,11 @@ class _PatternResolver:
                 self._report.error(
                     "A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one"
                 )
+            elif word == "visible" and "round" in first:
+                also = (Label(first["round"].word.span, "rounded here"),)
+                message = "`visible` stands after `round`"
+                help_ = "move it up: `round` takes the relation so far, and ends it"
+                self._report.error("A215", message, item.word.span, "out of place", also=also, help=help_)
             first.setdefault(word, item)
 
     def _later(self, item: syntax.Statement) -> None:
@@ -266,6 +272,10 @@ class _PatternResolver:
                 continue
             self._around.visible.append(line)
         return tuple(self._around.visible)
+
+    def _round(self) -> program.Round | None:
+        blocks = [b for b in self._statements(syntax.Block) if b.word.id == "round"]
+        return resolve_round(blocks[0], self._names, self._resolver, self._report) if blocks else None
 
     def _align(self) -> str | None:
         for item in self._clauses("align"):

@@ -76,13 +76,21 @@ class DefinitionSymbol:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class UnitSymbol:
+    """A unit of a `round`: its value in expressions, its tokens after `in` of a `for`."""
+
+    span: Span
+    unit: program.Unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SilentSymbol:
     """A name whose declaration was refused: its uses are not reported again."""
 
     span: Span
 
 
-Symbol = ParameterSymbol | InputSymbol | SizeSymbol | SegmentSymbol | DefinitionSymbol | SilentSymbol
+Symbol = ParameterSymbol | InputSymbol | SizeSymbol | SegmentSymbol | DefinitionSymbol | UnitSymbol | SilentSymbol
 
 
 def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:

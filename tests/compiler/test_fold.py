@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import expression_trees as trees
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
-from attnc.compiler.ir import Const, Index, Linear, Reduce, Truth
+from attnc.compiler.ir import Arith, Const, Index, Linear, Reduce, Truth
 from attnc.compiler.rewrite import rebuild, walk
 from attnc.spec.errors import EvaluationError
 from expression_trees import Kit, Tree
@@ -182,3 +182,35 @@ def test_truths_fold_away(a: bool, b: bool) -> None:
     assert fold.choice(seen, x, fold.negation(x)) is (seen if a else fold.negation(seen))
     assert isinstance(fold.negation(x), Truth)
     assert fold.negation(fold.negation(seen)) is seen
+
+
+@settings(max_examples=80)
+@given(
+    st.sampled_from(["any", "all", "sum", "count"]),
+    st.integers(1, 5),
+    st.sampled_from([trees.Q, trees.K, trees.DELTA, trees.number(2)]),
+    st.sampled_from([trees.Q, trees.number(1), Tree("sub", (trees.K, trees.number(3)))]),
+)
+def test_a_quotient_asked_cuts_the_range(op: str, divisor: int, rest: Tree, quotient: Tree) -> None:
+    """`… for i in low .. high if (i + rest) // divisor == quotient` runs over that stretch only."""
+    i = trees.name("i")
+    asked = Tree("eq", (Tree("floordiv", (Tree("add", (i, rest)), trees.number(divisor))), quotient))
+    more = Tree("and", (Tree("lt", (i, trees.number(70))), asked))
+    body = Tree("sub", (i, trees.Q)) if op == "sum" else Tree("le", (i, trees.K))
+    for condition in (asked, more):
+        low, high = Tree("sub", (trees.number(0), trees.K)), Tree("add", (trees.Q, trees.number(90)))
+        tree = Tree(op, (low, high, condition, body), name="i")
+        node = trees.build(tree if op in ("any", "all") else Tree("eq", (tree, trees.number(1))))
+        (found,) = (n for n in walk(node) if isinstance(n, Reduce))
+        assert not any(isinstance(n, Arith) and n.op == "floordiv" for n in walk(found.condition))
+        same_values(tree if op in ("any", "all") else Tree("eq", (tree, trees.number(1))), node)
+
+
+def test_bounds_that_cross() -> None:
+    q_low, q_high = fold.less_equal(fold.const(5), Q), fold.less(Q, fold.const(5))
+    assert fold.conjunction(q_low, fold.less(K, Q), q_high) is fold.truth(False)
+    assert fold.disjunction(q_low, fold.less(K, Q), q_high) is fold.truth(True)
+    touching = fold.less_equal(Q, fold.const(5))
+    assert len(fold.conjunction(q_low, touching).children()) == 2
+    apart = fold.disjunction(fold.less(Q, fold.const(5)), fold.less(fold.const(5), Q))
+    assert len(apart.children()) == 2

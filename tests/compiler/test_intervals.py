@@ -17,7 +17,8 @@ import expression_trees as trees
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import FALSE, TRUE, Analysis, Boxes, classify, fits_word
-from attnc.compiler.ir import Data, Index
+from attnc.compiler.ir import Data, Index, Truth, Var
+from attnc.compiler.rewrite import substitute
 from attnc.spec.errors import EvaluationError
 from expression_trees import LONG, Fault, Kit, Tree
 
@@ -206,6 +207,98 @@ def test_variables_of_written_out_loops() -> None:
     relation = fold.reduce("any", i, fold.const(1), fold.const(4), fold.less(Q, fold.const(40)), inner)
     for tile in (1, 2, 5):
         check(relation, tiles(N, N, tile, tile))
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+Keep = Callable[[NDArray[np.bool_]], bool]
+
+
+def at_least(share: Index, whole: Index, numerator: int, denominator: int) -> Index:
+    return fold.less_equal(fold.times(whole, numerator), fold.times(share, denominator))
+
+
+def number_of(variable: Var, low: Index, high: Index, condition: Index) -> Index:
+    return fold.reduce("sum", variable, low, high, fold.truth(True), fold.choice(condition, ONE, ZERO))
+
+
+ONE, ZERO, YES = fold.const(1), fold.const(0), fold.truth(True)
+
+
+@st.composite
+def rounded(draw: st.DrawFn) -> tuple[Index, NDArray[np.bool_], tuple[int, int]]:
+    """A relation in blocks, its mask counted out block by block, and the sizes of a block."""
+    inner = trees.build(
+        draw(st.one_of(trees.truths(2, Kit(aggregates=False, faults=False)), windows_and_coordinates()))
+    )
+    sizes, shifts = [draw(st.integers(1, 9)) for _ in "qk"], [draw(st.integers(0, 11)) for _ in "qk"]
+    numbers, inside = (
+        [fold.var(name, 0) for name in "ab"],
+        [fold.var(name, serial) for name, serial in (("i", 1), ("j", 2))],
+    )
+    starts = [fold.sub(fold.times(n, size), fold.const(s)) for n, size, s in zip(numbers, sizes, shifts, strict=True)]
+    lows = [fold.maximum(ZERO, fold.times(start, -1)) for start in starts]
+    highs = [
+        fold.minimum(fold.const(z), fold.sub(fold.const(N), start)) for z, start in zip(sizes, starts, strict=True)
+    ]
+    visible = substitute(inner, {Q: fold.add(starts[0], inside[0]), K: fold.add(starts[1], inside[1])})
+    rows, columns = (inside[0], lows[0], highs[0]), (inside[1], lows[1], highs[1])
+    height, width = (fold.sub(high, low) for _, low, high in (rows, columns))
+    per_column = number_of(*rows, visible)
+    forms: dict[str, tuple[Index, Keep]] = {
+        "any": (fold.reduce("any", *columns, YES, fold.reduce("any", *rows, YES, visible)), lambda m: bool(m.any())),
+        "all": (fold.reduce("all", *rows, YES, fold.reduce("all", *columns, YES, visible)), lambda m: bool(m.all())),
+        "columns": (
+            at_least(number_of(*columns, at_least(per_column, height, 1, 2)), width, 1, 3),
+            lambda m: 3 * (2 * m.sum(0) >= len(m)).sum() >= m.shape[1],
+        ),
+        "even": (
+            fold.zero(fold.mod(fold.reduce("sum", *columns, YES, per_column), fold.const(2))),
+            lambda m: m.sum() % 2 == 0,
+        ),
+    }
+    keep, counted = forms[draw(st.sampled_from(sorted(forms)))]
+    units = [
+        fold.floordiv(fold.add(p, fold.const(s)), fold.const(z)) for p, s, z in zip((Q, K), shifts, sizes, strict=True)
+    ]
+    relation = fold.rounded((numbers[0],), (units[0],), (numbers[1],), (units[1],), keep)
+    return relation, blockwise(mask_of(inner), sizes, shifts, counted), (sizes[0], sizes[1])
+
+
+@st.composite
+def windows_and_coordinates(draw: st.DrawFn) -> Tree:
+    width = draw(st.integers(0, 12))
+    near = Tree("le", (Tree("abs", (trees.DELTA,)), trees.number(width)))
+    row = draw(st.sampled_from([5, 8, 12]))
+    places = Tree("abs", (minus(mod(trees.Q, row), mod(trees.K, row)),))
+    same = Tree("le", (places, trees.number(draw(st.integers(0, 4)))))
+    frames = Tree("le", (Tree("abs", (minus(div(trees.Q, row), div(trees.K, row)),)), trees.number(1)))
+    return draw(st.sampled_from([near, same, Tree("and", (same, frames)), Tree("or", (near, frames))]))
+
+
+def blockwise(mask: NDArray[np.bool_], sizes: list[int], shifts: list[int], keep: Keep) -> NDArray[np.bool_]:
+    found = np.zeros_like(mask)
+    of_row, of_key = ((np.arange(N) + s) // z for s, z in zip(shifts, sizes, strict=True))
+    for a in set(of_row.tolist()):
+        for b in set(of_key.tolist()):
+            block = np.ix_(of_row == a, of_key == b)
+            found[block] = keep(mask[block])
+    return found
+
+
+@settings(max_examples=120)
+@given(rounded(), st.one_of(tilings(), scattered()))
+def test_blocks(case: tuple[Index, NDArray[np.bool_], tuple[int, int]], many: list[Box]) -> None:
+    """A rounded relation is the count of its blocks; states and keys hold, and what lies in few blocks is decided."""
+    relation, wanted, sizes = case
+    assert (mask_of(relation) == wanted).all()
+    check(relation, many)
+    states = np.broadcast_to(classify(relation, boxes(many)).state, len(many))
+    for box, state in zip(many, states.tolist(), strict=True):
+        part = inside(wanted, box)
+        few = (box[1] - box[0]) // sizes[0] + 2, (box[3] - box[2]) // sizes[1] + 2
+        if not isinstance(relation, Truth) and few[0] * few[1] <= 64:
+            assert (state == TRUE, state == FALSE) == (part.all(), not part.any()), box
 
 
 # --- the ends of 64 bits ---------------------------------------------------------------------------------------------

@@ -113,3 +113,22 @@ def test_a_pattern() -> None:
 def test_documents() -> None:
     text = str(lowered("pattern d\n    input doc: int[token]\n    documents doc\n    visible k <= q\n"))
     assert "    input doc: int[token]\n    documents doc\n" in text
+
+
+ROUNDED = """
+pattern blocks(width: int = 3)
+    align   end
+    visible k <= q
+    round
+        per  a = q // 4, b = (k + 1) // 8
+        keep any(visible for q in a, k in b) and a != width
+"""
+
+
+def test_a_round() -> None:
+    visible = str(lowered(ROUNDED)).splitlines()[3].strip()
+    queries = "max(0, keys - 4 * a'0 - queries) .. min(4, keys - 4 * a'0)"
+    keys = "max(1 - 8 * b'0, 0) .. min(8, 1 + keys - 8 * b'0)"
+    pairs = f"any(any(q'2 + 4 * a'0 + 1 >= 8 * b'0 + k'1 for k'1 in {keys}) for q'2 in {queries})"
+    wanted = f"visible round({pairs} and not a'0 == 3 per a'0 = q // 4, b'0 = (k + 1) // 8)"
+    assert sorted(re.findall(r"\w+|\S", visible)) == sorted(re.findall(r"\w+|\S", wanted))

@@ -58,6 +58,8 @@ BROKEN: dict[str, ir.Index] = {
         ir.intern(ir.Arith("mul", tuple(sorted((Q, fold.const(2)), key=lambda n: n.digest))))
     ),
     "extreme of fewer": fold.zero(ir.intern(ir.Arith("min", (Q,)))),
+    "where it has no meaning": ir.intern(ir.Round((VAR,), (K,), (), (), fold.zero(VAR))),
+    "do not pair": ir.intern(ir.Round((VAR,), (), (), (K,), fold.zero(VAR))),
     "empty table": fold.zero(ir.intern(ir.TableRead((), Q))),
 }
 

@@ -247,3 +247,10 @@ def test_color_only_adds_color() -> None:
     drawing = draw(window(), 24)
     assert re.sub(r"\x1b\[[0-9;]*m", "", to_text(drawing, 80, True)).split() == to_text(drawing, 80, False).split()
     assert "\x1b" not in to_text(drawing, 80, False)
+
+
+def test_a_round_is_said() -> None:
+    attend = compile_attention("radial", frames=2, per_frame=8, block=4)
+    drawing = make_drawing(attend, 16, 16, {})
+    assert drawing.relation.startswith("visible q in text or k in text or first_frame_sink")
+    assert drawing.relation.endswith("; round, per a = q // block, b = k // block")

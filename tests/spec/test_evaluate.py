@@ -329,3 +329,96 @@ def test_values_of_expressions() -> None:
     bound = pattern("align end\nlet gap = q - k\nvisible gap > 0")
     call = Evaluator(bound, queries=2, keys=5)
     assert call.value(bound.program.visible[0], q=1, k=3) is True
+
+
+# --- round ------------------------------------------------------------------------------------------------------------
+
+
+def rounded(body: str, units: str, keep: str) -> BoundProgram:
+    lines = "".join(f"    {line.strip()}\n" for line in body.strip().splitlines())
+    text = f"pattern p\n{lines}    round\n        per  {units}\n        keep {keep}\n"
+    return bind(load_program(SourceFile("p.attn", text), lambda name, asking: None), {})
+
+
+def by_blocks(
+    rule: Callable[[int, int], bool],
+    units: tuple[Callable[[int], object], Callable[[int], object]],
+    keep: Callable[[list[int], list[int], set[tuple[int, int]]], bool],
+    queries: range,
+    keys: range,
+) -> list[list[bool]]:
+    """`keep` is given the queries and keys of a block, and its visible pairs."""
+    unit_q, unit_k = units
+
+    def stays(q: int, k: int) -> bool:
+        rows = [i for i in queries if unit_q(i) == unit_q(q)]
+        columns = [j for j in keys if unit_k(j) == unit_k(k)]
+        return keep(rows, columns, {(i, j) for i in rows for j in columns if rule(i, j)})
+
+    return [[stays(q, k) for k in keys] for q in queries]
+
+
+KEEPS: dict[str, Callable[[list[int], list[int], set[tuple[int, int]]], bool]] = {
+    "any(visible for q in a, k in b)": lambda rows, columns, seen: bool(seen),
+    "all(visible for q in a, k in b)": lambda rows, columns, seen: len(seen) == len(rows) * len(columns),
+    "mean(visible for q in a, k in b) >= 1/2": lambda rows, columns, seen: 2 * len(seen) >= len(rows) * len(columns),
+    "count(visible for q in a, k in b if q != k) > a.size": lambda rows, columns, seen: (
+        len([pair for pair in seen if pair[0] != pair[1]]) > len(rows)
+    ),
+    "a.start <= b.end and sum(j for j in b) % 2 == 0": lambda rows, columns, seen: (
+        rows[0] <= columns[-1] + 1 and sum(columns) % 2 == 0
+    ),
+    "count(count(visible for q in a) > 1 for k in b) > 1": lambda rows, columns, seen: (
+        len([j for j in columns if len([i for i in rows if (i, j) in seen]) > 1]) > 1
+    ),
+}
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize(
+    ("units", "of"),
+    [
+        ("a = q // 4, b = k // 3", (lambda q: q // 4, lambda k: k // 3)),
+        ("b = (k + 2) // 5, a = q", (lambda q: q, lambda k: (k + 2) // 5)),
+        ("a = q % 3, b = [k % 2, k // 6]", (lambda q: q % 3, lambda k: (k % 2, k // 6))),
+    ],
+)
+@pytest.mark.parametrize("more", [0, 3])
+def test_round(keep: str, units: str, of: Any, more: int) -> None:
+    """Any units have a meaning, be they stretches or not; the queries of one are those that exist."""
+    bound = rounded("align end\nvisible 0 <= q - k < 5", units, keep)
+    queries, keys = range(more, 11), range(11)
+    wanted = by_blocks(lambda q, k: 0 <= q - k < 5, of, KEEPS[keep], queries, keys)
+    assert mask(bound, queries=11 - more, keys=11) == wanted
+
+
+def test_round_of_coordinates_and_inputs() -> None:
+    bound = rounded(
+        "tokens y: 3, x: 4\ninput cluster: int[token]\nvisible q.x == k.x or q.y + 1 == k.y",
+        "a = [q.y // 2, q.x // 3], b = cluster[k]",
+        "count(visible for q in a, k in b) >= 4",
+    )
+    cluster = [0, 1, 2, 0, 0, 2, 2, 2, 1, 0, 2, 1]
+
+    def rule(q: int, k: int) -> bool:
+        return q % 4 == k % 4 or q // 4 + 1 == k // 4
+
+    tokens = range(12)
+    of = (lambda q: (q // 8, q % 4 // 3), lambda k: cluster[k])
+    wanted = by_blocks(rule, of, lambda rows, columns, seen: len(seen) >= 4, tokens, tokens)
+    assert mask(bound, queries=12, keys=12, inputs={"cluster": cluster}) == wanted
+
+
+def test_round_inside_documents() -> None:
+    bound = rounded(
+        "align end\ninput doc: int[token]\ndocuments doc\nvisible k <= q",
+        "a = q // 3, b = k // 3",
+        "any(visible for q in a, k in b)",
+    )
+    seen = mask(bound, queries=9, keys=9, inputs={"doc": [7] * 4 + [2] * 5})
+
+    def rule(q: int, k: int) -> bool:
+        start = 0 if q < 4 else 4
+        return (q < 4) == (k < 4) and (k - start) // 3 <= (q - start) // 3
+
+    assert seen == expected(rule, 9, 9)

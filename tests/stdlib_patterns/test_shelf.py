@@ -124,6 +124,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "moa": {"alpha": [0, 64], "beta": [0.5, 0]},
     "neighborhood_2d": {"height": 8, "width": 8},
     "neighborhood_3d": {**GRID, "window": 3},
+    "radial": {"frames": 4, "per_frame": 64},
     "sliding_tile": {**GRID, "tile": 4, "kernel": 4},
     "svg": {"frames": 4, "per_frame": 64},
 }

@@ -317,6 +317,15 @@ def svg(frames: int, per_frame: int, window: float, block: int, band: int, first
     return Case("svg", lengths, mask, params, lambda n: {"temporal": torch.tensor(TEMPORAL)}, heads=2, batch=2)
 
 
+def radial(frames: int, per_frame: int, decay: str, block: int, sink: bool) -> Case:
+    def mask(n: int, b: int, h: int) -> Mask:
+        return truth.radial(frames, per_frame, Fraction(decay), block, sink, n - frames * per_frame)
+
+    params = {"frames": frames, "per_frame": per_frame, "decay": Fraction(decay), "block": block}
+    lengths = tuple(frames * per_frame + words for words in (0, 1, 8))
+    return Case("radial", lengths, mask, params | {"first_frame_sink": sink})
+
+
 CASES += [
     *line(window=7),
     *line(window=4, stride=3),
@@ -343,6 +352,11 @@ CASES += [
     svg(3, 20, 0.7, 8, 8, first_frame=False),
     svg(7, 9, 2, 1, 18),
     svg(1, 33, 1, 33, 33),
+    radial(3, 192, "0.2", 16, True),
+    radial(5, 130, "1/3", 16, False),
+    radial(4, 67, "0.95", 10, True),
+    radial(18, 8, "1", 4, False),
+    radial(2, 33, "0", 33, False),
 ]
 
 # --- the tests --------------------------------------------------------------------------------------------------------
@@ -551,6 +565,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("freeswim", {**VIDEO, "reach": [-1, 0]}, "reach[0] >= 0"),
     ("freeswim", {**VIDEO, "reach": 4}, "2 * reach[0] + 1 <= height"),
     ("svg", {"frames": 2, "per_frame": 63}, "window * per_frame >= block"),
+    ("radial", {"frames": 2, "per_frame": 63, "decay": -1}, "decay >= 0"),
 ]
 
 
@@ -597,6 +612,8 @@ def test_a_bad_call_is_named(name: str, params: dict[str, Any], n: int, inputs: 
         ("neighborhood_3d", "hunyuan"),
         ("neighborhood_3d", "cosmos"),
         ("sliding_tile", "hunyuan"),
+        ("radial", "wan"),
+        ("radial", "hunyuan"),
     ],
 )
 def test_the_presets_of_papers_fit_their_rules(name: str, preset: str) -> None:

@@ -205,6 +205,8 @@ def programs(draw: st.DrawFn, longest: int = 16, elements: int = 4096) -> Progra
         if coordinates:
             parts.append(w.pick("q.t == k.t", "abs(q.s - k.s) <= 2", "q.t >= k.t and q.s >= k.s", "k.s < words // 2"))
         w.lines.append(f"visible {w.pick(' and ', ' or ', ' or ').join(parts)}")
+    if draw(st.integers(0, 3)) == 0:
+        _round(w, coordinates)
     if w.draw(st.booleans()):
         w.lines.append(w.pick("require heads >= kv_heads", "require 1 <= 2", "require keys >= 1"))
     heading = ", ".join(f"{name}: {kind}" for name, kind in w.parameters.items())
@@ -213,6 +215,38 @@ def programs(draw: st.DrawFn, longest: int = 16, elements: int = 4096) -> Progra
     if not w.lines:
         source += "    visible true\n"
     return Program(source, shape, w.given, w.inputs)
+
+
+def unit(w: Writer, place: str, coordinates: bool) -> str:
+    """A unit of queries or keys."""
+    size = w.number(1, 7)
+    forms = [f"{place} // {size}", f"({place} + {w.number(0, 9)}) // {size}", place]
+    if coordinates:
+        forms += [f"{place}.t", f"{place}.s // {size}", f"[{place}.s // {size}, {place}.t // 2]", f"[{place}.t]"]
+    return w.pick(*forms)  # type: ignore[no-any-return]
+
+
+KEEPS = (
+    "any(visible for q in a, k in b)",
+    "all(visible for k in b, q in a)",
+    "mean(visible for q in a, k in b) >= 1/2",
+    "all(any(visible for k in b) for q in a)",
+    "count(share > 1/3 for k in b) > 0.6 * count(share > 0 for k in b)",
+    "2 * count(visible for q in a, k in b if q - k != 1) > a.size * b.size or b.start == 0",
+    "any(count(visible for q in a if q // 3 == i) > 1 for i in 0 .. 4, k in b if k // 2 == i)",
+    "a.end > b.end and not any(visible and k % 2 == 0 for q in a, k in b)",
+    "max(count(visible for k in b) for q in a) > 1 and any(visible and head == h for h in heads, q in a, k in b)",
+    "min((q - k if visible else 40) for q in a, k in b) < 3",
+)
+
+
+def _round(w: Writer, coordinates: bool) -> None:
+    keep = w.pick(*KEEPS)
+    units = [f"a = {unit(w, 'q', coordinates)}", f"b = {unit(w, 'k', coordinates)}"]
+    w.lines += ["round", f"    per {', '.join(units if w.draw(st.booleans()) else reversed(units))}"]
+    if "share" in keep:
+        w.lines.append("    let share = mean(visible for q in a)")
+    w.lines.append(f"    keep {keep}")
 
 
 def _documents(w: Writer) -> None:

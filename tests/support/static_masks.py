@@ -273,3 +273,32 @@ def svg(frames: int, per_frame: int, band: int, temporal: bool, first_frame: boo
                 yield key
 
     return square(len(natural), keys_of)
+
+
+def radial(frames: int, per_frame: int, decay: Fraction, block: int, sink: bool, words: int) -> Mask:
+    """As the authors do it: each frame pair's mask alone in a buffer of zeros, cut into blocks, and those joined."""
+    video = frames * per_frame
+    blocks = math.ceil((video + words) / block)
+    kept = np.zeros((blocks, blocks), dtype=bool)
+    for i, j in product(range(frames), repeat=2):
+        buffer = np.zeros((blocks * block, blocks * block), dtype=bool)
+        width = per_frame if sink and j == 0 else radial_width(abs(i - j), per_frame, decay, block)
+        for a, b in product(range(per_frame), repeat=2):
+            if abs(a - b) <= width:
+                buffer[i * per_frame + a, j * per_frame + b] = True
+        columns = buffer.reshape(blocks, block, blocks, block).sum(axis=1)
+        dense, some = (3 * columns > block).sum(axis=2), (columns > 0).sum(axis=2)
+        kept |= (some > 0) & (10 * dense > 6 * some)
+    border = video // block
+    kept[border:] = True
+    kept[:, border:] = True
+    whole = np.repeat(np.repeat(kept, block, axis=0), block, axis=1)
+    return whole[: video + words, : video + words]
+
+
+def radial_width(distance: int, per_frame: int, decay: Fraction, block: int) -> int:
+    """How far a token sees in a frame so far away, rounded down to whole places; -1 where the frame is left out."""
+    length = Fraction(2) ** (len(f"{per_frame:b}") - (len(f"{distance:b}") if distance else 0))
+    if length < 128 and distance % int(128 / length):
+        return -1
+    return per_frame if distance <= 1 else math.floor(max(length * decay, Fraction(block)))

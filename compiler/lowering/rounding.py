@@ -1,0 +1,68 @@
+"""Lowering of `round`: the relation moves into the condition on blocks, its places running inside the units."""
+
+from __future__ import annotations
+
+from typing import Literal, NoReturn
+
+from attnc.compiler import fold, ir
+from attnc.compiler.ir import Index
+from attnc.compiler.lowering.expressions import Lowering, Scope
+from attnc.compiler.lowering.units import Members, Rows, form_of
+from attnc.spec import program as checked
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
+
+
+def lower_round(item: checked.Round, program: checked.Program, lowering: Lowering) -> Index:
+    """The rounded relation. Raises SpecError (A701) for units that are neither stretches nor tiles."""
+    scope = Scope()
+    sides = []
+    for unit in (item.q, item.k):
+        members, values = _members(unit, program, lowering)
+        written = members.numbers[: len(values) - members.form.hidden]
+        scope = scope.bind(unit.binder, written if _is_list(unit, lowering) else written[0])
+        lowering.units[unit] = members
+        sides.append((members.numbers, values))
+    return fold.rounded(*sides[0], *sides[1], lowering.truth(item.keep, scope))
+
+
+def _members(unit: checked.Unit, program: checked.Program, lowering: Lowering) -> tuple[Members, tuple[Index, ...]]:
+    """The tokens of a unit, and the numbers that a place has in it."""
+    written = _values(unit, lowering)
+    segments = tuple(lowering.segments.values())
+    form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None)
+    if form is None:
+        _refuse(unit)
+    values = (*written, *[fold.const(0)] * form.hidden)
+    name = unit.binder.name
+    names = (name,) if len(values) == 1 else tuple(f"{name}[{i}]" for i in range(len(values)))
+    numbers = tuple(fold.var(name, 0) for name in names)
+    return Members(form, numbers, _rows(unit.place, program.align)), values
+
+
+def _values(unit: checked.Unit, lowering: Lowering) -> tuple[Index, ...]:
+    value = lowering.lower(unit.value, Scope())
+    items = value if isinstance(value, tuple) else (value,)
+    nodes = [item for item in items if isinstance(item, ir.Node)]
+    if len(nodes) < len(items):
+        _refuse(unit)
+    return tuple(nodes)
+
+
+def _is_list(unit: checked.Unit, lowering: Lowering) -> bool:
+    return isinstance(lowering.lower(unit.value, Scope()), tuple)
+
+
+def _rows(place: str, align: Literal["start", "end"] | None) -> Rows:
+    if place == "k":
+        return Rows(fold.const(0), fold.extent("keys"), True)
+    queries = fold.extent("queries")
+    first = fold.sub(fold.extent("keys"), queries) if align == "end" else fold.const(0)
+    return Rows(first, queries, align is None)
+
+
+def _refuse(unit: checked.Unit) -> NoReturn:
+    place = unit.place
+    help_ = f"number stretches of tokens: `{place} // 128`; or tiles of a grid: `[{place}.y // 8, {place}.x // 8]`"
+    message = "units other than stretches of tokens and tiles of a grid are not supported yet"
+    raise SpecError((Diagnostic("A701", message, Label(unit.value.span, "neither"), help=help_),))

@@ -1,0 +1,143 @@
+"""Units of a `round`: which tokens one holds, so that an aggregate over it is one over ranges.
+
+A stretch is `(x + shift) // size`: the tokens of unit n are `n * size - shift ..`, `size` of them. A tile divides
+coordinates: its tokens are a product of ranges, one an axis. Both hold only tokens that exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from attnc.compiler import fold, ir
+from attnc.compiler.ir import Index
+
+Loop = tuple[ir.Var, Index, Index]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token inside a unit: the loops that reach it, its position, what must hold, its coordinates where known."""
+
+    loops: tuple[Loop, ...]
+    position: Index
+    condition: Index
+    coordinates: tuple[Index, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The positions that exist on one side of a relation: `count` from `first`; `all_tokens`: no other exists."""
+
+    first: Index
+    count: Index
+    all_tokens: bool
+
+    def holds(self, position: Index) -> Index:
+        """Whether a position is one of them."""
+        if self.all_tokens:
+            return fold.truth(True)
+        beyond = fold.add(self.first, self.count)
+        return fold.conjunction(fold.less_equal(self.first, position), fold.less(position, beyond))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Unit n holds the positions `n * size - shift ..`."""
+
+    size: int
+    shift: int
+    hidden = 0
+
+    def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit."""
+        start = fold.add(fold.times(numbers[0], self.size), fold.const(-self.shift))
+        before = fold.sub(rows.first, start)
+        low = fold.maximum(fold.const(0), before)
+        high = fold.minimum(fold.const(self.size), fold.add(before, rows.count))
+        inside = variable()
+        return Token(((inside, low, high),), fold.add(start, inside), fold.truth(True), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number.
+
+    Numbers are given for the axes in this `order`; the last `hidden` of them, which the text divides into nothing, are
+    always 0.
+    """
+
+    extents: tuple[Index, ...]
+    sizes: tuple[Index, ...]
+    order: tuple[int, ...]
+    hidden: int
+
+    def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit. The last unit of an axis may have fewer coordinates."""
+        at = dict(zip(self.order, numbers, strict=True))
+        loops: list[Loop] = []
+        coordinates: list[Index] = []
+        position = fold.const(0)
+        for axis, (extent, size) in enumerate(zip(self.extents, self.sizes, strict=True)):
+            inside, start = variable(), fold.mul(at[axis], size)
+            loops.append((inside, fold.const(0), fold.minimum(size, fold.sub(extent, start))))
+            coordinates.append(fold.add(start, inside))
+            position = fold.add(fold.mul(position, extent), coordinates[-1])
+        return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
+
+
+Form = Stretch | Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The tokens of the unit with these numbers."""
+
+    form: Form
+    numbers: tuple[ir.Var, ...]
+    rows: Rows
+
+    def token(self, variable: Callable[[], ir.Var]) -> Token:
+        """Any of them, reached by new variables."""
+        return self.form.token(self.numbers, self.rows, variable)
+
+
+def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None) -> Form | None:
+    """The form of the unit with these values, None where it has none; `segment` is given where there is only one."""
+    stretch = _stretch(values[0], place) if len(values) == 1 else None
+    if stretch is not None or segment is None:
+        return stretch
+    axes = [_axis(value, place, segment) for value in values]
+    sizes = dict(axis for axis in axes if axis is not None)
+    if len(sizes) < len(values):
+        return None
+    hidden = tuple(axis for axis in range(len(segment.axes)) if axis not in sizes)
+    extents = tuple(extent for _, extent in segment.axes)
+    whole = tuple(fold.const(sizes[axis]) if axis in sizes else extent for axis, extent in enumerate(extents))
+    return Tile(extents, whole, (*sizes, *hidden), len(hidden))
+
+
+def _stretch(value: Index, place: Index) -> Stretch | None:
+    """`(place + shift) // size`; folding has taken whole units out of the shift."""
+    terms, whole = fold.parts(value)
+    if len(terms) != 1 or terms[0][1] != 1:
+        return None
+    inner, size = _divided(terms[0][0])
+    inside, shift = fold.parts(inner)
+    return Stretch(size, shift + whole * size) if inside == ((place, 1),) else None
+
+
+def _axis(value: Index, place: Index, segment: ir.Segment) -> tuple[int, int] | None:
+    """The axis that a value divides, and by how much."""
+    inner, size = _divided(value)
+    if not isinstance(inner, ir.Coord) or inner.position is not place:
+        return None
+    return next(i for i, (name, _) in enumerate(segment.axes) if name == inner.name), size
+
+
+def _divided(value: Index) -> tuple[Index, int]:
+    if isinstance(value, ir.Arith) and value.op == "floordiv":
+        inner, divisor = value.operands
+        if isinstance(divisor, ir.Const) and divisor.value > 0:
+            return inner, divisor.value
+    return value, 1

@@ -1,0 +1,155 @@
+"""The `round` block of a pattern: its units, its lets and its condition, every name resolved."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping
+
+from attnc.spec import program, syntax
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.modules import let_source, refuse_hiding
+from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol, UnitSymbol
+from attnc.spec.report import Report
+from attnc.spec.source import Span
+
+EXAMPLE = "`per a = q // block, b = k // block`"
+_HOLDS = "its body holds one `per`, `let` lines and one `keep`"
+
+
+def resolve_round(
+    block: syntax.Block, names: MutableMapping[str, Symbol], resolver: Resolver, report: Report
+) -> program.Round | None:
+    """The block with its names resolved; None, and a report, where something is missing."""
+    return _RoundResolver(block, names, resolver, report).resolve()
+
+
+class _RoundResolver:
+    def __init__(
+        self, block: syntax.Block, names: MutableMapping[str, Symbol], resolver: Resolver, report: Report
+    ) -> None:
+        self._block = block
+        self._resolver = resolver
+        self._report = report
+        self._own: dict[str, Symbol] = {}
+        self._outer = names
+        self._names: Mapping[str, Symbol] = ChainMap(self._own, names)
+
+    def resolve(self) -> program.Round | None:
+        self._check_statements()
+        units = self._units()
+        lets = list(self._lets())
+        keep = self._keep()
+        for source in lets:
+            self._resolver.prepare(syntax.Name(source.span, source.name), self._names)
+            self._resolver.define(source)
+        if keep is None or units is None:
+            return None
+        return program.Round(self._block.word.span, *units, keep)
+
+    def _check_statements(self) -> None:
+        first: dict[str, Span] = {}
+        for item in self._block.body.statements:
+            word = item.word
+            if word.id not in ("per", "let", "keep"):
+                message = f"`{word.id}` does not belong in a `round`"
+                self._report.error("A214", message, word.span, help=_HOLDS)
+            elif word.id in first and word.id != "let":
+                also = (Label(first[word.id], "first here"),)
+                self._report.error(
+                    "A216", f"`{word.id}` is said twice", word.span, "again here", also=also, help="keep one"
+                )
+            first.setdefault(word.id, word.span)
+
+    def _missing(self, message: str, help_: str) -> None:
+        self._report.error("A215", message, self._block.word.span, "incomplete", help=help_)
+
+    # --- units -------------------------------------------------------------------------------------------------------
+
+    def _units(self) -> tuple[program.Unit, program.Unit] | None:
+        """The unit of queries and that of keys."""
+        lines = [s for s in self._block.body.statements if isinstance(s, syntax.Places) and s.word.id == "per"]
+        if not lines:
+            self._missing("this `round` does not say which blocks", f"name its units: {EXAMPLE}")
+            return None
+        found: dict[str, program.Unit] = {}
+        faults = len(self._report.diagnostics)
+        for binder in lines[0].binders:
+            unit = self._unit(binder)
+            if unit is not None and unit.place in found:
+                also = (Label(found[unit.place].span, "first here"),)
+                message = f"two units of `{unit.place}`"
+                help_ = f"join them in a list: `{unit.binder.name} = [{unit.place}.y // 8, {unit.place}.x // 8]`"
+                self._report.error("A216", message, unit.span, "again here", also=also, help=help_)
+            elif unit is not None:
+                found[unit.place] = unit
+        missing = [place for place in ("q", "k") if place not in found]
+        if missing and len(self._report.diagnostics) == faults:
+            self._missing(f"this `round` has no unit of `{missing[0]}`", f"name one of each: {EXAMPLE}")
+        return None if missing else (found["q"], found["k"])
+
+    def _unit(self, binder: syntax.Binder) -> program.Unit | None:
+        if not isinstance(binder, syntax.Unit):
+            message = f"`{binder.name.id}` names no unit"
+            self._report.error("A215", message, binder.span, "no `=`", help=f"units are written {EXAMPLE}")
+            self._own.setdefault(binder.name.id, SilentSymbol(binder.name.span))
+            return None
+        faults = len(self._report.diagnostics)
+        value = self._resolver.resolve(binder.value, self._outer)
+        places = self._resolver.measures.of(value).places
+        if len(self._report.diagnostics) > faults:
+            self._declare(binder.name, SilentSymbol(binder.name.span))
+            return None
+        if len(places) != 1:
+            both = "both a query and a key" if places else "neither a query nor a key"
+            message = f"a unit is a set of queries or of keys, and this depends on {both}"
+            self._report.error("A221", message, binder.value.span, "no unit", help=f"units are written {EXAMPLE}")
+            self._declare(binder.name, SilentSymbol(binder.name.span))
+            return None
+        place: program.PlaceName = "q" if "q" in places else "k"
+        unit = program.Unit(binder.span, program.Binder(binder.name.span, binder.name.id), place, value)
+        self._declare(binder.name, UnitSymbol(binder.name.span, unit))
+        return unit
+
+    # --- names and condition -----------------------------------------------------------------------------------------
+
+    def _declare(self, name: syntax.Name, symbol: Symbol) -> None:
+        if name.id in self._own:
+            also = (Label(self._own[name.id].span, "first here"),)
+            message = f"`{name.id}` is declared twice"
+            self._report.error("A212", message, name.span, "again here", also=also, help="rename one")
+        elif name.id in RESERVED_NAMES | FUNCTIONS:
+            refuse_hiding(self._report, name)
+        elif name.id in self._outer:
+            refuse_hiding(self._report, name, self._outer[name.id].span)
+        else:
+            self._own[name.id] = symbol
+        self._own.setdefault(name.id, SilentSymbol(name.span))
+
+    def _lets(self) -> Iterable[DefinitionSource]:
+        for item in self._block.body.statements:
+            if isinstance(item, syntax.Definition) and item.word.id == "let":
+                source = let_source(item, self._names)
+                self._declare(item.name, DefinitionSymbol(item.name.span, source))
+                for name in item.parameters or ():
+                    self._check_parameter(name)
+                yield source
+
+    def _check_parameter(self, name: syntax.Name) -> None:
+        if name.id in RESERVED_NAMES | FUNCTIONS:
+            refuse_hiding(self._report, name)
+        elif name.id in self._names:
+            refuse_hiding(self._report, name, self._names[name.id].span)
+
+    def _keep(self) -> program.Expr | None:
+        clauses = [s for s in self._block.body.statements if isinstance(s, syntax.Clause) and s.word.id == "keep"]
+        if not clauses:
+            help_ = "say when a block stays: `keep any(visible for q in a, k in b)`"
+            self._missing("this `round` does not say which blocks stay", help_)
+            return None
+        line = self._resolver.resolve(clauses[0].value, self._names)
+        excess = self._resolver.measures.excess(line)
+        if excess:
+            self._report.error("A507", f"this line {excess.message}", clauses[0].value.span, help=excess.help)
+        return line
