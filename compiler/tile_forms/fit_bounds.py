@@ -7,7 +7,8 @@ which the sinks are seen by all queries, the rows are cut in two as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,10 +17,10 @@ from attnc.compiler.tile_forms.bounds import Bounds, Interval, Line, has_no_over
 from attnc.compiler.tile_forms.fit_lines import FREE, Asked, exactly, fit_line
 from attnc.compiler.tile_forms.stretches import Stretches
 
-MOST_INTERVALS = 4
+MOST_INTERVALS = 6
 
 
-ROW_CUTS = 2
+LEAPS = 2
 
 
 def fit_bounds(tiles: Stretches) -> Bounds | None:
@@ -49,7 +50,7 @@ def _intervals(tiles: Stretches, most: int, rows_apart: bool) -> tuple[Interval,
         if found is not None:
             return found
     if rows_apart and most > 1:
-        for above, below in _row_cuts(tiles):
+        for above, below in _row_cuts(tiles, count):
             found = _both(above, below, most, False)
             if found is not None:
                 return found
@@ -70,15 +71,30 @@ def _column_cuts(tiles: Stretches, count: int) -> Iterator[tuple[Stretches, Stre
             yield left, right
 
 
-def _row_cuts(tiles: Stretches) -> Iterator[tuple[Stretches, Stretches]]:
-    """The rows before a leap of the columns, and those after it; the largest leaps."""
+def _row_cuts(tiles: Stretches, count: int) -> Iterator[tuple[Stretches, Stretches]]:
+    """The rows before a place, and those after it: at the largest leaps, or where one interval ceases to hold."""
     some = np.flatnonzero(tiles.per_row)
     low = tiles.start[tiles.pointers[some]].astype(np.int64)
     high = tiles.end[tiles.pointers[some + 1] - 1].astype(np.int64)
     leap = np.abs(np.diff(low)) + np.abs(np.diff(high))
-    for i in np.argsort(-leap, kind="stable")[:ROW_CUTS]:
-        whole = np.where(np.arange(tiles.rows) <= some[i], tiles.columns, 0)
-        yield tiles.cut(whole)
+    for i in np.argsort(-leap, kind="stable")[:LEAPS]:
+        yield _rows_cut(tiles, some[i + 1])
+    if count == 1:
+        yield _rows_cut(tiles, some[_first(len(some), lambda i: _fits(_rows_cut(tiles, some[i])[1]))])
+        yield _rows_cut(tiles, some[_first(len(some), lambda i: not _fits(_rows_cut(tiles, some[i])[0])) - 1])
+
+
+def _rows_cut(tiles: Stretches, at: int) -> tuple[Stretches, Stretches]:
+    return tiles.cut(np.where(np.arange(tiles.rows) < at, tiles.columns, 0))
+
+
+def _fits(tiles: Stretches) -> bool:
+    return not len(tiles) or _interval(tiles) is not None
+
+
+def _first(n: int, holds: Callable[[int], bool]) -> int:
+    """The first i < n from which it holds, n - 1 where it holds nowhere; once true it stays so."""
+    return bisect_left(range(n - 1), True, key=holds)
 
 
 def _lines_between(tiles: Stretches, count: int) -> Iterator[Line]:

@@ -23,6 +23,9 @@ MOST_DIVISOR = 64
 ROWS_PER_CLASS = 4
 """A table of offsets is a formula only if each is used in several rows."""
 
+FEW = 96
+"""Rows at either end in which a form must hold before all are asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -60,10 +63,13 @@ def fit_line(asked: Asked) -> Line | None:
         return Line(0, (low,))
     inner = (asked.least == asked.most) & (asked.least > low) & (asked.least < high)
     rows, values = asked.rows[inner], asked.least[inner]
+    some = np.unique(np.append(np.arange(len(asked.rows))[:FEW], np.arange(len(asked.rows))[-FEW:]))
+    few = Asked(asked.rows[some], asked.least[some], asked.most[some])
     for form in _forms(rows, values, len(asked.rows)):
-        offsets = _offsets(form, asked, low, high)
-        if offsets is not None:
-            return _with_clamps(form, offsets, asked, low, high)
+        if _offsets(form, few, low, high) is not None:
+            offsets = _offsets(form, asked, low, high)
+            if offsets is not None:
+                return _with_clamps(form, offsets, asked, low, high)
     return None
 
 
@@ -113,11 +119,15 @@ def _slopes(rows: Int64, values: Int64) -> Iterator[tuple[int, int]]:
 
 def _slope_of_classes(rows: Int64, values: Int64, classes: int) -> tuple[int, int] | None:
     """The slope from the first row to the last of its class, where one turn of the classes is a whole number."""
-    alike = rows % classes == rows[0] % classes if len(rows) else np.zeros(0, dtype=np.bool_)
-    if alike.sum() < 2:
+    if len(rows) < 2:
         return None
-    of_class = np.flatnonzero(alike)
-    run, rise = int(rows[of_class[-1]] - rows[0]), int(values[of_class[-1]] - values[0])
+    last = int(rows[-1] - (rows[-1] - rows[0]) % classes)
+    at = int(np.searchsorted(rows, last))
+    if rows[at] != last:
+        at = int(np.flatnonzero(rows % classes == rows[0] % classes)[-1])
+    if not at:
+        return None
+    run, rise = int(rows[at] - rows[0]), int(values[at] - values[0])
     shared = gcd(run, rise)
     return (rise // shared, run // shared) if classes % (run // shared) == 0 else None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 from attnc.compiler.planning.runs import Resolved
 from attnc.compiler.tile_forms.bounds import Bounds
+from attnc.compiler.tile_forms.brick_tiles import BrickProduct
 from attnc.compiler.tile_forms.fit_bounds import fit_bounds
 from attnc.compiler.tile_forms.rectangles import Rectangles, merge_rectangles
 from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
@@ -95,3 +97,31 @@ class Forms:
 def forms_of(resolved: Resolved) -> Forms:
     """The forms of a relation's live tiles."""
     return Forms(find_tile_runs(resolved))
+
+
+@dataclass(frozen=True)
+class BrickForms:
+    """A product of axes, and what it can be said as."""
+
+    product: BrickProduct
+
+    @cached_property
+    def axes(self) -> tuple[Forms, ...]:
+        """The forms of every axis; a kernel that loops over bricks loops over the axes."""
+        return tuple(map(Forms, self.product.axes))
+
+    @property
+    def sizes(self) -> dict[Literal["axes", "lists"], int]:
+        """Bytes that say where the bricks are, with the smallest form of each axis and as one list; none is made."""
+        axes = sum(axis.sizes[axis.smallest] for axis in self.axes)
+        rows = prod(axis.frame.rows for axis in self.product.axes)
+        return {"axes": axes, "lists": 8 * (rows + 1) + 4 * (self.product.full + self.product.partial)}
+
+    @property
+    def smallest(self) -> Literal["axes", "lists"]:
+        """The smaller form."""
+        return "axes" if self.sizes["axes"] <= self.sizes["lists"] else "lists"
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} {size:,} bytes" for name, size in self.sizes.items())
+        return "\n".join([f"{self.smallest}: {sizes}", *(f"axis {i}: {axis}" for i, axis in enumerate(self.axes))])

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.planning.runs import Resolved
@@ -134,12 +136,12 @@ def find_tile_runs(resolved: Resolved) -> TileRuns:
     return TileRuns(frame, parts[0], parts[1], classes, masks)
 
 
-def join_classes(classes: Int64, masks: Sequence[Mask]) -> tuple[Int32, tuple[Mask, ...]]:
+def join_classes(classes: NDArray[Any], masks: Sequence[Mask]) -> tuple[Int32, tuple[Mask, ...]]:
     """Classes numbered anew in the order in which they first occur, those whose masks are equal as one."""
     used, first = np.unique(classes, return_index=True)
     known: dict[tuple[tuple[int, ...], bytes], int] = {}
     renamed = np.zeros(len(masks), dtype=np.int64)
-    kept = []
+    kept: list[Mask] = []
     for i in used[np.argsort(first)].tolist():
         key = (masks[i].shape, np.packbits(masks[i]).tobytes())
         renamed[i] = known.setdefault(key, len(known))
