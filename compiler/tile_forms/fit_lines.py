@@ -20,7 +20,7 @@ FREE = 1 << 40
 
 MOST_CLASSES = 64
 MOST_DIVISOR = 64
-ROWS_PER_CLASS = 4
+ROWS_PER_CLASS = 3
 """A table of offsets is a formula only if each is used in several rows."""
 
 FEW = 96
@@ -65,7 +65,7 @@ def fit_line(asked: Asked) -> Line | None:
     rows, values = asked.rows[inner], asked.least[inner]
     some = np.unique(np.append(np.arange(len(asked.rows))[:FEW], np.arange(len(asked.rows))[-FEW:]))
     few = Asked(asked.rows[some], asked.least[some], asked.most[some])
-    for form in _forms(rows, values, len(asked.rows)):
+    for form in _forms(rows, values, low, high, len(asked.rows)):
         if _offsets(form, few, low, high) is not None:
             offsets = _offsets(form, asked, low, high)
             if offsets is not None:
@@ -82,15 +82,13 @@ def _clamps(asked: Asked) -> tuple[int, int]:
     return low, max(low, int(below.max(initial=low)))
 
 
-def _forms(rows: Int64, values: Int64, asked: int) -> Iterator[_Form]:
-    """Forms to try, simple ones first; `rows` have exact values between the clamps."""
-    scale, shift = _scale(values)
+def _forms(rows: Int64, values: Int64, low: int, high: int, asked: int) -> Iterator[_Form]:
+    """Forms to try, simple ones first; `rows` have exact values between the clamps, which may be multiples as well."""
     yield from (_Form(slope, 1, 1, 1, 0) for slope in (0, 1, -1))
-    for s, t in ((1, 0), (scale, shift)):
-        scaled = (values - t) // s
-        yield from (_Form(slope, divisor, 1, s, t) for slope, divisor in _slopes(rows, scaled))
-        if scale == 1:
-            break
+    multiples = [np.append(values, np.array(more, dtype=np.int64)) for more in ([low, high], [low], [high], [])]
+    for scale, shift in dict.fromkeys([(1, 0), *map(_scale, multiples)]):
+        scaled = (values - shift) // scale
+        yield from (_Form(slope, divisor, 1, scale, shift) for slope, divisor in _slopes(rows, scaled))
     for classes in range(2, min(MOST_CLASSES, asked // ROWS_PER_CLASS) + 1):
         found = _slope_of_classes(rows, values, classes)
         if found is not None:
@@ -120,7 +118,7 @@ def _slopes(rows: Int64, values: Int64) -> Iterator[tuple[int, int]]:
 def _slope_of_classes(rows: Int64, values: Int64, classes: int) -> tuple[int, int] | None:
     """The slope from the first row to the last of its class, where one turn of the classes is a whole number."""
     if len(rows) < 2:
-        return None
+        return 0, 1
     last = int(rows[-1] - (rows[-1] - rows[0]) % classes)
     at = int(np.searchsorted(rows, last))
     if rows[at] != last:

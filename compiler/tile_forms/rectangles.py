@@ -10,6 +10,9 @@ import numpy as np
 from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, frozen, spread
 from attnc.compiler.tile_forms.stretches import Stretches
 
+MOST_BY_COLUMNS = 8
+"""Columns are tried where they have at most so many times as many stretches as the rows have, and rows there are."""
+
 
 @dataclass(frozen=True, eq=False)
 class Rectangles(Artefact):
@@ -49,19 +52,19 @@ class Rectangles(Artefact):
 
 def merge_rectangles(tiles: Stretches) -> Rectangles:
     """Equal stretches of adjacent rows joined, or those of adjacent columns where that makes fewer rectangles."""
-    by_rows = _stacked(tiles)
-    by_columns = _stacked(tiles.transposed())
-    row, row_end, column, column_end = (
-        by_rows if len(by_rows[0]) <= len(by_columns[0]) else (*by_columns[2:], *by_columns[:2])
-    )
+    row, row_end, column, column_end = _stacked(tiles)
+    if tiles.by_columns <= MOST_BY_COLUMNS * (tiles.rows + len(tiles)):
+        by_columns = _stacked(tiles.transposed())
+        if len(by_columns[0]) < len(row):
+            column, column_end, row, row_end = by_columns
     order = np.lexsort((column, row))
     return Rectangles(*(frozen(side[order]) for side in (row, row_end, column, column_end)))
 
 
-def _stacked(tiles: Stretches) -> tuple[Int64, Int64, Int32, Int32]:
+def _stacked(tiles: Stretches) -> tuple[Int64, Int64, Int64, Int64]:
     """Rectangles of as many adjacent rows as have one stretch in common."""
     order = np.lexsort((tiles.row, tiles.end, tiles.start))
-    row, start, end = tiles.row[order], tiles.start[order], tiles.end[order]
+    row, start, end = (side[order].astype(np.int64) for side in (tiles.row, tiles.start, tiles.end))
     apart = (start[1:] != start[:-1]) | (end[1:] != end[:-1]) | (row[1:] != row[:-1] + 1)
     first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
     return row[first], row[last] + 1, start[first], end[first]

@@ -70,7 +70,7 @@ class Stretches(Artefact):
 
     def minus(self, other: Stretches) -> Stretches:
         """What is not in the other."""
-        return self._with(other, lambda a, b: a & ~b)
+        return self._with(other, _without)
 
     def cut(self, at: Int64) -> tuple[Stretches, Stretches]:
         """The columns of row r before `at[r]`, and those from there on."""
@@ -83,15 +83,25 @@ class Stretches(Artefact):
 
         A column's stretch begins in the rows that hold the column while the row before does not, and ends likewise.
         """
-        low, high = self.ends()
         width = self.columns + 1
-        below = low + width, high + width
+        here, above = self.ends(), self._above()
         first, last = (
-            np.sort(_turned(spread(*_swept(a, b, lambda x, y: x & ~y)), width, self.rows))
-            for a, b in (((low, high), below), (below, (low, high)))
+            np.sort(_turned(spread(*_swept(a, b, _without)), width, self.rows))
+            for a, b in ((here, above), (above, here))
         )
         taller = self.rows + 1
         return stretches(self.columns, self.rows, first // taller, first % taller, last % taller)
+
+    @property
+    def by_columns(self) -> int:
+        """The number of stretches that the transposed set has."""
+        low, high = _swept(self.ends(), self._above(), _without)
+        return int((high - low).sum())
+
+    def _above(self) -> Ends:
+        """For every row, what the row before it has."""
+        low, high = self.ends()
+        return low + self.columns + 1, high + self.columns + 1
 
     def _with(self, other: Stretches, keep: Callable[[Flags, Flags], Flags]) -> Stretches:
         low, high = _swept(self.ends(), other.ends(), keep)
@@ -106,6 +116,10 @@ def stretches(rows: int, columns: int, row: NDArray[Any], start: NDArray[Any], e
     apart = (row[1:] != row[:-1]) | (start[1:] != end[:-1])
     first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
     return Stretches(columns, pointers_of(row[first], rows), frozen(start[first]), frozen(end[last]))
+
+
+def _without(a: Flags, b: Flags) -> Flags:
+    return a & ~b
 
 
 def _turned(at: Int64, width: int, rows: int) -> Int64:

@@ -64,7 +64,7 @@ def bricked(draw: st.DrawFn) -> tuple[BrickTiles, Matrix, Tokens, Tokens]:
     return found, truth(relation, n), brick_tokens(grid, q_brick), brick_tokens(grid, k_brick)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(bricked())
 def test_listed_bricks_are_the_relation(drawn: tuple[BrickTiles, Matrix, Tokens, Tokens]) -> None:
     found, mask, rows, columns = drawn
@@ -76,7 +76,7 @@ def test_listed_bricks_are_the_relation(drawn: tuple[BrickTiles, Matrix, Tokens,
         assert (found.products[0].full, found.products[0].partial) == (full, partial)
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(bricked())
 def test_transposed_bricks_are_the_transposed_relation(drawn: tuple[BrickTiles, Matrix, Tokens, Tokens]) -> None:
     found, mask, rows, columns = drawn

@@ -40,6 +40,7 @@ def test_union_difference_and_transposition(drawn: tuple[Matrix, Matrix]) -> Non
     assert (as_matrix(x.transposed()) == a.T).all()
     assert x.transposed() == as_stretches(a.T)
     assert x.transposed().transposed() == x
+    assert x.by_columns == len(x.transposed())
     assert np.array_equal(np.stack(x.listed(), axis=1), np.argwhere(a))
 
 

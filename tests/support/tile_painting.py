@@ -74,7 +74,7 @@ def as_matrix(tiles: Stretches) -> Matrix:
 def as_stretches(matrix: Matrix) -> Stretches:
     """A set from a matrix, tile by tile."""
     row, column = np.nonzero(matrix)
-    return stretches(*matrix.shape, row, column, column + 1)
+    return stretches(len(matrix), matrix.shape[1], row, column, column + 1)
 
 
 def grid_frame(grid: Grid) -> tuple[list[int], list[int]]:
