@@ -58,8 +58,8 @@ def test_how_many(matrix: Matrix, count: int) -> None:
     assert len(merge_rectangles(as_stretches(matrix))) == count
 
 
-def test_columns_are_tried_only_where_they_may_be_fewer() -> None:
-    """Long stretches that never meet: by columns there would be 4000 times as many."""
+def test_long_stretches_that_never_meet() -> None:
+    """By columns there would be 4000 times as many."""
     row = np.arange(4)
     tall = stretches(4, 9000, row, row % 2 * 4000, row % 2 * 4000 + 4000)
     assert tall.by_columns == 16_000
