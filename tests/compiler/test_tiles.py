@@ -4,49 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings
 from numpy.typing import NDArray
 
 import expression_trees as trees
 from attnc.compiler import fold
-from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
-from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import resolve
-from attnc.spec.errors import EvaluationError
 from expression_trees import Tree
 from relations import relations
-
-
-@st.composite
-def grids(draw: st.DrawFn) -> Grid:
-    sizes = st.one_of(st.integers(1, 300), st.sampled_from([1, 31, 64, 65, 127, 128, 129, 256]))
-    k_tile = draw(st.sampled_from([8, 13, 16, 32, 64]))
-    q_tile = k_tile if draw(st.booleans()) else draw(st.sampled_from([8, 16, 24, 64]))
-    origin = -draw(st.integers(0, k_tile - 1)) if draw(st.booleans()) else 0
-    return Grid(draw(sizes), draw(sizes), q_tile, k_tile, origin)
-
-
-def mask_of(relation: Index, grid: Grid) -> NDArray[np.bool_]:
-    try:
-        return exact.mask(relation, (0, grid.n_q), (0, grid.n_k))
-    except EvaluationError:
-        assume(False)
-        raise
-
-
-def tile_classes(mask: NDArray[np.bool_], grid: Grid) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-    """Full and partial tiles by brute force."""
-    full, partial = set(), set()
-    for row in range(grid.rows):
-        for column in range(grid.columns):
-            part = mask[slice(*grid.row_range(row)), slice(*grid.key_range(column))]
-            if part.all():
-                full.add((row, column))
-            elif part.any():
-                partial.add((row, column))
-    return full, partial
+from tile_grids import grids, mask_of, tile_classes
 
 
 def listed(row: NDArray[np.int64], column: NDArray[np.int64], count: NDArray[np.int64]) -> list[tuple[int, int]]:

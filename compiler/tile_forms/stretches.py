@@ -1,0 +1,140 @@
+"""Sets of tiles as stretches of adjacent columns, and what is done with sets: union, difference, cut, transposition.
+
+Nothing here is written out tile by tile but what a result holds: a triangle of n rows takes n stretches either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, frozen, pointers_of, spread
+
+Ends = tuple[Int64, Int64]
+"""Ranges [low, high) on the line on which the rows lie one after another, with a gap of one between them."""
+
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Stretches(Artefact):
+    """A set of tiles: row r has the columns [start, end) of its stretches `pointers[r] .. pointers[r + 1]`.
+
+    By row and column; no stretch touches the next of its row.
+    """
+
+    columns: int
+    pointers: Int32
+    start: Int32
+    end: Int32
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def rows(self) -> int:
+        """Tile rows."""
+        return len(self.pointers) - 1
+
+    @property
+    def row(self) -> Int64:
+        """The row of every stretch."""
+        return np.repeat(np.arange(self.rows), self.per_row)
+
+    @property
+    def per_row(self) -> Int32:
+        """The number of stretches of every row."""
+        return np.diff(self.pointers)
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles."""
+        return int((self.end.astype(np.int64) - self.start).sum())
+
+    def listed(self) -> tuple[Int64, Int64]:
+        """Row and column of every tile, by row and column."""
+        return np.repeat(self.row, self.end - self.start), spread(self.start, self.end)
+
+    def ends(self) -> Ends:
+        """The stretches on the line."""
+        base = self.row * (self.columns + 1)
+        return base + self.start, base + self.end
+
+    def union(self, other: Stretches) -> Stretches:
+        """What is in either."""
+        return self._with(other, np.logical_or)
+
+    def minus(self, other: Stretches) -> Stretches:
+        """What is not in the other."""
+        return self._with(other, _without)
+
+    def cut(self, at: Int64) -> tuple[Stretches, Stretches]:
+        """The columns of row r before `at[r]`, and those from there on."""
+        row = self.row
+        left = stretches(self.rows, self.columns, row, self.start, np.minimum(self.end, at[row]))
+        return left, stretches(self.rows, self.columns, row, np.maximum(self.start, at[row]), self.end)
+
+    def transposed(self) -> Stretches:
+        """The same tiles by column: its stretches are of rows.
+
+        A column's stretch begins in the rows that hold the column while the row before does not, and ends likewise.
+        """
+        width = self.columns + 1
+        here, above = self.ends(), self._above()
+        first, last = (
+            np.sort(_turned(spread(*_swept(a, b, _without)), width, self.rows))
+            for a, b in ((here, above), (above, here))
+        )
+        taller = self.rows + 1
+        return stretches(self.columns, self.rows, first // taller, first % taller, last % taller)
+
+    @property
+    def by_columns(self) -> int:
+        """The number of stretches that the transposed set has."""
+        low, high = _swept(self.ends(), self._above(), _without)
+        return int((high - low).sum())
+
+    def _above(self) -> Ends:
+        """For every row, what the row before it has."""
+        low, high = self.ends()
+        return low + self.columns + 1, high + self.columns + 1
+
+    def _with(self, other: Stretches, keep: Callable[[Flags, Flags], Flags]) -> Stretches:
+        low, high = _swept(self.ends(), other.ends(), keep)
+        width = self.columns + 1
+        return stretches(self.rows, self.columns, low // width, low % width, high % width)
+
+
+def stretches(rows: int, columns: int, row: NDArray[Any], start: NDArray[Any], end: NDArray[Any]) -> Stretches:
+    """A set from ranges of columns by row and column that share no tile; empty ones go, those that touch are joined."""
+    some = end > start
+    row, start, end = row[some], start[some], end[some]
+    apart = (row[1:] != row[:-1]) | (start[1:] != end[:-1])
+    first, last = np.append(True, apart)[: len(row)], np.append(apart, True)[: len(row)]
+    return Stretches(columns, pointers_of(row[first], rows), frozen(start[first]), frozen(end[last]))
+
+
+def _without(a: Flags, b: Flags) -> Flags:
+    return a & ~b
+
+
+def _turned(at: Int64, width: int, rows: int) -> Int64:
+    """Places on the line as places on the line of columns."""
+    return at % width * (rows + 1) + at // width
+
+
+def _swept(a: Ends, b: Ends, keep: Callable[[Flags, Flags], Flags]) -> Ends:
+    """The ranges on which `keep` says so, from whether a place is in a range of `a` and in one of `b`."""
+    points = np.unique(np.concatenate([*a, *b]))
+    kept = keep(_inside(a, points), _inside(b, points))
+    before = np.append(False, kept[:-1])[: len(kept)]
+    return points[kept & ~before], points[before & ~kept]
+
+
+def _inside(ends: Ends, points: Int64) -> Flags:
+    low, high = ends
+    return np.asarray(np.searchsorted(low, points, "right") > np.searchsorted(high, points, "right"))

@@ -1,0 +1,94 @@
+"""Tiles as lists: for each tile row, the columns of its full tiles and of its partial ones, one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, Mask, frozen, pointers_of
+from attnc.compiler.tile_forms.stretches import Stretches, stretches
+from attnc.compiler.tile_forms.tile_runs import Frame, TileRuns
+
+
+@dataclass(frozen=True, eq=False)
+class Segment(Artefact):
+    """Tiles by row and column: row r has the columns `columns[pointers[r] : pointers[r + 1]]`."""
+
+    pointers: Int32
+    columns: Int32
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @property
+    def row(self) -> Int64:
+        """The row of every tile."""
+        return np.repeat(np.arange(len(self.pointers) - 1), np.diff(self.pointers))
+
+    def of_row(self, row: int) -> Int32:
+        """The columns of a row."""
+        return self.columns[self.pointers[row] : self.pointers[row + 1]]
+
+    def transposed(self, columns: int) -> tuple[Segment, Int64]:
+        """By column, and the place that each tile had before."""
+        order = np.argsort(self.columns, kind="stable")
+        return Segment(pointers_of(self.columns[order], columns), frozen(self.row[order])), order
+
+    def stretches(self, columns: int) -> Stretches:
+        """The tiles as stretches."""
+        start = self.columns.astype(np.int64)
+        return stretches(len(self.pointers) - 1, columns, self.row, start, start + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TileLists(Artefact):
+    """Full tiles, and partial ones with their classes.
+
+    A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column).
+    """
+
+    frame: Frame
+    full: Segment
+    partial: Segment
+    classes: Int32
+    masks: tuple[Mask, ...]
+
+    @property
+    def visible(self) -> int:
+        """Visible pairs."""
+        return self.runs().visible
+
+    def transposed(self) -> TileLists:
+        """By tile column: rows are keys, columns are queries, and so are those of the masks."""
+        full, _ = self.full.transposed(self.frame.columns)
+        partial, order = self.partial.transposed(self.frame.columns)
+        masks = tuple(frozen(mask.T, np.bool_) for mask in self.masks)
+        return TileLists(self.frame.transposed(), full, partial, frozen(self.classes[order]), masks)
+
+    def runs(self) -> TileRuns:
+        """The same tiles as runs."""
+        columns = self.frame.columns
+        parts = self.full.stretches(columns), self.partial.stretches(columns)
+        return TileRuns(self.frame, *parts, self.classes, self.masks)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.full)} full and {len(self.partial)} partial tiles, {len(self.masks)} masks"]
+        for row in range(self.frame.rows):
+            at = slice(self.partial.pointers[row], self.partial.pointers[row + 1])
+            named = zip(self.partial.columns[at].tolist(), self.classes[at].tolist(), strict=True)
+            parts = [
+                *(["full " + " ".join(map(str, self.full.of_row(row).tolist()))] if len(self.full.of_row(row)) else []),
+                *(["partial " + " ".join(f"{c}:{kind}" for c, kind in named)] if at.stop > at.start else []),
+            ]
+            lines.append(f"{row}: {'; '.join(parts) or 'nothing'}")
+        return "\n".join(lines)
+
+
+def list_tiles(runs: TileRuns) -> TileLists:
+    """The tiles of runs, one by one."""
+    segments = []
+    for tiles in (runs.full, runs.partial):
+        row, column = tiles.listed()
+        segments.append(Segment(pointers_of(row, tiles.rows), frozen(column)))
+    return TileLists(runs.frame, segments[0], segments[1], runs.classes, runs.masks)

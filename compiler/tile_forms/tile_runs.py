@@ -1,0 +1,173 @@
+"""Tiles as runs: for each tile row, where adjacent full tiles begin and end, and adjacent partial ones.
+
+Everything else in this room is derived from the runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.planning.runs import Resolved
+from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, Mask, frozen
+from attnc.compiler.tile_forms.stretches import Stretches, stretches
+
+
+@dataclass(frozen=True, eq=False)
+class Frame(Artefact):
+    """Tokens of every tile row and tile column; those at the edges of the matrix may have fewer than `tile` says."""
+
+    tile: tuple[int, int]
+    heights: Int32
+    widths: Int32
+
+    @property
+    def rows(self) -> int:
+        """Tile rows."""
+        return len(self.heights)
+
+    @property
+    def columns(self) -> int:
+        """Tile columns."""
+        return len(self.widths)
+
+    def transposed(self) -> Frame:
+        """The frame of the transposed matrix."""
+        return Frame((self.tile[1], self.tile[0]), self.widths, self.heights)
+
+
+def frame_of(grid: Grid) -> Frame:
+    """The frame of a grid of tiles."""
+    row, column = np.arange(grid.rows), np.arange(grid.columns)
+    heights = np.minimum((row + 1) * grid.q_tile, grid.n_q) - row * grid.q_tile
+    start = grid.k_origin + column * grid.k_tile
+    widths = np.minimum(start + grid.k_tile, grid.n_k) - np.maximum(start, 0)
+    return Frame((grid.q_tile, grid.k_tile), frozen(heights), frozen(widths))
+
+
+def multiplied_frame(frames: Iterable[Frame]) -> Frame:
+    """Bricks: the product of the frames of the axes, numbered with the last axis fastest."""
+    return reduce(
+        lambda a, b: Frame(
+            (a.tile[0] * b.tile[0], a.tile[1] * b.tile[1]),
+            frozen(np.multiply.outer(a.heights, b.heights).ravel()),
+            frozen(np.multiply.outer(a.widths, b.widths).ravel()),
+        ),
+        frames,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class TileRuns(Artefact):
+    """Runs of full tiles, and runs of partial ones with the class of every tile, by row and column.
+
+    A tile of class c sees what `masks[c]` says: bool (tokens of its row, tokens of its column). No two masks are equal.
+    """
+
+    frame: Frame
+    full: Stretches
+    partial: Stretches
+    classes: Int32
+    masks: tuple[Mask, ...]
+
+    @property
+    def offsets(self) -> Int64:
+        """Where the classes of each partial run begin, and where the last end."""
+        lengths = self.partial.end.astype(np.int64) - self.partial.start
+        return np.append(0, np.cumsum(lengths))
+
+    @property
+    def visible(self) -> int:
+        """Visible pairs."""
+        before = np.append(0, np.cumsum(self.frame.widths, dtype=np.int64))
+        whole = (before[self.full.end] - before[self.full.start]) * self.frame.heights[self.full.row]
+        return int(whole.sum()) + int(self.visible_by_class[self.classes].sum())
+
+    @property
+    def visible_by_class(self) -> Int64:
+        """Visible pairs of a tile of each class."""
+        return np.array([int(mask.sum()) for mask in self.masks], dtype=np.int64)
+
+    @property
+    def live(self) -> Stretches:
+        """Full and partial tiles."""
+        return self.full.union(self.partial)
+
+    def transposed(self) -> TileRuns:
+        """By tile column: rows are keys, columns are queries, and so are those of the masks."""
+        row, column = self.partial.listed()
+        order = np.lexsort((row, column))
+        masks = tuple(frozen(mask.T, np.bool_) for mask in self.masks)
+        classes = frozen(self.classes[order])
+        return TileRuns(self.frame.transposed(), self.full.transposed(), self.partial.transposed(), classes, masks)
+
+    def __str__(self) -> str:
+        lines = [f"{self.full.tiles} full and {self.partial.tiles} partial tiles, {len(self.masks)} masks"]
+        for row in range(self.frame.rows):
+            parts = [
+                name + " " + ", ".join(f"{a}..{b}" for a, b in _of_row(tiles, row))
+                for name, tiles in (("full", self.full), ("partial", self.partial))
+                if tiles.per_row[row]
+            ]
+            lines.append(f"{row}: {'; '.join(parts) or 'nothing'}")
+        return "\n".join(lines)
+
+
+def _of_row(tiles: Stretches, row: int) -> list[tuple[int, int]]:
+    at = slice(tiles.pointers[row], tiles.pointers[row + 1])
+    return list(zip(tiles.start[at].tolist(), tiles.end[at].tolist(), strict=True))
+
+
+def find_tile_runs(resolved: Resolved) -> TileRuns:
+    """The runs of tiles whose classes are resolved; classes whose masks are equal become one."""
+    tiles, frame = resolved.tiles, frame_of(resolved.tiles.grid)
+    parts = []
+    for which in (tiles.kind == 0, tiles.kind != 0):
+        row, column, count = tiles.row[which], tiles.column[which], tiles.count[which]
+        parts.append(stretches(frame.rows, frame.columns, row, column, column + count))
+    kinds, number = np.unique(tiles.kind[tiles.kind != 0], return_inverse=True)
+    classes, masks = join_classes(number, [resolved.masks[int(kind)] for kind in kinds])
+    return TileRuns(frame, parts[0], parts[1], classes, masks)
+
+
+def join_classes(classes: NDArray[Any], masks: Sequence[Mask]) -> tuple[Int32, tuple[Mask, ...]]:
+    """Classes numbered anew in the order in which they first occur, those whose masks are equal as one."""
+    used, first = np.unique(classes, return_index=True)
+    known: dict[tuple[tuple[int, ...], bytes], int] = {}
+    renamed = np.zeros(len(masks), dtype=np.int64)
+    kept: list[Mask] = []
+    for i in used[np.argsort(first)].tolist():
+        key = (masks[i].shape, np.packbits(masks[i]).tobytes())
+        renamed[i] = known.setdefault(key, len(known))
+        if renamed[i] == len(kept):
+            kept.append(frozen(masks[i], np.bool_))
+    return frozen(renamed[classes]), tuple(kept)
+
+
+def mask_edges(runs: TileRuns) -> TileRuns:
+    """The full tiles that an edge of the matrix clips as partial ones, whose masks are all true.
+
+    For kernels that read full tiles without asking where the matrix ends.
+    """
+    frame, full = runs.frame, runs.full
+    low, narrow = np.flatnonzero(frame.heights < frame.tile[0]), np.flatnonzero(frame.widths < frame.tile[1])
+    bottom = stretches(full.rows, full.columns, low, np.zeros_like(low), np.full_like(low, full.columns))
+    row, column = np.repeat(np.arange(full.rows), len(narrow)), np.tile(narrow, full.rows)
+    inner = full.minus(bottom).minus(stretches(full.rows, full.columns, row, column, column + 1))
+    edge = full.minus(inner)
+    edge_row, edge_column = edge.listed()
+    shapes, shape = np.unique(
+        np.stack([frame.heights[edge_row], frame.widths[edge_column]], axis=1), axis=0, return_inverse=True
+    )
+    rows, columns = (np.append(a, b) for a, b in zip(runs.partial.listed(), (edge_row, edge_column), strict=True))
+    order = np.lexsort((columns, rows))
+    number = np.append(runs.classes, shape.ravel() + len(runs.masks))[order]
+    masks = [*runs.masks, *(np.ones(size, dtype=np.bool_) for size in shapes.tolist())]
+    classes, kept = join_classes(number, masks)
+    return replace(runs, full=inner, partial=runs.partial.union(edge), classes=classes, masks=kept)

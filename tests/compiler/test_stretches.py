@@ -1,0 +1,87 @@
+"""Sets of tiles as stretches: every operation against the matrix of the set."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnc.compiler.tile_forms.stretches import stretches
+from tile_painting import Matrix, as_matrix, as_stretches
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Matrix, Matrix]:
+    """Two sets of one size: bands, blocks and noise."""
+    rows, columns = draw(st.integers(0, 12)), draw(st.integers(0, 12))
+    noise = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    r, c = np.arange(rows)[:, None], np.arange(columns)[None, :]
+    width, size = draw(st.integers(0, 6)), draw(st.integers(1, 4))
+    kinds = [
+        np.abs(r - c) < width,
+        (r // size == c // size),
+        noise.random((rows, columns)) < draw(st.sampled_from([0.1, 0.5, 0.9])),
+        np.ones((rows, columns), dtype=np.bool_),
+    ]
+    return draw(st.sampled_from(kinds)), draw(st.sampled_from(kinds))
+
+
+@settings(max_examples=200)
+@given(pairs())
+def test_union_difference_and_transposition(drawn: tuple[Matrix, Matrix]) -> None:
+    a, b = drawn
+    x, y = as_stretches(a), as_stretches(b)
+    assert (as_matrix(x) == a).all()
+    assert (as_matrix(x.union(y)) == (a | b)).all()
+    assert (as_matrix(x.minus(y)) == (a & ~b)).all()
+    assert (as_matrix(x.transposed()) == a.T).all()
+    assert x.transposed() == as_stretches(a.T)
+    assert x.transposed().transposed() == x
+    assert x.by_columns == len(x.transposed())
+    assert np.array_equal(np.stack(x.listed(), axis=1), np.argwhere(a))
+
+
+@settings(max_examples=100)
+@given(pairs(), st.data())
+def test_cuts(drawn: tuple[Matrix, Matrix], data: st.DataObject) -> None:
+    a, _ = drawn
+    at = np.array([data.draw(st.integers(0, a.shape[1])) for _ in range(len(a))], dtype=np.int64)
+    left, right = as_stretches(a).cut(at)
+    before = np.arange(a.shape[1])[None, :] < at[:, None]
+    assert (as_matrix(left) == (a & before)).all()
+    assert (as_matrix(right) == (a & ~before)).all()
+
+
+def test_equal_sets_are_equal_and_others_are_not() -> None:
+    a = as_stretches(np.eye(4, dtype=np.bool_))
+    assert a == as_stretches(np.eye(4, dtype=np.bool_))
+    assert a != as_stretches(np.eye(4, 5, dtype=np.bool_))
+    assert a != as_stretches(np.tri(4, dtype=np.bool_))
+
+
+def test_nothing_can_be_written_to() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        as_stretches(np.eye(4, dtype=np.bool_)).start[0] = 1
+
+
+def test_a_triangle_is_transposed_without_its_tiles() -> None:
+    """8192 rows, 33 million tiles."""
+    n = 8192
+    row = np.arange(n)
+    triangle = stretches(n, n, row, np.zeros(n, dtype=np.int64), row)
+    tracemalloc.start()
+    turned = triangle.transposed()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert turned == stretches(n, n, row, row + 1, np.full(n, n))
+    assert peak < 1 << 23
+
+
+def test_more_tiles_than_an_index_holds_are_refused() -> None:
+    from attnc.compiler.tile_forms.arrays import frozen
+
+    with pytest.raises(OverflowError):
+        frozen(np.array([1 << 31]))

@@ -1,0 +1,76 @@
+"""Lists of tiles, by rows and by columns, each against brute force of its own."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+
+import expression_trees as trees
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.planning.runs import Resolved, resolve
+from attnc.compiler.rewrite import substitute
+from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
+from attnc.compiler.tile_forms.tile_runs import find_tile_runs
+from expression_trees import Tree
+from relations import relations
+from tile_grids import grids, mask_of
+from tile_painting import Matrix, brute, painted, patterns
+
+Q, K = fold.place("q"), fold.place("k")
+
+
+def check(lists: TileLists, mask: Matrix) -> None:
+    tiles = brute(mask, lists.frame)
+    for row in range(lists.frame.rows):
+        assert lists.full.of_row(row).tolist() == (tiles[row] == -1).nonzero()[0].tolist()
+        assert lists.partial.of_row(row).tolist() == (tiles[row] > 0).nonzero()[0].tolist()
+    assert (painted(lists) == mask).all()
+    assert all(not m.all() and m.any() for m in lists.masks)
+    assert lists.visible == mask.sum()
+
+
+@settings(max_examples=200)
+@given(patterns())
+def test_lists_are_the_relation(drawn: tuple[Resolved, Matrix]) -> None:
+    resolved, mask = drawn
+    runs = find_tile_runs(resolved)
+    lists = list_tiles(runs)
+    check(lists, mask)
+    assert lists.runs() == runs
+
+
+@settings(max_examples=200)
+@given(relations(), grids())
+def test_transposed_lists_are_those_of_the_transposed_relation(tree: Tree, grid: Grid) -> None:
+    """Queries and keys change places in the relation itself, which is then evaluated."""
+    relation = trees.build(tree)
+    mask_of(relation, grid)
+    turned = exact.mask(substitute(relation, {Q: K, K: Q}), (0, grid.n_k), (0, grid.n_q))
+    lists = list_tiles(find_tile_runs(resolve(relation, find_live_tiles(relation, grid), {})))
+    check(lists.transposed(), turned)
+
+
+@settings(max_examples=100)
+@given(patterns())
+def test_transposing_lists_and_runs_is_the_same(drawn: tuple[Resolved, Matrix]) -> None:
+    runs = find_tile_runs(drawn[0])
+    lists = list_tiles(runs)
+    assert list_tiles(runs.transposed()) == lists.transposed()
+    assert lists.transposed().transposed() == lists
+
+
+def test_empty_matrices_have_no_tiles() -> None:
+    for grid in (Grid(0, 5, 8, 8), Grid(5, 0, 8, 8), Grid(0, 0, 8, 8)):
+        lists = list_tiles(find_tile_runs(resolve(fold.truth(True), find_live_tiles(fold.truth(True), grid), {})))
+        assert (len(lists.full), len(lists.partial), lists.visible) == (0, 0, 0)
+        assert lists.transposed().transposed() == lists
+
+
+def test_lists_are_printed() -> None:
+    causal = fold.less_equal(K, Q)
+    lists = list_tiles(find_tile_runs(resolve(causal, find_live_tiles(causal, Grid(12, 12, 4, 4)), {})))
+    assert (
+        str(lists)
+        == "3 full and 3 partial tiles, 1 masks\n0: partial 0:0\n1: full 0; partial 1:0\n2: full 0 1; partial 2:0"
+    )

@@ -1,0 +1,83 @@
+"""Tile forms painted back onto the matrix, each tile once."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import expression_trees as trees
+from attnc.compiler.analysis.tiles import Grid, find_live_tiles
+from attnc.compiler.planning.runs import Resolved, resolve
+from attnc.compiler.tile_forms.stretches import Stretches, stretches
+from attnc.compiler.tile_forms.tile_lists import TileLists
+from attnc.compiler.tile_forms.tile_runs import Frame
+from relations import relations
+from tile_grids import grids, mask_of
+
+Matrix = NDArray[np.bool_]
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> tuple[Resolved, Matrix]:
+    """A relation's live tiles on a grid, and the relation by brute force."""
+    relation, grid = trees.build(draw(relations())), draw(grids())
+    mask = mask_of(relation, grid)
+    return resolve(relation, find_live_tiles(relation, grid), {}), mask
+
+
+def frame_ranges(sizes: NDArray[np.int32]) -> list[slice]:
+    """The tokens of each tile row or column."""
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
+
+
+def brute(mask: Matrix, frame: Frame) -> NDArray[np.int64]:
+    """Every tile's visible pairs, -1 where all are visible."""
+    rows, columns = frame_ranges(frame.heights), frame_ranges(frame.widths)
+    found = np.zeros((len(rows), len(columns)), dtype=np.int64)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            part = mask[row, column]
+            found[i, j] = -1 if part.all() else part.sum()
+    return found
+
+
+def painted(lists: TileLists) -> Matrix:
+    """The relation that lists say."""
+    frame = lists.frame
+    rows, columns = frame_ranges(frame.heights), frame_ranges(frame.widths)
+    times = np.zeros((frame.heights.sum(), frame.widths.sum()), dtype=np.int64)
+    for i, row in enumerate(rows):
+        for column in lists.full.of_row(i).tolist():
+            times[row, columns[column]] += 1
+        at = slice(lists.partial.pointers[i], lists.partial.pointers[i + 1])
+        for column, kind in zip(lists.partial.columns[at].tolist(), lists.classes[at].tolist(), strict=True):
+            times[row, columns[column]] += lists.masks[kind]
+    assert times.max(initial=0) <= 1
+    return times > 0
+
+
+def as_matrix(tiles: Stretches) -> Matrix:
+    """Whether each tile is in a set, which must be in its one form."""
+    matrix = np.zeros((tiles.rows, tiles.columns), dtype=np.bool_)
+    for row in range(tiles.rows):
+        end = -1
+        for i in range(tiles.pointers[row], tiles.pointers[row + 1]):
+            assert end < tiles.start[i] < tiles.end[i] <= tiles.columns
+            end = int(tiles.end[i])
+            matrix[row, tiles.start[i] : end] = True
+    assert tiles.tiles == matrix.sum()
+    return matrix
+
+
+def as_stretches(matrix: Matrix) -> Stretches:
+    """A set from a matrix, tile by tile."""
+    row, column = np.nonzero(matrix)
+    return stretches(len(matrix), matrix.shape[1], row, column, column + 1)
+
+
+def grid_frame(grid: Grid) -> tuple[list[int], list[int]]:
+    """Tokens of every tile row and column, one by one."""
+    rows = [stop - start for start, stop in map(grid.row_range, range(grid.rows))]
+    return rows, [stop - start for start, stop in map(grid.key_range, range(grid.columns))]
