@@ -99,6 +99,12 @@ def separate(relation: Index, leaves: Leaves) -> list[Product]:
     return [product for product in found if not any(r == fold.truth(False) for r in product)]
 
 
+def separate_axes(relation: Index, grid: Grid) -> list[Product]:
+    """`separate`, with every relation over the coordinates of its axis as places q and k."""
+    leaves = Leaves(relation, grid)
+    return [tuple(leaves.alone(r, i) for i, r in enumerate(found)) for found in separate(relation, leaves)]
+
+
 def _flat(conjuncts: Iterable[Index]) -> tuple[Index, ...]:
     joined = fold.conjunction(*conjuncts)
     return joined.operands if isinstance(joined, Bool) and joined.op == "and" else (joined,)

@@ -103,7 +103,7 @@ def find_brick_tiles(
     k_brick: Sequence[int],
     origins: Mapping[Index, Span],
 ) -> BrickTiles:
-    """The bricks of a relation's products (`separate`), of so many coordinates along each axis.
+    """The bricks of a relation's products (`separate_axes`), of so many coordinates along each axis.
 
     Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe an axis, and
     EvaluationError.

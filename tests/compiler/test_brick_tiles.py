@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.separation import Axis, Grid, grid_of, separate
+from attnc.compiler.analysis.separation import Axis, Grid, grid_of, separate_axes
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.tile_forms import brick_tiles
 from attnc.compiler.tile_forms.brick_tiles import BrickTiles, find_brick_tiles
@@ -60,7 +60,7 @@ def bricked(draw: st.DrawFn) -> tuple[BrickTiles, Matrix, Tokens, Tokens]:
     q_brick, k_brick = (tuple(draw(st.integers(1, min(axis.extent, 5))) for axis in grid) for _ in "qk")
     if draw(st.booleans()):
         k_brick = q_brick
-    found = find_brick_tiles(separate(relation, grid), grid, q_brick, k_brick, {})
+    found = find_brick_tiles(separate_axes(relation, grid), grid, q_brick, k_brick, {})
     return found, truth(relation, n), brick_tokens(grid, q_brick), brick_tokens(grid, k_brick)
 
 
@@ -94,7 +94,7 @@ def test_a_large_grid_stays_a_product() -> None:
     parts = [near(coordinate(Q, EXTENTS, i), coordinate(K, EXTENTS, i), 20) for i in range(3)]
     relation = fold.conjunction(*parts)
     tracemalloc.start()
-    found = find_brick_tiles(separate(relation, GRID), GRID, (4, 8, 8), (4, 8, 8), {})
+    found = find_brick_tiles(separate_axes(relation, GRID), GRID, (4, 8, 8), (4, 8, 8), {})
     (product,) = found.products
     forms = BrickForms(product)
     sizes = forms.sizes
@@ -113,7 +113,7 @@ def test_too_many_masks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     relation = fold.conjunction(*(near(coordinate(Q, extents, i), coordinate(K, extents, i), 1) for i in (0, 1)))
     grid = grid_of(relation, 42)
     assert grid is not None
-    found = find_brick_tiles(separate(relation, grid), grid, (2, 2), (2, 2), {})
+    found = find_brick_tiles(separate_axes(relation, grid), grid, (2, 2), (2, 2), {})
     monkeypatch.setattr(brick_tiles, "MAX_CLASS_ELEMENTS", 64)
     with pytest.raises(TooManyClassesError):
         found.enumerated()
