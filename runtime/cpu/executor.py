@@ -26,6 +26,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     (B, Hq, Nq), fp32 or fp64. Rows that see nothing: 0 and −inf. Not differentiable: see `autograd.attend`.
     """
     program, width = program_of(plan), max(q.shape[-1], v.shape[-1])
+    if program.only is not None and width == v.shape[-1]:
+        visible = program.visible(program.only, q.dtype)
+        if not visible.nothing:
+            return _only(visible, q, k, v, scale)
     out = _empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
     lse = _empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
@@ -38,6 +42,22 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
         for bound, visible in program.steps(program.bound((q, whole, lse), (k, v)), q.dtype):
             _run_forward(bound, visible, q, k, v, whole, lse, scale)
     return (out if whole is out else out.copy_(whole)), lse
+
+
+def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The results of the only call, which is on all of q, k and v, as the kernel gives them."""
+    width = v.shape[-1]
+    q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
+    o, lse = kernel.attend(q, k, v, visible.additive, visible.causal, scale)
+    _hide_blind(visible, o, lse)
+    return o, lse
+
+
+def _hide_blind(visible: Visible, o: Tensor, lse: Tensor) -> None:
+    """What a row without keys gives."""
+    if visible.blind is not None:
+        lse.masked_fill_(visible.blind, -math.inf)
+        o.masked_fill_(visible.blind[:, None], 0)
 
 
 def _run_forward(
@@ -54,9 +74,7 @@ def _run_forward(
         return
     k_rows, v_rows = _rows(k, bound.keys[0]), _rows(v, bound.keys[1])
     o, part = kernel.attend(_rows(q, q_view), k_rows, v_rows, visible.additive, visible.causal, scale)
-    if visible.blind is not None:
-        part.masked_fill_(visible.blind, -math.inf)
-        o.masked_fill_(visible.blind[:, None], 0)
+    _hide_blind(visible, o, part)
     if o.shape[-1] != out.shape[-1]:
         o = o[..., : out.shape[-1]]
     o, part = _like(o, out_view), _like(part, lse_view)
@@ -162,8 +180,11 @@ def _like(rows: Tensor, view: View) -> Tensor:
 
 
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Unset memory of `shape` (batch, head, token, …), dense, with tokens or heads outermost as they are in `x`."""
-    if x.stride(2) <= x.stride(1):
+    """Unset memory of `shape` (batch, head, token, …), dense, tokens outside heads as the kernel has them.
+
+    With several batch entries, heads outside tokens where `x` has them so: entries and heads then are one dimension.
+    """
+    if x.shape[0] > 1 and x.stride(2) <= x.stride(1):
         return torch.empty(shape, dtype=dtype)
     batch, heads, tokens, *rest = shape
     return torch.empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.plan import Mask as Relation
-from attnc.compiler.planning.plan import Plan, is_triangular
+from attnc.compiler.planning.plan import Plan, is_triangular, stretch
 from attnc.runtime.cpu.calls import Add, Block, Call, ExactWindow, Mask, View, adds_of, calls_of
 from attnc.runtime.settings import SETTINGS
 
@@ -82,7 +82,8 @@ class Program:
     """A plan, made ready to run.
 
     `covers`: every row of every head is in a piece. `merges`: some rows are in several. `adds`: some keys may be in
-    several calls or stretches, so that their gradients are sums.
+    several calls or stretches, so that their gradients are sums. `only`: the one call, where it takes all of q, k and
+    v as they are.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -92,6 +93,7 @@ class Program:
         self.covers = rows == plan.batch * plan.heads * plan.n_q
         self.merges = not all(c.fresh for c in self._calls)
         self.adds = len(self._calls) != 1 or adds_of(self._calls[0].keys)[0].block != self._calls[0].keys
+        self.only = self._calls[0] if len(self._calls) == 1 and _takes_all(self._calls[0], plan) else None
         self._bound: Recent[tuple[Bound, ...]] = Recent(SETTINGS.layouts)
         self._masks: Recent[Visible] = Recent(SETTINGS.masks)
 
@@ -142,6 +144,17 @@ class Program:
         if prod(relation.shape) > SETTINGS.mask_elements:
             return visible_of(relation.whole(), dtype)
         return self._masks.get((mask, dtype), lambda: visible_of(relation.whole(), dtype))
+
+
+def _takes_all(call: Call, plan: Plan) -> bool:
+    """Whether a call is on all of q, k and v, of one batch entry with several heads, and has a shared mask."""
+    if plan.batch != 1 or min(plan.heads, plan.n_q) < 2 or isinstance(call.mask, ExactWindow):
+        return False
+    sides = ((call.queries, plan.heads, plan.n_q), (call.keys, plan.kv_heads, plan.n_k))
+    return all(
+        block.strip == stretch(0, n) and (block.y.size, block.y.head) in ((heads, 1), (1, 0))
+        for block, heads, n in sides
+    )
 
 
 def _view(block: Block, tensor: Tensor) -> View:
