@@ -115,7 +115,7 @@ def _fake_backward(
 
 def _like(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Unset memory as the executor allocates it: dense, tokens or heads outermost as they are in `x`."""
-    if x.shape[0] > 1 and x.stride(2) <= x.stride(1):
+    if x.stride(2) <= x.stride(1):
         return x.new_empty(shape, dtype=dtype)
     batch, heads, tokens, *rest = shape
     return x.new_empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)

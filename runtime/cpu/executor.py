@@ -45,12 +45,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
 
 
 def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The results of the only call, which is on all of q, k and v, as the kernel gives them."""
-    width = v.shape[-1]
+    """The results of the only call, which is on all of q, k and v, copied only where their layout is another."""
+    layout, width = q, v.shape[-1]
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
     o, lse = kernel.attend(q, k, v, visible.additive, visible.causal, scale)
     _hide_blind(visible, o, lse)
-    return o, lse
+    return _laid_out(o, layout), _laid_out(lse, layout)
 
 
 def _hide_blind(visible: Visible, o: Tensor, lse: Tensor) -> None:
@@ -180,14 +180,17 @@ def _like(rows: Tensor, view: View) -> Tensor:
 
 
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Unset memory of `shape` (batch, head, token, …), dense, tokens outside heads as the kernel has them.
-
-    With several batch entries, heads outside tokens where `x` has them so: entries and heads then are one dimension.
-    """
-    if x.shape[0] > 1 and x.stride(2) <= x.stride(1):
+    """Unset memory of `shape` (batch, head, token, …), dense, with tokens or heads outermost as they are in `x`."""
+    if x.stride(2) <= x.stride(1):
         return torch.empty(shape, dtype=dtype)
     batch, heads, tokens, *rest = shape
     return torch.empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """`x` in the memory layout that `_empty_like` gives."""
+    wanted = _empty_like(like, x.shape, x.dtype)
+    return x if x.stride() == wanted.stride() else wanted.copy_(x)
 
 
 def _zeros_like(x: Tensor, dtype: torch.dtype) -> Tensor:
