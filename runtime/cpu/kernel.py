@@ -10,6 +10,7 @@ true by `tests/runtime/test_kernel.py`:
 - a mask is additive, 2-D ones are broadcast, and it must have the dtype of q: a fp32 mask with fp64
   queries is taken and gives wrong numbers;
 - a row whose mask leaves it no key gets output 0 (NaN if a value is not finite) and LSE 0 instead of −inf;
+- a mask may come together with `causal`, which then saves what is above the diagonal and changes no bit;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
 - Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head.
 """

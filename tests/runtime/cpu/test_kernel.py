@@ -77,6 +77,24 @@ def test_masks(dtype: torch.dtype) -> None:
     check(*to(dtype, *draw(40, 1600)), mask=mask)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [(100, 100), (70, 300), (300, 70), (800, 1300)])
+def test_causal_masks_may_say_so(lengths: tuple[int, int], dtype: torch.dtype) -> None:
+    """A mask that hides all above the diagonal gives the same bits with the kernel told to leave that out."""
+    rows, keys = lengths
+    visible = (torch.rand(rows, keys) < 0.5) & torch.ones(rows, keys, dtype=torch.bool).tril()
+    visible[:, 0] = True
+    mask = torch.zeros(rows, keys, dtype=dtype).masked_fill_(~visible, -math.inf)
+    q, k, v = to(dtype, *draw(rows, keys))
+    grad = torch.randn_like(q)
+    results = []
+    for causal in (False, True):
+        out, lse = kernel.attend(q, k, v, mask, causal, 0.3)
+        results.append((out, lse, *kernel.attend_backward(grad, q, k, v, out, lse, mask, causal, 0.3)))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_mask_dtypes() -> None:
     q, k, v = draw(9, 9)
     hidden = torch.zeros(9, 9).masked_fill(torch.rand(9, 9) < 0.3, -math.inf)
