@@ -114,6 +114,7 @@ class Analysis:
 
     def __init__(self, boxes: Boxes, *, keyed: bool = True) -> None:
         self.saturated = False
+        self.size = len(boxes.q_low)
         self._keyed = keyed
         self._places = {
             "q": self._leaf("q", boxes.q_low, boxes.q_high),
@@ -126,9 +127,14 @@ class Analysis:
 
     def _name(self, *parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
         """A hash of names, constants, shapes and offsets; nothing where keys are not wanted."""
-        return combine(*map(_hashed, parts)) if self._keyed else _ZERO
+        return _name(*parts) if self._keyed else _ZERO
+
+    def _decided(self, state: NDArray[np.int8], key: Hash) -> Truths:
+        return _decided(state, key) if self._keyed else decided(state)
 
     def _leaf(self, name: str, low: Int64, high: Int64) -> Ints:
+        if not self._keyed:
+            return Ints(low, high, _ZERO, _NONE)
         return Ints(low, high, np.where(low == high, _ZERO, self._name(name, high - low)), low)
 
     # --- truth values ---
@@ -140,20 +146,19 @@ class Analysis:
     def _truth(self, node: Index) -> Truths:
         match node:
             case Truth():
-                return _decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
+                return self._decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
             case Sign():
                 return self._sign(node)
             case Bool():
-                return self._junction(node)
+                return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=self._keyed)
             case Not():
-                inner = self.truth(node.operand)
-                return _decided(-inner.state, self._name("not", inner.key))
+                return negated(self.truth(node.operand), keyed=self._keyed)
             case Choice():
                 return self._truth_choice(node)
             case DataRead():
                 value = self._read(node)
                 state = np.where(value.low > 0, TRUE, np.where(value.high <= 0, FALSE, UNKNOWN)).astype(np.int8)
-                return _decided(state, self._name(value.shape, value.offset))
+                return self._decided(state, self._name(value.shape, value.offset))
             case Reduce():
                 return self._quantified(node)
             case _:
@@ -167,16 +172,7 @@ class Analysis:
             true = (value.low == 0) & (value.high == 0)
             false = (value.low > 0) | (value.high < 0)
         state = np.where(true, TRUE, np.where(false, FALSE, UNKNOWN)).astype(np.int8)
-        return _decided(state, self._name(node.op, value.shape, value.offset))
-
-    def _junction(self, node: Bool) -> Truths:
-        operands = [self.truth(operand) for operand in node.operands]
-        strong, weak = (np.minimum, TRUE) if node.op == "and" else (np.maximum, FALSE)
-        state = accumulate(strong, (o.state for o in operands))
-        key = self._name(node.op)
-        for operand in operands:
-            key = np.where(operand.state == weak, key, self._name(key, operand.key))
-        return _decided(state, key)
+        return self._decided(state, self._name(node.op, value.shape, value.offset))
 
     def _truth_choice(self, node: Choice) -> Truths:
         condition, then, otherwise = self.truth(node.condition), self.truth(node.then), self.truth(node.otherwise)
@@ -188,7 +184,7 @@ class Analysis:
             otherwise.key,
             self._name("if", condition.key, then.key, otherwise.key),
         )
-        return _decided(state, key)
+        return self._decided(state, key)
 
     def _quantified(self, node: Reduce) -> Truths:
         low, high, inside, body = self._loop(node)
@@ -197,7 +193,7 @@ class Analysis:
         closing, neutral = (TRUE, FALSE) if node.op == "any" else (FALSE, TRUE)
         state = np.where(surely_empty | (body.state == neutral), neutral, UNKNOWN)
         state = np.where(surely_some & (body.state == closing), closing, state)
-        return _decided(state.astype(np.int8), self._here)
+        return self._decided(state.astype(np.int8), self._here)
 
     def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths, Truths]:
         """Bounds of an aggregate's range, and its condition and body over the whole range at once."""
@@ -206,7 +202,7 @@ class Analysis:
         if node.var in self._variables:
             self._forget(node.var)
         self._variables[node.var] = Ints(low.low, last, self._here, np.zeros(1, dtype=np.int64))
-        body = self.truth(node.body) if is_truth(node) else _decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
+        body = self.truth(node.body) if is_truth(node) else self._decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
         return low, high, self.truth(node.condition), body
 
     def _forget(self, variable: Var) -> None:
@@ -296,6 +292,8 @@ class Analysis:
 
     def _known(self, value: Ints) -> Ints:
         """A point is a constant; where a bound saturates, the decomposition is given up: no box shares it."""
+        if not self._keyed:
+            return Ints(value.low, value.high, _ZERO, _NONE)
         point = value.low == value.high
         shape, offset = np.where(point, _ZERO, value.shape), np.where(point, value.low, value.offset)
         lost = (value.low <= -LIMIT) | (value.high >= LIMIT)
@@ -427,6 +425,8 @@ class Analysis:
 _ZERO: Hash = np.zeros(1, dtype=np.uint64)
 """The shape of a constant: nothing varies inside the box."""
 
+_NONE: Int64 = np.zeros(1, dtype=np.int64)
+
 V = TypeVar("V")
 
 
@@ -440,6 +440,11 @@ def _largest(bound: Int64) -> int:
     return int(np.abs(bound).max(initial=0))
 
 
+def _name(*parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
+    """A hash of names, constants, shapes and offsets."""
+    return combine(*map(_hashed, parts))
+
+
 def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
     if not isinstance(part, np.ndarray):
         return constant_hash(part)
@@ -449,6 +454,33 @@ def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
 def _decided(state: NDArray[np.int8], key: Hash) -> Truths:
     """Decided boxes share the two keys of truth and falsehood."""
     return Truths(state, np.where(state == TRUE, _TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
+
+
+def decided(state: NDArray[np.int8]) -> Truths:
+    """States without keys."""
+    return Truths(state, _ZERO)
+
+
+def negated(inner: Truths, *, keyed: bool) -> Truths:
+    """`not`."""
+    return _decided(-inner.state, _name("not", inner.key)) if keyed else decided(-inner.state)
+
+
+def junction_state(op: str, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int8]:
+    """`and` or `or` of two states."""
+    return np.minimum(a, b) if op == "and" else np.maximum(a, b)
+
+
+def junction(op: str, operands: list[Truths], *, keyed: bool) -> Truths:
+    """`and` or `or`; an operand that leaves the others the say does not enter the key."""
+    state = accumulate(lambda a, b: junction_state(op, a, b), (o.state for o in operands))
+    if not keyed:
+        return decided(state)
+    weak = TRUE if op == "and" else FALSE
+    key = _name(op)
+    for operand in operands:
+        key = np.where(operand.state == weak, key, _name(key, operand.key))
+    return _decided(state, key)
 
 
 def _pick(state: NDArray[Any], then: NDArray[Any], otherwise: NDArray[Any], undecided: NDArray[Any]) -> NDArray[Any]:
