@@ -60,8 +60,8 @@ def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveT
     found: list[_Stretches] = []
     while len(squares):
         state = tilewise.states(squares)
-        found.extend(_full(squares.take(state == TRUE)))
-        squares = squares.take((state != TRUE) & (state != FALSE))
+        found.extend(_full(squares.where(state == TRUE)))
+        squares = squares.where((state != TRUE) & (state != FALSE))
         if not len(squares):
             break
         if size == 1:
@@ -77,7 +77,7 @@ def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveT
 def _inside(squares: Squares) -> Squares:
     """Those that are not wholly outside the matrix."""
     grid, size = squares.grid, squares.size
-    return squares.take((squares.rows * size < grid.rows) & (squares.columns * size < grid.columns))
+    return squares.where((squares.rows * size < grid.rows) & (squares.columns * size < grid.columns))
 
 
 def _partial(tilewise: Tilewise, squares: Squares) -> _Stretches:

@@ -21,7 +21,7 @@ from attnc.compiler.analysis.intervals import (
     junction_state,
     negated,
 )
-from attnc.compiler.analysis.translation import Dependence, dependence
+from attnc.compiler.analysis.translation import Dependence, Dependences
 from attnc.compiler.ir import Bool, Index, Not
 
 Int64 = NDArray[np.int64]
@@ -41,9 +41,14 @@ class Squares:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, which: NDArray[np.bool_] | Int64 | slice) -> Squares:
-        """Some of them."""
+    def take(self, which: Int64 | slice) -> Squares:
+        """Some of them, by number."""
         return Squares(self.grid, self.size, self.rows[which], self.columns[which])
+
+    def where(self, which: NDArray[np.bool_]) -> Squares:
+        """Those that are marked."""
+        some = np.flatnonzero(which)
+        return self if len(some) == len(self) else self.take(some)
 
     @cached_property
     def boxes(self) -> Boxes:
@@ -56,16 +61,19 @@ class Squares:
         return Boxes(q_low, q_high, np.maximum(k_low, 0), k_high)
 
     @property
-    def clipped(self) -> Int64:
+    def clipped(self) -> Int64 | int:
         """Which edges of the matrix cut a box, as bits: last rows, first keys, last keys. Most are 0."""
         grid, size = self.grid, self.size
-        last_row, last_column = grid.n_q // (size * grid.q_tile), (grid.n_k - grid.k_origin) // (size * grid.k_tile)
-        cut = (self.rows >= last_row).astype(np.int64) + (self.columns >= last_column) * 4
-        return cut + (self.columns == 0) * 2 if grid.k_origin else cut
+        last_row, below = divmod(grid.n_q, size * grid.q_tile)
+        last_column, behind = divmod(grid.n_k - grid.k_origin, size * grid.k_tile)
+        cut: Int64 | int = 0
+        for edge, at, bit in ((below, self.rows >= last_row, 1), (grid.k_origin, self.columns == 0, 2)):
+            cut = cut + at * np.int64(bit) if edge else cut
+        return cut + (self.columns >= last_column) * np.int64(4) if behind else cut
 
     def extents(self) -> Hash:
         """A hash of height and width of each box."""
-        some = _alike(self.clipped, 8)
+        some = _alike(np.broadcast_to(self.clipped, len(self)), 8)
         boxes = self.take(some.first).boxes
         sizes = combine(mix(boxes.q_high - boxes.q_low), mix(boxes.k_high - boxes.k_low))
         return sizes[some.number]
@@ -73,7 +81,7 @@ class Squares:
 
 @dataclass(frozen=True, slots=True)
 class _Alike:
-    """One entry of each kind, and which kind every entry is of."""
+    """An entry of each kind, and which kind every entry is of."""
 
     first: Int64
     number: Int64
@@ -82,7 +90,7 @@ class _Alike:
 def _alike(kinds: Int64, count: int) -> _Alike:
     """Equal numbers below `count`; kinds in ascending order."""
     at = np.full(count, -1, dtype=np.int64)
-    at[kinds[::-1]] = np.arange(len(kinds) - 1, -1, -1)
+    at[kinds] = np.arange(len(kinds))
     found = np.flatnonzero(at >= 0)
     first = at[found]
     at[found] = np.arange(len(found))
@@ -95,7 +103,7 @@ class Tilewise:
     def __init__(self, relation: Index, grid: Grid) -> None:
         self._relation = relation
         self._box = grid.q_tile if grid.q_tile == grid.k_tile else None
-        self._places: dict[Index, frozenset[str]] = {}
+        self._dependences = Dependences()
         self._along: dict[tuple[Index, int], Dependence] = {}
 
     def states(self, squares: Squares) -> NDArray[np.int8]:
@@ -110,7 +118,7 @@ class Tilewise:
         """What a condition depends on, over boxes of size × size tiles."""
         if (node, size) not in self._along:
             box = None if self._box is None else self._box * size
-            self._along[node, size] = dependence(node, box, self._places)
+            self._along[node, size] = self._dependences.of(node, box)
         return self._along[node, size]
 
 
@@ -162,9 +170,13 @@ class _Pass:
                 return _alike(squares.columns, columns)
             case _:
                 span = rows + columns
-                step = squares.clipped if along.step == 1 else squares.clipped * along.step + squares.rows % along.step
-                kinds = step * span + (squares.columns - squares.rows + rows)
-                return _alike(kinds, 8 * along.step * span)
+                kinds = squares.columns - squares.rows + rows
+                family, families = squares.clipped, 8
+                if along.step > 1:
+                    family, families = family * along.step + squares.rows % along.step, 8 * along.step
+                if isinstance(family, int):
+                    return _alike(kinds, span)
+                return _alike(kinds + family * span, families * span)
 
     def _junction(self, node: Bool) -> Truths:
         return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=True)

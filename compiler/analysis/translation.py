@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd, lcm
 from typing import Literal
 
 from attnc.compiler.ir import (
     Arith,
-    Bool,
     Choice,
     Const,
     Coord,
     Index,
     Linear,
-    Not,
     Place,
     Var,
 )
@@ -24,7 +23,7 @@ from attnc.compiler.ir import (
 Along = Literal["nothing", "rows", "columns", "diagonals", "both"]
 
 MOST_STEPS = 16
-"""Translations by at most this many boxes are looked at."""
+"""Boxes are called alike along a diagonal if at most this many steps apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,83 +34,102 @@ class Dependence:
     step: int = 1
 
 
-def places(node: Index, known: dict[Index, frozenset[str]]) -> frozenset[str]:
-    """The places that a node reads."""
-    if node not in known:
-        own = {node.name} if isinstance(node, Place) else set()
-        known[node] = frozenset(own).union(*(places(child, known) for child in node.children()))
-    return known[node]
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A node grows by `by` when both places grow by `tokens` (> 0), and so for their multiples."""
+
+    by: int
+    tokens: int
+
+    def over(self, tokens: int) -> int:
+        """How much it grows over a multiple of its tokens."""
+        return self.by * (tokens // self.tokens)
 
 
-def dependence(node: Index, box: int | None, known: dict[Index, frozenset[str]]) -> Dependence:
-    """What a condition depends on, over square boxes of `box` tokens (None: they are not square)."""
-    read = places(node, known)
-    if len(read) < 2:
-        return Dependence("rows" if "q" in read else "columns" if "k" in read else "nothing")
-    step = 1
-    while box is not None and step <= MOST_STEPS:
-        if growth(node, step * box, {}) == 0:
-            return Dependence("diagonals", step)
-        step *= 2
-    return Dependence("both")
+class Dependences:
+    """What the conditions of a relation depend on."""
+
+    def __init__(self) -> None:
+        self._places: dict[Index, frozenset[str]] = {}
+        self._growths: dict[Index, Growth | None] = {}
+
+    def of(self, node: Index, box: int | None) -> Dependence:
+        """What a condition depends on, over square boxes of `box` tokens (None: they are not square)."""
+        read = self._read(node)
+        if len(read) < 2:
+            return Dependence("rows" if "q" in read else "columns" if "k" in read else "nothing")
+        growth = self.growth(node)
+        if box is None or growth is None or growth.by:
+            return Dependence("both")
+        step = growth.tokens // gcd(growth.tokens, box)
+        return Dependence("diagonals", step) if step <= MOST_STEPS else Dependence("both")
+
+    def _read(self, node: Index) -> frozenset[str]:
+        if node not in self._places:
+            own = {node.name} if isinstance(node, Place) else set()
+            self._places[node] = frozenset(own).union(*map(self._read, node.children()))
+        return self._places[node]
+
+    def growth(self, node: Index) -> Growth | None:
+        """How a node grows; None where that is not even. Truth values grow by 0 or not evenly."""
+        if node not in self._growths:
+            self._growths[node] = self._growth(node)
+        return self._growths[node]
+
+    def _growth(self, node: Index) -> Growth | None:
+        match node:
+            case Place():
+                return Growth(1, 1)
+            case Const() | Var():
+                return _STILL
+            case Linear():
+                return _sum([(self.growth(term), factor) for term, factor in node.terms])
+            case Coord():
+                origin = _sum([(self.growth(node.position), 1), (self.growth(node.offset), -1)])
+                value = _divided(origin, node.stride, "floordiv")
+                return value if node.extent is None else _divided(value, node.extent, "mod")
+            case Arith(op="floordiv" | "mod"):
+                value = self.growth(node.operands[0])
+                return _divided(value, node.operands[1], node.op) or self._of_operands(node)
+            case Arith(op="min" | "max"):
+                return _same([self.growth(operand) for operand in node.operands])
+            case Choice():
+                sides = _same([self.growth(node.then), self.growth(node.otherwise)])
+                condition = self.growth(node.condition)
+                if sides is None or condition is None or condition.by:
+                    return None
+                return _sum([(sides, 1), (condition, 0)])
+            case _:
+                return self._of_operands(node)
+
+    def _of_operands(self, node: Index) -> Growth | None:
+        """A function of its operands does not change where they do not."""
+        grown = [self.growth(child) for child in node.children()]
+        return _sum([(g, 0) for g in grown]) if all(g is not None and g.by == 0 for g in grown) else None
 
 
-def growth(node: Index, tokens: int, known: dict[Index, int | None]) -> int | None:
-    """By how much a node grows when both places do by `tokens`; None where that is not one number. Truths: 0 or None."""
-    if node not in known:
-        known[node] = _growth(node, tokens, known)
-    return known[node]
+_STILL = Growth(0, 1)
 
 
-def _growth(node: Index, tokens: int, known: dict[Index, int | None]) -> int | None:
-    match node:
-        case Place():
-            return tokens
-        case Const() | Var():
-            return 0
-        case Linear():
-            grown = [(growth(term, tokens, known), factor) for term, factor in node.terms]
-            return sum(g * f for g, f in grown if g is not None) if all(g is not None for g, _ in grown) else None
-        case Coord():
-            return _of_coordinate(node, tokens, known)
-        case Arith(op="floordiv" | "mod"):
-            value = growth(node.operands[0], tokens, known)
-            return _divided(value, node.operands[1], node.op) if value else _of_others(node, tokens, known)
-        case Arith(op="min" | "max"):
-            return _same([growth(operand, tokens, known) for operand in node.operands])
-        case Choice():
-            if growth(node.condition, tokens, known) != 0:
-                return None
-            return _same([growth(node.then, tokens, known), growth(node.otherwise, tokens, known)])
-        case _:
-            return _of_others(node, tokens, known)
-
-
-def _of_others(node: Index, tokens: int, known: dict[Index, int | None]) -> int | None:
-    """A function of its operands does not change where they do not."""
-    return 0 if all(growth(child, tokens, known) == 0 for child in node.children()) else None
-
-
-def _of_coordinate(node: Coord, tokens: int, known: dict[Index, int | None]) -> int | None:
-    position, offset = growth(node.position, tokens, known), growth(node.offset, tokens, known)
-    if position is None or offset is None:
+def _sum(terms: list[tuple[Growth | None, int]]) -> Growth | None:
+    known = [(growth, factor) for growth, factor in terms if growth is not None]
+    if len(known) < len(terms):
         return None
-    value = _divided(position - offset, node.stride, "floordiv")
-    return value if node.extent is None or value is None else _divided(value, node.extent, "mod")
+    tokens = lcm(*(growth.tokens for growth, _ in known))
+    return Growth(sum(growth.over(tokens) * factor for growth, factor in known), tokens)
 
 
-def _divided(value: int, divisor: Index, op: str) -> int | None:
-    if not isinstance(divisor, Const) or divisor.value == 0 or value % divisor.value:
+def _divided(value: Growth | None, divisor: Index, op: str) -> Growth | None:
+    if value is None or not isinstance(divisor, Const) or divisor.value == 0:
         return None
-    return value // divisor.value if op == "floordiv" else 0
+    tokens = value.tokens * (abs(divisor.value) // gcd(value.by, divisor.value))
+    return Growth(value.over(tokens) // divisor.value if op == "floordiv" else 0, tokens)
 
 
-def _same(values: list[int | None]) -> int | None:
-    return values[0] if all(value == values[0] for value in values) else None
-
-
-def operands_of(node: Index) -> tuple[Index, ...] | None:
-    """The conditions that a junction or negation is made of; None for any other node."""
-    if isinstance(node, Bool):
-        return node.operands
-    return (node.operand,) if isinstance(node, Not) else None
+def _same(grown: list[Growth | None]) -> Growth | None:
+    known = [growth for growth in grown if growth is not None]
+    if len(known) < len(grown):
+        return None
+    tokens = lcm(*(growth.tokens for growth in known))
+    by = {growth.over(tokens) for growth in known}
+    return Growth(by.pop(), tokens) if len(by) == 1 else None

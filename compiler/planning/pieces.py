@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from attnc.compiler.analysis.hashing import Hash, combine, mix
+from attnc.compiler.analysis.hashing import combine, kinds, mix
 from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.runs import (
+    SHARED,
     Int64,
     Resolved,
     Runs,
@@ -126,21 +128,46 @@ class _Builder:
         self._written[runs.row[group]] = True
 
     def add_runs(self, runs: Runs) -> None:
-        """All other runs; the first of a row writes it, later ones merge. A bucket has one run a row at most."""
-        row = runs.row
-        before = np.arange(len(row)) - np.searchsorted(row, row) + self._written[row]
-        shape = combine(runs.signature, *map(mix, self._extents(runs)))
-        bucket = _by_first_use(combine(shape, mix(before)))
-        order = np.lexsort((row, bucket))
-        keys = self._key_starts(runs.column)
+        """All other runs; one run of a row writes it, the others merge. A bucket has one run a row at most."""
+        if not len(runs):
+            return
+        row, keys = runs.row, self._key_starts(runs.column)
+        shape = kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
+        bucket, size = self._buckets(runs, shape)
+        fresh = self._first_of_row(row, size)
+        part = bucket * 2 + ~fresh
+        order = np.argsort(part * self._grid.rows + row)  # no two are equal
         shapes: dict[int, _Shape] = {}
-        for group in _even_steps(bucket[order], row[order], keys[order]):
+        for group in _even_steps(part[order], row[order], keys[order]):
             members = order[group]
             one = int(members[0])
-            if int(shape[one]) not in shapes:
-                shapes[int(shape[one])] = self._shape(runs, one)
-            piece = self._piece(row[members], keys[members], shapes[int(shape[one])])
-            self._pieces.append(replace(piece, fresh=bool(before[one] == 0)))
+            name = int(shape[one])
+            if name not in shapes:
+                shapes[name] = self._shape(runs, one)
+            piece = self._piece(row[members], keys[members], shapes[name])
+            self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+
+    def _buckets(self, runs: Runs, shape: Int64) -> tuple[Int64, Int64]:
+        """Runs of one shape along a diagonal or below each other, whichever are more; the rest by place in the row.
+
+        The bucket of each run, and how many runs it has.
+        """
+        row, column = runs.row, runs.column
+        span = self._grid.rows + self._grid.columns
+        diagonal, below = shape * span + (column - row + self._grid.rows), shape * span + column
+        many, others = _occurrences(diagonal), _occurrences(below)
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        alone = np.maximum(many, others) < SHARED
+        bucket = np.where(many >= others, diagonal * 3, below * 3 + 1)
+        bucket = np.where(alone, (shape * span + place) * 3 + 2, bucket)
+        return bucket, np.where(alone, 1, np.maximum(many, others))
+
+    def _first_of_row(self, row: Int64, size: Int64) -> NDArray[np.bool_]:
+        """In each row that has no piece yet, the run of the largest bucket."""
+        starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
+        length = np.diff(np.append(starts, len(row)))
+        score = size * len(row) - np.arange(len(row))
+        return np.asarray((score == np.repeat(np.maximum.reduceat(score, starts), length)) & ~self._written[row])
 
     def _key_starts(self, column: Int64) -> Int64:
         return np.maximum(self._grid.k_origin + column * self._grid.k_tile, 0)
@@ -194,10 +221,12 @@ class _Builder:
         return Piece(queries, strip(key, k_step, len(rows), shape.width), shape.mask)
 
 
-def _by_first_use(names: Hash) -> Int64:
-    """Equal names as equal numbers, in the order in which they first occur."""
-    _, first, number = np.unique(names, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[number]
+def _occurrences(names: Int64) -> Int64:
+    """How often each name occurs."""
+    if int(names.max()) <= 16 * len(names) + (1 << 16):
+        return np.bincount(names)[names]
+    found = kinds(names)
+    return found.members[found.number]
 
 
 def _even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:

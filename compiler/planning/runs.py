@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.hashing import Hash, combine, mix
+from attnc.compiler.analysis.hashing import Hash, combine, kinds, mix
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import LiveTiles
 from attnc.compiler.ir import Index
@@ -90,26 +90,24 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
     Raises TooManyClassesError when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
     """
     grid = tiles.grid
-    kinds, first, members = np.unique(tiles.kind, return_index=True, return_counts=True)
-    if len(kinds) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
+    found = kinds(tiles.kind)
+    if len(found.first) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}
     visible = _full_elements(tiles)
-    become_full, become_empty = [], []
-    for kind, at, count in zip(kinds, first, members, strict=True):
+    full, empty = (np.zeros(len(found.first), dtype=np.bool_) for _ in range(2))
+    for i, (at, count) in enumerate(zip(found.first.tolist(), found.members.tolist(), strict=True)):
+        kind = int(tiles.kind[at])
         if kind == 0:
             continue
         rows, keys = grid.row_range(int(tiles.row[at])), grid.key_range(int(tiles.column[at]))
         mask = exact.mask(relation, rows, keys, origins, wide=wide)
-        visible += int(mask.sum()) * int(count)
-        if mask.all():
-            become_full.append(kind)
-        elif mask.any():
-            masks[int(kind)] = mask
-        else:
-            become_empty.append(kind)
-    return Resolved(_reclassified(tiles, become_full, become_empty), masks, visible)
+        visible += int(mask.sum()) * count
+        full[i], empty[i] = mask.all(), not mask.any()
+        if not (full[i] or empty[i]):
+            masks[kind] = mask
+    return Resolved(_reclassified(tiles, full[found.number], empty[found.number]), masks, visible)
 
 
 def _full_elements(tiles: LiveTiles) -> int:
@@ -121,9 +119,11 @@ def _full_elements(tiles: LiveTiles) -> int:
     return int((heights * (ends - starts)).sum())
 
 
-def _reclassified(tiles: LiveTiles, full: list[np.uint64], empty: list[np.uint64]) -> LiveTiles:
-    kind = np.where(np.isin(tiles.kind, full), np.uint64(0), tiles.kind) if full else tiles.kind
-    keep = ~np.isin(tiles.kind, empty) if empty else np.ones(len(kind), dtype=np.bool_)
+def _reclassified(tiles: LiveTiles, full: NDArray[np.bool_], empty: NDArray[np.bool_]) -> LiveTiles:
+    kind = np.where(full, np.uint64(0), tiles.kind) if full.any() else tiles.kind
+    if not empty.any():
+        return LiveTiles(tiles.grid, tiles.row, tiles.column, tiles.count, kind)
+    keep = np.flatnonzero(~empty)
     return LiveTiles(tiles.grid, tiles.row[keep], tiles.column[keep], tiles.count[keep], kind[keep])
 
 
@@ -142,6 +142,8 @@ def _merged(tiles: LiveTiles) -> LiveTiles:
     starts = np.ones(len(row), dtype=np.bool_)
     adjacent = (row[1:] == row[:-1]) & (column[1:] == column[:-1] + count[:-1])
     starts[1:] = ~(adjacent & (kind[1:] == 0) & (kind[:-1] == 0))
+    if starts.all():
+        return tiles
     first = np.flatnonzero(starts)
     total = np.add.reduceat(count, first) if len(first) else count
     return LiveTiles(tiles.grid, row[first], column[first], total, kind[first])
@@ -178,9 +180,13 @@ def split_runs(runs: Runs) -> Runs:
     """Runs of a signature that few rows share are cut around long full stretches, whose parts then may be shared."""
     if not len(runs):
         return runs
-    _, group, members = np.unique(runs.signature, return_inverse=True, return_counts=True)
+    found = kinds(runs.signature)
     length = runs.last - runs.first + 1
-    rare = np.repeat((members[group] < SHARED) & (length > 1), length)
+    long_before = np.append(0, np.cumsum((runs.tiles.kind == 0) & (runs.tiles.count >= LONG_FULL)))
+    rare_runs = (found.members[found.number] < SHARED) & (length > 1)
+    if not (rare_runs & (long_before[runs.last + 1] > long_before[runs.first])).any():
+        return runs
+    rare = np.repeat(rare_runs, length)
     inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     at = np.repeat(runs.first, length) + inside
     tiles = runs.tiles
