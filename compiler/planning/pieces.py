@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import combine, kinds, mix
-from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
+from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles, find_repeated_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.runs import (
@@ -48,13 +48,17 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
 
     Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
     """
-    resolved = resolve(relation, find_live_tiles(relation, grid), origins)
+    repeated = find_repeated_tiles(relation, grid)
+    resolved = resolve(relation, repeated or find_live_tiles(relation, grid), origins)
     runs = find_runs(resolved.tiles)
     groups, rest = staircases(runs, resolved)
     builder = _Builder(grid, resolved)
     for group in groups:
         builder.add_staircase(runs, group)
-    builder.add_runs(split_runs(runs.take(rest)))
+    rest_of_runs = split_runs(runs.take(rest))
+    if repeated is not None:
+        rest_of_runs = builder.add_repeated(rest_of_runs)
+    builder.add_runs(rest_of_runs)
     tiles = resolved.tiles
     return Cover(builder.ordered(), builder.grid_masks(), tiles.full, tiles.partial, resolved.visible)
 
@@ -131,8 +135,7 @@ class _Builder:
         """All other runs; one run of a row writes it, the others merge. A bucket has one run a row at most."""
         if not len(runs):
             return
-        row, keys = runs.row, self._key_starts(runs.column)
-        shape = kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
+        row, keys, shape = runs.row, self._key_starts(runs.column), self._shapes_of(runs)
         bucket, size = self._buckets(runs, shape)
         fresh = self._first_of_row(row, size)
         part = bucket * 2 + ~fresh
@@ -140,12 +143,45 @@ class _Builder:
         shapes: dict[int, _Shape] = {}
         for group in _even_steps(part[order], row[order], keys[order]):
             members = order[group]
-            one = int(members[0])
+            one, more = int(members[0]), int(members[min(1, len(members) - 1)])
             name = int(shape[one])
             if name not in shapes:
                 shapes[name] = self._shape(runs, one)
-            piece = self._piece(row[members], keys[members], shapes[name])
+            steps = int(row[more] - row[one]), int(keys[more] - keys[one])
+            piece = self._piece(int(row[one]), int(keys[one]), steps, len(members), shapes[name])
             self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+
+    def _shapes_of(self, runs: Runs) -> Int64:
+        """Runs of equal masks have equal numbers."""
+        return kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
+
+    def add_repeated(self, runs: Runs) -> Runs:
+        """Runs that rows one after another have, each further right; the others are returned."""
+        row, shape = runs.row, self._shapes_of(runs)
+        bucket = kinds(shape * (self._grid.rows + self._grid.columns) + runs.column - row + self._grid.rows).number
+        size = np.bincount(bucket, weights=runs.repeat).astype(np.int64)[bucket]
+        mine = (size >= SHARED) | (runs.repeat > 1)
+        if mine.any():
+            self._add_diagonals(runs.take(mine), shape[mine], bucket[mine], size[mine])
+        return runs.take(~mine)
+
+    def _add_diagonals(self, runs: Runs, shape: Int64, bucket: Int64, size: Int64) -> None:
+        row, keys, repeat = runs.row, self._key_starts(runs.column), runs.repeat
+        fresh = self._first_of_row(row, size)
+        part = bucket * 2 + ~fresh
+        order = np.argsort(part * self._grid.rows + row)  # no two are equal
+        follows = (part[order][1:] == part[order][:-1]) & ((row + repeat)[order][:-1] == row[order][1:])
+        follows &= keys[order][1:] - keys[order][:-1] == (repeat * self._grid.k_tile)[order][:-1]
+        shapes: dict[int, _Shape] = {}
+        for group in np.split(order, np.flatnonzero(~follows) + 1):
+            one = int(group[0])
+            name, count = int(shape[one]), int(repeat[group].sum())
+            if name not in shapes:
+                shapes[name] = self._shape(runs, one)
+            piece = self._piece(int(row[one]), int(keys[one]), (1, self._grid.k_tile), count, shapes[name])
+            self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+        for first, stop in zip(row.tolist(), (row + repeat).tolist(), strict=True):
+            self._written[first:stop] = True
 
     def _buckets(self, runs: Runs, shape: Int64) -> tuple[Int64, Int64]:
         """Runs of one shape along a diagonal or below each other, whichever are more; the rest by place in the row.
@@ -208,17 +244,15 @@ class _Builder:
         self.masks.append(mask)
         return len(self.masks) - 1
 
-    def _piece(self, rows: Int64, keys: Int64, shape: _Shape) -> Piece:
-        start, stop = self._grid.row_range(int(rows[0]))
-        key = int(keys[0]) + shape.left
-        q_step, k_step = 0, 0
-        if len(rows) > 1:
-            q_step, k_step = int(rows[1] - rows[0]) * self._grid.q_tile, int(keys[1] - keys[0])
-        height = stop - start
+    def _piece(self, row: int, key: int, steps: tuple[int, int], count: int, shape: _Shape) -> Piece:
+        """`count` runs, so many tile rows and keys apart."""
+        start, stop = self._grid.row_range(row)
+        key, height = key + shape.left, stop - start
+        q_step, k_step = (steps[0] * self._grid.q_tile, steps[1]) if count > 1 else (0, 0)
         if shape.mask == "full" and k_step == 0 and q_step in (0, height):
-            return Piece(stretch(start, start + height * len(rows)), stretch(key, key + shape.width), "full")
-        queries = strip(start, q_step, len(rows), height)
-        return Piece(queries, strip(key, k_step, len(rows), shape.width), shape.mask)
+            return Piece(stretch(start, start + height * count), stretch(key, key + shape.width), "full")
+        queries = strip(start, q_step, count, height)
+        return Piece(queries, strip(key, k_step, count, shape.width), shape.mask)
 
 
 def _occurrences(names: Int64) -> Int64:

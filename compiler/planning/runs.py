@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -49,6 +49,11 @@ class Runs:
         return self.tiles.row[self.first]
 
     @cached_property
+    def repeat(self) -> Int64:
+        """Rows that have this run, each a tile lower and further right."""
+        return self.tiles.repeat[self.first]
+
+    @cached_property
     def column(self) -> Int64:
         """First column."""
         return self.tiles.column[self.first]
@@ -65,7 +70,7 @@ class Runs:
         return np.asarray(before[self.last] - before[self.first] + (self.tiles.kind[self.first] != 0))
 
     def take(self, which: NDArray[np.bool_]) -> Runs:
-        """Some of the runs."""
+        """Those that are marked."""
         return Runs(self.tiles, self.first[which], self.last[which], self.signature[which])
 
     def parts(self, i: int) -> list[tuple[int, int, int]]:
@@ -95,9 +100,10 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}
+    members = np.bincount(found.number, weights=tiles.repeat).astype(np.int64)
     visible = _full_elements(tiles)
     full, empty = (np.zeros(len(found.first), dtype=np.bool_) for _ in range(2))
-    for i, (at, count) in enumerate(zip(found.first.tolist(), found.members.tolist(), strict=True)):
+    for i, (at, count) in enumerate(zip(found.first.tolist(), members.tolist(), strict=True)):
         kind = int(tiles.kind[at])
         if kind == 0:
             continue
@@ -111,20 +117,17 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
 
 
 def _full_elements(tiles: LiveTiles) -> int:
-    grid, full = tiles.grid, tiles.kind == 0
-    row, column, count = tiles.row[full], tiles.column[full], tiles.count[full]
-    heights = np.minimum((row + 1) * grid.q_tile, grid.n_q) - row * grid.q_tile
-    starts = np.maximum(grid.k_origin + column * grid.k_tile, 0)
-    ends = np.minimum(grid.k_origin + (column + count) * grid.k_tile, grid.n_k)
-    return int((heights * (ends - starts)).sum())
+    grid, full = tiles.grid, tiles.take(np.flatnonzero(tiles.kind == 0))
+    heights = np.minimum((full.row + 1) * grid.q_tile, grid.n_q) - full.row * grid.q_tile
+    starts = np.maximum(grid.k_origin + full.column * grid.k_tile, 0)
+    ends = np.minimum(grid.k_origin + (full.column + full.count) * grid.k_tile, grid.n_k)
+    return int((heights * (ends - starts) * full.repeat).sum())
 
 
 def _reclassified(tiles: LiveTiles, full: NDArray[np.bool_], empty: NDArray[np.bool_]) -> LiveTiles:
-    kind = np.where(full, np.uint64(0), tiles.kind) if full.any() else tiles.kind
-    if not empty.any():
-        return LiveTiles(tiles.grid, tiles.row, tiles.column, tiles.count, kind)
-    keep = np.flatnonzero(~empty)
-    return LiveTiles(tiles.grid, tiles.row[keep], tiles.column[keep], tiles.count[keep], kind[keep])
+    if full.any():
+        tiles = replace(tiles, kind=np.where(full, np.uint64(0), tiles.kind))
+    return tiles.take(np.flatnonzero(~empty)) if empty.any() else tiles
 
 
 def find_runs(tiles: LiveTiles) -> Runs:
@@ -146,7 +149,7 @@ def _merged(tiles: LiveTiles) -> LiveTiles:
         return tiles
     first = np.flatnonzero(starts)
     total = np.add.reduceat(count, first) if len(first) else count
-    return LiveTiles(tiles.grid, row[first], column[first], total, kind[first])
+    return replace(tiles.take(first), count=total)
 
 
 def _runs(entries: LiveTiles, starts: NDArray[np.bool_]) -> Runs:
@@ -183,14 +186,15 @@ def split_runs(runs: Runs) -> Runs:
     found = kinds(runs.signature)
     length = runs.last - runs.first + 1
     long_before = np.append(0, np.cumsum((runs.tiles.kind == 0) & (runs.tiles.count >= LONG_FULL)))
-    rare_runs = (found.members[found.number] < SHARED) & (length > 1)
+    sharing = np.bincount(found.number, weights=runs.repeat)[found.number]
+    rare_runs = (sharing < SHARED) & (length > 1)
     if not (rare_runs & (long_before[runs.last + 1] > long_before[runs.first])).any():
         return runs
     rare = np.repeat(rare_runs, length)
     inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     at = np.repeat(runs.first, length) + inside
     tiles = runs.tiles
-    entries = LiveTiles(tiles.grid, tiles.row[at], tiles.column[at], tiles.count[at], tiles.kind[at])
+    entries = tiles.take(at)
     long_full = rare & (entries.kind == 0) & (entries.count >= LONG_FULL)
     starts = (inside == 0) | long_full
     starts[1:] |= long_full[:-1]
@@ -210,7 +214,7 @@ def staircases(runs: Runs, resolved: Resolved) -> tuple[list[Int64], NDArray[np.
     """
     diagonal = [kind for kind, mask in resolved.masks.items() if is_diagonal(mask)]
     ends_diagonal = np.isin(runs.tiles.kind[runs.last], np.array(diagonal, dtype=np.uint64))
-    steps = np.flatnonzero((runs.partial == 1) & ends_diagonal) if len(runs) else runs.first
+    steps = np.flatnonzero((runs.partial == 1) & ends_diagonal & (runs.repeat == 1)) if len(runs) else runs.first
     row = runs.row[steps]
     steps = steps[np.append(True, row[1:] != row[:-1])[: len(steps)]]
     row, column, end = runs.row[steps], runs.column[steps], runs.end[steps]
