@@ -52,16 +52,17 @@ class LiveTiles:
 
     def take(self, which: Int64) -> LiveTiles:
         """Some of the entries, by number."""
-        at = (self.row, self.column, self.count, self.kind, self.repeat)
-        return LiveTiles(self.grid, *(x[which] for x in at))
+        row, column, count, repeat = (x[which] for x in (self.row, self.column, self.count, self.repeat))
+        return LiveTiles(self.grid, row, column, count, self.kind[which], repeat)
 
 
 def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveTiles:
     """The live tiles of a specialised relation.
 
-    Raises TooManyTilesError when more than `budget` boxes of one level stay undecided.
+    Raises TooManyTilesError when the quarters of the undecided boxes of one level are more than `budget`.
     """
     tilewise = Tilewise(relation, grid)
+    steps = 2 if tilewise.is_simple else 1
     size = 1 << (max(grid.rows, grid.columns, 1) - 1).bit_length()
     squares = _inside(Squares(grid, size, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)))
     found: list[_Stretches] = []
@@ -71,13 +72,13 @@ def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveT
         squares = squares.where((state != TRUE) & (state != FALSE))
         if not len(squares):
             break
-        if size == 1:
+        if squares.size == 1:
             found.append(_partial(tilewise, squares))
             break
-        size //= 2
-        squares = _halves(squares)
-        if len(squares) > budget:
+        if len(squares) * 4 > budget:
             raise TooManyTilesError
+        for _ in range(min(steps, squares.size.bit_length() - 1)):
+            squares = _halves(squares)
     return _sorted(grid, found)
 
 
@@ -168,4 +169,5 @@ def _live_diagonals(tilewise: Tilewise, grid: Grid) -> Int64:
 def _changes(grid: Grid, live: Int64) -> Int64:
     """The rows that are not like the row before: a diagonal begins or ends there, or an edge cuts a tile."""
     rows = np.concatenate([-live, 1 - live, grid.columns - live - 1, grid.columns - live, [0, grid.rows - 1]])
-    return np.unique(rows[(rows >= 0) & (rows < grid.rows)])
+    rows = rows[(rows >= 0) & (rows < grid.rows)]
+    return np.unique(rows).astype(np.int64)

@@ -106,6 +106,16 @@ class Tilewise:
         self._dependences = Dependences()
         self._along: dict[tuple[Index, int], Dependence] = {}
 
+    @cached_property
+    def is_simple(self) -> bool:
+        """Whether each of its conditions depends on less than every box, tiles or larger."""
+        return self._is_simple(self._relation)
+
+    def _is_simple(self, node: Index) -> bool:
+        if self.along(node, 1).along != "both":
+            return True
+        return isinstance(node, Bool | Not) and all(map(self._is_simple, node.children()))
+
     def states(self, squares: Squares) -> NDArray[np.int8]:
         """TRUE, FALSE or neither on each box."""
         return _Pass(self, squares, keyed=False).truth(self._relation).state

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import combine, kinds, mix
+from attnc.compiler.analysis.intervals import simplified
 from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles, find_repeated_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
@@ -48,8 +49,9 @@ def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
 
     Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
     """
-    repeated = find_repeated_tiles(relation, grid)
-    resolved = resolve(relation, repeated or find_live_tiles(relation, grid), origins)
+    needed = simplified(relation, (0, grid.n_q), (0, grid.n_k)) if grid.n_q and grid.n_k else relation
+    repeated = find_repeated_tiles(needed, grid)
+    resolved = resolve(relation, repeated or find_live_tiles(needed, grid), origins)
     runs = find_runs(resolved.tiles)
     groups, rest = staircases(runs, resolved)
     builder = _Builder(grid, resolved)

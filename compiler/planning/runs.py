@@ -219,7 +219,10 @@ def staircases(runs: Runs, resolved: Resolved) -> tuple[list[Int64], NDArray[np.
     steps = steps[np.append(True, row[1:] != row[:-1])[: len(steps)]]
     row, column, end = runs.row[steps], runs.column[steps], runs.end[steps]
     follows = (row[1:] == row[:-1] + 1) & (column[1:] == column[:-1]) & (end[1:] == end[:-1] + 1)
-    groups = [group for group in np.split(steps, np.flatnonzero(~follows) + 1) if len(group) > 1]
+    starts = np.flatnonzero(np.append(True, ~follows)[: len(steps)])
+    stops = np.append(starts[1:], len(steps))
+    long = np.flatnonzero(stops - starts > 1)
+    groups = [steps[a:b] for a, b in zip(starts[long].tolist(), stops[long].tolist(), strict=True)]
     rest = np.ones(len(runs), dtype=np.bool_)
     for group in groups:
         rest[group] = False
