@@ -67,6 +67,26 @@ def mask(
     return np.ascontiguousarray(np.broadcast_to(value, shape))
 
 
+def mask_at(
+    relation: Index,
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    alive: Lanes,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> Lanes:
+    """The relation on rows `q` and keys `k` where `alive` (rows, keys) has them, false elsewhere.
+
+    Raises EvaluationError on a fault there.
+    """
+    if not alive.any():
+        return np.zeros_like(alive)
+    kind: Any = object if wide else np.int64
+    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    return np.asarray(evaluator.truth(relation, alive) & alive)
+
+
 def values(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> NDArray[np.int64]:
     """An integer on rows and keys `start .. stop`: (rows, keys).
 

@@ -163,7 +163,8 @@ def _live_diagonals(tilewise: Tilewise, grid: Grid) -> Int64:
     first, last = np.maximum(0, -diagonal), np.minimum(grid.rows, grid.columns - diagonal) - 1
     rows = np.concatenate([first, (first + last) // 2, last])
     state = tilewise.states(Squares(grid, 1, rows, rows + np.tile(diagonal, 3))).reshape(3, -1)
-    return diagonal[(state != FALSE).any(axis=0)]
+    live: Int64 = diagonal[(state != FALSE).any(axis=0)]
+    return live
 
 
 def _changes(grid: Grid, live: Int64) -> Int64:

@@ -143,7 +143,7 @@ class _Builder:
         part = bucket * 2 + ~fresh
         order = np.argsort(part * self._grid.rows + row)  # no two are equal
         shapes: dict[int, _Shape] = {}
-        for group in _even_steps(part[order], row[order], keys[order]):
+        for group in even_steps(part[order], row[order], keys[order]):
             members = order[group]
             one, more = int(members[0]), int(members[min(1, len(members) - 1)])
             name = int(shape[one])
@@ -265,8 +265,11 @@ def _occurrences(names: Int64) -> Int64:
     return found.members[found.number]
 
 
-def _even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
-    """Stretches of entries of one bucket whose rows and keys advance by constant steps, keys not backwards."""
+def even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
+    """Stretches of entries of one bucket whose rows and keys advance by constant steps, keys not backwards.
+
+    Buckets stand together, each by row.
+    """
     rows, keys = np.diff(row), np.diff(key)
     joins = (bucket[1:] == bucket[:-1]) & (keys >= 0)
     same = joins[1:] & joins[:-1] & (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])
