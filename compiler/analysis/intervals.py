@@ -401,8 +401,29 @@ class Analysis:
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
         low, high = RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices])
+        if not self._keyed:
+            return Ints(low, high, _ZERO, _NONE)
+        shape, offset = self._contents(node, indices)
         constant = low == high
-        return Ints(low, high, np.where(constant, _ZERO, self._here), np.where(constant, low, 0))
+        return Ints(low, high, np.where(constant, _ZERO, shape), np.where(constant, low, offset))
+
+    def _contents(self, node: DataRead, indices: list[Ints]) -> tuple[Hash, Int64]:
+        """Boxes that read one entry after another as a place moves on are named by what they read, others by the box."""
+        if len(indices) != 1 or not node.data.array.size:
+            return self._here, _NONE
+        index, size = indices[0], len(node.data.array)
+        inside = (index.low >= 0) & (index.high < size)
+        walks = [(index.shape == p.shape) & (p.shape != _ZERO) & inside for p in self._places.values()]
+        straight = np.flatnonzero(np.broadcast_to(walks[0] | walks[1], self.size))
+        if not len(straight):
+            return self._here, _NONE
+        low, high = (np.broadcast_to(bound, self.size)[straight] for bound in (index.low, index.high))
+        name, first = RangeTable.of(node.data).contents(low, high)
+        shape = np.broadcast_to(self._here, self.size).copy()
+        shape[straight] = combine(name, np.broadcast_to(index.shape, self.size)[straight])
+        offset = np.zeros(self.size, dtype=np.int64)
+        offset[straight] = first
+        return shape, offset
 
     # --- decompositions without structure ---
 

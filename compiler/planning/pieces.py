@@ -15,11 +15,13 @@ from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles, find
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.runs import (
+    EVALUATED,
     SHARED,
     Int64,
     Resolved,
     Runs,
     TooManyClassesError,
+    cut_at_steps,
     find_runs,
     is_diagonal,
     resolve,
@@ -47,22 +49,41 @@ class Cover:
 def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
     """Pieces for a specialised relation on a tile grid.
 
+    Where the partial tiles are too unlike each other to share masks, theirs are evaluated as the pieces run.
     Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
     """
     needed = simplified(relation, (0, grid.n_q), (0, grid.n_k)) if grid.n_q and grid.n_k else relation
-    repeated = find_repeated_tiles(needed, grid)
-    resolved = resolve(relation, repeated or find_live_tiles(needed, grid), origins)
-    runs = find_runs(resolved.tiles)
+    tiles = find_repeated_tiles(needed, grid) or find_live_tiles(needed, grid)
+    try:
+        return _cover(resolve(relation, tiles, origins))
+    except TooManyClassesError:
+        _check_worthwhile(tiles)
+    few = MAX_MASK_ELEMENTS // (4 * grid.q_tile * grid.k_tile)
+    try:
+        return _cover(resolve(relation, tiles, origins, most=few))
+    except TooManyClassesError:
+        return _cover(resolve(relation, tiles, origins, most=0))
+
+
+def _cover(resolved: Resolved) -> Cover:
+    tiles = resolved.tiles
+    runs = cut_at_steps(find_runs(tiles), resolved)
     groups, rest = staircases(runs, resolved)
-    builder = _Builder(grid, resolved)
+    builder = _Builder(tiles.grid, resolved)
     for group in groups:
         builder.add_staircase(runs, group)
     rest_of_runs = split_runs(runs.take(rest))
-    if repeated is not None:
+    if (tiles.repeat > 1).any():
         rest_of_runs = builder.add_repeated(rest_of_runs)
     builder.add_runs(rest_of_runs)
-    tiles = resolved.tiles
     return Cover(builder.ordered(), builder.grid_masks(), tiles.full, tiles.partial, resolved.visible)
+
+
+def _check_worthwhile(tiles: LiveTiles) -> None:
+    """Raise TooManyClassesError where partial tiles are most of what lies between the live tiles of each row."""
+    hulls = _hulls(tiles)
+    if 2 * tiles.partial * tiles.grid.k_tile > sum(high - low for low, high in hulls.values()):
+        raise TooManyClassesError
 
 
 class Gathered:
@@ -95,9 +116,11 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the runs of one signature have in common: the mask, and the keys of the run that it leaves."""
+    """What the runs of one signature have in common: the mask, and the rows and keys of the run that it leaves."""
 
-    mask: Literal["full", "causal"] | int
+    mask: Literal["full", "causal", "exact"] | int
+    top: int
+    height: int
     left: int
     width: int
 
@@ -223,19 +246,21 @@ class _Builder:
 
     def _shape(self, runs: Runs, i: int) -> _Shape:
         parts = runs.parts(i)
-        if all(kind == 0 for _, _, kind in parts):
+        kinds_of_parts = {kind for _, _, kind in parts}
+        if EVALUATED in kinds_of_parts or kinds_of_parts == {0}:
+            start, stop = self._grid.row_range(int(runs.row[i]))
             low, _ = self._grid.key_range(parts[0][0])
             _, high = self._grid.key_range(parts[-1][0] + parts[-1][1] - 1)
-            return _Shape("full", 0, high - low)
+            return _Shape("exact" if EVALUATED in kinds_of_parts else "full", 0, stop - start, 0, high - low)
         mask = run_mask(runs, i, self._resolved)
-        seen = np.flatnonzero(mask.any(axis=0))
-        left, right = int(seen[0]), int(seen[-1]) + 1
-        mask = mask[:, left:right]
+        (top, bottom), (left, right) = (_extent(np.asarray(mask.any(axis=axis))) for axis in (1, 0))
+        mask = mask[top:bottom, left:right]
+        return _Shape(self._name(mask), top, bottom - top, left, right - left)
+
+    def _name(self, mask: Mask) -> Literal["full", "causal"] | int:
         if mask.all():
-            return _Shape("full", left, right - left)
-        if is_diagonal(mask):
-            return _Shape("causal", left, right - left)
-        return _Shape(self._mask_index(np.ascontiguousarray(mask)), left, right - left)
+            return "full"
+        return "causal" if is_diagonal(mask) else self._mask_index(np.ascontiguousarray(mask))
 
     def _mask_index(self, mask: Mask) -> int:
         for i, known in enumerate(self.masks):
@@ -249,12 +274,20 @@ class _Builder:
     def _piece(self, row: int, key: int, steps: tuple[int, int], count: int, shape: _Shape) -> Piece:
         """`count` runs, so many tile rows and keys apart."""
         start, stop = self._grid.row_range(row)
-        key, height = key + shape.left, stop - start
+        whole_rows = shape.height == stop - start
+        start, key = start + shape.top, key + shape.left
         q_step, k_step = (steps[0] * self._grid.q_tile, steps[1]) if count > 1 else (0, 0)
-        if shape.mask == "full" and k_step == 0 and q_step in (0, height):
-            return Piece(stretch(start, start + height * count), stretch(key, key + shape.width), "full")
-        queries = strip(start, q_step, count, height)
+        joins = whole_rows and shape.mask in ("full", "exact")
+        if (joins or count == 1) and k_step == 0 and q_step in (0, shape.height):
+            return Piece(stretch(start, start + shape.height * count), stretch(key, key + shape.width), shape.mask)
+        queries = strip(start, q_step, count, shape.height)
         return Piece(queries, strip(key, k_step, count, shape.width), shape.mask)
+
+
+def _extent(seen: NDArray[np.bool_]) -> tuple[int, int]:
+    """From the first that is marked to the last, half-open."""
+    at = np.flatnonzero(seen)
+    return int(at[0]), int(at[-1]) + 1
 
 
 def _occurrences(names: Int64) -> Int64:

@@ -57,4 +57,6 @@ def piece_cost(piece: Piece, *, dtype: str, head_dim: int, lanes: int, nodes: in
     if piece.queries.flat() is None or piece.keys.flat() is None:
         tokens = piece.queries.count * (piece.queries.length + piece.keys.length)
         work += 2 * tokens * head_dim * lanes * COPY
+    if piece.mask == "exact":
+        return (work + CALL * piece.queries.count) * copies
     return work * copies + CALL * (copies if piece.queries.count > 1 else 1)

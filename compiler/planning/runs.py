@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.hashing import Hash, combine, kinds, mix
+from attnc.compiler.analysis.hashing import Hash, Kinds, combine, kinds, mix
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import LiveTiles
 from attnc.compiler.ir import Index
@@ -18,6 +18,9 @@ from attnc.compiler.planning.plan import Mask
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
+
+SHARED = 4
+"""What fewer tiles or rows have in common is not worth sharing."""
 
 MAX_CLASS_ELEMENTS = 1 << 25
 """Mask elements evaluated at most to resolve the classes of partial tiles."""
@@ -82,20 +85,36 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Live tiles with every partial class resolved: really partial ones with their mask, others full or gone."""
+    """Live tiles with their partial classes resolved: really partial ones with their mask, others full or gone.
+
+    Tiles of class EVALUATED were not looked at; `visible` is None where there are some.
+    """
 
     tiles: LiveTiles
     masks: Mapping[int, Mask]
-    visible: int
+    visible: int | None
+
+    @property
+    def diagonal(self) -> Hash:
+        """The classes whose mask is a diagonal."""
+        return np.array([kind for kind, mask in self.masks.items() if is_diagonal(mask)], dtype=np.uint64)
 
 
-def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) -> Resolved:
-    """Evaluate one member of every class of partial tiles.
+EVALUATED = np.uint64(1)
+"""The class of partial tiles whose mask is evaluated as they run."""
+
+
+def resolve(
+    relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span], most: int | None = None
+) -> Resolved:
+    """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
 
     Raises TooManyClassesError when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
     """
-    grid = tiles.grid
-    found = kinds(tiles.kind)
+    grid, found = tiles.grid, kinds(tiles.kind)
+    if most is not None:
+        tiles = replace(tiles, kind=np.where(_frequent(tiles, found, most), tiles.kind, EVALUATED))
+        found = kinds(tiles.kind)
     if len(found.first) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
@@ -105,7 +124,7 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
     full, empty = (np.zeros(len(found.first), dtype=np.bool_) for _ in range(2))
     for i, (at, count) in enumerate(zip(found.first.tolist(), members.tolist(), strict=True)):
         kind = int(tiles.kind[at])
-        if kind == 0:
+        if kind in (0, EVALUATED):
             continue
         rows, keys = grid.row_range(int(tiles.row[at])), grid.key_range(int(tiles.column[at]))
         mask = exact.mask(relation, rows, keys, origins, wide=wide)
@@ -113,7 +132,17 @@ def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) ->
         full[i], empty[i] = mask.all(), not mask.any()
         if not (full[i] or empty[i]):
             masks[kind] = mask
-    return Resolved(_reclassified(tiles, full[found.number], empty[found.number]), masks, visible)
+    resolved = _reclassified(tiles, full[found.number], empty[found.number])
+    return Resolved(resolved, masks, None if (resolved.kind == EVALUATED).any() else visible)
+
+
+def _frequent(tiles: LiveTiles, found: Kinds, most: int) -> NDArray[np.bool_]:
+    """The full tiles, and those of the `most` largest classes that SHARED tiles or more are in."""
+    order = np.argsort(-found.members, kind="stable")
+    wanted = np.zeros(len(order), dtype=np.bool_)
+    wanted[order[: most + 1]] = True
+    wanted &= found.members >= SHARED
+    return np.asarray(wanted[found.number] | (tiles.kind == 0))
 
 
 def _full_elements(tiles: LiveTiles) -> int:
@@ -174,30 +203,48 @@ def run_mask(runs: Runs, i: int, resolved: Resolved) -> Mask:
     return np.concatenate(columns, axis=1)
 
 
-SHARED = 4
-LONG_FULL = 4
-"""A full stretch of at least this many tiles, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
+LONG = 4
+"""A stretch of so many tiles of one class, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
 
 
 def split_runs(runs: Runs) -> Runs:
-    """Runs of a signature that few rows share are cut around long full stretches, whose parts then may be shared."""
+    """Runs of a signature that few rows share are cut around long stretches, whose parts then may be shared."""
     if not len(runs):
         return runs
     found = kinds(runs.signature)
     length = runs.last - runs.first + 1
-    long_before = np.append(0, np.cumsum((runs.tiles.kind == 0) & (runs.tiles.count >= LONG_FULL)))
     sharing = np.bincount(found.number, weights=runs.repeat)[found.number]
-    rare_runs = (sharing < SHARED) & (length > 1)
-    if not (rare_runs & (long_before[runs.last + 1] > long_before[runs.first])).any():
+    rare_runs = (sharing < SHARED) & ((length > LONG) | (length > 1) & (runs.end - runs.column > LONG))
+    if not rare_runs.any():
         return runs
-    rare = np.repeat(rare_runs, length)
     inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    at = np.repeat(runs.first, length) + inside
-    tiles = runs.tiles
-    entries = tiles.take(at)
-    long_full = rare & (entries.kind == 0) & (entries.count >= LONG_FULL)
-    starts = (inside == 0) | long_full
-    starts[1:] |= long_full[:-1]
+    entries = runs.tiles.take(np.repeat(runs.first, length) + inside)
+    starts = inside == 0
+    changes = starts | np.append(True, entries.kind[1:] != entries.kind[:-1])
+    stretch = np.cumsum(changes) - 1
+    tiles = np.bincount(stretch, weights=entries.count)[stretch]
+    long = np.repeat(rare_runs, length) & (tiles >= LONG)
+    starts |= changes & long
+    starts[1:] |= changes[1:] & long[:-1]
+    return _runs(entries, starts)
+
+
+def cut_at_steps(runs: Runs, resolved: Resolved) -> Runs:
+    """Runs that few rows share and that end in a full stretch and a diagonal are cut before that stretch.
+
+    `runs` are all that the tiles have.
+    """
+    entries, last = runs.tiles, runs.last
+    if not len(runs) or (entries.repeat > 1).any():
+        return runs
+    found = kinds(runs.signature)
+    ends = (last - runs.first > 1) & (entries.kind[last - 1] == 0) & np.isin(entries.kind[last], resolved.diagonal)
+    rare = ends & (found.members[found.number] < SHARED)
+    if not rare.any():
+        return runs
+    starts = np.zeros(len(entries.row), dtype=np.bool_)
+    starts[runs.first] = True
+    starts[last[rare] - 1] = True
     return _runs(entries, starts)
 
 
@@ -212,8 +259,7 @@ def staircases(runs: Runs, resolved: Resolved) -> tuple[list[Int64], NDArray[np.
 
     A group has two rows or more, a row is in one group at most. Also, for every run, whether it is in none.
     """
-    diagonal = [kind for kind, mask in resolved.masks.items() if is_diagonal(mask)]
-    ends_diagonal = np.isin(runs.tiles.kind[runs.last], np.array(diagonal, dtype=np.uint64))
+    ends_diagonal = np.isin(runs.tiles.kind[runs.last], resolved.diagonal)
     steps = np.flatnonzero((runs.partial == 1) & ends_diagonal & (runs.repeat == 1)) if len(runs) else runs.first
     row = runs.row[steps]
     steps = steps[np.append(True, row[1:] != row[:-1])[: len(steps)]]
