@@ -202,7 +202,9 @@ class Analysis:
         if node.var in self._variables:
             self._forget(node.var)
         self._variables[node.var] = Ints(low.low, last, self._here, np.zeros(1, dtype=np.int64))
-        body = self.truth(node.body) if is_truth(node) else self._decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
+        body = (
+            self.truth(node.body) if is_truth(node) else self._decided(np.full(1, UNKNOWN, dtype=np.int8), self._here)
+        )
         return low, high, self.truth(node.condition), body
 
     def _forget(self, variable: Var) -> None:

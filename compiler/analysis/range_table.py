@@ -11,7 +11,7 @@ from attnc.compiler.ir import Data
 Int64 = NDArray[np.int64]
 Range = tuple[Int64, Int64]
 
-_FINE = 1 << 16
+_FINE = 1 << 15
 _BLOCK = 64
 _HASHED = 1 << 18
 """Entries hashed at once."""
@@ -84,7 +84,6 @@ class _Line:
         other = b - (np.int64(1) << level.astype(np.int64)) + 1
         low = np.minimum(self._low[level, a], self._low[level, other])
         return low, np.maximum(self._high[level, a], self._high[level, other])
-
 
     def contents(self, first: Int64, last: Int64) -> tuple[Hash, Int64]:
         """A hash of the entries of each range less its first entry, and that entry."""

@@ -29,6 +29,7 @@ Int64 = NDArray[np.int64]
 CHUNK = 1 << 16
 """Boxes analysed at once; bounds the memory of an analysis."""
 
+
 @dataclass(frozen=True, eq=False)
 class Squares:
     """Boxes of `size` × `size` tiles of a grid, by number of row and column."""

@@ -347,7 +347,9 @@ class _Counts:
         self.fallback = self.fallback or choice.fallback
         self._reasons.update(dict.fromkeys(choice.reasons))
         area = choice.grid.n_q * choice.grid.n_k
-        self._add((choice.cover.full_tiles, choice.cover.partial_tiles, choice.tiles, area), choice.cover.visible, times)
+        self._add(
+            (choice.cover.full_tiles, choice.cover.partial_tiles, choice.tiles, area), choice.cover.visible, times
+        )
 
     def add_closed(self, found: ClosedWindows, times: int) -> None:
         """Windows covered by formula."""

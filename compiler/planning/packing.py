@@ -57,9 +57,7 @@ class Costs:
     def of(self, rows: int, mask: Literal["full", "causal", "exact"] | int) -> float:
         """The estimated time of a square."""
         piece = Piece(stretch(0, rows), stretch(0, rows), mask)
-        return rates.piece_cost(
-            piece, dtype=self.dtype, head_dim=self.head_dim, lanes=self.lanes, nodes=self.nodes
-        )
+        return rates.piece_cost(piece, dtype=self.dtype, head_dim=self.head_dim, lanes=self.lanes, nodes=self.nodes)
 
 
 def pack(windows: Windows, costs: Costs) -> Packs | None:

@@ -28,7 +28,9 @@ def place(piece: Piece, windows: Windows) -> Iterator[Piece]:
             count = group.stop - group.start
             if count > 1:
                 steps = (int(x[group.start + 1] - x[group.start]) for x in (windows.row, windows.key))
-                queries, keys = (_repeated(s, d, count) for s, d in zip((joined.queries, joined.keys), steps, strict=True))
+                queries, keys = (
+                    _repeated(s, d, count) for s, d in zip((joined.queries, joined.keys), steps, strict=True)
+                )
                 joined = replace(joined, queries=queries, keys=keys)
             if all(axis.apart for axis in joined.queries.axes):
                 yield joined

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.hashing import Hash, Kinds, combine, kinds, mix
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.analysis.tiles import LiveTiles
+from attnc.compiler.analysis.tiles import Grid, LiveTiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import Mask
 from attnc.spec.source import Span
@@ -104,9 +104,7 @@ EVALUATED = np.uint64(1)
 """The class of partial tiles whose mask is evaluated as they run."""
 
 
-def resolve(
-    relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span], most: int | None = None
-) -> Resolved:
+def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span], most: int | None = None) -> Resolved:
     """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
 
     Raises TooManyClassesError when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
@@ -212,10 +210,10 @@ def split_runs(runs: Runs) -> Runs:
     if not len(runs):
         return runs
     found = kinds(runs.signature)
-    length = runs.last - runs.first + 1
+    length, width, most = runs.last - runs.first + 1, runs.end - runs.column, most_tiles(runs.tiles.grid)
     sharing = np.bincount(found.number, weights=runs.repeat)[found.number]
-    rare_runs = (sharing < SHARED) & ((length > LONG) | (length > 1) & (runs.end - runs.column > LONG))
-    if not rare_runs.any():
+    cut = (length > 1) & ((sharing < SHARED) & (width > LONG) | (width > most))
+    if not cut.any():
         return runs
     inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
     entries = runs.tiles.take(np.repeat(runs.first, length) + inside)
@@ -223,10 +221,24 @@ def split_runs(runs: Runs) -> Runs:
     changes = starts | np.append(True, entries.kind[1:] != entries.kind[:-1])
     stretch = np.cumsum(changes) - 1
     tiles = np.bincount(stretch, weights=entries.count)[stretch]
-    long = np.repeat(rare_runs, length) & (tiles >= LONG)
+    long = np.repeat(cut, length) & (tiles >= LONG)
     starts |= changes & long
     starts[1:] |= changes[1:] & long[:-1]
-    return _runs(entries, starts)
+    return _runs(entries, starts | _too_wide(entries, starts, most))
+
+
+def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """Where runs are cut that would be wider than `most` tiles, from these starts on."""
+    first = np.flatnonzero(starts)
+    origin = np.repeat(entries.column[first], np.diff(np.append(first, len(starts))))
+    part = (entries.column - origin) // most
+    return np.append(False, part[1:] != part[:-1])
+
+
+def most_tiles(grid: Grid) -> int:
+    """The widest run whose mask is put together: less than a 4096th of all pairs, or a million of them."""
+    most = max(1 << 20, grid.n_q * grid.n_k // 4096) - 1
+    return max(1, most // (grid.q_tile * grid.k_tile))
 
 
 def cut_at_steps(runs: Runs, resolved: Resolved) -> Runs:
