@@ -410,7 +410,7 @@ class Analysis:
         return Ints(low, high, np.where(constant, _ZERO, shape), np.where(constant, low, offset))
 
     def _contents(self, node: DataRead, indices: list[Ints]) -> tuple[Hash, Int64]:
-        """Boxes that read one entry after another as a place moves on are named by what they read, others by the box."""
+        """Boxes that read entry after entry as a place moves on are named by what they read, others by the box."""
         if len(indices) != 1 or not node.data.array.size:
             return self._here, _NONE
         index, size = indices[0], len(node.data.array)

@@ -62,9 +62,10 @@ def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveT
     Raises TooManyTilesError when the quarters of the undecided boxes of one level are more than `budget`.
     """
     tilewise = Tilewise(relation, grid)
-    steps = 2 if tilewise.is_simple else 1
-    size = 1 << (max(grid.rows, grid.columns, 1) - 1).bit_length()
-    squares = _inside(Squares(grid, size, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)))
+    steps, first = (2, FIRST) if tilewise.is_simple else (1, 1)
+    size = 1 << max(0, (max(grid.rows, grid.columns, 1) - 1).bit_length() - first.bit_length() + 1)
+    rows, columns = (x.ravel() for x in np.indices((first, first)))
+    squares = _inside(Squares(grid, size, rows, columns))
     found: list[_Stretches] = []
     while len(squares):
         state = tilewise.states(squares)
@@ -149,6 +150,9 @@ def find_repeated_tiles(relation: Index, grid: Grid) -> LiveTiles | None:
     tiles = LiveTiles(grid, squares.rows, squares.columns, np.ones(len(squares), dtype=np.int64), kind, repeat)
     return tiles.take(np.flatnonzero(state != FALSE))
 
+
+FIRST = 16
+"""Boxes a side to begin with, where boxes cost little."""
 
 FEW = 16
 """Grids of fewer tiles a side are not looked at for rows alike."""

@@ -320,7 +320,8 @@ class _Planner:
         """The piece with the number that its mask has in the plan."""
         if not isinstance(piece.mask, int):
             return piece
-        return replace(piece, mask=self._index(choice.cover.masks[piece.mask]))
+        number = self._index(choice.cover.masks[piece.mask])
+        return piece if number == piece.mask else replace(piece, mask=number)
 
     def _index(self, mask: GridMask) -> int:
         if id(mask) not in self._mask_at:

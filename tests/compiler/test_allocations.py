@@ -14,6 +14,7 @@ from allocations import counted
 from attnc import compile_attention
 from attnc.compiler.analysis import exact
 from attnc.compiler.planning import pieces
+from attnc.compiler.planning.runs import run_mask
 from attnc.runtime.library import library_names
 
 LENGTH = 1 << 16
@@ -83,5 +84,5 @@ def _sizes_of_masks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return made
 
     monkeypatch.setattr(exact, "mask", watched(exact.mask))
-    monkeypatch.setattr(pieces, "run_mask", watched(pieces.run_mask))
+    monkeypatch.setattr(pieces, "run_mask", watched(run_mask))
     return sizes
