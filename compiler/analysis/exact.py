@@ -111,6 +111,26 @@ def values(
     return np.asarray(np.broadcast_to(found, (1, len(lanes)))[0])
 
 
+def mask_at(
+    relation: Index,
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    alive: Alive,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> Alive:
+    """The relation on rows `q` and keys `k` where `alive` (rows, keys) has them, false elsewhere.
+
+    Raises EvaluationError on a fault there.
+    """
+    if not alive.any():
+        return np.zeros_like(alive)
+    kind: Any = object if wide else np.int64
+    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    return np.asarray(evaluator.truth(relation, alive) & alive)
+
+
 def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:
     """A relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from functools import cache, reduce
 
 import numpy as np
@@ -17,7 +18,11 @@ _M2 = np.uint64(0x94D049BB133111EB)
 
 def mix(values: NDArray[np.int64] | Hash) -> Hash:
     """The splitmix64 finaliser of each entry."""
-    x = values.astype(np.uint64)
+    return _mixed(values.astype(np.uint64))
+
+
+def _mixed(x: Hash) -> Hash:
+    """`mix`, in place."""
     x += _GOLDEN
     x ^= x >> np.uint64(30)
     x *= _M1
@@ -29,7 +34,35 @@ def mix(values: NDArray[np.int64] | Hash) -> Hash:
 
 def combine(*hashes: Hash) -> Hash:
     """An ordered combination, entry by entry."""
-    return reduce(lambda a, b: mix(a * _M1 + b), hashes)
+    return reduce(lambda a, b: _mixed(a * _M1 + b), hashes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kinds:
+    """Equal names numbered in the order in which they first occur: the first entry of each, how many there are of it,
+    and which number every entry has.
+    """
+
+    first: NDArray[np.int64]
+    members: NDArray[np.int64]
+    number: NDArray[np.int64]
+
+
+def kinds(names: Hash | NDArray[np.int64]) -> Kinds:
+    """The kinds among names."""
+    order = np.argsort(names)  # not stable, but only the least entry of each kind counts
+    ordered = names[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(order)])
+    if not len(starts):
+        return Kinds(starts, starts, order)
+    members = np.diff(np.append(starts, len(order)))
+    first = np.minimum.reduceat(order, starts)
+    by_use = np.argsort(first)
+    rank = np.empty_like(by_use)
+    rank[by_use] = np.arange(len(by_use))
+    number = np.empty_like(order)
+    number[order] = np.repeat(rank, members)
+    return Kinds(first[by_use], members[by_use], number)
 
 
 @cache

@@ -126,6 +126,7 @@ class Analysis:
 
     def __init__(self, boxes: Boxes, *, keyed: bool = True, variables: Ranges | None = None) -> None:
         self.saturated = False
+        self.size = max([len(boxes.q_low), *(len(low) for low, _ in (variables or {}).values())])
         self._keyed = keyed
         self._places = {
             "q": self._leaf("q", boxes.q_low, boxes.q_high),
@@ -143,9 +144,14 @@ class Analysis:
 
     def _name(self, *parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
         """A hash of names, constants, shapes and offsets; nothing where keys are not wanted."""
-        return combine(*map(_hashed, parts)) if self._keyed else _ZERO
+        return _name(*parts) if self._keyed else _ZERO
+
+    def _decided(self, state: NDArray[np.int8], key: Hash) -> Truths:
+        return _decided(state, key) if self._keyed else decided(state)
 
     def _leaf(self, name: str, low: Int64, high: Int64) -> Ints:
+        if not self._keyed:
+            return _bounded(low, high)
         return Ints(low, high, np.where(low == high, _ZERO, self._name(name, high - low)), low)
 
     # --- truth values ---
@@ -157,20 +163,19 @@ class Analysis:
     def _truth(self, node: Index) -> Truths:
         match node:
             case Truth():
-                return _decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
+                return self._decided(np.full(1, TRUE if node.value else FALSE, dtype=np.int8), _TRUE_KEY)
             case Sign():
                 return self._sign(node)
             case Bool():
-                return self._junction(node)
+                return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=self._keyed)
             case Not():
-                inner = self.truth(node.operand)
-                return _decided(-inner.state, self._name("not", inner.key))
+                return negated(self.truth(node.operand), keyed=self._keyed)
             case Choice():
                 return self._truth_choice(node)
             case DataRead():
                 value = self._read(node)
                 state = np.where(value.low > 0, TRUE, np.where(value.high <= 0, FALSE, UNKNOWN)).astype(np.int8)
-                return _decided(state, self._name(value.shape, value.offset))
+                return self._decided(state, self._name(value.shape, value.offset))
             case Reduce():
                 return self._quantified(node)
             case Round():
@@ -186,16 +191,7 @@ class Analysis:
             true = (value.low == 0) & (value.high == 0)
             false = (value.low > 0) | (value.high < 0)
         state = np.where(true, TRUE, np.where(false, FALSE, UNKNOWN)).astype(np.int8)
-        return _decided(state, self._name(node.op, value.shape, value.offset))
-
-    def _junction(self, node: Bool) -> Truths:
-        operands = [self.truth(operand) for operand in node.operands]
-        strong, weak = (np.minimum, TRUE) if node.op == "and" else (np.maximum, FALSE)
-        state = accumulate(strong, (o.state for o in operands))
-        key = self._name(node.op)
-        for operand in operands:
-            key = np.where(operand.state == weak, key, self._name(key, operand.key))
-        return _decided(state, key)
+        return self._decided(state, self._name(node.op, value.shape, value.offset))
 
     def _truth_choice(self, node: Choice) -> Truths:
         condition, then, otherwise = self.truth(node.condition), self.truth(node.then), self.truth(node.otherwise)
@@ -207,7 +203,7 @@ class Analysis:
             otherwise.key,
             self._name("if", condition.key, then.key, otherwise.key),
         )
-        return _decided(state, key)
+        return self._decided(state, key)
 
     def _quantified(self, node: Reduce) -> Truths:
         low, high, inside = self._loop(node)
@@ -217,7 +213,7 @@ class Analysis:
         closing, neutral = (TRUE, FALSE) if node.op == "any" else (FALSE, TRUE)
         state = np.where(surely_empty | (body.state == neutral), neutral, UNKNOWN)
         state = np.where(surely_some & (body.state == closing), closing, state)
-        return _decided(state.astype(np.int8), self._loop_name(node, low, high, inside.key, body.key))
+        return self._decided(state.astype(np.int8), self._loop_name(node, low, high, inside.key, body.key))
 
     def _loop(self, node: Reduce) -> tuple[Ints, Ints, Truths]:
         """Bounds of an aggregate's range, and its condition over the whole range; its variable is then bound to it."""
@@ -247,7 +243,7 @@ class Analysis:
 
             state, key = refine(node.keep, ranges, state)
         places = [part for u in units for part in (u.shape, u.offset - u.low)]
-        return _decided(state, self._name("round", key, *places))
+        return self._decided(state, self._name("round", key, *places))
 
     def _forget(self, variable: Var) -> None:
         """Drop what was found under another range: loops that were written out leave inner ones of one variable."""
@@ -458,8 +454,29 @@ class Analysis:
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
         low, high = map(self._clipped, RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices]))
+        if not self._keyed:
+            return _bounded(low, high)
+        shape, offset = self._contents(node, indices)
         constant = low == high
-        return Ints(low, high, np.where(constant, _ZERO, self._here), np.where(constant, low, 0))
+        return Ints(low, high, np.where(constant, _ZERO, shape), np.where(constant, low, offset))
+
+    def _contents(self, node: DataRead, indices: list[Ints]) -> tuple[Hash, Int64]:
+        """Boxes that read entry after entry as a place moves on are named by what they read, others by the box."""
+        if len(indices) != 1 or not node.data.array.size:
+            return self._here, _NONE
+        index, size = indices[0], len(node.data.array)
+        inside = (index.low >= 0) & (index.high < size)
+        walks = [(index.shape == p.shape) & (p.shape != _ZERO) & inside for p in self._places.values()]
+        straight = np.flatnonzero(np.broadcast_to(walks[0] | walks[1], self.size))
+        if not len(straight):
+            return self._here, _NONE
+        low, high = (np.broadcast_to(bound, self.size)[straight] for bound in (index.low, index.high))
+        name, first = RangeTable.of(node.data).contents(low, high)
+        shape = np.broadcast_to(self._here, self.size).copy()
+        shape[straight] = combine(name, np.broadcast_to(index.shape, self.size)[straight])
+        offset = np.zeros(self.size, dtype=np.int64)
+        offset[straight] = first
+        return shape, offset
 
     # --- decompositions without structure ---
 
@@ -484,14 +501,14 @@ class Analysis:
 _ZERO: Hash = np.zeros(1, dtype=np.uint64)
 """The shape of a constant: nothing varies inside the box."""
 
-V = TypeVar("V")
+_NONE: Int64 = np.zeros(1, dtype=np.int64)
 
-_NO_OFFSET = np.zeros(1, dtype=np.int64)
+V = TypeVar("V")
 
 
 def _bounded(low: Int64, high: Int64) -> Ints:
     """Bounds alone, where keys are not wanted."""
-    return Ints(low, high, _ZERO, _NO_OFFSET)
+    return Ints(low, high, _ZERO, _NONE)
 
 
 def _name_of(variable: Var) -> str:
@@ -508,6 +525,11 @@ def _largest(bound: Int64) -> int:
     return int(np.abs(bound).max(initial=0))
 
 
+def _name(*parts: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
+    """A hash of names, constants, shapes and offsets."""
+    return combine(*map(_hashed, parts))
+
+
 def _hashed(part: str | int | tuple[int, ...] | Hash | Int64) -> Hash:
     if not isinstance(part, np.ndarray):
         return constant_hash(part)
@@ -519,6 +541,33 @@ def _decided(state: NDArray[np.int8], key: Hash) -> Truths:
     if key is _ZERO:
         return Truths(state, key)
     return Truths(state, np.where(state == TRUE, _TRUE_KEY, np.where(state == FALSE, _FALSE_KEY, key)))
+
+
+def decided(state: NDArray[np.int8]) -> Truths:
+    """States without keys."""
+    return Truths(state, _ZERO)
+
+
+def negated(inner: Truths, *, keyed: bool) -> Truths:
+    """`not`."""
+    return _decided(-inner.state, _name("not", inner.key)) if keyed else decided(-inner.state)
+
+
+def junction_state(op: str, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int8]:
+    """`and` or `or` of two states."""
+    return np.minimum(a, b) if op == "and" else np.maximum(a, b)
+
+
+def junction(op: str, operands: list[Truths], *, keyed: bool) -> Truths:
+    """`and` or `or`; an operand that leaves the others the say does not enter the key."""
+    state = accumulate(lambda a, b: junction_state(op, a, b), (o.state for o in operands))
+    if not keyed:
+        return decided(state)
+    weak = TRUE if op == "and" else FALSE
+    key = _name(op)
+    for operand in operands:
+        key = np.where(operand.state == weak, key, _name(key, operand.key))
+    return _decided(state, key)
 
 
 def _pick(state: NDArray[Any], then: NDArray[Any], otherwise: NDArray[Any], undecided: NDArray[Any]) -> NDArray[Any]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.hashing import Hash, combine, kinds, mix
 from attnc.compiler.ir import Data
 
 Int64 = NDArray[np.int64]
 Range = tuple[Int64, Int64]
 
-_FINE = 1 << 16
+_FINE = 1 << 15
 _BLOCK = 64
+_HASHED = 1 << 18
+"""Entries hashed at once."""
 
 
 class RangeTable:
@@ -47,6 +50,10 @@ class RangeTable:
             return line.bounds(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         return line.bounds(*ranges[varying[0]])
 
+    def contents(self, first: Int64, last: Int64) -> tuple[Hash, Int64]:
+        """For ranges inside an array of one axis: a hash of the entries less the first, and the first."""
+        return self._line((None,)).contents(first, last)
+
     def _line(self, points: tuple[int | None, ...]) -> _Line:
         if points not in self._lines:
             at = tuple(slice(None) if p is None else p for p in points)
@@ -65,6 +72,7 @@ class _Line:
     def __init__(self, line: Int64) -> None:
         self._block = 1 if len(line) <= _FINE else _BLOCK
         self._size = len(line)
+        self._entries = line
         starts = np.arange(0, len(line), self._block)
         self._low = _doubled(np.minimum, np.minimum.reduceat(line, starts))
         self._high = _doubled(np.maximum, np.maximum.reduceat(line, starts))
@@ -76,6 +84,28 @@ class _Line:
         other = b - (np.int64(1) << level.astype(np.int64)) + 1
         low = np.minimum(self._low[level, a], self._low[level, other])
         return low, np.maximum(self._high[level, a], self._high[level, other])
+
+    def contents(self, first: Int64, last: Int64) -> tuple[Hash, Int64]:
+        """A hash of the entries of each range less its first entry, and that entry."""
+        first, last = np.broadcast_arrays(first, last)
+        found = kinds(first * np.int64(self._size) + last)
+        some_first, some_last = first[found.first], last[found.first]
+        longest = int((some_last - some_first).max(initial=0)) + 1
+        chunk = max(1, _HASHED // longest)
+        hashes = [
+            self._hashes(some_first[i : i + chunk], some_last[i : i + chunk], longest)
+            for i in range(0, len(some_first), chunk)
+        ]
+        return np.concatenate(hashes)[found.number], self._entries[first]
+
+    def _hashes(self, first: Int64, last: Int64, longest: int) -> Hash:
+        inside = np.arange(longest)
+        at = first[:, None] + inside
+        known = at <= last[:, None]
+        entries = self._entries[np.minimum(at, last[:, None])] - self._entries[first][:, None]
+        each = combine(mix(inside), mix(entries))
+        total = np.where(known, each, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+        return combine(total, mix(last - first))
 
 
 def _doubled(extreme: np.ufunc, line: Int64) -> NDArray[np.int64]:

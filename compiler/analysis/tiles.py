@@ -7,14 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler.analysis.hashing import Hash, combine, mix
-from attnc.compiler.analysis.intervals import FALSE, TRUE, Boxes, classify
+from attnc.compiler.analysis.grid import Grid
+from attnc.compiler.analysis.hashing import Hash, combine
+from attnc.compiler.analysis.intervals import FALSE, TRUE
+from attnc.compiler.analysis.tilewise import Squares, Tilewise
 from attnc.compiler.ir import Index
 
 Int64 = NDArray[np.int64]
 
-CHUNK = 1 << 16
-"""Boxes analysed at once; bounds the memory of the descent."""
+_Stretches = tuple[Int64, Int64, Int64, Hash]
+"""Row, first column, number of columns and class."""
+
+__all__ = ["Grid", "LiveTiles", "TooManyTilesError", "find_live_tiles", "find_repeated_tiles"]
 
 
 class TooManyTilesError(Exception):
@@ -22,40 +26,11 @@ class TooManyTilesError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """n_q rows and n_k keys in tiles. Key tiles start at `k_origin` (≤ 0), so that a diagonal can meet corners."""
-
-    n_q: int
-    n_k: int
-    q_tile: int
-    k_tile: int
-    k_origin: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Tile rows."""
-        return -(-self.n_q // self.q_tile)
-
-    @property
-    def columns(self) -> int:
-        """Tile columns."""
-        return -(-(self.n_k - self.k_origin) // self.k_tile)
-
-    def row_range(self, row: int) -> tuple[int, int]:
-        """The rows of a tile row, half-open."""
-        return row * self.q_tile, min((row + 1) * self.q_tile, self.n_q)
-
-    def key_range(self, column: int) -> tuple[int, int]:
-        """The keys of a tile column, half-open."""
-        start = self.k_origin + column * self.k_tile
-        return max(start, 0), min(start + self.k_tile, self.n_k)
-
-
-@dataclass(frozen=True, slots=True)
 class LiveTiles:
     """Stretches of live tiles, sorted by row and column: `row`, first column, number of columns, and class.
 
-    Class 0 is full; any other is partial, one tile long, and equal classes hold equal masks.
+    Class 0 is full; any other is partial, one tile long, and equal classes hold equal masks. An entry stands for
+    `repeat` rows, in each of which it is one tile lower and one further right.
     """
 
     grid: Grid
@@ -63,73 +38,65 @@ class LiveTiles:
     column: Int64
     count: Int64
     kind: Hash
+    repeat: Int64
 
     @property
     def full(self) -> int:
         """Number of tiles that analysis found full."""
-        return int(self.count[self.kind == 0].sum())
+        return int((self.count * self.repeat)[self.kind == 0].sum())
 
     @property
     def partial(self) -> int:
         """Number of tiles that analysis left undecided."""
-        return int((self.kind != 0).sum())
+        return int(self.repeat[self.kind != 0].sum())
+
+    def take(self, which: Int64) -> LiveTiles:
+        """Some of the entries, by number."""
+        row, column, count, repeat = (x[which] for x in (self.row, self.column, self.count, self.repeat))
+        return LiveTiles(self.grid, row, column, count, self.kind[which], repeat)
 
 
 def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveTiles:
     """The live tiles of a specialised relation.
 
-    Raises TooManyTilesError when more than `budget` boxes of one level stay undecided.
+    Raises TooManyTilesError when the quarters of the undecided boxes of one level are more than `budget`.
     """
-    levels = max(grid.rows, grid.columns, 1) - 1
-    level = levels.bit_length()
-    frontier: list[tuple[Int64, Int64]] = [(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))]
-    found: list[tuple[Int64, Int64, Int64, Hash]] = []
-    while frontier:
-        undecided: list[tuple[Int64, Int64]] = []
-        for rows, columns in frontier:
-            undecided.extend(_visit(relation, grid, level, rows, columns, found))
-        frontier = undecided
-        if sum(len(rows) for rows, _ in frontier) > budget:
+    tilewise = Tilewise(relation, grid)
+    steps, first = (2, FIRST) if tilewise.is_simple else (1, 1)
+    size = 1 << max(0, (max(grid.rows, grid.columns, 1) - 1).bit_length() - first.bit_length() + 1)
+    rows, columns = (x.ravel() for x in np.indices((first, first)))
+    squares = _inside(Squares(grid, size, rows, columns))
+    found: list[_Stretches] = []
+    while len(squares):
+        state = tilewise.states(squares)
+        found.extend(_full(squares.where(state == TRUE)))
+        squares = squares.where((state != TRUE) & (state != FALSE))
+        if not len(squares):
+            break
+        if squares.size == 1:
+            found.append(_partial(tilewise, squares))
+            break
+        if len(squares) * 4 > budget:
             raise TooManyTilesError
-        level -= 1
+        for _ in range(min(steps, squares.size.bit_length() - 1)):
+            squares = _halves(squares)
     return _sorted(grid, found)
 
 
-def _visit(
-    relation: Index, grid: Grid, level: int, rows: Int64, columns: Int64, found: list[tuple[Int64, Int64, Int64, Hash]]
-) -> list[tuple[Int64, Int64]]:
-    """Classify boxes of 2^level tiles a side; record what is decided, return the halves of the rest."""
-    size = 1 << level
-    inside = (rows * size < grid.rows) & (columns * size < grid.columns)
-    rows, columns = rows[inside], columns[inside]
-    undecided = []
-    for start in range(0, len(rows), CHUNK):
-        r, c = rows[start : start + CHUNK], columns[start : start + CHUNK]
-        boxes = _boxes(grid, size, r, c)
-        truths = classify(relation, boxes, keyed=level == 0)
-        state = np.broadcast_to(truths.state, r.shape)
-        full, open_ = state == TRUE, (state != TRUE) & (state != FALSE)
-        found.extend(_full(grid, size, r[full], c[full]))
-        if level == 0:
-            kind = np.broadcast_to(truths.key, r.shape)[open_]
-            extents = (mix(boxes.q_high - boxes.q_low), mix(boxes.k_high - boxes.k_low))
-            kind = combine(kind, *(e[open_] for e in extents)) | np.uint64(1)
-            found.append((r[open_], c[open_], np.ones(len(kind), dtype=np.int64), kind))
-        elif open_.any():
-            undecided.append(_halves(r[open_], c[open_]))
-    return undecided
+def _inside(squares: Squares) -> Squares:
+    """Those that are not wholly outside the matrix."""
+    grid, size = squares.grid, squares.size
+    return squares.where((squares.rows * size < grid.rows) & (squares.columns * size < grid.columns))
 
 
-def _boxes(grid: Grid, size: int, rows: Int64, columns: Int64) -> Boxes:
-    q_low = rows * size * grid.q_tile
-    k_low = grid.k_origin + columns * size * grid.k_tile
-    q_high = np.minimum(q_low + size * grid.q_tile, grid.n_q) - 1
-    k_high = np.minimum(k_low + size * grid.k_tile, grid.n_k) - 1
-    return Boxes(q_low, q_high, np.maximum(k_low, 0), k_high)
+def _partial(tilewise: Tilewise, squares: Squares) -> _Stretches:
+    kind = combine(tilewise.keys(squares), squares.extents()) | np.uint64(1)
+    return squares.rows, squares.columns, np.ones(len(squares), dtype=np.int64), kind
 
 
-def _full(grid: Grid, size: int, rows: Int64, columns: Int64) -> list[tuple[Int64, Int64, Int64, Hash]]:
+def _full(squares: Squares) -> list[_Stretches]:
     """A full box as one stretch a tile row."""
+    grid, size, rows, columns = squares.grid, squares.size, squares.rows, squares.columns
     if not len(rows):
         return []
     heights = np.minimum((rows + 1) * size, grid.rows) - rows * size
@@ -140,16 +107,72 @@ def _full(grid: Grid, size: int, rows: Int64, columns: Int64) -> list[tuple[Int6
     return [(row, column, count, np.zeros(len(row), dtype=np.uint64))]
 
 
-def _halves(rows: Int64, columns: Int64) -> tuple[Int64, Int64]:
-    row = np.concatenate([rows * 2, rows * 2, rows * 2 + 1, rows * 2 + 1])
-    column = np.concatenate([columns * 2, columns * 2 + 1, columns * 2, columns * 2 + 1])
-    return row, column
+def _halves(squares: Squares) -> Squares:
+    """The four quarters of each box."""
+    rows = np.repeat(squares.rows * 2, 4)
+    columns = np.repeat(squares.columns * 2, 4)
+    rows[2::4] += 1
+    rows[3::4] += 1
+    columns[1::2] += 1
+    return _inside(Squares(squares.grid, squares.size // 2, rows, columns))
 
 
-def _sorted(grid: Grid, found: list[tuple[Int64, Int64, Int64, Hash]]) -> LiveTiles:
+def _sorted(grid: Grid, found: list[_Stretches]) -> LiveTiles:
     if not found:
         empty = np.zeros(0, dtype=np.int64)
-        return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64))
+        return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64), empty)
     row, column, count, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    order = np.lexsort((column, row))
-    return LiveTiles(grid, row[order], column[order], count[order], kind[order])
+    order = np.argsort(row * grid.columns + column)  # no two are equal
+    repeat = np.broadcast_to(np.int64(1), len(row))
+    return LiveTiles(grid, row[order], column[order], count[order], kind[order], repeat)
+
+
+def find_repeated_tiles(relation: Index, grid: Grid) -> LiveTiles | None:
+    """The live tiles of a relation that is the same along every diagonal of tiles, rows alike as one.
+
+    None for any other relation, and where few rows are alike. No more is touched than the diagonals and such rows.
+    """
+    tilewise = Tilewise(relation, grid)
+    along = tilewise.along(relation, 1)
+    if along.along != "diagonals" or along.step > 1 or min(grid.rows, grid.columns) < FEW:
+        return None
+    live = _live_diagonals(tilewise, grid)
+    rows = _changes(grid, live)
+    if len(rows) * SPARSE > grid.rows or len(rows) * len(live) > SPARSE * (grid.rows + grid.columns):
+        return None
+    row, diagonal = (x.ravel() for x in np.meshgrid(rows, live, indexing="ij"))
+    repeat = np.repeat(np.diff(np.append(rows, grid.rows)), len(live))
+    inside = np.flatnonzero((row + diagonal >= 0) & (row + diagonal < grid.columns))
+    squares, repeat = Squares(grid, 1, row[inside], (row + diagonal)[inside]), repeat[inside]
+    state = tilewise.states(squares)
+    kind = combine(tilewise.keys(squares), squares.extents()) | np.uint64(1)
+    kind = np.where(state == TRUE, np.uint64(0), kind)
+    tiles = LiveTiles(grid, squares.rows, squares.columns, np.ones(len(squares), dtype=np.int64), kind, repeat)
+    return tiles.take(np.flatnonzero(state != FALSE))
+
+
+FIRST = 16
+"""Boxes a side to begin with, where boxes cost little."""
+
+FEW = 16
+"""Grids of fewer tiles a side are not looked at for rows alike."""
+
+SPARSE = 4
+"""Rows alike are worth a search where there are so many times fewer of them than rows."""
+
+
+def _live_diagonals(tilewise: Tilewise, grid: Grid) -> Int64:
+    """The diagonals (column less row) that may hold something. The edges may cut the first and last tile of one."""
+    diagonal = np.arange(1 - grid.rows, grid.columns)
+    first, last = np.maximum(0, -diagonal), np.minimum(grid.rows, grid.columns - diagonal) - 1
+    rows = np.concatenate([first, (first + last) // 2, last])
+    state = tilewise.states(Squares(grid, 1, rows, rows + np.tile(diagonal, 3))).reshape(3, -1)
+    live: Int64 = diagonal[(state != FALSE).any(axis=0)]
+    return live
+
+
+def _changes(grid: Grid, live: Int64) -> Int64:
+    """The rows that are not like the row before: a diagonal begins or ends there, or an edge cuts a tile."""
+    rows = np.concatenate([-live, 1 - live, grid.columns - live - 1, grid.columns - live, [0, grid.rows - 1]])
+    rows = rows[(rows >= 0) & (rows < grid.rows)]
+    return np.unique(rows).astype(np.int64)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.ir import Index, Lookup, Pattern
+from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Truth
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
-from attnc.compiler.planning.documents import document_windows, whole
-from attnc.compiler.planning.pieces import join_pieces
-from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece, Plan, TileCounts
-from attnc.compiler.planning.rates import AMX, Rates
-from attnc.compiler.planning.schedule import Choice, Problem, choose
+from attnc.compiler.planning.documents import Windows, alike, document_windows, whole
+from attnc.compiler.planning.formulas import diagonal_shift
+from attnc.compiler.planning.packing import Costs, Packs, pack
+from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
+from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece, Plan, TileCounts, stretch
+from attnc.compiler.planning.rates import AMX, Rates, Work
+from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
 from attnc.compiler.rewrite import walk
+
+Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,17 @@ class CallShape:
     rates: Rates = AMX
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Local:
-    """A window with its relation."""
+    """Windows with one relation."""
 
-    window: Window
+    windows: Windows
     relation: Index
+
+    @property
+    def name(self) -> Hashable:
+        """Equal ones have equal names."""
+        return self.relation, self.windows.contents
 
 
 class Relations:
@@ -57,11 +67,12 @@ class Relations:
         self._slices = Slices(shape.inputs)
         self._by_head = reads_head(relation)
         self._by_batch = reads_batch(pattern, relation)
-        self._plain = not any(isinstance(n, Lookup) for n in walk(relation))
-        self._windows: dict[int, tuple[Window, ...]] = {}
-        self._known: dict[tuple[object, ...], Index] = {}
-        self._wide: dict[Index, bool] = {}
+        self._plain = not any(isinstance(n, Lookup) and _WINDOWED & set(n.tensor.dims) for n in walk(relation))
+        self._reads_lengths = any(isinstance(n, Extent) and n.name in ("queries", "keys") for n in walk(relation))
+        self._windows: dict[int, Windows] = {}
+        self._wide: dict[tuple[Index, int, int], bool] = {}
         self._locals: dict[tuple[int, int], tuple[_Local, ...]] = {}
+        self._owners: dict[tuple[int, int], tuple[Windows, Int64]] = {}
 
     def check_documents(self) -> None:
         """Raise DocumentsNotContiguousError where the ids of a batch entry are not in contiguous runs."""
@@ -73,45 +84,54 @@ class Relations:
         """The windows of a batch entry with their relations for a head."""
         key = (batch if self._by_batch else 0, head if self._by_head else 0)
         if key not in self._locals:
-            self._locals[key] = tuple(_Local(w, self._specialised(w, *key)) for w in self._windows_of(key[0]))
+            self._locals[key] = self._find_locals(*key)
         return self._locals[key]
 
-    def _windows_of(self, batch: int) -> tuple[Window, ...]:
+    def _find_locals(self, batch: int, head: int) -> tuple[_Local, ...]:
+        """Windows of one size, or of one shift where no size is read, are specialised once; nothing else is merged."""
+        windows = self._windows_of(batch)
+        members: dict[Index, list[Int64]] = {}
+        for numbers in self._alike(windows):
+            (one,) = windows.take(numbers[:1])
+            members.setdefault(self._specialised(one, batch, head), []).append(numbers)
+        return tuple(_Local(windows.take(np.sort(np.concatenate(n))), relation) for relation, n in members.items())
+
+    def _alike(self, windows: Windows) -> list[Int64]:
+        """Numbers of windows whose relations are equal."""
+        if not self._plain:
+            return list(np.arange(len(windows))[:, None])
+        return windows.by_size() if self._reads_lengths else alike(windows.shift)
+
+    def _windows_of(self, batch: int) -> Windows:
         if batch not in self._windows:
             self._windows[batch] = self._find_windows(batch)
         return self._windows[batch]
 
-    def _find_windows(self, batch: int) -> tuple[Window, ...]:
+    def _find_windows(self, batch: int) -> Windows:
         documents, shape = self.pattern.documents, self.shape
         if documents is None:
-            return (whole(shape.n_q, shape.n_k, self.pattern.align),)
+            return Windows.of(whole(shape.n_q, shape.n_k, self.pattern.align))
         ids = shape.inputs[documents.name]
         row = ids[batch if ids.shape[0] > 1 else 0] if "batch" in documents.dims else ids
         return document_windows(row, shape.n_q, self.pattern.align)
 
     def _specialised(self, window: Window, batch: int, head: int) -> Index:
-        key: tuple[object, ...] = (window, batch, head)
-        if self._plain:
-            key = (window.n_q, window.n_k, window.shift, batch, head)
-        if key not in self._known:
-            group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
-            relation = self.pattern.attend.visible
-            self._known[key] = specialise(
-                relation, self._sizes, self._slices, window, batch=batch, head=head, group=group
-            )
-        return self._known[key]
+        group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
+        relation = self.pattern.attend.visible
+        return specialise(relation, self._sizes, self._slices, window, batch=batch, head=head, group=group)
 
     def groups(self) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[_Local, ...]]]:
         """(batch entries, heads, windows with relations): heads whose relations are equal stand together."""
         batches = range(self.shape.batch) if self._by_batch else [0]
         heads = range(self.shape.heads) if self._by_head else [0]
-        found: dict[tuple[object, ...], tuple[list[int], list[int], tuple[_Local, ...]]] = {}
+        found: dict[Hashable, tuple[list[int], list[int], tuple[_Local, ...]]] = {}
         for batch in batches:
-            by_head: dict[tuple[_Local, ...], list[int]] = {}
+            by_head: dict[Hashable, tuple[list[int], tuple[_Local, ...]]] = {}
             for head in heads:
-                by_head.setdefault(self.locals(batch, head), []).append(head)
-            for windows, members in by_head.items():
-                entry = found.setdefault((windows, tuple(members)), ([], members, windows))
+                windows = self.locals(batch, head)
+                by_head.setdefault(tuple(w.name for w in windows), ([], windows))[0].append(head)
+            for name, (members, windows) in by_head.items():
+                entry = found.setdefault((name, tuple(members)), ([], members, windows))
                 entry[0].append(batch)
         return [
             (
@@ -137,26 +157,40 @@ class Relations:
     def mask(self, batch: int, head: int, row: int, row_stop: int, key: int, key_stop: int) -> Mask:
         """The relation on rows and keys of the call: bool (rows, keys)."""
         result = np.zeros((row_stop - row, key_stop - key), dtype=np.bool_)
-        for local in self.locals(batch, head):
-            w = local.window
-            r0, r1 = max(row, w.row), min(row_stop, w.row + w.n_q)
-            k0, k1 = max(key, w.key), min(key_stop, w.key + w.n_k)
-            if r0 < r1 and k0 < k1:
-                inside = exact.mask(
-                    local.relation,
-                    (r0 - w.row, r1 - w.row),
-                    (k0 - w.key, k1 - w.key),
-                    self.pattern.origins,
-                    wide=self._is_wide(local),
-                )
-                result[r0 - row : r1 - row, k0 - key : k1 - key] = inside
+        windows, owner = self._owner(batch, head)
+        low = np.searchsorted(windows.row + windows.n_q, row, side="right")
+        high = np.searchsorted(windows.row, row_stop)
+        here, owner = windows.take(np.arange(low, high)), owner[low:high]
+        for number, local in enumerate(self.locals(batch, head)) if len(owner) else ():
+            mine = here.take(np.flatnonzero(owner == number))
+            if len(mine):
+                result |= self._mask_of(_Local(mine, local.relation), (row, row_stop), (key, key_stop))
         return result
 
-    def _is_wide(self, local: _Local) -> bool:
-        if local.relation not in self._wide:
-            window = local.window
-            self._wide[local.relation] = not fits_word(local.relation, (0, window.n_q), (0, window.n_k))
-        return self._wide[local.relation]
+    def _owner(self, batch: int, head: int) -> tuple[Windows, Int64]:
+        """All windows by row, and the number of the `_Local` that each is in."""
+        name = (batch if self._by_batch else 0, head if self._by_head else 0)
+        if name not in self._owners:
+            found = self.locals(*name)
+            order = np.argsort(np.concatenate([local.windows.row for local in found] or [_NONE]))
+            owner = np.repeat(np.arange(len(found)), [len(local.windows) for local in found])
+            self._owners[name] = self._windows_of(name[0]), owner[order]
+        return self._owners[name]
+
+    def _mask_of(self, local: _Local, rows: tuple[int, int], keys: tuple[int, int]) -> Mask:
+        windows = local.windows
+        of_row, q = _inside(windows.row, windows.n_q, rows)
+        of_key, k = _inside(windows.key, windows.n_k, keys)
+        alive = (of_row[:, None] == of_key[None, :]) & (of_row >= 0)[:, None]
+        return exact.mask_at(
+            local.relation, q, k, alive, self.pattern.origins, wide=self._is_wide(local.relation, windows)
+        )
+
+    def _is_wide(self, relation: Index, windows: Windows) -> bool:
+        name = relation, int(windows.n_q.max()), int(windows.n_k.max())
+        if name not in self._wide:
+            self._wide[name] = not fits_word(relation, (0, name[1]), (0, name[2]))
+        return self._wide[name]
 
     @property
     def exact_mask(self) -> ExactMask:
@@ -185,19 +219,18 @@ class _Planner:
         self._choices: dict[tuple[object, ...], Choice] = {}
         self._masks: list[GridMask] = []
         self._mask_at: dict[int, int] = {}
+        self._counts = _Counts()
 
     def plan(self) -> Plan:
         shape = self._shape
-        groups: list[Group] = []
-        chosen: list[tuple[Choice, int]] = []
+        groups = []
         for batches, heads, windows in self._relations.groups():
-            lanes = len(batches) * len(heads)
-            choices = [self._choose(local, lanes) for local in windows]
-            chosen.extend((choice, lanes) for choice in choices)
-            groups.append(Group(batches, heads, self._pieces(windows, choices)))
-        grid = max((c.grid for c, _ in chosen), key=lambda g: g.n_q * g.n_k, default=None)
+            first, lanes = (batches[:1], heads[:1]), len(batches) * len(heads)
+            pieces = [piece for local in windows for piece in self._pieces(local, lanes, first)]
+            groups.append(Group(batches, heads, tuple(sorted(pieces, key=lambda p: not p.fresh))))
+        counts = self._counts
+        grid = max(counts.grids, key=lambda g: g.n_q * g.n_k, default=None)
         q_tile, k_tile = (grid.q_tile, grid.k_tile) if grid else (128, 128)
-        dense = any(choice.schedule != "pieces" for choice, _ in chosen)
         return Plan(
             n_q=shape.n_q,
             n_k=shape.n_k,
@@ -206,47 +239,96 @@ class _Planner:
             kv_heads=shape.kv_heads,
             q_tile=q_tile,
             k_tile=k_tile,
-            tiles=_counts(chosen, shape, q_tile, k_tile),
-            visible=_visible(chosen),
+            tiles=counts.tiles(shape.n_q * shape.n_k * shape.batch * shape.heads, q_tile * k_tile),
+            visible=counts.visible,
             groups=tuple(groups),
             masks=tuple(self._masks),
             executor="cpu",
-            schedule="dense by row blocks" if dense else "pieces",
-            reasons=_reasons(chosen),
-            fallback=next((choice.fallback for choice, _ in chosen if choice.fallback), None),
+            schedule="dense by row blocks" if counts.dense else "pieces",
+            reasons=counts.reasons(),
+            fallback=counts.fallback,
             exact_mask=self._relations.exact_mask,
         )
 
-    def _choose(self, local: _Local, lanes: int) -> Choice:
-        shape, window = self._shape, local.window
-        key = (local.relation, window.n_q, window.n_k, lanes)
+    def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[Piece]:
+        """The pieces of all windows of one relation. `first`: a batch entry and head to evaluate masks for."""
+        windows, relation = local.windows, local.relation
+        packs = self._packs(local, lanes)
+        if packs is not None:
+            yield from self._packed(local, packs, lanes, first)
+            windows = windows.take(packs.alone)
+        closed = closed_windows(relation, windows)
+        if len(closed) > 1:
+            tile = tile_sizes(self._problem(relation, windows, lanes))[0]
+            found = cover_closed(relation, windows.take(closed), tile)
+            self._counts.add_closed(found, lanes)
+            yield from found.pieces
+            windows = windows.take(np.setdiff1d(np.arange(len(windows)), closed))
+        for numbers in windows.by_size():
+            alike_windows = windows.take(numbers)
+            choice = self._choose(relation, alike_windows, lanes)
+            self._counts.add(choice, lanes * len(numbers))
+            for piece in choice.cover.pieces:
+                yield from place(self._with_mask(piece, choice), alike_windows)
+
+    def _problem(self, relation: Index, windows: Windows, lanes: int) -> Problem:
+        shape = self._shape
+        return Problem(
+            relation,
+            int(windows.n_q.max()),
+            int(windows.n_k.max()),
+            shape.dtype,
+            max(shape.dk, shape.dv),
+            lanes,
+            self._relations.pattern.origins,
+            shape.rates,
+        )
+
+    def _choose(self, relation: Index, windows: Windows, lanes: int) -> Choice:
+        problem = self._problem(relation, windows, lanes)
+        key = (relation, problem.n_q, problem.n_k, lanes)
         if key not in self._choices:
-            problem = Problem(
-                local.relation,
-                window.n_q,
-                window.n_k,
-                shape.dtype,
-                max(shape.dk, shape.dv),
-                lanes,
-                self._relations.pattern.origins,
-                shape.rates,
-            )
             self._choices[key] = self._choose_cover(problem)
         return self._choices[key]
 
-    def _pieces(self, windows: tuple[_Local, ...], choices: list[Choice]) -> tuple[Piece, ...]:
-        placed = [
-            self._placed(piece, local.window, choice)
-            for local, choice in zip(windows, choices, strict=True)
-            for piece in choice.cover.pieces
-        ]
-        return join_pieces(placed)
+    def _packs(self, local: _Local, lanes: int) -> Packs | None:
+        if len(local.windows) < 2:
+            return None
+        shape, relation = self._shape, local.relation
+        own: Literal["full", "causal"] | int = 0
+        if isinstance(relation, Truth):
+            own = "full"
+        elif diagonal_shift(relation) == 0:
+            own = "causal"
+        nodes = sum(1 for _ in walk(relation)) + 1  # and whether the documents are the same
+        return pack(local.windows, Costs(shape.rates, Work(shape.dtype, max(shape.dk, shape.dv), lanes, nodes), own))
 
-    def _placed(self, piece: Piece, window: Window, choice: Choice) -> Piece:
-        mask = piece.mask
-        if isinstance(mask, int):
-            mask = self._index(choice.cover.masks[mask])
-        return replace(piece, queries=piece.queries.moved(window.row), keys=piece.keys.moved(window.key), mask=mask)
+    def _packed(
+        self, local: _Local, packs: Packs, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]
+    ) -> Iterator[Piece]:
+        """A masked piece for each pack; where the masks are shared, equal ones are one."""
+        known: dict[bytes, int] = {}
+        visible = 0
+        areas = list(zip(*(x.tolist() for x in packs.areas(local.windows)), strict=True))
+        for row, row_stop, key, key_stop in areas:
+            queries, keys = stretch(row, row_stop), stretch(key, key_stop)
+            if packs.masks == "exact" or not (first[0] and first[1]):
+                yield Piece(queries, keys, "exact")
+                continue
+            mask = self._relations.mask(first[0][0], first[1][0], row, row_stop, key, key_stop)
+            visible += int(mask.sum())
+            name = repr(mask.shape).encode() + mask.tobytes()
+            if name not in known:
+                known[name] = self._index(GridMask((mask,)))
+            yield Piece(queries, keys, known[name])
+        self._counts.add_packs(areas, packs, visible if packs.masks == "shared" else None, lanes)
+
+    def _with_mask(self, piece: Piece, choice: Choice) -> Piece:
+        """The piece with the number that its mask has in the plan."""
+        if not isinstance(piece.mask, int):
+            return piece
+        number = self._index(choice.cover.masks[piece.mask])
+        return piece if number == piece.mask else replace(piece, mask=number)
 
     def _index(self, mask: GridMask) -> int:
         if id(mask) not in self._mask_at:
@@ -255,24 +337,73 @@ class _Planner:
         return self._mask_at[id(mask)]
 
 
-def _counts(chosen: list[tuple[Choice, int]], shape: CallShape, q_tile: int, k_tile: int) -> TileCounts:
-    full = sum(choice.cover.full_tiles * lanes for choice, lanes in chosen)
-    partial = sum(choice.cover.partial_tiles * lanes for choice, lanes in chosen)
-    total = sum(choice.tiles * lanes for choice, lanes in chosen)
-    inside = sum(choice.grid.n_q * choice.grid.n_k * lanes for choice, lanes in chosen)
-    between = shape.n_q * shape.n_k * shape.batch * shape.heads - inside  # pairs of different documents, by area
-    total += -(-between // (q_tile * k_tile))
-    return TileCounts(total, full + partial, full, partial)
+class _Counts:
+    """What the covers of a plan add up to."""
+
+    def __init__(self) -> None:
+        self.grids: list[Grid] = []
+        self.dense = False
+        self.fallback: str | None = None
+        self.visible: int | None = 0
+        self._full = self._partial = self._total = self._area = 0
+        self._reasons: dict[str, None] = {}
+
+    def add(self, choice: Choice, times: int) -> None:
+        """A choice that stands so many times."""
+        self.grids.append(choice.grid)
+        self.dense = self.dense or choice.schedule != "pieces"
+        self.fallback = self.fallback or choice.fallback
+        self._reasons.update(dict.fromkeys(choice.reasons))
+        area = choice.grid.n_q * choice.grid.n_k
+        self._add(
+            (choice.cover.full_tiles, choice.cover.partial_tiles, choice.tiles, area), choice.cover.visible, times
+        )
+
+    def add_closed(self, found: ClosedWindows, times: int) -> None:
+        """Windows covered by formula."""
+        self.grids.append(found.grid)
+        self._reasons[found.reason] = None
+        self._add((found.full, found.partial, found.total, found.area), found.visible, times)
+
+    def add_packs(self, areas: list[tuple[int, ...]], packs: Packs, visible: int | None, times: int) -> None:
+        """Packs, each counted as one tile."""
+        rows, keys = max(b - a for a, b, _, _ in areas), max(d - c for _, _, c, d in areas)
+        self.grids.append(Grid(rows, keys, packs.rows, packs.rows))
+        self._reasons[
+            f"{len(areas)} packs of short documents, of at most {packs.rows} rows, with "
+            f"{'shared masks' if packs.masks == 'shared' else 'masks evaluated as they run'}"
+        ] = None
+        tiles = sum(-(-(b - a) // packs.rows) * -(-(d - c) // packs.rows) for a, b, c, d in areas)
+        self._add((0, tiles, tiles, sum((b - a) * (d - c) for a, b, c, d in areas)), visible, times)
+
+    def _add(self, counts: tuple[int, int, int, int], visible: int | None, times: int) -> None:
+        full, partial, total, area = (n * times for n in counts)
+        self._full += full
+        self._partial += partial
+        self._total += total
+        self._area += area
+        self.visible = None if visible is None or self.visible is None else self.visible + visible * times
+
+    def tiles(self, pairs: int, tile: int) -> TileCounts:
+        """Tiles of all covers, and of what lies between the windows: pairs of different documents, by area."""
+        between = -(-(pairs - self._area) // tile)
+        return TileCounts(self._total + between, self._full + self._partial, self._full, self._partial)
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the covers are what they are, each reason once."""
+        sizes = sorted({(grid.q_tile, grid.k_tile) for grid in self.grids})
+        several = f"tiles of several sizes, counted each in its own: {', '.join(f'{q}×{k}' for q, k in sizes)}"
+        return (*([several] if len(sizes) > 1 else []), *self._reasons)
 
 
-def _visible(chosen: list[tuple[Choice, int]]) -> int | None:
-    counts = [None if c.cover.visible is None else c.cover.visible * lanes for c, lanes in chosen]
-    known = [n for n in counts if n is not None]
-    return sum(known) if len(known) == len(counts) else None
+_WINDOWED = {"token", "query", "key"}
+_NONE: Int64 = np.zeros(0, dtype=np.int64)
 
 
-def _reasons(chosen: list[tuple[Choice, int]]) -> tuple[str, ...]:
-    sizes = sorted({(choice.grid.q_tile, choice.grid.k_tile) for choice, _ in chosen})
-    mixed = [f"tiles of several sizes, counted each in its own: {', '.join(f'{q}×{k}' for q, k in sizes)}"]
-    reasons = [reason for choice, _ in chosen for reason in choice.reasons]
-    return tuple(dict.fromkeys([*(mixed if len(sizes) > 1 else []), *reasons]))
+def _inside(start: Int64, length: Int64, span: tuple[int, int]) -> tuple[Int64, Int64]:
+    """For each token of a span, the number of its window (-1: none) and its place there."""
+    tokens = np.arange(*span, dtype=np.int64)
+    window = np.searchsorted(start, tokens, side="right") - 1
+    place_in = tokens - start[window]
+    outside = (window < 0) | (place_in >= length[window])
+    return np.where(outside, -1, window), np.where(outside, 0, place_in)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.hashing import kinds
 from attnc.compiler.lowering.specialise import Window
+
+Int64 = NDArray[np.int64]
 
 
 class DocumentsNotContiguousError(Exception):
@@ -19,29 +25,82 @@ class DocumentsNotContiguousError(Exception):
         super().__init__(f"document {identity} comes back at position {position}")
 
 
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows by row, an entry each: their first row and key, their counts of both, and the shift of their queries."""
+
+    row: Int64
+    key: Int64
+    n_q: Int64
+    n_k: Int64
+    shift: Int64
+
+    @classmethod
+    def of(cls, *windows: Window) -> Windows:
+        """The windows given, which are in order."""
+        fields = [[getattr(w, f) for w in windows] for f in ("row", "key", "n_q", "n_k", "shift")]
+        return cls(*(np.array(values, dtype=np.int64) for values in fields))
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __iter__(self) -> Iterator[Window]:
+        return map(Window, *(x.tolist() for x in self._columns))
+
+    @property
+    def _columns(self) -> tuple[Int64, ...]:
+        return self.row, self.key, self.n_q, self.n_k, self.shift
+
+    def take(self, which: Int64) -> Windows:
+        """Some of the windows, by number."""
+        return Windows(*(x[which] for x in self._columns))
+
+    def by_size(self) -> list[Int64]:
+        """The numbers of the windows of each size and shift."""
+        sizes = [kinds(x) for x in (self.n_q, self.n_k, self.shift)]
+        name = np.zeros(len(self), dtype=np.int64)
+        for size in sizes:
+            name = name * max(len(size.first), 1) + size.number
+        return alike(name)
+
+    @cached_property
+    def contents(self) -> bytes:
+        """Equal windows have equal contents."""
+        return b"".join(x.tobytes() for x in self._columns)
+
+    @property
+    def area(self) -> int:
+        """Pairs of a query and a key of one window."""
+        return int((self.n_q * self.n_k).sum())
+
+
+def alike(names: Int64) -> list[Int64]:
+    """Numbers of equal entries, those that come first first."""
+    found = kinds(names)
+    order = np.argsort(found.number, kind="stable")
+    return np.split(order, np.cumsum(found.members)[:-1]) if len(names) else []
+
+
 def whole(n_q: int, n_k: int, align: Literal["start", "end"] | None) -> Window:
     """All tokens as one window; under `align end` the last query stands at the last key."""
     return Window(0, 0, n_q, n_k, n_k - n_q if align == "end" else 0)
 
 
-def document_windows(ids: NDArray[Any], n_q: int, align: Literal["start", "end"] | None) -> tuple[Window, ...]:
+def document_windows(ids: NDArray[Any], n_q: int, align: Literal["start", "end"] | None) -> Windows:
     """A window for each document that has queries in this call, from the ids of the keys.
 
     Raises DocumentsNotContiguousError.
     """
     n_k = len(ids)
     if n_k == 0:
-        return ()
-    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
+        return Windows.of()
+    starts = np.append(0, np.flatnonzero(ids[1:] != ids[:-1]) + 1)
     _check_contiguous(ids[starts], starts)
     ends = np.append(starts[1:], n_k)
     offset = n_k - n_q if align == "end" else 0
-    windows = []
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        first, last = max(start - offset, 0), min(end - offset, n_q)
-        if last > first:
-            windows.append(Window(first, start, last - first, end - start, first + offset - start))
-    return tuple(windows)
+    first, last = np.maximum(starts - offset, 0), np.minimum(ends - offset, n_q)
+    windows = Windows(first, starts, last - first, ends - starts, first + offset - starts)
+    return windows.take(np.flatnonzero(last > first))
 
 
 def _check_contiguous(ids: NDArray[Any], starts: NDArray[np.int64]) -> None:

@@ -7,16 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from attnc.compiler.analysis.hashing import Hash, combine, mix
-from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
+from attnc.compiler.analysis.hashing import combine, kinds, mix
+from attnc.compiler.analysis.intervals import simplified
+from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles, find_repeated_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.runs import (
+    EVALUATED,
+    SHARED,
     Int64,
     Resolved,
     Runs,
     TooManyClassesError,
+    cut_at_steps,
     find_runs,
     is_diagonal,
     resolve,
@@ -44,17 +49,41 @@ class Cover:
 def cover(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Cover:
     """Pieces for a specialised relation on a tile grid.
 
+    Where the partial tiles are too unlike each other to share masks, theirs are evaluated as the pieces run.
     Raises TooManyTilesError or TooManyClassesError where tiles of this size do not describe it, and EvaluationError.
     """
-    resolved = resolve(relation, find_live_tiles(relation, grid), origins)
-    runs = find_runs(resolved.tiles)
+    needed = simplified(relation, (0, grid.n_q), (0, grid.n_k)) if grid.n_q and grid.n_k else relation
+    tiles = find_repeated_tiles(needed, grid) or find_live_tiles(needed, grid)
+    try:
+        return _cover(resolve(relation, tiles, origins))
+    except TooManyClassesError:
+        _check_worthwhile(tiles)
+    few = MAX_MASK_ELEMENTS // (4 * grid.q_tile * grid.k_tile)
+    try:
+        return _cover(resolve(relation, tiles, origins, most=few))
+    except TooManyClassesError:
+        return _cover(resolve(relation, tiles, origins, most=0))
+
+
+def _cover(resolved: Resolved) -> Cover:
+    tiles = resolved.tiles
+    runs = cut_at_steps(find_runs(tiles), resolved)
     groups, rest = staircases(runs, resolved)
-    builder = _Builder(grid, resolved)
+    builder = _Builder(tiles.grid, resolved)
     for group in groups:
         builder.add_staircase(runs, group)
-    builder.add_runs(split_runs(runs.take(rest)))
-    tiles = resolved.tiles
+    rest_of_runs = split_runs(runs.take(rest))
+    if (tiles.repeat > 1).any():
+        rest_of_runs = builder.add_repeated(rest_of_runs)
+    builder.add_runs(rest_of_runs)
     return Cover(builder.ordered(), builder.grid_masks(), tiles.full, tiles.partial, resolved.visible)
+
+
+def _check_worthwhile(tiles: LiveTiles) -> None:
+    """Raise TooManyClassesError where partial tiles are most of what lies between the live tiles of each row."""
+    hulls = _hulls(tiles)
+    if 2 * tiles.partial * tiles.grid.k_tile > sum(high - low for low, high in hulls.values()):
+        raise TooManyClassesError
 
 
 class Gathered:
@@ -87,9 +116,11 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the runs of one signature have in common: the mask, and the keys of the run that it leaves."""
+    """What the runs of one signature have in common: the mask, and the rows and keys of the run that it leaves."""
 
-    mask: Literal["full", "causal"] | int
+    mask: Literal["full", "causal", "exact"] | int
+    top: int
+    height: int
     left: int
     width: int
 
@@ -126,21 +157,78 @@ class _Builder:
         self._written[runs.row[group]] = True
 
     def add_runs(self, runs: Runs) -> None:
-        """All other runs; the first of a row writes it, later ones merge. A bucket has one run a row at most."""
-        row = runs.row
-        before = np.arange(len(row)) - np.searchsorted(row, row) + self._written[row]
-        shape = combine(runs.signature, *map(mix, self._extents(runs)))
-        bucket = _by_first_use(combine(shape, mix(before)))
-        order = np.lexsort((row, bucket))
-        keys = self._key_starts(runs.column)
+        """All other runs; one run of a row writes it, the others merge. A bucket has one run a row at most."""
+        if not len(runs):
+            return
+        row, keys, shape = runs.row, self._key_starts(runs.column), self._shapes_of(runs)
+        bucket, size = self._buckets(runs, shape)
+        fresh = self._first_of_row(row, size)
+        part = bucket * 2 + ~fresh
+        order = np.argsort(part * self._grid.rows + row)  # no two are equal
         shapes: dict[int, _Shape] = {}
-        for group in _even_steps(bucket[order], row[order], keys[order]):
+        for group in even_steps(part[order], row[order], keys[order]):
             members = order[group]
-            one = int(members[0])
-            if int(shape[one]) not in shapes:
-                shapes[int(shape[one])] = self._shape(runs, one)
-            piece = self._piece(row[members], keys[members], shapes[int(shape[one])])
-            self._pieces.append(replace(piece, fresh=bool(before[one] == 0)))
+            one, more = int(members[0]), int(members[min(1, len(members) - 1)])
+            name = int(shape[one])
+            if name not in shapes:
+                shapes[name] = self._shape(runs, one)
+            steps = int(row[more] - row[one]), int(keys[more] - keys[one])
+            piece = self._piece(int(row[one]), int(keys[one]), steps, len(members), shapes[name])
+            self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+
+    def _shapes_of(self, runs: Runs) -> Int64:
+        """Runs of equal masks have equal numbers."""
+        return kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
+
+    def add_repeated(self, runs: Runs) -> Runs:
+        """Runs that rows one after another have, each further right; the others are returned."""
+        row, shape = runs.row, self._shapes_of(runs)
+        bucket = kinds(shape * (self._grid.rows + self._grid.columns) + runs.column - row + self._grid.rows).number
+        size = np.bincount(bucket, weights=runs.repeat).astype(np.int64)[bucket]
+        mine = (size >= SHARED) | (runs.repeat > 1)
+        if mine.any():
+            self._add_diagonals(runs.take(mine), shape[mine], bucket[mine], size[mine])
+        return runs.take(~mine)
+
+    def _add_diagonals(self, runs: Runs, shape: Int64, bucket: Int64, size: Int64) -> None:
+        row, keys, repeat = runs.row, self._key_starts(runs.column), runs.repeat
+        fresh = self._first_of_row(row, size)
+        part = bucket * 2 + ~fresh
+        order = np.argsort(part * self._grid.rows + row)  # no two are equal
+        follows = (part[order][1:] == part[order][:-1]) & ((row + repeat)[order][:-1] == row[order][1:])
+        follows &= keys[order][1:] - keys[order][:-1] == (repeat * self._grid.k_tile)[order][:-1]
+        shapes: dict[int, _Shape] = {}
+        for group in np.split(order, np.flatnonzero(~follows) + 1):
+            one = int(group[0])
+            name, count = int(shape[one]), int(repeat[group].sum())
+            if name not in shapes:
+                shapes[name] = self._shape(runs, one)
+            piece = self._piece(int(row[one]), int(keys[one]), (1, self._grid.k_tile), count, shapes[name])
+            self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
+        for first, stop in zip(row.tolist(), (row + repeat).tolist(), strict=True):
+            self._written[first:stop] = True
+
+    def _buckets(self, runs: Runs, shape: Int64) -> tuple[Int64, Int64]:
+        """Runs of one shape along a diagonal or below each other, whichever are more; the rest by place in the row.
+
+        The bucket of each run, and how many runs it has.
+        """
+        row, column = runs.row, runs.column
+        span = self._grid.rows + self._grid.columns
+        diagonal, below = shape * span + (column - row + self._grid.rows), shape * span + column
+        many, others = _occurrences(diagonal), _occurrences(below)
+        place = np.arange(len(row)) - np.searchsorted(row, row)
+        alone = np.maximum(many, others) < SHARED
+        bucket = np.where(many >= others, diagonal * 3, below * 3 + 1)
+        bucket = np.where(alone, (shape * span + place) * 3 + 2, bucket)
+        return bucket, np.where(alone, 1, np.maximum(many, others))
+
+    def _first_of_row(self, row: Int64, size: Int64) -> NDArray[np.bool_]:
+        """In each row that has no piece yet, the run of the largest bucket."""
+        starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
+        length = np.diff(np.append(starts, len(row)))
+        score = size * len(row) - np.arange(len(row))
+        return np.asarray((score == np.repeat(np.maximum.reduceat(score, starts), length)) & ~self._written[row])
 
     def _key_starts(self, column: Int64) -> Int64:
         return np.maximum(self._grid.k_origin + column * self._grid.k_tile, 0)
@@ -158,19 +246,21 @@ class _Builder:
 
     def _shape(self, runs: Runs, i: int) -> _Shape:
         parts = runs.parts(i)
-        if all(kind == 0 for _, _, kind in parts):
+        kinds_of_parts = {kind for _, _, kind in parts}
+        if EVALUATED in kinds_of_parts or kinds_of_parts == {0}:
+            start, stop = self._grid.row_range(int(runs.row[i]))
             low, _ = self._grid.key_range(parts[0][0])
             _, high = self._grid.key_range(parts[-1][0] + parts[-1][1] - 1)
-            return _Shape("full", 0, high - low)
+            return _Shape("exact" if EVALUATED in kinds_of_parts else "full", 0, stop - start, 0, high - low)
         mask = run_mask(runs, i, self._resolved)
-        seen = np.flatnonzero(mask.any(axis=0))
-        left, right = int(seen[0]), int(seen[-1]) + 1
-        mask = mask[:, left:right]
+        (top, bottom), (left, right) = (_extent(np.asarray(mask.any(axis=axis))) for axis in (1, 0))
+        mask = mask[top:bottom, left:right]
+        return _Shape(self._name(mask), top, bottom - top, left, right - left)
+
+    def _name(self, mask: Mask) -> Literal["full", "causal"] | int:
         if mask.all():
-            return _Shape("full", left, right - left)
-        if is_diagonal(mask):
-            return _Shape("causal", left, right - left)
-        return _Shape(self._mask_index(np.ascontiguousarray(mask)), left, right - left)
+            return "full"
+        return "causal" if is_diagonal(mask) else self._mask_index(np.ascontiguousarray(mask))
 
     def _mask_index(self, mask: Mask) -> int:
         for i, known in enumerate(self.masks):
@@ -181,27 +271,38 @@ class _Builder:
         self.masks.append(mask)
         return len(self.masks) - 1
 
-    def _piece(self, rows: Int64, keys: Int64, shape: _Shape) -> Piece:
-        start, stop = self._grid.row_range(int(rows[0]))
-        key = int(keys[0]) + shape.left
-        q_step, k_step = 0, 0
-        if len(rows) > 1:
-            q_step, k_step = int(rows[1] - rows[0]) * self._grid.q_tile, int(keys[1] - keys[0])
-        height = stop - start
-        if shape.mask == "full" and k_step == 0 and q_step in (0, height):
-            return Piece(stretch(start, start + height * len(rows)), stretch(key, key + shape.width), "full")
-        queries = strip(start, q_step, len(rows), height)
-        return Piece(queries, strip(key, k_step, len(rows), shape.width), shape.mask)
+    def _piece(self, row: int, key: int, steps: tuple[int, int], count: int, shape: _Shape) -> Piece:
+        """`count` runs, so many tile rows and keys apart."""
+        start, stop = self._grid.row_range(row)
+        whole_rows = shape.height == stop - start
+        start, key = start + shape.top, key + shape.left
+        q_step, k_step = (steps[0] * self._grid.q_tile, steps[1]) if count > 1 else (0, 0)
+        joins = whole_rows and shape.mask in ("full", "exact")
+        if (joins or count == 1) and k_step == 0 and q_step in (0, shape.height):
+            return Piece(stretch(start, start + shape.height * count), stretch(key, key + shape.width), shape.mask)
+        queries = strip(start, q_step, count, shape.height)
+        return Piece(queries, strip(key, k_step, count, shape.width), shape.mask)
 
 
-def _by_first_use(names: Hash) -> Int64:
-    """Equal names as equal numbers, in the order in which they first occur."""
-    _, first, number = np.unique(names, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[number]
+def _extent(seen: NDArray[np.bool_]) -> tuple[int, int]:
+    """From the first that is marked to the last, half-open."""
+    at = np.flatnonzero(seen)
+    return int(at[0]), int(at[-1]) + 1
 
 
-def _even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
-    """Stretches of entries of one bucket whose rows and keys advance by constant steps, keys not backwards."""
+def _occurrences(names: Int64) -> Int64:
+    """How often each name occurs."""
+    if int(names.max()) <= 16 * len(names) + (1 << 16):
+        return np.bincount(names)[names]
+    found = kinds(names)
+    return found.members[found.number]
+
+
+def even_steps(bucket: Int64, row: Int64, key: Int64) -> Iterator[slice]:
+    """Stretches of entries of one bucket whose rows and keys advance by constant steps, keys not backwards.
+
+    Buckets stand together, each by row.
+    """
     rows, keys = np.diff(row), np.diff(key)
     joins = (bucket[1:] == bucket[:-1]) & (keys >= 0)
     same = joins[1:] & joins[:-1] & (rows[1:] == rows[:-1]) & (keys[1:] == keys[:-1])

@@ -65,6 +65,8 @@ class Rates:
         if piece.queries.flat() is None or piece.keys.flat() is None:
             tokens = piece.queries.count * (piece.queries.length + piece.keys.length)
             time += 2 * tokens * work.head_dim * work.lanes * self.copy
+        if piece.mask == "exact":
+            return (time + self.call * piece.queries.count) * work.copies
         return time * work.copies + self.call * (work.copies if piece.queries.count > 1 else 1)
 
 

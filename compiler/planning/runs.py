@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.hashing import Hash, combine, mix
+from attnc.compiler.analysis.hashing import Hash, Kinds, combine, kinds, mix
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.analysis.tiles import LiveTiles
+from attnc.compiler.analysis.tiles import Grid, LiveTiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import Mask
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
+
+SHARED = 4
+"""What fewer tiles or rows have in common is not worth sharing."""
 
 MAX_CLASS_ELEMENTS = 1 << 25
 """Mask elements evaluated at most to resolve the classes of partial tiles."""
@@ -49,6 +52,11 @@ class Runs:
         return self.tiles.row[self.first]
 
     @cached_property
+    def repeat(self) -> Int64:
+        """Rows that have this run, each a tile lower and further right."""
+        return self.tiles.repeat[self.first]
+
+    @cached_property
     def column(self) -> Int64:
         """First column."""
         return self.tiles.column[self.first]
@@ -65,7 +73,7 @@ class Runs:
         return np.asarray(before[self.last] - before[self.first] + (self.tiles.kind[self.first] != 0))
 
     def take(self, which: NDArray[np.bool_]) -> Runs:
-        """Some of the runs."""
+        """Those that are marked."""
         return Runs(self.tiles, self.first[which], self.last[which], self.signature[which])
 
     def parts(self, i: int) -> list[tuple[int, int, int]]:
@@ -77,54 +85,76 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Live tiles with every partial class resolved: really partial ones with their mask, others full or gone."""
+    """Live tiles with their partial classes resolved: really partial ones with their mask, others full or gone.
+
+    Tiles of class EVALUATED were not looked at; `visible` is None where there are some.
+    """
 
     tiles: LiveTiles
     masks: Mapping[int, Mask]
-    visible: int
+    visible: int | None
+
+    @property
+    def diagonal(self) -> Hash:
+        """The classes whose mask is a diagonal."""
+        return np.array([kind for kind, mask in self.masks.items() if is_diagonal(mask)], dtype=np.uint64)
 
 
-def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span]) -> Resolved:
-    """Evaluate one member of every class of partial tiles.
+EVALUATED = np.uint64(1)
+"""The class of partial tiles whose mask is evaluated as they run."""
+
+
+def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span], most: int | None = None) -> Resolved:
+    """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
 
     Raises TooManyClassesError when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
     """
-    grid = tiles.grid
-    kinds, first, members = np.unique(tiles.kind, return_index=True, return_counts=True)
-    if len(kinds) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
+    grid, found = tiles.grid, kinds(tiles.kind)
+    if most is not None:
+        tiles = replace(tiles, kind=np.where(_frequent(tiles, found, most), tiles.kind, EVALUATED))
+        found = kinds(tiles.kind)
+    if len(found.first) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}
+    members = np.bincount(found.number, weights=tiles.repeat).astype(np.int64)
     visible = _full_elements(tiles)
-    become_full, become_empty = [], []
-    for kind, at, count in zip(kinds, first, members, strict=True):
-        if kind == 0:
+    full, empty = (np.zeros(len(found.first), dtype=np.bool_) for _ in range(2))
+    for i, (at, count) in enumerate(zip(found.first.tolist(), members.tolist(), strict=True)):
+        kind = int(tiles.kind[at])
+        if kind in (0, EVALUATED):
             continue
         rows, keys = grid.row_range(int(tiles.row[at])), grid.key_range(int(tiles.column[at]))
         mask = exact.mask(relation, rows, keys, origins, wide=wide)
-        visible += int(mask.sum()) * int(count)
-        if mask.all():
-            become_full.append(kind)
-        elif mask.any():
-            masks[int(kind)] = mask
-        else:
-            become_empty.append(kind)
-    return Resolved(_reclassified(tiles, become_full, become_empty), masks, visible)
+        visible += int(mask.sum()) * count
+        full[i], empty[i] = mask.all(), not mask.any()
+        if not (full[i] or empty[i]):
+            masks[kind] = mask
+    resolved = _reclassified(tiles, full[found.number], empty[found.number])
+    return Resolved(resolved, masks, None if (resolved.kind == EVALUATED).any() else visible)
+
+
+def _frequent(tiles: LiveTiles, found: Kinds, most: int) -> NDArray[np.bool_]:
+    """The full tiles, and those of the `most` largest classes that SHARED tiles or more are in."""
+    order = np.argsort(-found.members, kind="stable")
+    wanted = np.zeros(len(order), dtype=np.bool_)
+    wanted[order[: most + 1]] = True
+    wanted &= found.members >= SHARED
+    return np.asarray(wanted[found.number] | (tiles.kind == 0))
 
 
 def _full_elements(tiles: LiveTiles) -> int:
-    grid, full = tiles.grid, tiles.kind == 0
-    row, column, count = tiles.row[full], tiles.column[full], tiles.count[full]
-    heights = np.minimum((row + 1) * grid.q_tile, grid.n_q) - row * grid.q_tile
-    starts = np.maximum(grid.k_origin + column * grid.k_tile, 0)
-    ends = np.minimum(grid.k_origin + (column + count) * grid.k_tile, grid.n_k)
-    return int((heights * (ends - starts)).sum())
+    grid, full = tiles.grid, tiles.take(np.flatnonzero(tiles.kind == 0))
+    heights = np.minimum((full.row + 1) * grid.q_tile, grid.n_q) - full.row * grid.q_tile
+    starts = np.maximum(grid.k_origin + full.column * grid.k_tile, 0)
+    ends = np.minimum(grid.k_origin + (full.column + full.count) * grid.k_tile, grid.n_k)
+    return int((heights * (ends - starts) * full.repeat).sum())
 
 
-def _reclassified(tiles: LiveTiles, full: list[np.uint64], empty: list[np.uint64]) -> LiveTiles:
-    kind = np.where(np.isin(tiles.kind, full), np.uint64(0), tiles.kind) if full else tiles.kind
-    keep = ~np.isin(tiles.kind, empty) if empty else np.ones(len(kind), dtype=np.bool_)
-    return LiveTiles(tiles.grid, tiles.row[keep], tiles.column[keep], tiles.count[keep], kind[keep])
+def _reclassified(tiles: LiveTiles, full: NDArray[np.bool_], empty: NDArray[np.bool_]) -> LiveTiles:
+    if full.any():
+        tiles = replace(tiles, kind=np.where(full, np.uint64(0), tiles.kind))
+    return tiles.take(np.flatnonzero(~empty)) if empty.any() else tiles
 
 
 def find_runs(tiles: LiveTiles) -> Runs:
@@ -142,9 +172,11 @@ def _merged(tiles: LiveTiles) -> LiveTiles:
     starts = np.ones(len(row), dtype=np.bool_)
     adjacent = (row[1:] == row[:-1]) & (column[1:] == column[:-1] + count[:-1])
     starts[1:] = ~(adjacent & (kind[1:] == 0) & (kind[:-1] == 0))
+    if starts.all():
+        return tiles
     first = np.flatnonzero(starts)
     total = np.add.reduceat(count, first) if len(first) else count
-    return LiveTiles(tiles.grid, row[first], column[first], total, kind[first])
+    return replace(tiles.take(first), count=total)
 
 
 def _runs(entries: LiveTiles, starts: NDArray[np.bool_]) -> Runs:
@@ -169,25 +201,62 @@ def run_mask(runs: Runs, i: int, resolved: Resolved) -> Mask:
     return np.concatenate(columns, axis=1)
 
 
-SHARED = 4
-LONG_FULL = 4
-"""A full stretch of at least this many tiles, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
+LONG = 4
+"""A stretch of so many tiles of one class, in a run shared by fewer than SHARED rows, becomes a piece of its own."""
 
 
 def split_runs(runs: Runs) -> Runs:
-    """Runs of a signature that few rows share are cut around long full stretches, whose parts then may be shared."""
+    """Runs of a signature that few rows share are cut around long stretches, whose parts then may be shared."""
     if not len(runs):
         return runs
-    _, group, members = np.unique(runs.signature, return_inverse=True, return_counts=True)
-    length = runs.last - runs.first + 1
-    rare = np.repeat((members[group] < SHARED) & (length > 1), length)
+    found = kinds(runs.signature)
+    length, width, most = runs.last - runs.first + 1, runs.end - runs.column, most_tiles(runs.tiles.grid)
+    sharing = np.bincount(found.number, weights=runs.repeat)[found.number]
+    cut = (length > 1) & ((sharing < SHARED) & (width > LONG) | (width > most))
+    if not cut.any():
+        return runs
     inside = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    at = np.repeat(runs.first, length) + inside
-    tiles = runs.tiles
-    entries = LiveTiles(tiles.grid, tiles.row[at], tiles.column[at], tiles.count[at], tiles.kind[at])
-    long_full = rare & (entries.kind == 0) & (entries.count >= LONG_FULL)
-    starts = (inside == 0) | long_full
-    starts[1:] |= long_full[:-1]
+    entries = runs.tiles.take(np.repeat(runs.first, length) + inside)
+    starts = inside == 0
+    changes = starts | np.append(True, entries.kind[1:] != entries.kind[:-1])
+    stretch = np.cumsum(changes) - 1
+    tiles = np.bincount(stretch, weights=entries.count)[stretch]
+    long = np.repeat(cut, length) & (tiles >= LONG)
+    starts |= changes & long
+    starts[1:] |= changes[1:] & long[:-1]
+    return _runs(entries, starts | _too_wide(entries, starts, most))
+
+
+def _too_wide(entries: LiveTiles, starts: NDArray[np.bool_], most: int) -> NDArray[np.bool_]:
+    """Where runs are cut that would be wider than `most` tiles, from these starts on."""
+    first = np.flatnonzero(starts)
+    origin = np.repeat(entries.column[first], np.diff(np.append(first, len(starts))))
+    part = (entries.column - origin) // most
+    return np.append(False, part[1:] != part[:-1])
+
+
+def most_tiles(grid: Grid) -> int:
+    """The widest run whose mask is put together: less than a 4096th of all pairs, or a million of them."""
+    most = max(1 << 20, grid.n_q * grid.n_k // 4096) - 1
+    return max(1, most // (grid.q_tile * grid.k_tile))
+
+
+def cut_at_steps(runs: Runs, resolved: Resolved) -> Runs:
+    """Runs that few rows share and that end in a full stretch and a diagonal are cut before that stretch.
+
+    `runs` are all that the tiles have.
+    """
+    entries, last = runs.tiles, runs.last
+    if not len(runs) or (entries.repeat > 1).any():
+        return runs
+    found = kinds(runs.signature)
+    ends = (last - runs.first > 1) & (entries.kind[last - 1] == 0) & np.isin(entries.kind[last], resolved.diagonal)
+    rare = ends & (found.members[found.number] < SHARED)
+    if not rare.any():
+        return runs
+    starts = np.zeros(len(entries.row), dtype=np.bool_)
+    starts[runs.first] = True
+    starts[last[rare] - 1] = True
     return _runs(entries, starts)
 
 
@@ -202,14 +271,16 @@ def staircases(runs: Runs, resolved: Resolved) -> tuple[list[Int64], NDArray[np.
 
     A group has two rows or more, a row is in one group at most. Also, for every run, whether it is in none.
     """
-    diagonal = [kind for kind, mask in resolved.masks.items() if is_diagonal(mask)]
-    ends_diagonal = np.isin(runs.tiles.kind[runs.last], np.array(diagonal, dtype=np.uint64))
-    steps = np.flatnonzero((runs.partial == 1) & ends_diagonal) if len(runs) else runs.first
+    ends_diagonal = np.isin(runs.tiles.kind[runs.last], resolved.diagonal)
+    steps = np.flatnonzero((runs.partial == 1) & ends_diagonal & (runs.repeat == 1)) if len(runs) else runs.first
     row = runs.row[steps]
     steps = steps[np.append(True, row[1:] != row[:-1])[: len(steps)]]
     row, column, end = runs.row[steps], runs.column[steps], runs.end[steps]
     follows = (row[1:] == row[:-1] + 1) & (column[1:] == column[:-1]) & (end[1:] == end[:-1] + 1)
-    groups = [group for group in np.split(steps, np.flatnonzero(~follows) + 1) if len(group) > 1]
+    starts = np.flatnonzero(np.append(True, ~follows)[: len(steps)])
+    stops = np.append(starts[1:], len(steps))
+    long = np.flatnonzero(stops - starts > 1)
+    groups = [steps[a:b] for a, b in zip(starts[long].tolist(), stops[long].tolist(), strict=True)]
     rest = np.ones(len(runs), dtype=np.bool_)
     for group in groups:
         rest[group] = False

@@ -75,6 +75,11 @@ class Choice:
     total: int | None = None
 
     @property
+    def can_be_spread(self) -> bool:
+        """Whether the pieces may be moved to every n-th token: a mask that is evaluated is one of adjacent tokens."""
+        return self.schedule == "pieces" and not any(piece.mask == "exact" for piece in self.cover.pieces)
+
+    @property
     def tiles(self) -> int:
         """Tiles that dense attention would compute."""
         return self.grid.rows * self.grid.columns if self.total is None else self.total
@@ -151,7 +156,7 @@ def _by_residues(problem: Problem) -> Choice | None:
     for part in parts:
         if part.congruence is None:
             chosen = choose(replace(problem, relation=part.relation))
-            if chosen.schedule != "pieces":
+            if not chosen.can_be_spread:
                 return None
             gathered.add(chosen.cover, lambda piece: piece)
             continue
@@ -160,7 +165,7 @@ def _by_residues(problem: Problem) -> Choice | None:
             key = (residue.relation, residue.n_q, residue.n_k)
             if key not in known:
                 known[key] = choose(_of_class(problem, residue))
-            if known[key].schedule != "pieces":
+            if not known[key].can_be_spread:
                 return None
             gathered.add(known[key].cover, partial(residue.placed, fresh=len(parts) == 1))
     found = gathered.cover()
@@ -179,9 +184,9 @@ def _by_grid(problem: Problem) -> Choice | None:
 
     def solve(relation: Index, n_q: int, n_k: int) -> Solved | None:
         choice = choose(replace(problem, relation=relation, n_q=n_q, n_k=n_k))
-        return (
-            Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost) if choice.schedule == "pieces" else None
-        )
+        if not choice.can_be_spread:
+            return None
+        return Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost)
 
     work = replace(problem.work, lanes=problem.lanes * problem.copies, copies=1)
     found = cover_by_grid(problem.relation, problem.n_q, problem.n_k, problem.rates, work, solve)
@@ -270,7 +275,9 @@ def _compared(other: Choice, best: Choice) -> str:
 def _described(found: Cover, grid: Grid) -> str:
     masks = f", {len(found.masks)} shared mask{'s' if len(found.masks) != 1 else ''}" if found.masks else ""
     pieces = f"{len(found.pieces)} piece{'s' if len(found.pieces) != 1 else ''}"
-    return f"{pieces} on tiles of {grid.q_tile}×{grid.k_tile}{masks}"
+    evaluated = sum(piece.queries.count for piece in found.pieces if piece.mask == "exact")
+    exact = f", {evaluated} calls with masks evaluated as they run" if evaluated else ""
+    return f"{pieces} on tiles of {grid.q_tile}×{grid.k_tile}{masks}{exact}"
 
 
 def _why(refusal: Exception) -> str:

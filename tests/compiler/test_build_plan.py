@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from math import prod
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,40 +11,16 @@ from hypothesis import assume, given, settings
 from numpy.typing import NDArray
 
 from attnc.compiler.ir import Pattern
-from attnc.compiler.lowering.lower import lower
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import DocumentsNotContiguousError
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.verify_ir import verify
 from attnc.spec.errors import EvaluationError
-from attnc.spec.load import load_program
-from attnc.spec.meaning.bind import bind
-from attnc.spec.source import SourceFile
+from plan_calls import call, lowered
 from plan_checks import check_plan
 from programs import Program, programs
 
 Sizes = dict[str, int]
-
-
-def lowered(source: str, **values: object) -> Pattern:
-    program = load_program(SourceFile("drawn.attn", source), lambda name, asker: None)
-    return lower(bind(program, values, None))
-
-
-def call(n_q: int, n_k: int, heads: int = 1, kv_heads: int = 1, batch: int = 1, **more: Any) -> CallShape:
-    sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, "dk": 64, "dv": 64}
-    return CallShape(
-        n_q=n_q,
-        n_k=n_k,
-        batch=batch,
-        heads=heads,
-        kv_heads=kv_heads,
-        dk=64,
-        dv=64,
-        dtype=more.pop("dtype", "float32"),
-        sizes=sizes | more.pop("sizes", {}),
-        inputs=more,
-    )
 
 
 def planned(source: str, shape: CallShape) -> Plan:

@@ -1,0 +1,224 @@
+"""Truth of a relation on many boxes of a grid of tiles: each of its conditions is analysed once for boxes alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis.grid import Grid
+from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.analysis.intervals import (
+    FALSE,
+    TRUE,
+    Analysis,
+    Boxes,
+    Truths,
+    decided,
+    junction,
+    junction_state,
+    negated,
+)
+from attnc.compiler.analysis.translation import Dependence, Dependences
+from attnc.compiler.ir import Bool, Index, Not
+
+Int64 = NDArray[np.int64]
+
+CHUNK = 1 << 16
+"""Boxes analysed at once; bounds the memory of an analysis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Squares:
+    """Boxes of `size` × `size` tiles of a grid, by number of row and column."""
+
+    grid: Grid
+    size: int
+    rows: Int64
+    columns: Int64
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: Int64 | slice) -> Squares:
+        """Some of them, by number."""
+        return Squares(self.grid, self.size, self.rows[which], self.columns[which])
+
+    def where(self, which: NDArray[np.bool_]) -> Squares:
+        """Those that are marked."""
+        some = np.flatnonzero(which)
+        return self if len(some) == len(self) else self.take(some)
+
+    @cached_property
+    def boxes(self) -> Boxes:
+        """Rows and keys, clipped to the matrix."""
+        grid, size = self.grid, self.size
+        q_low = self.rows * (size * grid.q_tile)
+        k_low = self.columns * (size * grid.k_tile) + grid.k_origin
+        q_high = np.minimum(q_low + (size * grid.q_tile - 1), grid.n_q - 1)
+        k_high = np.minimum(k_low + (size * grid.k_tile - 1), grid.n_k - 1)
+        return Boxes(q_low, q_high, np.maximum(k_low, 0), k_high)
+
+    @property
+    def clipped(self) -> Int64 | int:
+        """Which edges of the matrix cut a box, as bits: last rows, first keys, last keys. Most are 0."""
+        grid, size = self.grid, self.size
+        last_row, below = divmod(grid.n_q, size * grid.q_tile)
+        last_column, behind = divmod(grid.n_k - grid.k_origin, size * grid.k_tile)
+        cut: Int64 | int = 0
+        for edge, at, bit in ((below, self.rows >= last_row, 1), (grid.k_origin, self.columns == 0, 2)):
+            cut = cut + at * np.int64(bit) if edge else cut
+        return cut + (self.columns >= last_column) * np.int64(4) if behind else cut
+
+    def extents(self) -> Hash:
+        """A hash of height and width of each box."""
+        some = _alike(np.broadcast_to(self.clipped, len(self)), 8)
+        boxes = self.take(some.first).boxes
+        sizes = combine(mix(boxes.q_high - boxes.q_low), mix(boxes.k_high - boxes.k_low))
+        return sizes[some.number]
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """An entry of each kind, and which kind every entry is of."""
+
+    first: Int64
+    number: Int64
+
+
+def _alike(kinds: Int64, count: int) -> _Alike:
+    """Equal numbers below `count`; kinds in ascending order."""
+    at = np.full(count, -1, dtype=np.int64)
+    at[kinds] = np.arange(len(kinds))
+    found = np.flatnonzero(at >= 0)
+    first = at[found]
+    at[found] = np.arange(len(found))
+    return _Alike(first, at[kinds])
+
+
+class Tilewise:
+    """A relation over the boxes of a grid."""
+
+    def __init__(self, relation: Index, grid: Grid) -> None:
+        self._relation = relation
+        self._box = grid.q_tile if grid.q_tile == grid.k_tile else None
+        self._dependences = Dependences()
+        self._along: dict[tuple[Index, int], Dependence] = {}
+
+    @cached_property
+    def is_simple(self) -> bool:
+        """Whether each of its conditions depends on less than every box, tiles or larger."""
+        return self._is_simple(self._relation)
+
+    def _is_simple(self, node: Index) -> bool:
+        if self.along(node, 1).along != "both":
+            return True
+        return isinstance(node, Bool | Not) and all(map(self._is_simple, node.children()))
+
+    def states(self, squares: Squares) -> NDArray[np.int8]:
+        """TRUE, FALSE or neither on each box."""
+        return _Pass(self, squares, keyed=False).truth(self._relation).state
+
+    def keys(self, squares: Squares) -> Hash:
+        """Names of the relation on each box: equal ones hold equal relations, if the boxes are of equal size."""
+        return _Pass(self, squares, keyed=True).truth(self._relation).key
+
+    def along(self, node: Index, size: int) -> Dependence:
+        """What a condition depends on, over boxes of size × size tiles."""
+        if (node, size) not in self._along:
+            box = None if self._box is None else self._box * size
+            self._along[node, size] = self._dependences.of(node, box)
+        return self._along[node, size]
+
+
+class _Pass:
+    """One set of boxes."""
+
+    def __init__(self, relation: Tilewise, squares: Squares, *, keyed: bool) -> None:
+        self._relation = relation
+        self._squares = squares
+        self._keyed = keyed
+        self._parts: dict[Dependence, tuple[Analysis, Int64]] = {}
+        self._analyses: list[Analysis] = []
+
+    def truth(self, node: Index) -> Truths:
+        along = self._relation.along(node, self._squares.size)
+        if along.along != "both":
+            analysis, number = self._part(along)
+            truths = analysis.truth(node)
+            state = np.broadcast_to(truths.state, analysis.size)[number]
+            if not self._keyed:
+                return decided(state)
+            # a key may name the one box that was analysed, so it says along what the others are like that
+            key = combine(truths.key, constant_hash((along.along, along.step)))
+            return Truths(state, np.broadcast_to(key, analysis.size)[number])
+        match node:
+            case Not():
+                return negated(self.truth(node.operand), keyed=self._keyed)
+            case Bool():
+                return self._junction(node) if self._keyed else self._junction_state(node)
+            case _:
+                return self._everywhere(node)
+
+    def _part(self, along: Dependence) -> tuple[Analysis, Int64]:
+        """The analysis of one box of each kind."""
+        if along not in self._parts:
+            alike = self._kinds(along)
+            self._parts[along] = Analysis(self._squares.take(alike.first).boxes, keyed=self._keyed), alike.number
+        return self._parts[along]
+
+    def _kinds(self, along: Dependence) -> _Alike:
+        squares = self._squares
+        rows, columns = (-(-n // squares.size) for n in (squares.grid.rows, squares.grid.columns))
+        match along.along:
+            case "nothing":
+                return _alike(np.zeros(len(squares), dtype=np.int64), 1)
+            case "rows":
+                return _alike(squares.rows, rows)
+            case "columns":
+                return _alike(squares.columns, columns)
+            case _:
+                span = rows + columns
+                kinds = squares.columns - squares.rows + rows
+                family, families = squares.clipped, 8
+                if along.step > 1:
+                    family, families = family * along.step + squares.rows % along.step, 8 * along.step
+                if isinstance(family, int):
+                    return _alike(kinds, span)
+                return _alike(kinds + family * span, families * span)
+
+    def _junction(self, node: Bool) -> Truths:
+        return junction(node.op, [self.truth(operand) for operand in node.operands], keyed=True)
+
+    def _junction_state(self, node: Bool) -> Truths:
+        """Operands that depend on every box come last, and are asked where the others leave it open."""
+        size = self._squares.size
+        order = sorted(node.operands, key=lambda o: self._relation.along(o, size).along == "both")
+        simple = [o for o in order if self._relation.along(o, size).along != "both"]
+        closing = FALSE if node.op == "and" else TRUE
+        state = np.full(len(self._squares), -closing, dtype=np.int8)
+        for operand in simple:
+            state = junction_state(node.op, state, self.truth(operand).state)
+        for operand in order[len(simple) :]:
+            open_ = np.flatnonzero(state != closing)
+            if len(open_) == len(state):
+                state = junction_state(node.op, state, self.truth(operand).state)
+            elif len(open_):
+                inner = _Pass(self._relation, self._squares.take(open_), keyed=False).truth(operand).state
+                state[open_] = junction_state(node.op, state[open_], inner)
+        return decided(state)
+
+    def _everywhere(self, node: Index) -> Truths:
+        """A condition that every box may decide differently."""
+        n = len(self._squares)
+        if not self._analyses:
+            self._analyses = [
+                Analysis(self._squares.take(slice(i, i + CHUNK)).boxes, keyed=self._keyed) for i in range(0, n, CHUNK)
+            ]
+        found = [(analysis.truth(node), analysis.size) for analysis in self._analyses]
+        state = np.concatenate([np.broadcast_to(t.state, size) for t, size in found])
+        if not self._keyed:
+            return decided(state)
+        return Truths(state, np.concatenate([np.broadcast_to(t.key, size) for t, size in found]))

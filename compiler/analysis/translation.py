@@ -1,0 +1,135 @@
+"""What a condition depends on along a grid of tiles: so that boxes on which it is the same are analysed once.
+
+`f(q + s, k + s) = f(q, k)` makes boxes on one diagonal alike; what reads one place only is alike along the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, lcm
+from typing import Literal
+
+from attnc.compiler.ir import (
+    Arith,
+    Choice,
+    Const,
+    Coord,
+    Index,
+    Linear,
+    Place,
+    Var,
+)
+
+Along = Literal["nothing", "rows", "columns", "diagonals", "both"]
+
+MOST_STEPS = 16
+"""Boxes are called alike along a diagonal if at most this many steps apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """What boxes differ by. `step`: along diagonals, boxes this many apart are alike."""
+
+    along: Along
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """A node grows by `by` when both places grow by `tokens` (> 0), and so for their multiples."""
+
+    by: int
+    tokens: int
+
+    def over(self, tokens: int) -> int:
+        """How much it grows over a multiple of its tokens."""
+        return self.by * (tokens // self.tokens)
+
+
+class Dependences:
+    """What the conditions of a relation depend on."""
+
+    def __init__(self) -> None:
+        self._places: dict[Index, frozenset[str]] = {}
+        self._growths: dict[Index, Growth | None] = {}
+
+    def of(self, node: Index, box: int | None) -> Dependence:
+        """What a condition depends on, over square boxes of `box` tokens (None: they are not square)."""
+        read = self._read(node)
+        if len(read) < 2:
+            return Dependence("rows" if "q" in read else "columns" if "k" in read else "nothing")
+        growth = self.growth(node)
+        if box is None or growth is None or growth.by:
+            return Dependence("both")
+        step = growth.tokens // gcd(growth.tokens, box)
+        return Dependence("diagonals", step) if step <= MOST_STEPS else Dependence("both")
+
+    def _read(self, node: Index) -> frozenset[str]:
+        if node not in self._places:
+            own = {node.name} if isinstance(node, Place) else set()
+            self._places[node] = frozenset(own).union(*map(self._read, node.children()))
+        return self._places[node]
+
+    def growth(self, node: Index) -> Growth | None:
+        """How a node grows; None where that is not even. Truth values grow by 0 or not evenly."""
+        if node not in self._growths:
+            self._growths[node] = self._growth(node)
+        return self._growths[node]
+
+    def _growth(self, node: Index) -> Growth | None:
+        match node:
+            case Place():
+                return Growth(1, 1)
+            case Const() | Var():
+                return _STILL
+            case Linear():
+                return _sum([(self.growth(term), factor) for term, factor in node.terms])
+            case Coord():
+                origin = _sum([(self.growth(node.position), 1), (self.growth(node.offset), -1)])
+                value = _divided(origin, node.stride, "floordiv")
+                return value if node.extent is None else _divided(value, node.extent, "mod")
+            case Arith(op="floordiv" | "mod"):
+                value = self.growth(node.operands[0])
+                return _divided(value, node.operands[1], node.op) or self._of_operands(node)
+            case Arith(op="min" | "max"):
+                return _same([self.growth(operand) for operand in node.operands])
+            case Choice():
+                sides = _same([self.growth(node.then), self.growth(node.otherwise)])
+                condition = self.growth(node.condition)
+                if sides is None or condition is None or condition.by:
+                    return None
+                return _sum([(sides, 1), (condition, 0)])
+            case _:
+                return self._of_operands(node)
+
+    def _of_operands(self, node: Index) -> Growth | None:
+        """A function of its operands does not change where they do not."""
+        grown = [self.growth(child) for child in node.children()]
+        return _sum([(g, 0) for g in grown]) if all(g is not None and g.by == 0 for g in grown) else None
+
+
+_STILL = Growth(0, 1)
+
+
+def _sum(terms: list[tuple[Growth | None, int]]) -> Growth | None:
+    known = [(growth, factor) for growth, factor in terms if growth is not None]
+    if len(known) < len(terms):
+        return None
+    tokens = lcm(*(growth.tokens for growth, _ in known))
+    return Growth(sum(growth.over(tokens) * factor for growth, factor in known), tokens)
+
+
+def _divided(value: Growth | None, divisor: Index, op: str) -> Growth | None:
+    if value is None or not isinstance(divisor, Const) or divisor.value == 0:
+        return None
+    tokens = value.tokens * (abs(divisor.value) // gcd(value.by, divisor.value))
+    return Growth(value.over(tokens) // divisor.value if op == "floordiv" else 0, tokens)
+
+
+def _same(grown: list[Growth | None]) -> Growth | None:
+    known = [growth for growth in grown if growth is not None]
+    if len(known) < len(grown):
+        return None
+    tokens = lcm(*(growth.tokens for growth in known))
+    by = {growth.over(tokens) for growth in known}
+    return Growth(by.pop(), tokens) if len(by) == 1 else None

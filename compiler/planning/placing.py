@@ -1,0 +1,111 @@
+"""Pieces at many windows at once: where windows alike stand at even steps, they are stretches of one piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.analysis.hashing import kinds
+from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.ir import Index, Truth
+from attnc.compiler.planning.documents import Windows
+from attnc.compiler.planning.formulas import diagonal_shift
+from attnc.compiler.planning.pieces import even_steps
+from attnc.compiler.planning.plan import Piece, Strip, strip
+
+Int64 = NDArray[np.int64]
+
+
+def place(piece: Piece, windows: Windows) -> Iterator[Piece]:
+    """A piece over local rows and keys at every window."""
+    if len(windows) > 1 and _can_join(piece):
+        none = np.zeros(len(windows), dtype=np.int64)
+        for group in even_steps(none, windows.row, windows.key):
+            joined = _moved(piece, windows, group.start)
+            count = group.stop - group.start
+            if count > 1:
+                steps = (int(x[group.start + 1] - x[group.start]) for x in (windows.row, windows.key))
+                queries, keys = (
+                    _repeated(s, d, count) for s, d in zip((joined.queries, joined.keys), steps, strict=True)
+                )
+                joined = replace(joined, queries=queries, keys=keys)
+            if all(axis.apart for axis in joined.queries.axes):
+                yield joined
+            else:
+                yield from (_moved(piece, windows, i) for i in range(group.start, group.stop))
+    else:
+        yield from (_moved(piece, windows, i) for i in range(len(windows)))
+
+
+def _can_join(piece: Piece) -> bool:
+    one = len(piece.queries.axes) == len(piece.keys.axes) == 1 and piece.queries.count == 1
+    return one and piece.mask != "exact"
+
+
+def _moved(piece: Piece, windows: Windows, i: int) -> Piece:
+    row, key = int(windows.row[i]), int(windows.key[i])
+    if not row and not key:
+        return piece
+    return replace(piece, queries=piece.queries.moved(row), keys=piece.keys.moved(key))
+
+
+def _repeated(one: Strip, step: int, count: int) -> Strip:
+    """One stretch, `count` times."""
+    (axis,) = one.axes
+    return Strip(one.start, (replace(axis, step=step, count=count),))
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedWindows:
+    """Windows of any sizes whose relation has a formula: their pieces, and what they add up to."""
+
+    pieces: tuple[Piece, ...]
+    grid: Grid
+    full: int
+    partial: int
+    total: int
+    area: int
+    visible: int
+    reason: str
+
+
+def closed_windows(relation: Index, windows: Windows) -> Int64:
+    """The windows that a formula covers whatever their size: all see all, or all are causal squares."""
+    if isinstance(relation, Truth):
+        return np.arange(len(windows)) if relation.value else np.zeros(0, dtype=np.int64)
+    if diagonal_shift(relation) != 0:
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(windows.n_q == windows.n_k)
+
+
+def cover_closed(relation: Index, windows: Windows, tile: int) -> ClosedWindows:
+    """One piece a window, those of one size at even steps joined."""
+    causal = not isinstance(relation, Truth)
+    tiles_q, tiles_k = -(-windows.n_q // tile), -(-windows.n_k // tile)
+    total = int((tiles_q * tiles_k).sum())
+    full, live, visible = total, total, windows.area
+    if causal:
+        one_left = (tiles_q - 1) * tile + 1 == windows.n_q  # the last row of tiles has one row, which sees all
+        full = int((tiles_q * (tiles_q - 1) // 2 + one_left).sum())
+        live = int((tiles_q * (tiles_q + 1) // 2).sum())
+        visible = int((windows.n_q * (windows.n_q + 1) // 2).sum())
+    pieces = tuple(_by_size(windows, causal))
+    calls = f"{len(windows)} documents in {len(pieces)} piece{'s' if len(pieces) != 1 else ''}"
+    grid = Grid(int(windows.n_q.max()), int(windows.n_k.max()), tile, tile)
+    reason = f"{calls} on tiles of {tile}×{tile}, by formula"
+    return ClosedWindows(pieces, grid, full, live - full, total, windows.area, visible, reason)
+
+
+def _by_size(windows: Windows, causal: bool) -> Iterator[Piece]:
+    size = kinds(windows.n_q * (int(windows.n_k.max()) + 1) + windows.n_k).number
+    order = np.argsort(size, kind="stable")
+    row, key, n_q, n_k = (x[order] for x in (windows.row, windows.key, windows.n_q, windows.n_k))
+    row_of, key_of, rows_of, keys_of = (x.tolist() for x in (row, key, n_q, n_k))
+    for group in even_steps(size[order], row, key):
+        at, count = group.start, group.stop - group.start
+        q_step, k_step = (row_of[at + 1] - row_of[at], key_of[at + 1] - key_of[at]) if count > 1 else (0, 0)
+        queries = strip(row_of[at], q_step, count, rows_of[at])
+        yield Piece(queries, strip(key_of[at], k_step, count, keys_of[at]), "causal" if causal else "full")

@@ -1,0 +1,88 @@
+"""Planning makes no array with N²/4096 elements or more: not even one that is dropped at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from allocations import counted
+from attnc import compile_attention
+from attnc.compiler.analysis import exact
+from attnc.compiler.planning import pieces
+from attnc.compiler.planning.runs import run_mask
+from attnc.runtime.library import library_names
+
+LENGTH = 1 << 16
+TEXT = 256
+VIDEO: dict[str, Any] = {"frames": 16, "height": 64, "width": 64}
+CASES: dict[str, tuple[dict[str, Any], int, int]] = {
+    "freeswim": (VIDEO, LENGTH, 1),
+    "log_sparse": ({"segment": 512, "window": 128}, LENGTH, 1),
+    "moa": ({"alpha": [64, 1024], "beta": [Fraction(1, 4), Fraction(1, 8)]}, LENGTH, 2),
+    "neighborhood_2d": ({"height": 256, "width": 256}, LENGTH, 1),
+    "neighborhood_3d": (VIDEO, LENGTH, 1),
+    "sliding_tile": ({"frames": 30, "height": 48, "width": 80}, 30 * 48 * 80 + TEXT, 1),
+}
+"""Parameters, tokens and heads; the other patterns need none, take any number, and are asked for two heads."""
+
+READS_INPUTS = {
+    "bigbird",
+    "document",
+    "longformer",
+    "modality_mutual",
+    "prefix_lm",
+    "svg",
+    "tree_verify",
+}
+
+
+def test_every_array_is_seen() -> None:
+    with counted() as seen:
+        np.ones((100, 1000)) + 1
+        np.zeros(12345, dtype=np.bool_)
+    assert seen.size == 800_000
+    assert seen.count >= 3
+    before = seen.size
+    np.ones(1_000_000)
+    assert seen.size == before
+
+
+WORDS = {"log_sparse", "sparse_fixed"}
+"""Their largest arrays are of integers, eight bytes an element; their masks are looked at one by one."""
+
+
+@pytest.mark.parametrize("name", sorted(set(library_names()) - READS_INPUTS))
+def test_nothing_quadratic_is_allocated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in bytes, which are no fewer than elements."""
+    parameters, n, heads = CASES.get(name, ({}, LENGTH, 2))
+    attention = compile_attention(name, **parameters)
+    masks = _sizes_of_masks(monkeypatch)
+    with counted() as seen:
+        plan = attention.plan(n, heads=heads)
+    limit = n * n // 4096
+    assert plan.groups
+    assert seen.count > 0
+    assert seen.size < limit * (8 if name in WORDS else 1), f"{seen.size} bytes in one array, the limit is {limit}"
+    assert max(masks, default=0) < limit
+
+
+def _sizes_of_masks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all masks that tiles and runs get, as they are made."""
+    sizes: list[int] = []
+
+    def watched(make: Callable[..., NDArray[np.bool_]]) -> Callable[..., NDArray[np.bool_]]:
+        def made(*args: Any, **options: Any) -> NDArray[np.bool_]:
+            mask = make(*args, **options)
+            sizes.append(mask.size)
+            return mask
+
+        return made
+
+    monkeypatch.setattr(exact, "mask", watched(exact.mask))
+    monkeypatch.setattr(pieces, "run_mask", watched(run_mask))
+    return sizes
