@@ -122,9 +122,15 @@ def analyse_variables(ranges: Ranges, *, keyed: bool = True) -> Analysis:
 
 
 class Analysis:
-    """One pass over a relation for one set of boxes; nodes are visited once."""
+    """One pass over a relation for one set of boxes; nodes are visited once.
 
-    def __init__(self, boxes: Boxes, *, keyed: bool = True, variables: Ranges | None = None) -> None:
+    `refined`: what is the same all over a block is decided block by block where boxes touch few; always if `keyed`.
+    """
+
+    def __init__(
+        self, boxes: Boxes, *, keyed: bool = True, refined: bool = False, variables: Ranges | None = None
+    ) -> None:
+        self._refined = keyed or refined
         self.saturated = False
         self.size = max([len(boxes.q_low), *(len(low) for low, _ in (variables or {}).values())])
         self._keyed = keyed
@@ -238,7 +244,7 @@ class Analysis:
         analysis = analyse_variables(ranges, keyed=False)
         state, key = analysis.truth(node.keep).state, _ZERO
         self.saturated |= analysis.saturated
-        if self._keyed:
+        if self._refined:
             from attnc.compiler.analysis.blocks import refine
 
             state, key = refine(node.keep, ranges, state)

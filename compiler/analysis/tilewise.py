@@ -166,8 +166,11 @@ class _Pass:
         """The analysis of one box of each kind."""
         if along not in self._parts:
             alike = self._kinds(along)
-            self._parts[along] = Analysis(self._squares.take(alike.first).boxes, keyed=self._keyed), alike.number
+            self._parts[along] = self._analysis(self._squares.take(alike.first)), alike.number
         return self._parts[along]
+
+    def _analysis(self, squares: Squares) -> Analysis:
+        return Analysis(squares.boxes, keyed=self._keyed, refined=squares.size == 1)
 
     def _kinds(self, along: Dependence) -> _Alike:
         squares = self._squares
@@ -214,9 +217,7 @@ class _Pass:
         """A condition that every box may decide differently."""
         n = len(self._squares)
         if not self._analyses:
-            self._analyses = [
-                Analysis(self._squares.take(slice(i, i + CHUNK)).boxes, keyed=self._keyed) for i in range(0, n, CHUNK)
-            ]
+            self._analyses = [self._analysis(self._squares.take(slice(i, i + CHUNK))) for i in range(0, n, CHUNK)]
         found = [(analysis.truth(node), analysis.size) for analysis in self._analyses]
         state = np.concatenate([np.broadcast_to(t.state, size) for t, size in found])
         if not self._keyed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -90,6 +90,9 @@ class Relations:
     def _find_locals(self, batch: int, head: int) -> tuple[_Local, ...]:
         """Windows of one size, or of one shift where no size is read, are specialised once; nothing else is merged."""
         windows = self._windows_of(batch)
+        if len(windows) == 1:
+            (one,) = windows
+            return (_Local(windows, self._specialised(one, batch, head)),)
         members: dict[Index, list[Int64]] = {}
         for numbers in self._alike(windows):
             (one,) = windows.take(numbers[:1])
@@ -253,6 +256,20 @@ class _Planner:
     def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[Piece]:
         """The pieces of all windows of one relation. `first`: a batch entry and head to evaluate masks for."""
         windows, relation = local.windows, local.relation
+        if len(windows) > 1:
+            windows = yield from self._many(local, lanes, first)
+        for numbers in windows.by_size():
+            alike_windows = windows.take(numbers)
+            choice = self._choose(relation, alike_windows, lanes)
+            self._counts.add(choice, lanes * len(numbers))
+            for piece in choice.cover.pieces:
+                yield from place(self._with_mask(piece, choice), alike_windows)
+
+    def _many(
+        self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]
+    ) -> Generator[Piece, None, Windows]:
+        """The pieces of what packs and formulas cover; the windows that are left are returned."""
+        windows, relation = local.windows, local.relation
         packs = self._packs(local, lanes)
         if packs is not None:
             yield from self._packed(local, packs, lanes, first)
@@ -264,12 +281,7 @@ class _Planner:
             self._counts.add_closed(found, lanes)
             yield from found.pieces
             windows = windows.take(np.setdiff1d(np.arange(len(windows)), closed))
-        for numbers in windows.by_size():
-            alike_windows = windows.take(numbers)
-            choice = self._choose(relation, alike_windows, lanes)
-            self._counts.add(choice, lanes * len(numbers))
-            for piece in choice.cover.pieces:
-                yield from place(self._with_mask(piece, choice), alike_windows)
+        return windows
 
     def _problem(self, relation: Index, windows: Windows, lanes: int) -> Problem:
         shape = self._shape
@@ -292,8 +304,6 @@ class _Planner:
         return self._choices[key]
 
     def _packs(self, local: _Local, lanes: int) -> Packs | None:
-        if len(local.windows) < 2:
-            return None
         shape, relation = self._shape, local.relation
         own: Literal["full", "causal"] | int = 0
         if isinstance(relation, Truth):

@@ -57,6 +57,8 @@ class Windows:
 
     def by_size(self) -> list[Int64]:
         """The numbers of the windows of each size and shift."""
+        if len(self) == 1:
+            return [np.zeros(1, dtype=np.int64)]
         sizes = [kinds(x) for x in (self.n_q, self.n_k, self.shift)]
         name = np.zeros(len(self), dtype=np.int64)
         for size in sizes:

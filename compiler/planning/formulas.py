@@ -47,8 +47,7 @@ def _half_plane(grid: Grid, shift: int) -> Cover:
             pieces.append(Piece(rows, stretch(0, first + shift), "full", fresh=False))
     if n_q > last and n_k:
         pieces.append(Piece(stretch(last, n_q), stretch(0, n_k), "full"))
-    rows_of = np.arange(n_q, dtype=np.int64)
-    visible = int(np.clip(rows_of + shift + 1, 0, n_k).sum())
+    visible = (last - first) * (first + last + 2 * shift + 1) // 2 + (n_q - last) * n_k
     full, live = _tiles(grid, shift)
     return Cover(tuple(sorted(pieces, key=lambda p: not p.fresh)), (), full, live - full, visible)
 
