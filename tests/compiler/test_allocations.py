@@ -26,6 +26,7 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "moa": ({"alpha": [64, 1024], "beta": [Fraction(1, 4), Fraction(1, 8)]}, LENGTH, 2),
     "neighborhood_2d": ({"height": 256, "width": 256}, LENGTH, 1),
     "neighborhood_3d": (VIDEO, LENGTH, 1),
+    "radial": ({"frames": 18, "per_frame": 3840}, 18 * 3840, 1),
     "sliding_tile": ({"frames": 30, "height": 48, "width": 80}, 30 * 48 * 80 + TEXT, 1),
 }
 """Parameters, tokens and heads; the other patterns need none, take any number, and are asked for two heads."""
