@@ -21,7 +21,7 @@ from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError
 from attnc.compiler.ir import Arith, Const, Index, Truth
 from attnc.compiler.planning.pieces import Cover, join_pieces
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
-from attnc.compiler.planning.rates import Rates, Work
+from attnc.compiler.planning.rates import ROWS, Rates, Work
 from attnc.compiler.planning.residues import split
 from attnc.compiler.rewrite import walk
 
@@ -291,7 +291,8 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
         return accumulate(np.multiply.outer, (np.array(v, dtype=np.float64) for v in values)).ravel()
 
     tokens, shapes = over_all(choices), over_all([[s.shapes for s in one] for one in sums])
-    rate = np.array([rates.element(work.dtype, int(n), work.head_dim) for n in tokens])
+    by_rows = np.array([rates.element(work.dtype, rows, work.head_dim) for rows in ROWS])
+    rate = by_rows[np.maximum(np.searchsorted(ROWS, tokens, side="right") - 1, 0)]
     time = over_all([[s.elements for s in one] for one in sums]) * rate * work.lanes
     time *= rates.masked.get(work.dtype, rates.masked["float32"])
     time += shapes * rates.call + over_all([[s.width for s in one] for one in sums]) * tokens * shapes * rates.mask

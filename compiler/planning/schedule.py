@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_tiles
@@ -32,7 +32,7 @@ SMALL = 1 << 20
 """At most this many pairs, one masked call may be the best plan."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Problem:
     """A relation over local rows and keys, and what its pieces will run on; `copies`: as many problems alike."""
 
@@ -46,7 +46,7 @@ class Problem:
     rates: Rates
     copies: int = 1
 
-    @property
+    @cached_property
     def work(self) -> Work:
         """What the cost model asks of it."""
         nodes = sum(1 for _ in walk(self.relation))
