@@ -30,15 +30,20 @@ def main() -> int:
     for row in rows:
         done.append(row)
         print(line(row), flush=True)
+        facts |= _summary(options.suite, done)
         timing.save(options.name or options.suite, done, facts)  # what is done is kept, wherever the run ends
-    if options.suite == "cpu":
-        import cpu
-
-        facts["summary"] = cpu.summary(done)
-        timing.save(options.name or options.suite, done, facts)
-        print(json.dumps(facts["summary"], indent=1))
+    print(json.dumps(_summary(options.suite, done), indent=1, ensure_ascii=False))
     print("written to", timing.RESULTS, file=sys.stderr)
     return 0
+
+
+def _summary(suite: str, done: list[Row]) -> Row:
+    """The suite's targets beside what was measured."""
+    if suite != "cpu":
+        return {}
+    import cpu
+
+    return {"summary": cpu.summary(done)}
 
 
 def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], str]]:
