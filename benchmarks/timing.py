@@ -28,13 +28,18 @@ class Timing:
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Each contender once a round, in turn, so that a machine whose speed drifts treats them alike."""
+    """Each contender once a round, in turn, so that a machine whose speed drifts treats them alike.
+
+    Every round begins with another one: what runs before leaves its traces in the caches.
+    """
     for _ in range(warm_up):
         for run in contenders.values():
             run()
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
+    names = list(contenders)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            run = contenders[name]
             start = time.perf_counter()
             run()
             samples[name].append((time.perf_counter() - start) * 1e3)

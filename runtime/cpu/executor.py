@@ -189,8 +189,8 @@ def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor
 
 def _laid_out(x: Tensor, like: Tensor) -> Tensor:
     """`x` in the memory layout that `_empty_like` gives."""
-    wanted = _empty_like(like, x.shape, x.dtype)
-    return x if x.stride() == wanted.stride() else wanted.copy_(x)
+    dense = x if like.stride(2) <= like.stride(1) else x.transpose(1, 2)
+    return x if dense.is_contiguous() else _empty_like(like, x.shape, x.dtype).copy_(x)
 
 
 def _zeros_like(x: Tensor, dtype: torch.dtype) -> Tensor:
