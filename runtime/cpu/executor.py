@@ -188,9 +188,11 @@ def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor
 
 
 def _laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """`x` in the memory layout that `_empty_like` gives."""
+    """`x`, of one batch entry, in the memory layout that `_empty_like` gives."""
     dense = x if like.stride(2) <= like.stride(1) else x.transpose(1, 2)
-    return x if dense.is_contiguous() else _empty_like(like, x.shape, x.dtype).copy_(x)
+    if not dense.is_contiguous():
+        return _empty_like(like, x.shape, x.dtype).copy_(x)
+    return x if x.stride(0) == x.numel() else x.as_strided(x.shape, (x.numel(), *x.stride()[1:]))
 
 
 def _zeros_like(x: Tensor, dtype: torch.dtype) -> Tensor:
