@@ -123,15 +123,21 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 def rows(
-    lengths: list[int], head_dims: list[int], dtypes: list[torch.dtype], rounds: int, names: list[str] | None = None
+    lengths: list[int],
+    head_dims: list[int],
+    dtypes: list[torch.dtype],
+    rounds: int,
+    names: list[str] | None = None,
+    *,
+    backward: bool = True,
 ) -> Iterator[Row]:
     """A row for each pattern, length, head dimension, dtype and direction; correctness comes before time."""
     cases = [case for case in CASES if names is None or any(name in case.name for name in names)]
     for n, d, dtype, case in itertools.product(lengths, head_dims, dtypes, cases):
-        yield from _rows(case, n, d, dtype, rounds)
+        yield from _rows(case, n, d, dtype, rounds, backward)
 
 
-def _rows(case: Case, n: int, d: int, dtype: torch.dtype, rounds: int) -> Iterator[Row]:
+def _rows(case: Case, n: int, d: int, dtype: torch.dtype, rounds: int, backward: bool) -> Iterator[Row]:
     torch.manual_seed(0)
     torch.compiler.reset()  # past a few patterns dynamo stops compiling and runs flex unfused
     q, k, v = (torch.randn(1, HEADS, n, d, dtype=dtype, requires_grad=True) for _ in range(3))
@@ -155,6 +161,8 @@ def _rows(case: Case, n: int, d: int, dtype: torch.dtype, rounds: int) -> Iterat
         times = interleaved(contenders, rounds, 1 if n >= LONG else 2)
     forward = facts | {"direction": "forward", "max_difference": error} | chosen | first | _ratios(times)
     yield forward | _bound(times, plan, case, n)
+    if not backward:
+        return
     times = interleaved(training, max(rounds // 2, 2), 1)
     yield facts | {"direction": "forward+backward"} | chosen | _ratios(times) | _bound(times, plan, case, n)
 

@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--pattern", nargs="+", default=None, help="cpu: patterns whose name contains one of these")
+    parser.add_argument("--forward", action="store_true", help="cpu: without the backward")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--name", default=None, help="name of the result file (the suite's)")
     options = parser.parse_args()
@@ -56,7 +57,8 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
 
     dtypes = [getattr(torch, name) for name in options.dtype]
     lengths = options.lengths or [1024, 4096, 16384]
-    return cpu.rows(lengths, options.head_dim, dtypes, options.rounds, options.pattern), _cpu_line
+    rows = cpu.rows(lengths, options.head_dim, dtypes, options.rounds, options.pattern, backward=not options.forward)
+    return rows, _cpu_line
 
 
 def _cpu_line(row: Row) -> str:
@@ -64,6 +66,9 @@ def _cpu_line(row: Row) -> str:
         f"{key.removesuffix('_over_attnc')} {value:.2f}×" for key, value in row.items() if "_over_" in key
     )
     ours = row["attnc_ms"]["median"]  # type: ignore[index]  # made by cpu.rows
+    if "flex_first_ms" in row:
+        first = [float(str(row[f"{name}_first_ms"])) for name in ("attnc", "flex")]
+        ratios += f"  first call {first[0]:.0f} ms, flex's {first[1]:.0f} ms"
     return (
         f"{row['pattern']!s:22} n={row['n']!s:6} d={row['head_dim']!s:4} {row['dtype']!s:9} "
         f"{row['direction']!s:17} attnc {ours:9.2f} ms   {ratios}"

@@ -26,9 +26,10 @@ class Rates:
     """Rates of one machine, for the number of threads that they were measured with.
 
     `elements`: score elements by dtype. `masked`: how much longer an element with an additive mask takes. `call`: one
-    piece, whatever its size. `merge`: an element of the output merged by log-sum-exp. `copy`: a number of a tensor
-    copied to where a brick stands together. `mask`: an element of a shared mask put together. `evaluate`: an element of
-    a mask, one node of the relation, evaluated when the piece runs. `source`: where they come from.
+    piece, whatever its size. `merge`: an element of the output of a piece that is merged by log-sum-exp. `copy`: a
+    number of a tensor copied to where a brick stands together. `mask`: an element of a shared mask put together.
+    `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `source`: where they come
+    from.
     """
 
     elements: Mapping[str, Table]
@@ -99,7 +100,7 @@ AMX = Rates(
     elements={"float32": _SINGLE, "bfloat16": _HALF, "float16": _HALF, "float64": _doubled(_SINGLE)},
     masked={"float32": 1.08, "bfloat16": 1.18, "float16": 1.18, "float64": 1.05},
     call=25_000.0,
-    merge=0.3,
+    merge=2.0,
     copy=0.15,
     mask=1.0,
     evaluate=1.5,
@@ -116,7 +117,7 @@ PLAIN = Rates(
     },
     masked={"float32": 1.05, "bfloat16": 1.03, "float16": 1.03, "float64": 1.05},
     call=45_000.0,
-    merge=0.2,
+    merge=2.0,
     copy=0.12,
     mask=AMX.mask,
     evaluate=AMX.evaluate,

@@ -15,6 +15,7 @@ from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
 from attnc.compiler.planning.rates import Rates, Work
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.planning.splitting import split_full_parts
 from attnc.compiler.rewrite import walk
 from attnc.spec.source import Span
 
@@ -96,7 +97,8 @@ def choose(problem: Problem) -> Choice:
     by_grid = _by_grid(problem)
     if by_grid is not None:
         tried.append(by_grid)
-        if by_grid.cost <= _dense_cost(problem) / 2:  # natural order would have to be that much better than dense
+        small = problem.n_q * problem.n_k <= SMALL  # one masked call is tried
+        if not small and by_grid.cost <= _dense_cost(problem) / 2:  # natural order is not that much better than dense
             return by_grid
     by_residues = _by_residues(problem)
     if by_residues is not None:
@@ -123,6 +125,10 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
             notes.append(f"tiles of {tile}: {len(found.pieces)} pieces, more than {MAX_PIECES}")
             continue
         tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
+        apart = split_full_parts(found)
+        if apart is not None:
+            reason = f"{_described(apart, grid)}, full parts apart"
+            tried.append(Choice(apart, grid, _cost(problem, apart), "pieces", (reason,)))
     fallback = None if tried else "; ".join(notes)
     if not tried or not (large or _beats_dense(problem, tried)):
         tried.append(dense_choice(problem))

@@ -82,10 +82,10 @@ def _run_forward(
         out_rows.copy_(o)
         lse_rows.copy_(part)
     else:
-        _merge(o, part, out_rows, lse_rows)
+        merge(o, part, out_rows, lse_rows)
 
 
-def _merge(o: Tensor, part: Tensor, out: Tensor, lse: Tensor) -> None:
+def merge(o: Tensor, part: Tensor, out: Tensor, lse: Tensor) -> None:
     """Add keys to rows: `out` and `lse` of some keys become those of these and the ones behind `o` and `part`."""
     weight = torch.sigmoid(part - lse).nan_to_num_(0)  # −inf − −inf: no keys on either side, and both outputs are 0
     out.lerp_(o.to(out.dtype), weight.unsqueeze(-1))
