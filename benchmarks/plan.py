@@ -71,6 +71,7 @@ CASES = (
     Case("causal", "causal"),
     Case("window 4096", "sliding_window", {"window": 4096}),
     Case("window 4096 + 7 sinks", "sliding_window", {"window": 4096, "sinks": 7}),
+    Case("power, no sink", "power", {"sink": 0}),
     Case("power", "power"),
     Case("|q - k| a power of two", DISTANCES),
     Case("dilated 16 × 64", "dilated_window", {"window": 16, "dilation": 64}),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.hashing import Hash, combine, constant_hash, mix
+from attnc.compiler.analysis.magnitude import is_small
 from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import (
     Arith,
@@ -83,6 +84,8 @@ def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
 
 def fits_word(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool:
     """Whether no step of evaluating a condition or integer on a rectangle can pass 64 bits, guarded or not."""
+    if is_small(node, max(rows[1], keys[1], 1)):
+        return True
     ends = (rows[0], max(rows[1] - 1, rows[0]), keys[0], max(keys[1] - 1, keys[0]))
     analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False)
     if is_truth(node):

@@ -300,7 +300,8 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
     with_copies = time + 2 * copied * work.head_dim * work.lanes * rates.copy
     fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
     best, chosen = float("inf"), tuple(c[0] for c in choices)
-    for i in sorted(np.flatnonzero(fit if fit.any() else tokens > 0), key=time.__getitem__):
+    allowed = np.flatnonzero(fit if fit.any() else tokens > 0)
+    for i in allowed[np.argsort(time[allowed], kind="stable")].tolist():
         if time[i] >= best:
             break
         at = np.unravel_index(i, [len(c) for c in choices])
@@ -314,6 +315,9 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
 
 def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence[int]) -> bool:
     """Whether stretches of queries and keys in the middle of the grid lie evenly in memory."""
+    cut = any(1 < width < table.axis.extent for width, table in zip(widths[1:], tables[1:], strict=True))
+    if cut and sum(width > 1 for width in widths) > 1:
+        return False
     for lengths in (tiles, widths):
         axes = (
             Steps(tile * t.axis.stride, -(-t.axis.extent // tile), length, t.axis.stride)

@@ -125,7 +125,7 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
             notes.append(f"tiles of {tile}: {len(found.pieces)} pieces, more than {MAX_PIECES}")
             continue
         tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
-        apart = split_full_parts(found)
+        apart = None if large else split_full_parts(found)
         if apart is not None:
             reason = f"{_described(apart, grid)}, full parts apart"
             tried.append(Choice(apart, grid, _cost(problem, apart), "pieces", (reason,)))

@@ -32,7 +32,7 @@ def _parts(piece: Piece, mask: GridMask, masks: list[GridMask]) -> Iterator[Piec
     if 2 * (stop - start) < mask.shape[1]:
         yield Piece(piece.queries, piece.keys, _number(mask, masks), piece.fresh)
         return
-    if is_diagonal(mask.factors[0][:, stop - 1 :]):  # all rows see its first column
+    if stop - start > 1 and is_diagonal(mask.factors[0][:, stop - 1 :]):  # all rows see its first column
         stop -= 1
     yield Piece(piece.queries, _columns(piece.keys, start, stop), "full", piece.fresh)
     for low, high in ((0, start), (stop, mask.shape[1])):
