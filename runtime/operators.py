@@ -22,6 +22,7 @@ from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import check_tensors
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
+from attnc.runtime.cpu.executor import empty_like
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
@@ -104,21 +105,13 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     check_tensors(q, k, v)
     refuse_device(q)
     rows = q.shape[:3]
-    return _like(q, (*rows, v.shape[3]), q.dtype), _like(q, rows, kernel.lse_dtype(q.dtype))
+    return empty_like(q, (*rows, v.shape[3]), q.dtype), empty_like(q, rows, kernel.lse_dtype(q.dtype))
 
 
 def _fake_backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: object
 ) -> tuple[Tensor, ...]:
-    return tuple(_like(x, x.shape, x.dtype) for x in (q, k, v))
-
-
-def _like(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Unset memory as the executor allocates it: dense, tokens or heads outermost as they are in `x`."""
-    if x.stride(2) <= x.stride(1):
-        return x.new_empty(shape, dtype=dtype)
-    batch, heads, tokens, *rest = shape
-    return x.new_empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)
+    return tuple(empty_like(x, x.shape, x.dtype) for x in (q, k, v))
 
 
 # --- autograd --------------------------------------------------------------------------------------------------------

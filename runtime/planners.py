@@ -6,8 +6,8 @@ from weakref import WeakValueDictionary
 
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime import identity
-from attnc.runtime.cpu.program import Recent
 from attnc.runtime.plans import Planner
+from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.spec.program import BoundProgram
 

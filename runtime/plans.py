@@ -14,8 +14,8 @@ from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import DocumentsNotContiguousError
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import Sizes, call_shape, check_tensors
-from attnc.runtime.cpu.program import Recent
 from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.recent import Recent
 from attnc.runtime.requirements import check_requirements
 from attnc.runtime.settings import SETTINGS
 

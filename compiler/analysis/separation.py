@@ -31,7 +31,7 @@ class Axis:
     stride: int
 
 
-Grid = tuple[Axis, ...]
+TokenGrid = tuple[Axis, ...]
 """The axes of a grid, the slowest first."""
 
 Product = tuple[Index, ...]
@@ -42,7 +42,7 @@ class NotSeparableError(Exception):
     """The relation reads positions beside coordinates, or would make too many products."""
 
 
-def grid_of(relation: Index, n: int) -> Grid | None:
+def grid_of(relation: Index, n: int) -> TokenGrid | None:
     """The grid of n tokens whose coordinates the relation reads, None where it reads none or they fit no grid."""
     strides: dict[int, int | None] = {}
     for node in walk(relation):
@@ -62,7 +62,7 @@ def _axis(node: Coord) -> tuple[int, int | None] | None:
     return stride.value, None if extent is None else extent.value
 
 
-def _filled(strides: Mapping[int, int | None], n: int) -> Grid | None:
+def _filled(strides: Mapping[int, int | None], n: int) -> TokenGrid | None:
     """All axes, with those that are not read in between."""
     axes: list[Axis] = []
     below = 1
@@ -99,7 +99,7 @@ def separate(relation: Index, leaves: Leaves) -> list[Product]:
     return [product for product in found if not any(r == fold.truth(False) for r in product)]
 
 
-def separate_axes(relation: Index, grid: Grid) -> list[Product]:
+def separate_axes(relation: Index, grid: TokenGrid) -> list[Product]:
     """`separate`, with every relation over the coordinates of its axis as places q and k."""
     leaves = Leaves(relation, grid)
     return [tuple(leaves.alone(r, i) for i, r in enumerate(found)) for found in separate(relation, leaves)]
@@ -113,7 +113,7 @@ def _flat(conjuncts: Iterable[Index]) -> tuple[Index, ...]:
 class Leaves:
     """The coordinates that a relation reads, as the leaves of its grid, and which axes a node reads."""
 
-    def __init__(self, relation: Index, grid: Grid) -> None:
+    def __init__(self, relation: Index, grid: TokenGrid) -> None:
         self.grid = grid
         by_stride = {axis.stride: i for i, axis in enumerate(grid)}
         self._leaf: dict[Index, tuple[str, int]] = {}

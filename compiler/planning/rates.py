@@ -91,13 +91,14 @@ _PLAIN_SINGLE: Table = ((3.90, 2.90, 2.80, 2.20, 2.10), (6.60, 5.50, 5.20, 4.60,
 _PLAIN_HALF: Table = ((3.30, 3.20, 3.00, 2.77, 2.70), (6.00, 5.50, 5.50, 4.90, 4.80))
 
 
-def _doubled(table: Table) -> Table:
+def doubled(table: Table) -> Table:
+    """Everything taking twice the time, as fp64 is guessed to against fp32."""
     narrow, wide = (tuple(2 * x for x in row) for row in table)
     return narrow, wide
 
 
 AMX = Rates(
-    elements={"float32": _SINGLE, "bfloat16": _HALF, "float16": _HALF, "float64": _doubled(_SINGLE)},
+    elements={"float32": _SINGLE, "bfloat16": _HALF, "float16": _HALF, "float64": doubled(_SINGLE)},
     masked={"float32": 1.08, "bfloat16": 1.18, "float16": 1.18, "float64": 1.05},
     call=25_000.0,
     merge=5.0,
@@ -113,7 +114,7 @@ PLAIN = Rates(
         "float32": _PLAIN_SINGLE,
         "bfloat16": _PLAIN_HALF,
         "float16": _PLAIN_HALF,
-        "float64": _doubled(_PLAIN_SINGLE),
+        "float64": doubled(_PLAIN_SINGLE),
     },
     masked={"float32": 1.05, "bfloat16": 1.03, "float16": 1.03, "float64": 1.05},
     call=45_000.0,

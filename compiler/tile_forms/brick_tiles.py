@@ -98,7 +98,7 @@ class BrickTiles(Artefact):
 
 def find_brick_tiles(
     products: Sequence[separation.Product],
-    grid: separation.Grid,
+    grid: separation.TokenGrid,
     q_brick: Sequence[int],
     k_brick: Sequence[int],
     origins: Mapping[Index, Span],

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table
+from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
 
 SCHEMA = 1
@@ -44,7 +44,7 @@ def measure() -> Rates:
     """Rates with the threads that torch uses now. Takes half a second."""
     elements = {name: _table(dtype) for name, dtype in _DTYPES.items()}
     elements["float16"] = elements["bfloat16"]
-    elements["float64"] = tuple(tuple(2 * x for x in row) for row in elements["float32"])  # type: ignore[assignment]
+    elements["float64"] = doubled(elements["float32"])
     masked = {name: _masked(dtype) for name, dtype in _DTYPES.items()}
     return Rates(
         elements=elements,

@@ -8,6 +8,7 @@ Nothing here is atomic or random: the same inputs give the same bits.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,10 +31,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
         visible = program.visible(program.only, q.dtype)
         if not visible.nothing:
             return _only(visible, q, k, v, scale)
-    out = _empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
-    lse = _empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
+    out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
+    lse = empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
-    whole = _empty_like(q, out.shape, lse.dtype) if program.merges and q.dtype != lse.dtype else out
+    whole = empty_like(q, out.shape, lse.dtype) if program.merges and q.dtype != lse.dtype else out
     empty = not (out.numel() and k.numel())
     if empty or not program.covers:
         whole.zero_()
@@ -179,21 +180,21 @@ def _like(rows: Tensor, view: View) -> Tensor:
     return rows if view.shape is None else rows.reshape(view.size)
 
 
-def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def empty_like(x: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Unset memory of `shape` (batch, head, token, …), dense, with tokens or heads outermost as they are in `x`."""
     if x.stride(2) <= x.stride(1):
-        return torch.empty(shape, dtype=dtype)
+        return x.new_empty(shape, dtype=dtype)
     batch, heads, tokens, *rest = shape
-    return torch.empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)
+    return x.new_empty((batch, tokens, heads, *rest), dtype=dtype).transpose(1, 2)
 
 
 def _laid_out(x: Tensor, like: Tensor) -> Tensor:
-    """`x`, of one batch entry, in the memory layout that `_empty_like` gives."""
+    """`x`, of one batch entry, in the memory layout that `empty_like` gives."""
     dense = x if like.stride(2) <= like.stride(1) else x.transpose(1, 2)
     if not dense.is_contiguous():
-        return _empty_like(like, x.shape, x.dtype).copy_(x)
+        return empty_like(like, x.shape, x.dtype).copy_(x)
     return x if x.stride(0) == x.numel() else x.as_strided(x.shape, (x.numel(), *x.stride()[1:]))
 
 
 def _zeros_like(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return _empty_like(x, x.shape, dtype).zero_()
+    return empty_like(x, x.shape, dtype).zero_()

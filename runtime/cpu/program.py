@@ -7,11 +7,9 @@ bounded.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from math import prod
-from threading import Lock
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,31 +17,8 @@ from torch import Tensor
 from attnc.compiler.planning.plan import Mask as Relation
 from attnc.compiler.planning.plan import Plan, is_triangular, stretch
 from attnc.runtime.cpu.calls import Add, Block, Call, ExactWindow, Mask, View, adds_of, calls_of
+from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
-
-T = TypeVar("T")
-
-
-class Recent(Generic[T]):
-    """The `size` values asked for last, by key."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of `key`, made now if it is not known."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        with self._lock:
-            self._values[key] = value
-            if len(self._values) > self._size:
-                self._values.popitem(last=False)
-        return value
 
 
 class Visible(NamedTuple):

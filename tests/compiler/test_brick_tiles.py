@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.analysis.separation import Axis, Grid, grid_of, separate_axes
+from attnc.compiler.analysis.separation import Axis, TokenGrid, grid_of, separate_axes
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.tile_forms import brick_tiles
 from attnc.compiler.tile_forms.brick_tiles import BrickTiles, find_brick_tiles
@@ -23,7 +23,7 @@ from tile_painting import Matrix
 Tokens = list[NDArray[np.int64]]
 
 
-def brick_tokens(grid: Grid, brick: tuple[int, ...]) -> Tokens:
+def brick_tokens(grid: TokenGrid, brick: tuple[int, ...]) -> Tokens:
     """The tokens of every brick, in order."""
     n = int(np.prod([axis.extent for axis in grid]))
     number = np.zeros(n, dtype=np.int64)
@@ -86,7 +86,7 @@ def test_transposed_bricks_are_the_transposed_relation(drawn: tuple[BrickTiles, 
 
 
 EXTENTS: Extents = (1000, 800, 1200)
-GRID: Grid = (Axis(1000, 960_000), Axis(800, 1200), Axis(1200, 1))
+GRID: TokenGrid = (Axis(1000, 960_000), Axis(800, 1200), Axis(1200, 1))
 
 
 def test_a_large_grid_stays_a_product() -> None:

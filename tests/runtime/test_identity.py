@@ -13,8 +13,8 @@ import torch
 from attnc import ArgumentError, SpecError, compile_attention
 from attnc.runtime import identity, planners
 from attnc.runtime.call import Sizes
-from attnc.runtime.cpu.program import Recent
 from attnc.runtime.planners import planner_of
+from attnc.runtime.recent import Recent
 from operator_calls import (
     ATTEND,
     DOC,
