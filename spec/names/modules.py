@@ -220,6 +220,22 @@ def refuse_hiding(report: Report, name: syntax.Name, hidden: Span | None = None)
     report.error("A211", f"`{name.id}` hides {what}", name.span, "already taken", also=also, help="choose another name")
 
 
+def declare(
+    report: Report, own: dict[str, Symbol], outer: Mapping[str, Symbol], name: syntax.Name, symbol: Symbol
+) -> None:
+    """Give a name its meaning in `own`; one that is taken is refused, and then says nothing more."""
+    if name.id in own:
+        also = (Label(own[name.id].span, "first here"),)
+        report.error("A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one")
+    elif name.id in RESERVED_NAMES | FUNCTIONS:
+        refuse_hiding(report, name)
+    elif name.id in outer:
+        refuse_hiding(report, name, outer[name.id].span)
+    else:
+        own[name.id] = symbol
+    own.setdefault(name.id, SilentSymbol(name.span))
+
+
 def let_source(
     item: syntax.Definition, names: Mapping[str, Symbol], outer: Mapping[str, program.Binder] | None = None
 ) -> DefinitionSource:

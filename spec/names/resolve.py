@@ -14,7 +14,7 @@ from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expressions import Resolver
-from attnc.spec.names.modules import Scope, let_source, refuse_hiding
+from attnc.spec.names.modules import Scope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
 from attnc.spec.names.rounding import resolve_round
 from attnc.spec.names.scope import (
@@ -124,20 +124,9 @@ class _PatternResolver:
         if of_call and name.id in CALL_NAMES:
             message = f"no parameter or input may be named `{name.id}`"
             self._report.error("A213", message, name.span, "taken by the call", help="choose another name")
-        elif name.id in self._own:
-            also = (Label(self._own[name.id].span, "first here"),)
-            self._report.error(
-                "A212", f"`{name.id}` is declared twice", name.span, "again here", also=also, help="rename one"
-            )
-            return
-        elif name.id in RESERVED_NAMES | FUNCTIONS:
-            refuse_hiding(self._report, name)
-        elif name.id in self._outer:
-            refuse_hiding(self._report, name, self._outer[name.id].span)
+            self._own.setdefault(name.id, SilentSymbol(name.span))
         else:
-            self._own[name.id] = symbol
-            return
-        self._own.setdefault(name.id, SilentSymbol(name.span))
+            declare(self._report, self._own, self._outer, name, symbol)
 
     def _declare_lets(self) -> list[DefinitionSource]:
         """Every `let`, before anything that may use it."""

@@ -9,7 +9,7 @@ from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.expressions import Resolver
-from attnc.spec.names.modules import let_source, refuse_hiding
+from attnc.spec.names.modules import declare, let_source, refuse_hiding
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol, UnitSymbol
 from attnc.spec.report import Report
 from attnc.spec.source import Span
@@ -115,17 +115,7 @@ class _RoundResolver:
     # --- names and condition -----------------------------------------------------------------------------------------
 
     def _declare(self, name: syntax.Name, symbol: Symbol) -> None:
-        if name.id in self._own:
-            also = (Label(self._own[name.id].span, "first here"),)
-            message = f"`{name.id}` is declared twice"
-            self._report.error("A212", message, name.span, "again here", also=also, help="rename one")
-        elif name.id in RESERVED_NAMES | FUNCTIONS:
-            refuse_hiding(self._report, name)
-        elif name.id in self._outer:
-            refuse_hiding(self._report, name, self._outer[name.id].span)
-        else:
-            self._own[name.id] = symbol
-        self._own.setdefault(name.id, SilentSymbol(name.span))
+        declare(self._report, self._own, self._outer, name, symbol)
 
     def _lets(self) -> Iterable[DefinitionSource]:
         for item in self._block.body.statements:
