@@ -18,7 +18,7 @@ Int64 = NDArray[np.int64]
 _Stretches = tuple[Int64, Int64, Int64, Hash]
 """Row, first column, number of columns and class."""
 
-__all__ = ["Grid", "LiveTiles", "TooManyTilesError", "find_live_tiles", "find_repeated_tiles"]
+__all__ = ["Grid", "LiveTiles", "TooManyTilesError", "find_live_tiles"]
 
 
 class TooManyTilesError(Exception):
@@ -30,7 +30,7 @@ class LiveTiles:
     """Stretches of live tiles, sorted by row and column: `row`, first column, number of columns, and class.
 
     Class 0 is full; any other is partial, one tile long, and equal classes hold equal masks. An entry stands for
-    `repeat` rows, in each of which it is one tile lower and one further right.
+    `repeat` rows, in each of which it is one tile lower and `slope` tiles further right: 0 or 1.
     """
 
     grid: Grid
@@ -39,6 +39,7 @@ class LiveTiles:
     count: Int64
     kind: Hash
     repeat: Int64
+    slope: Int64
 
     @property
     def full(self) -> int:
@@ -52,8 +53,8 @@ class LiveTiles:
 
     def take(self, which: Int64) -> LiveTiles:
         """Some of the entries, by number."""
-        row, column, count, repeat = (x[which] for x in (self.row, self.column, self.count, self.repeat))
-        return LiveTiles(self.grid, row, column, count, self.kind[which], repeat)
+        row, column, count = (x[which] for x in (self.row, self.column, self.count))
+        return LiveTiles(self.grid, row, column, count, self.kind[which], self.repeat[which], self.slope[which])
 
 
 def find_live_tiles(relation: Index, grid: Grid, budget: int = 1 << 21) -> LiveTiles:
@@ -120,59 +121,12 @@ def _halves(squares: Squares) -> Squares:
 def _sorted(grid: Grid, found: list[_Stretches]) -> LiveTiles:
     if not found:
         empty = np.zeros(0, dtype=np.int64)
-        return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64), empty)
+        return LiveTiles(grid, empty, empty, empty, empty.astype(np.uint64), empty, empty)
     row, column, count, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.argsort(row * grid.columns + column)  # no two are equal
-    repeat = np.broadcast_to(np.int64(1), len(row))
-    return LiveTiles(grid, row[order], column[order], count[order], kind[order], repeat)
-
-
-def find_repeated_tiles(relation: Index, grid: Grid) -> LiveTiles | None:
-    """The live tiles of a relation that is the same along every diagonal of tiles, rows alike as one.
-
-    None for any other relation, and where few rows are alike. No more is touched than the diagonals and such rows.
-    """
-    tilewise = Tilewise(relation, grid)
-    along = tilewise.along(relation, 1)
-    if along.along != "diagonals" or along.step > 1 or min(grid.rows, grid.columns) < FEW:
-        return None
-    live = _live_diagonals(tilewise, grid)
-    rows = _changes(grid, live)
-    if len(rows) * SPARSE > grid.rows or len(rows) * len(live) > SPARSE * (grid.rows + grid.columns):
-        return None
-    row, diagonal = (x.ravel() for x in np.meshgrid(rows, live, indexing="ij"))
-    repeat = np.repeat(np.diff(np.append(rows, grid.rows)), len(live))
-    inside = np.flatnonzero((row + diagonal >= 0) & (row + diagonal < grid.columns))
-    squares, repeat = Squares(grid, 1, row[inside], (row + diagonal)[inside]), repeat[inside]
-    state = tilewise.states(squares)
-    kind = combine(tilewise.keys(squares), squares.extents()) | np.uint64(1)
-    kind = np.where(state == TRUE, np.uint64(0), kind)
-    tiles = LiveTiles(grid, squares.rows, squares.columns, np.ones(len(squares), dtype=np.int64), kind, repeat)
-    return tiles.take(np.flatnonzero(state != FALSE))
+    repeat, slope = (np.broadcast_to(np.int64(x), len(row)) for x in (1, 0))
+    return LiveTiles(grid, row[order], column[order], count[order], kind[order], repeat, slope)
 
 
 FIRST = 16
 """Boxes a side to begin with, where boxes cost little."""
-
-FEW = 16
-"""Grids of fewer tiles a side are not looked at for rows alike."""
-
-SPARSE = 4
-"""Rows alike are worth a search where there are so many times fewer of them than rows."""
-
-
-def _live_diagonals(tilewise: Tilewise, grid: Grid) -> Int64:
-    """The diagonals (column less row) that may hold something. The edges may cut the first and last tile of one."""
-    diagonal = np.arange(1 - grid.rows, grid.columns)
-    first, last = np.maximum(0, -diagonal), np.minimum(grid.rows, grid.columns - diagonal) - 1
-    rows = np.concatenate([first, (first + last) // 2, last])
-    state = tilewise.states(Squares(grid, 1, rows, rows + np.tile(diagonal, 3))).reshape(3, -1)
-    live: Int64 = diagonal[(state != FALSE).any(axis=0)]
-    return live
-
-
-def _changes(grid: Grid, live: Int64) -> Int64:
-    """The rows that are not like the row before: a diagonal begins or ends there, or an edge cuts a tile."""
-    rows = np.concatenate([-live, 1 - live, grid.columns - live - 1, grid.columns - live, [0, grid.rows - 1]])
-    rows = rows[(rows >= 0) & (rows < grid.rows)]
-    return np.unique(rows).astype(np.int64)

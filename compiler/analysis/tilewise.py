@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,12 +111,21 @@ class Tilewise:
     @cached_property
     def is_simple(self) -> bool:
         """Whether each of its conditions depends on less than every box, tiles or larger."""
-        return self._is_simple(self._relation)
+        return all(found.along != "both" for found in self.conditions.values())
 
-    def _is_simple(self, node: Index) -> bool:
-        if self.along(node, 1).along != "both":
-            return True
-        return isinstance(node, Bool | Not) and all(map(self._is_simple, node.children()))
+    @cached_property
+    def conditions(self) -> Mapping[Index, Dependence]:
+        """The largest conditions that depend on less than every tile, and whatever else it is made of."""
+        found: dict[Index, Dependence] = {}
+        stack = [self._relation]
+        while stack:
+            node = stack.pop()
+            along = self.along(node, 1)
+            if along.along == "both" and isinstance(node, Bool | Not):
+                stack.extend(node.children())
+            else:
+                found[node] = along
+        return found
 
     def states(self, squares: Squares) -> NDArray[np.int8]:
         """TRUE, FALSE or neither on each box."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from attnc.compiler.analysis.hashing import combine, kinds, mix
 from attnc.compiler.analysis.intervals import simplified
-from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles, find_repeated_tiles
+from attnc.compiler.analysis.repetition import find_repeated_tiles
+from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.runs import (
@@ -181,29 +182,39 @@ class _Builder:
         return kinds(combine(runs.signature, *map(mix, self._extents(runs)))).number
 
     def add_repeated(self, runs: Runs) -> Runs:
-        """Runs that rows one after another have, each further right; the others are returned."""
+        """Runs that rows one after another have, each below the last or further right; the others are returned."""
         row, shape = runs.row, self._shapes_of(runs)
-        bucket = kinds(shape * (self._grid.rows + self._grid.columns) + runs.column - row + self._grid.rows).number
-        size = np.bincount(bucket, weights=runs.repeat).astype(np.int64)[bucket]
+        span = self._grid.rows + self._grid.columns
+        names = np.stack([shape * span + runs.column, shape * span + runs.column - row + self._grid.rows])
+        sizes = np.stack([self._sizes(runs, name, slope) for slope, name in enumerate(names)])
+        slope = np.where(runs.repeat > 1, runs.slope, (sizes[1] > sizes[0]).astype(np.int64))
+        size, bucket = (np.where(slope, x[1], x[0]) for x in (sizes, names))
         mine = (size >= SHARED) | (runs.repeat > 1)
         if mine.any():
-            self._add_diagonals(runs.take(mine), shape[mine], bucket[mine], size[mine])
+            self._add_repeated(runs.take(mine), *(x[mine] for x in (shape, slope, bucket * 2 + slope, size)))
         return runs.take(~mine)
 
-    def _add_diagonals(self, runs: Runs, shape: Int64, bucket: Int64, size: Int64) -> None:
+    def _sizes(self, runs: Runs, bucket: Int64, slope: int) -> Int64:
+        """How many runs, those of another slope apart, are in the bucket of each."""
+        found = kinds(bucket)
+        mine = np.where((runs.repeat == 1) | (runs.slope == slope), runs.repeat, 0)
+        return np.bincount(found.number, weights=mine).astype(np.int64)[found.number]
+
+    def _add_repeated(self, runs: Runs, shape: Int64, slope: Int64, bucket: Int64, size: Int64) -> None:
         row, keys, repeat = runs.row, self._key_starts(runs.column), runs.repeat
         fresh = self._first_of_row(row, size)
-        part = bucket * 2 + ~fresh
+        part = kinds(bucket * 2 + ~fresh).number
         order = np.argsort(part * self._grid.rows + row)  # no two are equal
+        step = slope * self._grid.k_tile
         follows = (part[order][1:] == part[order][:-1]) & ((row + repeat)[order][:-1] == row[order][1:])
-        follows &= keys[order][1:] - keys[order][:-1] == (repeat * self._grid.k_tile)[order][:-1]
+        follows &= keys[order][1:] - keys[order][:-1] == (repeat * step)[order][:-1]
         shapes: dict[int, _Shape] = {}
         for group in np.split(order, np.flatnonzero(~follows) + 1):
             one = int(group[0])
             name, count = int(shape[one]), int(repeat[group].sum())
             if name not in shapes:
                 shapes[name] = self._shape(runs, one)
-            piece = self._piece(int(row[one]), int(keys[one]), (1, self._grid.k_tile), count, shapes[name])
+            piece = self._piece(int(row[one]), int(keys[one]), (1, int(step[one])), count, shapes[name])
             self._pieces.append(piece if fresh[one] else replace(piece, fresh=False))
         for first, stop in zip(row.tolist(), (row + repeat).tolist(), strict=True):
             self._written[first:stop] = True

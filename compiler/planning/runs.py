@@ -53,8 +53,13 @@ class Runs:
 
     @cached_property
     def repeat(self) -> Int64:
-        """Rows that have this run, each a tile lower and further right."""
+        """Rows that have this run, each a tile lower and `slope` tiles further right."""
         return self.tiles.repeat[self.first]
+
+    @cached_property
+    def slope(self) -> Int64:
+        """Tiles that a run is further right in each further row that has it."""
+        return self.tiles.slope[self.first]
 
     @cached_property
     def column(self) -> Int64:
@@ -163,6 +168,7 @@ def find_runs(tiles: LiveTiles) -> Runs:
     starts = np.ones(len(entries.row), dtype=np.bool_)
     ends = entries.column + entries.count
     starts[1:] = (entries.row[1:] != entries.row[:-1]) | (entries.column[1:] != ends[:-1])
+    starts[1:] |= entries.slope[1:] != entries.slope[:-1]
     return _runs(entries, starts)
 
 
@@ -171,6 +177,7 @@ def _merged(tiles: LiveTiles) -> LiveTiles:
     row, column, count, kind = tiles.row, tiles.column, tiles.count, tiles.kind
     starts = np.ones(len(row), dtype=np.bool_)
     adjacent = (row[1:] == row[:-1]) & (column[1:] == column[:-1] + count[:-1])
+    adjacent &= tiles.slope[1:] == tiles.slope[:-1]
     starts[1:] = ~(adjacent & (kind[1:] == 0) & (kind[:-1] == 0))
     if starts.all():
         return tiles

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.tiles import Grid, find_live_tiles, find_repeated_tiles
+from attnc.compiler.analysis.repetition import find_repeated_tiles
+from attnc.compiler.analysis.tiles import Grid, find_live_tiles
 from attnc.compiler.analysis.translation import Dependence, Dependences, Growth
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.pieces import cover
@@ -37,6 +38,16 @@ RELATIONS = {
     "distances": fold.disjunction(between(GAP, 0, 3), far(GAP, 64, 200, 201)),
     "blocks": far(fold.sub(block(Q, 8), block(K, 8)), 0, 4, 9),
     "ahead": between(GAP, -300, -280),
+    "sinks": fold.conjunction(
+        fold.less_equal(K, Q), fold.disjunction(fold.less(GAP, fold.const(40)), fold.less(K, fold.const(5)))
+    ),
+    "first block": fold.disjunction(far(fold.sub(block(Q, 8), block(K, 8)), 0, 4, 9), fold.zero(block(K, 8))),
+    "tokens for all": fold.disjunction(
+        between(GAP, -20, 21), *(fold.less(x, fold.const(3)) for x in (Q, K)), fold.equal(K, fold.const(300))
+    ),
+    "hidden tokens": fold.conjunction(
+        between(GAP, -20, 21), *(fold.negation(fold.equal(x, fold.const(77))) for x in (Q, K))
+    ),
 }
 
 
@@ -50,7 +61,7 @@ RELATIONS = {
 )
 def test_rows_alike(name: str, n_q: int, n_k: int, origin: int, whole: bool) -> None:
     n_q, n_k = (n_q // 8 * 8, n_k // 8 * 8) if whole else (n_q, n_k)
-    relation, grid = RELATIONS[name], Grid(n_q, n_k, 8, 8, 0 if name == "blocks" else -origin)
+    relation, grid = RELATIONS[name], Grid(n_q, n_k, 8, 8, 0 if "block" in name else -origin)
     found = find_repeated_tiles(relation, grid)
     mask = exact.mask(relation, (0, n_q), (0, n_k))
     if found is not None:
