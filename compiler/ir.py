@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from threading import Lock
 from typing import Any, ClassVar, Literal, TypeVar, cast
 from weakref import WeakValueDictionary
@@ -37,6 +37,20 @@ class Node:
     def children(self) -> tuple[Index, ...]:
         """The operands, in order of evaluation."""
         return self._children
+
+    @cached_property
+    def below(self) -> tuple[Index, ...]:
+        """Every distinct node below and including this one, operands before users."""
+        found: dict[Index, None] = {}
+        stack: list[tuple[Index, bool]] = [(cast("Index", self), False)]
+        while stack:
+            node, expanded = stack.pop()
+            if expanded:
+                found[node] = None
+            elif node not in found:
+                stack.append((node, True))
+                stack.extend((child, False) for child in reversed(node.children()))
+        return tuple(found)
 
 
 @cache

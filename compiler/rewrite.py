@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from attnc.compiler import fold
 from attnc.compiler.ir import (
@@ -23,18 +23,9 @@ from attnc.compiler.ir import (
 )
 
 
-def walk(root: Index) -> Iterator[Index]:
+def walk(root: Index) -> tuple[Index, ...]:
     """Every distinct node below and including `root`, operands before users."""
-    seen: set[Index] = set()
-    stack: list[tuple[Index, bool]] = [(root, False)]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            yield node
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for child in reversed(node.children()))
+    return root.below
 
 
 def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:

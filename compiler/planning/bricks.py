@@ -25,6 +25,8 @@ from attnc.compiler.planning.rates import ROWS, Rates, Work
 from attnc.compiler.planning.residues import split
 from attnc.compiler.rewrite import walk
 
+Int64 = NDArray[np.int64]
+
 LARGEST_TILE = 256
 SMALLEST_BRICK, LARGEST_BRICK = 32, 1024
 """Tokens of a brick of queries, where the grid has as many."""
@@ -49,7 +51,7 @@ class AxisTable:
         self._relation = relation
         self._trivial = isinstance(relation, Truth) and relation.value
         self._parts: tuple[_Part, ...] = ()
-        self._sums: dict[int, Sums] = {}
+        self._sums: Sums | None = None
         self._covers: dict[int, Cover] = {}
         if self._trivial:
             return
@@ -77,11 +79,12 @@ class AxisTable:
             sizes.add(extent)
         return sorted(sizes)
 
-    def sums(self, tile: int) -> Sums:
-        """What the cover with this tile comes to."""
-        if tile not in self._sums:
-            self._sums[tile] = _sums(self._parts, tile) if self._parts else _sums_of(self.cover(tile))
-        return self._sums[tile]
+    def sums(self) -> Sums:
+        """What the covers with each of the tiles come to."""
+        if self._sums is None:
+            tiles = self.tiles()
+            self._sums = _sums(self._parts, tiles) if self._parts else _sums_of([self.cover(tile) for tile in tiles])
+        return self._sums
 
     def cover(self, tile: int) -> Cover:
         """Pieces over the coordinates of the axis."""
@@ -104,23 +107,46 @@ class _Part:
         self._low = np.where(seen, matrix.argmax(axis=1), matrix.shape[1])
         self._high = np.where(seen, matrix.shape[1] - matrix[:, ::-1].argmax(axis=1), 0)
 
-    def reach(self, tile: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """For each tile of rows its height, first visible key and the end of its visible keys."""
-        starts = np.arange(0, len(self.matrix), tile)
-        heights = np.minimum(starts + tile, len(self.matrix)) - starts
-        end = np.maximum.reduceat(self._high, starts)
-        return heights, np.minimum(np.minimum.reduceat(self._low, starts), end), end
+    def sums(self, tiles: Int64) -> Sums:
+        """Over tiles of rows of each size, whose keys are all from the first visible one to the last."""
+        n, sizes = len(self.matrix), len(tiles)
+        counts = -(-n // tiles)
+        begins, size = np.cumsum(counts) - counts, np.repeat(np.arange(sizes), counts)
+        starts = (np.arange(len(size)) - begins[size]) * tiles[size]
+        heights = np.minimum(tiles[size], n - starts)
+        at = starts + n * size
+        ends = np.maximum.reduceat(np.tile(self._high, sizes), at)
+        firsts = np.minimum(np.minimum.reduceat(np.tile(self._low, sizes), at), ends)
+        widths = ends - firsts
+        live = widths > 0
+        form = ((firsts - starts) * (2 * self.matrix.shape[1] + 1) + widths) * (n + 1) + heights
+        shapes = np.bincount(np.unique(form[live] * sizes + size[live]) % sizes, minlength=sizes)
+        elements, rows, keys = (np.add.reduceat(x, begins) for x in (heights * widths, heights * live, widths))
+        return Sums(elements, rows, keys, shapes, np.maximum.reduceat(widths, begins))
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Over the tiles of an axis: score elements, rows, keys, and distinct shapes of tiles; `width`, the most keys."""
+    """Over the tiles of an axis, for each size that they may have.
 
-    elements: int
-    rows: int
-    keys: int
-    shapes: int
-    width: int
+    Score elements, rows, keys, distinct shapes of tiles, and the most keys of one.
+    """
+
+    elements: Int64
+    rows: Int64
+    keys: Int64
+    shapes: Int64
+    width: Int64
+
+    def __add__(self, other: Sums) -> Sums:
+        """Of both."""
+        return Sums(
+            self.elements + other.elements,
+            self.rows + other.rows,
+            self.keys + other.keys,
+            self.shapes + other.shapes,
+            np.maximum(self.width, other.width),
+        )
 
 
 def _everything(extent: int, tile: int) -> Cover:
@@ -132,15 +158,16 @@ def _everything(extent: int, tile: int) -> Cover:
     return Cover(tuple(pieces), (), (-(-extent // tile)) ** 2, 0, extent**2)
 
 
-def _sums_of(found: Cover) -> Sums:
-    sizes = [(p.queries.count, p.queries.length, p.keys.length) for p in found.pieces]
-    return Sums(
-        sum(count * rows * keys for count, rows, keys in sizes),
-        sum(count * rows for count, rows, _ in sizes),
-        sum(count * keys for count, _, keys in sizes),
-        len(sizes),
-        max((keys for _, _, keys in sizes), default=0),
-    )
+def _sums_of(covers: Sequence[Cover]) -> Sums:
+    """Of covers with a tile of a size each."""
+    sums = []
+    for found in covers:
+        sizes = [(p.queries.count, p.queries.length, p.keys.length) for p in found.pieces]
+        elements = sum(count * rows * keys for count, rows, keys in sizes)
+        rows, keys = (sum(size[0] * size[i] for size in sizes) for i in (1, 2))
+        sums.append((elements, rows, keys, len(sizes), max((keys for _, _, keys in sizes), default=0)))
+    elements, rows, keys, shapes, width = np.array(sums, dtype=np.int64).T
+    return Sums(elements, rows, keys, shapes, width)
 
 
 def _classes(relation: Index, extent: int) -> Iterable[_Part]:
@@ -171,35 +198,22 @@ def _divisors(relation: Index) -> set[int]:
 # --- one axis --------------------------------------------------------------------------------------------------------
 
 
-def _sums(parts: Sequence[_Part], tile: int) -> Sums:
-    elements = rows = keys = shapes = width = 0
-    for part in parts:
-        if not part.matrix.size:
-            continue
-        heights, first, end = part.reach(tile)
-        widths = end - first
-        live = widths > 0
-        elements += int((heights * widths).sum())
-        rows += int(heights[live].sum())
-        keys += int(widths.sum())
-        moved = first - np.arange(len(first)) * tile
-        form = ((moved * (2 * part.matrix.shape[1] + 1)) + widths) * (tile + 1) + heights
-        shapes += len(set(form[live].tolist()))
-        width = max(width, int(widths.max(initial=0)))
-    return Sums(elements, rows, keys, shapes, width)
+def _sums(parts: Sequence[_Part], tiles: Sequence[int]) -> Sums:
+    return accumulate(Sums.__add__, (part.sums(np.array(tiles)) for part in parts if part.matrix.size))
 
 
 def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
     pieces: list[Piece] = []
     masks: list[GridMask] = []
     known: dict[tuple[tuple[int, int], bytes], int] = {}
-    full = partial = 0
+    full = live = 0
     for part in parts:
         if not part.matrix.size:
             continue
-        full_here, partial_here = _tile_counts(part.matrix, tile)
-        full, partial = full + full_here, partial + partial_here
-        for piece, mask in _runs(part.matrix, tile):
+        rows = _RowsOfTiles.of(part.matrix, tile)
+        full_here, live_here = rows.counts(tile)
+        full, live = full + full_here, live + live_here
+        for piece, mask in rows.runs():
             index = piece.mask
             if mask is not None:
                 key = (mask.shape, mask.tobytes())
@@ -208,7 +222,7 @@ def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
                     masks.append(GridMask((mask,)))
             pieces.append(_spread(Piece(piece.queries, piece.keys, index, piece.fresh and part.lone), part))
     visible = sum(int(part.matrix.sum()) for part in parts)
-    return Cover(join_pieces(pieces), tuple(masks), full, partial, visible)
+    return Cover(join_pieces(pieces), tuple(masks), full, live - full, visible)
 
 
 def _spread(piece: Piece, part: _Part) -> Piece:
@@ -222,40 +236,54 @@ def _spread(piece: Piece, part: _Part) -> Piece:
     return Piece(strips[0], strips[1], piece.mask, piece.fresh)
 
 
-def _runs(matrix: Mask, tile: int) -> Iterable[tuple[Piece, Mask | None]]:
-    """The visible stretches of every tile of rows, each with its mask where it hides something."""
-    for start in range(0, len(matrix), tile):
-        rows = matrix[start : start + tile]
-        fresh = True
-        for low, high in _stretches(np.flatnonzero(rows.any(axis=0))):
-            mask = rows[:, low:high]
-            whole = bool(mask.all())
-            yield (
-                Piece(stretch(start, start + len(rows)), stretch(low, high), "full", fresh),
-                None if whole else np.ascontiguousarray(mask),
-            )
-            fresh = False
+@dataclass(frozen=True, slots=True)
+class _RowsOfTiles:
+    """A matrix by rows of tiles: where each begins, what some row of it sees (tile row, key) and what all rows see."""
+
+    matrix: Mask
+    starts: Int64
+    some: Mask
+    every: Mask
+
+    @classmethod
+    def of(cls, matrix: Mask, tile: int) -> _RowsOfTiles:
+        """Rows of tiles of this height."""
+        starts = np.arange(0, len(matrix), tile)
+        some, every = (f.reduceat(matrix, starts, axis=0) for f in (np.logical_or, np.logical_and))
+        return cls(matrix, starts, some, every)
+
+    def counts(self, tile: int) -> tuple[int, int]:
+        """Full and live tiles, `tile` keys wide."""
+        keys = np.arange(0, self.matrix.shape[1], tile)
+        full = int(np.count_nonzero(np.logical_and.reduceat(self.every, keys, axis=1)))
+        return full, int(np.count_nonzero(np.logical_or.reduceat(self.some, keys, axis=1)))
+
+    def runs(self) -> Iterable[tuple[Piece, Mask | None]]:
+        """The visible stretches of every tile of rows, each with its mask where it hides something."""
+        seen, common = self.some.sum(axis=1), self.every.sum(axis=1)
+        first, last = self.some.argmax(axis=1), self.some.shape[1] - self.some[:, ::-1].argmax(axis=1)
+        ends = np.append(self.starts[1:], len(self.matrix))
+        each = zip(*(x.tolist() for x in (self.starts, ends, seen, common, first, last)), strict=True)
+        for i, (start, stop, visible, by_all, low, high) in enumerate(each):
+            if not visible:
+                continue
+            rows, fresh = stretch(start, stop), True
+            whole = visible == high - low
+            for left, right in [(low, high)] if whole else _stretches(np.flatnonzero(self.some[i])):
+                full = by_all == visible if whole else bool(self.every[i, left:right].all())
+                mask = None if full else np.ascontiguousarray(self.matrix[start:stop, left:right])
+                yield Piece(rows, stretch(left, right), "full", fresh), mask
+                fresh = False
 
 
-def _stretches(seen: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _stretches(seen: Int64) -> list[tuple[int, int]]:
     """Visible keys as stretches; small gaps stay inside."""
-    if not len(seen):
-        return []
     gaps = np.diff(seen) - 1
     wide = gaps >= max(GAP, (int(seen[-1]) - int(seen[0])) // 4)
     cuts = np.flatnonzero(wide)
     lows = [int(seen[0]), *seen[cuts + 1].tolist()]
     highs = [*(seen[cuts] + 1).tolist(), int(seen[-1]) + 1]
     return list(zip(lows, highs, strict=True))
-
-
-def _tile_counts(matrix: Mask, tile: int) -> tuple[int, int]:
-    """Full and partial tiles, `tile` a side."""
-    rows, keys = (np.arange(0, n, tile) for n in matrix.shape)
-    counts = np.add.reduceat(np.add.reduceat(matrix, rows, axis=0, dtype=np.int64), keys, axis=1)
-    heights, widths = np.diff(np.append(rows, matrix.shape[0])), np.diff(np.append(keys, matrix.shape[1]))
-    full = int((counts == np.outer(heights, widths)).sum())
-    return full, int((counts > 0).sum()) - full
 
 
 # --- all axes --------------------------------------------------------------------------------------------------------
@@ -274,7 +302,7 @@ class Bricks:
 def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work) -> Bricks | None:
     """The product of the axes' relations with the bricks that the cost model likes best; None where it is empty."""
     size = prod(table.axis.extent for table in tables)
-    if any(not table.sums(table.tiles()[0]).elements for table in tables):
+    if any(not table.sums().elements.any() for table in tables):
         return None
     tiles, cost = _cheapest(tables, min(size, SMALLEST_BRICK), rates, work)
     covers = [table.cover(tile) for table, tile in zip(tables, tiles, strict=True)]
@@ -285,18 +313,18 @@ def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work) -> Bric
 def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work) -> tuple[tuple[int, ...], float]:
     """The tile of each axis, and the time."""
     choices = [table.tiles() for table in tables]
-    sums = [[table.sums(tile) for tile in tiles] for table, tiles in zip(tables, choices, strict=True)]
+    sums = [table.sums() for table in tables]
 
-    def over_all(values: list[list[int]]) -> NDArray[np.float64]:
-        return accumulate(np.multiply.outer, (np.array(v, dtype=np.float64) for v in values)).ravel()
+    def over_all(values: Iterable[Sequence[int] | Int64]) -> NDArray[np.float64]:
+        return accumulate(np.multiply.outer, (np.asarray(v, dtype=np.float64) for v in values)).ravel()
 
-    tokens, shapes = over_all(choices), over_all([[s.shapes for s in one] for one in sums])
+    tokens, shapes = over_all(choices), over_all(s.shapes for s in sums)
     by_rows = np.array([rates.element(work.dtype, rows, work.head_dim) for rows in ROWS])
     rate = by_rows[np.maximum(np.searchsorted(ROWS, tokens, side="right") - 1, 0)]
-    time = over_all([[s.elements for s in one] for one in sums]) * rate * work.lanes
+    time = over_all(s.elements for s in sums) * rate * work.lanes
     time *= rates.masked.get(work.dtype, rates.masked["float32"])
-    time += shapes * rates.call + over_all([[s.width for s in one] for one in sums]) * tokens * shapes * rates.mask
-    copied = over_all([[s.rows for s in one] for one in sums]) + over_all([[s.keys for s in one] for one in sums])
+    time += shapes * rates.call + over_all(s.width for s in sums) * tokens * shapes * rates.mask
+    copied = over_all(s.rows for s in sums) + over_all(s.keys for s in sums)
     with_copies = time + 2 * copied * work.head_dim * work.lanes * rates.copy
     fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
     best, chosen = float("inf"), tuple(c[0] for c in choices)
@@ -306,7 +334,7 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
             break
         at = np.unravel_index(i, [len(c) for c in choices])
         tiles = tuple(c[j] for c, j in zip(choices, at, strict=True))
-        widths = [one[j].width for one, j in zip(sums, at, strict=True)]
+        widths = [int(s.width[j]) for s, j in zip(sums, at, strict=True)]
         cost = time[i] if _is_view(tables, tiles, widths) else with_copies[i]
         if cost < best:
             best, chosen = float(cost), tiles
