@@ -189,12 +189,9 @@ class Attention:
                 raise UnsupportedError(NOT_COMPILED)
             q, k, v = cast_for_autocast(q, k, v)
             return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
-        if torch.compiler.is_compiling() or not (q.is_cpu and k.is_cpu and v.is_cpu):
-            q, k, v = cast_for_autocast(q, k, v)
-            check_tensors(q, k, v)
-            operators.refuse_device(q)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
-        pair = operators.attend(q, k, v, tensors, self._planner, None if scale is None else _finite(scale))
+        factor = None if scale is None else _finite(scale)
+        pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
     @overload

@@ -45,17 +45,31 @@ _ATTEND = torch.ops.attnc.attend.default
 _ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: Planner, scale: float | None) -> Pair:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    planner: Planner,
+    scale: float | None,
+    *,
+    return_lse: bool = True,
+) -> Pair:
     """(out, lse) under a pattern; not through the operator where nothing looks, as its dispatch slows small calls.
 
     q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) in their dtype, lse (B, Hq, Nq) fp32
-    (fp64 for fp64). Raises what a call of an `Attention` raises.
+    (fp64 for fp64); without `return_lse` it is for the backward alone. Raises what a call of an `Attention` raises.
     """
+    traced = torch.compiler.is_compiling()
+    if traced or not (q.is_cpu and k.is_cpu and v.is_cpu):  # shapes and devices are checked before anything is traced
+        q, k, v = cast_for_autocast(q, k, v)
+        check_tensors(q, k, v)
+        refuse_device(q)
     if torch._C._are_functorch_transforms_active():  # they are taken here, before the dispatcher wraps the tensors
         return differentiable(q, k, v, _Seen(planner.text, scale), inputs)
-    if torch.compiler.is_compiling() or _is_seen(q, k, v):
+    if traced or _is_seen(q, k, v):
         return cast("Pair", _ATTEND(q, k, v, inputs, planner.text, scale))
-    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale))
+    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), inner=not return_lse)
     if not _needs_record(q, k, v):
         return planned.forward(q, k, v, inputs)
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)

@@ -2,7 +2,7 @@
 
 A piece costs one kernel call where a strided view can say it (`calls`); pieces that meet in a row are merged by
 log-sum-exp. The backward runs the same calls with the output and LSE of the whole row and adds up what they give.
-Nothing here is atomic or random: the same inputs give the same bits.
+Nothing here is atomic or random: the same inputs give the same bits. Autograd must not be recording (`autograd`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from attnc.runtime.cpu.calls import View
 from attnc.runtime.cpu.program import Bound, Visible, program_of
 
 
-@torch.no_grad()
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, *, inner: bool = False) -> tuple[Tensor, Tensor]:
     """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv), as `plan` says.
 
     Returns out (B, Hq, Nq, dv) in the dtype of q (fp64, fp32, bf16 or fp16, one for all three) and the natural LSE
-    (B, Hq, Nq), fp32 or fp64. Rows that see nothing: 0 and −inf. Not differentiable: see `autograd.attend`.
+    (B, Hq, Nq), fp32 or fp64, both laid out by `empty_like`; with `inner`, the LSE as it comes, which saves a copy.
+    Rows that see nothing: 0 and −inf.
     """
     program, width = program_of(plan), max(q.shape[-1], v.shape[-1])
     if program.only is not None and width == v.shape[-1]:
         visible = program.visible(program.only, q.dtype)
         if not visible.nothing:
-            return _only(visible, q, k, v, scale)
+            return _only(visible, q, k, v, scale, inner)
     out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
     lse = empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
@@ -45,13 +45,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> tuple[
     return (out if whole is out else out.copy_(whole)), lse
 
 
-def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float, inner: bool) -> tuple[Tensor, Tensor]:
     """The results of the only call, which is on all of q, k and v, copied only where their layout is another."""
     layout, width = q, v.shape[-1]
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
     o, lse = kernel.attend(q, k, v, visible.additive, visible.causal, scale)
     _hide_blind(visible, o, lse)
-    return _laid_out(o, layout), _laid_out(lse, layout)
+    return _laid_out(o, layout), lse if inner else _laid_out(lse, layout)
 
 
 def _hide_blind(visible: Visible, o: Tensor, lse: Tensor) -> None:
@@ -93,7 +93,6 @@ def merge(o: Tensor, part: Tensor, out: Tensor, lse: Tensor) -> None:
     torch.logaddexp(lse, part, out=lse)
 
 
-@torch.no_grad()
 def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,

@@ -182,9 +182,9 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     runs: list[None] = []
     forward = executor.forward
 
-    def counted(*arguments: Any) -> tuple[Tensor, Tensor]:
+    def counted(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
         runs.append(None)
-        return forward(*arguments)
+        return forward(*arguments, **options)
 
     monkeypatch.setattr(executor, "forward", counted)
     return runs
