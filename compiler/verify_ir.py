@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 from math import gcd
 
 from attnc.compiler.ir import (
+    VALUES,
     Arith,
     Bool,
     Choice,
     Const,
     Coord,
     DataRead,
+    Element,
     Extent,
     HeadIndex,
     Index,
@@ -25,7 +27,9 @@ from attnc.compiler.ir import (
     Sign,
     TableRead,
     Tensor,
+    Total,
     Truth,
+    Value,
     Var,
     intern,
     is_truth,
@@ -76,6 +80,9 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
         yield f"documents `{pattern.documents.name}` is not declared"
     for node in pattern.nodes:
         yield from _condition(node.visible, pattern.tensors, f"visible of `{node.name}`")
+        for value, what in ((node.score, "score"), (node.weights.extra, "extra")):
+            if value is not None:
+                yield from _value(value, pattern.tensors, f"{what} of `{node.name}`")
     for condition, span in pattern.requirements:
         yield from _condition(condition, pattern.tensors, f"the requirement at {span}")
     for segment in pattern.segments:
@@ -87,6 +94,26 @@ def _condition(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator
     if not is_truth(root):
         yield f"{where}: `{print_index(root)}` is no truth value"
     yield from _expression(root, tensors, where)
+
+
+def _value(root: Value, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+    """The tensors that a value reads, and the exact expressions in it, free of variables but those of its totals."""
+    bound = {node.var for node in root.below if isinstance(node, Total)}
+    for node in root.below:
+        if isinstance(node, Element):
+            if node.tensor not in tensors or node.tensor.kind != "real":
+                yield f"{where}: the tensor `{node.tensor.name}` is no real input"
+            if len(node.indices) > len(node.tensor.dims):
+                yield f"{where}: `{node.tensor.name}` is read with {len(node.indices)} indices"
+        if not isinstance(node, VALUES):
+            continue
+        for child in node.children():
+            if isinstance(child, VALUES):
+                continue
+            free = free_variables(child) - bound
+            yield from (f"{where}: the variable `{print_index(name)}` is bound by nothing" for name in free)
+            for below in walk(child):
+                yield from (f"{where}: `{print_index(below)}`: {violation}" for violation in violations_of(below))
 
 
 def _number(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:

@@ -303,7 +303,8 @@ class Attention:
         refuse_options(self._pattern, inputs)
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
-        return reference.attend(q, k, v, self._relations(sizes, inputs), factor)
+        real = {t.name: x for t, x in zip(self._pattern.tensors, input_tensors(self._pattern, inputs), strict=True)}
+        return reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
 
     def _sizes(
         self,

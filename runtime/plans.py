@@ -40,7 +40,7 @@ class Planner:
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         shape = call_shape(self.pattern, sizes, given)
-        arrays = [shape.inputs[tensor.name] for tensor in self.pattern.tensors]
+        arrays = list(shape.inputs.values())
         return self._by_shape.get((sizes, *map(_contents, arrays)), lambda: self._build(shape))
 
     def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
@@ -50,7 +50,7 @@ class Planner:
         """
         key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
         if inputs:
-            key = (*key, *[_contents(x.detach().cpu().numpy()) for x in inputs])
+            key = (*key, *[_name(x) for x in inputs])
         last = self._last
         if last is None or last[0] != key:
             self._last = last = (key, self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs)))
@@ -92,6 +92,11 @@ def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> Arg
         f"the input `{name}` is not in contiguous runs: id {error.identity} comes back at position {error.position}; "
         f"give each document's tokens one after another, or compare ids in `visible`"
     )
+
+
+def _name(tensor: Tensor) -> Hashable:
+    """What tells inputs apart: data where a relation reads it, of real ones, which no plan depends on, the shape."""
+    return (tensor.shape, tensor.dtype) if tensor.is_floating_point() else _contents(tensor.detach().cpu().numpy())
 
 
 def _contents(array: NDArray[np.generic]) -> Hashable:

@@ -63,8 +63,8 @@ class Relations:
         self.pattern = pattern
         self.shape = shape
         relation = pattern.attend.visible
-        self._sizes = Sizes(shape.sizes)
-        self._slices = Slices(shape.inputs)
+        self.sizes = Sizes(shape.sizes)
+        self.slices = Slices(shape.inputs)
         self._by_head = reads_head(relation)
         self._by_batch = reads_batch(pattern, relation)
         self._plain = not any(isinstance(n, Lookup) and _WINDOWED & set(n.tensor.dims) for n in walk(relation))
@@ -105,6 +105,10 @@ class Relations:
             return list(np.arange(len(windows))[:, None])
         return windows.by_size() if self._reads_lengths else alike(windows.shift)
 
+    def windows(self, batch: int) -> Iterator[Window]:
+        """The windows of a batch entry, one by one."""
+        yield from self._windows_of(batch if self._by_batch else 0)
+
     def _windows_of(self, batch: int) -> Windows:
         if batch not in self._windows:
             self._windows[batch] = self._find_windows(batch)
@@ -121,7 +125,7 @@ class Relations:
     def _specialised(self, window: Window, batch: int, head: int) -> Index:
         group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
         relation = self.pattern.attend.visible
-        return specialise(relation, self._sizes, self._slices, window, batch=batch, head=head, group=group)
+        return specialise(relation, self.sizes, self.slices, window, batch=batch, head=head, group=group)
 
     def groups(self) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[_Local, ...]]]:
         """(batch entries, heads, windows with relations): heads whose relations are equal stand together."""
@@ -152,7 +156,7 @@ class Relations:
         window = whole(self.shape.n_q, self.shape.n_k, self.pattern.align)
         group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
         return [
-            specialise(condition, self._sizes, self._slices, window, batch=b, head=h, group=group)
+            specialise(condition, self.sizes, self.slices, window, batch=b, head=h, group=group)
             for b in by_batch
             for h in by_head
         ]
