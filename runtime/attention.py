@@ -14,6 +14,7 @@ from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
+from attnc.compiler.values import is_default
 from attnc.runtime import identity, operators, reference
 from attnc.runtime.call import (
     FLOATS,
@@ -24,6 +25,7 @@ from attnc.runtime.call import (
     input_tensors,
     refuse_options,
 )
+from attnc.runtime.cpu import tiles
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.planners import shared_planner
@@ -191,6 +193,8 @@ class Attention:
             return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
+        if not self._is_plain:
+            return _result(self._scored(q, k, v, factor, inputs, tensors), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
@@ -305,6 +309,26 @@ class Attention:
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
         real = {t.name: x for t, x in zip(self._pattern.tensors, input_tensors(self._pattern, inputs), strict=True)}
         return reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether it is the softmax of `scale * dot(q, k)`."""
+        node = self._pattern.attend
+        return is_default(node.score) and node.weights.extra is None
+
+    def _scored(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A call with scores or extra logits of its own, in torch tiles."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            raise UnsupportedError(NOT_COMPILED)
+        q, k, v = cast_for_autocast(q, k, v)
+        sizes = check_tensors(q, k, v)
+        operators.refuse_device(q)
+        plan = self._planner.plan_of(q, k, v, tensors)
+        call = tiles.Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
+        real = [x for x, tensor in zip(tensors, self._pattern.tensors, strict=True) if tensor.kind == "real"]
+        return tiles.attend(q, k, v, call, real)
 
     def _sizes(
         self,

@@ -74,10 +74,16 @@ class Block:
 class Values:
     """Values over one block: tensors (heads or 1, rows or 1, keys or 1), for vectors with a dimension more."""
 
-    def __init__(self, operands: Operands, block: Block) -> None:
+    def __init__(self, operands: Operands, block: Block, vectors: Mapping[str, Tensor] | None = None) -> None:
+        """`vectors`: those of the block's rows, (heads, rows, 1, dk), and keys, where they are at hand."""
         self._operands = operands
         self._block = block
+        self._vectors = vectors or {}
         self._known: dict[ir.Value, Tensor] = {}
+
+    def _over(self, alive: Alive) -> Values:
+        """The same over fewer pairs."""
+        return Values(self._operands, replace(self._block, alive=alive), self._vectors)
 
     def of(self, node: ir.Value) -> Tensor:
         """The value. Raises EvaluationError where an index or an exact part faults for a pair that is asked for."""
@@ -156,6 +162,8 @@ class Values:
     # --- leaves ---
 
     def _vector(self, node: ir.Vec) -> Tensor:
+        if node.tensor in self._vectors:
+            return self._vectors[node.tensor]
         block, operands = self._block, self._operands
         heads = torch.tensor(block.heads, device=operands.q.device)
         if node.tensor == "q":
@@ -182,7 +190,8 @@ class Values:
             at = np.zeros_like(values) if dim == "batch" and tensor.shape[axis] == 1 else values + offset
             found.append(self._tensor(np.clip(at, 0, max(tensor.shape[axis] - 1, 0))))
             alive = alive & here
-        value = tensor[tuple(found)].to(self._operands.dtype) if found else tensor.to(self._operands.dtype)[None, None, None]
+        tensor = tensor.to(self._operands.dtype)
+        value = _gathered(tensor, found) if found else tensor[None, None, None]
         if found and not alive.all():
             lanes = self._tensor(alive).reshape(alive.shape + (1,) * (value.ndim - 3))
             value = torch.where(lanes, value, torch.ones((), dtype=value.dtype, device=value.device))
@@ -212,8 +221,7 @@ class Values:
         block = self._block
         sides = []
         for chosen, side in ((condition, node.then), (~condition, node.otherwise)):
-            inner = Values(self._operands, replace(block, alive=block.alive & chosen))
-            sides.append(inner.of(side))
+            sides.append(self._over(block.alive & chosen).of(side))
         most = max(side.ndim for side in sides)
         then, otherwise = (side if side.ndim == most else side.unsqueeze(-1) for side in sides)
         lanes = self._tensor(condition)
@@ -253,16 +261,24 @@ class Values:
             at: dict[ir.Index, ir.Index] = {node.var: fold.const(i)}
             inside = (low <= i) & (i < high)
             condition = substitute(node.condition, at)
-            inner = Values(self._operands, replace(self._block, alive=self._block.alive & inside))
-            inside = inside & (inner._integers(condition) != 0)
-            inner = Values(self._operands, replace(self._block, alive=self._block.alive & inside))
-            term = inner.of(substitute_value(node.body, at))
+            inside = inside & (self._over(self._block.alive & inside)._integers(condition) != 0)
+            term = self._over(self._block.alive & inside).of(substitute_value(node.body, at))
             lanes = self._tensor(inside)
             lanes = lanes.reshape(lanes.shape + (1,) * (term.ndim - 3))
             if result.ndim < term.ndim:
                 result = result.unsqueeze(-1)
             result = torch.where(lanes, FUNCTIONS[_JOINED[node.op]](result, term), result)
         return result
+
+
+def _gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
+    """`tensor[indices]`. Its gradient is added up in one order, which that of indexing is not."""
+    sizes = tensor.shape[: len(indices)]
+    at = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for index, size in zip(indices, sizes, strict=True):
+        at = at * size + index
+    rows = tensor.reshape(-1, *tensor.shape[len(indices) :])
+    return rows.index_select(0, at.reshape(-1)).reshape(*at.shape, *rows.shape[1:])
 
 
 # --- functions -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,297 @@
+"""Attention whose scores are not `scale * dot(q, k)`: the pieces of a plan, tile by tile, in torch.
+
+A tile's scores are computed from its rows and keys, softened, and merged into the rows by log-sum-exp. The backward
+computes them again and takes their gradients to q, k and the real inputs. No tile is kept; the same inputs give the
+same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.plan import Group, Piece, Plan
+from attnc.runtime.cpu.executor import merge
+from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.values import Block, Operands, Values
+
+ROWS, KEYS = 256, 1024
+"""Rows and keys of a tile at most."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows and keys (tokens of the call) of one batch entry and some heads, with what they show: (rows, keys)."""
+
+    batch: int
+    heads: tuple[int, ...]
+    rows: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+
+def tiles(plan: Plan) -> Iterator[Tile]:
+    """The tiles of a plan, those of a row one after another."""
+    for group in plan.groups:
+        for piece in group.pieces:
+            for rows, keys, mask in _parts(plan, group, piece):
+                for batch in group.batches:
+                    yield Tile(batch, group.heads, rows, keys, mask)
+
+
+def _parts(
+    plan: Plan, group: Group, piece: Piece
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
+    """Tokens of queries and of keys, and the mask between them, in parts of bounded size."""
+    if min(piece.queries.count, piece.queries.length, piece.keys.length) <= 0:
+        return
+    inside_q, inside_k = piece.queries.inside(), piece.keys.inside()
+    starts = zip(piece.queries.starts().tolist(), piece.keys.starts().tolist(), strict=True)
+    shared = plan.masks[piece.mask].whole() if isinstance(piece.mask, int) else None
+    for q_start, k_start in starts:
+        for r in range(0, len(inside_q), ROWS):
+            rows = inside_q[r : r + ROWS] + q_start
+            last = min(len(inside_k), r + len(rows)) if piece.mask == "causal" else len(inside_k)
+            for c in range(0, last, KEYS):
+                keys = inside_k[c : min(c + KEYS, last)] + k_start
+                if shared is not None:
+                    mask = shared[r : r + len(rows), c : c + len(keys)]
+                elif piece.mask == "full":
+                    mask = np.ones((len(rows), len(keys)), dtype=np.bool_)
+                elif piece.mask == "causal":
+                    mask = np.tri(len(rows), len(keys), r - c, dtype=np.bool_)
+                else:
+                    first = group.batches[0], group.heads[0]
+                    mask = plan.exact_mask(*first, rows[0], rows[-1] + 1, keys[0], keys[-1] + 1)
+                if mask.any():
+                    yield rows, keys, mask
+
+
+class Scores:
+    """The scores of a call, tile by tile."""
+
+    def __init__(self, relations: Relations, operands: Operands) -> None:
+        self._relations = relations
+        self._operands = operands
+        self.node = relations.pattern.attend
+        self._windows = [list(relations.windows(b)) for b in range(relations.shape.batch)]
+
+    def of(self, tile: Tile, q: Tensor, k: Tensor) -> Tensor:
+        """Scores (heads, rows, keys) of a tile whose vectors are q (heads, rows, dk) and k (heads, keys, dk).
+
+        -inf where nothing is seen.
+        """
+        shape = len(tile.heads), len(tile.rows), len(tile.keys)
+        parts = list(self._blocks(tile))
+        if len(parts) == 1:
+            block, rows, keys = parts[0]
+            if len(rows) == shape[1] and len(keys) == shape[2]:
+                score = Values(self._operands, block, {"q": q[:, :, None], "k": k[:, None]}).of(self.node.score)
+                return score.expand(shape).masked_fill(torch.from_numpy(~tile.mask), -math.inf)
+        score = torch.full(shape, -math.inf, dtype=self._operands.dtype)
+        for block, rows, keys in parts:
+            at = torch.from_numpy(rows)[:, None], torch.from_numpy(keys)[None]
+            vectors = {"q": q[:, torch.from_numpy(rows), None], "k": k[:, None, torch.from_numpy(keys)]}
+            found = Values(self._operands, block, vectors).of(self.node.score)
+            found = found.expand(shape[0], len(rows), len(keys))
+            score[:, at[0], at[1]] = found.masked_fill(torch.from_numpy(~block.alive[0]), -math.inf)
+        return score
+
+    def _blocks(self, tile: Tile) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.int64]]]:
+        """The parts of a tile by window, with the numbers of their rows and keys in it."""
+        for window in self._windows[tile.batch]:
+            rows = np.flatnonzero((tile.rows >= window.row) & (tile.rows < window.row + window.n_q))
+            keys = np.flatnonzero((tile.keys >= window.key) & (tile.keys < window.key + window.n_k))
+            alive = tile.mask[np.ix_(rows, keys)]
+            if not alive.any():
+                continue
+            own_rows, own_keys = tile.rows[rows] - window.row, tile.keys[keys] - window.key
+            yield Block(tile.batch, tile.heads, window, own_rows, own_keys, alive[None]), rows, keys
+
+    def extra(self, batch: int, heads: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
+        """The logarithm of what the extra logits add, (heads, rows), for the rows of each window."""
+        extra = self.node.weights.extra
+        assert extra is not None
+        for window in self._windows[batch]:
+            rows = np.arange(window.n_q)
+            alive = np.ones((1, len(rows), 1), dtype=np.bool_)
+            block = Block(batch, heads, window, rows, np.zeros(1, dtype=np.int64), alive)
+            logit = Values(self._operands, block).of(extra)
+            logit = logit if logit.ndim == 3 else torch.logsumexp(logit, -1)
+            yield slice(window.row, window.row + window.n_q), logit[..., 0].expand(len(heads), len(rows))
+
+
+def forward(q: Tensor, v: Tensor, plan: Plan, scores: Scores, k: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) in the dtype that scores are computed in; rows that see nothing: 0 and -inf."""
+    dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
+    out = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype)
+    lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
+    for tile in tiles(plan):
+        heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
+        keys = torch.from_numpy(tile.keys)
+        q_rows = q[tile.batch][heads, rows].to(dtype)
+        k_rows, v_rows = (x[tile.batch][heads // group, keys].to(dtype) for x in (k, v))
+        score = scores.of(tile, q_rows, k_rows)
+        most = score.amax(-1, keepdim=True)
+        weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
+        whole = weights.sum(-1)
+        part = torch.where(whole > 0, most[..., 0] + whole.log(), -math.inf)
+        o = (weights @ v_rows) / torch.where(whole > 0, whole, 1)[..., None]
+        own_out, own_lse = out[tile.batch][heads, rows], lse[tile.batch][heads, rows]
+        merge(o, part, own_out, own_lse)
+        out[tile.batch][heads, rows], lse[tile.batch][heads, rows] = own_out, own_lse
+    if scores.node.weights.extra is not None:
+        for batch in range(q.shape[0]):
+            for rows_of, logit in scores.extra(batch, tuple(range(q.shape[1]))):
+                own = lse[batch, :, rows_of]
+                more = torch.where(own == -math.inf, own, torch.logaddexp(own, logit))
+                out[batch, :, rows_of] *= torch.exp(torch.where(own == -math.inf, 0, own - more))[..., None]
+                lse[batch, :, rows_of] = more
+    return out, lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: Plan,
+    scores: Scores,
+    inputs: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """(dq, dk, dv, gradients of `inputs`) of `forward`, whose results were `out` and `lse`.
+
+    dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − lse); then what S is made of.
+    """
+    dtype, group = out.dtype, q.shape[1] // max(k.shape[1], 1)
+    grads = [torch.zeros_like(x, dtype=dtype) for x in (q, k, v)]
+    of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs]
+    grad_out = grad_out.to(dtype)
+    delta = (grad_out * out).sum(-1)
+    if grad_lse is not None:
+        delta = delta - torch.where(lse == -math.inf, 0, grad_lse)
+    safe = torch.where(lse == -math.inf, math.inf, lse)
+    for tile in tiles(plan):
+        heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
+        keys = torch.from_numpy(tile.keys)
+        with torch.enable_grad():
+            q_rows = q[tile.batch][heads, rows].to(dtype).requires_grad_()
+            k_rows = k[tile.batch][heads // group, keys].to(dtype).requires_grad_()
+            score = scores.of(tile, q_rows, k_rows)
+        weights = torch.exp(score.detach() - safe[tile.batch][heads, rows][..., None])
+        do = grad_out[tile.batch][heads, rows]
+        v_rows = v[tile.batch][heads // group, keys].to(dtype)
+        change = weights * (do @ v_rows.transpose(-1, -2) - delta[tile.batch][heads, rows][..., None])
+        found = torch.autograd.grad(score, [q_rows, k_rows, *inputs], change, allow_unused=True)
+        grads[0][tile.batch][heads, rows] += _or_zero(found[0], q_rows)
+        _add_keys(grads[1][tile.batch], _or_zero(found[1], k_rows), tile, group)
+        _add_keys(grads[2][tile.batch], weights.transpose(-1, -2) @ do, tile, group)
+        for total, part in zip(of_inputs, found[2:], strict=True):
+            if part is not None:
+                total += part
+    if scores.node.weights.extra is not None and inputs:
+        _add_extra(scores, q.shape, lse, delta, inputs, of_inputs)
+    return grads[0], grads[1], grads[2], of_inputs
+
+
+def _add_extra(
+    scores: Scores,
+    shape: torch.Size,
+    lse: Tensor,
+    delta: Tensor,
+    inputs: Sequence[Tensor],
+    of_inputs: Sequence[Tensor],
+) -> None:
+    """The gradient through the extra logits, whose values are 0: -P_extra ∘ (rowsum(dO ∘ out) - dLSE)."""
+    for batch in range(shape[0]):
+        with torch.enable_grad():
+            extras = list(scores.extra(batch, tuple(range(shape[1]))))
+        for rows, logit in extras:
+            own = lse[batch, :, rows]
+            share = torch.exp(logit.detach() - torch.where(own == -math.inf, math.inf, own))
+            if logit.requires_grad:
+                found = torch.autograd.grad(logit, list(inputs), -share * delta[batch, :, rows], allow_unused=True)
+                for total, part in zip(of_inputs, found, strict=True):
+                    if part is not None:
+                        total += part
+
+
+def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad
+
+
+def _add_keys(total: Tensor, part: Tensor, tile: Tile, group: int) -> None:
+    """Add gradients by query head to kv heads, in the order of the heads."""
+    keys = torch.from_numpy(tile.keys)
+    for i, head in enumerate(tile.heads):
+        total[head // group, keys] += part[i]  # the keys of a tile are distinct
+
+
+class _Attend(torch.autograd.Function):
+    """`forward`, recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = forward(q, v, call.plan, call.scores(q, k, inputs), k)
+        ctx.call = call
+        ctx.save_for_backward(q, k, v, out, lse, *inputs)
+        ctx.set_materialize_grads(False)
+        return out.to(q.dtype), lse
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, *inputs = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return (None,) * len(ctx.needs_input_grad)
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs, ctx.needs_input_grad[4:], strict=True)]
+        wanted = [x for x in leaves if x.requires_grad]
+        scores = ctx.call.scores(q, k, leaves)
+        dq, dk, dv, found = backward(grad_out, grad_lse, q, k, v, out, lse, ctx.call.plan, scores, wanted)
+        rest = iter(found)
+        of_inputs = [next(rest).to(x.dtype) if x.requires_grad else None for x in leaves]
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, *of_inputs
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call is besides its tensors."""
+
+    plan: Plan
+    relations: Relations
+    scale: float
+
+    def scores(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Scores:
+        """The scores over these tensors; `inputs` are the real ones in the pattern's order."""
+        pattern = self.relations.pattern
+        real = [tensor for tensor in pattern.tensors if tensor.kind == "real"]
+        operands = Operands(
+            q,
+            k,
+            {tensor.name: x for tensor, x in zip(real, inputs, strict=True)},
+            self.relations.sizes,
+            self.relations.slices,
+            self.scale,
+            lse_dtype(q.dtype),
+            pattern.origins,
+        )
+        return Scores(self.relations, operands)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a pattern with scores or extra logits of its own, differentiable once in q, k, v and `inputs`."""
+    out, lse = _Attend.apply(q, k, v, call, *inputs)  # type: ignore[no-untyped-call]
+    return out, lse
