@@ -1,8 +1,9 @@
 """Attention whose scores are not `scale * dot(q, k)`: the pieces of a plan, tile by tile.
 
-A score that is a multiple of `dot(q, k)` and a bias goes to the kernel, the bias as its mask. Any other is computed from
-the rows and keys of a tile in torch, softened, and merged into the rows by log-sum-exp; so is the backward of what has
-real inputs that want gradients. The backward computes scores again. No tile is kept; the same inputs give the same bits.
+A score that is a multiple of `dot(q, k)` and a bias goes to the kernel, the bias as its mask. Any other is computed
+from the rows and keys of a tile in torch, softened, and merged into the rows by log-sum-exp; so is the backward of what
+has real inputs that want gradients. The backward computes scores again. No tile is kept; the same inputs give the same
+bits.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.plan import Group, Piece, Plan
 from attnc.compiler.analysis.translation import is_difference
 from attnc.compiler.ir import Value
 from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.plan import Group, Piece, Plan
 from attnc.compiler.values import additive, reads
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.executor import merge
