@@ -105,8 +105,7 @@ def _check_options(options: Options) -> None:
 class Attention:
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
-    `name`, `parameters` and `program` say what it is; calling it runs it. `is_plain`: it is the softmax of
-    `scale * dot(q, k)`.
+    `name`, `parameters` and `program` say what it is; calling it runs it.
     """
 
     def __init__(self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile]) -> None:
@@ -115,7 +114,7 @@ class Attention:
         self._modules = modules
         self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
         self._pattern = self._planner.pattern
-        self.is_plain = is_plain(self._pattern.attend)
+        self._plain = is_plain(self._pattern.attend)
 
     # --- what it is ---
 
@@ -128,6 +127,11 @@ class Attention:
     def parameters(self) -> dict[str, object]:
         """The value of every parameter."""
         return dict(self._bound.values)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the softmax of `scale * dot(q, k)`."""
+        return self._plain
 
     @property
     def relation_inputs(self) -> frozenset[str]:
@@ -204,7 +208,7 @@ class Attention:
             return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
-        if not self.is_plain:
+        if not self._plain:
             return _result(self._scored(q, k, v, factor, inputs, tensors), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)

@@ -123,8 +123,8 @@ class Scores:
         """What `dot(q, k)` is multiplied with where the rest of the score is a bias, else None."""
         if self._additive is None:
             return None
-        nobody = np.zeros(0, dtype=np.int64), np.zeros((1, 0, 0), dtype=np.bool_)
-        block = Block(0, (0,), Window(0, 0, 0, 0, 0), nobody[0], nobody[0], nobody[1])
+        anywhere = np.zeros(1, dtype=np.int64)
+        block = Block(0, (0,), Window(0, 0, 1, 1, 0), anywhere, anywhere, np.ones((1, 1, 1), dtype=np.bool_))
         return float(Values(self._operands, block).of(self._additive.factor))
 
     def bias(self, tile: Tile) -> Tensor:
