@@ -204,6 +204,16 @@ class DataRead(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Whole(Node):
+    """`floor` or `ceil` of a binary64 value of exact numbers; `specialise` makes a table of it."""
+
+    operand_fields = ("value",)
+
+    op: Literal["floor", "ceil"]
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
 class Reduce(Node):
     """`op(body for var in low .. high if condition)`; op is sum, min, max, any or all.
 
@@ -304,6 +314,7 @@ Index = (
     | TableRead
     | Lookup
     | DataRead
+    | Whole
     | Reduce
     | Truth
     | Sign

@@ -39,6 +39,7 @@ from attnc.compiler.ir import (
     Value,
     Var,
     Vec,
+    Whole,
 )
 
 
@@ -158,6 +159,8 @@ def _atom(node: Index) -> str:
             return f"{node.data.name}[{_list(node.indices)}]" if node.indices else node.data.name
         case Reduce():
             return _reduce(node)
+        case Whole():
+            return f"{node.op}({print_value(node.value)})"
         case Round():
             units = ", ".join(f"{_atom(var)} = {print_index(unit)}" for var, unit in node.units)
             return f"round({print_index(node.keep)} per {units})"

@@ -29,6 +29,7 @@ from attnc.compiler.ir import (
     Truth,
     Value,
     Var,
+    Whole,
     intern,
 )
 
@@ -85,8 +86,8 @@ def _build(node: Index, children: tuple[Index, ...]) -> Index:
             return fold.data_read(node.data, children)
         case Reduce():
             return fold.reduce(node.op, node.var, *children)
-        case Ratio() | Element() | Apply() | Dot() | Select() | Total():
-            return _value(node, children)
+        case Ratio() | Element() | Apply() | Dot() | Select() | Total() | Whole():
+            return cast("Index", _value(node, children))
         case _:
             return _truth(node, children)
 
@@ -95,6 +96,8 @@ def _value(node: Any, children: tuple[Any, ...]) -> Any:
     match node:
         case Ratio():
             return intern(Ratio(*children))
+        case Whole():
+            return intern(Whole(node.op, *children))
         case Element():
             return intern(Element(node.tensor, children))
         case Apply():

@@ -73,9 +73,7 @@ def select(condition: Index, then: Value, otherwise: Value) -> Value:
     return then if then is otherwise else intern(Select(condition, then, otherwise))
 
 
-def total(
-    op: Literal["sum", "min", "max"], var: Var, low: Index, high: Index, condition: Index, body: Value
-) -> Value:
+def total(op: Literal["sum", "min", "max"], var: Var, low: Index, high: Index, condition: Index, body: Value) -> Value:
     """An aggregate over a range."""
     return intern(Total(op, var, low, high, condition, body))
 

@@ -31,6 +31,7 @@ from attnc.compiler.ir import (
     Truth,
     Value,
     Var,
+    Whole,
     intern,
     is_truth,
 )
@@ -113,6 +114,8 @@ def _value(root: Value, tensors: tuple[Tensor, ...], where: str) -> Iterator[str
             free = free_variables(child) - bound
             yield from (f"{where}: the variable `{print_index(name)}` is bound by nothing" for name in free)
             for below in walk(child):
+                if isinstance(below, VALUES):
+                    continue
                 yield from (f"{where}: `{print_index(below)}`: {violation}" for violation in violations_of(below))
 
 
@@ -126,6 +129,8 @@ def _expression(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterato
     for name in free_variables(root):
         yield f"{where}: the variable `{print_index(name)}` is bound by nothing"
     for node in walk(root):
+        if isinstance(node, VALUES):  # below a `Whole`
+            continue
         for violation in violations_of(node):
             yield f"{where}: `{print_index(node)}`: {violation}"
         if isinstance(node, Lookup) and node.tensor not in tensors:
@@ -285,6 +290,7 @@ _RULES: dict[type, Callable[..., Iterator[str]]] = {
     HeadIndex: _nothing,
     Extent: _nothing,
     Var: _nothing,
+    Whole: _nothing,
     Truth: _nothing,
     Linear: _linear,
     Arith: _arith,

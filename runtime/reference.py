@@ -71,9 +71,7 @@ def _values(
 ) -> tuple[Tensor, Tensor | None]:
     """Scores (B, Hq, Nq, Nk), of anything where nobody looks, and the logarithm of what `extra` adds (B, Hq, Nq)."""
     node, dtype = relations.pattern.attend, _lse_dtype(q.dtype)
-    operands = Operands(
-        q, k, inputs, relations.sizes, relations.slices, scale, dtype, relations.pattern.origins
-    )
+    operands = Operands(q, k, inputs, relations.sizes, relations.slices, scale, dtype, relations.pattern.origins)
     heads = tuple(range(q.shape[1]))
     score = torch.zeros((*q.shape[:3], k.shape[2]), dtype=dtype, device=q.device)
     extra = None if node.weights.extra is None else torch.zeros(q.shape[:3], dtype=dtype, device=q.device)

@@ -120,12 +120,9 @@ class Values:
 
     def _alive(self, node: ir.Value | ir.Index) -> Alive:
         """The lanes that are asked for, over the dimensions that a node reads."""
-        read, alive = reads(node), self._block.alive
-        if "head" not in read:
-            alive = alive.any(axis=0, keepdims=True)
-        if "q" not in read:
-            alive = alive.any(axis=1, keepdims=True)
-        return alive if "k" in read else alive.any(axis=2, keepdims=True)
+        read = reads(node)
+        unread = tuple(axis for axis, name in enumerate(("head", "q", "k")) if name not in read)
+        return np.asarray(self._block.alive.any(axis=unread, keepdims=True))
 
     def _integers(self, node: ir.Index) -> Int64:
         """An integer, or a condition as 0 and 1: (heads or 1, rows or 1, keys or 1); dead lanes hold anything."""

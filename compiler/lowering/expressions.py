@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import reduce as accumulate
 from math import lcm
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from attnc.compiler import fold, ir, values
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.rational import Number, Rational
+from attnc.compiler.lowering.tables import arguments
 from attnc.compiler.lowering.units import Loop, Members, Token
+from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import substitute, variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
@@ -88,7 +90,7 @@ class Lowering:
         value = self._lower(expr, scope)
         for node in (value.num, value.den) if isinstance(value, Rational) else (value,):
             if isinstance(node, ir.Node):
-                self.origins.setdefault(node, expr.span)
+                self.origins.setdefault(cast("Index", node), expr.span)
         return value
 
     def _lower(self, expr: checked.Expr, scope: Scope) -> Lowered:  # noqa: C901  one case a node kind
@@ -198,7 +200,9 @@ class Lowering:
         if expr.op in ("and", "or", "not"):
             return self._logic(expr, scope)
         operands = tuple(self.lower(operand, scope) for operand in expr.operands)
-        if expr.floating and _is_floating(expr.op, operands):
+        if expr.op in ("floor", "ceil") and values.is_value(operands[0]):
+            return _whole(expr.op, operands[0], expr.span)
+        if _is_floating(expr.op, operands):
             return _floating(expr.op, tuple(map(_value, operands)))
         if _is_binary64(expr.op, operands):
             return _in_binary64(expr.op, operands, expr.span)
@@ -282,7 +286,7 @@ def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, 
 
 def _counted(body: Lowered) -> Lowered:
     """A truth value as 1 or 0; numbers as they are."""
-    if isinstance(body, ir.Node) and ir.is_truth(body):
+    if isinstance(body, ir.Node) and not values.is_value(body) and ir.is_truth(body):
         return fold.choice(body, fold.const(1), fold.const(0))
     return body
 
@@ -374,6 +378,17 @@ def _is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:
     return _is_binary64(op, operands) and any(
         not isinstance(operand, float) and _plain(operand) is None for operand in operands
     )
+
+
+def _whole(op: str, value: ir.Value, span: Span) -> Index:
+    """`floor` or `ceil` of a value in binary64, which depends on one integer at most."""
+    found = arguments(value)
+    if len(found) > 1:
+        listed = " and ".join(f"`{print_index(node)}`" for node in sorted(found, key=lambda node: node.digest))
+        _unsupported(span, f"`{op}` of rounded numbers that depend on {listed}, two integers,")
+    if any(variables(node) for node in found):
+        _unsupported(span, f"`{op}` of a rounded number that changes with the variable of a `for`")
+    return ir.intern(ir.Whole("floor" if op == "floor" else "ceil", value))
 
 
 def _floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -198,9 +198,7 @@ def backward(
         grads[0][tile.batch][heads, rows] += _or_zero(found[0], q_rows)
         _add_keys(grads[1][tile.batch], _or_zero(found[1], k_rows), tile, group)
         _add_keys(grads[2][tile.batch], weights.transpose(-1, -2) @ do, tile, group)
-        for total, part in zip(of_inputs, found[2:], strict=True):
-            if part is not None:
-                total += part
+        _add(of_inputs, found[2:])
     if scores.node.weights.extra is not None and inputs:
         _add_extra(scores, q.shape, lse, delta, inputs, of_inputs)
     return grads[0], grads[1], grads[2], of_inputs
@@ -223,9 +221,13 @@ def _add_extra(
             share = torch.exp(logit.detach() - torch.where(own == -math.inf, math.inf, own))
             if logit.requires_grad:
                 found = torch.autograd.grad(logit, list(inputs), -share * delta[batch, :, rows], allow_unused=True)
-                for total, part in zip(of_inputs, found, strict=True):
-                    if part is not None:
-                        total += part
+                _add(of_inputs, found)
+
+
+def _add(totals: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:
+    for total, part in zip(totals, parts, strict=True):
+        if part is not None:
+            total.add_(part)
 
 
 def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
@@ -293,5 +295,4 @@ class Call:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(out, lse) of a pattern with scores or extra logits of its own, differentiable once in q, k, v and `inputs`."""
-    out, lse = _Attend.apply(q, k, v, call, *inputs)  # type: ignore[no-untyped-call]
-    return out, lse
+    return cast("tuple[Tensor, Tensor]", _Attend.apply(q, k, v, call, *inputs))

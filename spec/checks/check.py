@@ -154,7 +154,8 @@ class Checker:
         for tensor in pattern.inputs:
             if tensor.learned and tensor not in read:
                 message = f"nothing reads the learned tensor `{tensor.name}`"
-                self._complain("A222", message, tensor.span, "it would never learn", help="read it in `score`, or drop it")
+                help_ = "read it in `score`, or drop it"
+                self._complain("A222", message, tensor.span, "it would never learn", help=help_)
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
         """What the conjunction of the `visible` lines needs."""

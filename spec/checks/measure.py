@@ -107,7 +107,12 @@ class Measures:
         match node:
             case program.Local(binder=binder):
                 free = frozenset({binder})
-            case program.Vector(place=place) | program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
+            case (
+                program.Vector(place=place)
+                | program.Place(place=place)
+                | program.Coordinate(place=place)
+                | program.InSegment(place=place)
+            ):
                 places = frozenset({place})
             case program.Aggregate(runnings=runnings):
                 loops += len(runnings)

@@ -157,6 +157,11 @@ class Meanings:
                 return lambda frame: frame.around.coordinate(frame.places[place], node)
             case program.InSegment(place=place, segment=segment):
                 return lambda frame: frame.around.in_segment(frame.places[place], segment)
+            case _:
+                return self._floating_leaf(node)
+
+    def _floating_leaf(self, node: program.Vector | program.Scale) -> Meaning:
+        match node:
             case program.Vector(place=place):
                 return lambda frame: frame.around.vector(node, frame.places[place], frame.head, frame.batch)
             case program.Scale():

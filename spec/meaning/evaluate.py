@@ -91,7 +91,9 @@ class Evaluator:
         frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
         return self.meanings.of(node)(frame)
 
-    def attend(self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None) -> tuple[Heads, list[list[list[float]]]]:
+    def attend(
+        self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None
+    ) -> tuple[Heads, list[list[list[float]]]]:
         """(out, lse) of a call, by the definition: q [batch][head][row][dk], k and v [batch][kv head][key][d].
 
         In a row that sees nothing out is 0 and lse -inf, whatever `extra` says.
@@ -120,8 +122,9 @@ class Evaluator:
             return [0.0 if most < 0 else math.nan] * len(values[0]), most
         weights = [math.exp(score - most) for score in scores]
         whole = math.fsum([*weights, *(math.exp(logit - most) for logit in logits)])
-        out = [math.fsum(w * values[key][i] for w, key in zip(weights, seen, strict=True)) for i in range(len(values[0]))]
-        return [x / whole for x in out], most + math.log(whole)
+        columns = range(len(values[0]))
+        out = [math.fsum(w * values[key][i] for w, key in zip(weights, seen, strict=True)) / whole for i in columns]
+        return out, most + math.log(whole)
 
     def _score(self, row: int, key: int, head: int, batch: int) -> float:
         score = self.program.score

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from attnc.spec.meaning.exact import FUNCTIONS, checked
+from attnc.spec.meaning.exact import FUNCTIONS, ArithmeticFault, checked
 from attnc.spec.names.builtins import FLOAT_BUILTINS, TRANSCENDENTAL
 from attnc.spec.program import Value
 
@@ -17,6 +17,8 @@ Vector = tuple[float, ...]
 
 def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
     """Whether an operation that may be floating point is: exact operands of an exact operation are kept exact."""
+    if op in ("floor", "ceil"):
+        return False
     if op in FLOAT_BUILTINS or op in TRANSCENDENTAL:
         return True
     if op == "pow" and not isinstance(values[1], int):
@@ -27,10 +29,16 @@ def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
 def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) -> Value | float | Vector:
     """The value of a strict operation. Raises ArithmeticFault where it is exact and has none."""
     if not (floating and is_floating(op, values)):
-        return checked(FUNCTIONS[op](*values))
+        return checked(FUNCTIONS[op](*map(_finite, values)))
     if op in _OF_VECTORS:
         return _OF_VECTORS[op](*values)
     return _entrywise(_FUNCTIONS[op], values)
+
+
+def _finite(value: Value | float | Vector) -> Value | float | Vector:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ArithmeticFault("the number is not finite")
+    return value
 
 
 def total(op: str, values: Sequence[Value | float | Vector]) -> float | Vector:

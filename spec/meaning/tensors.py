@@ -46,7 +46,9 @@ class Tensors:
         offsets: Mapping[str, int],
         limits: Mapping[str, tuple[int, int]],
     ) -> int | bool | float | tuple[float, ...]:
-        """One entry, or a vector where fewer indices are written than there are dimensions. `offsets` turns positions into entries; `limits` are the positions that exist."""
+        """One entry, or a vector where fewer indices are written than there are dimensions.
+
+        `offsets` turns positions into entries; `limits` are the positions that exist."""
         implied = {"batch": batch, "head": head, "kv_head": head // self._call.sizes["group"]}
         written = iter(zip(indices, node.indices, strict=True))
         data = self._data[node.input]

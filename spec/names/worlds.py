@@ -1,4 +1,4 @@
-"""In which world the parts of an expression are read: exact, floating point, or floating point where `q` is a vector."""
+"""In which world the parts of an expression are read: exact, floating point, or that with `q` and `k` as vectors."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ class Worlds:
                 yield symbol.source, here
             stack.extend(self.inside(node, names, here))
 
-    def inside(
-        self, node: syntax.Expr, names: Mapping[str, Symbol], world: World
-    ) -> list[tuple[syntax.Expr, World]]:
+    def inside(self, node: syntax.Expr, names: Mapping[str, Symbol], world: World) -> list[tuple[syntax.Expr, World]]:
         """The expressions directly inside a node, each with its world."""
         if world == "exact":
             return [(child, world) for child in children(node)]
@@ -67,9 +65,7 @@ class Worlds:
             case _:
                 return [(child, world) for child in children(node)]
 
-    def of_argument(
-        self, call: syntax.Call, argument: syntax.Expr, names: Mapping[str, Symbol], world: World
-    ) -> World:
+    def of_argument(self, call: syntax.Call, argument: syntax.Expr, names: Mapping[str, Symbol], world: World) -> World:
         """The world of an argument of a call that stands in the world of floating point."""
         name = call.function.id if isinstance(call.function, syntax.Name) else ""
         symbol = names.get(name)
