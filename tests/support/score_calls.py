@@ -178,7 +178,7 @@ def check_twice(run: Run, dense: Run, operands: Inputs) -> None:
         error = distance(found[name], x)
         if not error <= allowed:
             errors[name] = f"{error:.3g}, allowed {allowed:.3g}"
-    assert errors == {}
+    assert not errors, errors
 
 
 def check_nothing_seen(found: Mapping[str, Tensor], seeing: Tensor) -> None:

@@ -113,9 +113,10 @@ def graphormer(q: Tensor, k: Tensor, v: Tensor, *, distance: Tensor, table: Tens
 def fox(q: Tensor, k: Tensor, v: Tensor, *, f: Tensor) -> Result:
     """Lin et al. 2025; `f` (B, Nk, Hq), the logarithm of the forget gates. Summed as written, no difference of sums."""
     query, key = positions(q, k)
-    between = (key > torch.arange(k.shape[2])[:, None]) & (key <= query[:, :, None])
-    forgotten = torch.einsum("bjh,qkj->bhqk", f.to(q.dtype), between.to(q.dtype))
-    return weighted(scale_of(q) * products(q, k) + forgotten, key <= query, v)
+    gates = torch.where(key <= query, f.transpose(1, 2)[:, :, None].to(q.dtype), 0)
+    from_here = gates.flip(-1).cumsum(-1).flip(-1)
+    after = torch.cat([from_here[..., 1:], torch.zeros_like(from_here[..., :1])], -1)
+    return weighted(scale_of(q) * products(q, k) + after, key <= query, v)
 
 
 # --- functions of the score -------------------------------------------------------------------------------------------
