@@ -153,10 +153,9 @@ def _atom(node: Index) -> str:
             return _coordinate(node)
         case TableRead():
             return f"[{', '.join(map(str, node.values))}][{print_index(node.index)}]"
-        case Lookup():
-            return f"{node.tensor.name}[{_list(node.indices)}]" if node.indices else node.tensor.name
-        case DataRead():
-            return f"{node.data.name}[{_list(node.indices)}]" if node.indices else node.data.name
+        case Lookup() | DataRead():
+            name = node.tensor.name if isinstance(node, Lookup) else node.data.name
+            return f"{name}[{_list(node.indices)}]" if node.indices else name
         case Reduce():
             return _reduce(node)
         case Whole():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 from typing_extensions import TypeIs
@@ -85,14 +87,63 @@ def default_score() -> Value:
 
 def is_default(score: Value) -> bool:
     """Whether it is `scale * dot(q, k)`, however written."""
-    product = {dot(vector("q"), vector("k")), dot(vector("k"), vector("q"))}
     return (
         isinstance(score, Apply)
         and score.op == "mul"
         and len(score.operands) == 2
         and scale() in score.operands
-        and bool(product & set(score.operands))
+        and bool(set(_products()) & set(score.operands))
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Additive:
+    """A score `factor * dot(q, k) + bias`: `factor` is one number, `bias` (None: 0) reads no vector of q and k."""
+
+    factor: Value
+    bias: Value | None
+
+
+def additive(score: Value) -> Additive | None:
+    """A score as a multiple of `dot(q, k)` and the rest; None where it is something else."""
+    factors, biases = _summands(score, number(1.0))
+    if factors is None or not factors:
+        return None
+    return Additive(_sum(factors), _sum(biases) if biases else None)
+
+
+def _sum(parts: list[Value]) -> Value:
+    return reduce(lambda a, b: apply("add", a, b), parts)
+
+
+def _summands(node: Value, factor: Value) -> tuple[list[Value] | None, list[Value]]:
+    """The factors of `dot(q, k)` in a multiple of a node, and its other summands; None where there are none such."""
+    match node:
+        case Dot() if node in _products():
+            return [factor], []
+        case Apply(op="add" | "sub" as op, operands=(a, b)):
+            ours, others = _summands(a, factor)
+            more, rest = _summands(b, factor if op == "add" else apply("neg", factor))
+            return None if ours is None or more is None else ours + more, others + rest
+        case Apply(op="neg", operands=(a,)):
+            return _summands(a, apply("neg", factor))
+        case Apply(op="mul", operands=(a, b)):
+            for one, other in ((a, b), (b, a)):
+                if not reads(one) and not _has_inputs(one):
+                    return _summands(other, apply("mul", factor, one))
+        case Apply(op="div", operands=(a, b)) if not reads(b) and not _has_inputs(b):
+            return _summands(a, apply("div", factor, b))
+    if any(isinstance(below, Vec) for below in node.below):
+        return None, []
+    return [], [node if factor is number(1.0) else apply("mul", factor, node)]
+
+
+def _products() -> tuple[Value, Value]:
+    return dot(vector("q"), vector("k")), dot(vector("k"), vector("q"))
+
+
+def _has_inputs(node: Value) -> bool:
+    return any(isinstance(below, Element) for below in node.below)
 
 
 def is_value(node: object) -> TypeIs[Value]:

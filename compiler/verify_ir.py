@@ -8,6 +8,7 @@ from math import gcd
 from attnc.compiler.ir import (
     VALUES,
     Arith,
+    Attend,
     Bool,
     Choice,
     Const,
@@ -80,15 +81,19 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
     if pattern.documents is not None and pattern.documents not in pattern.tensors:
         yield f"documents `{pattern.documents.name}` is not declared"
     for node in pattern.nodes:
-        yield from _condition(node.visible, pattern.tensors, f"visible of `{node.name}`")
-        for value, what in ((node.score, "score"), (node.weights.extra, "extra")):
-            if value is not None:
-                yield from _value(value, pattern.tensors, f"{what} of `{node.name}`")
+        yield from _attend(node, pattern.tensors)
     for condition, span in pattern.requirements:
         yield from _condition(condition, pattern.tensors, f"the requirement at {span}")
     for segment in pattern.segments:
         for expression in (segment.offset, segment.length, *(extent for _, extent in segment.axes)):
             yield from _number(expression, pattern.tensors, f"segment `{segment.name}`")
+
+
+def _attend(node: Attend, tensors: tuple[Tensor, ...]) -> Iterator[str]:
+    yield from _condition(node.visible, tensors, f"visible of `{node.name}`")
+    yield from _value(node.score, tensors, f"score of `{node.name}`")
+    if node.weights.extra is not None:
+        yield from _value(node.weights.extra, tensors, f"extra of `{node.name}`")
 
 
 def _condition(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
+
+if TYPE_CHECKING:
+    from attnc.runtime.module import AttentionModule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -291,6 +294,18 @@ class Attention:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
         return self._planner.plan(sizes, inputs)
+
+    def module(self, *, heads: int, dk: int, dv: int, **init: object) -> AttentionModule:
+        """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.
+
+        A size that the pattern names itself is given as a number: `module(heads=8, dk=64, dv=64, length=512)`.
+
+        Raises ArgumentError, ArgumentTypeError.
+        """
+        from attnc.runtime.module import AttentionModule, initial
+
+        _check_counts(1, heads=heads, dk=dk, dv=dv)
+        return AttentionModule(self, initial(self._pattern, {"head": heads, "dk": dk, "dv": dv}, init))
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""

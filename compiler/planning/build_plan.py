@@ -22,6 +22,7 @@ from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece
 from attnc.compiler.planning.rates import AMX, Rates, Work
 from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
 from attnc.compiler.rewrite import walk
+from attnc.compiler.values import additive, is_default
 
 Int64 = NDArray[np.int64]
 
@@ -252,7 +253,7 @@ class _Planner:
             masks=tuple(self._masks),
             executor="cpu",
             schedule="dense by row blocks" if counts.dense else "pieces",
-            reasons=counts.reasons(),
+            reasons=(*_scores(self._relations.pattern), *counts.reasons()),
             fallback=counts.fallback,
             exact_mask=self._relations.exact_mask,
         )
@@ -349,6 +350,17 @@ class _Planner:
             self._mask_at[id(mask)] = len(self._masks)
             self._masks.append(mask)
         return self._mask_at[id(mask)]
+
+
+def _scores(pattern: Pattern) -> tuple[str, ...]:
+    """How scores that are not `scale * dot(q, k)` are computed."""
+    score = pattern.attend.score
+    if is_default(score) and pattern.attend.weights.extra is None:
+        return ()
+    found = additive(score)
+    if found is None:
+        return ("scores computed tile by tile in torch: they are more than a multiple of dot(q, k) and a bias",)
+    return ("a bias, which is the kernel's mask" if found.bias else "scores by the kernel; extra logits at the end",)
 
 
 class _Counts:

@@ -1,15 +1,16 @@
-"""Attention whose scores are not `scale * dot(q, k)`: the pieces of a plan, tile by tile, in torch.
+"""Attention whose scores are not `scale * dot(q, k)`: the pieces of a plan, tile by tile.
 
-A tile's scores are computed from its rows and keys, softened, and merged into the rows by log-sum-exp. The backward
-computes them again and takes their gradients to q, k and the real inputs. No tile is kept; the same inputs give the
-same bits.
+A score that is a multiple of `dot(q, k)` and a bias goes to the kernel, the bias as its mask. Any other is computed
+from the rows and keys of a tile in torch, softened, and merged into the rows by log-sum-exp; so is the backward of what
+has real inputs that want gradients. The backward computes scores again. No tile is kept; the same inputs give the same
+bits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -18,14 +19,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnc.compiler.analysis.translation import is_difference
+from attnc.compiler.ir import Value
+from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Group, Piece, Plan
+from attnc.compiler.values import additive, reads
+from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.executor import merge
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.values import Block, Operands, Values
 
-ROWS, KEYS = 256, 1024
-"""Rows and keys of a tile at most."""
+ROWS = 256
+KERNEL_ROWS = 512
+"""Rows of a tile at most, in torch and for the kernel."""
+
+ELEMENTS = 1 << 21
+"""Scores of a tile at most, over all heads."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +49,18 @@ class Tile:
     mask: NDArray[np.bool_]
 
 
-def tiles(plan: Plan) -> Iterator[Tile]:
+def tiles(plan: Plan, most_rows: int = ROWS) -> Iterator[Tile]:
     """The tiles of a plan, those of a row one after another."""
     for group in plan.groups:
+        most_keys = max(128, ELEMENTS // (most_rows * max(len(group.heads), 1)))
         for piece in group.pieces:
-            for rows, keys, mask in _parts(plan, group, piece):
+            for rows, keys, mask in _parts(plan, group, piece, most_rows, most_keys):
                 for batch in group.batches:
                     yield Tile(batch, group.heads, rows, keys, mask)
 
 
 def _parts(
-    plan: Plan, group: Group, piece: Piece
+    plan: Plan, group: Group, piece: Piece, most_rows: int, most_keys: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]]:
     """Tokens of queries and of keys, and the mask between them, in parts of bounded size."""
     if min(piece.queries.count, piece.queries.length, piece.keys.length) <= 0:
@@ -58,11 +69,11 @@ def _parts(
     starts = zip(piece.queries.starts().tolist(), piece.keys.starts().tolist(), strict=True)
     shared = plan.masks[piece.mask].whole() if isinstance(piece.mask, int) else None
     for q_start, k_start in starts:
-        for r in range(0, len(inside_q), ROWS):
-            rows = inside_q[r : r + ROWS] + q_start
+        for r in range(0, len(inside_q), most_rows):
+            rows = inside_q[r : r + most_rows] + q_start
             last = min(len(inside_k), r + len(rows)) if piece.mask == "causal" else len(inside_k)
-            for c in range(0, last, KEYS):
-                keys = inside_k[c : min(c + KEYS, last)] + k_start
+            for c in range(0, last, most_keys):
+                keys = inside_k[c : min(c + most_keys, last)] + k_start
                 if shared is not None:
                     mask = shared[r : r + len(rows), c : c + len(keys)]
                 elif piece.mask == "full":
@@ -80,9 +91,10 @@ class Scores:
     """The scores of a call, tile by tile."""
 
     def __init__(self, relations: Relations, operands: Operands) -> None:
-        self._relations = relations
         self._operands = operands
         self.node = relations.pattern.attend
+        self._additive = additive(self.node.score)
+        self._slides = self._additive is not None and is_difference(self._additive.bias)
         self._windows = [list(relations.windows(b)) for b in range(relations.shape.batch)]
 
     def of(self, tile: Tile, q: Tensor, k: Tensor) -> Tensor:
@@ -105,6 +117,45 @@ class Scores:
             found = found.expand(shape[0], len(rows), len(keys))
             score[:, at[0], at[1]] = found.masked_fill(torch.from_numpy(~block.alive[0]), -math.inf)
         return score
+
+    @property
+    def factor(self) -> float | None:
+        """What `dot(q, k)` is multiplied with where the rest of the score is a bias, else None."""
+        if self._additive is None:
+            return None
+        nobody = np.zeros(0, dtype=np.int64), np.zeros((1, 0, 0), dtype=np.bool_)
+        block = Block(0, (0,), Window(0, 0, 0, 0, 0), nobody[0], nobody[0], nobody[1])
+        return float(Values(self._operands, block).of(self._additive.factor))
+
+    def bias(self, tile: Tile) -> Tensor:
+        """The bias of a tile, (heads or 1, rows, keys), -inf where nothing is seen."""
+        assert self._additive is not None
+        bias = self._additive.bias
+        hidden = torch.from_numpy(~tile.mask)
+        if bias is None:
+            return torch.zeros(hidden.shape, dtype=self._operands.dtype).masked_fill_(hidden, -math.inf)[None]
+        shape = len(tile.rows), len(tile.keys)
+        result = torch.zeros((len(tile.heads) if "head" in reads(bias) else 1, *shape), dtype=self._operands.dtype)
+        for block, rows, keys in self._blocks(tile):
+            if self._slides and _is_stretch(block.rows) and _is_stretch(block.keys):
+                found = self._along_diagonals(bias, block)
+            else:
+                found = Values(self._operands, block).of(bias)
+            if (len(rows), len(keys)) == shape:
+                result.copy_(found.expand(result.shape))
+            else:
+                at = torch.from_numpy(rows)[:, None], torch.from_numpy(keys)[None]
+                result[:, at[0], at[1]] = found.expand(len(result), len(rows), len(keys))
+        return result.masked_fill_(hidden, -math.inf)
+
+    def _along_diagonals(self, bias: Value, block: Block) -> Tensor:
+        """A bias that is the same along diagonals: evaluated once for each."""
+        rows, keys = len(block.rows), len(block.keys)
+        alive = _diagonals(block.alive[0])
+        last = block.rows[-1:]
+        further = np.arange(block.keys[0], block.keys[-1] + rows)
+        line = Values(self._operands, replace(block, rows=last, keys=further, alive=alive[None, None])).of(bias)
+        return line[:, 0].expand(line.shape[0], len(further)).unfold(1, keys, 1).flip(1)
 
     def _blocks(self, tile: Tile) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.int64]]]:
         """The parts of a tile by window, with the numbers of their rows and keys in it."""
@@ -130,22 +181,33 @@ class Scores:
             yield slice(window.row, window.row + window.n_q), logit[..., 0].expand(len(heads), len(rows))
 
 
+def _is_stretch(tokens: NDArray[np.int64]) -> bool:
+    return bool(len(tokens)) and int(tokens[-1] - tokens[0]) == len(tokens) - 1
+
+
+def _diagonals(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which diagonals of a mask hold something, from the lower left corner on."""
+    rows, keys = mask.shape
+    wide = np.zeros((rows, rows + keys), dtype=np.bool_)
+    wide[:, :keys] = mask[::-1]
+    return np.asarray(wide.ravel()[: rows * (rows + keys - 1)].reshape(rows, rows + keys - 1).any(axis=0))
+
+
 def forward(q: Tensor, v: Tensor, plan: Plan, scores: Scores, k: Tensor) -> tuple[Tensor, Tensor]:
     """(out, lse) in the dtype that scores are computed in; rows that see nothing: 0 and -inf."""
     dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
     out = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype)
     lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
-    for tile in tiles(plan):
+    factor = scores.factor
+    for tile in tiles(plan, ROWS if factor is None else KERNEL_ROWS):
         heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
         keys = torch.from_numpy(tile.keys)
-        q_rows = q[tile.batch][heads, rows].to(dtype)
-        k_rows, v_rows = (x[tile.batch][heads // group, keys].to(dtype) for x in (k, v))
-        score = scores.of(tile, q_rows, k_rows)
-        most = score.amax(-1, keepdim=True)
-        weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
-        whole = weights.sum(-1)
-        part = torch.where(whole > 0, most[..., 0] + whole.log(), -math.inf)
-        o = (weights @ v_rows) / torch.where(whole > 0, whole, 1)[..., None]
+        q_rows = q[tile.batch][heads, rows]
+        k_rows, v_rows = (x[tile.batch][heads // group, keys] for x in (k, v))
+        if factor is None:
+            o, part = _softmax(scores.of(tile, q_rows.to(dtype), k_rows.to(dtype)), v_rows.to(dtype))
+        else:
+            o, part = _by_kernel(q_rows, k_rows, v_rows, scores.bias(tile), factor)
         own_out, own_lse = out[tile.batch][heads, rows], lse[tile.batch][heads, rows]
         merge(o, part, own_out, own_lse)
         out[tile.batch][heads, rows], lse[tile.batch][heads, rows] = own_out, own_lse
@@ -157,6 +219,24 @@ def forward(q: Tensor, v: Tensor, plan: Plan, scores: Scores, k: Tensor) -> tupl
                 out[batch, :, rows_of] *= torch.exp(torch.where(own == -math.inf, 0, own - more))[..., None]
                 lse[batch, :, rows_of] = more
     return out, lse
+
+
+def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) of scores (heads, rows, keys) over v (heads, keys, dv)."""
+    most = score.amax(-1, keepdim=True)
+    weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
+    whole = weights.sum(-1)
+    lse = torch.where(whole > 0, most[..., 0] + whole.log(), -math.inf)
+    return (weights @ v) / torch.where(whole > 0, whole, 1)[..., None], lse
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """The same of `factor * dot(q, k) + bias`."""
+    width = max(q.shape[-1], v.shape[-1])
+    q, k, wide = (kernel.padded(x, width)[None] for x in (q, k, v))
+    out, lse = kernel.attend(q, k, wide, bias[None], False, factor)
+    blind = (bias == -math.inf).all(-1)
+    return out[0, ..., : v.shape[-1]].masked_fill(blind[..., None], 0), lse[0].masked_fill(blind, -math.inf)
 
 
 def backward(
@@ -177,6 +257,11 @@ def backward(
     """
     dtype, group = out.dtype, q.shape[1] // max(k.shape[1], 1)
     grads = [torch.zeros_like(x, dtype=dtype) for x in (q, k, v)]
+    factor = scores.factor
+    if factor is not None and not inputs:
+        operands = kernel.without_blind_rows(lse, grad_out, grad_lse)
+        _backward_by_kernel(*operands, (q, k, v, out.to(q.dtype)), plan, scores, factor, grads)
+        return grads[0], grads[1], grads[2], []
     of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs]
     grad_out = grad_out.to(dtype)
     delta = (grad_out * out).sum(-1)
@@ -202,6 +287,36 @@ def backward(
     if scores.node.weights.extra is not None and inputs:
         _add_extra(scores, q.shape, lse, delta, inputs, of_inputs)
     return grads[0], grads[1], grads[2], of_inputs
+
+
+def _backward_by_kernel(
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    tensors: tuple[Tensor, ...],
+    plan: Plan,
+    scores: Scores,
+    factor: float,
+    grads: Sequence[Tensor],
+) -> None:
+    """Add the gradients of q, k and v to `grads` where the score is `factor * dot(q, k)` and a bias."""
+    q, k, v, out = tensors
+    group = q.shape[1] // max(k.shape[1], 1)
+    grad_out = grad_out.to(q.dtype)
+    if grad_lse is not None:
+        grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
+    width = max(q.shape[-1], v.shape[-1])
+    grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+    for tile in tiles(plan, KERNEL_ROWS):
+        heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
+        keys = torch.from_numpy(tile.keys)
+        do, q_rows, out_rows, lse_rows = (x[tile.batch][heads, rows][None] for x in (grad_out, q, out, lse))
+        k_rows, v_rows = (x[tile.batch][heads // group, keys][None] for x in (k, v))
+        bias = scores.bias(tile)[None]
+        dq, dk, dv = kernel.attend_backward(do, q_rows, k_rows, v_rows, out_rows, lse_rows, bias, False, factor)
+        grads[0][tile.batch][heads, rows] += dq[0, ..., : grads[0].shape[-1]]
+        _add_keys(grads[1][tile.batch], dk[0, ..., : grads[1].shape[-1]], tile, group)
+        _add_keys(grads[2][tile.batch], dv[0, ..., : grads[2].shape[-1]], tile, group)
 
 
 def _add_extra(
@@ -253,7 +368,7 @@ class _Attend(torch.autograd.Function):
         return out.to(q.dtype), lse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *inputs = ctx.saved_tensors
         if grad_out is None and grad_lse is None:
@@ -295,4 +410,4 @@ class Call:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """(out, lse) of a pattern with scores or extra logits of its own, differentiable once in q, k, v and `inputs`."""
-    return cast("tuple[Tensor, Tensor]", _Attend.apply(q, k, v, call, *inputs))
+    return cast("tuple[Tensor, Tensor]", _Attend.apply(q, k, v, call, *inputs))  # type: ignore[no-untyped-call]
