@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import score_references as truth
-from attnc import compile_attention
+from attnc import AttncError, compile_attention
 from score_calls import (
     DEFAULTS,
     EXECUTORS,
@@ -50,6 +50,16 @@ def test_output_and_gradients_are_the_definition(system: System, shape: Shape, n
 @pytest.mark.parametrize("system", [system for system in SYSTEMS if system.aligned], ids=repr)
 def test_the_last_query_stands_at_the_last_key(system: System, shape: Shape, name: str) -> None:
     check(executor(system.compiled(), name), system.dense, system.operands(shape))
+
+
+MANY_ROWS, MANY_KEYS = Shape(600, 600, 2, 1, 1, dk=4, dv=3), Shape(3, 4500, 2, 1, 1, dk=4, dv=3)
+"""More than one tile holds."""
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=repr)
+def test_tiles_of_a_row_make_one_softmax(system: System) -> None:
+    for shape in (MANY_ROWS, MANY_KEYS) if system.aligned else (MANY_ROWS,):
+        check(executor(system.compiled(), "cpu"), system.dense, system.operands(shape))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 8, 12, 16, 20])
@@ -213,6 +223,28 @@ def test_steep_forgetting(name: str) -> None:
             check(run, system.dense, operands)
         else:
             check_twice(run, system.dense, operands)
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("gate", [-math.inf, -3e38, -1e20])
+def test_a_shut_gate(gate: float, name: str) -> None:
+    """Nothing behind it counts, and what is before it counts as ever; its own gradient is nothing."""
+    system = named("fox")
+    operands = system.operands(Shape(12, 12))
+    f = operands["f"].detach().clone()
+    f[:, 5] = gate
+    operands["f"] = leaf(f, torch.float64)
+    found = check(executor(system.compiled(), name), system.dense, operands)
+    assert not found["df"][:, 5].any()
+
+
+def test_gates_that_grow_are_refused() -> None:
+    """`log_decay` is at most 0; the reference executor checks it."""
+    system = named("fox")
+    operands = system.operands(Shape(5, 5))
+    operands["f"] = leaf(-operands["f"], torch.float64)
+    with pytest.raises(AttncError, match="`f`"):
+        executor(system.compiled(), "reference")(**operands)
 
 
 @pytest.mark.parametrize("name", EXECUTORS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ def alibi(q: Tensor, k: Tensor, v: Tensor) -> Result:
     return weighted(scale_of(q) * products(q, k) + bias.to(q.dtype), key <= query, v)
 
 
+@cache
 def t5_bucket(offset: int, buckets: int, far: int, causal: bool) -> int:
     """Raffel et al. 2020, for offset = key - query: half of the buckets exact, the others spaced by the logarithm.
 
