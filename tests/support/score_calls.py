@@ -120,9 +120,10 @@ def named(name: str) -> System:
 
 
 def executor(attend: Attention, name: str) -> Run:
-    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> truth.Result:
-        call = attend if name == "cpu" else attend.reference
-        return call(q, k, v, return_lse=True, **inputs)
+    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> truth.Result:
+        if name == "cpu":
+            return attend(q, k, v, return_lse=True, **inputs)
+        return attend.reference(q, k, v, return_lse=True, **inputs)
 
     return run
 
