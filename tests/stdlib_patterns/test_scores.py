@@ -89,7 +89,7 @@ def test_gradients_of_some_operands_and_of_one_output(system: System, name: str)
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
 def test_gradcheck(system: System) -> None:
-    operands = system.operands(Shape(5, 5, 2, 1, dk=3, dv=2))
+    operands = system.operands(Shape(4, 4, 2, 1, batch=1, dk=3, dv=2))
     run = executor(system.compiled(), "cpu")
 
     def positional(*tensors: Tensor) -> truth.Result:
@@ -151,7 +151,7 @@ def test_the_same_bits_twice(system: System) -> None:
 
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=repr)
+@pytest.mark.parametrize("shape", [*SQUARES[:3], Shape(2, 2, 6, 6), Shape(130, 130, 2, 1, batch=1)], ids=repr)
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
 def test_at_most_twice_the_error_of_dense_torch(system: System, shape: Shape, dtype: torch.dtype, name: str) -> None:
     check_twice(executor(system.compiled(), name), system.dense, system.operands(shape, dtype))
