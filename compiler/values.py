@@ -11,6 +11,7 @@ from typing_extensions import TypeIs
 from attnc.compiler.ir import (
     VALUES,
     Apply,
+    Attend,
     Dot,
     Element,
     HeadIndex,
@@ -94,6 +95,11 @@ def is_default(score: Value) -> bool:
         and scale() in score.operands
         and bool(set(_products()) & set(score.operands))
     )
+
+
+def is_plain(node: Attend) -> bool:
+    """Whether an attention is the softmax of `scale * dot(q, k)`."""
+    return is_default(node.score) and node.weights.extra is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import is_default
+from attnc.compiler.values import is_plain
 from attnc.runtime import identity, operators, reference
 from attnc.runtime.call import (
     FLOATS,
@@ -23,6 +23,7 @@ from attnc.runtime.call import (
     check_are_tensors,
     check_tensors,
     input_tensors,
+    names_read,
     refuse_options,
 )
 from attnc.runtime.cpu import tiles
@@ -104,7 +105,8 @@ def _check_options(options: Options) -> None:
 class Attention:
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
-    `name`, `parameters` and `program` say what it is; calling it runs it.
+    `name`, `parameters` and `program` say what it is; calling it runs it. `is_plain`: it is the softmax of
+    `scale * dot(q, k)`.
     """
 
     def __init__(self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile]) -> None:
@@ -113,6 +115,7 @@ class Attention:
         self._modules = modules
         self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
         self._pattern = self._planner.pattern
+        self.is_plain = is_plain(self._pattern.attend)
 
     # --- what it is ---
 
@@ -125,6 +128,11 @@ class Attention:
     def parameters(self) -> dict[str, object]:
         """The value of every parameter."""
         return dict(self._bound.values)
+
+    @property
+    def relation_inputs(self) -> frozenset[str]:
+        """The inputs that the relation reads: what `mask`, `plan` and `picture` need."""
+        return frozenset(names_read(self._pattern))
 
     @property
     def bound(self) -> BoundProgram:
@@ -196,7 +204,7 @@ class Attention:
             return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
-        if not self._is_plain:
+        if not self.is_plain:
             return _result(self._scored(q, k, v, factor, inputs, tensors), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
@@ -324,12 +332,6 @@ class Attention:
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
         real = {t.name: x for t, x in zip(self._pattern.tensors, input_tensors(self._pattern, inputs), strict=True)}
         return reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether it is the softmax of `scale * dot(q, k)`."""
-        node = self._pattern.attend
-        return is_default(node.score) and node.weights.extra is None
 
     def _scored(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]

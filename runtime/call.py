@@ -125,7 +125,10 @@ def _is_off(value: object) -> bool:
 
 
 def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -> CallShape:
-    """Everything a plan depends on. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
+    """Everything a plan depends on; inputs that the relation does not read may be missing.
+
+    Raises ArgumentError, ArgumentTypeError, UnsupportedError.
+    """
     inputs = _inputs(pattern, given)
     named = {
         "heads": sizes.heads,
@@ -135,7 +138,8 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         "dv": sizes.dv,
     }
     for tensor in pattern.tensors:
-        _check_dims(tensor, inputs[tensor.name].shape, sizes, named)
+        if tensor.name in inputs:
+            _check_dims(tensor, inputs[tensor.name].shape, sizes, named)
     _check_alignment(pattern, sizes)
     _check_lengths_of_segments(pattern, sizes, named)
     _check_head_lists(pattern, sizes)
@@ -149,7 +153,7 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         dv=sizes.dv,
         dtype=sizes.dtype,
         sizes=named,
-        inputs={tensor.name: inputs[tensor.name] for tensor in pattern.tensors if tensor.kind != "real"},
+        inputs={t.name: inputs[t.name] for t in pattern.tensors if t.kind != "real" and t.name in inputs},
         rates=calibration.rates(),
     )
 
@@ -188,7 +192,22 @@ def _check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
 
 def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
     _check_names(pattern, given)
-    return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors}
+    needed = names_read(pattern)
+    wanted = [t for t in pattern.tensors if given.get(t.name) is not None or needed & {t.name, *map(str, t.dims)}]
+    return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in wanted}
+
+
+def names_read(pattern: ir.Pattern) -> set[str]:
+    """The inputs and the new sizes that the relation and the requirements read."""
+    roots = [pattern.attend.visible, *(condition for condition, _ in pattern.requirements)]
+    nodes = [node for root in roots for node in walk(root)]
+    found = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
+    found |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
+    return found if pattern.documents is None else found | {pattern.documents.name}
+
+
+_FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv"}
+"""Sizes that every call has."""
 
 
 def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any]:

@@ -37,9 +37,8 @@ class AttentionModule(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention over q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv); see `Attention.__call__`."""
         given: dict[str, Any] = {**inputs, **dict(self.named_parameters(recurse=False))}
-        if return_lse:
-            return self.attention(q, k, v, scale=scale, return_lse=True, **given)
-        return self.attention(q, k, v, scale=scale, **given)
+        call: Any = self.attention
+        return cast("Tensor | tuple[Tensor, Tensor]", call(q, k, v, scale=scale, return_lse=return_lse, **given))
 
     def extra_repr(self) -> str:
         """What is inside, for `print`."""

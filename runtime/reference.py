@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import is_default
+from attnc.compiler.values import is_plain
 from attnc.runtime.values import Block, Operands, Values
 
 
@@ -47,7 +47,7 @@ def attend(
     mask = dense_mask(relations).to(q.device)
     node = relations.pattern.attend
     seen = mask.any(-1, keepdim=True)
-    if is_default(node.score) and node.weights.extra is None:
+    if is_plain(node):
         group = max(q.shape[1] // max(k.shape[1], 1), 1)
         score, extra = q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale, None
     else:

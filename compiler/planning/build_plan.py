@@ -22,7 +22,7 @@ from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece
 from attnc.compiler.planning.rates import AMX, Rates, Work
 from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import additive, is_default
+from attnc.compiler.values import additive, is_plain
 
 Int64 = NDArray[np.int64]
 
@@ -355,7 +355,7 @@ class _Planner:
 def _scores(pattern: Pattern) -> tuple[str, ...]:
     """How scores that are not `scale * dot(q, k)` are computed."""
     score = pattern.attend.score
-    if is_default(score) and pattern.attend.weights.extra is None:
+    if is_plain(pattern.attend):
         return ()
     found = additive(score)
     if found is None:

@@ -28,6 +28,7 @@ from attnc.spec.checks.measure import Measures, first_use, inputs_read
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import SIZES
+from attnc.spec.names.resolve import Resolved
 from attnc.spec.report import Report
 from attnc.spec.source import Span
 
@@ -54,13 +55,15 @@ _PER_PAIR = {
 }
 
 
-def check_pattern(pattern: program.Program, spare: tuple[program.Definition, ...], report: Report) -> program.Program:
+def check_pattern(resolved: Resolved, report: Report) -> program.Program:
     """The pattern with its stages filled in. What is wrong goes to `report`; the result is then of no use."""
+    pattern, spare = resolved.pattern, resolved.spare
     checker = Checker(pattern, report)
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
     needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.scores()
-    checker.check_learned()
+    if resolved.whole:
+        checker.check_learned()
     for definition in spare:
         if not definition.parameters:
             checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)

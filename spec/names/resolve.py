@@ -41,6 +41,7 @@ _LATER_WORDS = {
     "per": "attention per unit",
     "pad": "padding",
     "select": "selections",
+    "weights": "weights other than `softmax(score)`, perhaps with `extra`",
     "branch": "branches",
     "approximate": "approximation",
 }
@@ -62,10 +63,14 @@ def _name_of(node: syntax.Expr) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A pattern before its types are checked, and the definitions that nothing supported uses."""
+    """A pattern before its types are checked, and the definitions that nothing supported uses.
+
+    `whole`: nothing in it was refused as not supported.
+    """
 
     pattern: program.Program
     spare: tuple[program.Definition, ...]
+    whole: bool
 
 
 def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved | None:
@@ -119,7 +124,7 @@ class _PatternResolver:
             score=self._score(),
             weights=self._weights(),
         )
-        return Resolved(result, self._spare(lets))
+        return Resolved(result, self._spare(lets), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -165,7 +170,7 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         for item in self._pattern.body.statements:
             word = item.word.id
-            if word in _LATER_WORDS:
+            if word in _LATER_WORDS and word != "weights":
                 self._later(item)
             elif word in _HOME:
                 help_ = f"it belongs in {_HOME[word]}"
