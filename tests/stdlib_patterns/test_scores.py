@@ -128,6 +128,19 @@ def test_one_input_for_the_whole_batch(system: System, name: str) -> None:
     check(executor(system.compiled(), name), dense, operands | shared)
 
 
+@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("system", [system for system in DEFAULTS if system.inputs(Shape(1, 1))], ids=repr)
+def test_each_call_has_its_own_inputs(system: System, name: str) -> None:
+    """Nothing of a call is kept for the next of the same shape, nor when an input is changed in place."""
+    run = executor(system.compiled(), name)
+    first, second = (system.operands(Shape(19, 19)) for _ in range(2))
+    for operands in (first, second, first):
+        check(run, system.dense, operands)
+    for key in first.keys() - {"q", "k", "v"}:
+        first[key].data.copy_(second[key])
+    check(run, system.dense, first)
+
+
 @pytest.mark.parametrize("system", DEFAULTS, ids=repr)
 def test_strides_do_not_matter(system: System) -> None:
     def strided(x: Tensor) -> Tensor:
