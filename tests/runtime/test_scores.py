@@ -51,7 +51,7 @@ def operands(attend: Attention, n_q: int, n_k: int, dtype: torch.dtype, batch: i
     shapes = {"q": (batch, HEADS, n_q, WIDTH), "k": (batch, KV_HEADS, n_k, WIDTH), "v": (batch, KV_HEADS, n_k, 5)}
     found = {name: torch.randn(shape, generator=made, dtype=torch.float64) for name, shape in shapes.items()}
     for tensor in attend.bound.program.inputs:
-        shape = [sizes[d] if isinstance(d, str) else d if isinstance(d, int) else 9 for d in tensor.type.dims]
+        shape = [sizes.get(str(d), 9) for d in tensor.type.dims]  # 9: the length of `near`
         if tensor.type.kind == "int":
             found[tensor.name] = torch.arange(n_k) // 7
             continue
@@ -86,7 +86,8 @@ def test_reference_is_the_evaluator(name: str, lengths: tuple[int, int]) -> None
     sizes = {"heads": HEADS, "kv_heads": KV_HEADS, "dk": WIDTH, "dv": 5}
     oracle = Evaluator(attend.bound, queries=n_q, keys=n_k, inputs=inputs, **sizes)
     wanted = oracle.attend(given["q"].tolist(), given["k"].tolist(), given["v"].tolist())
-    found = attend.reference(given["q"], given["k"], given["v"], return_lse=True, **_inputs(given))
+    reference: Any = attend.reference
+    found = reference(given["q"], given["k"], given["v"], return_lse=True, **_inputs(given))
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, torch.tensor(b, dtype=torch.float64), rtol=1e-11, atol=1e-11)
 
@@ -132,7 +133,7 @@ def test_the_same_bits_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_gradcheck(name: str) -> None:
-    attend = attention(name)
+    attend: Any = attention(name)
     given = operands(attend, 6, 6, torch.float64, batch=1)
     names = [n for n, x in given.items() if x.requires_grad]
     rest = {n: x for n, x in given.items() if not x.requires_grad}
@@ -151,8 +152,9 @@ def test_an_index_out_of_range_is_an_error_where_it_is_seen() -> None:
     )
     q = torch.randn(1, 1, 4, 8)
     attend(q, q, q, t=torch.zeros(4))
+    longer = torch.randn(1, 1, 5, 8)
     with pytest.raises(EvaluationError, match="`t` is read at 4"):
-        attend(*[torch.randn(1, 1, 5, 8)] * 3, t=torch.zeros(4))
+        attend(longer, longer, longer, t=torch.zeros(4))
 
 
 def test_what_is_hidden_poisons_nothing() -> None:
@@ -205,7 +207,7 @@ def test_compiled_calls_are_refused() -> None:
 
 
 def test_module_learns() -> None:
-    module = compile_attention("gpt_oss", window=4).module(heads=2, dk=8, dv=8)
+    module: Any = compile_attention("gpt_oss", window=4).module(heads=2, dk=8, dv=8)
     assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {"sink": (2,)}
     q = torch.randn(1, 2, 6, 8)
     out, lse = module(q, q, q, return_lse=True)
@@ -221,9 +223,11 @@ def test_module_learns() -> None:
 
 def test_module_sizes() -> None:
     attend = compile_attention("music_relative")
-    assert attend.module(heads=2, dk=4, dv=4, length=9).E.shape == (2, 9, 4)
+    module: Any = attend.module(heads=2, dk=4, dv=4, length=9)
+    assert module.E.shape == (2, 9, 4)
     given = torch.randn(2, 7, 4)
-    assert torch.equal(attend.module(heads=2, dk=4, dv=4, E=given).E, given)
+    module = attend.module(heads=2, dk=4, dv=4, E=given)
+    assert torch.equal(module.E, given)
     with pytest.raises(ArgumentError, match="give it, `length=…`"):
         attend.module(heads=2, dk=4, dv=4)
     with pytest.raises(ArgumentError, match=r"must be \(2, 7, 4\)"):
