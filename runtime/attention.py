@@ -21,6 +21,7 @@ from attnc.runtime.call import (
     Sizes,
     call_shape,
     check_are_tensors,
+    check_promises,
     check_tensors,
     input_tensors,
     names_read,
@@ -334,7 +335,9 @@ class Attention:
         refuse_options(self._pattern, inputs)
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
-        real = {t.name: x for t, x in zip(self._pattern.tensors, input_tensors(self._pattern, inputs), strict=True)}
+        tensors = input_tensors(self._pattern, inputs)
+        check_promises(self._bound.program.inputs, tensors)
+        real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
         return reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
 
     def _scored(

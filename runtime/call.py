@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,6 +17,7 @@ from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.spec.program import Input
 from attnc.spec.suggest import did_you_mean
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -180,6 +181,27 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
     if value.dtype not in _INPUT_DTYPES[tensor.kind]:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {_name(value.dtype)}: it must be {tensor.kind}")
     return value
+
+
+def check_promises(declared: Sequence[Input], tensors: Sequence[Tensor]) -> None:
+    """Raise ArgumentError where a real input is not what its type promises: `unit`, `log_decay`, `positive`."""
+    for item, tensor in zip(declared, tensors, strict=True):
+        if item.type.refinement is None or not tensor.numel():
+            continue
+        words, kept = _PROMISES[item.type.refinement]
+        broken = ~kept(tensor.detach())
+        if broken.any():
+            value = tensor.detach()[broken][0].item()
+            raise ArgumentError(
+                f"the input `{item.name}` holds {value:g}: as {item.type.refinement} it must be {words}"
+            )
+
+
+_PROMISES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "unit": ("between 0 and 1", lambda x: (x >= 0) & (x <= 1)),
+    "log_decay": ("at most 0", lambda x: x <= 0),
+    "positive": ("above 0", lambda x: x > 0),
+}
 
 
 def _check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:

@@ -6,6 +6,7 @@ It is O(Nq · Nk) in memory, and the oracle of every other executor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,7 +64,27 @@ def attend(
         weights = torch.exp(score - lse[..., None])
     weights = torch.where(seen, weights, torch.zeros((), dtype=score.dtype, device=score.device)).to(v.dtype)
     out = weights @ v.repeat_interleave(max(q.shape[1] // max(v.shape[1], 1), 1), 1)
-    return out, torch.where(seen[..., 0], lse, torch.full_like(lse, -torch.inf)).to(_lse_dtype(q.dtype))
+    lse = torch.where(seen[..., 0], lse, torch.full_like(lse, -torch.inf)).to(_lse_dtype(q.dtype))
+    if is_plain(node):
+        return out, lse
+    return _depending(out, q, k, v, *(inputs or {}).values()), _depending(lse, q, k, *(inputs or {}).values())
+
+
+class _Depending(torch.autograd.Function):
+    """A result that has gradients, perhaps zeros, to all of its operands."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *operands: Tensor) -> Tensor:
+        ctx.save_for_backward(*operands)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(torch.zeros_like(x) if x.is_floating_point() else None for x in ctx.saved_tensors)
+
+
+def _depending(x: Tensor, *operands: Tensor) -> Tensor:
+    return cast("Tensor", _Depending.apply(x, *operands))  # type: ignore[no-untyped-call]
 
 
 def _values(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -247,10 +248,9 @@ class Values:
             replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True),
         )
         terms = inner.of(substitute_value(node.body, {node.var: fold.place("q")}))
-        sums = F.pad(terms.expand(heads, len(rows), 1)[..., 0].cumsum(1), (1, 0))
-        head = torch.arange(heads, device=sums.device)[:, None, None]
-        ends = [sums[head, self._tensor(end - first)] for end in (high, low)]
-        return (ends[0] - ends[1]).to(self._operands.dtype)
+        terms = terms.expand(heads, len(rows), 1)[..., 0]
+        ends = self._tensor(low - first), self._tensor(high - first)
+        return _ranges(terms, *ends).to(self._operands.dtype)
 
     def _loop(self, node: ir.Total, low: Int64, high: Int64, first: int, last: int) -> Tensor:
         result = self._constant(NEUTRAL[node.op])
@@ -266,6 +266,30 @@ class Values:
                 result = result.unsqueeze(-1)
             result = torch.where(lanes, FUNCTIONS[_JOINED[node.op]](result, term), result)
         return result
+
+
+SCALES = (0.0, 1e3, 1e9, 1e15)
+"""Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
+
+
+def _ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Sums of `terms` (heads, n) over ranges (heads or 1, rows, keys), low <= high."""
+    head = torch.arange(len(terms), device=terms.device)[:, None, None]
+
+    def between(values: Tensor) -> Tensor:
+        sums = F.pad(values.cumsum(1), (1, 0))
+        return sums[head, high] - sums[head, low]
+
+    finite, size = terms.isfinite(), terms.detach().abs()
+    total = between(torch.where(finite & (size <= SCALES[1]), terms, 0))
+    for least, most in pairwise((*SCALES[1:], torch.inf)):
+        here = finite & (size > least) & (size <= most)
+        if here.any():
+            total = total + between(torch.where(here, terms, 0))
+    for value in (torch.inf, -torch.inf):
+        if (terms == value).any():
+            total = torch.where(between((terms == value).double()) > 0, total + value, total)
+    return torch.where(between(terms.isnan().double()) > 0, torch.nan, total) if terms.isnan().any() else total
 
 
 def _gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:

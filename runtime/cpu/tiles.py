@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from attnc.compiler.analysis.translation import is_difference
 from attnc.compiler.ir import Value
@@ -28,6 +27,7 @@ from attnc.compiler.values import additive, reads
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.executor import merge
 from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.values import Block, Operands, Values
 
 ROWS = 256
@@ -118,6 +118,13 @@ class Scores:
             score[:, at[0], at[1]] = found.masked_fill(torch.from_numpy(~block.alive[0]), -math.inf)
         return score
 
+    def less(self, tile: Tile, q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
+        """Scores as `of` gives them less the shift of their rows, which a large bias loses before digits are lost."""
+        factor = self.factor
+        if factor is None:
+            return self.of(tile, q, k) - shift[..., None]
+        return factor * (q @ k.transpose(-1, -2)) + (self.bias(tile) - shift[..., None])
+
     @property
     def factor(self) -> float | None:
         """What `dot(q, k)` is multiplied with where the rest of the score is a bias, else None."""
@@ -168,17 +175,21 @@ class Scores:
             own_rows, own_keys = tile.rows[rows] - window.row, tile.keys[keys] - window.key
             yield Block(tile.batch, tile.heads, window, own_rows, own_keys, alive[None]), rows, keys
 
-    def extra(self, batch: int, heads: tuple[int, ...]) -> Iterator[tuple[slice, Tensor]]:
-        """The logarithm of what the extra logits add, (heads, rows), for the rows of each window."""
+    def extra(self, batch: int, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The logarithm of what the extra logits add, (heads, rows), for the rows of each window.
+
+        `q` are the vectors of the batch entry, (heads, rows, dk).
+        """
         extra = self.node.weights.extra
         assert extra is not None
         for window in self._windows[batch]:
             rows = np.arange(window.n_q)
             alive = np.ones((1, len(rows), 1), dtype=np.bool_)
-            block = Block(batch, heads, window, rows, np.zeros(1, dtype=np.int64), alive)
-            logit = Values(self._operands, block).of(extra)
+            block = Block(batch, tuple(range(len(q))), window, rows, np.zeros(1, dtype=np.int64), alive)
+            here = slice(window.row, window.row + window.n_q)
+            logit = Values(self._operands, block, {"q": q[:, here, None]}).of(extra)
             logit = logit if logit.ndim == 3 else torch.logsumexp(logit, -1)
-            yield slice(window.row, window.row + window.n_q), logit[..., 0].expand(len(heads), len(rows))
+            yield here, logit[..., 0].expand(len(q), len(rows))
 
 
 def _is_stretch(tokens: NDArray[np.int64]) -> bool:
@@ -193,32 +204,67 @@ def _diagonals(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(wide.ravel()[: rows * (rows + keys - 1)].reshape(rows, rows + keys - 1).any(axis=0))
 
 
-def forward(q: Tensor, v: Tensor, plan: Plan, scores: Scores, k: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, lse) in the dtype that scores are computed in; rows that see nothing: 0 and -inf."""
+@dataclass(frozen=True)
+class Rows:
+    """What a forward leaves of every row: out, and its LSE as `lse + shift`, in the dtype that scores are computed in.
+
+    `shift` is near the row's scores where these are large, so that differences from the LSE keep their digits.
+    """
+
+    out: Tensor
+    lse: Tensor
+    shift: Tensor
+
+
+LARGE = 16.0
+"""Scores beyond this are shifted."""
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows:
+    """The rows of a call; those that see nothing have out 0 and LSE -inf."""
     dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
-    out = q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype)
-    lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
+    result = Rows(
+        q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype),
+        q.new_full(q.shape[:3], -math.inf, dtype=dtype),
+        q.new_zeros(q.shape[:3], dtype=dtype),
+    )
     factor = scores.factor
     for tile in tiles(plan, ROWS if factor is None else KERNEL_ROWS):
-        heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
+        at = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
         keys = torch.from_numpy(tile.keys)
-        q_rows = q[tile.batch][heads, rows]
-        k_rows, v_rows = (x[tile.batch][heads // group, keys] for x in (k, v))
+        q_rows = q[tile.batch][at]
+        k_rows, v_rows = (x[tile.batch][at[0] // group, keys] for x in (k, v))
+        out, lse, shift = (x[tile.batch][at] for x in (result.out, result.lse, result.shift))
+        score = scores.of(tile, q_rows.to(dtype), k_rows.to(dtype)) if factor is None else scores.bias(tile)
+        shift = _shifted(score, shift, lse == -math.inf)
+        score = score - shift[..., None] if shift.any() else score
         if factor is None:
-            o, part = _softmax(scores.of(tile, q_rows.to(dtype), k_rows.to(dtype)), v_rows.to(dtype))
+            o, part = _softmax(score, v_rows.to(dtype))
         else:
-            o, part = _by_kernel(q_rows, k_rows, v_rows, scores.bias(tile), factor)
-        own_out, own_lse = out[tile.batch][heads, rows], lse[tile.batch][heads, rows]
-        merge(o, part, own_out, own_lse)
-        out[tile.batch][heads, rows], lse[tile.batch][heads, rows] = own_out, own_lse
+            o, part = _by_kernel(q_rows, k_rows, v_rows, score, factor)
+        merge(o, part, out, lse)
+        for x, rows in ((result.out, out), (result.lse, lse), (result.shift, shift)):
+            x[tile.batch][at] = rows
     if scores.node.weights.extra is not None:
-        for batch in range(q.shape[0]):
-            for rows_of, logit in scores.extra(batch, tuple(range(q.shape[1]))):
-                own = lse[batch, :, rows_of]
-                more = torch.where(own == -math.inf, own, torch.logaddexp(own, logit))
-                out[batch, :, rows_of] *= torch.exp(torch.where(own == -math.inf, 0, own - more))[..., None]
-                lse[batch, :, rows_of] = more
-    return out, lse
+        _count_extra(q, scores, result)
+    return result
+
+
+def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
+    """The shift of rows, where they are new from their first scores, if these are large."""
+    most = score.detach().amax(-1)
+    return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
+
+
+def _count_extra(q: Tensor, scores: Scores, result: Rows) -> None:
+    """Give the extra logits their share of every row."""
+    for batch in range(q.shape[0]):
+        for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
+            own = result.lse[batch, :, rows]
+            blind = own == -math.inf
+            more = torch.where(blind, own, torch.logaddexp(own, logit - result.shift[batch, :, rows]))
+            result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
+            result.lse[batch, :, rows] = more
 
 
 def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,114 +285,136 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> 
     return out[0, ..., : v.shape[-1]].masked_fill(blind[..., None], 0), lse[0].masked_fill(blind, -math.inf)
 
 
+@dataclass(frozen=True)
+class Sums:
+    """Gradients of q, k and v, and of the real inputs that want them, as they are added up."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    inputs: Sequence[Tensor]
+
+
 def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    result: Rows,
     plan: Plan,
     scores: Scores,
     inputs: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """(dq, dk, dv, gradients of `inputs`) of `forward`, whose results were `out` and `lse`.
-
-    dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − lse); then what S is made of.
-    """
-    dtype, group = out.dtype, q.shape[1] // max(k.shape[1], 1)
-    grads = [torch.zeros_like(x, dtype=dtype) for x in (q, k, v)]
+) -> Sums:
+    """The gradients of `forward`, whose operands were q, k and v and whose result is given."""
+    dtype = result.out.dtype
+    dq, dk, dv = (torch.zeros_like(x, dtype=dtype) for x in tensors)
+    sums = Sums(dq, dk, dv, [torch.zeros_like(x, dtype=dtype) for x in inputs])
     factor = scores.factor
     if factor is not None and not inputs:
-        operands = kernel.without_blind_rows(lse, grad_out, grad_lse)
-        _backward_by_kernel(*operands, (q, k, v, out.to(q.dtype)), plan, scores, factor, grads)
-        return grads[0], grads[1], grads[2], []
-    of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs]
-    grad_out = grad_out.to(dtype)
-    delta = (grad_out * out).sum(-1)
-    if grad_lse is not None:
-        delta = delta - torch.where(lse == -math.inf, 0, grad_lse)
-    safe = torch.where(lse == -math.inf, math.inf, lse)
+        _backward_by_kernel(grad_out, grad_lse, tensors, result, plan, scores, factor, sums)
+    else:
+        _backward_in_torch(grad_out, grad_lse, tensors, result, plan, scores, inputs, sums)
+    if scores.node.weights.extra is not None:
+        _add_extra(scores, tensors[0], result, _delta(grad_out, grad_lse, result), inputs, sums)
+    return sums
+
+
+def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: Rows) -> Tensor:
+    """rowsum(dO ∘ out) - dLSE."""
+    delta = (grad_out.to(result.out.dtype) * result.out).sum(-1)
+    return delta if grad_lse is None else delta - torch.where(result.lse == -math.inf, 0, grad_lse)
+
+
+def _backward_in_torch(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    result: Rows,
+    plan: Plan,
+    scores: Scores,
+    inputs: Sequence[Tensor],
+    sums: Sums,
+) -> None:
+    """dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE); then what S is made of."""
+    q, k, v = tensors
+    dtype, group = result.out.dtype, q.shape[1] // max(k.shape[1], 1)
+    grad_out, delta = grad_out.to(dtype), _delta(grad_out, grad_lse, result)
+    safe = torch.where(result.lse == -math.inf, math.inf, result.lse)
     for tile in tiles(plan):
-        heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
+        at = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
         keys = torch.from_numpy(tile.keys)
         with torch.enable_grad():
-            q_rows = q[tile.batch][heads, rows].to(dtype).requires_grad_()
-            k_rows = k[tile.batch][heads // group, keys].to(dtype).requires_grad_()
-            score = scores.of(tile, q_rows, k_rows)
-        weights = torch.exp(score.detach() - safe[tile.batch][heads, rows][..., None])
-        do = grad_out[tile.batch][heads, rows]
-        v_rows = v[tile.batch][heads // group, keys].to(dtype)
-        change = weights * (do @ v_rows.transpose(-1, -2) - delta[tile.batch][heads, rows][..., None])
-        found = torch.autograd.grad(score, [q_rows, k_rows, *inputs], change, allow_unused=True)
-        grads[0][tile.batch][heads, rows] += _or_zero(found[0], q_rows)
-        _add_keys(grads[1][tile.batch], _or_zero(found[1], k_rows), tile, group)
-        _add_keys(grads[2][tile.batch], weights.transpose(-1, -2) @ do, tile, group)
-        _add(of_inputs, found[2:])
-    if scores.node.weights.extra is not None and inputs:
-        _add_extra(scores, q.shape, lse, delta, inputs, of_inputs)
-    return grads[0], grads[1], grads[2], of_inputs
+            q_rows = q[tile.batch][at].to(dtype).requires_grad_()
+            k_rows = k[tile.batch][at[0] // group, keys].to(dtype).requires_grad_()
+            score = scores.less(tile, q_rows, k_rows, result.shift[tile.batch][at])
+        weights = torch.exp(score.detach() - safe[tile.batch][at][..., None])
+        do = grad_out[tile.batch][at]
+        _add_keys(sums.v[tile.batch], weights.transpose(-1, -2) @ do, tile, group)
+        if not score.requires_grad:
+            continue
+        v_rows = v[tile.batch][at[0] // group, keys].to(dtype)
+        change = weights * (do @ v_rows.transpose(-1, -2) - delta[tile.batch][at][..., None])
+        dq, dk, *found = torch.autograd.grad(score, [q_rows, k_rows, *inputs], change, allow_unused=True)
+        if dq is not None:
+            sums.q[tile.batch][at] += dq
+        if dk is not None:
+            _add_keys(sums.k[tile.batch], dk, tile, group)
+        _add(sums.inputs, found)
 
 
 def _backward_by_kernel(
-    lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    tensors: tuple[Tensor, ...],
+    tensors: tuple[Tensor, Tensor, Tensor],
+    result: Rows,
     plan: Plan,
     scores: Scores,
     factor: float,
-    grads: Sequence[Tensor],
+    sums: Sums,
 ) -> None:
-    """Add the gradients of q, k and v to `grads` where the score is `factor * dot(q, k)` and a bias."""
-    q, k, v, out = tensors
+    """Add the gradients of q, k and v where the score is `factor * dot(q, k)` and a bias."""
+    q, k, v = tensors
     group = q.shape[1] // max(k.shape[1], 1)
-    grad_out = grad_out.to(q.dtype)
+    out, grad_out = result.out.to(q.dtype), grad_out.to(q.dtype)
+    lse, grad_out, grad_lse = kernel.without_blind_rows(result.lse, grad_out, grad_lse)
     if grad_lse is not None:
         grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
     width = max(q.shape[-1], v.shape[-1])
     grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
     for tile in tiles(plan, KERNEL_ROWS):
-        heads, rows = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
+        at = torch.tensor(tile.heads)[:, None], torch.from_numpy(tile.rows)
         keys = torch.from_numpy(tile.keys)
-        do, q_rows, out_rows, lse_rows = (x[tile.batch][heads, rows][None] for x in (grad_out, q, out, lse))
-        k_rows, v_rows = (x[tile.batch][heads // group, keys][None] for x in (k, v))
-        bias = scores.bias(tile)[None]
-        dq, dk, dv = kernel.attend_backward(do, q_rows, k_rows, v_rows, out_rows, lse_rows, bias, False, factor)
-        grads[0][tile.batch][heads, rows] += dq[0, ..., : grads[0].shape[-1]]
-        _add_keys(grads[1][tile.batch], dk[0, ..., : grads[1].shape[-1]], tile, group)
-        _add_keys(grads[2][tile.batch], dv[0, ..., : grads[2].shape[-1]], tile, group)
+        do, q_rows, out_rows, lse_rows = (x[tile.batch][at][None] for x in (grad_out, q, out, lse))
+        k_rows, v_rows = (x[tile.batch][at[0] // group, keys][None] for x in (k, v))
+        bias, shift = scores.bias(tile), result.shift[tile.batch][at]
+        bias = bias - shift[..., None] if shift.any() else bias
+        dq, dk, dv = kernel.attend_backward(do, q_rows, k_rows, v_rows, out_rows, lse_rows, bias[None], False, factor)
+        sums.q[tile.batch][at] += dq[0, ..., : sums.q.shape[-1]]
+        _add_keys(sums.k[tile.batch], dk[0, ..., : sums.k.shape[-1]], tile, group)
+        _add_keys(sums.v[tile.batch], dv[0, ..., : sums.v.shape[-1]], tile, group)
 
 
-def _add_extra(
-    scores: Scores,
-    shape: torch.Size,
-    lse: Tensor,
-    delta: Tensor,
-    inputs: Sequence[Tensor],
-    of_inputs: Sequence[Tensor],
-) -> None:
+def _add_extra(scores: Scores, q: Tensor, result: Rows, delta: Tensor, inputs: Sequence[Tensor], sums: Sums) -> None:
     """The gradient through the extra logits, whose values are 0: -P_extra ∘ (rowsum(dO ∘ out) - dLSE)."""
-    for batch in range(shape[0]):
+    for batch in range(q.shape[0]):
         with torch.enable_grad():
-            extras = list(scores.extra(batch, tuple(range(shape[1]))))
+            leaf = q[batch].to(result.out.dtype).detach().requires_grad_()
+            extras = list(scores.extra(batch, leaf))
         for rows, logit in extras:
-            own = lse[batch, :, rows]
-            share = torch.exp(logit.detach() - torch.where(own == -math.inf, math.inf, own))
-            if logit.requires_grad:
-                found = torch.autograd.grad(logit, list(inputs), -share * delta[batch, :, rows], allow_unused=True)
-                _add(of_inputs, found)
+            if not logit.requires_grad:
+                continue
+            own = result.lse[batch, :, rows]
+            whole = torch.where(own == -math.inf, math.inf, own)
+            share = torch.exp(logit.detach() - result.shift[batch, :, rows] - whole)
+            dq, *found = torch.autograd.grad(logit, [leaf, *inputs], -share * delta[batch, :, rows], allow_unused=True)
+            if dq is not None:
+                sums.q[batch] += dq
+            _add(sums.inputs, found)
 
 
 def _add(totals: Sequence[Tensor], parts: Sequence[Tensor | None]) -> None:
     for total, part in zip(totals, parts, strict=True):
         if part is not None:
             total.add_(part)
-
-
-def _or_zero(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad
 
 
 def _add_keys(total: Tensor, part: Tensor, tile: Tile, group: int) -> None:
@@ -361,26 +429,52 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = forward(q, v, call.plan, call.scores(q, k, inputs), k)
+        result = forward(q, k, v, call.plan, call.scores(q, k, inputs))
         ctx.call = call
-        ctx.save_for_backward(q, k, v, out, lse, *inputs)
+        ctx.save_for_backward(q, k, v, result.out, result.lse, result.shift, *inputs)
         ctx.set_materialize_grads(False)
-        return out.to(q.dtype), lse
+        return result.out.to(q.dtype), result.lse + result.shift
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, *inputs = ctx.saved_tensors
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        leaves = [x.detach().requires_grad_(need) for x, need in zip(inputs, ctx.needs_input_grad[4:], strict=True)]
-        wanted = [x for x in leaves if x.requires_grad]
-        scores = ctx.call.scores(q, k, leaves)
-        dq, dk, dv, found = backward(grad_out, grad_lse, q, k, v, out, lse, ctx.call.plan, scores, wanted)
-        rest = iter(found)
-        of_inputs = [next(rest).to(x.dtype) if x.requires_grad else None for x in leaves]
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, *of_inputs
+        kept = ctx.saved_tensors
+        grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
+        needs = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+            found = _Gradient.apply(ctx.call, needs, grad_out, grad_lse, *kept)  # type: ignore[no-untyped-call]
+        else:
+            found = _gradients(ctx.call, needs, grad_out, grad_lse, kept)
+        return (*found[:3], None, *found[3:])
+
+
+def _gradients(
+    call: Call, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """Those of q, k, v, and of the real inputs that need them."""
+    q, k, v, out, lse, shift, *inputs = (x.detach() for x in kept)
+    leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
+    wanted = [x for x in leaves if x.requires_grad]
+    result = Rows(out, lse, shift)
+    sums = backward(grad_out, grad_lse, (q, k, v), result, call.plan, call.scores(q, k, leaves), wanted)
+    rest = iter(sums.inputs)
+    of_inputs = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
+    return sums.q.to(q.dtype), sums.k.to(k.dtype), sums.v.to(v.dtype), *of_inputs
+
+
+class _Gradient(torch.autograd.Function):
+    """`_gradients`, recorded so that differentiating them is refused when it is done."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        return _gradients(call, needs, grad_out, grad_lse, kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise UnsupportedError('second derivatives of attention: use the reference executor, backend="reference"')
 
 
 @dataclass(frozen=True)

@@ -241,14 +241,14 @@ def test_steep_forgetting(name: str) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 @pytest.mark.parametrize("gate", [-math.inf, -3e38, -1e20])
 def test_a_shut_gate(gate: float, name: str) -> None:
-    """Nothing behind it counts, and what is before it counts as ever; its own gradient is nothing."""
+    """Nothing behind it counts, and what is before it counts as ever; its own gradient is nothing, to rounding."""
     system = named("fox")
     operands = system.operands(Shape(12, 12))
     f = operands["f"].detach().clone()
     f[:, 5] = gate
     operands["f"] = leaf(f, torch.float64)
     found = check(executor(system.compiled(), name), system.dense, operands)
-    assert not found["df"][:, 5].any()
+    assert found["df"][:, 5].abs().max() < 1e-14
 
 
 def test_gates_that_grow_are_refused() -> None:
