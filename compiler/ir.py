@@ -204,6 +204,16 @@ class DataRead(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Whole(Node):
+    """`floor` or `ceil` of a binary64 value of exact numbers; `specialise` makes a table of it."""
+
+    operand_fields = ("value",)
+
+    op: Literal["floor", "ceil"]
+    value: Value
+
+
+@dataclass(frozen=True, eq=False)
 class Reduce(Node):
     """`op(body for var in low .. high if condition)`; op is sum, min, max, any or all.
 
@@ -304,6 +314,7 @@ Index = (
     | TableRead
     | Lookup
     | DataRead
+    | Whole
     | Reduce
     | Truth
     | Sign
@@ -336,11 +347,15 @@ def is_truth(node: Index) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Tensor(Node):
-    """An input of each call; `dims` are fixed names (batch head kv_head query key token), new sizes, or numbers."""
+    """An input of each call; `dims` are fixed names (batch head kv_head query key token dk dv), new sizes, or numbers.
+
+    `real` ones enter values only. `learned`: a module owns it.
+    """
 
     name: str
-    kind: Literal["int", "bool"]
+    kind: Literal["int", "bool", "real"]
     dims: tuple[str | int, ...]
+    learned: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -356,6 +371,23 @@ class Data:
 
 
 @dataclass(frozen=True, eq=False)
+class Number(Node):
+    """A constant."""
+
+    value: float
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio(Node):
+    """An exact number, `num / den`, on its way into floating point."""
+
+    operand_fields = ("num", "den")
+
+    num: Index
+    den: Index
+
+
+@dataclass(frozen=True, eq=False)
 class Vec(Node):
     """The vector of q, k or v at the place of the same name (v: at k)."""
 
@@ -368,27 +400,73 @@ class Scale(Node):
 
 
 @dataclass(frozen=True, eq=False)
-class Dot(Node):
-    """The inner product of two vectors."""
+class Element(Node):
+    """An element of a real input: an index for each dimension, or for the first ones; then it is a vector."""
 
-    left: Vec
-    right: Vec
+    operand_fields = ("indices",)
+
+    tensor: Tensor
+    indices: tuple[Index, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Times(Node):
-    """A product of scalars."""
+class Apply(Node):
+    """A function of numbers, or of vectors entry by entry, a number going with a vector.
+
+    add sub mul div neg pow abs min max clamp sqrt exp log log2 tanh sigmoid softplus relu elu silu sin cos logaddexp;
+    and of a vector as a whole, normalised and rms.
+    """
+
+    operand_fields = ("operands",)
+
+    op: str
+    operands: tuple[Value, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dot(Node):
+    """The inner product of two vectors."""
+
+    operand_fields = ("left", "right")
 
     left: Value
     right: Value
 
 
-Value = Vec | Scale | Dot | Times
+@dataclass(frozen=True, eq=False)
+class Select(Node):
+    """`then if condition else otherwise`."""
+
+    operand_fields = ("condition", "then", "otherwise")
+
+    condition: Index
+    then: Value
+    otherwise: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Total(Node):
+    """`op(body for var in low .. high if condition)`; op is sum, min or max. Of nothing: 0, inf, -inf."""
+
+    operand_fields = ("low", "high", "condition", "body")
+
+    op: Literal["sum", "min", "max"]
+    var: Var
+    low: Index
+    high: Index
+    condition: Index
+    body: Value
+
+
+Value = Number | Ratio | Vec | Scale | Element | Apply | Dot | Select | Total
+VALUES = (Number, Ratio, Vec, Scale, Element, Apply, Dot, Select, Total)
 
 
 @dataclass(frozen=True, slots=True)
 class Softmax:
-    """Weights e^score / Σ e^score over the visible keys."""
+    """Weights e^score / (Σ e^score + e^extra) over the visible keys; `extra` is a value of the query, None for -inf."""
+
+    extra: Value | None = None
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from attnc.compiler.ir import (
+    Apply,
     Arith,
     Attend,
     Bool,
@@ -14,26 +15,31 @@ from attnc.compiler.ir import (
     Coord,
     DataRead,
     Dot,
+    Element,
     Extent,
     HeadIndex,
     Index,
     Linear,
     Lookup,
     Not,
+    Number,
     Pattern,
     Place,
+    Ratio,
     Reduce,
     Round,
     Scale,
     Segment,
+    Select,
     Sign,
     TableRead,
     Tensor,
-    Times,
+    Total,
     Truth,
     Value,
     Var,
     Vec,
+    Whole,
 )
 
 
@@ -77,22 +83,11 @@ def _attend(node: Attend) -> list[str]:
         f"attend {node.name}",
         f"    visible {print_index(node.visible)}",
         f"    score   {print_value(node.score)}",
-        "    weights softmax(score)",
+        "    weights softmax(score)"
+        if node.weights.extra is None
+        else f"    weights softmax(score, extra = {print_value(node.weights.extra)})",
         f"    value   {print_value(node.value)}",
     ]
-
-
-def print_value(node: Value) -> str:
-    """A floating-point expression."""
-    match node:
-        case Vec():
-            return node.tensor
-        case Scale():
-            return "scale"
-        case Dot():
-            return f"dot({print_value(node.left)}, {print_value(node.right)})"
-        case Times():
-            return f"{print_value(node.left)} * {print_value(node.right)}"
 
 
 # --- exact expressions -----------------------------------------------------------------------------------------------
@@ -158,12 +153,13 @@ def _atom(node: Index) -> str:
             return _coordinate(node)
         case TableRead():
             return f"[{', '.join(map(str, node.values))}][{print_index(node.index)}]"
-        case Lookup():
-            return f"{node.tensor.name}[{_list(node.indices)}]" if node.indices else node.tensor.name
-        case DataRead():
-            return f"{node.data.name}[{_list(node.indices)}]" if node.indices else node.data.name
+        case Lookup() | DataRead():
+            name = node.tensor.name if isinstance(node, Lookup) else node.data.name
+            return f"{name}[{_list(node.indices)}]" if node.indices else name
         case Reduce():
             return _reduce(node)
+        case Whole():
+            return f"{node.op}({print_value(node.value)})"
         case Round():
             units = ", ".join(f"{_atom(var)} = {print_index(unit)}" for var, unit in node.units)
             return f"round({print_index(node.keep)} per {units})"
@@ -238,3 +234,77 @@ def _comparison(node: Sign) -> str:
 
 def _sum(terms: list[str]) -> str:
     return " + ".join(terms) if terms else "0"
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+_OPERATORS = {
+    "add": ("+", Level.SUM, Level.PRODUCT),
+    "sub": ("-", Level.SUM, Level.PRODUCT),
+    "mul": ("*", Level.PRODUCT, Level.UNARY),
+    "div": ("/", Level.PRODUCT, Level.UNARY),
+}
+"""Sign, level of the whole and of the left operand, level of the right one."""
+
+
+def print_value(node: Value) -> str:
+    """A floating-point expression."""
+    return _value_text(node, Level.CHOICE)
+
+
+def _value_text(node: Value, level: Level) -> str:
+    text, own = _value(node)
+    return text if own >= level else f"({text})"
+
+
+def _value(node: Value) -> tuple[str, Level]:
+    match node:
+        case Ratio():
+            return _ratio(node)
+        case Apply():
+            return _applied(node)
+        case Select():
+            condition, otherwise = _text(node.condition, Level.OR), _value_text(node.otherwise, Level.CHOICE)
+            return f"{_value_text(node.then, Level.OR)} if {condition} else {otherwise}", Level.CHOICE
+        case Number():
+            return repr(node.value), Level.ATOM if node.value >= 0 else Level.UNARY
+        case _:
+            return _value_atom(node), Level.ATOM
+
+
+def _ratio(node: Ratio) -> tuple[str, Level]:
+    if isinstance(node.den, Const) and node.den.value == 1:
+        return _expression(node.num)
+    return f"{_text(node.num, Level.PRODUCT)} / {_text(node.den, Level.UNARY)}", Level.PRODUCT
+
+
+def _applied(node: Apply) -> tuple[str, Level]:
+    if node.op in _OPERATORS:
+        sign, own, right = _OPERATORS[node.op]
+        a, b = node.operands
+        return f"{_value_text(a, own)} {sign} {_value_text(b, right)}", own
+    if node.op == "neg":
+        return f"-{_value_text(node.operands[0], Level.UNARY)}", Level.UNARY
+    if node.op == "pow":
+        a, b = node.operands
+        return f"{_value_text(a, Level.ATOM)} ** {_value_text(b, Level.UNARY)}", Level.POWER
+    return f"{node.op}({', '.join(map(print_value, node.operands))})", Level.ATOM
+
+
+def _value_atom(node: Value) -> str:
+    match node:
+        case Vec():
+            return node.tensor
+        case Scale():
+            return "scale"
+        case Element():
+            return f"{node.tensor.name}[{_list(node.indices)}]" if node.indices else node.tensor.name
+        case Dot():
+            return f"dot({print_value(node.left)}, {print_value(node.right)})"
+        case Total():
+            ends = f"{_text(node.low, Level.SUM)} .. {_text(node.high, Level.SUM)}"
+            always = isinstance(node.condition, Truth) and node.condition.value
+            condition = "" if always else f" if {_text(node.condition, Level.OR)}"
+            return f"{node.op}({print_value(node.body)} for {_atom(node.var)} in {ends}{condition})"
+        case _:
+            raise AssertionError(node)

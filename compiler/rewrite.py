@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from attnc.compiler import fold
 from attnc.compiler.ir import (
+    Apply,
     Arith,
     Bool,
     Choice,
     Coord,
     DataRead,
+    Dot,
+    Element,
     Index,
     Linear,
     Lookup,
     Not,
+    Ratio,
     Reduce,
     Round,
+    Select,
     Sign,
     TableRead,
+    Total,
+    Truth,
+    Value,
     Var,
+    Whole,
+    intern,
 )
 
 
@@ -41,6 +52,11 @@ def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
 def substitute(root: Index, values: Mapping[Index, Index]) -> Index:
     """`root` with leaves replaced."""
     return rewrite(root, values.get)
+
+
+def substitute_value(root: Value, values: Mapping[Index, Index]) -> Value:
+    """A floating-point value with leaves of its exact parts replaced."""
+    return cast("Value", substitute(cast("Index", root), values))
 
 
 def rebuild(node: Index, children: tuple[Index, ...]) -> Index:
@@ -70,8 +86,31 @@ def _build(node: Index, children: tuple[Index, ...]) -> Index:
             return fold.data_read(node.data, children)
         case Reduce():
             return fold.reduce(node.op, node.var, *children)
+        case Ratio() | Element() | Apply() | Dot() | Select() | Total() | Whole():
+            return cast("Index", _value(node, children))
         case _:
             return _truth(node, children)
+
+
+def _value(node: Any, children: tuple[Any, ...]) -> Any:
+    match node:
+        case Ratio():
+            return intern(Ratio(*children))
+        case Whole():
+            return intern(Whole(node.op, *children))
+        case Element():
+            return intern(Element(node.tensor, children))
+        case Apply():
+            return intern(Apply(node.op, children))
+        case Dot():
+            return intern(Dot(*children))
+        case Select():
+            condition, then, otherwise = children
+            if isinstance(condition, Truth):
+                return then if condition.value else otherwise
+            return intern(Select(condition, then, otherwise))
+        case _:
+            return intern(Total(node.op, node.var, *children))
 
 
 def _truth(node: Index, children: tuple[Index, ...]) -> Index:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from math import gcd
 
 from attnc.compiler.ir import (
+    VALUES,
     Arith,
+    Attend,
     Bool,
     Choice,
     Const,
     Coord,
     DataRead,
+    Element,
     Extent,
     HeadIndex,
     Index,
@@ -25,8 +28,11 @@ from attnc.compiler.ir import (
     Sign,
     TableRead,
     Tensor,
+    Total,
     Truth,
+    Value,
     Var,
+    Whole,
     intern,
     is_truth,
 )
@@ -75,7 +81,7 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
     if pattern.documents is not None and pattern.documents not in pattern.tensors:
         yield f"documents `{pattern.documents.name}` is not declared"
     for node in pattern.nodes:
-        yield from _condition(node.visible, pattern.tensors, f"visible of `{node.name}`")
+        yield from _attend(node, pattern.tensors)
     for condition, span in pattern.requirements:
         yield from _condition(condition, pattern.tensors, f"the requirement at {span}")
     for segment in pattern.segments:
@@ -83,10 +89,39 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
             yield from _number(expression, pattern.tensors, f"segment `{segment.name}`")
 
 
+def _attend(node: Attend, tensors: tuple[Tensor, ...]) -> Iterator[str]:
+    yield from _condition(node.visible, tensors, f"visible of `{node.name}`")
+    yield from _value(node.score, tensors, f"score of `{node.name}`")
+    if node.weights.extra is not None:
+        yield from _value(node.weights.extra, tensors, f"extra of `{node.name}`")
+
+
 def _condition(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
     if not is_truth(root):
         yield f"{where}: `{print_index(root)}` is no truth value"
     yield from _expression(root, tensors, where)
+
+
+def _value(root: Value, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+    """The tensors that a value reads, and the exact expressions in it, free of variables but those of its totals."""
+    bound = {node.var for node in root.below if isinstance(node, Total)}
+    for node in root.below:
+        if isinstance(node, Element):
+            if node.tensor not in tensors or node.tensor.kind != "real":
+                yield f"{where}: the tensor `{node.tensor.name}` is no real input"
+            if len(node.indices) > len(node.tensor.dims):
+                yield f"{where}: `{node.tensor.name}` is read with {len(node.indices)} indices"
+        if not isinstance(node, VALUES):
+            continue
+        for child in node.children():
+            if isinstance(child, VALUES):
+                continue
+            free = free_variables(child) - bound
+            yield from (f"{where}: the variable `{print_index(name)}` is bound by nothing" for name in free)
+            for below in walk(child):
+                if isinstance(below, VALUES):
+                    continue
+                yield from (f"{where}: `{print_index(below)}`: {violation}" for violation in violations_of(below))
 
 
 def _number(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
@@ -99,6 +134,8 @@ def _expression(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterato
     for name in free_variables(root):
         yield f"{where}: the variable `{print_index(name)}` is bound by nothing"
     for node in walk(root):
+        if isinstance(node, VALUES):  # below a `Whole`
+            continue
         for violation in violations_of(node):
             yield f"{where}: `{print_index(node)}`: {violation}"
         if isinstance(node, Lookup) and node.tensor not in tensors:
@@ -258,6 +295,7 @@ _RULES: dict[type, Callable[..., Iterator[str]]] = {
     HeadIndex: _nothing,
     Extent: _nothing,
     Var: _nothing,
+    Whole: _nothing,
     Truth: _nothing,
     Linear: _linear,
     Arith: _arith,

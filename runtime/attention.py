@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
@@ -14,16 +14,20 @@ from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
+from attnc.compiler.values import is_plain
 from attnc.runtime import identity, operators, reference
 from attnc.runtime.call import (
     FLOATS,
     Sizes,
     call_shape,
     check_are_tensors,
+    check_promises,
     check_tensors,
     input_tensors,
+    names_read,
     refuse_options,
 )
+from attnc.runtime.cpu import tiles
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.planners import shared_planner
@@ -33,6 +37,9 @@ from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
+
+if TYPE_CHECKING:
+    from attnc.runtime.module import AttentionModule
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,6 +115,7 @@ class Attention:
         self._modules = modules
         self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
         self._pattern = self._planner.pattern
+        self._plain = is_plain(self._pattern.attend)
 
     # --- what it is ---
 
@@ -120,6 +128,16 @@ class Attention:
     def parameters(self) -> dict[str, object]:
         """The value of every parameter."""
         return dict(self._bound.values)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the softmax of `scale * dot(q, k)`."""
+        return self._plain
+
+    @property
+    def relation_inputs(self) -> frozenset[str]:
+        """The inputs that the relation reads: what `mask`, `plan` and `picture` need."""
+        return frozenset(names_read(self._pattern))
 
     @property
     def bound(self) -> BoundProgram:
@@ -191,6 +209,8 @@ class Attention:
             return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
+        if not self._plain:
+            return _result(self._scored(q, k, v, factor, inputs, tensors), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
@@ -288,6 +308,18 @@ class Attention:
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
         return self._planner.plan(sizes, inputs)
 
+    def module(self, *, heads: int, dk: int, dv: int, **init: object) -> AttentionModule:
+        """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.
+
+        A size that the pattern names itself is given as a number: `module(heads=8, dk=64, dv=64, length=512)`.
+
+        Raises ArgumentError, ArgumentTypeError.
+        """
+        from attnc.runtime.module import AttentionModule, initial
+
+        _check_counts(1, heads=heads, dk=dk, dv=dv)
+        return AttentionModule(self, initial(self._pattern, {"head": heads, "dk": dk, "dv": dv}, init))
+
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
         from attnc.runtime.pictures.draw import draw, to_svg
@@ -303,7 +335,24 @@ class Attention:
         refuse_options(self._pattern, inputs)
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
-        return reference.attend(q, k, v, self._relations(sizes, inputs), factor)
+        tensors = input_tensors(self._pattern, inputs)
+        check_promises(self._bound.program.inputs, tensors)
+        real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
+        return reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
+
+    def _scored(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """A call with scores or extra logits of its own, in torch tiles."""
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            raise UnsupportedError(NOT_COMPILED)
+        q, k, v = cast_for_autocast(q, k, v)
+        sizes = check_tensors(q, k, v)
+        operators.refuse_device(q)
+        plan = self._planner.plan_of(q, k, v, tensors)
+        call = tiles.Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
+        real = [x for x, tensor in zip(tensors, self._pattern.tensors, strict=True) if tensor.kind == "real"]
+        return tiles.attend(q, k, v, call, real)
 
     def _sizes(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,12 +17,13 @@ from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.spec.program import Input
 from attnc.spec.suggest import did_you_mean
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-_INPUT_DTYPES = {"int": _INTEGERS, "bool": (torch.bool,)}
+_INPUT_DTYPES = {"int": _INTEGERS, "bool": (torch.bool,), "real": FLOATS}
 
 REFUSED: Mapping[str, str] = {
     "attn_mask": "the pattern is the mask; write it as `visible`",
@@ -125,7 +126,10 @@ def _is_off(value: object) -> bool:
 
 
 def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -> CallShape:
-    """Everything a plan depends on. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
+    """Everything a plan depends on; inputs that the relation does not read may be missing.
+
+    Raises ArgumentError, ArgumentTypeError, UnsupportedError.
+    """
     inputs = _inputs(pattern, given)
     named = {
         "heads": sizes.heads,
@@ -135,7 +139,8 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         "dv": sizes.dv,
     }
     for tensor in pattern.tensors:
-        _check_dims(tensor, inputs[tensor.name], sizes, named)
+        if tensor.name in inputs:
+            _check_dims(tensor, inputs[tensor.name].shape, sizes, named)
     _check_alignment(pattern, sizes)
     _check_lengths_of_segments(pattern, sizes, named)
     _check_head_lists(pattern, sizes)
@@ -149,7 +154,7 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         dv=sizes.dv,
         dtype=sizes.dtype,
         sizes=named,
-        inputs=inputs,
+        inputs={t.name: inputs[t.name] for t in pattern.tensors if t.kind != "real" and t.name in inputs},
         rates=calibration.rates(),
     )
 
@@ -171,10 +176,32 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         if value is not None and torch.compiler.is_compiling():
             raise ArgumentTypeError(f"the input `{tensor.name}` must be a torch tensor inside torch.compile")
-        return torch.from_numpy(np.array(_array(pattern, tensor, value)))
+        array = np.array(_array(pattern, tensor, value))
+        return torch.from_numpy(array.astype(np.float64) if tensor.kind == "real" else array)
     if value.dtype not in _INPUT_DTYPES[tensor.kind]:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {_name(value.dtype)}: it must be {tensor.kind}")
     return value
+
+
+def check_promises(declared: Sequence[Input], tensors: Sequence[Tensor]) -> None:
+    """Raise ArgumentError where a real input is not what its type promises: `unit`, `log_decay`, `positive`."""
+    for item, tensor in zip(declared, tensors, strict=True):
+        if item.type.refinement is None or not tensor.numel():
+            continue
+        words, kept = _PROMISES[item.type.refinement]
+        broken = ~kept(tensor.detach())
+        if broken.any():
+            value = tensor.detach()[broken][0].item()
+            raise ArgumentError(
+                f"the input `{item.name}` holds {value:g}: as {item.type.refinement} it must be {words}"
+            )
+
+
+_PROMISES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "unit": ("between 0 and 1", lambda x: (x >= 0) & (x <= 1)),
+    "log_decay": ("at most 0", lambda x: x <= 0),
+    "positive": ("above 0", lambda x: x > 0),
+}
 
 
 def _check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
@@ -187,7 +214,22 @@ def _check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
 
 def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
     _check_names(pattern, given)
-    return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors}
+    needed = names_read(pattern)
+    wanted = [t for t in pattern.tensors if given.get(t.name) is not None or needed & {t.name, *map(str, t.dims)}]
+    return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in wanted}
+
+
+def names_read(pattern: ir.Pattern) -> set[str]:
+    """The inputs and the new sizes that the relation and the requirements read."""
+    roots = [pattern.attend.visible, *(condition for condition, _ in pattern.requirements)]
+    nodes = [node for root in roots for node in walk(root)]
+    found = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
+    found |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
+    return found if pattern.documents is None else found | {pattern.documents.name}
+
+
+_FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv"}
+"""Sizes that every call has."""
 
 
 def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any]:
@@ -196,10 +238,12 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
             f"`{pattern.name}` needs the input `{tensor.name}`: {_type(tensor)}; give it as a keyword argument"
         )
     try:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        array = _as_array(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentTypeError(f"the input `{tensor.name}` cannot be read as a tensor: {error}") from error
-    wanted = "bool" if tensor.kind == "bool" else "iu"
+    if tensor.kind == "real" and array.dtype.kind in "iuf":
+        return array
+    wanted = "bool" if tensor.kind == "bool" else "f" if tensor.kind == "real" else "iu"
     if array.dtype.kind not in wanted:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
@@ -207,11 +251,17 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
     return array if tensor.kind == "bool" else array.astype(np.int64)
 
 
+def _as_array(value: Tensor) -> NDArray[Any]:
+    """The data of a tensor; NumPy has no bfloat16."""
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
 def _type(tensor: ir.Tensor) -> str:
     return f"{tensor.kind}[{', '.join(map(str, tensor.dims))}]" if tensor.dims else tensor.kind
 
 
-def _check_dims(tensor: ir.Tensor, array: NDArray[Any], sizes: Sizes, named: dict[str, int]) -> None:
+def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: Sizes, named: dict[str, int]) -> None:
     fixed = {
         "batch": sizes.batch,
         "head": sizes.heads,
@@ -220,11 +270,11 @@ def _check_dims(tensor: ir.Tensor, array: NDArray[Any], sizes: Sizes, named: dic
         "key": sizes.n_k,
         "token": sizes.n_k,
     }
-    if array.ndim != len(tensor.dims):
+    if len(shape) != len(tensor.dims):
         raise ArgumentError(
-            f"the input `{tensor.name}` has {array.ndim} dimensions, shape {array.shape}: it must be {_type(tensor)}"
+            f"the input `{tensor.name}` has {len(shape)} dimensions, shape {shape}: it must be {_type(tensor)}"
         )
-    for axis, (dim, size) in enumerate(zip(tensor.dims, array.shape, strict=True)):
+    for axis, (dim, size) in enumerate(zip(tensor.dims, shape, strict=True)):
         wanted = dim if isinstance(dim, int) else fixed.get(dim, named.get(dim))
         if wanted is None:
             named[str(dim)] = size

@@ -1,15 +1,17 @@
-"""Example values for the integer and boolean inputs of a pattern, for pictures and checks; each says what it is."""
+"""Example values for the inputs of a pattern, for pictures and checks; each says what it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.errors import ArgumentError
-from attnc.spec.program import BoundProgram, Input
+from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.program import BoundProgram, Expr, Input
 
 DOCUMENTS = 3
 
@@ -29,24 +31,45 @@ def head_count(bound: BoundProgram) -> int | None:
 
 
 def example_inputs(
-    bound: BoundProgram, n_q: int, n_k: int, given: Mapping[str, object], *, batch: int = 1, heads: int = 1
+    bound: BoundProgram,
+    n_q: int,
+    n_k: int,
+    given: Mapping[str, object],
+    *,
+    batch: int = 1,
+    heads: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    names: Container[str] | None = None,
 ) -> dict[str, Example]:
-    """An example for each input that is not given.
+    """An example for each input that is not given, of those of these `names`. `sizes` says others than the defaults.
 
     Ids of documents: three of nearly equal length; other integers by token: thirds of the sequence; a lone integer: a
-    quarter of the keys; booleans by token: every fourth. Raises ArgumentError for an input that has no such example.
+    quarter of the keys; integers by query and key: their distance; booleans by token: every fourth; real numbers:
+    random, within their refinement; a size that only an input shows: as many as there are keys. Raises ArgumentError
+    for an input that has no such example.
     """
-    sizes = {"batch": batch, "head": heads, "kv_head": heads, "query": n_q, "key": n_k, "token": n_k}
-    return {i.name: _example(bound, i, sizes) for i in bound.program.inputs if i.name not in given}
+    known = {"batch": batch, "head": heads, "kv_head": heads, "query": n_q, "key": n_k, "token": n_k, **(sizes or {})}
+    wanted = [i for i in bound.program.inputs if i.name not in given and (names is None or i.name in names)]
+    return {i.name: _example(bound, i, known) for i in wanted}
 
 
 def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Example:
     shape = []
     for dim in wanted.type.dims:
-        if not isinstance(dim, int) and dim not in sizes:
+        if wanted.type.kind == "real" and isinstance(dim, str):
+            shape.append(sizes.get(dim, max(sizes["key"], 1)))
+            continue
+        if isinstance(dim, str) and dim not in sizes:
             raise _no_example(wanted)
-        shape.append(dim if isinstance(dim, int) else sizes[str(dim)])
+        shape.append(
+            dim if isinstance(dim, int) else sizes[dim] if isinstance(dim, str) else _constant_size(bound, dim)
+        )
+    if wanted.type.kind == "real":
+        return _real(wanted, shape)
     along = [axis for axis, dim in enumerate(wanted.type.dims) if dim in ("token", "key", "query")]
+    if wanted.type.kind == "int" and wanted.type.dims[-2:] == ("query", "key"):
+        apart = (torch.arange(sizes["query"])[:, None] - torch.arange(sizes["key"])[None]).abs()
+        return Example(apart.expand(shape).contiguous(), "the distance of query and key")
     if len(along) > 1 or wanted.type.kind not in ("int", "bool"):
         raise _no_example(wanted)
     n = shape[along[0]] if along else sizes["key"]
@@ -55,6 +78,25 @@ def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Ex
     if along:
         view[along[0]] = n
     return Example(line.reshape(view).expand(shape).contiguous(), words)
+
+
+def _constant_size(bound: BoundProgram, dim: object) -> int:
+    value = constant_value(bound, cast("Expr", dim))
+    assert isinstance(value, int)
+    return value
+
+
+def _real(wanted: Input, shape: list[int]) -> Example:
+    """Random numbers, the same each time."""
+    normal = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    match wanted.type.refinement:
+        case "unit":
+            return Example(normal.sigmoid(), "random numbers between 0 and 1")
+        case "log_decay":
+            return Example(-normal.abs(), "random numbers below 0")
+        case "positive":
+            return Example(normal.exp(), "random numbers above 0")
+    return Example(normal, "random numbers")
 
 
 def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[Tensor, str]:

@@ -22,7 +22,7 @@ from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import check_tensors
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
-from attnc.runtime.cpu.executor import empty_like
+from attnc.runtime.cpu.executor import Need, empty_like
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
@@ -58,7 +58,7 @@ def attend(
     """(out, lse) under a pattern; not through the operator where nothing looks, as its dispatch slows small calls.
 
     q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) in their dtype, lse (B, Hq, Nq) fp32
-    (fp64 for fp64); without `return_lse` it is for the backward alone. Raises what a call of an `Attention` raises.
+    (fp64 for fp64); without `return_lse` only the backward can use it. Raises what a call of an `Attention` raises.
     """
     traced = torch.compiler.is_compiling()
     if traced or not (q.is_cpu and k.is_cpu and v.is_cpu):  # shapes and devices are checked before anything is traced
@@ -69,8 +69,10 @@ def attend(
         return differentiable(q, k, v, _Seen(planner.text, scale), inputs)
     if traced or _is_seen(q, k, v):
         return cast("Pair", _ATTEND(q, k, v, inputs, planner.text, scale))
-    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), inner=not return_lse)
-    if not _needs_record(q, k, v):
+    recorded = _needs_record(q, k, v)
+    need: Need = "lse" if return_lse else "backward" if recorded else "out"
+    planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), need)
+    if not recorded:
         return planned.forward(q, k, v, inputs)
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 

@@ -13,7 +13,7 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import DocumentsNotContiguousError
 from attnc.compiler.planning.plan import Plan
-from attnc.runtime.call import Sizes, call_shape, check_tensors
+from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recent import Recent
 from attnc.runtime.requirements import check_requirements
@@ -33,6 +33,8 @@ class Planner:
         self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
         self._last: tuple[Hashable, Plan] | None = None
         self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
+        read = names_read(pattern)
+        self._read = [tensor.name in read for tensor in pattern.tensors]
 
     def plan(self, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call of these sizes with these inputs.
@@ -40,7 +42,8 @@ class Planner:
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         shape = call_shape(self.pattern, sizes, given)
-        arrays = [shape.inputs[tensor.name] for tensor in self.pattern.tensors]
+        named = zip(self.pattern.tensors, self._read, strict=True)
+        arrays = [shape.inputs[tensor.name] for tensor, is_read in named if is_read]
         return self._by_shape.get((sizes, *map(_contents, arrays)), lambda: self._build(shape))
 
     def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
@@ -50,7 +53,7 @@ class Planner:
         """
         key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
         if inputs:
-            key = (*key, *[_contents(x.detach().cpu().numpy()) for x in inputs])
+            key = (*key, *[_name(x, is_read) for x, is_read in zip(inputs, self._read, strict=False)])
         last = self._last
         if last is None or last[0] != key:
             self._last = last = (key, self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs)))
@@ -92,6 +95,11 @@ def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> Arg
         f"the input `{name}` is not in contiguous runs: id {error.identity} comes back at position {error.position}; "
         f"give each document's tokens one after another, or compare ids in `visible`"
     )
+
+
+def _name(tensor: Tensor, is_read: bool) -> Hashable:
+    """What tells inputs apart: their data where the relation reads it, else their shape."""
+    return _contents(tensor.detach().cpu().numpy()) if is_read else (tensor.shape, tensor.dtype)
 
 
 def _contents(array: NDArray[np.generic]) -> Hashable:

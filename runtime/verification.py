@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.spec.meaning.evaluate import Evaluator
 
 RUNS = (("reference", torch.float64), ("cpu", torch.float32), ("cpu", torch.bfloat16))
+SCORE_TOLERANCE = 1e-9
 ORACLE_PAIRS = 4096
 """Up to this many pairs a head, the relation is evaluated pair by pair."""
 
@@ -106,7 +108,15 @@ def verify(attention: Attention, shapes: list[Case], step: Callable[[str], None]
 
 
 def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) -> None:
-    examples = example_inputs(attention.bound, case.n_q, case.n_k, {}, batch=case.batch, heads=case.heads)
+    examples = example_inputs(
+        attention.bound,
+        case.n_q,
+        case.n_k,
+        {},
+        batch=case.batch,
+        heads=case.heads,
+        sizes={"kv_head": case.kv_heads, "dk": case.dk, "dv": case.dv},
+    )
     inputs: dict[str, object] = {name: example.tensor for name, example in examples.items()}
     verdict.examples.update(dict.fromkeys(examples))
     mask = _relation(attention, case, inputs, verdict)
@@ -121,6 +131,7 @@ def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) 
             (case.batch, case.heads, case.n_q),
         )
     )
+    _check_scores(attention, case, inputs, (q, k, v), verdict)
     for executor, dtype in RUNS:
         call = attention if executor == "cpu" else attention.reference
 
@@ -128,17 +139,41 @@ def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) 
             out, lse = call(q, k, v, return_lse=True, **inputs)
             return out, lse
 
-        probe = Probe(q.to(dtype), k.to(dtype), v.to(dtype), mask, *grads)
+        dense = None if attention.is_plain else partial(_reference, attention, inputs)
+        probe = Probe(q.to(dtype), k.to(dtype), v.to(dtype), mask, grads[0], grads[1], dense)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(Trial(executor, name, case, error) for error in compare(run, probe))
+
+
+def _reference(
+    attention: Attention, inputs: dict[str, object], q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Dense attention with the pattern's own scores."""
+    return attention.reference(q, k, v, return_lse=True, **inputs)  # type: ignore[call-overload,no-any-return]
+
+
+def _check_scores(
+    attention: Attention, case: Case, inputs: dict[str, object], tensors: tuple[Tensor, ...], verdict: Verdict
+) -> None:
+    """The reference's output and LSE against the evaluator's, where that is quick."""
+    if attention.is_plain or case.n_q * case.n_k * case.batch * case.heads > ORACLE_PAIRS:
+        return
+    counts = {"heads": case.heads, "kv_heads": case.kv_heads, "dk": case.dk, "dv": case.dv}
+    oracle = Evaluator(attention.bound, queries=case.n_q, keys=case.n_k, inputs=inputs, **counts)
+    wanted = [torch.tensor(x, dtype=torch.float64) for x in oracle.attend(*(x.tolist() for x in tensors))]
+    for name, a, b in zip(("out", "lse"), wanted, _reference(attention, inputs, *tensors), strict=True):
+        error = float(torch.where(a == b, 0, (a - b).abs()).max())
+        if not error <= SCORE_TOLERANCE:
+            verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")
 
 
 def _relation(attention: Attention, case: Case, inputs: dict[str, object], verdict: Verdict) -> Tensor:
     """The mask (batch, heads, Nq, Nk), compared with the evaluator's where that is quick."""
     counts = {"heads": case.heads, "kv_heads": case.kv_heads}
     mask = torch.empty((case.batch, case.heads, case.n_q, case.n_k), dtype=torch.bool)
+    read = {name: x for name, x in inputs.items() if name in attention.relation_inputs}
     for head in range(case.heads):
-        mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **inputs)  # type: ignore[arg-type]
+        mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **read)  # type: ignore[arg-type]
     if case.n_q * case.n_k <= ORACLE_PAIRS:
         sizes = {"dk": case.dk, "dv": case.dv}
         oracle = Evaluator(attention.bound, queries=case.n_q, keys=case.n_k, inputs=inputs, **counts, **sizes)

@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "A219": "`documents` without an int input by token",
     "A220": "a preset without names",
     "A221": "a unit that is not of queries alone, or of keys alone",
+    "A222": "a learned tensor that nothing reads",
     # A3xx: types
     "A301": "a value of the wrong type",
     "A302": "a type is missing or unknown",
@@ -69,6 +70,7 @@ CODES: dict[str, str] = {
     "A311": "not a list",
     "A312": "an index out of range",
     "A313": "alternatives of different types",
+    "A314": "a vector where a number is needed, or vectors over different axes",
     # A4xx: stages and exactness
     "A401": "not exact",
     "A402": "not a constant",

@@ -101,12 +101,28 @@ class InSegment:
 class InputRead:
     """An element of an input. `indices` are the written ones: `batch`, `head` and `kv_head` dimensions are implied.
 
-    An index into a `token`, `key` or `query` dimension is a position.
+    An index into a `token`, `key` or `query` dimension is a position. Where fewer are written than there are dimensions
+    the element is a vector over the last ones.
     """
 
     span: Span
     input: Input
     indices: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vector:
+    """The vector of this query or key, over `dk`."""
+
+    span: Span
+    place: PlaceName
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """`scale`: dk^-1/2 unless the call says otherwise."""
+
+    span: Span
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,12 +139,15 @@ class Operation:
     """An operator or a built-in function.
 
     Operators: neg add sub mul div floordiv mod pow, lt le gt ge eq ne, not, and or (n-ary, left to right, as needed).
-    Functions carry their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two.
+    Functions carry their own names: abs min max clamp floor ceil isqrt bitlen bitand bitor xor power_of_two, and
+    those of floating point. `floating`: it stands where numbers are floating point, so that it may overflow to inf;
+    what it computes from exact operands is exact all the same.
     """
 
     span: Span
     op: str
     operands: tuple[Expr, ...]
+    floating: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,6 +186,7 @@ class Aggregate:
     body: Expr
     runnings: tuple[Running | Members, ...]
     condition: Expr | None
+    floating: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,6 +216,8 @@ Expr = (
     | Coordinate
     | InSegment
     | InputRead
+    | Vector
+    | Scale
     | DefinitionUse
     | Operation
     | Choice
@@ -254,13 +276,15 @@ class Segment:
 class Input:
     """A tensor given with each call. `type.dims` holds the declared dimensions in order.
 
-    `int` and `bool` inputs enter relations; each dimension is a fixed name (batch head kv_head query key token),
-    a new size's name, or an exact number / expression of parameters.
+    `int` and `bool` inputs enter relations, `real` ones scores; each dimension is a fixed name (batch head kv_head
+    query key token dk dv), a new size's name, or an exact number / expression of parameters. `learned`: a module owns
+    it as a Parameter.
     """
 
     span: Span
     name: str
     type: Type
+    learned: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -302,8 +326,17 @@ class Preset:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Softmax:
+    """`softmax(score, extra = …)`: a share of each weight's denominator goes to the extra logits, and is dropped."""
+
+    span: Span
+    extra: Expr | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """One pattern, checked. `visible` is a conjunction; empty means everything. `round` then takes whole blocks of it.
+    `score` is None for `scale * dot(q, k)`, `weights` for `softmax(score)`.
 
     `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
     unequal lengths must be refused without it.
@@ -323,6 +356,8 @@ class Program:
     documents: Input | None
     visible: tuple[Expr, ...]
     round: Round | None
+    score: Expr | None = None
+    weights: Softmax | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -179,6 +179,7 @@ def run_line(text: str) -> None:
         "seen": torch.rand(16, 16) < 0.5,
         "table": torch.randint(16, (16, 3)),
         **({"prefix": torch.tensor([4])} if "prefix" in text else {}),
+        **({"bias": torch.zeros(16)} if "bias" in text else {}),
     }
     torch.testing.assert_close(attend(q, k, v, **inputs), attend.reference(q, k, v, **inputs))
 

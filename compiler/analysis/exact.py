@@ -131,6 +131,26 @@ def mask_at(
     return np.asarray(evaluator.truth(relation, alive) & alive)
 
 
+def integers_at(
+    node: Index,
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    alive: Alive,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> NDArray[np.int64]:
+    """An integer, or a condition as 0 and 1, on rows `q` and keys `k`: (rows, keys), anything where not `alive`.
+
+    Raises EvaluationError on a fault where `alive`, and where a value does not fit in 64 bits.
+    """
+    kind: Any = object if wide else np.int64
+    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    value = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
+    found = np.broadcast_to(value, alive.shape)
+    return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
+
+
 def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:
     """A relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
 

@@ -95,6 +95,13 @@ def fits_word(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool
     return not analysis.saturated
 
 
+def bounds(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> tuple[int, int]:
+    """The least and the most that an integer can be on a rectangle."""
+    ends = (rows[0], rows[1] - 1, keys[0], keys[1] - 1)
+    found = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False).integer(node)
+    return int(np.min(found.low)), int(np.max(found.high))
+
+
 def simplified(relation: Index, rows: tuple[int, int], keys: tuple[int, int]) -> Index:
     """The relation with every condition in it that is the same all over a rectangle decided."""
     ends = (rows[0], rows[1] - 1, keys[0], keys[1] - 1)

@@ -10,6 +10,7 @@ from math import gcd, lcm
 from typing import Literal
 
 from attnc.compiler.ir import (
+    VALUES,
     Arith,
     Choice,
     Const,
@@ -17,7 +18,10 @@ from attnc.compiler.ir import (
     Index,
     Linear,
     Place,
+    Total,
+    Value,
     Var,
+    Vec,
 )
 
 Along = Literal["nothing", "rows", "columns", "diagonals", "both"]
@@ -32,6 +36,20 @@ class Dependence:
 
     along: Along
     step: int = 1
+
+
+def is_difference(value: Value | None) -> bool:
+    """Whether a value's exact parts depend on `q - k` alone, so that it is the same along diagonals of pairs."""
+    if value is None:
+        return False
+    dependences = Dependences()
+    for node in value.below:
+        if isinstance(node, VALUES):
+            exact = [child for child in node.children() if not isinstance(child, VALUES)]
+            growths = [dependences.growth(child) for child in exact]
+            if isinstance(node, Total | Vec) or any(g is None or g.by or g.tokens > 1 for g in growths):
+                return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,22 +7,25 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import reduce as accumulate
 from math import lcm
-from typing import NoReturn
+from typing import NoReturn, cast
 
-from attnc.compiler import fold, ir
+from attnc.compiler import fold, ir, values
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.rational import Number, Rational
+from attnc.compiler.lowering.tables import arguments
 from attnc.compiler.lowering.units import Loop, Members, Token
+from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import substitute, variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.meaning.exact import ArithmeticFault, apply
+from attnc.spec.names.builtins import FLOAT_BUILTINS
 from attnc.spec.source import Span
 
-Lowered = Index | Rational | float | tuple["Lowered", ...]
-"""A `float` is a constant in binary64, a value of `sqrt`, `log`, … on its way to `floor` or `ceil`."""
+Lowered = Index | Rational | float | ir.Value | tuple["Lowered", ...]
+"""A `float` is a constant in binary64, a value of `sqrt`, `log`, … on its way to `floor` or `ceil`, or into a score."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Scope:
 class Lowering:
     """One run of the lowering: parameter values in, origins of nodes out."""
 
-    values: Mapping[str, checked.Value]
+    parameters: Mapping[str, checked.Value]
     per_head: frozenset[str]
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
@@ -66,15 +69,15 @@ class Lowering:
 
     def truth(self, expr: checked.Expr, scope: Scope) -> Index:
         """A condition."""
-        value = self.lower(expr, scope)
-        assert not isinstance(value, Rational | float | tuple)
-        return value
+        return _index(self.lower(expr, scope))
+
+    def value(self, expr: checked.Expr, scope: Scope) -> ir.Value:
+        """A floating-point number or vector."""
+        return _value(self.lower(expr, scope))
 
     def number(self, expr: checked.Expr, scope: Scope) -> Number:
         """An integer or rational."""
-        value = self.lower(expr, scope)
-        assert not isinstance(value, float | tuple)
-        return value
+        return _number(self.lower(expr, scope))
 
     def integer(self, expr: checked.Expr, scope: Scope) -> Index:
         """An integer; a rational that the checker let through as one is whole."""
@@ -87,7 +90,7 @@ class Lowering:
         value = self._lower(expr, scope)
         for node in (value.num, value.den) if isinstance(value, Rational) else (value,):
             if isinstance(node, ir.Node):
-                self.origins.setdefault(node, expr.span)
+                self.origins.setdefault(cast("Index", node), expr.span)
         return value
 
     def _lower(self, expr: checked.Expr, scope: Scope) -> Lowered:  # noqa: C901  one case a node kind
@@ -122,9 +125,13 @@ class Lowering:
                 return tuple(self.lower(item, scope) for item in expr.items)
             case checked.Item():
                 return self._item(expr, scope)
+            case checked.Vector():
+                return values.vector(expr.place)
+            case checked.Scale():
+                return values.scale()
 
     def _parameter(self, expr: checked.ParameterRead, scope: Scope) -> Lowered:
-        value = self.values[expr.name]
+        value = self.parameters[expr.name]
         if expr.name in self.per_head:
             assert isinstance(value, tuple)
             return _entry(value, scope.head)
@@ -149,15 +156,20 @@ class Lowering:
         place = fold.sub(scope.position(expr.place), segment.offset)
         return fold.conjunction(fold.nonnegative(place), fold.less(place, segment.length))
 
-    def _input(self, expr: checked.InputRead, scope: Scope) -> Index:
+    def _input(self, expr: checked.InputRead, scope: Scope) -> Index | ir.Value:
         tensor = self.tensors[expr.input]
         written = iter(expr.indices)
         indices = []
         for dim in tensor.dims:
             if isinstance(dim, str) and dim in ("batch", "head", "kv_head"):
                 indices.append(_head(dim, scope))
-            else:
-                indices.append(self.integer(next(written), scope))
+                continue
+            index = next(written, None)
+            if index is None:  # a vector over the dimensions that are left
+                break
+            indices.append(self.integer(index, scope))
+        if tensor.kind == "real":
+            return values.element(tensor, tuple(indices))
         return fold.lookup(tensor, tuple(indices))
 
     def _definition(self, expr: checked.DefinitionUse, scope: Scope) -> Lowered:
@@ -188,6 +200,10 @@ class Lowering:
         if expr.op in ("and", "or", "not"):
             return self._logic(expr, scope)
         operands = tuple(self.lower(operand, scope) for operand in expr.operands)
+        if expr.op in ("floor", "ceil") and values.is_value(operands[0]):
+            return _whole(expr.op, operands[0], expr.span)
+        if _is_floating(expr.op, operands):
+            return _floating(expr.op, tuple(map(_value, operands)))
         if _is_binary64(expr.op, operands):
             return _in_binary64(expr.op, operands, expr.span)
         return _apply(expr.op, tuple(_number(operand) for operand in operands), expr.span)
@@ -216,7 +232,10 @@ class Lowering:
             scope = _rebind(scope, running.target, token)
         if expr.condition is not None:
             conditions.append(self.truth(expr.condition, scope))
-        return self._reduced(expr, self.lower(expr.body, scope), fold.conjunction(*conditions), loops)
+        body = self.lower(expr.body, scope)
+        if values.is_value(body) or isinstance(body, float):
+            return _total(expr.op, _value(body), fold.conjunction(*conditions), loops)
+        return self._reduced(expr, body, fold.conjunction(*conditions), loops)
 
     def _token(self, running: checked.Running | checked.Members, scope: Scope) -> Token:
         """What a variable runs over."""
@@ -267,7 +286,7 @@ def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, 
 
 def _counted(body: Lowered) -> Lowered:
     """A truth value as 1 or 0; numbers as they are."""
-    if isinstance(body, ir.Node) and ir.is_truth(body):
+    if isinstance(body, ir.Node) and not values.is_value(body) and ir.is_truth(body):
         return fold.choice(body, fold.const(1), fold.const(0))
     return body
 
@@ -318,14 +337,14 @@ def _constant(value: checked.Value) -> Lowered:
             return tuple(_constant(item) for item in value)
 
 
-def _entry(values: tuple[checked.Value, ...], index: Index) -> Lowered:
+def _entry(entries: tuple[checked.Value, ...], index: Index) -> Lowered:
     """An entry of a constant table at a computed index."""
-    if all(isinstance(v, bool) for v in values):
-        return fold.negation(fold.zero(fold.table_read(tuple(int(bool(v)) for v in values), index)))
-    if any(isinstance(v, tuple) for v in values):
-        rows = [v for v in values if isinstance(v, tuple)]
+    if all(isinstance(v, bool) for v in entries):
+        return fold.negation(fold.zero(fold.table_read(tuple(int(bool(v)) for v in entries), index)))
+    if any(isinstance(v, tuple) for v in entries):
+        rows = [v for v in entries if isinstance(v, tuple)]
         return tuple(_entry(column, index) for column in zip(*rows, strict=True))
-    numbers = [Fraction(v) for v in values if not isinstance(v, tuple)]
+    numbers = [Fraction(v) for v in entries if not isinstance(v, tuple)]
     below = lcm(*(n.denominator for n in numbers))
     top = fold.table_read(tuple(int(n * below) for n in numbers), index)
     return top if below == 1 else Rational(top, fold.const(below))
@@ -352,7 +371,61 @@ def _plain(item: Lowered) -> checked.Scalar | None:
             return None
 
 
+def _is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:
+    """Whether an operation that may be floating point is; constants in binary64 stay constants."""
+    if op in FLOAT_BUILTINS or any(values.is_value(operand) for operand in operands):
+        return True
+    return _is_binary64(op, operands) and any(
+        not isinstance(operand, float) and _plain(operand) is None for operand in operands
+    )
+
+
+def _whole(op: str, value: ir.Value, span: Span) -> Index:
+    """`floor` or `ceil` of a value in binary64, which depends on one integer at most."""
+    found = arguments(value)
+    if len(found) > 1:
+        listed = " and ".join(f"`{print_index(node)}`" for node in sorted(found, key=lambda node: node.digest))
+        _unsupported(span, f"`{op}` of rounded numbers that depend on {listed}, two integers,")
+    if any(variables(node) for node in found):
+        _unsupported(span, f"`{op}` of a rounded number that changes with the variable of a `for`")
+    return ir.intern(ir.Whole("floor" if op == "floor" else "ceil", value))
+
+
+def _floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:
+    return values.dot(*operands) if op == "dot" else values.apply(op, *operands)
+
+
+def _value(lowered: Lowered) -> ir.Value:
+    """Any number as a floating-point one."""
+    match lowered:
+        case float():
+            return values.number(lowered)
+        case Rational(num=num, den=den):
+            return values.ratio(num, den)
+        case tuple():
+            raise AssertionError("a list is no number")
+        case _ if values.is_value(lowered):
+            return lowered
+        case _:
+            return values.ratio(_index(lowered), fold.const(1))
+
+
+def _total(op: str, body: ir.Value, condition: Index, loops: list[Loop]) -> ir.Value:
+    """Nested one-variable aggregates of floating-point numbers, innermost last in `loops`."""
+    if op == "mean":
+        count = _nest("sum", fold.const(1), condition, loops)
+        whole = values.ratio(fold.maximum(count, fold.const(1)), fold.const(1))
+        return values.apply("div", _total("sum", body, condition, loops), whole)
+    assert op in ("sum", "min", "max")
+    for variable, low, high in reversed(loops):
+        body = values.total(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
+        condition = fold.truth(True)
+    return body
+
+
 def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
+    if any(values.is_value(side) or isinstance(side, float) for side in (then, otherwise)):
+        return values.select(condition, _value(then), _value(otherwise))
     if isinstance(then, tuple) and isinstance(otherwise, tuple):
         return tuple(_select(condition, a, b) for a, b in zip(then, otherwise, strict=True))
     return exact.choice(condition, _number(then), _number(otherwise))
@@ -360,11 +433,13 @@ def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
 
 def _number(value: Lowered) -> Number:
     assert not isinstance(value, float | tuple)
+    assert not values.is_value(value)
     return value
 
 
 def _index(value: Lowered) -> Index:
     assert not isinstance(value, Rational | float | tuple)
+    assert not values.is_value(value)
     return value
 
 
@@ -379,11 +454,11 @@ def _is_binary64(op: str, operands: tuple[Lowered, ...]) -> bool:
 
 def _in_binary64(op: str, operands: tuple[Lowered, ...], span: Span) -> Lowered:
     """The value of an operation on constants, one of which is or becomes a float."""
-    values = [operand if isinstance(operand, float) else _plain(operand) for operand in operands]
-    if any(value is None for value in values):
+    known = [operand if isinstance(operand, float) else _plain(operand) for operand in operands]
+    if any(value is None for value in known):
         _unsupported(span, f"`{op}` of what is no constant, in a relation,")
     try:
-        result = apply(op, tuple(value for value in values if value is not None))
+        result = apply(op, tuple(value for value in known if value is not None))
     except ArithmeticFault as fault:
         _fail(span, "A901", str(fault), "Integers have 64 bits; every part of a formula must be defined.")
     return result if isinstance(result, float) else _constant(result)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import cast
 
-from attnc.compiler import fold, ir
+from attnc.compiler import fold, ir, values
 from attnc.compiler.lowering.expressions import Lowering, Scope
 from attnc.compiler.lowering.rounding import lower_round
 from attnc.spec import program as checked
@@ -38,23 +38,24 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
         needs_align=program.needs_align,
         documents=None if program.documents is None else tensors[program.documents],
         requirements=requirements,
-        nodes=(default_attend(visible),),
+        nodes=(_attend(program, visible, lowering),),
         result="out",
         origins=lowering.origins,
     )
 
 
-def default_attend(visible: ir.Index) -> ir.Attend:
-    """Softmax attention with the default score, `scale * dot(q, k)`, and value, the key's v."""
-    dot = ir.intern(ir.Dot(ir.intern(ir.Vec("q")), ir.intern(ir.Vec("k"))))
-    score = ir.intern(ir.Times(ir.intern(ir.Scale()), dot))
-    return ir.Attend("out", visible, score, ir.Softmax(), ir.intern(ir.Vec("v")))
+def _attend(program: checked.Program, visible: ir.Index, lowering: Lowering) -> ir.Attend:
+    """Score and weights, by default `scale * dot(q, k)` and its softmax."""
+    score = values.default_score() if program.score is None else lowering.value(program.score, Scope())
+    extra = program.weights.extra if program.weights else None
+    weights = ir.Softmax(None if extra is None else lowering.value(extra, Scope()))
+    return ir.Attend("out", visible, score, weights, values.vector("v"))
 
 
 def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
-    assert item.type.kind in ("int", "bool")
-    kind: Literal["int", "bool"] = "bool" if item.type.kind == "bool" else "int"
-    return ir.intern(ir.Tensor(item.name, kind, tuple(_dim(d, lowering) for d in item.type.dims)))
+    kind = item.type.kind
+    assert kind != "complex"
+    return ir.intern(ir.Tensor(item.name, kind, tuple(_dim(d, lowering) for d in item.type.dims), item.learned))
 
 
 def _dim(dim: Dim, lowering: Lowering) -> str | int:

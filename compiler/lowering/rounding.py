@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NoReturn
 
-from attnc.compiler import fold, ir
+from attnc.compiler import fold, ir, values
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.expressions import Lowering, Scope
 from attnc.compiler.lowering.units import Members, Rows, form_of
@@ -43,7 +43,7 @@ def _members(unit: checked.Unit, program: checked.Program, lowering: Lowering) -
 def _values(unit: checked.Unit, lowering: Lowering) -> tuple[Index, ...]:
     value = lowering.lower(unit.value, Scope())
     items = value if isinstance(value, tuple) else (value,)
-    nodes = [item for item in items if isinstance(item, ir.Node)]
+    nodes = [item for item in items if isinstance(item, ir.Node) and not values.is_value(item)]
     if len(nodes) < len(items):
         _refuse(unit)
     return tuple(nodes)

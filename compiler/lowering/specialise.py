@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
+from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor, Whole
+from attnc.compiler.lowering.tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
 
 
@@ -82,6 +83,8 @@ def specialise(
                 return fold.add(node, fold.const(window.shift))
             case Lookup():
                 return _read(node, slices, window, batch)
+            case Whole():
+                return tabulated(node, window.n_q, window.n_k)
             case _:
                 return None
 

@@ -22,6 +22,7 @@ from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece
 from attnc.compiler.planning.rates import AMX, Rates, Work
 from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
 from attnc.compiler.rewrite import walk
+from attnc.compiler.values import additive, is_plain
 
 Int64 = NDArray[np.int64]
 
@@ -63,8 +64,8 @@ class Relations:
         self.pattern = pattern
         self.shape = shape
         relation = pattern.attend.visible
-        self._sizes = Sizes(shape.sizes)
-        self._slices = Slices(shape.inputs)
+        self.sizes = Sizes(shape.sizes)
+        self.slices = Slices(shape.inputs)
         self._by_head = reads_head(relation)
         self._by_batch = reads_batch(pattern, relation)
         self._plain = not any(isinstance(n, Lookup) and _WINDOWED & set(n.tensor.dims) for n in walk(relation))
@@ -105,6 +106,10 @@ class Relations:
             return list(np.arange(len(windows))[:, None])
         return windows.by_size() if self._reads_lengths else alike(windows.shift)
 
+    def windows(self, batch: int) -> Iterator[Window]:
+        """The windows of a batch entry, one by one."""
+        yield from self._windows_of(batch if self._by_batch else 0)
+
     def _windows_of(self, batch: int) -> Windows:
         if batch not in self._windows:
             self._windows[batch] = self._find_windows(batch)
@@ -121,7 +126,7 @@ class Relations:
     def _specialised(self, window: Window, batch: int, head: int) -> Index:
         group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
         relation = self.pattern.attend.visible
-        return specialise(relation, self._sizes, self._slices, window, batch=batch, head=head, group=group)
+        return specialise(relation, self.sizes, self.slices, window, batch=batch, head=head, group=group)
 
     def groups(self) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[_Local, ...]]]:
         """(batch entries, heads, windows with relations): heads whose relations are equal stand together."""
@@ -152,7 +157,7 @@ class Relations:
         window = whole(self.shape.n_q, self.shape.n_k, self.pattern.align)
         group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
         return [
-            specialise(condition, self._sizes, self._slices, window, batch=b, head=h, group=group)
+            specialise(condition, self.sizes, self.slices, window, batch=b, head=h, group=group)
             for b in by_batch
             for h in by_head
         ]
@@ -248,7 +253,7 @@ class _Planner:
             masks=tuple(self._masks),
             executor="cpu",
             schedule="dense by row blocks" if counts.dense else "pieces",
-            reasons=counts.reasons(),
+            reasons=(*_scores(self._relations.pattern), *counts.reasons()),
             fallback=counts.fallback,
             exact_mask=self._relations.exact_mask,
         )
@@ -345,6 +350,17 @@ class _Planner:
             self._mask_at[id(mask)] = len(self._masks)
             self._masks.append(mask)
         return self._mask_at[id(mask)]
+
+
+def _scores(pattern: Pattern) -> tuple[str, ...]:
+    """How scores that are not `scale * dot(q, k)` are computed."""
+    score = pattern.attend.score
+    if is_plain(pattern.attend):
+        return ()
+    found = additive(score)
+    if found is None:
+        return ("scores computed tile by tile in torch: they are more than a multiple of dot(q, k) and a bias",)
+    return ("a bias, which is the kernel's mask" if found.bias else "scores by the kernel; extra logits at the end",)
 
 
 class _Counts:

@@ -28,15 +28,15 @@ class Work(Protocol):
 
 
 class Planned(NamedTuple):
-    """The cpu executor under one plan. `inner`: nobody but the backward sees the LSE."""
+    """The cpu executor under one plan; `need` says who sees the LSE."""
 
     plan: Plan
     scale: float
-    inner: bool = False
+    need: executor.Need = "lse"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """`executor.forward`; the plan has what there is to know of the inputs."""
-        return executor.forward(q, k, v, self.plan, self.scale, inner=self.inner)
+        return executor.forward(q, k, v, self.plan, self.scale, self.need)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
         """`executor.backward`."""

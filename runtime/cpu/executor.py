@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,19 +19,22 @@ from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.calls import View
 from attnc.runtime.cpu.program import Bound, Visible, program_of
 
+Need = Literal["lse", "backward", "out"]
+"""What becomes of the LSE: the caller gets it; only the backward sees it; nobody does."""
 
-def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, *, inner: bool = False) -> tuple[Tensor, Tensor]:
+
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, need: Need = "lse") -> tuple[Tensor, Tensor]:
     """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv), as `plan` says.
 
     Returns out (B, Hq, Nq, dv) in the dtype of q (fp64, fp32, bf16 or fp16, one for all three) and the natural LSE
-    (B, Hq, Nq), fp32 or fp64, both laid out by `empty_like`; with `inner`, the LSE as it comes, which saves a copy.
-    Rows that see nothing: 0 and −inf.
+    (B, Hq, Nq), fp32 or fp64, both laid out by `empty_like`; for the backward the LSE as it comes, and nothing that
+    means anything where nobody needs it. Rows that see nothing: 0 and −inf.
     """
     program, width = program_of(plan), max(q.shape[-1], v.shape[-1])
     if program.only is not None and width == v.shape[-1]:
         visible = program.visible(program.only, q.dtype)
         if not visible.nothing:
-            return _only(visible, q, k, v, scale, inner)
+            return _only(visible, q, k, v, scale, need)
     out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
     lse = empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
@@ -39,19 +43,20 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, *, inner:
     if empty or not program.covers:
         whole.zero_()
         lse.fill_(-math.inf)
+    keep = need != "out" or program.merges
     if not empty:
         for bound, visible in program.steps(program.bound((q, whole, lse), (k, v)), q.dtype):
-            _run_forward(bound, visible, q, k, v, whole, lse, scale)
+            _run_forward(bound, visible, (q, k, v), whole, lse if keep else None, scale)
     return (out if whole is out else out.copy_(whole)), lse
 
 
-def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float, inner: bool) -> tuple[Tensor, Tensor]:
+def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float, need: Need) -> tuple[Tensor, Tensor]:
     """The results of the only call, which is on all of q, k and v, copied only where their layout is another."""
     layout, width = q, v.shape[-1]
     q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
     o, lse = kernel.attend(q, k, v, visible.additive, visible.causal, scale)
     _hide_blind(visible, o, lse)
-    return _laid_out(o, layout), lse if inner else _laid_out(lse, layout)
+    return _laid_out(o, layout), _laid_out(lse, layout) if need == "lse" else lse
 
 
 def _hide_blind(visible: Visible, o: Tensor, lse: Tensor) -> None:
@@ -62,28 +67,37 @@ def _hide_blind(visible: Visible, o: Tensor, lse: Tensor) -> None:
 
 
 def _run_forward(
-    bound: Bound, visible: Visible, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    bound: Bound,
+    visible: Visible,
+    operands: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor | None,
+    scale: float,
 ) -> None:
-    """Write, or merge, one call's rows into `out` and `lse`."""
+    """Write, or merge, one call's rows into `out` and `lse`, which is None where all calls write and nobody asks."""
     call = bound.call
     q_view, out_view, lse_view = bound.queries
-    out_rows, lse_rows = _at(out, out_view), _at(lse, lse_view)
+    out_rows, lse_rows = _at(out, out_view), None if lse is None else _at(lse, lse_view)
     if visible.nothing:
         if call.fresh:
             out_rows.zero_()
-            lse_rows.fill_(-math.inf)
+            if lse_rows is not None:
+                lse_rows.fill_(-math.inf)
         return
+    q, k, v = operands
     k_rows, v_rows = _rows(k, bound.keys[0]), _rows(v, bound.keys[1])
     o, part = kernel.attend(_rows(q, q_view), k_rows, v_rows, visible.additive, visible.causal, scale)
     _hide_blind(visible, o, part)
     if o.shape[-1] != out.shape[-1]:
         o = o[..., : out.shape[-1]]
-    o, part = _like(o, out_view), _like(part, lse_view)
-    if call.fresh:
+    o = _like(o, out_view)
+    if lse_rows is None:
         out_rows.copy_(o)
-        lse_rows.copy_(part)
+    elif call.fresh:
+        out_rows.copy_(o)
+        lse_rows.copy_(_like(part, lse_view))
     else:
-        merge(o, part, out_rows, lse_rows)
+        merge(o, _like(part, lse_view), out_rows, lse_rows)
 
 
 def merge(o: Tensor, part: Tensor, out: Tensor, lse: Tensor) -> None:

@@ -63,7 +63,7 @@ def make_drawing(
     tile = _tile(n_q, n_k, tile)
     bound = attention.bound
     heads = max(head_count(bound) or 1, head + 1)
-    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads)
+    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, names=attention.relation_inputs)
     given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
     cell = _power_of_two(-(-max(n_q, n_k) // SQUARES))
     rows, pairs, in_tiles = _counts(attention, n_q, n_k, head, given, ((1, n_k), (cell, cell), (tile, tile)))
@@ -130,7 +130,7 @@ def _subtitle(bound: BoundProgram, head: int, heads: int, inputs: Mapping[str, o
     parts = [f"{name} = {shown(value)}" for name, value in bound.values.items()]
     if heads > 1:
         parts.append(f"head {head}")
-    if any("batch" in i.type.dims and len(inputs[i.name]) > 1 for i in bound.program.inputs):  # type: ignore[arg-type]
+    if any("batch" in i.type.dims and len(inputs.get(i.name, ())) > 1 for i in bound.program.inputs):  # type: ignore[arg-type]
         parts.append("batch entry 0")
     return " · ".join(parts)
 

@@ -9,17 +9,40 @@ from typing import cast
 from typing_extensions import assert_never
 
 from attnc.spec import program
-from attnc.spec.checks.forms import BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant, of_type
+from attnc.spec.checks.forms import (
+    BOOL,
+    FLOAT,
+    INT,
+    NOTHING,
+    REAL,
+    UNKNOWN,
+    Finding,
+    Form,
+    floating,
+    join,
+    of_constant,
+    of_type,
+)
 from attnc.spec.checks.guards import Facts, Guards
-from attnc.spec.checks.measure import Measures, first_use
+from attnc.spec.checks.measure import Measures, first_use, inputs_read
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import SIZES
+from attnc.spec.names.resolve import Resolved
 from attnc.spec.report import Report
 from attnc.spec.source import Span
 
 Environment = Mapping[program.Binder, Finding]
-_Leaf = program.Literal | program.ParameterRead | program.Place | program.HeadIndex | program.Size | program.InSegment
+_Leaf = (
+    program.Literal
+    | program.ParameterRead
+    | program.Place
+    | program.HeadIndex
+    | program.Size
+    | program.InSegment
+    | program.Vector
+    | program.Scale
+)
 
 _PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
 _PER_PAIR = {
@@ -32,12 +55,15 @@ _PER_PAIR = {
 }
 
 
-def check_pattern(pattern: program.Program, spare: tuple[program.Definition, ...], report: Report) -> program.Program:
+def check_pattern(resolved: Resolved, report: Report) -> program.Program:
     """The pattern with its stages filled in. What is wrong goes to `report`; the result is then of no use."""
+    pattern, spare = resolved.pattern, resolved.spare
     checker = Checker(pattern, report)
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
-    needs = checker.relation(pattern.visible) | checker.round(pattern.round)
+    needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.scores()
+    if resolved.whole:
+        checker.check_learned()
     for definition in spare:
         if not definition.parameters:
             checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
@@ -96,6 +122,43 @@ class Checker:
             help_ = "use parameters and sizes; for a list by head: `all(… for head in heads)`"
             self._complain("A406", message, item.condition.span, "differs from pair to pair", help=help_)
         return replace(item, stage="call" if found.needs else "parameter")
+
+    def scores(self) -> frozenset[str]:
+        """What the score and the extra logits need. A score is asked for visible pairs, an extra logit for a query."""
+        facts = self._everywhere()
+        for line in self._pattern.visible if self._pattern.round is None else ():
+            facts = self._guards.after(line, True, facts)
+        needs: frozenset[str] = frozenset()
+        extra = self._pattern.weights.extra if self._pattern.weights else None
+        for node, what, around in ((self._pattern.score, "the score", facts), (extra, "`extra`", self._everywhere())):
+            if node is None:
+                continue
+            found = self.find(node, {}, around)
+            if node is extra and found.form.kind == "float" and len(found.form.axes) == 1:
+                pass  # several logits
+            elif not found.form.is_number:
+                help_ = "take the product with another vector: `dot(a, b)`" if found.form.axes else ""
+                self._complain(
+                    "A310", f"{what} is a number, and this is {found.form}", node.span, str(found.form), help=help_
+                )
+            needs |= found.needs
+        if extra is not None:
+            at = first_use(extra, "k", self._measures)
+            if at is not None:
+                help_ = "it may depend on the query, the head and inputs"
+                self._complain("A206", "`extra` is one logit for all keys", at, "which key?", help=help_)
+        return needs
+
+    def check_learned(self) -> None:
+        """A learned tensor that nothing reads would never learn."""
+        pattern = self._pattern
+        roots = [*pattern.visible, pattern.score, pattern.weights.extra if pattern.weights else None]
+        read = inputs_read([root for root in roots if root is not None])
+        for tensor in pattern.inputs:
+            if tensor.learned and tensor not in read:
+                message = f"nothing reads the learned tensor `{tensor.name}`"
+                help_ = "read it in `score`, or drop it"
+                self._complain("A222", message, tensor.span, "it would never learn", help=help_)
 
     def relation(self, lines: tuple[program.Expr, ...]) -> frozenset[str]:
         """What the conjunction of the `visible` lines needs."""
@@ -182,6 +245,10 @@ class Checker:
                 return Finding(INT, self._sizes.get(name, frozenset({"size"})), natural=True)
             case program.InSegment(place=place):
                 return Finding(BOOL, frozenset({place, "length"}))
+            case program.Vector():
+                return Finding(floating(("dk",)), frozenset({"data", "head", "batch"}))
+            case program.Scale():
+                return Finding(FLOAT, frozenset({"size"}))
             case _:
                 assert_never(node)
 
@@ -213,12 +280,14 @@ class Checker:
         dims = node.input.type.dims
         needs = {"data"} | {n for n in ("batch", "head") if n in dims} | ({"head"} if "kv_head" in dims else set())
         written = [d for d in dims if d not in ("batch", "head", "kv_head")]
-        for dim, index in zip(written, node.indices, strict=True):
+        for dim, index in zip(written, node.indices, strict=False):
             found = self.find(index, env, facts)
             self._rules.integer(index, found, f"an index of `{node.input.name}`")
             self._check_bounds(index, found, dim if isinstance(dim, int) else None)
             is_row = dim == "query" and isinstance(index, program.Place) and index.place == "q"
             needs |= {"row"} if is_row else found.needs
+        if node.input.type.kind == "real":
+            return Finding(floating(tuple(written[len(node.indices) :])), frozenset(needs))
         return Finding(BOOL if node.input.type.kind == "bool" else INT, frozenset(needs))
 
     def _check_bounds(self, index: program.Expr, found: Finding, length: int | None) -> None:
@@ -334,8 +403,10 @@ class Checker:
         if node.op in ("any", "all", "count"):
             self._rules.boolean(node.body, body, f"what `{node.op}` asks")
             return INT if node.op == "count" else BOOL
-        if not self._rules.exact(node.body, body, f"`{node.op}`"):
+        if not node.floating and not self._rules.exact(node.body, body, f"`{node.op}`"):
             return UNKNOWN
+        if body.form.kind in ("float", "approximate"):
+            return body.form
         if node.op == "mean" and (body.form.is_number or body.form == BOOL):
             return REAL
         if body.form.is_number:

@@ -7,26 +7,28 @@ from fractions import Fraction
 from typing import Literal
 
 from attnc.spec.meaning.exact import Number
-from attnc.spec.types import Type
+from attnc.spec.types import Dim, Type
 
-FormKind = Literal["int", "real", "approximate", "bool", "list", "unknown"]
+FormKind = Literal["int", "real", "approximate", "float", "bool", "list", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """An exact number, a number in binary64 on its way to `floor` or `ceil`, a truth value, or a list.
 
-    `length` is None where it is known with the parameters only.
+    A `float` is a floating-point number, or where it has `axes`, a vector over them (or a tensor). `length` is None
+    where it is known with the parameters only.
     """
 
     kind: FormKind
     item: Form | None = None
     length: int | None = None
+    axes: tuple[Dim, ...] = ()
 
     @property
     def is_number(self) -> bool:
         """Whether arithmetic takes it."""
-        return self.kind in ("int", "real", "approximate", "unknown")
+        return self.kind in ("int", "real", "approximate", "float", "unknown") and not self.axes
 
     def __str__(self) -> str:
         match self.kind:
@@ -36,6 +38,9 @@ class Form:
                 return "a rational number"
             case "approximate":
                 return "a rounded number"
+            case "float":
+                axes = ", ".join(f"`{a}`" if isinstance(a, str | int) else "…" for a in self.axes)
+                return f"a vector over {axes}" if axes else "a floating-point number"
             case "bool":
                 return "a truth value"
             case "list":
@@ -47,10 +52,16 @@ class Form:
 INT = Form("int")
 REAL = Form("real")
 APPROXIMATE = Form("approximate")
+FLOAT = Form("float")
 BOOL = Form("bool")
 UNKNOWN = Form("unknown")
 
-_NUMBERS: dict[str, int] = {"int": 0, "real": 1, "approximate": 2}
+_NUMBERS: dict[str, int] = {"int": 0, "real": 1, "approximate": 2, "float": 3}
+
+
+def floating(axes: tuple[Dim, ...]) -> Form:
+    """A floating-point number, or a vector over axes."""
+    return Form("float", axes=axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +105,8 @@ def join(a: Form, b: Form) -> Form | None:
     """The form that holds both, or None."""
     if "unknown" in (a.kind, b.kind):
         return UNKNOWN
+    if a.axes != b.axes:
+        return None
     if a.kind in _NUMBERS and b.kind in _NUMBERS:
         return max(a, b, key=lambda form: _NUMBERS[form.kind])
     if a.kind != b.kind:

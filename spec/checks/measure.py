@@ -5,6 +5,7 @@ The limits here let every later stage recurse over a program, definitions includ
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from attnc.spec import program
@@ -74,6 +75,22 @@ def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None
     return next((span for span in found if span is not None), node.span)
 
 
+def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
+    """The inputs that expressions read, through definitions too."""
+    found: set[program.Input] = set()
+    seen: set[program.Definition] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        stack.extend(children(node))
+        if isinstance(node, program.InputRead):
+            found.add(node.input)
+        elif isinstance(node, program.DefinitionUse) and node.definition not in seen:
+            seen.add(node.definition)
+            stack.append(node.definition.body)
+    return found
+
+
 class Measures:
     """Measures of definitions, each taken once."""
 
@@ -90,7 +107,12 @@ class Measures:
         match node:
             case program.Local(binder=binder):
                 free = frozenset({binder})
-            case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
+            case (
+                program.Vector(place=place)
+                | program.Place(place=place)
+                | program.Coordinate(place=place)
+                | program.InSegment(place=place)
+            ):
                 places = frozenset({place})
             case program.Aggregate(runnings=runnings):
                 loops += len(runnings)

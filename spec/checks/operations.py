@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnc.spec import program
+from attnc.spec.checks.floating import FloatRules
 from attnc.spec.checks.forms import APPROXIMATE, BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant
 from attnc.spec.meaning.exact import ArithmeticFault, apply
-from attnc.spec.names.builtins import EXACT_FUNCTIONS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
+from attnc.spec.names.builtins import EXACT_FUNCTIONS, FLOAT_BUILTINS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
 from attnc.spec.source import Span
 
 Complain = Callable[..., None]
@@ -26,12 +27,15 @@ class OperationRules:
 
     def __init__(self, complain: Complain) -> None:
         self._complain = complain
+        self._floating = FloatRules(complain)
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Finding:
         """What is known of an operation whose operands are known."""
         needs = frozenset[str]().union(*(f.needs for f in found))
         if any(f.form.kind == "unknown" for f in found):
             return Finding(self._unknown_form(node.op), needs)
+        if node.op in FLOAT_BUILTINS or any(f.form.kind == "float" for f in found):
+            return Finding(self._floating.of(node, found), needs)
         form = self._form(node, found)
         if form is None:
             return Finding(UNKNOWN, needs)
@@ -80,7 +84,8 @@ class OperationRules:
         """Whether it is an integer; a complaint where not."""
         if found.form.kind in ("int", "unknown"):
             return True
-        help_ = "take `floor(…)` or `ceil(…)` of it" if found.form.is_number else "use an integer"
+        rounds = found.form.is_number and found.form.kind != "float"
+        help_ = "take `floor(…)` or `ceil(…)` of it" if rounds else "use an integer"
         self._complain(
             "A309", f"{what} needs an integer, and this is {found.form}", node.span, str(found.form), help=help_
         )

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from typing import Protocol
+from typing import Protocol, cast
 
 from typing_extensions import assert_never
 
 from attnc.spec import program
 from attnc.spec.checks.measure import Measures
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.exact import FUNCTIONS, ArithmeticFault, Number, checked
+from attnc.spec.meaning import floating
+from attnc.spec.meaning.exact import ArithmeticFault, Number, checked
+from attnc.spec.meaning.floating import Vector
 from attnc.spec.program import Value
 from attnc.spec.source import Span
 
@@ -34,8 +36,16 @@ class Around(Protocol):
     def in_segment(self, position: int, segment: program.Segment) -> bool:
         """Whether a position lies in a segment."""
 
-    def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
-        """An element of an input."""
+    def element(
+        self, node: program.InputRead, indices: list[int], head: int, batch: int
+    ) -> int | bool | float | Vector:
+        """An element of an input, or a vector of it."""
+
+    def vector(self, node: program.Vector, position: int, head: int, batch: int) -> Vector:
+        """The vector of the query or key at a position."""
+
+    def scale(self, node: program.Scale) -> float:
+        """The factor of the scores."""
 
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         """The positions in the unit that is bound in a frame."""
@@ -55,7 +65,7 @@ class Frame:
         self.head = head
         self.batch = batch
         self.bound: Mapping[program.Binder, Meaning] = {}
-        self.known: dict[program.Definition, Value | float] = {}
+        self.known: dict[program.Definition, Result] = {}
 
     def binding(self, binder: program.Binder, meaning: Meaning) -> Frame:
         """The same frame with one more name."""
@@ -74,13 +84,13 @@ class Frame:
             frame.places = {**self.places, place: index}
         return frame
 
-    def _with(self, bound: Mapping[program.Binder, Meaning], known: dict[program.Definition, Value | float]) -> Frame:
+    def _with(self, bound: Mapping[program.Binder, Meaning], known: dict[program.Definition, Result]) -> Frame:
         frame = Frame(self.around, self.places, self.head, self.batch)
         frame.bound, frame.known = bound, known
         return frame
 
 
-Result = Value | float
+Result = Value | float | Vector
 Meaning = Callable[[Frame], Result]
 _Frames = Iterator[Frame]
 _Values = Iterator[Result]
@@ -93,6 +103,8 @@ _Leaf = (
     | program.Size
     | program.Coordinate
     | program.InSegment
+    | program.Vector
+    | program.Scale
 )
 
 
@@ -121,7 +133,7 @@ class Meanings:
                 return self._aggregate(node)
             case program.Table(items=items):
                 entries = [self.of(item) for item in items]
-                return lambda frame: tuple(_exact(entry(frame)) for entry in entries)
+                return lambda frame: cast("Result", tuple(entry(frame) for entry in entries))
             case program.Item():
                 return self._item(node)
             case _:
@@ -145,6 +157,15 @@ class Meanings:
                 return lambda frame: frame.around.coordinate(frame.places[place], node)
             case program.InSegment(place=place, segment=segment):
                 return lambda frame: frame.around.in_segment(frame.places[place], segment)
+            case _:
+                return self._floating_leaf(node)
+
+    def _floating_leaf(self, node: program.Vector | program.Scale) -> Meaning:
+        match node:
+            case program.Vector(place=place):
+                return lambda frame: frame.around.vector(node, frame.places[place], frame.head, frame.batch)
+            case program.Scale():
+                return lambda frame: frame.around.scale(node)
             case _:
                 assert_never(node)
 
@@ -210,14 +231,14 @@ class Meanings:
             return lambda frame: _first(operands, frame, False)
         if node.op == "or":
             return lambda frame: _first(operands, frame, True)
-        function, span = FUNCTIONS[node.op], node.span
+        op, span, floating_point = node.op, node.span, node.floating
 
         def apply(frame: Frame) -> Result:
             values = []
             for operand in operands:
                 values.append(operand(frame))
             try:
-                return checked(function(*values))
+                return floating.apply(op, values, floating=floating_point)
             except ArithmeticFault as fault:
                 raise EvaluationError("A901", str(fault), span) from None
 
@@ -244,6 +265,8 @@ class Meanings:
                 )
                 yield from frames(inner, depth + 1)
 
+        if node.floating and node.op in ("sum", "mean", "max", "min"):
+            return lambda frame: _floating_total([body(inner) for inner in frames(frame, 0)], node)
         return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
 
     def _domain(self, running: program.Running | program.Members) -> Callable[[Frame], Sequence[int]]:
@@ -287,7 +310,7 @@ def _head_index(node: program.HeadIndex) -> Meaning:
             return lambda frame: frame.head // frame.around.size("group", node.span)
 
 
-def _entry(table: Result, index: int, span: Span) -> Value:
+def _entry(table: Result, index: int, span: Span) -> Result:
     assert isinstance(table, tuple)
     if not 0 <= index < len(table):
         raise EvaluationError("A902", f"the index {index} is out of range for a list of {len(table)}", span)
@@ -296,11 +319,6 @@ def _entry(table: Result, index: int, span: Span) -> Value:
 
 def _integer(value: Result) -> int:
     assert isinstance(value, int) and not isinstance(value, bool)
-    return value
-
-
-def _exact(value: Result) -> Value:
-    assert not isinstance(value, float)
     return value
 
 
@@ -326,6 +344,13 @@ def _mean(values: _Values, node: program.Aggregate) -> Number:
         total, count = _added(total, value, node), count + 1
     assert not isinstance(total, float)
     return Fraction(total, count) if count else 0
+
+
+def _floating_total(values: list[Result], node: program.Aggregate) -> Result:
+    """Exact where all values are, and there are some."""
+    if values and not any(isinstance(value, float | tuple) for value in values):
+        return _FOLDS[node.op](iter(values), node)
+    return floating.total(node.op, values)
 
 
 def _extreme(better: Callable[[Iterator[Number]], Number]) -> Callable[[_Values, program.Aggregate], Number]:

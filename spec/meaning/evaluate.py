@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import cast
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
@@ -14,6 +16,9 @@ from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 
 __all__ = ["EvaluationError", "Evaluator", "constant_value", "mask", "visible"]
+
+Heads = list[list[list[list[float]]]]
+"""Vectors by batch entry, head and token."""
 
 MAX_CONSTANT_STEPS = 100_000
 """The same for an expression of parameters alone."""
@@ -42,6 +47,8 @@ class Evaluator:
         self.program = bound.program
         self.meanings = Meanings(bound.program, bound.values)
         self.steps = 0
+        self.vectors: Mapping[str, Heads] = {}
+        self.factor = 1.0
         self._check_sizes(queries, keys, heads, kv_heads)
         self.sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, **sizes}
         self.sizes |= _lengths_of_lists(bound)
@@ -83,6 +90,48 @@ class Evaluator:
         self.steps = 0
         frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
         return self.meanings.of(node)(frame)
+
+    def attend(
+        self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None
+    ) -> tuple[Heads, list[list[list[float]]]]:
+        """(out, lse) of a call, by the definition: q [batch][head][row][dk], k and v [batch][kv head][key][d].
+
+        In a row that sees nothing out is 0 and lse -inf, whatever `extra` says.
+        """
+        width = len(q[0][0][0])
+        self.vectors = {"q": q, "k": k, "v": v}
+        self.factor = width**-0.5 if scale is None else scale
+        rows = [[[self._row(b, h, i) for i in range(self.queries)] for h in range(len(q[b]))] for b in range(len(q))]
+        return (
+            [[[out for out, _ in head] for head in batch] for batch in rows],
+            [[[lse for _, lse in head] for head in batch] for batch in rows],
+        )
+
+    def _row(self, batch: int, head: int, row: int) -> tuple[list[float], float]:
+        values = self.vectors["v"][batch][head // self.sizes["group"]]
+        seen = [key for key in range(self.keys) if self.visible(row, key, head=head, batch=batch)]
+        if not seen:
+            return [0.0] * len(values[0]), -math.inf
+        scores = [self._score(row, key, head, batch) for key in seen]
+        most = max(scores)
+        extra = self.program.weights.extra if self.program.weights else None
+        found = () if extra is None else self.value(extra, q=row, k=seen[0], head=head, batch=batch)
+        logits = [_number(logit) for logit in (found if isinstance(found, tuple) else (found,))]
+        most = max([most, *logits])
+        if math.isinf(most):
+            return [0.0 if most < 0 else math.nan] * len(values[0]), most
+        weights = [math.exp(score - most) for score in scores]
+        whole = math.fsum([*weights, *(math.exp(logit - most) for logit in logits)])
+        columns = range(len(values[0]))
+        out = [math.fsum(w * values[key][i] for w, key in zip(weights, seen, strict=True)) / whole for i in columns]
+        return out, most + math.log(whole)
+
+    def _score(self, row: int, key: int, head: int, batch: int) -> float:
+        score = self.program.score
+        if score is not None:
+            return _number(self.value(score, q=row, k=key, head=head, batch=batch))
+        a, b = self.vectors["q"][batch][head][row], self.vectors["k"][batch][head // self.sizes["group"]][key]
+        return self.factor * math.fsum(x * y for x, y in zip(a, b, strict=True))
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
@@ -189,7 +238,20 @@ class View:
         """Whether a local position lies in a segment."""
         return position in self.layout.stretch(segment)
 
-    def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
+    def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
+        """The vector at a local position."""
+        if node.place == "q":
+            return tuple(self._call.vectors["q"][batch][head][position - self.shift + self.first_row])
+        kv_head = head // self._call.sizes["group"]
+        return tuple(self._call.vectors["k"][batch][kv_head][position + self.first_key])
+
+    def scale(self, node: program.Scale) -> float:
+        """The call's scale."""
+        return self._call.factor
+
+    def element(
+        self, node: program.InputRead, indices: list[int], head: int, batch: int
+    ) -> int | bool | float | tuple[float, ...]:
         """An element of an input; indices into `token`, `key` and `query` are local positions."""
         offsets = {"token": self.first_key, "key": self.first_key, "query": self.first_row - self.shift}
         limits = {"token": (0, self.keys), "key": (0, self.keys), "query": (self.shift, self.shift + self.queries)}
@@ -239,7 +301,7 @@ class Rounding:
 
 def _unit_value(value: Result) -> Value:
     assert not isinstance(value, float)
-    return value
+    return cast("Value", value)
 
 
 class _Alone:
@@ -261,12 +323,23 @@ class _Alone:
     def element(self, node: program.InputRead, indices: list[int], head: int, batch: int) -> int | bool:
         raise AssertionError("an input is not a constant")
 
+    def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
+        raise AssertionError("a vector is not a constant")
+
+    def scale(self, node: program.Scale) -> float:
+        raise AssertionError("the scale is not a constant")
+
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         raise AssertionError("a unit is not a constant")
 
     def tick(self, span: Span) -> None:
         self._steps += 1
         _check_steps(self._steps, MAX_CONSTANT_STEPS, span)
+
+
+def _number(value: Result) -> float:
+    assert not isinstance(value, tuple)
+    return float(value)
 
 
 def _check_steps(steps: int, limit: int, span: Span) -> None:

@@ -45,20 +45,33 @@ class Tensors:
         batch: int,
         offsets: Mapping[str, int],
         limits: Mapping[str, tuple[int, int]],
-    ) -> int | bool:
-        """One entry. `offsets` turns positions into entries; `limits` are the positions that exist."""
+    ) -> int | bool | float | tuple[float, ...]:
+        """One entry, or a vector where fewer indices are written than there are dimensions.
+
+        `offsets` turns positions into entries; `limits` are the positions that exist."""
         implied = {"batch": batch, "head": head, "kv_head": head // self._call.sizes["group"]}
         written = iter(zip(indices, node.indices, strict=True))
         data = self._data[node.input]
         for dim in node.input.type.dims:
-            index, span = (implied[dim], node.span) if dim in implied else _where(next(written))
+            if dim in implied:
+                index, span = implied[dim], node.span
+            else:
+                at = next(written, None)
+                if at is None:
+                    return tuple(map(float, data))
+                index, span = at[0], at[1].span
             low, high = limits.get(dim, (0, len(data))) if isinstance(dim, str) else (0, len(data))
             if not low <= index < high:
                 name = dim if isinstance(dim, str) else "this"
                 message = f"`{node.input.name}` is read at {index}; the `{name}` dimension has {low} to {high - 1}"
                 raise EvaluationError("A902", message, span, "test the index first: `0 <= i < n and …`")
             data = data[index + (offsets.get(dim, 0) if isinstance(dim, str) else 0)]
-        return bool(data) if node.input.type.kind == "bool" else int(data)
+        match node.input.type.kind:
+            case "bool":
+                return bool(data)
+            case "int":
+                return int(data)
+        return float(data)
 
     def _check_names(self, given: Mapping[str, object]) -> None:
         names = [tensor.name for tensor in self._call.program.inputs]
@@ -107,16 +120,12 @@ class Tensors:
         return value
 
     def _check_entry(self, tensor: program.Input, entry: object) -> None:
-        wanted = bool if tensor.type.kind == "bool" else int
-        if type(entry) is not wanted:
+        wanted = {"bool": (bool,), "int": (int,)}.get(tensor.type.kind, (int, float))
+        if type(entry) not in wanted:
             message = f"`{tensor.name}` holds {entry!r}, and {tensor.type.kind} is declared"
             raise EvaluationError("A909", message, tensor.span)
-        if wanted is int and not INT_MIN <= int(entry) <= INT_MAX:
+        if tensor.type.kind == "int" and not INT_MIN <= entry <= INT_MAX:  # type: ignore[operator]  # an int
             raise EvaluationError("A909", f"an entry of `{tensor.name}` does not fit in 64 bits", tensor.span)
-
-
-def _where(pair: tuple[int, program.Expr]) -> tuple[int, Any]:
-    return pair[0], pair[1].span
 
 
 def _nested(data: object) -> Any:

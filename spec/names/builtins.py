@@ -40,12 +40,24 @@ EXACT_FUNCTIONS: dict[str, Builtin] = {
 TRANSCENDENTAL = frozenset({"sqrt", "exp", "log", "log2"})
 INTEGER_FUNCTIONS = frozenset({"isqrt", "bitlen", "bitand", "bitor", "xor", "power_of_two"})
 
-FLOAT_FUNCTIONS = frozenset(
-    {
-        *("tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos", "logaddexp", "softmax"),
-        *("dot", "outer", "diag", "eye", "solve", "normalised", "rms", "merge", "conjugate_gradient"),
-    }
-)
+FLOAT_BUILTINS: dict[str, Builtin] = {
+    f.name: f
+    for f in (
+        *(Builtin(name, ("x",)) for name in ("tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos")),
+        Builtin("logaddexp", ("a", "b")),
+        Builtin("dot", ("a", "b")),
+        Builtin("normalised", ("x",)),
+        Builtin("rms", ("x",)),
+    )
+}
+"""Functions of scores."""
+
+VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms"})
+"""Functions whose arguments are vectors: there `q` and `k` are the vectors of this query and key."""
+
+FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {
+    *("softmax", "outer", "diag", "eye", "solve", "merge", "conjugate_gradient"),
+}
 """Functions of scores, weights, values and steps."""
 
 LATER_FUNCTIONS = frozenset({"order"})

@@ -31,13 +31,16 @@ class DefinitionOrder:
         """Definitions that are refused: on a cycle, too deep in a chain, too tall."""
         self._excessive: set[DefinitionSource] = set()
 
-    def under(self, expression: syntax.Expr, names: Mapping[str, Symbol]) -> list[DefinitionSource]:
+    def under(
+        self, expression: syntax.Expr, names: Mapping[str, Symbol], *, again: bool = False
+    ) -> list[DefinitionSource]:
         """The definitions that `expression` needs, what they use first; refused ones are left out.
 
-        A definition is given once, except that one which mentions `visible` is given for every expression.
+        Unless `again`, a definition is given once, except that one which mentions `visible` is given for every
+        expression.
         """
         order: list[DefinitionSource] = []
-        seen = {source for source in self._depth if not self._mentions[source]}
+        seen = set() if again else {source for source in self._depth if not self._mentions[source]}
         for source, span in _uses(expression, names):
             self._visit(source, span, order, seen)
         return [source for source in order if source not in self.broken]

@@ -63,12 +63,16 @@ class Dimensions:
         dims = self._dims(item.type)
         if kind is None:
             return None
-        if kind[0] in ("real", "complex"):
-            message = f"`{kind[1] or kind[0]}` inputs are not supported yet"
-            help_ = "a relation reads `int` and `bool` inputs"
+        if kind[0] == "complex":
+            message = "`complex` inputs are not supported yet"
+            help_ = "a relation reads `int` and `bool` inputs, a score `real` ones"
             self._report.error("A704", message, item.type.span, "not compiled yet", help=help_)
             return None
-        return Type(kind[0], dims)
+        if item.word.id == "learned" and kind[0] != "real":
+            help_ = "declare it as an `input`"
+            self._report.error("A302", "a learned tensor holds real numbers", item.type.span, "not real", help=help_)
+            return None
+        return Type(kind[0], dims, kind[1])
 
     def segment(self, line: syntax.Places) -> program.Segment | None:
         """The stretch of tokens that a `tokens` line lays down."""

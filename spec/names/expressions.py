@@ -11,16 +11,18 @@ from attnc.spec.meaning.exact import ArithmeticFault, checked
 from attnc.spec.names.builtins import (
     AGGREGATES,
     EXACT_FUNCTIONS,
+    FLOAT_BUILTINS,
     FLOAT_FUNCTIONS,
     FUNCTIONS,
     LATER_FUNCTIONS,
     POSITIONS,
     REBINDABLE,
     RESERVED_NAMES,
+    VECTOR_FUNCTIONS,
 )
 from attnc.spec.names.call import bind_arguments
 from attnc.spec.names.definitions import DefinitionOrder
-from attnc.spec.names.name_resolver import EXACT_ONLY, Binders, NameResolver, Names, Surroundings
+from attnc.spec.names.name_resolver import EXACT_ONLY, SCORES_ONLY, Binders, NameResolver, Names, Surroundings
 from attnc.spec.names.scope import (
     DefinitionSource,
     DefinitionSymbol,
@@ -29,6 +31,7 @@ from attnc.spec.names.scope import (
     SilentSymbol,
     UnitSymbol,
 )
+from attnc.spec.names.worlds import World, Worlds
 from attnc.spec.report import Report
 from attnc.spec.source import Span
 from attnc.spec.suggest import did_you_mean
@@ -40,29 +43,38 @@ OPERATORS = {
 
 
 class Resolver:
-    """Resolves the expressions of one pattern; a definition becomes one node, shared by its uses."""
+    """Resolves the expressions of one pattern; a definition becomes one node in each world, shared by its uses."""
 
     def __init__(self, report: Report, surroundings: Surroundings) -> None:
         self.report = report
         self.surroundings = surroundings
         self.order = DefinitionOrder(report)
+        self.worlds = Worlds()
         self.measures = Measures()
-        self._definitions: dict[tuple[DefinitionSource, int], program.Definition] = {}
+        self._definitions: dict[tuple[DefinitionSource, World, int], program.Definition] = {}
         self._so_far: dict[int, program.Definition] = {}
 
-    def resolve(self, expression: syntax.Expr, names: Names, binders: Binders | None = None) -> program.Expr:
+    def resolve(
+        self, expression: syntax.Expr, names: Names, binders: Binders | None = None, world: World = "exact"
+    ) -> program.Expr:
         """The program node of `expression`. Definitions it leans on are resolved first, so nothing recurses far."""
-        self.prepare(expression, names)
-        return ExpressionResolver(self, names, binders or {}).resolve(expression)
+        self.prepare(expression, names, world)
+        return ExpressionResolver(self, names, binders or {}, world).resolve(expression)
 
-    def prepare(self, expression: syntax.Expr, names: Names) -> None:
+    def prepare(self, expression: syntax.Expr, names: Names, world: World = "exact") -> None:
         """Resolve every definition that `expression` leans on."""
-        for source in self.order.under(expression, names):
-            self.define(source)
+        if world == "exact":
+            for source in self.order.under(expression, names):
+                self.define(source, world)
+            return
+        demanded = self.worlds.demanded(expression, names, world)
+        for source in self.order.under(expression, names, again=True):
+            for used_in in sorted(demanded[source]):
+                self.define(source, used_in)
 
-    def define(self, source: DefinitionSource) -> program.Definition | None:
-        """The definition, or None where it was refused."""
-        key = (source, self._line(source))
+    def define(self, source: DefinitionSource, world: World) -> program.Definition | None:
+        """The definition as it reads in a world, or None where it was refused."""
+        key = (source, world, self._line(source))
         if source in self.order.broken:
             return None
         if self.order.uses_excessive(source):
@@ -70,13 +82,17 @@ class Resolver:
             return None
         if key not in self._definitions:
             own = {b.name: b for b in source.parameters}
-            body = ExpressionResolver(self, source.names, {**source.outer, **own}).resolve(source.body)
+            body = ExpressionResolver(self, source.names, {**source.outer, **own}, world).resolve(source.body)
             definition = program.Definition(source.span, source.name, source.parameters, body)
             if not self._within_limits(definition):
                 self.order.refuse_excessive(source)
                 return None
             self._definitions[key] = definition
         return self._definitions[key]
+
+    def is_used(self, source: DefinitionSource) -> bool:
+        """Whether it has been read in some world."""
+        return any(known is source for known, _, _ in self._definitions)
 
     def relation_so_far(self, span: Span) -> program.Expr:
         """What `visible` means here."""
@@ -98,6 +114,15 @@ class Resolver:
 
 class ExpressionResolver(NameResolver):
     """Resolves one body: the names around it and the binders inside it."""
+
+    def _in(self, world: World) -> ExpressionResolver:
+        """The same names, in another world."""
+        if self._world in ("exact", world):
+            return self
+        return ExpressionResolver(self._resolver, self._names, self._binders, world)
+
+    def _applied(self, span: Span, op: str, *operands: program.Expr) -> program.Operation:
+        return program.Operation(span, op, operands, floating=self._world != "exact")
 
     def resolve(self, node: syntax.Expr) -> program.Expr:
         """The program node of a syntax node."""
@@ -133,10 +158,10 @@ class ExpressionResolver(NameResolver):
             case syntax.Comparison():
                 return self._comparison(node)
             case syntax.Logic(span=span, op=op, operands=operands):
-                return program.Operation(span, op, tuple(self.resolve(o) for o in operands))
+                return program.Operation(span, op, tuple(self._in("float").resolve(o) for o in operands))
             case syntax.Choice():
-                parts = (self.resolve(node.condition), self.resolve(node.then), self.resolve(node.otherwise))
-                return program.Choice(node.span, *parts)
+                condition = self._in("float").resolve(node.condition)
+                return program.Choice(node.span, condition, self.resolve(node.then), self.resolve(node.otherwise))
             case _:
                 assert_never(node)
 
@@ -159,20 +184,22 @@ class ExpressionResolver(NameResolver):
             case "not", _:
                 return program.Operation(node.span, "not", (operand,))
             case "-", _:
-                return program.Operation(node.span, "neg", (operand,))
+                return self._applied(node.span, "neg", operand)
             case _:
-                zero = program.Literal(node.span, 0)
-                return program.Operation(node.span, "add", (zero, operand))
+                return self._applied(node.span, "add", program.Literal(node.span, 0), operand)
 
     def _binary(self, node: syntax.Binary) -> program.Expr:
         if node.op == "@":
+            if self._world != "exact":
+                return self.refuse("A703", "`@` is not supported yet", node.span, "write `dot(a, b)`")
             return self.refuse("A401", "`@` multiplies vectors, which are floating-point", node.span, EXACT_ONLY)
-        return program.Operation(node.span, OPERATORS[node.op], (self.resolve(node.left), self.resolve(node.right)))
+        return self._applied(node.span, OPERATORS[node.op], self.resolve(node.left), self.resolve(node.right))
 
     def _comparison(self, node: syntax.Comparison) -> program.Expr:
         if any(op in ("in", "not in") for op, _ in node.rest):
             return self._membership(node)
-        operands = [self.resolve(node.first), *(self.resolve(right) for _, right in node.rest)]
+        sides = [node.first, *(right for _, right in node.rest)]
+        operands = [self._in("float").resolve(side) for side in sides]
         pairs = tuple(
             program.Operation(a.span.to(b.span), OPERATORS[op], (a, b))
             for (op, _), a, b in zip(node.rest, operands, operands[1:], strict=False)
@@ -261,14 +288,16 @@ class ExpressionResolver(NameResolver):
         if isinstance(base, syntax.Name) and base.id not in self._binders:
             symbol = self._names.get(base.id)
             if isinstance(symbol, InputSymbol):
-                return self.read(node.span, symbol.input, tuple(self.resolve(i) for i in node.indices))
+                return self.read(node.span, symbol.input, tuple(self._in("float").resolve(i) for i in node.indices))
+            if symbol is None and base.id in ("q", "k", "v") and self._world != "exact":
+                return self.refuse("A703", f"`{base.id}[…]` is not supported yet", node.span, SCORES_ONLY)
             if symbol is None and base.id in ("q", "k", "v"):
                 return self.refuse(
                     "A401", f"`{base.id}[…]` is a vector, which is floating-point", node.span, EXACT_ONLY
                 )
         table = self.resolve(base)
         for index in node.indices:
-            table = program.Item(node.span, table, self.resolve(index))
+            table = program.Item(node.span, table, self._in("float").resolve(index))
         return table
 
     def _call(self, node: syntax.Call) -> program.Expr:
@@ -288,11 +317,13 @@ class ExpressionResolver(NameResolver):
         name = function.id
         if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS and self._resolver.surroundings.alone:
             return self.unknown(node.span)
-        if name in FLOAT_FUNCTIONS:
+        if name in FLOAT_FUNCTIONS and self._world != "exact" and name not in FLOAT_BUILTINS:
+            return self.refuse("A703", f"`{name}` is not supported here yet", node.span, SCORES_ONLY)
+        if name in FLOAT_FUNCTIONS and self._world == "exact":
             return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
         if name in LATER_FUNCTIONS:
             return self.refuse("A701", f"`{name}` is not supported yet", node.span)
-        builtin = EXACT_FUNCTIONS.get(name)
+        builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
         if builtin is None and name in AGGREGATES:
             return self.refuse("A204", f"`{name}` needs a `for`", node.span, f"write `{name}(… for i in low .. high)`")
         if builtin is None:
@@ -301,7 +332,8 @@ class ExpressionResolver(NameResolver):
         arguments = bind_arguments(self._report, node, name, builtin.parameters, builtin.variadic, {})
         if arguments is None:
             return self.unknown(node.span)
-        return program.Operation(node.span, name, tuple(self.resolve(a) for a in arguments))
+        inner = self._in("vector") if name in VECTOR_FUNCTIONS else self
+        return self._applied(node.span, name, *(inner.resolve(a) for a in arguments))
 
     def _definition_call(self, node: syntax.Call, source: DefinitionSource) -> program.Expr:
         names = tuple(b.name for b in source.parameters)
@@ -309,10 +341,13 @@ class ExpressionResolver(NameResolver):
         arguments = bind_arguments(self._report, node, source.name, names, False, defaults, source.span)
         if arguments is None:
             return self.unknown(node.span)
-        outside = ExpressionResolver(self._resolver, source.names, {})
         given = {id(a.value) for a in node.arguments}
-        resolved = tuple((self if id(a) in given else outside).resolve(a) for a in arguments)
-        return self._use(node.span, source, resolved)
+        vectors = self._resolver.worlds.vector_parameters(source) if self._world != "exact" else frozenset()
+        resolved = []
+        for binder, argument in zip(source.parameters, arguments, strict=True):
+            own = self if id(argument) in given else ExpressionResolver(self._resolver, source.names, {}, self._world)
+            resolved.append(own._in("vector" if binder.name in vectors else "float").resolve(argument))
+        return self._use(node.span, source, tuple(resolved))
 
     # --- aggregates --------------------------------------------------------------------------------------------------
 
@@ -323,11 +358,11 @@ class ExpressionResolver(NameResolver):
                 return self._unknown_name(function, "function", set(AGGREGATES))
             listed = ", ".join(sorted(AGGREGATES))
             return self.refuse("A204", "this function takes no `for`", function.span, f"those that do: {listed}")
-        inner = ExpressionResolver(self._resolver, self._names, self._binders)
+        inner = ExpressionResolver(self._resolver, self._names, self._binders, self._world)
         runnings = tuple(inner._running(r) for r in node.each.runnings)
         body = inner.resolve(node.body)
-        condition = inner.resolve(node.each.condition) if node.each.condition is not None else None
-        return program.Aggregate(node.span, function.id, body, runnings, condition)
+        condition = inner._in("float").resolve(node.each.condition) if node.each.condition is not None else None
+        return program.Aggregate(node.span, function.id, body, runnings, condition, floating=self._world != "exact")
 
     def _running(self, node: syntax.Running) -> program.Running | program.Members:
         unit = self._unit(node.domain)
@@ -368,13 +403,13 @@ class ExpressionResolver(NameResolver):
             case None:
                 return self._everything(node.name)
             case syntax.Range(low=low, high=high):
-                return self.resolve(low), self.resolve(high)
+                return self._in("float").resolve(low), self._in("float").resolve(high)
             case syntax.Name(id="group") if "group" not in self._names and "group" not in self._binders:
                 head, size = program.HeadIndex(span, "kv_head"), program.Size(span, "group")
                 low_ = program.Operation(span, "mul", (head, size))
                 return low_, program.Operation(span, "add", (low_, size))
             case domain:
-                return program.Literal(span, 0), self.resolve(domain)
+                return program.Literal(span, 0), self._in("float").resolve(domain)
 
     def _everything(self, name: syntax.Name) -> tuple[program.Expr, program.Expr]:
         span, zero = name.span, program.Literal(name.span, 0)

@@ -30,6 +30,7 @@ from attnc.spec.names.scope import (
     Symbol,
     UnitSymbol,
 )
+from attnc.spec.names.worlds import World
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 
@@ -45,6 +46,9 @@ Binders = Mapping[str, program.Binder]
 EXACT_ONLY = "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs"
 
 
+SCORES_ONLY = "a score is made of positions, inputs, `scale`, `dot` and the other functions of the reference"
+
+
 _LABELS = {
     "A202": "has no coordinates",
     "A203": "no such axis",
@@ -57,6 +61,7 @@ _LABELS = {
     "A401": "not exact",
     "A404": "out of range",
     "A701": "not compiled yet",
+    "A703": "not compiled yet",
 }
 """What the caret says where a rule has nothing more particular to say."""
 
@@ -76,11 +81,12 @@ class Surroundings:
 class NameResolver:
     """The names around one body and the binders inside it."""
 
-    def __init__(self, resolver: Resolver, names: Names, binders: Binders) -> None:
+    def __init__(self, resolver: Resolver, names: Names, binders: Binders, world: World = "exact") -> None:
         self._resolver = resolver
         self._report = resolver.report
         self._names = names
         self._binders = binders
+        self._world = world
 
     def resolve_name(self, node: syntax.Name) -> program.Expr:
         """What a name by itself stands for."""
@@ -124,14 +130,16 @@ class NameResolver:
         return self._use(node.span, source, ())
 
     def _use(self, span: Span, source: DefinitionSource, arguments: tuple[program.Expr, ...]) -> program.Expr:
-        definition = self._resolver.define(source)
+        definition = self._resolver.define(source, self._world)
         return program.DefinitionUse(span, definition, arguments) if definition else self.unknown(span)
 
     def _place(self, node: syntax.Name) -> program.Expr:
         name, span = node.id, node.span
         match name:
             case "q" | "k":
-                return program.Place(span, name)
+                return program.Vector(span, name) if self._world == "vector" else program.Place(span, name)
+            case "scale" if self._world != "exact":
+                return program.Scale(span)
             case "head" | "kv_head" | "batch":
                 return program.HeadIndex(span, name)
             case "visible":
@@ -142,6 +150,8 @@ class NameResolver:
         name = node.id
         if self._resolver.surroundings.alone and name in FLOAT_NAMES | SELECTION_NAMES | {"t"}:
             return self.unknown(node.span)
+        if name in FLOAT_NAMES and self._world != "exact":
+            return self.refuse("A703", f"`{name}` is not supported here yet", node.span, SCORES_ONLY)
         if name in FLOAT_NAMES:
             return self.refuse("A401", f"`{name}` is a floating-point value", node.span, EXACT_ONLY)
         if name in SELECTION_NAMES:
@@ -178,7 +188,9 @@ class NameResolver:
     def read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input; complains about a wrong number of indices."""
         written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
-        if len(indices) == len(written):
+        if tensor.type.kind == "real" and self._world == "exact":
+            return self.refuse("A401", f"`{tensor.name}` holds floating-point numbers", span, EXACT_ONLY)
+        if len(indices) == len(written) or (tensor.type.kind == "real" and len(indices) < len(written)):
             return program.InputRead(span, tensor, indices)
         names = [str(d) if isinstance(d, str | int) else "…" for d in written]
         example = f"{tensor.name}[{', '.join(names)}]" if names else tensor.name

@@ -26,29 +26,28 @@ from attnc.spec.names.scope import (
     SilentSymbol,
     Symbol,
 )
+from attnc.spec.names.worlds import World
 from attnc.spec.report import Report
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Type
 
 _T = TypeVar("_T")
 
-_ONCE = ("align", "documents", "round")
+_ONCE = ("align", "documents", "round", "score", "weights")
 _LATER_WORDS = {
-    "score": "scores",
-    "weights": "weights other than the softmax of the score",
     "value": "values other than the key's v",
     "combine": "combining branches",
     "over": "attention over units",
     "per": "attention per unit",
     "pad": "padding",
     "select": "selections",
+    "weights": "weights other than `softmax(score)`, perhaps with `extra`",
     "branch": "branches",
     "approximate": "approximation",
-    "learned": "learned tensors",
 }
 """Statements of the language that the compiler does not lower yet."""
 
-_STATIC_ONLY = "what can be compiled: `visible` from positions, sizes, parameters and int or bool inputs"
+_STATIC_ONLY = "what can be compiled: `visible`, `score`, and `weights softmax(score)`, perhaps with `extra`"
 
 _HOME = {
     **dict.fromkeys(("covers", "from", "keep", "always"), "a `select`"),
@@ -58,12 +57,20 @@ _HOME = {
 """Where the other statements belong."""
 
 
+def _name_of(node: syntax.Expr) -> str | None:
+    return node.id if isinstance(node, syntax.Name) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A pattern before its types are checked, and the definitions that nothing supported uses."""
+    """A pattern before its types are checked, and the definitions that nothing supported uses.
+
+    `whole`: nothing in it was refused as not supported.
+    """
 
     pattern: program.Program
     spare: tuple[program.Definition, ...]
+    whole: bool
 
 
 def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved | None:
@@ -114,8 +121,10 @@ class _PatternResolver:
             documents=self._documents(),
             visible=visible,
             round=self._round(),
+            score=self._score(),
+            weights=self._weights(),
         )
-        return Resolved(result, self._spare(lets))
+        return Resolved(result, self._spare(lets), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -161,7 +170,7 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         for item in self._pattern.body.statements:
             word = item.word.id
-            if word in _LATER_WORDS:
+            if word in _LATER_WORDS and word != "weights":
                 self._later(item)
             elif word in _HOME:
                 help_ = f"it belongs in {_HOME[word]}"
@@ -224,12 +233,12 @@ class _PatternResolver:
 
     def _inputs(self) -> Iterable[program.Input]:
         for item in self._statements(syntax.Declaration):
-            if item.word.id != "input":
+            if item.word.id not in ("input", "learned"):
                 continue
             type_ = self._dimensions.of_input(item)
             symbol: Symbol = SilentSymbol(item.name.span)
             if type_ is not None:
-                tensor = program.Input(item.name.span, item.name.id, type_)
+                tensor = program.Input(item.name.span, item.name.id, type_, item.word.id == "learned")
                 symbol = InputSymbol(item.name.span, tensor)
                 yield tensor
             self._declare(item.name, symbol, of_call=True)
@@ -265,6 +274,41 @@ class _PatternResolver:
     def _round(self) -> program.Round | None:
         blocks = [b for b in self._statements(syntax.Block) if b.word.id == "round"]
         return resolve_round(blocks[0], self._names, self._resolver, self._report) if blocks else None
+
+    def _score(self) -> program.Expr | None:
+        for clause in self._clauses("score"):
+            return self._floating(clause.value)
+        return None
+
+    def _floating(self, value: syntax.Expr) -> program.Expr:
+        """A floating-point expression."""
+        found = self._resolver.resolve(value, self._names, world="float")
+        excess = self._resolver.measures.excess(found)
+        if excess:
+            self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
+        return found
+
+    def _weights(self) -> program.Softmax | None:
+        """`softmax(score, extra = …)`, in which the first argument may be left out."""
+        for clause in self._clauses("weights"):
+            value = clause.value
+            if not isinstance(value, syntax.Call) or _name_of(value.function) != "softmax":
+                self._later(clause)
+                return None
+            named = {a.name.id: a for a in value.arguments if a.name is not None}
+            plain = [a.value for a in value.arguments if a.name is None]
+            strange = next((a for name, a in named.items() if name != "extra"), None)
+            if len(plain) > 1 or strange is not None:
+                at = strange.span if strange is not None else plain[1].span
+                help_ = "call it as `softmax(score)` or `softmax(score, extra = …)`"
+                self._report.error("A305", "`softmax` takes the score and `extra`", at, help=help_)
+                return None
+            if plain and _name_of(plain[0]) != "score":
+                self._later(clause)
+                return None
+            extra = self._floating(named["extra"].value) if named else None
+            return program.Softmax(clause.span, extra)
+        return None
 
     def _align(self) -> str | None:
         for item in self._clauses("align"):
@@ -335,9 +379,12 @@ class _PatternResolver:
         if self._unsupported:
             return ()
         found = []
+        world: World = "float" if self._clauses("score") or self._clauses("weights") else "exact"
         for source in lets:
-            self._resolver.prepare(syntax.Name(source.span, source.name), self._names)
-            definition = self._resolver.define(source)
+            if self._resolver.is_used(source):
+                continue
+            self._resolver.prepare(syntax.Name(source.span, source.name), self._names, world)
+            definition = self._resolver.define(source, world)
             if definition is not None:
                 found.append(definition)
         return tuple(found)

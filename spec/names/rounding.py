@@ -43,7 +43,7 @@ class _RoundResolver:
         keep = self._keep()
         for source in lets:
             self._resolver.prepare(syntax.Name(source.span, source.name), self._names)
-            self._resolver.define(source)
+            self._resolver.define(source, "exact")
         if keep is None or units is None:
             return None
         return program.Round(self._block.word.span, *units, keep)

@@ -99,10 +99,11 @@ def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:
     while pending:
         node = pending.pop()
         yield node
-        pending.extend(reversed(_children(node)))
+        pending.extend(reversed(children(node)))
 
 
-def _children(node: syntax.Expr) -> list[syntax.Expr]:
+def children(node: syntax.Expr) -> list[syntax.Expr]:
+    """The expressions directly inside one."""
     match node:
         case syntax.Name() | syntax.Number() | syntax.Truth():
             return []

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 import expression_trees as trees
-from attnc.compiler import fold, ir
-from attnc.compiler.lowering.lower import default_attend
+from attnc.compiler import fold, ir, values
 from attnc.compiler.rewrite import walk
 from attnc.compiler.verify_ir import IRInvalid, find_violations, free_variables, verify, violations_of
 from expression_trees import Kit, Tree
@@ -18,7 +17,8 @@ Q, K = fold.place("q"), fold.place("k")
 
 
 def pattern(visible: ir.Index, *tensors: ir.Tensor) -> ir.Pattern:
-    return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (default_attend(visible),), "out", {})
+    attend = ir.Attend("out", visible, values.default_score(), ir.Softmax(), values.vector("v"))
+    return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (attend,), "out", {})
 
 
 @settings(max_examples=150)

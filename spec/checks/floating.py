@@ -1,0 +1,77 @@
+"""The typing rules of floating-point operations: numbers, and vectors over a named axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from attnc.spec import program
+from attnc.spec.checks.forms import FLOAT, UNKNOWN, Finding, Form, floating
+from attnc.spec.names.builtins import FLOAT_BUILTINS, VECTOR_FUNCTIONS, WORD_OF
+
+Complain = Callable[..., None]
+
+_ELEMENTWISE = frozenset(
+    {
+        *("add", "sub", "mul", "div", "neg", "pow", "abs", "min", "max", "clamp", "sqrt", "exp", "log", "log2"),
+        *(name for name in FLOAT_BUILTINS if name not in VECTOR_FUNCTIONS),
+    }
+)
+"""Operations on numbers, and on vectors entry by entry; a number goes with a vector."""
+
+
+class FloatRules:
+    """What each operation gives where an operand is floating point."""
+
+    def __init__(self, complain: Complain) -> None:
+        self._complain = complain
+
+    def of(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        """The form of an operation; UNKNOWN after a complaint."""
+        if not self._are_numbers(node, found):
+            return UNKNOWN
+        if node.op in VECTOR_FUNCTIONS:
+            return self._of_vectors(node, found)
+        if node.op in _ELEMENTWISE:
+            return self._elementwise(node, found)
+        at = next(o for o, f in zip(node.operands, found, strict=True) if f.form.kind == "float")
+        name = WORD_OF.get(node.op, node.op)
+        message = f"`{name}` is exact, and this is {FLOAT}"
+        help_ = "compare and round positions, sizes and int inputs; `max(x, 0)` and the like take any number"
+        self._complain("A401", message, at.span, "floating point", help=help_)
+        return UNKNOWN
+
+    def _are_numbers(self, node: program.Operation, found: Sequence[Finding]) -> bool:
+        good = True
+        for operand, f in zip(node.operands, found, strict=True):
+            if not (f.form.is_number or f.form.kind == "float"):
+                message = f"`{WORD_OF.get(node.op, node.op)}` needs numbers, and this is {f.form}"
+                help_ = "write `(1 if … else 0)` for a number" if f.form.kind == "bool" else "take one entry: `x[0]`"
+                self._complain("A310", message, operand.span, str(f.form), help=help_)
+                good = False
+        return good
+
+    def _elementwise(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        vectors = [(o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.axes]
+        for operand, form in vectors[1:]:
+            if form.axes != vectors[0][1].axes:
+                message = f"{vectors[0][1]} and {form} do not go together"
+                help_ = "a number goes with any vector, two vectors are over one axis"
+                self._complain("A314", message, operand.span, str(form), help=help_)
+                return UNKNOWN
+        return vectors[0][1] if vectors else FLOAT
+
+    def _of_vectors(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        forms = [f.form for f in found]
+        for operand, form in zip(node.operands, forms, strict=True):
+            if len(form.axes) != 1:
+                message = f"`{node.op}` needs a vector, and this is {form}"
+                help_ = "`q`, `k`, and a row of a real input such as `table[i]` are vectors"
+                self._complain("A314", message, operand.span, str(form), help=help_)
+                return UNKNOWN
+        if node.op != "dot":
+            return floating(forms[0].axes)
+        if forms[0].axes != forms[1].axes:
+            message = f"the product of {forms[0]} and {forms[1]}"
+            self._complain("A314", message, node.span, "over different axes", help="both are over one axis")
+            return UNKNOWN
+        return FLOAT

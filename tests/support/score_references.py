@@ -1,0 +1,137 @@
+"""The library's patterns with scores of their own, written from their papers, not from the `.attn` files.
+
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) and lse (B, Hq, Nq), in the tensors' own
+dtype (lse in fp32 at least), dense and differentiable. The last query stands at the last key. A row that sees nothing:
+out 0, lse -inf.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import cache
+
+import torch
+from torch import Tensor
+
+Result = tuple[Tensor, Tensor]
+
+
+def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Where queries (Nq, 1) and keys (Nk) stand."""
+    n_q, n_k = q.shape[2], k.shape[2]
+    return torch.arange(n_k - n_q, n_k)[:, None], torch.arange(n_k)
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """q · k of every pair, (B, Hq, Nq, Nk)."""
+    return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
+
+
+def scale_of(q: Tensor) -> float:
+    return float(q.shape[-1] ** -0.5)
+
+
+def weighted(score: Tensor, visible: Tensor, v: Tensor, sink: Tensor | None = None) -> Result:
+    """Softmax over the visible keys; a sink (Hq) is one more key, seen by every row that sees any, of value 0."""
+    seen = visible.any(-1, keepdim=True).expand(*score.shape[:-1], 1)
+    score = torch.where(visible, score, -math.inf)
+    v = v.repeat_interleave(score.shape[1] // v.shape[1], 1)
+    if sink is not None:
+        score = torch.cat([score, sink[:, None, None].to(score.dtype).expand_as(seen)], -1)
+        v = torch.cat([v, torch.zeros_like(v[:, :, :1])], -2)
+    score = torch.where(seen, score, 0)
+    lse = torch.logsumexp(score.to(torch.promote_types(score.dtype, torch.float32)), -1)
+    out = torch.where(seen, torch.softmax(score, -1), 0) @ v
+    return out, torch.where(seen[..., 0], lse, -math.inf)
+
+
+# --- functions of the distance ----------------------------------------------------------------------------------------
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Press et al. 2022, and the authors' rule for numbers of heads that are no power of two."""
+    if heads & (heads - 1) == 0:
+        return [2.0 ** (-8 * (head + 1) / heads) for head in range(heads)]
+    lower = 1
+    while 2 * lower < heads:
+        lower *= 2
+    return alibi_slopes(lower) + alibi_slopes(2 * lower)[::2][: heads - lower]
+
+
+def alibi(q: Tensor, k: Tensor, v: Tensor) -> Result:
+    query, key = positions(q, k)
+    slopes = torch.tensor(alibi_slopes(q.shape[1]), dtype=torch.float64)
+    bias = slopes[:, None, None] * (key - query)
+    return weighted(scale_of(q) * products(q, k) + bias.to(q.dtype), key <= query, v)
+
+
+@cache
+def t5_bucket(offset: int, buckets: int, far: int, causal: bool) -> int:
+    """Raffel et al. 2020, for offset = key - query: half of the buckets exact, the others spaced by the logarithm.
+
+    In whole numbers: the step m of the logarithm is reached where (far / exact) ** m <= (n / exact) ** steps.
+    """
+    first = 0
+    if not causal:
+        buckets //= 2
+        first = buckets if offset > 0 else 0
+    n = max(-offset, 0) if causal else abs(offset)
+    exact = buckets // 2
+    if n < exact:
+        return first + n
+    steps, reached = buckets - exact, Fraction(n, exact) ** (buckets - exact)
+    step = max(m for m in range(steps) if m == 0 or Fraction(far, exact) ** m <= reached)
+    return first + exact + step
+
+
+def t5(
+    q: Tensor, k: Tensor, v: Tensor, *, table: Tensor, buckets: int = 32, far: int = 128, causal: bool = False
+) -> Result:
+    """No scale; `table` (Hq, buckets)."""
+    query, key = positions(q, k)
+    bucket = (key - query).apply_(lambda offset: t5_bucket(offset, buckets, far, causal))
+    visible = key <= query if causal else torch.ones_like(bucket, dtype=torch.bool)
+    return weighted(products(q, k) + table[:, bucket].to(q.dtype), visible, v)
+
+
+def music_relative(q: Tensor, k: Tensor, v: Tensor, *, E: Tensor) -> Result:
+    """Huang et al. 2019; `E` (Hq, length, dk), its last row for a token and itself."""
+    query, key = positions(q, k)
+    rows = (key - query + E.shape[1] - 1).clamp(max=E.shape[1] - 1)
+    relative = torch.einsum("bhqd,hqkd->bhqk", q, E[:, rows].to(q.dtype))
+    return weighted((products(q, k) + relative) * scale_of(q), key <= query, v)
+
+
+# --- functions of the inputs ------------------------------------------------------------------------------------------
+
+
+def graphormer(q: Tensor, k: Tensor, v: Tensor, *, distance: Tensor, table: Tensor) -> Result:
+    """Ying et al. 2021; `distance` (B, Nq, Nk), `table` (Hq, distances)."""
+    bias = table[:, distance].transpose(0, 1).to(q.dtype)
+    return weighted(scale_of(q) * products(q, k) + bias, torch.ones_like(distance, dtype=torch.bool)[:, None], v)
+
+
+def fox(q: Tensor, k: Tensor, v: Tensor, *, f: Tensor) -> Result:
+    """Lin et al. 2025; `f` (B, Nk, Hq), the logarithm of the forget gates. Summed as written, no difference of sums."""
+    query, key = positions(q, k)
+    gates = torch.where(key <= query, f.transpose(1, 2)[:, :, None].to(q.dtype), 0)
+    from_here = gates.flip(-1).cumsum(-1).flip(-1)
+    after = torch.cat([from_here[..., 1:], torch.zeros_like(from_here[..., :1])], -1)
+    return weighted(scale_of(q) * products(q, k) + after, key <= query, v)
+
+
+# --- functions of the score -------------------------------------------------------------------------------------------
+
+
+def softcap(q: Tensor, k: Tensor, v: Tensor, *, cap: float = 50, window: int = 4096) -> Result:
+    """Gemma 2."""
+    query, key = positions(q, k)
+    score = cap * torch.tanh(scale_of(q) * products(q, k) / cap)
+    return weighted(score, (key <= query) & (query - key < window), v)
+
+
+def gpt_oss(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, window: int = 128) -> Result:
+    """A short window; `sink` (Hq) adds its exponential to the denominator."""
+    query, key = positions(q, k)
+    return weighted(scale_of(q) * products(q, k), (key <= query) & (query - key < window), v, sink)
