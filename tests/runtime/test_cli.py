@@ -136,7 +136,7 @@ def test_a_narrow_encoding_gets_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_check_finds_what_only_compiling_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "root.attn"
-    path.write_text("pattern root\n    align end\n    visible q - k < floor(sqrt(q))\n")
+    path.write_text("pattern root\n    align end\n    visible q - k < floor(sqrt(q) + sqrt(k))\n")
     assert main(["check", str(path)]) == 1
     assert "A701" in capsys.readouterr().err
 
