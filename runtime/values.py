@@ -154,6 +154,8 @@ class Values:
     def _ratio(self, node: ir.Ratio) -> Tensor:
         num, den = self._integers(node.num), self._integers(node.den)
         alive = self._alive(node.num) & self._alive(node.den)
+        if (self._alive(node) & (den == 0)).any():
+            raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")
         exactly = np.where(alive, num, 1) / np.where(alive & (den != 0), den, 1)
         return torch.from_numpy(exactly).to(self._operands.q.device, self._operands.dtype)
 

@@ -156,6 +156,18 @@ def test_an_index_out_of_range_is_an_error_where_it_is_seen() -> None:
         attend(longer, longer, longer, t=torch.zeros(4))
 
 
+def test_a_division_by_zero_is_an_error_where_it_is_seen() -> None:
+    """As the evaluator has it; hidden pairs and the side that is not taken do not count."""
+    q = torch.randn(1, 1, 5, 8)
+    line = "pattern p\n    visible {}\n    score scale * dot(q, k) + {}\n"
+    for backend in ("cpu", "reference"):
+        fault = compile_attention(line.format("k <= q", "1 / (q - k)"), backend=backend)
+        with pytest.raises(EvaluationError, match="division by zero"):
+            fault(q, q, q)
+        for visible, term in (("k < q", "1 / (q - k)"), ("k <= q", "(1 / (q - k) if q > k else 0)")):
+            assert compile_attention(line.format(visible, term), backend=backend)(q, q, q).isfinite().all()
+
+
 def test_what_is_hidden_poisons_nothing() -> None:
     """log(0) at hidden pairs, in a branch that is not taken, and NaN in an entry that nobody reads."""
     attend = compile_attention(
