@@ -27,7 +27,7 @@ from attnc.runtime.call import (
     names_read,
     refuse_options,
 )
-from attnc.runtime.cpu import tiles
+from attnc.runtime.cpu import scored
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.planners import shared_planner
@@ -350,9 +350,9 @@ class Attention:
         sizes = check_tensors(q, k, v)
         operators.refuse_device(q)
         plan = self._planner.plan_of(q, k, v, tensors)
-        call = tiles.Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
+        call = scored.Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
         real = [x for x, tensor in zip(tensors, self._pattern.tensors, strict=True) if tensor.kind == "real"]
-        return tiles.attend(q, k, v, call, real)
+        return scored.attend(q, k, v, call, real)
 
     def _sizes(
         self,

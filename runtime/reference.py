@@ -107,9 +107,7 @@ def _values(
             values = Values(operands, block)
             score[batch, :, rows, keys] = values.of(node.score)
             if extra is not None and node.weights.extra is not None:
-                logit = values.of(node.weights.extra)
-                logit = logit if logit.ndim == 3 else torch.logsumexp(logit, -1)
-                extra[batch, :, rows] = logit[..., 0]
+                extra[batch, :, rows] = values.logit(node.weights.extra)
     return score, extra
 
 

@@ -92,6 +92,11 @@ class Values:
             self._known[node] = self._of(node)
         return self._known[node]
 
+    def logit(self, node: ir.Value) -> Tensor:
+        """The logarithm of what an extra logit, or a vector of them, adds: (heads or 1, rows)."""
+        value = self.of(node)
+        return (value if value.ndim == 3 else torch.logsumexp(value, -1))[..., 0]
+
     def _of(self, node: ir.Value) -> Tensor:
         operands = self._operands
         match node:

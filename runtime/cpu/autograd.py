@@ -69,23 +69,30 @@ def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], 
     return work.backward(grad_out, grad_lse, kept)
 
 
-class _FirstOrder(torch.autograd.Function):
+def refuse_second() -> NoReturn:
+    """Raise UnsupportedError where a gradient is differentiated."""
+    raise UnsupportedError('second derivatives of attention: use the reference executor, backend="reference"')
+
+
+class FirstOrder(torch.autograd.Function):
     """What cannot be transformed further."""
 
     @staticmethod
     def jvp(ctx: FunctionCtx, *tangents: Any) -> NoReturn:
+        """Refused: forward-mode differentiation."""
         raise UnsupportedError(
             'forward-mode differentiation of attention: use the reference executor, backend="reference"'
         )
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> NoReturn:
+        """Refused."""
         raise UnsupportedError(
             'vmap over attention: fold the dimension into the batch, or use the reference executor, backend="reference"'
         )
 
 
-class _Attention(_FirstOrder):
+class _Attention(FirstOrder):
     """What the two ways of recording `work.forward` have in common."""
 
     @staticmethod
@@ -128,7 +135,7 @@ class _Transformed(_Attention):
         _keep(ctx, work, (q, k, v, *output, *rest))
 
 
-class _Gradient(_FirstOrder):
+class _Gradient(FirstOrder):
     """`work.backward`, recorded where it may be differentiated."""
 
     @staticmethod
@@ -141,4 +148,4 @@ class _Gradient(_FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        raise UnsupportedError('second derivatives of attention: use the reference executor, backend="reference"')
+        refuse_second()

@@ -134,9 +134,8 @@ class Checker:
             if node is None:
                 continue
             found = self.find(node, {}, around)
-            if node is extra and found.form.kind == "float" and len(found.form.axes) == 1:
-                pass  # several logits
-            elif not found.form.is_number:
+            several = node is extra and len(found.form.axes) == 1
+            if not (found.form.is_number or several):
                 help_ = "take the product with another vector: `dot(a, b)`" if found.form.axes else ""
                 self._complain(
                     "A310", f"{what} is a number, and this is {found.form}", node.span, str(found.form), help=help_

@@ -41,11 +41,12 @@ _LATER_WORDS = {
     "per": "attention per unit",
     "pad": "padding",
     "select": "selections",
-    "weights": "weights other than `softmax(score)`, perhaps with `extra`",
     "branch": "branches",
     "approximate": "approximation",
 }
 """Statements of the language that the compiler does not lower yet."""
+
+_OTHER_WEIGHTS = "weights other than `softmax(score)`, perhaps with `extra`"
 
 _STATIC_ONLY = "what can be compiled: `visible`, `score`, and `weights softmax(score)`, perhaps with `extra`"
 
@@ -170,8 +171,8 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         for item in self._pattern.body.statements:
             word = item.word.id
-            if word in _LATER_WORDS and word != "weights":
-                self._later(item)
+            if word in _LATER_WORDS:
+                self._later(item, _LATER_WORDS[word])
             elif word in _HOME:
                 help_ = f"it belongs in {_HOME[word]}"
                 self._report.error("A214", f"`{word}` does not belong in a `pattern`", item.word.span, help=help_)
@@ -188,9 +189,9 @@ class _PatternResolver:
                 self._report.error("A215", message, item.word.span, "out of place", also=also, help=help_)
             first.setdefault(word, item)
 
-    def _later(self, item: syntax.Statement) -> None:
+    def _later(self, item: syntax.Statement, what: str) -> None:
         word = item.word
-        message = f"`{word.id}` is not supported yet: {_LATER_WORDS[word.id]}"
+        message = f"`{word.id}` is not supported yet: {what}"
         self._report.error("A703", message, word.span, "not compiled yet", help=_STATIC_ONLY)
         self._unsupported = True
         self._silence(item)
@@ -293,7 +294,7 @@ class _PatternResolver:
         for clause in self._clauses("weights"):
             value = clause.value
             if not isinstance(value, syntax.Call) or _name_of(value.function) != "softmax":
-                self._later(clause)
+                self._later(clause, _OTHER_WEIGHTS)
                 return None
             named = {a.name.id: a for a in value.arguments if a.name is not None}
             plain = [a.value for a in value.arguments if a.name is None]
@@ -304,7 +305,7 @@ class _PatternResolver:
                 self._report.error("A305", "`softmax` takes the score and `extra`", at, help=help_)
                 return None
             if plain and _name_of(plain[0]) != "score":
-                self._later(clause)
+                self._later(clause, _OTHER_WEIGHTS)
                 return None
             extra = self._floating(named["extra"].value) if named else None
             return program.Softmax(clause.span, extra)
