@@ -389,9 +389,13 @@ class Ratio(Node):
 
 @dataclass(frozen=True, eq=False)
 class Vec(Node):
-    """The vector of q, k or v at the place of the same name (v: at k)."""
+    """The vector of q, k or v of a query head, at a position; of k and v that of its kv head, and zeros at -1."""
+
+    operand_fields = ("head", "at")
 
     tensor: Literal["q", "k", "v"]
+    head: Index
+    at: Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -414,7 +418,7 @@ class Apply(Node):
     """A function of numbers, or of vectors entry by entry, a number going with a vector.
 
     add sub mul div neg pow abs min max clamp sqrt exp log log2 tanh sigmoid softplus relu elu silu sin cos logaddexp;
-    and of a vector as a whole, normalised and rms.
+    share, a division in which 0 / 0 is 0; and of a vector as a whole, normalised and rms.
     """
 
     operand_fields = ("operands",)
@@ -431,6 +435,56 @@ class Dot(Node):
 
     left: Value
     right: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Pick(Node):
+    """An entry of a vector, or a row of a matrix."""
+
+    operand_fields = ("vector", "index")
+
+    vector: Value
+    index: Index
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Node):
+    """The part with this number of `of` equal ones of a vector."""
+
+    operand_fields = ("vector",)
+
+    vector: Value
+    number: int
+    of: int
+
+
+@dataclass(frozen=True, eq=False)
+class Outer(Node):
+    """The outer product of two vectors, a matrix."""
+
+    operand_fields = ("left", "right")
+
+    left: Value
+    right: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Eye(Node):
+    """The unit matrix of a size."""
+
+    operand_fields = ("size",)
+
+    size: Index
+
+
+@dataclass(frozen=True, eq=False)
+class Solve(Node):
+    """What a matrix makes a vector of."""
+
+    operand_fields = ("matrix", "vector")
+
+    matrix: Value
+    vector: Value
 
 
 @dataclass(frozen=True, eq=False)
@@ -458,8 +512,22 @@ class Total(Node):
     body: Value
 
 
-Value = Number | Ratio | Vec | Scale | Element | Apply | Dot | Select | Total
-VALUES = (Number, Ratio, Vec, Scale, Element, Apply, Dot, Select, Total)
+@dataclass(frozen=True, eq=False)
+class Seen(Node):
+    """`op(body for k if condition)` over the keys that the row sees; op is sum, min or max. Of nothing: 0, inf, -inf.
+
+    The place k in `condition` and `body` is the one that runs.
+    """
+
+    operand_fields = ("condition", "body")
+
+    op: Literal["sum", "min", "max"]
+    condition: Index
+    body: Value
+
+
+Value = Number | Ratio | Vec | Scale | Element | Apply | Dot | Pick | Part | Outer | Eye | Solve | Select | Total | Seen
+VALUES = (Number, Ratio, Vec, Scale, Element, Apply, Dot, Pick, Part, Outer, Eye, Solve, Select, Total, Seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,21 +550,37 @@ class Segment:
     length: Index
 
 
+Loop = tuple[Var, Index, Index]
+"""A variable and the range that it runs over."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Attend:
-    """One attention: `Σ weights · value` over the visible keys."""
+    """One attention: `Σ weights · value` over the visible keys.
+
+    `keys`: how many there are where they are no tokens, but numbered units, places of a range, or tokens with zeros
+    around them; `key_of`: the number of the one that the token k is in, where tokens are in some. `stack`: a row gives
+    a number for each value of a variable. `family`: there is one for each.
+    """
 
     name: str
     visible: Index
     score: Value
-    weights: Softmax
+    weights: Softmax | Value
     value: Value
+    keys: Index | None = None
+    key_of: Index | None = None
+    stack: Loop | None = None
+    family: Loop | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
     """A whole pattern, parameters bound. `requirements` are conditions decided at the call, each with its place.
     `head_lists` are the parameters with an entry a head, and their lengths.
+
+    `nodes` stand in the order in which they read each other. The result is `combine`, with `lse` where it has one, or
+    the output of the only node. What a node gave is read as a tensor of its name (`compiler.values.output`).
 
     `origins` gives the place in the source where a node first arose.
     """
@@ -511,13 +595,15 @@ class Pattern:
     documents: Tensor | None
     requirements: tuple[tuple[Index, Span], ...]
     nodes: tuple[Attend, ...]
-    result: str
     origins: Mapping[Index, Span]
+    combine: Value | None = None
+    lse: Value | None = None
 
     @property
     def attend(self) -> Attend:
-        """The node whose output is the pattern's."""
-        return next(node for node in self.nodes if node.name == self.result)
+        """The only node."""
+        (node,) = self.nodes
+        return node
 
     def __str__(self) -> str:
         from attnc.compiler.print_ir import print_pattern

@@ -17,21 +17,29 @@ from attnc.compiler.ir import (
     Dot,
     Element,
     Extent,
+    Eye,
     HeadIndex,
     Index,
     Linear,
     Lookup,
+    Loop,
     Not,
     Number,
+    Outer,
+    Part,
     Pattern,
+    Pick,
     Place,
     Ratio,
     Reduce,
     Round,
     Scale,
+    Seen,
     Segment,
     Select,
     Sign,
+    Softmax,
+    Solve,
     TableRead,
     Tensor,
     Total,
@@ -55,7 +63,8 @@ def print_pattern(pattern: Pattern) -> str:
     lines.extend(f"    require {print_index(condition)}" for condition, _ in pattern.requirements)
     for node in pattern.nodes:
         lines.extend(f"    {line}" for line in _attend(node))
-    lines.append(f"    result {pattern.result}")
+    if pattern.combine is not None:
+        lines.append(f"    combine {print_value(pattern.combine)}")
     return "\n".join(lines)
 
 
@@ -79,15 +88,29 @@ def _segment(segment: Segment) -> str:
 
 
 def _attend(node: Attend) -> list[str]:
+    lines = [f"attend {node.name}{'' if node.family is None else f'[{_loop(node.family)}]'}"]
+    if node.keys is not None:
+        lines.append(f"    keys    {print_index(node.keys)}")
+    if node.stack is not None:
+        lines.append(f"    stack   {_loop(node.stack)}")
     return [
-        f"attend {node.name}",
+        *lines,
         f"    visible {print_index(node.visible)}",
         f"    score   {print_value(node.score)}",
-        "    weights softmax(score)"
-        if node.weights.extra is None
-        else f"    weights softmax(score, extra = {print_value(node.weights.extra)})",
+        f"    weights {_weights(node.weights)}",
         f"    value   {print_value(node.value)}",
     ]
+
+
+def _loop(loop: Loop) -> str:
+    variable, low, high = loop
+    return f"{_atom(variable)} in {_text(low, Level.SUM)} .. {_text(high, Level.SUM)}"
+
+
+def _weights(weights: Softmax | Value) -> str:
+    if not isinstance(weights, Softmax):
+        return print_value(weights)
+    return "softmax(score)" if weights.extra is None else f"softmax(score, extra = {print_value(weights.extra)})"
 
 
 # --- exact expressions -----------------------------------------------------------------------------------------------
@@ -243,6 +266,7 @@ _OPERATORS = {
     "sub": ("-", Level.SUM, Level.PRODUCT),
     "mul": ("*", Level.PRODUCT, Level.UNARY),
     "div": ("/", Level.PRODUCT, Level.UNARY),
+    "share": ("/", Level.PRODUCT, Level.UNARY),
 }
 """Sign, level of the whole and of the left operand, level of the right one."""
 
@@ -294,17 +318,44 @@ def _applied(node: Apply) -> tuple[str, Level]:
 def _value_atom(node: Value) -> str:
     match node:
         case Vec():
-            return node.tensor
+            return _vector(node)
         case Scale():
             return "scale"
         case Element():
             return f"{node.tensor.name}[{_list(node.indices)}]" if node.indices else node.tensor.name
-        case Dot():
-            return f"dot({print_value(node.left)}, {print_value(node.right)})"
+        case Dot() | Outer():
+            name = "dot" if isinstance(node, Dot) else "outer"
+            return f"{name}({print_value(node.left)}, {print_value(node.right)})"
         case Total():
             ends = f"{_text(node.low, Level.SUM)} .. {_text(node.high, Level.SUM)}"
             always = isinstance(node.condition, Truth) and node.condition.value
             condition = "" if always else f" if {_text(node.condition, Level.OR)}"
             return f"{node.op}({print_value(node.body)} for {_atom(node.var)} in {ends}{condition})"
         case _:
+            return _matrix_atom(node)
+
+
+def _matrix_atom(node: Value) -> str:
+    match node:
+        case Seen():
+            always = isinstance(node.condition, Truth) and node.condition.value
+            condition = "" if always else f" if {_text(node.condition, Level.OR)}"
+            return f"{node.op}({print_value(node.body)} for k{condition})"
+        case Pick():
+            return f"{_value_text(node.vector, Level.ATOM)}[{print_index(node.index)}]"
+        case Part():
+            return f"part({print_value(node.vector)}, {node.number}, {node.of})"
+        case Eye():
+            return f"eye({print_index(node.size)})"
+        case Solve():
+            return f"solve({print_value(node.matrix)}, {print_value(node.vector)})"
+        case _:
             raise AssertionError(node)
+
+
+def _vector(node: Vec) -> str:
+    """`q`; `k[j]` elsewhere than at its place, `k[j] of head h` of another head."""
+    own = isinstance(node.at, Place) and node.at.name == ("q" if node.tensor == "q" else "k")
+    at = "" if own else f"[{print_index(node.at)}]"
+    here = isinstance(node.head, HeadIndex) and node.head.name == "head"
+    return f"{node.tensor}{at}" if here else f"({node.tensor}{at} of head {print_index(node.head)})"

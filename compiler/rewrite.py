@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from attnc.compiler import fold
 from attnc.compiler.ir import (
+    VALUES,
     Apply,
     Arith,
     Bool,
@@ -19,9 +20,11 @@ from attnc.compiler.ir import (
     Linear,
     Lookup,
     Not,
+    Part,
     Ratio,
     Reduce,
     Round,
+    Seen,
     Select,
     Sign,
     TableRead,
@@ -29,6 +32,7 @@ from attnc.compiler.ir import (
     Truth,
     Value,
     Var,
+    Vec,
     Whole,
     intern,
 )
@@ -86,7 +90,7 @@ def _build(node: Index, children: tuple[Index, ...]) -> Index:
             return fold.data_read(node.data, children)
         case Reduce():
             return fold.reduce(node.op, node.var, *children)
-        case Ratio() | Element() | Apply() | Dot() | Select() | Total() | Whole():
+        case _ if isinstance(node, (Whole, *VALUES)):
             return cast("Index", _value(node, children))
         case _:
             return _truth(node, children)
@@ -109,8 +113,22 @@ def _value(node: Any, children: tuple[Any, ...]) -> Any:
             if isinstance(condition, Truth):
                 return then if condition.value else otherwise
             return intern(Select(condition, then, otherwise))
-        case _:
+        case Total():
             return intern(Total(node.op, node.var, *children))
+        case Seen():
+            return intern(Seen(node.op, *children))
+        case _:
+            return _vector(node, children)
+
+
+def _vector(node: Any, children: tuple[Any, ...]) -> Any:
+    match node:
+        case Vec():
+            return intern(Vec(node.tensor, *children))
+        case Part():
+            return intern(Part(children[0], node.number, node.of))
+        case _:
+            return intern(type(node)(*children))
 
 
 def _truth(node: Index, children: tuple[Index, ...]) -> Index:

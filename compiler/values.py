@@ -8,22 +8,30 @@ from typing import Literal
 
 from typing_extensions import TypeIs
 
+from attnc.compiler import fold
 from attnc.compiler.ir import (
     VALUES,
     Apply,
     Attend,
     Dot,
     Element,
+    Eye,
     HeadIndex,
     Index,
     Lookup,
     Node,
     Number,
+    Outer,
+    Part,
     Pattern,
+    Pick,
     Place,
     Ratio,
     Scale,
+    Seen,
     Select,
+    Softmax,
+    Solve,
     Tensor,
     Total,
     Truth,
@@ -44,9 +52,15 @@ def ratio(num: Index, den: Index) -> Value:
     return intern(Ratio(num, den))
 
 
-def vector(name: Literal["q", "k", "v"]) -> Value:
-    """The vector of this query or key."""
-    return intern(Vec(name))
+def vector(name: Literal["q", "k", "v"], head: Index | None = None, at: Index | None = None) -> Value:
+    """The vector of a query, key or value: of this head, and at its place, unless others are given."""
+    place = fold.place("q" if name == "q" else "k")
+    return intern(Vec(name, fold.head_index("head") if head is None else head, place if at is None else at))
+
+
+def is_own(node: Vec) -> bool:
+    """Whether it is the vector of this head at its place."""
+    return node is vector(node.tensor)
 
 
 def scale() -> Value:
@@ -76,6 +90,81 @@ def select(condition: Index, then: Value, otherwise: Value) -> Value:
     return then if then is otherwise else intern(Select(condition, then, otherwise))
 
 
+def pick(vector: Value, index: Index) -> Value:
+    """An entry."""
+    return intern(Pick(vector, index))
+
+
+def part(vector: Value, number: int, of: int) -> Value:
+    """One of several equal parts of a vector."""
+    return intern(Part(vector, number, of))
+
+
+def outer(left: Value, right: Value) -> Value:
+    """The outer product."""
+    return intern(Outer(left, right))
+
+
+def eye(size: Index) -> Value:
+    """The unit matrix."""
+    return intern(Eye(size))
+
+
+def solve(matrix: Value, vector: Value) -> Value:
+    """What a matrix makes a vector of."""
+    return intern(Solve(matrix, vector))
+
+
+def seen(op: Literal["sum", "min", "max"], condition: Index, body: Value) -> Value:
+    """An aggregate over the keys that a row sees."""
+    return intern(Seen(op, condition, body))
+
+
+def extra_of(node: Attend) -> Value | None:
+    """The extra logits of a softmax, None where there are none."""
+    return node.weights.extra if isinstance(node.weights, Softmax) else None
+
+
+def values_of(node: Attend) -> list[Value]:
+    """What a node computes: its score, weights or extra logits, and value."""
+    weights = node.weights.extra if isinstance(node.weights, Softmax) else node.weights
+    return [value for value in (node.score, weights, node.value) if value is not None]
+
+
+def output(node: Attend) -> Tensor:
+    """What a node gave, as a tensor."""
+    family = () if node.family is None else (f"{node.name}.members",)
+    width = (f"{node.name}.width",) if rank(node.value) or node.stack is not None else ()
+    return intern(Tensor(node.name, "real", ("batch", "head", "query", *family, *width)))
+
+
+def output_lse(node: Attend) -> Tensor:
+    """The LSE of a node, as a tensor."""
+    family = () if node.family is None else (f"{node.name}.members",)
+    return intern(Tensor(f"{node.name}.lse", "real", ("batch", "head", "query", *family)))
+
+
+def rank(node: Value) -> int:
+    """Axes of a value: 0 of a number, 1 of a vector, 2 of a matrix."""
+    match node:
+        case Vec() | Part() | Solve():
+            return 1
+        case Element(tensor=tensor, indices=indices):
+            return len(tensor.dims) - len(indices)
+        case Apply(operands=operands):
+            return max(map(rank, operands))
+        case Pick(vector=inner):
+            return rank(inner) - 1
+        case Outer() | Eye():
+            return 2
+        case Select(then=then, otherwise=otherwise):
+            return max(rank(then), rank(otherwise))
+        case Total(body=body) | Seen(body=body):
+            return rank(body)
+        case _:
+            return 0
+
+
 def total(op: Literal["sum", "min", "max"], var: Var, low: Index, high: Index, condition: Index, body: Value) -> Value:
     """An aggregate over a range."""
     return intern(Total(op, var, low, high, condition, body))
@@ -98,8 +187,53 @@ def is_default(score: Value) -> bool:
 
 
 def is_plain(node: Attend) -> bool:
-    """Whether an attention is the softmax of `scale * dot(q, k)`."""
-    return is_default(node.score) and node.weights.extra is None
+    """Whether an attention is the softmax of `scale * dot(q, k)` over tokens, with their values."""
+    return is_scored(node) and is_default(node.score) and node.weights == Softmax()
+
+
+def is_scored(node: Attend) -> bool:
+    """Whether an attention is a softmax over tokens, with their values, whose scores know their query and key alone."""
+    softmax = isinstance(node.weights, Softmax)
+    usual = softmax and node.value is vector("v") and (node.keys, node.stack, node.family) == (None, None, None)
+    parts = [node.score, *([node.weights.extra] if isinstance(node.weights, Softmax) and node.weights.extra else [])]
+    return usual and all(
+        not isinstance(below, Seen) and (not isinstance(below, Vec) or (is_own(below) and below.tensor != "v"))
+        for part in parts
+        for below in part.below
+    )
+
+
+def passes(node: Attend) -> int:
+    """How often a row's keys must be gone through: once, and once more for every sum that the next one needs whole."""
+    if isinstance(node.weights, Softmax):
+        return max(_passes(node.score), _passes(node.value))
+    return max(_passes(node.weights), _passes(node.value))
+
+
+def _passes(node: Value) -> int:
+    """Of what is added up over the keys: sums that multiply or divide the whole are made in the same pass."""
+    apart = [n for n in _factors(node) if isinstance(n, Seen)]
+    rest = [n for n in _factors(node) if not isinstance(n, Seen)]
+    inside = [n for factor in rest for n in _seen(factor)]
+    return max([_passes(n.body) for n in apart] + [1 + _passes(n.body) for n in inside], default=1)
+
+
+def _factors(node: Value) -> list[Value]:
+    """What a value is a product, quotient, or sum of such, of."""
+    match node:
+        case Apply(op="mul" | "div" | "share" | "add" | "sub" | "neg", operands=operands):
+            return [factor for operand in operands for factor in _factors(operand)]
+        case Select(then=then, otherwise=otherwise):
+            return _factors(then) + _factors(otherwise)
+        case _:
+            return [node]
+
+
+def _seen(node: Value) -> list[Seen]:
+    """The outermost aggregates over keys whose values depend on data."""
+    if isinstance(node, Seen):
+        return [node] if any(isinstance(below, Vec | Element) for below in node.body.below) else []
+    return [found for child in node.children() if isinstance(child, VALUES) for found in _seen(child)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +249,11 @@ def additive(score: Value) -> Additive | None:
     factors, biases = _summands(score, number(1.0))
     if factors is None or not factors:
         return None
-    return Additive(_sum(factors), _sum(biases) if biases else None)
+    return Additive(summed(factors), summed(biases) if biases else None)
 
 
-def _sum(parts: list[Value]) -> Value:
+def summed(parts: list[Value]) -> Value:
+    """The sum of some values, at least one."""
     return reduce(lambda a, b: apply("add", a, b), parts)
 
 
@@ -158,19 +293,26 @@ def is_value(node: object) -> TypeIs[Value]:
 
 
 def reads(node: Value | Index) -> frozenset[str]:
-    """What a node depends on: `q`, `k` (a place or its vector), `head`, `batch`."""
-    found: set[str] = set()
+    """What a node depends on: `q`, `k` (a place or its vector), `head`, `batch`; of variables, nothing.
+
+    A key that runs inside of an aggregate over the row's is none of its own.
+    """
+    if not any(isinstance(below, Seen) for below in node.below):
+        return frozenset[str]().union(*map(_own, node.below))
+    found: dict[Node, set[str]] = {}
     for below in node.below:
-        found |= _own(below)
-    return frozenset(found)
+        found[below] = _own(below).union(*(found[child] for child in below.children()))
+        if isinstance(below, Seen):
+            found[below] -= {"k"}
+    return frozenset(found[node])
 
 
 def _own(node: Node) -> set[str]:
     match node:
         case Place(name=name):
             return {name}
-        case Vec(tensor=tensor):
-            return {"q" if tensor == "q" else "k", "head", "batch"}
+        case Vec():
+            return {"batch"}
         case HeadIndex(name=name):
             return {"batch" if name == "batch" else "head"}
         case Element(tensor=tensor) | Lookup(tensor=tensor):

@@ -26,6 +26,7 @@ from attnc.compiler.ir import (
     Reduce,
     Round,
     Sign,
+    Softmax,
     TableRead,
     Tensor,
     Total,
@@ -38,6 +39,7 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import walk
+from attnc.compiler.values import output, output_lse
 
 ARITY = {
     "mul": 2,
@@ -74,14 +76,13 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
     names = [node.name for node in pattern.nodes]
     if len(set(names)) != len(names):
         yield "two nodes have one name"
-    if pattern.result not in names:
-        yield f"the result `{pattern.result}` is no node"
+    if pattern.combine is None and len(names) != 1:
+        yield "several nodes, and nothing that combines them"
     if len({tensor.name for tensor in pattern.tensors}) != len(pattern.tensors):
         yield "two tensors have one name"
     if pattern.documents is not None and pattern.documents not in pattern.tensors:
         yield f"documents `{pattern.documents.name}` is not declared"
-    for node in pattern.nodes:
-        yield from _attend(node, pattern.tensors)
+    yield from _nodes(pattern)
     for condition, span in pattern.requirements:
         yield from _condition(condition, pattern.tensors, f"the requirement at {span}")
     for segment in pattern.segments:
@@ -89,22 +90,36 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
             yield from _number(expression, pattern.tensors, f"segment `{segment.name}`")
 
 
+def _nodes(pattern: Pattern) -> Iterator[str]:
+    known = pattern.tensors
+    for node in pattern.nodes:
+        yield from _attend(node, known)
+        known += (output(node), output_lse(node))
+    for value, where in ((pattern.combine, "combine"), (pattern.lse, "the LSE")):
+        if value is not None:
+            yield from _value(value, known, where, frozenset())
+
+
 def _attend(node: Attend, tensors: tuple[Tensor, ...]) -> Iterator[str]:
-    yield from _condition(node.visible, tensors, f"visible of `{node.name}`")
-    yield from _value(node.score, tensors, f"score of `{node.name}`")
-    if node.weights.extra is not None:
-        yield from _value(node.weights.extra, tensors, f"extra of `{node.name}`")
+    own = frozenset(loop[0] for loop in (node.family, node.stack) if loop is not None)
+    yield from _condition(node.visible, tensors, f"visible of `{node.name}`", own)
+    weights = node.weights.extra if isinstance(node.weights, Softmax) else node.weights
+    for value, word in ((node.score, "score"), (weights, "weights"), (node.value, "value")):
+        if value is not None:
+            yield from _value(value, tensors, f"{word} of `{node.name}`", own)
 
 
-def _condition(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+def _condition(
+    root: Index, tensors: tuple[Tensor, ...], where: str, bound: frozenset[Var] = frozenset()
+) -> Iterator[str]:
     if not is_truth(root):
         yield f"{where}: `{print_index(root)}` is no truth value"
-    yield from _expression(root, tensors, where)
+    yield from _expression(root, tensors, where, bound)
 
 
-def _value(root: Value, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
+def _value(root: Value, tensors: tuple[Tensor, ...], where: str, own: frozenset[Var]) -> Iterator[str]:
     """The tensors that a value reads, and the exact expressions in it, free of variables but those of its totals."""
-    bound = {node.var for node in root.below if isinstance(node, Total)}
+    bound = own | {node.var for node in root.below if isinstance(node, Total)}
     for node in root.below:
         if isinstance(node, Element):
             if node.tensor not in tensors or node.tensor.kind != "real":
@@ -130,8 +145,10 @@ def _number(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[st
     yield from _expression(root, tensors, where)
 
 
-def _expression(root: Index, tensors: tuple[Tensor, ...], where: str) -> Iterator[str]:
-    for name in free_variables(root):
+def _expression(
+    root: Index, tensors: tuple[Tensor, ...], where: str, bound: frozenset[Var] = frozenset()
+) -> Iterator[str]:
+    for name in free_variables(root) - bound:
         yield f"{where}: the variable `{print_index(name)}` is bound by nothing"
     for node in walk(root):
         if isinstance(node, VALUES):  # below a `Whole`

@@ -14,7 +14,7 @@ from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import is_plain
+from attnc.compiler.values import is_plain, is_scored
 from attnc.runtime import identity, operators, reference
 from attnc.runtime.call import (
     FLOATS,
@@ -28,10 +28,12 @@ from attnc.runtime.call import (
     refuse_options,
 )
 from attnc.runtime.cpu import scored
+from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.planners import shared_planner
 from attnc.runtime.plans import relations_of
+from attnc.runtime.steps import Given, Steps
 from attnc.runtime.transforms import cast_for_autocast
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
@@ -50,6 +52,12 @@ Backend = Literal["auto", "cpu", "reference", "triton"]
 NOT_COMPILED = (
     'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default '
     "backend, or leave fullgraph=True out"
+)
+
+
+NOT_TRANSFORMED = (
+    "torch.compile and torch.func over scores, weights or branches of a pattern's own are not supported yet: call it "
+    "outside of them, or leave fullgraph=True out"
 )
 
 
@@ -115,7 +123,10 @@ class Attention:
         self._modules = modules
         self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
         self._pattern = self._planner.pattern
-        self._plain = is_plain(self._pattern.attend)
+        nodes = self._pattern.nodes
+        single = len(nodes) == 1 and self._pattern.combine is None and is_scored(nodes[0])
+        self._plain = single and is_plain(nodes[0])
+        self._steps = None if single else Steps(self._planner.text, self._pattern, options.strict)
 
     # --- what it is ---
 
@@ -206,11 +217,11 @@ class Attention:
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
             q, k, v = cast_for_autocast(q, k, v)
-            return _result(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
+            return self._lse_of(_untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
         if not self._plain:
-            return _result(self._scored(q, k, v, factor, inputs, tensors), return_lse)
+            return self._lse_of(self._general(q, k, v, factor, inputs, tensors), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
@@ -257,7 +268,7 @@ class Attention:
         check_are_tensors(q, k, v)
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-        return _result(self._dense(q, k, v, scale, inputs), return_lse)
+        return self._lse_of(self._dense(q, k, v, scale, inputs), return_lse)
 
     # --- looking at it ---
 
@@ -273,19 +284,23 @@ class Attention:
     ) -> Tensor:
         """The relation, bool (Nq, Nk); with a leading batch dimension where an input has one.
 
+        Of several branches it is the pairs that one of them sees; a unit of keys stands for its tokens.
+
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
         say.
         """
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
-        relations = self._relations(sizes, inputs)
         batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
-        masks = [
-            torch.from_numpy(relations.mask(b, head, 0, sizes.n_q, 0, sizes.n_k))
-            for b in range(sizes.batch if batched else 1)
-        ]
+        masks = [self._mask(sizes, inputs, b, head) for b in range(sizes.batch if batched else 1)]
         return torch.stack(masks) if batched else masks[0]
+
+    def _mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
+        if self._steps is not None:
+            return self._steps.mask(sizes, inputs, batch, head)
+        relations = self._relations(sizes, inputs)
+        return torch.from_numpy(relations.mask(batch, head, 0, sizes.n_q, 0, sizes.n_k))
 
     def plan(
         self,
@@ -306,7 +321,7 @@ class Attention:
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        return self._planner.plan(sizes, inputs)
+        return self._planner.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
 
     def module(self, *, heads: int, dk: int, dv: int, **init: object) -> AttentionModule:
         """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.
@@ -331,26 +346,42 @@ class Attention:
 
     def _dense(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         refuse_options(self._pattern, inputs)
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
         tensors = input_tensors(self._pattern, inputs)
         check_promises(self._bound.program.inputs, tensors)
         real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
-        return reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
+        if self._steps is not None:
+            return self._steps.densely(q, k, v, Given(sizes, inputs, real, factor))
+        out, lse = reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
+        return out.to(q.dtype), lse
 
-    def _scored(
+    def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """What a call returns."""
+        out, lse = pair
+        if not return_lse:
+            return out
+        if lse is None:
+            raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, as its result is not one softmax")
+        return out, lse
+
+    def _general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """A call with scores or extra logits of its own, in torch tiles."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """A call with scores, weights, values or branches of its own, in torch."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            raise UnsupportedError(NOT_COMPILED)
+            raise UnsupportedError(NOT_TRANSFORMED)
         q, k, v = cast_for_autocast(q, k, v)
         sizes = check_tensors(q, k, v)
         operators.refuse_device(q)
+        if self._steps is not None:
+            factor = float(sizes.dk**-0.5) if scale is None else scale
+            named = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
+            return self._steps.on_cpu(q, k, v, Given(sizes, inputs, named, factor))
         plan = self._planner.plan_of(q, k, v, tensors)
-        call = scored.Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
+        call = Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
         real = [x for x, tensor in zip(tensors, self._pattern.tensors, strict=True) if tensor.kind == "real"]
         return scored.attend(q, k, v, call, real)
 

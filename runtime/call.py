@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.lowering.attends import TOKENS
+from attnc.compiler.lowering.specialise import Sizes as SizesByName
+from attnc.compiler.lowering.specialise import Slices, Window, specialise
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
@@ -137,6 +140,7 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         "group": sizes.heads // max(sizes.kv_heads, 1),
         "dk": sizes.dk,
         "dv": sizes.dv,
+        TOKENS: sizes.n_k,
     }
     for tensor in pattern.tensors:
         if tensor.name in inputs:
@@ -144,9 +148,10 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
     _check_alignment(pattern, sizes)
     _check_lengths_of_segments(pattern, sizes, named)
     _check_head_lists(pattern, sizes)
+    n_k, shift = _places(pattern, sizes, named)
     return CallShape(
         n_q=sizes.n_q,
-        n_k=sizes.n_k,
+        n_k=n_k,
         batch=sizes.batch,
         heads=sizes.heads,
         kv_heads=sizes.kv_heads,
@@ -156,7 +161,25 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         sizes=named,
         inputs={t.name: inputs[t.name] for t in pattern.tensors if t.kind != "real" and t.name in inputs},
         rates=calibration.rates(),
+        shift=shift,
     )
+
+
+def _places(pattern: ir.Pattern, sizes: Sizes, named: Mapping[str, int]) -> tuple[int, int | None]:
+    """How many keys a row may have, and where query 0 stands if these are no tokens."""
+    keys = pattern.nodes[0].keys
+    if len(pattern.nodes) > 1 or keys is None:
+        return sizes.n_k, None
+    shift = sizes.n_k - sizes.n_q if pattern.align == "end" else 0
+    return max(number(keys, sizes, named), 0), shift
+
+
+def number(node: ir.Index, sizes: Sizes, named: Mapping[str, int]) -> int:
+    """The value of an expression of sizes."""
+    window = Window(0, 0, sizes.n_q, sizes.n_k, 0)
+    found = specialise(node, SizesByName(named), Slices({}), window, batch=0, head=0, group=1)
+    assert isinstance(found, ir.Const)
+    return found.value
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -221,14 +244,17 @@ def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArr
 
 def names_read(pattern: ir.Pattern) -> set[str]:
     """The inputs and the new sizes that the relation and the requirements read."""
-    roots = [pattern.attend.visible, *(condition for condition, _ in pattern.requirements)]
+    roots = [*(condition for condition, _ in pattern.requirements)]
+    for item in pattern.nodes:
+        roots += [item.visible] if item.keys is None else [item.visible, item.keys]
+        roots += [end for loop in (item.family, item.stack) if loop is not None for end in loop[1:]]
     nodes = [node for root in roots for node in walk(root)]
     found = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
     found |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
     return found if pattern.documents is None else found | {pattern.documents.name}
 
 
-_FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv"}
+_FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv", TOKENS}
 """Sizes that every call has."""
 
 

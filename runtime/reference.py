@@ -14,6 +14,8 @@ from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import is_plain
+from attnc.runtime.attending import attend as attend_block
+from attnc.runtime.attending import widened
 from attnc.runtime.values import Block, Operands, Values
 
 
@@ -39,35 +41,70 @@ def dense_mask(relations: Relations) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, relations: Relations, scale: float, inputs: Mapping[str, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(out, lse) of softmax attention over the visible keys.
+    """(out, lse) of one attention.
 
-    q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv), one dtype → out (B, Hq, Nq, dv) in that dtype, lse
-    (B, Hq, Nq) natural log, fp32 (fp64 for fp64). A row without keys: out 0, lse -inf, gradients 0. `inputs` are the
-    real ones.
+    q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv), one dtype → out (B, Hq, Nq, dv), lse (B, Hq, Nq) natural
+    log, both fp32 (fp64 for fp64) unless it is a plain softmax, whose out has the dtype of v; lse is NaN where the
+    weights are no softmax. A row without keys: out 0, lse -inf, gradients 0. `inputs` are the real ones.
     """
     mask = dense_mask(relations).to(q.device)
-    node = relations.pattern.attend
+    if is_plain(relations.pattern.attend):
+        return _plain(q, k, v, mask, scale)
+    out, lse = _general(q, k, v, relations, scale, inputs or {}, mask)
+    return _depending(out, q, k, v, *(inputs or {}).values()), _depending(lse, q, k, *(inputs or {}).values())
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Softmax of `scale * dot(q, k)`."""
     seen = mask.any(-1, keepdim=True)
-    if is_plain(node):
-        group = max(q.shape[1] // max(k.shape[1], 1), 1)
-        score, extra = q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale, None
-    else:
-        score, extra = _values(q, k, relations, scale, inputs or {}, mask)
-    score = score.masked_fill(~mask, -torch.inf)
+    group = max(q.shape[1] // max(k.shape[1], 1), 1)
+    score = (q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf)
     # A row of -inf alone has no gradient that is a number: such rows are computed as zeros and dropped at the end.
     score = torch.where(seen, score, torch.zeros((), dtype=score.dtype, device=score.device))
     lse = torch.logsumexp(score.to(_lse_dtype(q.dtype)), -1) if score.shape[-1] else score.sum(-1)
-    if extra is None:
-        weights = torch.softmax(score, -1)
-    else:
-        lse = torch.logaddexp(lse, torch.where(seen[..., 0], extra, torch.zeros_like(extra)))
-        weights = torch.exp(score - lse[..., None])
-    weights = torch.where(seen, weights, torch.zeros((), dtype=score.dtype, device=score.device)).to(v.dtype)
-    out = weights @ v.repeat_interleave(max(q.shape[1] // max(v.shape[1], 1), 1), 1)
+    weights = torch.where(seen, torch.softmax(score, -1), torch.zeros((), dtype=score.dtype, device=score.device))
+    out = weights.to(v.dtype) @ v.repeat_interleave(group, 1)
     lse = torch.where(seen[..., 0], lse, torch.full_like(lse, -torch.inf)).to(_lse_dtype(q.dtype))
-    if is_plain(node):
-        return out, lse
-    return _depending(out, q, k, v, *(inputs or {}).values()), _depending(lse, q, k, *(inputs or {}).values())
+    return out, lse
+
+
+def _general(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    relations: Relations,
+    scale: float,
+    inputs: Mapping[str, Tensor],
+    mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Any attention: every window as one block of rows."""
+    pattern, dtype = relations.pattern, _lse_dtype(q.dtype)
+    node = pattern.attend
+    sizes, slices, spaced = relations.sizes, relations.slices, node.keys is not None
+    vectors = q.unbind(0), k.unbind(0), v.unbind(0)
+    operands = Operands(*vectors, inputs, sizes, slices, scale, dtype, pattern.origins, spaced)
+    heads = tuple(range(q.shape[1]))
+    alive = mask.expand(q.shape[0], q.shape[1], *mask.shape[2:]).cpu().numpy()
+    found: list[tuple[int, slice, Tensor, Tensor | None]] = []
+    for batch in range(q.shape[0]):
+        for window in relations.windows(batch):
+            rows, keys = slice(window.row, window.row + window.n_q), slice(window.key, window.key + window.n_k)
+            seen = alive[batch, :, rows, keys]
+            if not seen.any():
+                continue
+            block = Block(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, seen=seen)
+            out, lse = attend_block(Values(operands, block), node)
+            found.append((batch, rows, widened(out, len(heads), window.n_q, node), lse))
+    width = found[0][2].shape[2:] if found else (v.shape[-1],)
+    result = torch.zeros((*q.shape[:3], *width), dtype=dtype, device=q.device)
+    lses = torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)
+    for batch, rows, out, lse in found:
+        hidden = torch.from_numpy(~alive[batch, :, rows].any(-1)).to(q.device)
+        zero = torch.zeros((), dtype=dtype, device=q.device)
+        result[batch, :, rows] = torch.where(hidden.reshape(*hidden.shape, *[1] * (out.ndim - 2)), zero, out)
+        own = torch.full_like(hidden, torch.nan, dtype=dtype) if lse is None else lse.expand(hidden.shape)
+        lses[batch, :, rows] = torch.where(hidden, -torch.inf, own)
+    return result, lses
 
 
 class _Depending(torch.autograd.Function):
@@ -85,30 +122,6 @@ class _Depending(torch.autograd.Function):
 
 def _depending(x: Tensor, *operands: Tensor) -> Tensor:
     return cast("Tensor", _Depending.apply(x, *operands))  # type: ignore[no-untyped-call]
-
-
-def _values(
-    q: Tensor, k: Tensor, relations: Relations, scale: float, inputs: Mapping[str, Tensor], mask: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Scores (B, Hq, Nq, Nk), of anything where nobody looks, and the logarithm of what `extra` adds (B, Hq, Nq)."""
-    node, dtype = relations.pattern.attend, _lse_dtype(q.dtype)
-    operands = Operands(q, k, inputs, relations.sizes, relations.slices, scale, dtype, relations.pattern.origins)
-    heads = tuple(range(q.shape[1]))
-    score = torch.zeros((*q.shape[:3], k.shape[2]), dtype=dtype, device=q.device)
-    extra = None if node.weights.extra is None else torch.zeros(q.shape[:3], dtype=dtype, device=q.device)
-    alive = mask.expand(score.shape).cpu().numpy()
-    for batch in range(q.shape[0]):
-        for window in relations.windows(batch):
-            rows, keys = slice(window.row, window.row + window.n_q), slice(window.key, window.key + window.n_k)
-            here = alive[batch, :, rows, keys]
-            if not here.any():
-                continue
-            block = Block(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), here)
-            values = Values(operands, block)
-            score[batch, :, rows, keys] = values.of(node.score)
-            if extra is not None and node.weights.extra is not None:
-                extra[batch, :, rows] = values.logit(node.weights.extra)
-    return score, extra
 
 
 def _lse_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,14 +1,16 @@
-"""Floating-point values of the IR as torch tensors, over blocks of pairs: what scores and extra logits are made of.
+"""Floating-point values of the IR as torch tensors, over blocks of pairs: what scores, weights and values are made of.
 
-Everything is differentiable in q, k and the real inputs. Lanes that nobody sees hold finite numbers that depend on
+Everything is differentiable in q, k, v and the real inputs. Lanes that nobody sees hold finite numbers that depend on
 nothing, so that they poison no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,8 +22,11 @@ from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
-from attnc.compiler.rewrite import substitute, substitute_value
-from attnc.compiler.values import reads
+from attnc.compiler.rewrite import substitute_value, variables
+from attnc.compiler.values import is_own, rank, reads
+from attnc.runtime import scaled
+from attnc.runtime.functions import FUNCTIONS
+from attnc.runtime.scaled import Quantity, Scaled, plain
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -31,31 +36,39 @@ Alive = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Operands:
-    """One call: q (B, Hq, Nq, dk) and k (B, Hkv, Nk, dk), the real inputs, sizes and int inputs, the scale.
+    """One call: of each batch entry q (Hq, Nq, dk), k (Hkv, Nk, dk), v (Hkv, Nk, dv); real inputs, sizes, int inputs.
 
-    Values are computed in `dtype`.
+    Values are computed in `dtype`. `spaced`: the keys of a row are no tokens.
     """
 
-    q: Tensor
-    k: Tensor
+    q: Sequence[Tensor]
+    k: Sequence[Tensor]
+    v: Sequence[Tensor]
     inputs: Mapping[str, Tensor]
     sizes: Sizes
     slices: Slices
     scale: float
     dtype: torch.dtype
     origins: Mapping[ir.Index, Span]
+    spaced: bool = False
 
     @property
     def group(self) -> int:
         """Query heads of a kv head."""
-        return max(self.q.shape[1] // max(self.k.shape[1], 1), 1)
+        return max(self.q[0].shape[0] // max(self.k[0].shape[0], 1), 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.q[0].device
 
 
 @dataclass(frozen=True)
 class Block:
     """Local rows and keys of a window of one batch entry, over some heads; `alive`: which pairs are asked for.
 
-    `alive` is bool (heads or 1, rows, keys). `running`: rows are positions that a variable runs over.
+    `alive` is bool (heads or 1, rows, keys). `running`: rows are positions that a variable runs over. `seen`: the pairs
+    that are visible, where the block has all keys that its rows see.
     """
 
     batch: int
@@ -65,6 +78,7 @@ class Block:
     keys: Int64
     alive: Alive
     running: bool = False
+    seen: Alive | None = None
 
     @property
     def place(self) -> Window:
@@ -72,32 +86,147 @@ class Block:
         return replace(self.window, shift=0) if self.running else self.window
 
 
-class Values:
-    """Values over one block: tensors (heads or 1, rows or 1, keys or 1), for vectors with a dimension more."""
+@dataclass(frozen=True)
+class Loops:
+    """Variables with their values: arrays with as many dimensions in front as there are loops, (…, heads, rows, keys).
 
-    def __init__(self, operands: Operands, block: Block, vectors: Mapping[str, Tensor] | None = None) -> None:
+    Where a value does not depend on a dimension, that has size 1.
+    """
+
+    values: Mapping[ir.Var, Int64]
+    depth: int
+
+    def of(self, node: ir.Value | ir.Index) -> dict[ir.Var, Int64]:
+        """The variables that a node reads."""
+        if not self.values:
+            return {}
+        free = variables(cast("ir.Index", node))
+        return {variable: value for variable, value in self.values.items() if variable in free}
+
+    def inside(self, variable: ir.Var, values: Int64) -> Loops:
+        """With one more, in front."""
+        return Loops({**{v: x[None] for v, x in self.values.items()}, variable: values}, self.depth + 1)
+
+
+NO_LOOPS = Loops({}, 0)
+
+AT_ONCE = 1 << 23
+"""Terms of an aggregate that are computed at once, over all lanes."""
+
+
+class Values:
+    """Values over one block: tensors (…, heads or 1, rows or 1, keys or 1), for vectors with dimensions more.
+
+    In front is a dimension for each loop that the values stand in.
+    """
+
+    def __init__(
+        self,
+        operands: Operands,
+        block: Block,
+        vectors: Mapping[str, Tensor] | None = None,
+        loops: Loops = NO_LOOPS,
+        outer: Values | None = None,
+    ) -> None:
         """`vectors`: those of the block's rows, (heads, rows, 1, dk), and keys, where they are at hand."""
         self._operands = operands
         self._block = block
         self._vectors = vectors or {}
-        self._known: dict[ir.Value, Tensor] = {}
+        self._loops = loops
+        self._outer = outer
+        self._known: dict[ir.Value, Quantity] = {}
 
     def _over(self, alive: Alive) -> Values:
         """The same over fewer pairs."""
-        return Values(self._operands, replace(self._block, alive=alive), self._vectors)
+        return Values(self._operands, replace(self._block, alive=alive), self._vectors, self._loops, self)
 
     def of(self, node: ir.Value) -> Tensor:
         """The value. Raises EvaluationError where an index or an exact part faults for a pair that is asked for."""
-        if node not in self._known:
-            self._known[node] = self._of(node)
-        return self._known[node]
+        return plain(self.quantity(node))
+
+    def quantity(self, node: ir.Value) -> Quantity:
+        """The value, perhaps with exponents of its own."""
+        found = self._remembered(node)
+        if found is None:
+            found = self._known[node] = self._of(node)
+        return found
+
+    def _remembered(self, node: ir.Value) -> Quantity | None:
+        """What is known here, or was known before fewer pairs were asked for."""
+        values: Values | None = self
+        while values is not None and values._loops is self._loops:
+            if node in values._known:
+                return values._known[node]
+            values = values._outer
+        return None
+
+    def integer(self, node: ir.Index) -> int:
+        """A number that is the same for all lanes."""
+        return int(self._integers(node).flat[0])
+
+    def looped(self, variable: ir.Var, low: int, high: int) -> Values:
+        """The same in a loop."""
+        steps = np.arange(low, high).reshape(-1, *[1] * self._dims)
+        return Values(self._operands, self._block, self._vectors, self._loops.inside(variable, steps), self)
 
     def logit(self, node: ir.Value) -> Tensor:
         """The logarithm of what an extra logit, or a vector of them, adds: (heads or 1, rows)."""
         value = self.of(node)
         return (value if value.ndim == 3 else torch.logsumexp(value, -1))[..., 0]
 
-    def _of(self, node: ir.Value) -> Tensor:
+    def weighted(self, weights: Quantity, node: ir.Value) -> Quantity:
+        """Σ weights · value over the keys: (…, heads or 1, rows or 1, 1[, width])."""
+        value = self.quantity(node)
+        extra = rank(node)
+        factors = [_widened(weights, extra), value]
+        return scaled.contracted(factors, _broad(self.seen(), extra), -1 - extra)
+
+    def seen(self) -> Tensor:
+        """Which pairs are visible: (…, heads or 1, rows, keys)."""
+        return self._tensor(self._lanes(self._seen()))
+
+    def _seen(self) -> Alive:
+        assert self._block.seen is not None
+        return self._block.seen
+
+    # --- lanes ---
+
+    @property
+    def _dims(self) -> int:
+        """Dimensions of lanes."""
+        return 3 + self._loops.depth
+
+    def _lanes(self, alive: Alive) -> Alive:
+        """With a dimension for every loop."""
+        return alive.reshape((1,) * (self._dims - alive.ndim) + alive.shape)
+
+    def _rank(self, value: Quantity) -> int:
+        """Dimensions of a value beyond its lanes."""
+        return (value.mantissa if isinstance(value, Scaled) else value).ndim - self._dims
+
+    def _axes(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
+        """Which dimensions of lanes a node depends on."""
+        read = reads(node)
+        axes = [False] * self._loops.depth + [name in read for name in ("head", "q", "k")]
+        for value in self._loops.of(node).values():
+            axes = [a or n > 1 for a, n in zip(axes, value.shape, strict=True)]
+        return tuple(axes)
+
+    def _alive(self, node: ir.Value | ir.Index) -> Alive:
+        """The lanes that are asked for, over the dimensions that a node reads."""
+        unread = tuple(i for i, read in enumerate(self._axes(node)) if not read)
+        return np.asarray(self._lanes(self._block.alive).any(axis=unread, keepdims=True))
+
+    def _constant(self, value: float) -> Tensor:
+        shape = (1,) * self._dims
+        return torch.full(shape, value, dtype=self._operands.dtype, device=self._operands.device)
+
+    def _tensor(self, array: NDArray[np.int64 | np.bool_]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._operands.device)
+
+    # --- nodes ---
+
+    def _of(self, node: ir.Value) -> Quantity:  # noqa: C901  one case a node kind
         operands = self._operands
         match node:
             case ir.Number():
@@ -118,26 +247,41 @@ class Values:
                 return self._select(node)
             case ir.Total():
                 return self._total(node)
+            case ir.Seen():
+                return self._over_keys(node)
+            case _:
+                return self._of_vectors(node)
 
-    def _constant(self, value: float) -> Tensor:
-        return torch.full((1, 1, 1), value, dtype=self._operands.dtype, device=self._operands.q.device)
+    def _of_vectors(self, node: ir.Pick | ir.Part | ir.Outer | ir.Eye | ir.Solve) -> Tensor:
+        match node:
+            case ir.Pick():
+                return self._pick(node)
+            case ir.Part():
+                return self._part(node)
+            case ir.Outer():
+                return self.of(node.left)[..., :, None] * self.of(node.right)[..., None, :]
+            case ir.Eye():
+                size = self.integer(node.size)
+                eye = torch.eye(size, dtype=self._operands.dtype, device=self._operands.device)
+                return eye.reshape((1,) * self._dims + (size, size))
+            case ir.Solve():
+                matrix, vector = self.of(node.matrix), self.of(node.vector)
+                lanes = np.broadcast_shapes(matrix.shape[:-2], vector.shape[:-1])
+                vector = vector.expand(*lanes, vector.shape[-1])
+                solved: Tensor = torch.linalg.solve(matrix.expand(*lanes, *matrix.shape[-2:]), vector[..., None])
+                return solved[..., 0]
 
     # --- exact parts ---
 
-    def _alive(self, node: ir.Value | ir.Index) -> Alive:
-        """The lanes that are asked for, over the dimensions that a node reads."""
-        read = reads(node)
-        unread = tuple(axis for axis, name in enumerate(("head", "q", "k")) if name not in read)
-        return np.asarray(self._block.alive.any(axis=unread, keepdims=True))
-
     def _integers(self, node: ir.Index) -> Int64:
-        """An integer, or a condition as 0 and 1: (heads or 1, rows or 1, keys or 1); dead lanes hold anything."""
-        block, operands, read = self._block, self._operands, reads(node)
-        alive = self._alive(node)
-        rows = block.rows if "q" in read else block.rows[:1]
-        keys = block.keys if "k" in read else block.keys[:1]
+        """An integer, or a condition as 0 and 1, over the dimensions that it reads; dead lanes hold anything."""
+        block, operands = self._block, self._operands
+        axes, alive, loops = self._axes(node), self._alive(node), self._loops.of(node)
+        rows = block.rows if axes[-2] else block.rows[:1]
+        keys = block.keys if axes[-1] else block.keys[:1]
+        limits = {v: (int(x.min(initial=0)), int(x.max(initial=0))) for v, x in loops.items()}
         found = []
-        for i, head in enumerate(block.heads if "head" in read else block.heads[:1]):
+        for i, head in enumerate(block.heads if axes[-3] else block.heads[:1]):
             own = specialise(
                 node,
                 operands.sizes,
@@ -147,14 +291,11 @@ class Values:
                 head=head,
                 group=operands.group,
             )
-            here = alive[min(i, len(alive) - 1)]
-            span = (0, block.window.n_q), (0, block.window.n_k)
-            wide = not fits_word(own, *span)
-            found.append(exact.integers_at(own, rows, keys, here, operands.origins, wide=wide))
-        return np.stack(found)
-
-    def _tensor(self, array: NDArray[np.int64 | np.bool_]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._operands.q.device)
+            here = alive[..., min(i, alive.shape[-3] - 1), :, :]
+            bound = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in loops.items()}
+            wide = not fits_word(own, (0, block.window.n_q), (0, block.window.n_k), limits)
+            found.append(exact.integers_in(own, rows, keys, bound, here, operands.origins, wide=wide))
+        return np.stack(found, -3)
 
     def _ratio(self, node: ir.Ratio) -> Tensor:
         num, den = self._integers(node.num), self._integers(node.den)
@@ -162,25 +303,52 @@ class Values:
         if (self._alive(node) & (den == 0)).any():
             raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")
         exactly = np.where(alive, num, 1) / np.where(alive & (den != 0), den, 1)
-        return torch.from_numpy(exactly).to(self._operands.q.device, self._operands.dtype)
+        return torch.from_numpy(exactly).to(self._operands.device, self._operands.dtype)
 
     # --- leaves ---
 
     def _vector(self, node: ir.Vec) -> Tensor:
-        if node.tensor in self._vectors:
-            return self._vectors[node.tensor]
         block, operands = self._block, self._operands
-        heads = torch.tensor(block.heads, device=operands.q.device)
+        if not is_own(node) or (operands.spaced and node.tensor != "q"):
+            return self._vector_at(node)
+        front = (None,) * self._loops.depth
+        if node.tensor in self._vectors:
+            return self._vectors[node.tensor][front]
+        heads = torch.tensor(block.heads, device=operands.device)
         if node.tensor == "q":
             rows = self._tensor(block.rows + block.window.row)
-            return operands.q[block.batch][heads[:, None], rows].to(operands.dtype)[:, :, None]
+            return operands.q[block.batch][heads[:, None], rows].to(operands.dtype)[:, :, None][front]
         keys = self._tensor(block.keys + block.window.key)
-        return operands.k[block.batch][heads[:, None] // operands.group, keys].to(operands.dtype)[:, None]
+        tensor = operands.k if node.tensor == "k" else operands.v
+        return tensor[block.batch][heads[:, None] // operands.group, keys].to(operands.dtype)[:, None][front]
+
+    def _vector_at(self, node: ir.Vec) -> Tensor:
+        """The vectors at positions, of heads that may be computed too; zeros at -1."""
+        operands, window = self._operands, self._block.window
+        tensor = {"q": operands.q, "k": operands.k, "v": operands.v}[node.tensor][self._block.batch]
+        at, alive = self._integers(node.at), self._alive(node.at)
+        heads = self._integers(node.head)
+        if node.tensor == "q":
+            low, first, count = window.shift, window.row - window.shift, window.n_q
+        else:
+            low, first, count = 0, window.key, operands.k[0].shape[1] if operands.spaced else window.n_k
+            heads = heads // operands.group
+        nothing = alive & (at == -1) if node.tensor != "q" else np.zeros((1,) * at.ndim, dtype=np.bool_)
+        outside = alive & ~nothing & ((at < low) | (at >= low + count))
+        if outside.any():
+            number = int(np.broadcast_to(at, outside.shape)[outside][0])
+            message = f"`{node.tensor}` is read at a position without a token, {number}"
+            raise EvaluationError("A902", message, None, "test the position first: `… if 0 <= i < n else …`")
+        index = np.clip(at + first, 0, max(tensor.shape[1] - 1, 0))
+        found = _gathered(tensor.to(operands.dtype), [self._tensor(heads), self._tensor(index)])
+        if not nothing.any():
+            return found
+        return torch.where(self._tensor(nothing)[..., None], torch.zeros((), dtype=found.dtype), found)
 
     def _element(self, node: ir.Element) -> Tensor:
         tensor = self._operands.inputs[node.tensor.name]
         found: list[Tensor] = []
-        alive = np.ones((1, 1, 1), dtype=np.bool_)
+        alive = np.ones((1,) * self._dims, dtype=np.bool_)
         for axis, (index, dim) in enumerate(zip(node.indices, node.tensor.dims, strict=False)):
             low, size, offset = self._range(dim, tensor.shape[axis])
             here, values = self._alive(index), self._integers(index)
@@ -188,17 +356,17 @@ class Values:
             if outside.any() and dim != "batch":
                 name = dim if isinstance(dim, str) else "this"
                 message = (
-                    f"`{node.tensor.name}` is read at {int(values[outside][0])}; the `{name}` dimension has {low} to "
-                    f"{low + size - 1}"
+                    f"`{node.tensor.name}` is read at {int(np.broadcast_to(values, outside.shape)[outside][0])}; the "
+                    f"`{name}` dimension has {low} to {low + size - 1}"
                 )
                 raise EvaluationError("A902", message, None, "test the index first: `0 <= i < n and …`")
             at = np.zeros_like(values) if dim == "batch" and tensor.shape[axis] == 1 else values + offset
             found.append(self._tensor(np.clip(at, 0, max(tensor.shape[axis] - 1, 0))))
             alive = alive & here
         tensor = tensor.to(self._operands.dtype)
-        value = _gathered(tensor, found) if found else tensor[None, None, None]
+        value = _gathered(tensor, found) if found else tensor[(None,) * self._dims]
         if found and not alive.all():
-            lanes = self._tensor(alive).reshape(alive.shape + (1,) * (value.ndim - 3))
+            lanes = self._tensor(alive).reshape(alive.shape + (1,) * (value.ndim - self._dims))
             value = torch.where(lanes, value, torch.ones((), dtype=value.dtype, device=value.device))
         return value
 
@@ -207,7 +375,7 @@ class Values:
         window = self._block.window
         match dim:
             case "token" | "key":
-                return 0, window.n_k, window.key
+                return (0, size, 0) if self._operands.spaced else (0, window.n_k, window.key)
             case "query":
                 return window.shift, window.n_q, window.row - window.shift
             case _:
@@ -215,35 +383,125 @@ class Values:
 
     # --- functions ---
 
-    def _apply(self, node: ir.Apply) -> Tensor:
-        operands = [self.of(operand) for operand in node.operands]
-        most = max(operand.ndim for operand in operands)
-        return FUNCTIONS[node.op](*(o if o.ndim == most else o.unsqueeze(-1) for o in operands))
+    def _apply(self, node: ir.Apply) -> Quantity:
+        operands = [self.quantity(operand) for operand in node.operands]
+        most = max(map(self._rank, operands))
+        aligned = [_widened(operand, most - self._rank(operand)) for operand in operands]
+        if node.op in UNBOUNDED:
+            aligned = self._calmed(node, aligned, most)
+        found = _scaled(node, aligned)
+        return FUNCTIONS[node.op](*map(plain, aligned)) if found is None else found
 
-    def _select(self, node: ir.Select) -> Tensor:
+    def _calmed(self, node: ir.Apply, operands: list[Quantity], extra: int) -> list[Quantity]:
+        """Operands that are 1 in lanes that nobody asks for, where the derivative might be no number."""
+        alive = self._alive(node)
+        if alive.all():
+            return operands
+        lanes = _broad(self._tensor(alive), extra)
+        at = UNBOUNDED[node.op]
+        one = torch.ones((), dtype=self._operands.dtype, device=lanes.device)
+        calm = _changed(operands[at], lambda x: torch.where(lanes, x, one))
+        return [*operands[:at], calm, *operands[at + 1 :]]
+
+    def _where_asked(self, node: ir.Value, value: Quantity) -> Quantity:
+        """An extreme, which may be one of nothing, as 0 in lanes that nobody asks for."""
+        alive = self._alive(node)
+        if alive.all():
+            return value
+        lanes = _broad(self._tensor(alive), rank(node))
+        found = plain(value)
+        return torch.where(lanes, found, torch.zeros((), dtype=found.dtype, device=lanes.device))
+
+    def _pick(self, node: ir.Pick) -> Tensor:
+        """Entries of vectors at computed places."""
+        vector, index = self.of(node.vector), self._integers(node.index)
+        own, size = rank(node.vector), vector.shape[-rank(node.vector)]
+        outside = self._alive(node.index) & ((index < 0) | (index >= size))
+        if outside.any():
+            number = int(np.broadcast_to(index, outside.shape)[outside][0])
+            message = f"entry {number} of a vector of {size}"
+            raise EvaluationError("A902", message, None, "test the index first: `… if i < n else …`")
+        at = self._tensor(np.clip(index, 0, size - 1))
+        front = vector.movedim(-own, -1)
+        lanes = front.shape[: self._dims]
+        moved = [i for i in range(self._dims) if at.shape[i] > 1]
+        if len(moved) == 1 and lanes[moved[0]] == 1:  # one dimension of lanes runs over the entries
+            return front.index_select(-1, at.reshape(-1)).transpose(-1, moved[0]).squeeze(-1)
+        shape = np.broadcast_shapes(lanes, at.shape)
+        at = at.reshape(at.shape + (1,) * own).expand(*shape, *front.shape[self._dims : -1], 1)
+        return front.expand(*shape, *front.shape[self._dims :]).gather(-1, at).squeeze(-1)
+
+    def _part(self, node: ir.Part) -> Tensor:
+        vector = self.of(node.vector)
+        if vector.shape[-1] % node.of:
+            message = f"a vector of {vector.shape[-1]} entries has no {node.of} equal parts"
+            raise EvaluationError("A904", message, None, f"give a size that {node.of} divides")
+        size = vector.shape[-1] // node.of
+        return vector[..., node.number * size : (node.number + 1) * size]
+
+    def _select(self, node: ir.Select) -> Quantity:
         """Each side over the lanes that take it alone."""
         condition = self._integers(node.condition) != 0
-        block = self._block
-        sides = []
-        for chosen, side in ((condition, node.then), (~condition, node.otherwise)):
-            sides.append(self._over(block.alive & chosen).of(side))
-        most = max(side.ndim for side in sides)
-        then, otherwise = (side if side.ndim == most else side.unsqueeze(-1) for side in sides)
-        lanes = self._tensor(condition)
-        return torch.where(lanes.reshape(lanes.shape + (1,) * (most - 3)), then, otherwise)
+        alive = self._lanes(self._block.alive)
+        sides = [
+            self._over(alive & chosen).quantity(side)
+            for chosen, side in ((condition, node.then), (~condition, node.otherwise))
+        ]
+        most = max(map(self._rank, sides))
+        then, otherwise = (_widened(side, most - self._rank(side)) for side in sides)
+        return scaled.chosen(_broad(self._tensor(condition), most), then, otherwise)
 
-    def _total(self, node: ir.Total) -> Tensor:
+    # --- aggregates over keys ---
+
+    def _over_keys(self, node: ir.Seen) -> Quantity:
+        """Over the keys of each row; outside of the loops that it does not depend on, where it may be known."""
+        outer = self._outer
+        if outer is not None and outer._loops is self._loops:
+            return outer.quantity(node)
+        if outer is not None and not self._loops.of(node):
+            return _in_front(outer.quantity(node), 1)
+        seen = self._lanes(self._seen())
+        values = self._over(seen)
+        if not (isinstance(node.condition, ir.Truth) and node.condition.value):
+            seen = seen & (values._integers(node.condition) != 0)
+            values = self._over(seen)
+        found = _aggregated(values, node.op, node.body, seen, -1)
+        return found if node.op == "sum" else self._where_asked(node, found)
+
+    # --- aggregates over ranges ---
+
+    def _total(self, node: ir.Total) -> Quantity:
+        found = self._over_range(node)
+        return found if node.op == "sum" else self._where_asked(node, found)
+
+    def _over_range(self, node: ir.Total) -> Quantity:
         low, high = self._integers(node.low), self._integers(node.high)
         alive = self._alive(node.low) & self._alive(node.high) & (low < high)
         if not alive.any():
-            return self._constant(NEUTRAL[node.op])
+            return self._nothing(node)
         first = int(np.where(alive, low, np.iinfo(np.int64).max).min())
         last = int(np.where(alive, high, np.iinfo(np.int64).min).max())
         low, high = (np.where(alive, end, first) for end in (low, high))
-        always = isinstance(node.condition, ir.Truth) and node.condition.value
-        if node.op == "sum" and always and not {"q", "k"} & reads(node.body):
+        if self._is_sum_of_terms(node, low, high):
             return self._difference(node, low, high, first, last)
-        return self._loop(node, low, high, first, last)
+        shared = self._shared(node, low, high)
+        if shared is not None:
+            return shared
+        return self._looped(node, low, high)
+
+    def _nothing(self, node: ir.Total | ir.Seen) -> Tensor:
+        """The aggregate of nothing; of vectors, over one entry, which broadcasts."""
+        value = self._constant(NEUTRAL[node.op])
+        return _broad(value, rank(node))
+
+    def _is_sum_of_terms(self, node: ir.Total, low: Int64, high: Int64) -> bool:
+        """Whether it is a sum of numbers that depend on its variable alone, over ranges of each lane's own."""
+        always = isinstance(node.condition, ir.Truth) and node.condition.value
+        if node.op != "sum" or not always or rank(node) or self._loops.depth or {"q", "k"} & reads(node.body):
+            return False
+        terms = max(low.size, high.size) * int((high - low).max())
+        large = any(isinstance(below, ir.Apply) and below.op == "exp" for below in node.body.below)
+        return max(low.size, high.size) > 1 and not (large and terms <= AT_ONCE)
 
     def _difference(self, node: ir.Total, low: Int64, high: Int64, first: int, last: int) -> Tensor:
         """A sum whose terms depend on its variable alone: a difference of sums from the first term on, in fp64."""
@@ -252,28 +510,195 @@ class Values:
         alive = np.ones((heads, len(rows), 1), dtype=np.bool_)
         inner = Values(
             replace(self._operands, dtype=torch.float64),
-            replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True),
+            replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True, seen=None),
         )
         terms = inner.of(substitute_value(node.body, {node.var: fold.place("q")}))
         terms = terms.expand(heads, len(rows), 1)[..., 0]
         ends = self._tensor(low - first), self._tensor(high - first)
         return _ranges(terms, *ends).to(self._operands.dtype)
 
-    def _loop(self, node: ir.Total, low: Int64, high: Int64, first: int, last: int) -> Tensor:
-        result = self._constant(NEUTRAL[node.op])
-        for i in range(first, last):
-            at: dict[ir.Index, ir.Index] = {node.var: fold.const(i)}
-            inside = (low <= i) & (i < high)
-            condition = substitute(node.condition, at)
-            inside = inside & (self._over(self._block.alive & inside)._integers(condition) != 0)
-            term = self._over(self._block.alive & inside).of(substitute_value(node.body, at))
-            lanes = self._tensor(inside)
-            lanes = lanes.reshape(lanes.shape + (1,) * (term.ndim - 3))
-            if result.ndim < term.ndim:
-                result = result.unsqueeze(-1)
-            result = torch.where(lanes, FUNCTIONS[_JOINED[node.op]](result, term), result)
-        return result
+    def _shared(self, node: ir.Total, low: Int64, high: Int64) -> Quantity | None:
+        """The aggregate of a unit once for all of its rows, or keys, where its ends alone depend on these."""
+        if self._loops.depth or any(isinstance(below, ir.Seen) for below in node.body.below):
+            return None
+        inside = reads(node.body) | reads(node.condition)
+        for axis, name in ((-1, "k"), (-2, "q")):
+            if name in inside or max(low.shape[axis], high.shape[axis]) < 2:
+                continue
+            ends = np.concatenate([_columns(end, axis) for end in np.broadcast_arrays(low, high)])
+            _, chosen, number = np.unique(ends, axis=1, return_index=True, return_inverse=True)
+            if len(chosen) < ends.shape[1]:
+                value = self._of_chosen(axis, chosen, number.reshape(-1))._looped_of(node)
+                return _selected(value, axis, self._tensor(number.reshape(-1)))
+        return None
 
+    def _of_chosen(self, axis: int, chosen: Int64, number: Int64) -> Values:
+        """The same over some of the rows or keys, each of which stands for all of its number."""
+        block = self._block
+        order = np.argsort(number, kind="stable")
+        starts = np.searchsorted(number[order], np.arange(len(chosen)))
+        alive = np.logical_or.reduceat(np.take(block.alive, order, axis), starts, axis)
+        part = replace(block, alive=alive, seen=None)
+        part = replace(part, keys=block.keys[chosen]) if axis == -1 else replace(part, rows=block.rows[chosen])
+        kept = {name: x for name, x in self._vectors.items() if (name == "q") == (axis == -1)}
+        return Values(self._operands, part, kept)
+
+    def _looped_of(self, node: ir.Total) -> Quantity:
+        low, high = self._integers(node.low), self._integers(node.high)
+        alive = self._alive(node.low) & self._alive(node.high) & (low < high)
+        if not alive.any():
+            return self._nothing(node)
+        first = int(np.where(alive, low, np.iinfo(np.int64).max).min())
+        return self._looped(node, *(np.where(alive, end, first) for end in (low, high)))
+
+    def _looped(self, node: ir.Total, low: Int64, high: Int64) -> Quantity:
+        """The aggregate with a dimension for its variable, in parts where that is too much at once."""
+        count = int((high - low).max())
+        step = max(1, AT_ONCE // max(self._size(node, low, high), 1))
+        parts = [self._part_of(node, low, high, i, min(i + step, count)) for i in range(0, count, step)]
+        return _joined(node.op, parts)
+
+    def _size(self, node: ir.Total, low: Int64, high: Int64) -> int:
+        """Entries of the largest factor of one term, over all lanes."""
+        width = max(self._operands.q[0].shape[-1], 1)
+        ends = np.broadcast_shapes(low.shape, high.shape)
+        sizes = []
+        for factor in _factors_of(node.body) if node.op == "sum" else [node.body]:
+            lanes = self._alive(factor).shape
+            if node.var in variables(cast("ir.Index", factor)):
+                lanes = np.broadcast_shapes(lanes, ends)
+            sizes.append(prod(lanes) * int(width ** max(rank(factor), 1)))
+        return max(sizes)
+
+    def _part_of(self, node: ir.Total, low: Int64, high: Int64, start: int, stop: int) -> Quantity:
+        """The aggregate over the terms `low + start` to `low + stop` of each lane."""
+        steps = np.arange(start, stop).reshape(-1, *[1] * self._dims)
+        loops = self._loops.inside(node.var, low[None] + steps)
+        inside = self._alive(node)[None] & (steps < (high - low)[None])
+        inner = Values(self._operands, replace(self._block, alive=inside), self._vectors, loops, self)
+        if not (isinstance(node.condition, ir.Truth) and node.condition.value):
+            inside = inside & (inner._integers(node.condition) != 0)
+            inner = inner._over(inside)
+        value = _aggregated(inner, node.op, node.body, inside, 0)
+        return _without_front(value)
+
+
+def _aggregated(values: Values, op: str, body: ir.Value, inside: Alive, axis: int) -> Quantity:
+    """Over an axis of lanes where `inside`; the axis stays, of size 1."""
+    extra = rank(body)
+    at = axis - extra if axis < 0 else axis
+    lanes = _broad(values._tensor(inside), extra)
+    if op == "sum":
+        factors = _factors(values, body, extra)
+        return scaled.contracted(factors, _least(lanes, at), at)
+    value = values.of(body)
+    neutral = torch.full((), NEUTRAL[op], dtype=value.dtype, device=value.device)
+    value = torch.where(lanes, value, neutral)
+    best = value.argmax(at, keepdim=True) if op == "max" else value.argmin(at, keepdim=True)
+    return value.gather(at, best)
+
+
+def _factors_of(node: ir.Value) -> list[ir.Value]:
+    if isinstance(node, ir.Apply) and node.op == "mul":
+        return [factor for operand in node.operands for factor in _factors_of(operand)]
+    return [node.left, node.right] if isinstance(node, ir.Outer) else [node]
+
+
+def _least(inside: Tensor, axis: int) -> Tensor:
+    """`inside` without the other dimensions along which it is the same."""
+    for i in range(inside.ndim):
+        if i == axis % inside.ndim or inside.shape[i] == 1:
+            continue
+        first = inside.narrow(i, 0, 1)
+        if bool((inside == first).all()):
+            inside = first
+    return inside
+
+
+def _factors(values: Values, node: ir.Value, extra: int) -> list[Quantity]:
+    """What a value is a product of, each with `extra` dimensions beyond lanes."""
+    if isinstance(node, ir.Apply) and node.op == "mul":
+        return [factor for operand in node.operands for factor in _factors(values, operand, extra)]
+    if isinstance(node, ir.Outer):
+        return [values.of(node.left)[..., :, None], values.of(node.right)[..., None, :]]
+    return [_widened(values.quantity(node), extra - rank(node))]
+
+
+UNBOUNDED = {"div": 1, "share": 1, "log": 0, "log2": 0, "sqrt": 0, "pow": 0, "normalised": 0, "rms": 0}
+"""Functions with derivatives that are no number somewhere, and the operand that decides."""
+
+NEUTRAL = {"sum": 0.0, "min": torch.inf, "max": -torch.inf}
+"""The aggregates of nothing."""
+
+
+def _joined(op: str, parts: Sequence[Quantity]) -> Quantity:
+    result = parts[0]
+    for part in parts[1:]:
+        result = scaled.added(result, part) if op == "sum" else FUNCTIONS[op](plain(result), plain(part))
+    return result
+
+
+def _scaled(node: ir.Apply, operands: Sequence[Quantity]) -> Quantity | None:
+    """Operations that know exponents of their own; None for all others."""
+    match node.op, operands:
+        case "exp", (x,):
+            return scaled.exp(plain(x))
+        case "mul", (a, b):
+            return scaled.multiplied(a, b)
+        case "div" | "share", (a, b):
+            return scaled.divided(a, b, share=node.op == "share")
+        case "add", (a, b):
+            return scaled.added(a, b)
+        case "sub", (a, b):
+            return scaled.added(a, scaled.negative(b) if isinstance(b, Scaled) else -b)
+        case "neg", (Scaled() as x,):
+            return scaled.negative(x)
+        case "log", (Scaled() as x,):
+            return scaled.log(x)
+        case _:
+            return None
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def _changed(value: Quantity, change: object) -> Quantity:
+    """A value with its tensors changed."""
+    assert callable(change)
+    if isinstance(value, Scaled):
+        return Scaled(change(value.mantissa), change(value.shift))
+    return cast("Tensor", change(value))
+
+
+def _widened(value: Quantity, dims: int) -> Quantity:
+    """With so many dimensions more, behind."""
+    return _changed(value, lambda x: x.reshape(x.shape + (1,) * dims)) if dims > 0 else value
+
+
+def _broad(value: Tensor, dims: int) -> Tensor:
+    """The same of a tensor."""
+    return value.reshape(value.shape + (1,) * dims)
+
+
+def _in_front(value: Quantity, dims: int) -> Quantity:
+    return _changed(value, lambda x: x[(None,) * dims])
+
+
+def _without_front(value: Quantity) -> Quantity:
+    return _changed(value, lambda x: x.squeeze(0))
+
+
+def _selected(value: Quantity, axis: int, index: Tensor) -> Quantity:
+    """Rows or keys (axis -2 or -1 of lanes without loops) by number."""
+    return _changed(value, lambda x: x.index_select(3 + axis, index) if x.shape[3 + axis] > 1 else x)
+
+
+def _columns(array: Int64, axis: int) -> Int64:
+    """All entries that belong to one place of an axis, below one another."""
+    return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
+
+
+# --- sums of terms ---------------------------------------------------------------------------------------------------
 
 SCALES = (0.0, 1e3, 1e9, 1e15)
 """Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
@@ -309,77 +734,9 @@ def _gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
     return rows.index_select(0, at.reshape(-1)).reshape(*at.shape, *rows.shape[1:])
 
 
-# --- functions -------------------------------------------------------------------------------------------------------
-
-NEUTRAL = {"sum": 0.0, "min": torch.inf, "max": -torch.inf}
-"""The aggregates of nothing."""
-
-_JOINED = {"sum": "add", "min": "min", "max": "max"}
-
-
-def _larger(*operands: Tensor) -> Tensor:
-    """The largest; of equal ones the first, which has all of the gradient."""
-    result = operands[0]
-    for other in operands[1:]:
-        result = torch.where((result >= other) | result.isnan(), result, other)
-    return result
-
-
-def _smaller(*operands: Tensor) -> Tensor:
-    result = operands[0]
-    for other in operands[1:]:
-        result = torch.where((result <= other) | result.isnan(), result, other)
-    return result
-
-
-def _normalised(x: Tensor) -> Tensor:
-    """x / ‖x‖, 0 for 0."""
-    return _over(x, x.square().sum(-1, keepdim=True))
-
-
-def _rms(x: Tensor) -> Tensor:
-    """x / √mean(x²), 0 for 0."""
-    return _over(x, x.square().mean(-1, keepdim=True))
-
-
-def _over(x: Tensor, square: Tensor) -> Tensor:
-    zero = square == 0
-    return x * torch.rsqrt(square.masked_fill(zero, 1)).masked_fill(zero, 0)
-
-
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """The inner product over the last dimension; a matrix product where one side has no rows, the other no keys."""
     for a, b in ((left, right), (right, left)):
-        if a.shape[2] == 1 and b.shape[1] == 1:
-            return a[:, :, 0] @ b[:, 0].transpose(-1, -2)
+        if a.shape[-2] == 1 and b.shape[-3] == 1:
+            return a[..., 0, :] @ b[..., 0, :, :].transpose(-1, -2)
     return (left * right).sum(-1)
-
-
-FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "neg": torch.neg,
-    "pow": torch.pow,
-    "abs": torch.abs,
-    "min": _smaller,
-    "max": _larger,
-    "clamp": lambda x, low, high: _smaller(_larger(x, low), high),
-    "sqrt": torch.sqrt,
-    "exp": torch.exp,
-    "log": torch.log,
-    "log2": torch.log2,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
-    "relu": torch.relu,
-    "elu": F.elu,
-    "silu": F.silu,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "logaddexp": torch.logaddexp,
-    "normalised": _normalised,
-    "rms": _rms,
-}
-"""The functions of `ir.Apply`."""

@@ -112,10 +112,16 @@ class InputRead:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vector:
-    """The vector of this query or key, over `dk`."""
+    """The vector of a query or key, over `dk`, or of a value, over `dv`: at its place, or at a position."""
 
     span: Span
-    place: PlaceName
+    tensor: OneOf["q", "k", "v"]
+    at: Expr | None = None
+
+    @property
+    def place(self) -> PlaceName | None:
+        """The place it is read at, where no position is written."""
+        return None if self.at is not None else "q" if self.tensor == "q" else "k"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,6 +129,45 @@ class Scale:
     """`scale`: dk^-1/2 unless the call says otherwise."""
 
     span: Span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """The score of this row at this key, or at another: of the attention whose weights or values these are."""
+
+    span: Span
+    at: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """`softmax(score, extra = …)` at this key, over the keys that this row sees; `score` None: the row's own."""
+
+    span: Span
+    score: Expr | None
+    extra: Expr | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchRead:
+    """What a branch gave: its output or LSE, of this query or at a position, or its weight at this query and key.
+
+    `member`: which branch of a family.
+    """
+
+    span: Span
+    branch: str
+    part: OneOf["out", "lse", "weight"]
+    member: Expr | None = None
+    at: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merge:
+    """`merge(a, b, …)`: one softmax over the keys of all parts."""
+
+    span: Span
+    parts: tuple[BranchRead, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,13 +223,23 @@ class Members:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Visible:
+    """A variable of an aggregate over the keys that this row sees: `k`, or the name that `over` gives to its keys."""
+
+    target: Binder | OneOf["k"]
+
+
+Domain = Running | Members | Visible
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Aggregate:
     """`op(body for running, … if condition)`; op: sum mean max min any all count. Later ranges see earlier ones."""
 
     span: Span
     op: str
     body: Expr
-    runnings: tuple[Running | Members, ...]
+    runnings: tuple[Domain, ...]
     condition: Expr | None
     floating: bool = False
 
@@ -218,6 +273,10 @@ Expr = (
     | InputRead
     | Vector
     | Scale
+    | Score
+    | Share
+    | BranchRead
+    | Merge
     | DefinitionUse
     | Operation
     | Choice
@@ -334,9 +393,59 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Range:
+    """`l in low .. high`, or `l in n`: places of a row of keys, or of a stack of rows, that are no tokens."""
+
+    span: Span
+    binder: Binder
+    low: Expr
+    high: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pad:
+    """`pad y: low .. high`: the keys' grid along an axis; outside of the tokens lie keys and values of zeros."""
+
+    span: Span
+    segment: Segment
+    axis: int
+    low: Expr
+    high: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attend:
+    """One attention: `Σ weights · value` over the keys that a row sees.
+
+    `visible` is what it adds to the pattern's relation. `over`: the keys are units of tokens or a range, instead of
+    tokens. `per`: units that the query is in. `stack`: a row gives a number for each place of a range. `family`: there
+    is one for each place of a range. None of `score`, `weights` and `value`: `scale * dot(q, k)`, `softmax(score)`, the
+    key's v.
+    """
+
+    span: Span
+    name: str
+    visible: tuple[Expr, ...]
+    over: Unit | Range | None = None
+    per: tuple[Unit, ...] = ()
+    stack: Range | None = None
+    family: Range | None = None
+    score: Expr | None = None
+    weights: Softmax | Expr | None = None
+    value: Expr | None = None
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """The units that its expressions may name."""
+        return (*self.per, self.over) if isinstance(self.over, Unit) else self.per
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """One pattern, checked. `visible` is a conjunction; empty means everything. `round` then takes whole blocks of it.
-    `score` is None for `scale * dot(q, k)`, `weights` for `softmax(score)`.
+    """One pattern, checked. `visible` are the lines of the relation that all attentions share; `round` blocks it.
+
+    `attends` are its attentions, those that others read first. The result is `combine`, where there is one, else the
+    output of the only attention.
 
     `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
     unequal lengths must be refused without it.
@@ -356,8 +465,9 @@ class Program:
     documents: Input | None
     visible: tuple[Expr, ...]
     round: Round | None
-    score: Expr | None = None
-    weights: Softmax | None = None
+    attends: tuple[Attend, ...] = ()
+    combine: Expr | None = None
+    pads: tuple[Pad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

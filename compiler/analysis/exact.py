@@ -151,6 +151,26 @@ def integers_at(
     return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
 
 
+def integers_in(
+    node: Index,
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    variables: Mapping[Var, NDArray[np.int64]],
+    alive: Alive,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> NDArray[np.int64]:
+    """As `integers_at`, with variables: their values, like `alive`, (…, rows or 1, keys or 1)."""
+    kind: Any = object if wide else np.int64
+    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    for variable, value in variables.items():
+        evaluator.bind(variable, value)
+    found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
+    found = np.broadcast_to(found, np.broadcast_shapes(np.shape(found), alive.shape))
+    return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
+
+
 def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:
     """A relation that reads one axis, on all pairs of its `extent` coordinates: bool (rows, keys).
 

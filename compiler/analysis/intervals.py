@@ -82,12 +82,19 @@ def classify(relation: Index, boxes: Boxes, *, keyed: bool = True) -> Truths:
     return Analysis(boxes, keyed=keyed).truth(relation)
 
 
-def fits_word(node: Index, rows: tuple[int, int], keys: tuple[int, int]) -> bool:
-    """Whether no step of evaluating a condition or integer on a rectangle can pass 64 bits, guarded or not."""
-    if is_small(node, max(rows[1], keys[1], 1)):
+def fits_word(
+    node: Index, rows: tuple[int, int], keys: tuple[int, int], loops: Mapping[Var, tuple[int, int]] | None = None
+) -> bool:
+    """Whether no step of evaluating a condition or integer on a rectangle can pass 64 bits, guarded or not.
+
+    `loops`: the least and the most that its free variables are.
+    """
+    if not loops and is_small(node, max(rows[1], keys[1], 1)):
         return True
     ends = (rows[0], max(rows[1] - 1, rows[0]), keys[0], max(keys[1] - 1, keys[0]))
-    analysis = Analysis(Boxes(*(np.array([end], dtype=np.int64) for end in ends)), keyed=False)
+    boxes = Boxes(*(np.array([end], dtype=np.int64) for end in ends))
+    ranges = {v: (np.array([low]), np.array([high])) for v, (low, high) in (loops or {}).items()}
+    analysis = Analysis(boxes, keyed=False, variables=ranges)
     if is_truth(node):
         analysis.truth(node)
     else:

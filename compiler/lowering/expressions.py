@@ -16,7 +16,7 @@ from attnc.compiler.lowering.rational import Number, Rational
 from attnc.compiler.lowering.tables import arguments
 from attnc.compiler.lowering.units import Loop, Members, Token
 from attnc.compiler.print_ir import print_index
-from attnc.compiler.rewrite import substitute, variables
+from attnc.compiler.rewrite import substitute, substitute_value, variables
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
@@ -69,11 +69,11 @@ class Lowering:
 
     def truth(self, expr: checked.Expr, scope: Scope) -> Index:
         """A condition."""
-        return _index(self.lower(expr, scope))
+        return as_index(self.lower(expr, scope))
 
     def value(self, expr: checked.Expr, scope: Scope) -> ir.Value:
         """A floating-point number or vector."""
-        return _value(self.lower(expr, scope))
+        return as_value(self.lower(expr, scope))
 
     def number(self, expr: checked.Expr, scope: Scope) -> Number:
         """An integer or rational."""
@@ -125,10 +125,22 @@ class Lowering:
                 return tuple(self.lower(item, scope) for item in expr.items)
             case checked.Item():
                 return self._item(expr, scope)
-            case checked.Vector():
-                return values.vector(expr.place)
             case checked.Scale():
                 return values.scale()
+            case _:
+                return self.of_attention(expr, scope)
+
+    def of_attention(self, expr: checked.Expr, scope: Scope) -> Lowered:
+        """What only the clauses of an attention may hold."""
+        raise AssertionError(f"{type(expr).__name__} in a relation")
+
+    def of_row(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
+        """An aggregate over the keys of a row."""
+        raise AssertionError("an aggregate over the keys of a row in a relation")
+
+    def context(self) -> object:
+        """What the meaning of a definition depends on besides the scope."""
+        return None
 
     def _parameter(self, expr: checked.ParameterRead, scope: Scope) -> Lowered:
         value = self.parameters[expr.name]
@@ -177,7 +189,7 @@ class Lowering:
         inner = scope
         for binder, argument in zip(definition.parameters, expr.arguments, strict=True):
             inner = inner.bind(binder, self.lower(argument, scope))
-        key = (definition, inner.q, inner.k, inner.head, inner.names)
+        key = (definition, inner, self.context())
         if key not in self._memo:
             self._memo[key] = self.lower(definition.body, inner)
         return self._memo[key]
@@ -191,6 +203,8 @@ class Lowering:
     def _item(self, expr: checked.Item, scope: Scope) -> Lowered:
         table = self.lower(expr.table, scope)
         index = self.integer(expr.index, scope)
+        if values.is_value(table):
+            return values.pick(table, index)
         assert isinstance(table, tuple)
         return _element(table, index, expr.span)
 
@@ -202,8 +216,15 @@ class Lowering:
         operands = tuple(self.lower(operand, scope) for operand in expr.operands)
         if expr.op in ("floor", "ceil") and values.is_value(operands[0]):
             return _whole(expr.op, operands[0], expr.span)
+        if expr.op == "eye":
+            return values.eye(as_index(operands[0]))
+        if expr.op == "part":
+            number, of = (as_index(operand) for operand in operands[1:])
+            assert isinstance(number, ir.Const)
+            assert isinstance(of, ir.Const)
+            return values.part(as_value(operands[0]), number.value, of.value)
         if _is_floating(expr.op, operands):
-            return _floating(expr.op, tuple(map(_value, operands)))
+            return _floating(expr.op, tuple(map(as_value, operands)))
         if _is_binary64(expr.op, operands):
             return _in_binary64(expr.op, operands, expr.span)
         return _apply(expr.op, tuple(_number(operand) for operand in operands), expr.span)
@@ -223,6 +244,11 @@ class Lowering:
     # --- aggregates ---
 
     def _aggregate(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
+        if isinstance(expr.runnings[0], checked.Visible):
+            return self.of_row(expr, scope)
+        closed = self._of_stretch(expr, scope)
+        if closed is not None:
+            return closed
         loops: list[Loop] = []
         conditions = []
         for running in expr.runnings:
@@ -234,14 +260,33 @@ class Lowering:
             conditions.append(self.truth(expr.condition, scope))
         body = self.lower(expr.body, scope)
         if values.is_value(body) or isinstance(body, float):
-            return _total(expr.op, _value(body), fold.conjunction(*conditions), loops)
+            return _total(expr.op, as_value(body), fold.conjunction(*conditions), loops)
         return self._reduced(expr, body, fold.conjunction(*conditions), loops)
 
-    def _token(self, running: checked.Running | checked.Members, scope: Scope) -> Token:
+    def _of_stretch(self, expr: checked.Aggregate, scope: Scope) -> Index | None:
+        """Size, first and last token of a unit that is a stretch, without a loop."""
+        running = expr.runnings[0]
+        if len(expr.runnings) > 1 or expr.condition is not None or not isinstance(running, checked.Members):
+            return None
+        is_place = isinstance(expr.body, checked.Place) and expr.body.place == running.target
+        is_one = isinstance(expr.body, checked.Literal) and expr.body.value == 1
+        token = self._token(running, scope)
+        if len(token.loops) > 1 or not ((is_place and expr.op in ("min", "max")) or (is_one and expr.op == "sum")):
+            return None
+        variable, low, high = token.loops[0]
+        if is_one:
+            return fold.sub(high, low)
+        at = low if expr.op == "min" else fold.add(high, fold.const(-1))
+        return substitute(token.position, {variable: at})
+
+    def _token(self, running: checked.Domain, scope: Scope) -> Token:
         """What a variable runs over."""
+        assert not isinstance(running, checked.Visible)
         name = running.target if isinstance(running.target, str) else running.target.name
         if isinstance(running, checked.Members):
-            return self.units[running.unit].token(lambda: self.variable(name))
+            number = scope.lookup(running.unit.binder)
+            numbers = number if isinstance(number, tuple) else (number,)
+            return self.units[running.unit].token(tuple(map(as_index, numbers)), lambda: self.variable(name))
         variable = self.variable(name)
         low, high = self.integer(running.low, scope), self.integer(running.high, scope)
         return Token(((variable, low, high),), variable, fold.truth(True), None)
@@ -254,9 +299,9 @@ class Lowering:
     def _reduced(self, expr: checked.Aggregate, body: Lowered, condition: Index, loops: list[Loop]) -> Lowered:
         match expr.op:
             case "any" | "all":
-                return _nest(expr.op, _index(body), condition, loops)
+                return _nest(expr.op, as_index(body), condition, loops)
             case "count":
-                return _nest("sum", fold.choice(_index(body), fold.const(1), fold.const(0)), condition, loops)
+                return _nest("sum", fold.choice(as_index(body), fold.const(1), fold.const(0)), condition, loops)
             case "mean":
                 total = self._summed("sum", expr.span, _counted(body), condition, loops)
                 number = _nest("sum", fold.const(1), condition, loops)
@@ -375,6 +420,8 @@ def _is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:
     """Whether an operation that may be floating point is; constants in binary64 stay constants."""
     if op in FLOAT_BUILTINS or any(values.is_value(operand) for operand in operands):
         return True
+    if op == "share":
+        return True
     return _is_binary64(op, operands) and any(
         not isinstance(operand, float) and _plain(operand) is None for operand in operands
     )
@@ -392,10 +439,18 @@ def _whole(op: str, value: ir.Value, span: Span) -> Index:
 
 
 def _floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:
-    return values.dot(*operands) if op == "dot" else values.apply(op, *operands)
+    match op:
+        case "dot":
+            return values.dot(*operands)
+        case "outer":
+            return values.outer(*operands)
+        case "solve":
+            return values.solve(*operands)
+        case _:
+            return values.apply(op, *operands)
 
 
-def _value(lowered: Lowered) -> ir.Value:
+def as_value(lowered: Lowered) -> ir.Value:
     """Any number as a floating-point one."""
     match lowered:
         case float():
@@ -407,7 +462,7 @@ def _value(lowered: Lowered) -> ir.Value:
         case _ if values.is_value(lowered):
             return lowered
         case _:
-            return values.ratio(_index(lowered), fold.const(1))
+            return values.ratio(as_index(lowered), fold.const(1))
 
 
 def _total(op: str, body: ir.Value, condition: Index, loops: list[Loop]) -> ir.Value:
@@ -417,15 +472,24 @@ def _total(op: str, body: ir.Value, condition: Index, loops: list[Loop]) -> ir.V
         whole = values.ratio(fold.maximum(count, fold.const(1)), fold.const(1))
         return values.apply("div", _total("sum", body, condition, loops), whole)
     assert op in ("sum", "min", "max")
-    for variable, low, high in reversed(loops):
+    for loop, low, high in reversed(loops):
+        variable, condition, body = _numbered_value(loop, condition, body)
         body = values.total(op, variable, low, high, condition, body)  # type: ignore[arg-type]  # narrowed above
         condition = fold.truth(True)
     return body
 
 
+def _numbered_value(variable: ir.Var, condition: Index, body: ir.Value) -> tuple[ir.Var, Index, ir.Value]:
+    """As `_numbered`, of floating-point numbers."""
+    inside = variables(condition) | variables(cast("Index", body))
+    number = 1 + max((v.serial for v in inside if v is not variable), default=0)
+    new = fold.var(variable.name, max(number, 1))
+    return new, substitute(condition, {variable: new}), substitute_value(body, {variable: new})
+
+
 def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
     if any(values.is_value(side) or isinstance(side, float) for side in (then, otherwise)):
-        return values.select(condition, _value(then), _value(otherwise))
+        return values.select(condition, as_value(then), as_value(otherwise))
     if isinstance(then, tuple) and isinstance(otherwise, tuple):
         return tuple(_select(condition, a, b) for a, b in zip(then, otherwise, strict=True))
     return exact.choice(condition, _number(then), _number(otherwise))
@@ -437,7 +501,8 @@ def _number(value: Lowered) -> Number:
     return value
 
 
-def _index(value: Lowered) -> Index:
+def as_index(value: Lowered) -> Index:
+    """An integer or a condition."""
     assert not isinstance(value, Rational | float | tuple)
     assert not values.is_value(value)
     return value

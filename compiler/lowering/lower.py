@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from attnc.compiler import fold, ir, values
+from attnc.compiler import fold, ir
+from attnc.compiler.lowering.attends import AttentionLowering
 from attnc.compiler.lowering.expressions import Lowering, Scope
 from attnc.compiler.lowering.rounding import lower_round
 from attnc.spec import program as checked
@@ -18,13 +19,15 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
     """
     program = bound.program
     per_head = frozenset(p.name for p in program.parameters if p.per_head)
-    lowering = Lowering(bound.values, per_head)
+    lowering = AttentionLowering(bound.values, per_head, program=program)
     lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
     tensors = lowering.tensors
     segments = _segments(program.segments, lowering)
-    visible = fold.conjunction(*(lowering.truth(expr, Scope()) for expr in program.visible))
+    visible = None
     if program.round is not None:
         visible = lower_round(program.round, program, lowering)
+    nodes = tuple(lowering.attend(attend, visible) for attend in program.attends)
+    combine, lse = lowering.combined()
     requirements = tuple(
         (lowering.truth(r.condition, Scope()), r.span) for r in program.requirements if r.stage == "call"
     )
@@ -38,18 +41,11 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
         needs_align=program.needs_align,
         documents=None if program.documents is None else tensors[program.documents],
         requirements=requirements,
-        nodes=(_attend(program, visible, lowering),),
-        result="out",
+        nodes=nodes,
         origins=lowering.origins,
+        combine=combine,
+        lse=lse,
     )
-
-
-def _attend(program: checked.Program, visible: ir.Index, lowering: Lowering) -> ir.Attend:
-    """Score and weights, by default `scale * dot(q, k)` and its softmax."""
-    score = values.default_score() if program.score is None else lowering.value(program.score, Scope())
-    extra = program.weights.extra if program.weights else None
-    weights = ir.Softmax(None if extra is None else lowering.value(extra, Scope()))
-    return ir.Attend("out", visible, score, weights, values.vector("v"))
 
 
 def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:

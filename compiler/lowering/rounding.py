@@ -18,26 +18,27 @@ def lower_round(item: checked.Round, program: checked.Program, lowering: Lowerin
     scope = Scope()
     sides = []
     for unit in (item.q, item.k):
-        members, values = _members(unit, program, lowering)
-        written = members.numbers[: len(values) - members.form.hidden]
-        scope = scope.bind(unit.binder, written if _is_list(unit, lowering) else written[0])
+        members, values = members_of(unit, program, lowering)
+        name = unit.binder.name
+        names = (name,) if len(values) == 1 else tuple(f"{name}[{i}]" for i in range(len(values)))
+        numbers = tuple(fold.var(name, 0) for name in names)
+        scope = scope.bind(unit.binder, numbers if is_list(unit, lowering) else numbers[0])
         lowering.units[unit] = members
-        sides.append((members.numbers, values))
+        sides.append((numbers, values))
     return fold.rounded(*sides[0], *sides[1], lowering.truth(item.keep, scope))
 
 
-def _members(unit: checked.Unit, program: checked.Program, lowering: Lowering) -> tuple[Members, tuple[Index, ...]]:
-    """The tokens of a unit, and the numbers that a place has in it."""
+def members_of(unit: checked.Unit, program: checked.Program, lowering: Lowering) -> tuple[Members, tuple[Index, ...]]:
+    """The tokens of a unit, and the numbers that its place has in it.
+
+    Raises SpecError (A701) for units that are neither stretches nor tiles.
+    """
     written = _values(unit, lowering)
     segments = tuple(lowering.segments.values())
     form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None)
     if form is None:
         _refuse(unit)
-    values = (*written, *[fold.const(0)] * form.hidden)
-    name = unit.binder.name
-    names = (name,) if len(values) == 1 else tuple(f"{name}[{i}]" for i in range(len(values)))
-    numbers = tuple(fold.var(name, 0) for name in names)
-    return Members(form, numbers, _rows(unit.place, program.align)), values
+    return Members(form, _rows(unit.place, program.align)), written
 
 
 def _values(unit: checked.Unit, lowering: Lowering) -> tuple[Index, ...]:
@@ -49,7 +50,8 @@ def _values(unit: checked.Unit, lowering: Lowering) -> tuple[Index, ...]:
     return tuple(nodes)
 
 
-def _is_list(unit: checked.Unit, lowering: Lowering) -> bool:
+def is_list(unit: checked.Unit, lowering: Lowering) -> bool:
+    """Whether a unit's value is a list of numbers."""
     return isinstance(lowering.lower(unit.value, Scope()), tuple)
 
 

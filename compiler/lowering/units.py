@@ -91,15 +91,28 @@ Form = Stretch | Tile
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """The tokens of the unit with these numbers."""
+    """The tokens of a unit by its numbers. Numbers of axes that the text divides into nothing are 0."""
 
     form: Form
-    numbers: tuple[ir.Var, ...]
     rows: Rows
 
-    def token(self, variable: Callable[[], ir.Var]) -> Token:
-        """Any of them, reached by new variables."""
-        return self.form.token(self.numbers, self.rows, variable)
+    def token(self, written: tuple[Index, ...], variable: Callable[[], ir.Var]) -> Token:
+        """Any of those of the unit with these numbers, reached by new variables."""
+        numbers = (*written, *[fold.const(0)] * self.form.hidden)
+        return self.form.token(numbers, self.rows, variable)
+
+    def counts(self) -> tuple[Index, ...]:
+        """How many numbers there are of each kind that is written, from 0 on."""
+        form = self.form
+        if isinstance(form, Stretch):
+            end = fold.add(self.rows.first, self.rows.count, fold.const(form.shift + form.size - 1))
+            return (fold.floordiv(end, fold.const(form.size)),)
+        written = form.order[: len(form.order) - form.hidden]
+        return tuple(_ceiling(form.extents[axis], form.sizes[axis]) for axis in written)
+
+
+def _ceiling(extent: Index, size: Index) -> Index:
+    return fold.floordiv(fold.add(extent, size, fold.const(-1)), size)
 
 
 def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None) -> Form | None:

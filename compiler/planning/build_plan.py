@@ -22,14 +22,17 @@ from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece
 from attnc.compiler.planning.rates import AMX, Rates, Work
 from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import additive, is_plain
+from attnc.compiler.values import additive, is_plain, is_scored, passes
 
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CallShape:
-    """What a plan depends on besides the pattern: lengths, counts, dtype, sizes by name, and the inputs' data."""
+    """What a plan depends on besides the pattern: lengths, counts, dtype, sizes by name, and the inputs' data.
+
+    `shift`: where query 0 stands, if keys are no tokens, so that lengths do not tell.
+    """
 
     n_q: int
     n_k: int
@@ -42,6 +45,7 @@ class CallShape:
     sizes: Mapping[str, int]
     inputs: Mapping[str, NDArray[Any]]
     rates: Rates = AMX
+    shift: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +122,8 @@ class Relations:
     def _find_windows(self, batch: int) -> Windows:
         documents, shape = self.pattern.documents, self.shape
         if documents is None:
-            return Windows.of(whole(shape.n_q, shape.n_k, self.pattern.align))
+            window = whole(shape.n_q, shape.n_k, self.pattern.align)
+            return Windows.of(window if shape.shift is None else replace(window, shift=shape.shift))
         ids = shape.inputs[documents.name]
         row = ids[batch if ids.shape[0] > 1 else 0] if "batch" in documents.dims else ids
         return document_windows(row, shape.n_q, self.pattern.align)
@@ -353,11 +358,14 @@ class _Planner:
 
 
 def _scores(pattern: Pattern) -> tuple[str, ...]:
-    """How scores that are not `scale * dot(q, k)` are computed."""
-    score = pattern.attend.score
-    if is_plain(pattern.attend):
+    """How what is more than a softmax of `scale * dot(q, k)` is computed."""
+    node = pattern.attend
+    if is_plain(node):
         return ()
-    found = additive(score)
+    if not is_scored(node):
+        number = passes(node)
+        return (f"computed row by row in torch, in {number} pass{'es' if number > 1 else ''} over the keys of a row",)
+    found = additive(node.score)
     if found is None:
         return ("scores computed tile by tile in torch: they are more than a multiple of dot(q, k) and a bias",)
     return ("a bias, which is the kernel's mask" if found.bias else "scores by the kernel; extra logits at the end",)

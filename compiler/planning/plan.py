@@ -5,7 +5,7 @@ A plan holds no tensor and no device state; masks are numpy arrays, and it may b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Literal
@@ -217,7 +217,7 @@ class Plan:
     """Pieces for every batch entry and head of one call shape, with the reasons for the choice.
 
     `visible` is the number of visible pairs over batch and heads, None where it was not counted. `fallback` says why no
-    tile plan exists, where none does.
+    tile plan exists, where none does. `branches`: the plans of several attentions, by name, whose sums these are.
     """
 
     n_q: int
@@ -232,12 +232,33 @@ class Plan:
     groups: tuple[Group, ...]
     masks: tuple[GridMask, ...]
     executor: Literal["cpu", "reference", "triton"]
-    schedule: Literal["pieces", "dense by row blocks", "dense"]
+    schedule: Literal["pieces", "dense by row blocks", "dense", "branches"]
     reasons: tuple[str, ...]
     fallback: str | None
     exact_mask: ExactMask = field(repr=False, compare=False)
+    branches: tuple[tuple[str, Plan], ...] = ()
 
     def __str__(self) -> str:
         from attnc.compiler.planning.print_plan import print_plan
 
         return print_plan(self)
+
+
+def joined(plans: Sequence[tuple[str, Plan]]) -> Plan:
+    """The plans of several attentions of one call as one, which only counts: each is run by itself."""
+    own = [plan for _, plan in plans]
+    visible = [plan.visible for plan in own]
+    fallback = next((f"{name}: {plan.fallback}" for name, plan in plans if plan.fallback is not None), None)
+    t = [plan.tiles for plan in own]
+    return replace(
+        own[0],
+        n_k=max(plan.n_k for plan in own),
+        tiles=TileCounts(*(sum(getattr(x, f) for x in t) for f in ("total", "live", "full", "partial"))),
+        visible=None if None in visible else sum(n for n in visible if n is not None),
+        groups=(),
+        masks=(),
+        schedule="branches",
+        reasons=(f"{len(own)} attentions, one after another, then what joins them",),
+        fallback=fallback,
+        branches=tuple(plans),
+    )

@@ -22,6 +22,9 @@ def print_plan(plan: Plan) -> str:
     for group in plan.groups:
         lines.extend(_group(plan, group))
     lines.extend(f"why: {reason}" for reason in plan.reasons)
+    for name, branch in plan.branches:
+        lines.append(f"{name}:")
+        lines.extend(f"  {line}" for line in print_plan(branch).splitlines())
     return "\n".join(lines)
 
 

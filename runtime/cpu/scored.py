@@ -16,16 +16,15 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import tensors_of
+from attnc.compiler.values import extra_of
 from attnc.runtime.cpu import kernel, tiles
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.cpu.executor import merge
 from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.tiles import Tile
-from attnc.runtime.values import Operands
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows
         merge(o, part, out, lse)
         for x, rows in ((result.out, out), (result.lse, lse), (result.shift, shift)):
             x[tile.batch][at] = rows
-    if scores.node.weights.extra is not None:
+    if extra_of(scores.node) is not None:
         _count_extra(q, scores, result)
     return result
 
@@ -136,7 +135,7 @@ def backward(
         _backward_by_kernel(grad_out, grad_lse, tensors, result, plan, scores, factor, sums)
     else:
         _backward_in_torch(grad_out, grad_lse, tensors, result, plan, scores, inputs, sums)
-    if scores.node.weights.extra is not None:
+    if extra_of(scores.node) is not None:
         _add_extra(scores, tensors[0], result, _delta(grad_out, grad_lse, result), inputs, sums)
     return sums
 
@@ -245,12 +244,16 @@ def _add_keys(total: Tensor, part: Tensor, tile: Tile, group: int) -> None:
         total[head // group, keys] += part[i]  # the keys of a tile are distinct
 
 
+def _scores(call: Call, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Scores:
+    return Scores(call.relations, call.operands(q.unbind(0), k.unbind(0), (), inputs))
+
+
 class _Attend(FirstOrder):
     """`forward`, recorded."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        result = forward(q, k, v, call.plan, call.scores(q, k, inputs))
+        result = forward(q, k, v, call.plan, _scores(call, q, k, inputs))
         ctx.call = call
         ctx.save_for_backward(q, k, v, result.out, result.lse, result.shift, *inputs)
         ctx.set_materialize_grads(False)
@@ -278,7 +281,15 @@ def _gradients(
     leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     wanted = [x for x in leaves if x.requires_grad]
     result = Rows(out, lse, shift)
-    sums = backward(grad_out, grad_lse, (q, k, v), result, call.plan, call.scores(q, k, leaves), wanted)
+    sums = backward(
+        grad_out,
+        grad_lse,
+        (q, k, v),
+        result,
+        call.plan,
+        _scores(call, q, k, leaves),
+        wanted,
+    )
     rest = iter(sums.inputs)
     of_inputs = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
     return sums.q.to(q.dtype), sums.k.to(k.dtype), sums.v.to(v.dtype), *of_inputs
@@ -296,30 +307,6 @@ class _Gradient(FirstOrder):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
         refuse_second()
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a call is besides its tensors."""
-
-    plan: Plan
-    relations: Relations
-    scale: float
-
-    def scores(self, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Scores:
-        """The scores over these tensors; `inputs` are the real ones in the pattern's order."""
-        pattern = self.relations.pattern
-        operands = Operands(
-            q,
-            k,
-            {tensor.name: x for tensor, x in zip(tensors_of(pattern), inputs, strict=True)},
-            self.relations.sizes,
-            self.relations.slices,
-            self.scale,
-            lse_dtype(q.dtype),
-            pattern.origins,
-        )
-        return Scores(self.relations, operands)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from attnc.compiler.analysis.translation import is_difference
 from attnc.compiler.ir import Value
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import additive, reads
+from attnc.compiler.values import additive, extra_of, reads
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.values import Block, Operands, Values
 
@@ -113,7 +113,7 @@ class Scores:
 
         `q` are the vectors of the batch entry, (heads, rows, dk).
         """
-        extra = self.node.weights.extra
+        extra = extra_of(self.node)
         assert extra is not None
         for window in self._windows[batch]:
             rows = np.arange(window.n_q)

@@ -9,6 +9,7 @@ from typing import cast
 from typing_extensions import assert_never
 
 from attnc.spec import program
+from attnc.spec.checks.attends import AttendChecker, Reads
 from attnc.spec.checks.forms import (
     BOOL,
     FLOAT,
@@ -24,7 +25,7 @@ from attnc.spec.checks.forms import (
     of_type,
 )
 from attnc.spec.checks.guards import Facts, Guards
-from attnc.spec.checks.measure import Measures, first_use, inputs_read
+from attnc.spec.checks.measure import Measures, children, expressions, first_use, inputs_read
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import SIZES
@@ -40,7 +41,6 @@ _Leaf = (
     | program.HeadIndex
     | program.Size
     | program.InSegment
-    | program.Vector
     | program.Scale
 )
 
@@ -61,7 +61,7 @@ def check_pattern(resolved: Resolved, report: Report) -> program.Program:
     checker = Checker(pattern, report)
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
-    needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.scores()
+    needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.attends()
     if resolved.whole:
         checker.check_learned()
     for definition in spare:
@@ -82,6 +82,8 @@ class Checker:
         self._measures = Measures()
         self._parameters = {p.name: p for p in pattern.parameters}
         self._sizes = _size_stages(pattern)
+        self.attention: AttendChecker | None = None
+        """What knows the attention at hand, where there is one."""
         self._uses: list[Span] = []
         self._in_unit = False
         self._complaints: set[tuple[str, Span]] = set()
@@ -123,36 +125,28 @@ class Checker:
             self._complain("A406", message, item.condition.span, "differs from pair to pair", help=help_)
         return replace(item, stage="call" if found.needs else "parameter")
 
-    def scores(self) -> frozenset[str]:
-        """What the score and the extra logits need. A score is asked for visible pairs, an extra logit for a query."""
+    def attends(self) -> frozenset[str]:
+        """What the attentions and their combination need."""
+        needs = frozenset[str]()
+        for pad in self._pattern.pads:
+            self._static(pad.low, "a range of `pad`")
+            self._static(pad.high, "a range of `pad`")
         facts = self._everywhere()
         for line in self._pattern.visible if self._pattern.round is None else ():
             facts = self._guards.after(line, True, facts)
-        needs: frozenset[str] = frozenset()
-        extra = self._pattern.weights.extra if self._pattern.weights else None
-        for node, what, around in ((self._pattern.score, "the score", facts), (extra, "`extra`", self._everywhere())):
-            if node is None:
-                continue
-            found = self.find(node, {}, around)
-            several = node is extra and len(found.form.axes) == 1
-            if not (found.form.is_number or several):
-                help_ = "take the product with another vector: `dot(a, b)`" if found.form.axes else ""
-                self._complain(
-                    "A310", f"{what} is a number, and this is {found.form}", node.span, str(found.form), help=help_
-                )
-            needs |= found.needs
-        if extra is not None:
-            at = first_use(extra, "k", self._measures)
-            if at is not None:
-                help_ = "it may depend on the query, the head and inputs"
-                self._complain("A206", "`extra` is one logit for all keys", at, "which key?", help=help_)
+        attention = AttendChecker(self, self._pattern, self._complain)
+        for attend in self._pattern.attends:
+            needs |= attention.check(attend, facts, self._everywhere())
+        if self._pattern.combine is not None:
+            attention.check_combine(self._pattern.combine, self._everywhere())
         return needs
 
     def check_learned(self) -> None:
         """A learned tensor that nothing reads would never learn."""
         pattern = self._pattern
-        roots = [*pattern.visible, pattern.score, pattern.weights.extra if pattern.weights else None]
-        read = inputs_read([root for root in roots if root is not None])
+        combined = [] if pattern.combine is None else [pattern.combine]
+        roots = [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
+        read = inputs_read(roots)
         for tensor in pattern.inputs:
             if tensor.learned and tensor not in read:
                 message = f"nothing reads the learned tensor `{tensor.name}`"
@@ -191,6 +185,30 @@ class Checker:
         self._rules.integer(unit.value, found if item is None else Finding(item), "a unit")
         return found
 
+    def unit(self, unit: program.Unit, facts: Facts) -> Finding:
+        """What is known of a unit's value; a complaint where it is no integer or list of them."""
+        return self._unit(unit, facts)
+
+    def integer(self, node: program.Expr, what: str, facts: Facts) -> Finding:
+        """What is known of an expression; a complaint where it is no integer."""
+        found = self.find(node, {}, facts)
+        self._rules.integer(node, found, what)
+        return found
+
+    def condition(self, node: program.Expr, env: Environment, facts: Facts) -> Finding:
+        """What is known of an expression; a complaint where it is no truth value."""
+        found = self.find(node, env, facts)
+        self._rules.boolean(node, found, "`visible`")
+        return found
+
+    def facts_after(self, node: program.Expr, facts: Facts) -> Facts:
+        """The facts where a condition holds."""
+        return self._guards.after(node, True, facts)
+
+    def first_use(self, node: program.Expr, place: str) -> Span | None:
+        """Where an expression first reads a place."""
+        return first_use(node, place, self._measures)
+
     def _check_bound(self, item: program.Round, unit: program.Unit) -> None:
         """In a block there is no one query and no one key: each runs over its unit."""
         at = first_use(item.keep, unit.place, self._measures)
@@ -227,8 +245,34 @@ class Checker:
                 return (
                     self._table(node, env, facts) if isinstance(node, program.Table) else self._item(node, env, facts)
                 )
+            case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
+                return self._of_attention(node, env, facts)
             case _:
                 return self._leaf(node)
+
+    def _vector(self, node: program.Vector, env: Environment, facts: Facts | None) -> Finding:
+        needs = frozenset({"data", "head", "batch"})
+        if node.at is not None:
+            index = self.find(node.at, env, facts)
+            self._rules.integer(node.at, index, f"the place of `{node.tensor}[…]`")
+            needs |= index.needs
+        return Finding(floating(("dv" if node.tensor == "v" else "dk",)), needs)
+
+    def _of_attention(
+        self,
+        node: program.Vector | Reads,
+        env: Environment,
+        facts: Facts | None,
+    ) -> Finding:
+        if isinstance(node, program.Vector):
+            return self._vector(node, env, facts)
+        for child in children(node):
+            found = self.find(child, env, facts)
+            if isinstance(node, program.Score | program.BranchRead):
+                self._rules.integer(child, found, "an index")
+        if self.attention is None:
+            return Finding(FLOAT)  # a `def` by itself
+        return self.attention.find(node)
 
     def _leaf(self, node: _Leaf) -> Finding:
         match node:
@@ -244,8 +288,6 @@ class Checker:
                 return Finding(INT, self._sizes.get(name, frozenset({"size"})), natural=True)
             case program.InSegment(place=place):
                 return Finding(BOOL, frozenset({place, "length"}))
-            case program.Vector():
-                return Finding(floating(("dk",)), frozenset({"data", "head", "batch"}))
             case program.Scale():
                 return Finding(FLOAT, frozenset({"size"}))
             case _:
@@ -349,6 +391,9 @@ class Checker:
         needs = table.needs | index.needs
         if table.form.kind == "unknown":
             return Finding(UNKNOWN, needs)
+        if table.form.kind == "float" and table.form.axes:
+            self._rules.integer(node.index, index, "an index")
+            return Finding(floating(table.form.axes[1:]), needs)
         if table.form.item is None:
             message = f"only a list has entries, and this is {table.form}"
             self._complain("A311", message, node.table.span, str(table.form), help="leave the index out")
@@ -361,7 +406,13 @@ class Checker:
 
     def _aggregate(self, node: program.Aggregate, env: Environment, facts: Facts | None) -> Finding:
         inner, bound, needs = dict(env), set[str](), set[str]()
+        seen = [r for r in node.runnings if isinstance(r, program.Visible)]
+        if seen:
+            self._check_seen(node, len(seen))
         for running in node.runnings:
+            if isinstance(running, program.Visible):
+                bound |= {"k", "key"}
+                continue
             range_needs, natural = self._domain(running, inner, facts)
             needs |= range_needs - bound
             if isinstance(running.target, program.Binder):
@@ -377,7 +428,19 @@ class Checker:
         body = self.find(node.body, inner, facts)
         needs |= body.needs - bound
         form = self._aggregate_form(node, body)
+        form = FLOAT if seen and form.is_number else form
         return Finding(form, frozenset(needs), None, body.natural or node.op == "count")
+
+    def _check_seen(self, node: program.Aggregate, number: int) -> None:
+        """An aggregate over the keys of a row: one variable, where there is a row."""
+        if self.attention is not None:
+            self.attention.check_row(node.span)
+        if number != len(node.runnings):
+            help_ = "put one into the other: `sum(sum(… for j in …) for k)`"
+            self._complain("A701", "`for k` beside other variables is not supported yet", node.span, help=help_)
+        if node.op in ("any", "all"):
+            help_ = "count: `count(… for k) > 0` is for relations; in weights write `max((1 if … else 0) for k)`"
+            self._complain("A701", f"`{node.op}` over the keys of a row is not supported yet", node.span, help=help_)
 
     def _domain(
         self, running: program.Running | program.Members, env: Environment, facts: Facts | None

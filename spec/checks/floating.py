@@ -12,11 +12,35 @@ Complain = Callable[..., None]
 
 _ELEMENTWISE = frozenset(
     {
-        *("add", "sub", "mul", "div", "neg", "pow", "abs", "min", "max", "clamp", "sqrt", "exp", "log", "log2"),
-        *(name for name in FLOAT_BUILTINS if name not in VECTOR_FUNCTIONS),
+        *(
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "share",
+            "neg",
+            "pow",
+            "abs",
+            "min",
+            "max",
+            "clamp",
+            "sqrt",
+            "exp",
+            "log",
+            "log2",
+        ),
+        *(name for name in FLOAT_BUILTINS if name not in VECTOR_FUNCTIONS | {"eye"}),
     }
 )
 """Operations on numbers, and on vectors entry by entry; a number goes with a vector."""
+
+
+_HOW = {
+    "part": "the i-th of n equal parts of a vector: `part(q, 0, 2)`",
+    "outer": "of two vectors: `outer(a, b)`",
+    "eye": "of a size: `eye(dk)`",
+    "solve": "a symmetric matrix and a vector over its axis: `solve(sum(outer(d, d) for k) + eye(dk), mu)`",
+}
 
 
 class FloatRules:
@@ -29,6 +53,8 @@ class FloatRules:
         """The form of an operation; UNKNOWN after a complaint."""
         if not self._are_numbers(node, found):
             return UNKNOWN
+        if node.op in ("part", "outer", "eye", "solve"):
+            return self._of_matrices(node, found)
         if node.op in VECTOR_FUNCTIONS:
             return self._of_vectors(node, found)
         if node.op in _ELEMENTWISE:
@@ -59,6 +85,47 @@ class FloatRules:
                 self._complain("A314", message, operand.span, str(form), help=help_)
                 return UNKNOWN
         return vectors[0][1] if vectors else FLOAT
+
+    def _of_matrices(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        """`part(x, i, n)`, `outer(a, b)`, `eye(n)`, `solve(A, b)`."""
+        axes = [f.form.axes for f in found]
+        wanted = {"part": (1, 0, 0), "outer": (1, 1), "eye": (0,), "solve": (2, 1)}[node.op]
+        for operand, form, rank in zip(node.operands, found, wanted, strict=True):
+            if len(form.form.axes) != rank:
+                what = ("a number", "a vector", "a matrix")[rank]
+                message = f"`{node.op}` needs {what} here, and this is {form.form}"
+                self._complain("A314", message, operand.span, str(form.form), help=_HOW[node.op])
+                return UNKNOWN
+        match node.op:
+            case "part":
+                return self._part(node, found)
+            case "outer":
+                return floating(axes[0] + axes[1])
+            case "eye":
+                return self._eye(node, found[0])
+        if axes[0] != axes[1] * 2:
+            message = f"`solve` of {found[0].form} and {found[1].form}"
+            self._complain("A314", message, node.span, "over different axes", help=_HOW["solve"])
+            return UNKNOWN
+        return floating(axes[1])
+
+    def _part(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        number, of = found[1].constant, found[2].constant
+        if not isinstance(number, int) or not isinstance(of, int) or not 0 <= number < of:
+            message = "`part` takes constants: which part, and of how many"
+            self._complain("A312", message, node.span, "which part?", help=_HOW["part"])
+            return UNKNOWN
+        return floating((f"{found[0].form.axes[0]}/{of}",))
+
+    def _eye(self, node: program.Operation, found: Finding) -> Form:
+        size = node.operands[0]
+        if isinstance(size, program.Size):
+            return floating((size.name, size.name))
+        if isinstance(found.constant, int) and found.constant > 0:
+            return floating((found.constant, found.constant))
+        message = "`eye` takes a size by its name, or a number"
+        self._complain("A314", message, size.span, "which axis?", help=_HOW["eye"])
+        return UNKNOWN
 
     def _of_vectors(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         forms = [f.form for f in found]

@@ -40,7 +40,8 @@ class Form:
                 return "a rounded number"
             case "float":
                 axes = ", ".join(f"`{a}`" if isinstance(a, str | int) else "…" for a in self.axes)
-                return f"a vector over {axes}" if axes else "a floating-point number"
+                word = "a vector" if len(self.axes) < 2 else "a matrix"
+                return f"{word} over {axes}" if axes else "a floating-point number"
             case "bool":
                 return "a truth value"
             case "list":

@@ -5,7 +5,7 @@ The limits here let every later stage recurse over a program, definitions includ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from attnc.spec import program
@@ -17,7 +17,10 @@ MAX_LOOPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """`free` holds the binders that something outside must bind, `places` those of q and k that no `for` binds."""
+    """`free` holds the binders that something outside must bind, `places` what no `for` binds of q, k and key.
+
+    `key` is this key whatever it is, a token or not.
+    """
 
     height: int
     loops: int
@@ -52,10 +55,24 @@ def children(node: program.Expr) -> tuple[program.Expr, ...]:
         case program.Item(table=table, index=index):
             return (table, index)
         case _:
+            return _of_attention(node)
+
+
+def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
+    match node:
+        case program.Vector(at=at) | program.Score(at=at):
+            return () if at is None else (at,)
+        case program.Share(score=score, extra=extra):
+            return tuple(e for e in (score, extra) if e is not None)
+        case program.BranchRead(member=member, at=at):
+            return tuple(e for e in (member, at) if e is not None)
+        case program.Merge(parts=parts):
+            return parts
+        case _:
             return ()
 
 
-def range_ends(running: program.Running | program.Members) -> tuple[program.Expr, ...]:
+def range_ends(running: program.Domain) -> tuple[program.Expr, ...]:
     """The expressions of a domain."""
     return (running.low, running.high) if isinstance(running, program.Running) else ()
 
@@ -69,26 +86,63 @@ def first_use(node: program.Expr, place: str, measures: Measures) -> Span | None
             for end in range_ends(running):
                 if place in measures.of(end).places:
                     return first_use(end, place, measures)
-            if running.target == place:
+            if place in binds(running):
                 return None
     found = (first_use(child, place, measures) for child in children(node))
     return next((span for span in found if span is not None), node.span)
 
 
-def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
-    """The inputs that expressions read, through definitions too."""
-    found: set[program.Input] = set()
+def binds(running: program.Domain) -> set[str]:
+    """The places that a variable of an aggregate binds."""
+    found: set[str] = {running.target} if isinstance(running.target, str) else set()
+    return found | {"key"} if isinstance(running, program.Visible) else found
+
+
+def below(roots: Iterable[program.Expr]) -> Iterator[program.Expr]:
+    """Every expression in some, definitions written out, each definition once."""
     seen: set[program.Definition] = set()
     stack = list(roots)
     while stack:
         node = stack.pop()
+        yield node
         stack.extend(children(node))
-        if isinstance(node, program.InputRead):
-            found.add(node.input)
-        elif isinstance(node, program.DefinitionUse) and node.definition not in seen:
+        if isinstance(node, program.DefinitionUse) and node.definition not in seen:
             seen.add(node.definition)
             stack.append(node.definition.body)
-    return found
+
+
+def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
+    """The inputs that expressions read, through definitions too."""
+    return {node.input for node in below(roots) if isinstance(node, program.InputRead)}
+
+
+def expressions(attend: program.Attend) -> Iterator[program.Expr]:
+    """The expressions of an attention."""
+    yield from attend.visible
+    for unit in attend.units:
+        yield unit.value
+    for item in (attend.over, attend.stack, attend.family):
+        if isinstance(item, program.Range):
+            yield from (item.low, item.high)
+    weights = attend.weights.extra if isinstance(attend.weights, program.Softmax) else attend.weights
+    yield from (e for e in (attend.score, weights, attend.value) if e is not None)
+
+
+def _implied(node: program.Vector | program.Score | program.Share | program.BranchRead | program.Merge) -> set[str]:
+    """The places that a node reads without naming them."""
+    match node:
+        case program.Vector():
+            return set() if node.place is None else {node.place}
+        case program.Score(at=at):
+            return {"q", "key"} if at is None else {"q"}
+        case program.Share():
+            return {"q", "key"}
+        case program.BranchRead(part="weight"):
+            return {"q", "key"}
+        case program.BranchRead(at=at):
+            return {"q"} if at is None else set()
+        case _:
+            return {"q"}
 
 
 class Measures:
@@ -107,12 +161,9 @@ class Measures:
         match node:
             case program.Local(binder=binder):
                 free = frozenset({binder})
-            case (
-                program.Vector(place=place)
-                | program.Place(place=place)
-                | program.Coordinate(place=place)
-                | program.InSegment(place=place)
-            ):
+            case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
+                places |= _implied(node)
+            case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
                 places = frozenset({place})
             case program.Aggregate(runnings=runnings):
                 loops += len(runnings)
@@ -131,8 +182,7 @@ class Measures:
         for running in node.runnings:
             for end in range_ends(running):
                 free |= self.of(end).places - bound
-            if isinstance(running.target, str):
-                bound.add(running.target)
+            bound |= binds(running)
         inside = (node.body,) if node.condition is None else (node.body, node.condition)
         return free.union(*(self.of(part).places - bound for part in inside))
 

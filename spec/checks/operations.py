@@ -34,7 +34,7 @@ class OperationRules:
         needs = frozenset[str]().union(*(f.needs for f in found))
         if any(f.form.kind == "unknown" for f in found):
             return Finding(self._unknown_form(node.op), needs)
-        if node.op in FLOAT_BUILTINS or any(f.form.kind == "float" for f in found):
+        if node.op in FLOAT_BUILTINS or node.op == "share" or any(f.form.kind == "float" for f in found):
             return Finding(self._floating.of(node, found), needs)
         form = self._form(node, found)
         if form is None:

@@ -5,7 +5,8 @@ Arguments of definitions are evaluated when, and only if, they are needed, in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol, cast
 
@@ -42,7 +43,13 @@ class Around(Protocol):
         """An element of an input, or a vector of it."""
 
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> Vector:
-        """The vector of the query or key at a position."""
+        """The vector of q, k or v at a position."""
+
+    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: Frame) -> Result:
+        """What a branch gave at a position, or its weight at a frame's query and key."""
+
+    def merged(self, node: program.Merge, members: Sequence[int | None], frame: Frame) -> Result:
+        """The branches as one softmax, at a frame's query."""
 
     def scale(self, node: program.Scale) -> float:
         """The factor of the scores."""
@@ -54,10 +61,20 @@ class Around(Protocol):
         """Count one step of work."""
 
 
+class Row(Protocol):
+    """The row that a frame is in: one query of one attention, with the keys that it sees."""
+
+    def seen(self, frame: Frame) -> Iterable[Frame]:
+        """A frame for each key."""
+
+    def score(self, frame: Frame, at: int | None) -> Result:
+        """The score at a frame's key, or at another."""
+
+
 class Frame:
     """The places, the bound names, and the definitions worked out so far for these places."""
 
-    __slots__ = ("around", "batch", "bound", "head", "known", "places")
+    __slots__ = ("around", "batch", "bound", "head", "known", "places", "row")
 
     def __init__(self, around: Around, places: dict[str, int], head: int, batch: int) -> None:
         self.around = around
@@ -66,6 +83,7 @@ class Frame:
         self.batch = batch
         self.bound: Mapping[program.Binder, Meaning] = {}
         self.known: dict[program.Definition, Result] = {}
+        self.row: Row | None = None
 
     def binding(self, binder: program.Binder, meaning: Meaning) -> Frame:
         """The same frame with one more name."""
@@ -86,7 +104,17 @@ class Frame:
 
     def _with(self, bound: Mapping[program.Binder, Meaning], known: dict[program.Definition, Result]) -> Frame:
         frame = Frame(self.around, self.places, self.head, self.batch)
-        frame.bound, frame.known = bound, known
+        frame.bound, frame.known, frame.row = bound, known, self.row
+        return frame
+
+    def forgetting(self) -> Frame:
+        """The same frame, with nothing worked out: a name that definitions read has changed."""
+        return self._with(self.bound, {})
+
+    def in_row(self, row: Row | None) -> Frame:
+        """The same frame in a row."""
+        frame = self._with(self.bound, {})
+        frame.row = row
         return frame
 
 
@@ -103,7 +131,6 @@ _Leaf = (
     | program.Size
     | program.Coordinate
     | program.InSegment
-    | program.Vector
     | program.Scale
 )
 
@@ -136,6 +163,8 @@ class Meanings:
                 return lambda frame: cast("Result", tuple(entry(frame) for entry in entries))
             case program.Item():
                 return self._item(node)
+            case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
+                return self._of_attention(node)
             case _:
                 return self._leaf(node)
 
@@ -157,17 +186,67 @@ class Meanings:
                 return lambda frame: frame.around.coordinate(frame.places[place], node)
             case program.InSegment(place=place, segment=segment):
                 return lambda frame: frame.around.in_segment(frame.places[place], segment)
-            case _:
-                return self._floating_leaf(node)
-
-    def _floating_leaf(self, node: program.Vector | program.Scale) -> Meaning:
-        match node:
-            case program.Vector(place=place):
-                return lambda frame: frame.around.vector(node, frame.places[place], frame.head, frame.batch)
             case program.Scale():
                 return lambda frame: frame.around.scale(node)
             case _:
                 assert_never(node)
+
+    def _of_attention(
+        self, node: program.Vector | program.Score | program.Share | program.BranchRead | program.Merge
+    ) -> Meaning:
+        match node:
+            case program.Vector():
+                return self._vector(node)
+            case program.Score(at=at):
+                other = None if at is None else self.of(at)
+                return lambda frame: _row(frame).score(frame, None if other is None else _integer(other(frame)))
+            case program.Share():
+                return self._share(node)
+            case program.BranchRead():
+                return self._branch(node)
+            case program.Merge(parts=parts):
+                members = [None if p.member is None else self.of(p.member) for p in parts]
+                return lambda frame: frame.around.merged(
+                    node, [None if m is None else _integer(m(frame)) for m in members], frame
+                )
+
+    def _vector(self, node: program.Vector) -> Meaning:
+        at = None if node.at is None else self.of(node.at)
+        place = "q" if node.tensor == "q" else "k"
+
+        def read(frame: Frame) -> Result:
+            position = frame.places[place] if at is None else _integer(at(frame))
+            return frame.around.vector(node, position, frame.head, frame.batch)
+
+        return read
+
+    def _branch(self, node: program.BranchRead) -> Meaning:
+        member = None if node.member is None else self.of(node.member)
+        at = None if node.at is None else self.of(node.at)
+
+        def read(frame: Frame) -> Result:
+            position = frame.places["q"] if at is None else _integer(at(frame))
+            which = None if member is None else _integer(member(frame))
+            return frame.around.branch(node, which, position, frame)
+
+        return read
+
+    def _share(self, node: program.Share) -> Meaning:
+        score = None if node.score is None else self.of(node.score)
+        extra = None if node.extra is None else self.of(node.extra)
+
+        def logit(frame: Frame) -> float:
+            found = _row(frame).score(frame, None) if score is None else score(frame)
+            return float(found)  # type: ignore[arg-type]  # the checker let numbers through
+
+        def share(frame: Frame) -> Result:
+            own = logit(frame)
+            others = [logit(inner) for inner in _row(frame).seen(frame)]
+            found = () if extra is None else extra(frame)
+            others += map(float, found if isinstance(found, tuple) else (found,))
+            return math.exp(own - floating.logsumexp(others))
+
+        return share
 
     # --- leaves ------------------------------------------------------------------------------------------------------
 
@@ -238,7 +317,7 @@ class Meanings:
             for operand in operands:
                 values.append(operand(frame))
             try:
-                return floating.apply(op, values, floating=floating_point)
+                return cast("Result", floating.apply(op, values, floating=floating_point))
             except ArithmeticFault as fault:
                 raise EvaluationError("A901", str(fault), span) from None
 
@@ -258,6 +337,11 @@ class Meanings:
                     yield frame
                 return
             target, domain = ranges[depth]
+            if domain is None:
+                for inner in _row(frame).seen(frame):
+                    frame.around.tick(node.span)
+                    yield from frames(inner, depth + 1)
+                return
             for i in domain(frame):
                 frame.around.tick(node.span)
                 inner = (
@@ -269,12 +353,20 @@ class Meanings:
             return lambda frame: _floating_total([body(inner) for inner in frames(frame, 0)], node)
         return lambda frame: fold((body(inner) for inner in frames(frame, 0)), node)
 
-    def _domain(self, running: program.Running | program.Members) -> Callable[[Frame], Sequence[int]]:
+    def _domain(self, running: program.Domain) -> Callable[[Frame], Sequence[int]] | None:
+        """The range that a variable runs over; None for the keys of a row."""
+        if isinstance(running, program.Visible):
+            return None
         if isinstance(running, program.Members):
             unit = running.unit
             return lambda frame: frame.around.members(unit, frame)
         low, high = self.of(running.low), self.of(running.high)
         return lambda frame: range(_integer(low(frame)), _integer(high(frame)))
+
+
+def _row(frame: Frame) -> Row:
+    assert frame.row is not None
+    return frame.row
 
 
 def constantly(value: Value) -> Meaning:
@@ -348,9 +440,9 @@ def _mean(values: _Values, node: program.Aggregate) -> Number:
 
 def _floating_total(values: list[Result], node: program.Aggregate) -> Result:
     """Exact where all values are, and there are some."""
-    if values and not any(isinstance(value, float | tuple) for value in values):
+    if values and not any(isinstance(value, float | tuple | floating.Scaled) for value in values):
         return _FOLDS[node.op](iter(values), node)
-    return floating.total(node.op, values)
+    return cast("Result", floating.total(node.op, values))
 
 
 def _extreme(better: Callable[[Iterator[Number]], Number]) -> Callable[[_Values, program.Aggregate], Number]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import prod
 from typing import cast
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result, constantly
+from attnc.spec.meaning.rows import Heads, Rows
 from attnc.spec.meaning.segments import TokenLayout
 from attnc.spec.meaning.tensors import Tensors
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
 
 __all__ = ["EvaluationError", "Evaluator", "constant_value", "mask", "visible"]
-
-Heads = list[list[list[list[float]]]]
-"""Vectors by batch entry, head and token."""
 
 MAX_CONSTANT_STEPS = 100_000
 """The same for an expression of parameters alone."""
@@ -49,6 +47,7 @@ class Evaluator:
         self.steps = 0
         self.vectors: Mapping[str, Heads] = {}
         self.factor = 1.0
+        self.rows = Rows(self)
         self._check_sizes(queries, keys, heads, kv_heads)
         self.sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, **sizes}
         self.sizes |= _lengths_of_lists(bound)
@@ -70,12 +69,23 @@ class Evaluator:
         return self.whole.keys
 
     def visible(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> bool:
-        """Whether the query of row `q` sees key `k`."""
-        view = self._view(q, k, batch)
+        """Whether the query of row `q` sees key `k`, in one of the attentions that have tokens for keys."""
+        view = self.view(q, k, batch)
         if view is None:
             return False
-        frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
+        position = k - view.first_key
+        frame = view.frame(q + self.whole.shift - view.first_key, view.padded(position), head, batch)
         self.steps = 0
+        if not self.holds(view, frame):
+            return False
+        attends = self.program.attends
+        own = [attend for attend in attends if attend.over is None and attend.family is None]
+        if len(own) < len(attends) or not any(attend.visible for attend in own):
+            return True
+        return any(all(self.meanings.of(line)(frame) for line in attend.visible) for attend in own)
+
+    def holds(self, view: View, frame: Frame) -> bool:
+        """Whether the relation that all attentions share holds for a frame's query and key."""
         if self._rounding is not None:
             return self._rounding.keeps(view, frame)
         return all(line(frame) for line in self._lines)
@@ -86,9 +96,9 @@ class Evaluator:
 
     def value(self, node: program.Expr, *, q: int = 0, k: int = 0, head: int = 0, batch: int = 0) -> Result:
         """The value of an expression at row `q` and key `k`, which must share a document."""
-        view = self._view(q, k, batch) or self.whole
+        view = self.view(q, k, batch) or self.whole
         self.steps = 0
-        frame = view.frame(q + self.whole.shift - view.first_key, k - view.first_key, head, batch)
+        frame = view.frame(q + self.whole.shift - view.first_key, view.padded(k - view.first_key), head, batch)
         return self.meanings.of(node)(frame)
 
     def attend(
@@ -96,42 +106,19 @@ class Evaluator:
     ) -> tuple[Heads, list[list[list[float]]]]:
         """(out, lse) of a call, by the definition: q [batch][head][row][dk], k and v [batch][kv head][key][d].
 
-        In a row that sees nothing out is 0 and lse -inf, whatever `extra` says.
+        In a row that sees nothing out is 0 and lse -inf, whatever `extra` says; lse is NaN where there is none.
         """
         width = len(q[0][0][0])
         self.vectors = {"q": q, "k": k, "v": v}
         self.factor = width**-0.5 if scale is None else scale
-        rows = [[[self._row(b, h, i) for i in range(self.queries)] for h in range(len(q[b]))] for b in range(len(q))]
+        self.rows = rows = Rows(self)
+        results = [
+            [[rows.result(b, h, i) for i in range(self.queries)] for h in range(len(q[b]))] for b in range(len(q))
+        ]
         return (
-            [[[out for out, _ in head] for head in batch] for batch in rows],
-            [[[lse for _, lse in head] for head in batch] for batch in rows],
+            [[[out for out, _ in head] for head in batch] for batch in results],
+            [[[lse for _, lse in head] for head in batch] for batch in results],
         )
-
-    def _row(self, batch: int, head: int, row: int) -> tuple[list[float], float]:
-        values = self.vectors["v"][batch][head // self.sizes["group"]]
-        seen = [key for key in range(self.keys) if self.visible(row, key, head=head, batch=batch)]
-        if not seen:
-            return [0.0] * len(values[0]), -math.inf
-        scores = [self._score(row, key, head, batch) for key in seen]
-        most = max(scores)
-        extra = self.program.weights.extra if self.program.weights else None
-        found = () if extra is None else self.value(extra, q=row, k=seen[0], head=head, batch=batch)
-        logits = [_number(logit) for logit in (found if isinstance(found, tuple) else (found,))]
-        most = max([most, *logits])
-        if math.isinf(most):
-            return [0.0 if most < 0 else math.nan] * len(values[0]), most
-        weights = [math.exp(score - most) for score in scores]
-        whole = math.fsum([*weights, *(math.exp(logit - most) for logit in logits)])
-        columns = range(len(values[0]))
-        out = [math.fsum(w * values[key][i] for w, key in zip(weights, seen, strict=True)) / whole for i in columns]
-        return out, most + math.log(whole)
-
-    def _score(self, row: int, key: int, head: int, batch: int) -> float:
-        score = self.program.score
-        if score is not None:
-            return _number(self.value(score, q=row, k=key, head=head, batch=batch))
-        a, b = self.vectors["q"][batch][head][row], self.vectors["k"][batch][head // self.sizes["group"]][key]
-        return self.factor * math.fsum(x * y for x, y in zip(a, b, strict=True))
 
     # --- checks ------------------------------------------------------------------------------------------------------
 
@@ -158,7 +145,7 @@ class Evaluator:
 
     # --- documents ---------------------------------------------------------------------------------------------------
 
-    def _view(self, row: int, key: int, batch: int) -> View | None:
+    def view(self, row: int, key: int, batch: int) -> View | None:
         """What row and key have in common: the whole call, one document, or nothing."""
         documents = self.program.documents
         if documents is None:
@@ -230,8 +217,56 @@ class View:
             raise EvaluationError("A904", f"the size `{name}` is not known", span, f"give `{name}=…`")
         return self._call.sizes[name]
 
+    @cached_property
+    def pads(self) -> dict[int, range]:
+        """By axis, the coordinates that keys have where they are padded."""
+        return {pad.axis: range(self._extent(pad.low), self._extent(pad.high)) for pad in self._call.program.pads}
+
+    @cached_property
+    def ranges(self) -> list[range]:
+        """By axis, the coordinates of keys, where there are pads."""
+        (segment,) = self._call.program.segments
+        return [self.pads.get(i, range(n)) for i, n in enumerate(self.layout.extents(segment))]
+
+    @property
+    def places(self) -> int:
+        """Keys, with those that pads add."""
+        return prod(map(len, self.ranges)) if self._call.program.pads else self.keys
+
+    def padded(self, position: int) -> int:
+        """The number of a token among the keys with pads."""
+        if not self._call.program.pads:
+            return position
+        number = 0
+        (segment,) = self._call.program.segments
+        extents = self.layout.extents(segment)
+        for i, axis in enumerate(self.ranges):
+            inner = prod(extents[i + 1 :])
+            number = number * len(axis) + position // inner % extents[i] - axis.start
+        return number
+
+    def token(self, place: int) -> int | None:
+        """The token of a key among those with pads; None outside of the tokens."""
+        if not self._call.program.pads:
+            return place
+        position = 0
+        (segment,) = self._call.program.segments
+        extents = self.layout.extents(segment)
+        for i in range(len(self.ranges)):
+            at = self._along(place, i)
+            if not 0 <= at < extents[i]:
+                return None
+            position = position * extents[i] + at
+        return position
+
+    def _along(self, place: int, axis: int) -> int:
+        inner = prod(len(r) for r in self.ranges[axis + 1 :])
+        return self.ranges[axis].start + place // inner % len(self.ranges[axis])
+
     def coordinate(self, position: int, node: program.Coordinate) -> int:
-        """A coordinate of a local position."""
+        """A coordinate of a local position, or of a key among those with pads."""
+        if node.place == "k" and self._call.program.pads:
+            return self._along(position, node.axis)
         return self.layout.coordinate(position, node)
 
     def in_segment(self, position: int, segment: program.Segment) -> bool:
@@ -239,11 +274,34 @@ class View:
         return position in self.layout.stretch(segment)
 
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
-        """The vector at a local position."""
-        if node.place == "q":
-            return tuple(self._call.vectors["q"][batch][head][position - self.shift + self.first_row])
-        kv_head = head // self._call.sizes["group"]
-        return tuple(self._call.vectors["k"][batch][kv_head][position + self.first_key])
+        """The vector at a local position; zeros where a key is one that pads add."""
+        if node.tensor == "q":
+            rows = self._call.vectors["q"][batch][head]
+            return tuple(rows[self._checked(position - self.shift, self.queries, node) + self.first_row])
+        rows = self._call.vectors[node.tensor][batch][head // self._call.sizes["group"]]
+        token = position if node.at is not None else self.token(position)
+        if token is None:
+            return (0.0,) * len(rows[0])
+        return tuple(rows[self._checked(token, self.keys, node) + self.first_key])
+
+    def _checked(self, index: int, length: int, node: program.Vector) -> int:
+        if not 0 <= index < length:
+            message = f"`{node.tensor}` is read at a position without a token, number {index} of {length}"
+            raise EvaluationError("A902", message, node.span, "test the position first: `… if 0 <= i < n else …`")
+        return index
+
+    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: Frame) -> Result:
+        """What a branch gave at a local position, or its weight at a frame's query and key."""
+        rows, row = self._call.rows, position - self.shift + self.first_row
+        if node.part == "weight":
+            return rows.weight(node.branch, member, frame, row)
+        out, lse = rows.of(node.branch, member, frame.batch, frame.head, row)
+        return out if node.part == "out" else lse
+
+    def merged(self, node: program.Merge, members: Sequence[int | None], frame: Frame) -> Result:
+        """The branches as one softmax, at a frame's query."""
+        row = frame.places["q"] - self.shift + self.first_row
+        return cast("Result", self._call.rows.merged(node, members, frame.batch, frame.head, row)[0])
 
     def scale(self, node: program.Scale) -> float:
         """The call's scale."""
@@ -259,11 +317,14 @@ class View:
 
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         """The local positions in the unit that is bound in a frame: rows for queries, keys for keys."""
+        return self.units(unit, frame).get(frame.bound[unit.binder](frame), ())
+
+    def units(self, unit: program.Unit, frame: Frame) -> Mapping[Result, Sequence[int]]:
+        """The values of a unit, with the local positions that have each."""
         key = (unit, frame.head, frame.batch)
         if key not in self._units:
             self._units[key] = self._grouped(unit, frame)
-        value = frame.bound[unit.binder](frame)
-        return self._units[key].get(value, ())
+        return self._units[key]
 
     def _grouped(self, unit: program.Unit, frame: Frame) -> dict[Result, list[int]]:
         meaning = self._call.meanings.of(unit.value)
@@ -325,6 +386,12 @@ class _Alone:
 
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
         raise AssertionError("a vector is not a constant")
+
+    def branch(self, node: program.BranchRead, member: int | None, position: int, frame: Frame) -> Result:
+        raise AssertionError("a branch is not a constant")
+
+    def merged(self, node: program.Merge, members: Sequence[int | None], frame: Frame) -> Result:
+        raise AssertionError("a branch is not a constant")
 
     def scale(self, node: program.Scale) -> float:
         raise AssertionError("the scale is not a constant")

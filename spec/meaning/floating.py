@@ -7,12 +7,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from attnc.spec.meaning.exact import FUNCTIONS, ArithmeticFault, checked
 from attnc.spec.names.builtins import FLOAT_BUILTINS, TRANSCENDENTAL
 from attnc.spec.program import Value
 
-Vector = tuple[float, ...]
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """`mantissa * exp(shift)`: what binary64 cannot hold, so that quotients of large exponentials keep their value."""
+
+    mantissa: float
+    shift: float
+
+    def __float__(self) -> float:
+        try:
+            return self.mantissa * math.exp(self.shift) if self.mantissa else 0.0
+        except OverflowError:
+            return math.copysign(math.inf, self.mantissa)
+
+    def __neg__(self) -> Scaled:
+        return Scaled(-self.mantissa, self.shift)
+
+    def __mul__(self, other: Scaled) -> Scaled:
+        return Scaled(self.mantissa * other.mantissa, self.shift + other.shift)
+
+    def __truediv__(self, other: Scaled) -> Scaled:
+        return Scaled(_div(self.mantissa, other.mantissa), self.shift - other.shift)
+
+    def __add__(self, other: Scaled) -> Scaled:
+        a, b = (self, other) if self.shift >= other.shift else (other, self)
+        if not a.mantissa:
+            return b
+        return Scaled(a.mantissa + b.mantissa * math.exp(b.shift - a.shift), a.shift)
+
+
+Vector = tuple[Any, ...]
+"""Numbers, or rows of a matrix."""
+
+LARGEST = 600.0
+"""Exponentials of more than this, or less than minus this, are kept as `Scaled`."""
 
 
 def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
@@ -23,16 +59,50 @@ def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
         return True
     if op == "pow" and not isinstance(values[1], int):
         return True
-    return any(isinstance(value, float | tuple) for value in values)
+    return op == "share" or any(isinstance(value, float | tuple | Scaled) for value in values)
 
 
-def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) -> Value | float | Vector:
+def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) -> Any:
     """The value of a strict operation. Raises ArithmeticFault where it is exact and has none."""
     if not (floating and is_floating(op, values)):
         return checked(FUNCTIONS[op](*map(_finite, values)))
     if op in _OF_VECTORS:
         return _OF_VECTORS[op](*values)
-    return _entrywise(_FUNCTIONS[op], values)
+    if op in _SCALED:
+        return _entrywise(lambda *entries: _scaled(op, entries), values)
+    return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
+
+
+_SCALED = frozenset({"add", "sub", "mul", "div", "share", "neg", "exp", "log"})
+"""Operations that keep what binary64 cannot hold."""
+
+
+def _scaled(op: str, entries: tuple[Any, ...]) -> float | Scaled:
+    if op == "exp":
+        x = _float(entries[0])
+        return Scaled(1.0, x) if LARGEST < abs(x) < math.inf else _FUNCTIONS["exp"](x)
+    if not any(isinstance(entry, Scaled) for entry in entries):
+        return _FUNCTIONS[op](*map(_float, entries))
+    a, *rest = (entry if isinstance(entry, Scaled) else Scaled(_float(entry), 0.0) for entry in entries)
+    match op:
+        case "log":
+            return _FUNCTIONS["log"](a.mantissa) + a.shift
+        case "neg":
+            return -a
+        case "add":
+            return a + rest[0]
+        case "sub":
+            return a + -rest[0]
+        case "mul":
+            return a * rest[0]
+        case "share" if not a.mantissa and not rest[0].mantissa:
+            return 0.0
+        case _:
+            return _unscaled(a / rest[0])
+
+
+def _unscaled(value: Scaled) -> float | Scaled:
+    return float(value) if abs(value.shift) <= LARGEST else value
 
 
 def _finite(value: Value | float | Vector) -> Value | float | Vector:
@@ -41,24 +111,25 @@ def _finite(value: Value | float | Vector) -> Value | float | Vector:
     return value
 
 
-def total(op: str, values: Sequence[Value | float | Vector]) -> float | Vector:
+def total(op: str, values: Sequence[Value | float | Vector]) -> Any:
     """`sum`, `mean`, `max` or `min` of values, at least one of which is floating point, or of none."""
     if not values:
         return {"max": -math.inf, "min": math.inf}.get(op, 0.0)
     if op in ("sum", "mean"):
-        found: float | Vector = values[0]  # type: ignore[assignment]  # the checker let numbers through
+        found: Any = values[0]
         for value in values[1:]:
-            found = _entrywise(lambda a, b: a + b, (found, value))
-        return _entrywise(lambda a: a / len(values), (found,)) if op == "mean" else found
-    return _entrywise(_FUNCTIONS[op], values)
+            found = apply("add", (found, value), floating=True)
+        return apply("mul", (found, 1 / len(values)), floating=True) if op == "mean" else found
+    return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
 
 
-def _entrywise(function: Callable[..., float], values: Sequence[Value | float | Vector]) -> float | Vector:
+def _entrywise(function: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Of numbers, vectors and matrices; a number goes with every entry."""
     width = next((len(value) for value in values if isinstance(value, tuple)), None)
     if width is None:
-        return function(*map(_float, values))
+        return function(*values)
     columns = [value if isinstance(value, tuple) else (value,) * width for value in values]
-    return tuple(function(*map(_float, entries)) for entries in zip(*columns, strict=True))
+    return tuple(_entrywise(function, entries) for entries in zip(*columns, strict=True))
 
 
 def _float(value: object) -> float:
@@ -111,11 +182,18 @@ def logaddexp(a: float, b: float) -> float:
     return most if math.isinf(most) else most + math.log1p(math.exp(least - most))
 
 
+def logsumexp(values: Sequence[float]) -> float:
+    """log(Σ exp(x)), of nothing -inf."""
+    most = max(values, default=-math.inf)
+    return most if math.isinf(most) else most + math.log(math.fsum(math.exp(x - most) for x in values))
+
+
 _PLAIN: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": _div,
+    "share": lambda a, b: 0.0 if a == 0 and b == 0 else _div(a, b),
     "neg": lambda a: -a,
     "pow": _pow,
     "abs": abs,
@@ -143,8 +221,35 @@ def _over(x: Vector, norm: float) -> Vector:
     return tuple(entry / norm for entry in x) if norm else x
 
 
-_OF_VECTORS: dict[str, Callable[..., float | Vector]] = {
-    "dot": lambda a, b: math.fsum(x * y for x, y in zip(a, b, strict=True)),
+def _solve(matrix: tuple[Vector, ...], vector: Vector) -> Vector:
+    """Gaussian elimination with pivots."""
+    rows = [[*map(float, row), float(x)] for row, x in zip(matrix, vector, strict=True)]
+    n = len(rows)
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda r: abs(rows[r][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        for r in range(i + 1, n):
+            factor = _div(rows[r][i], rows[i][i])
+            rows[r] = [a - factor * b for a, b in zip(rows[r], rows[i], strict=True)]
+    found = [0.0] * n
+    for i in reversed(range(n)):
+        found[i] = _div(rows[i][n] - math.fsum(rows[i][j] * found[j] for j in range(i + 1, n)), rows[i][i])
+    return tuple(found)
+
+
+def _part(x: Vector, number: int, of: int) -> Vector:
+    if len(x) % of:
+        raise ArithmeticFault(f"a vector of {len(x)} entries has no {of} equal parts")
+    size = len(x) // of
+    return x[number * size : (number + 1) * size]
+
+
+_OF_VECTORS: dict[str, Callable[..., Any]] = {
+    "dot": lambda a, b: math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True)),
     "normalised": lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x))),
     "rms": lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x) / len(x))),
+    "part": _part,
+    "outer": lambda a, b: tuple(tuple(float(x) * float(y) for y in b) for x in a),
+    "eye": lambda n: tuple(tuple(float(i == j) for j in range(n)) for i in range(n)),
+    "solve": _solve,
 }

@@ -27,6 +27,10 @@ class TokenLayout:
         """The positions of a segment."""
         return self._stretches[segment]
 
+    def extents(self, segment: program.Segment) -> tuple[int, ...]:
+        """The lengths of its axes."""
+        return self._extents[segment]
+
     def coordinate(self, position: int, node: program.Coordinate) -> int:
         """A coordinate of a position, which must lie in the segment."""
         stretch = self._stretches[node.segment]

@@ -48,16 +48,18 @@ FLOAT_BUILTINS: dict[str, Builtin] = {
         Builtin("dot", ("a", "b")),
         Builtin("normalised", ("x",)),
         Builtin("rms", ("x",)),
+        Builtin("part", ("x", "i", "n")),
+        Builtin("outer", ("a", "b")),
+        Builtin("eye", ("n",)),
+        Builtin("solve", ("A", "b")),
     )
 }
 """Functions of scores."""
 
-VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms"})
+VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms", "part", "outer", "solve"})
 """Functions whose arguments are vectors: there `q` and `k` are the vectors of this query and key."""
 
-FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {
-    *("softmax", "outer", "diag", "eye", "solve", "merge", "conjugate_gradient"),
-}
+FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "diag", "merge", "conjugate_gradient")}
 """Functions of scores, weights, values and steps."""
 
 LATER_FUNCTIONS = frozenset({"order"})
@@ -101,7 +103,7 @@ KINDS = frozenset({"int", "real", "bool", "complex"})
 REFINEMENTS = frozenset({"unit", "log_decay", "positive"})
 
 WORD_OF = {
-    "neg": "-", "add": "+", "sub": "-", "mul": "*", "div": "/", "floordiv": "//", "mod": "%", "pow": "**",
+    "neg": "-", "add": "+", "sub": "-", "mul": "*", "div": "/", "share": "/", "floordiv": "//", "mod": "%", "pow": "**",
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "not": "not", "and": "and", "or": "or",
 }  # fmt: skip
 """How an operation is written."""

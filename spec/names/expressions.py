@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal as OneOf
+
 from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
@@ -24,12 +28,15 @@ from attnc.spec.names.call import bind_arguments
 from attnc.spec.names.definitions import DefinitionOrder
 from attnc.spec.names.name_resolver import EXACT_ONLY, SCORES_ONLY, Binders, NameResolver, Names, Surroundings
 from attnc.spec.names.scope import (
+    BranchSymbol,
     DefinitionSource,
     DefinitionSymbol,
     InputSymbol,
+    RangeSymbol,
     SegmentSymbol,
     SilentSymbol,
     UnitSymbol,
+    walk,
 )
 from attnc.spec.names.worlds import World, Worlds
 from attnc.spec.report import Report
@@ -42,6 +49,13 @@ OPERATORS = {
 }  # fmt: skip
 
 
+Lines = tuple[program.Expr, ...]
+"""The lines of a relation so far."""
+
+Units = tuple[tuple[str, program.Unit], ...]
+"""The parameters of a definition that units are given for."""
+
+
 class Resolver:
     """Resolves the expressions of one pattern; a definition becomes one node in each world, shared by its uses."""
 
@@ -51,8 +65,8 @@ class Resolver:
         self.order = DefinitionOrder(report)
         self.worlds = Worlds()
         self.measures = Measures()
-        self._definitions: dict[tuple[DefinitionSource, World, int], program.Definition] = {}
-        self._so_far: dict[int, program.Definition] = {}
+        self._definitions: dict[tuple[DefinitionSource, World, Lines, Units], program.Definition] = {}
+        self._so_far: dict[Lines, program.Definition] = {}
 
     def resolve(
         self, expression: syntax.Expr, names: Names, binders: Binders | None = None, world: World = "exact"
@@ -69,12 +83,12 @@ class Resolver:
             return
         demanded = self.worlds.demanded(expression, names, world)
         for source in self.order.under(expression, names, again=True):
-            for used_in in sorted(demanded[source]):
+            for used_in in sorted(demanded[source]) if not takes_units(source) else ():
                 self.define(source, used_in)
 
-    def define(self, source: DefinitionSource, world: World) -> program.Definition | None:
-        """The definition as it reads in a world, or None where it was refused."""
-        key = (source, world, self._line(source))
+    def define(self, source: DefinitionSource, world: World, units: Units = ()) -> program.Definition | None:
+        """The definition as it reads in a world, with units for some parameters, or None where it was refused."""
+        key = (source, world, self._lines(source), units)
         if source in self.order.broken:
             return None
         if self.order.uses_excessive(source):
@@ -82,7 +96,8 @@ class Resolver:
             return None
         if key not in self._definitions:
             own = {b.name: b for b in source.parameters}
-            body = ExpressionResolver(self, source.names, {**source.outer, **own}, world).resolve(source.body)
+            inner = ExpressionResolver(self, source.names, {**source.outer, **own}, world, dict(units))
+            body = inner.resolve(source.body)
             definition = program.Definition(source.span, source.name, source.parameters, body)
             if not self._within_limits(definition):
                 self.order.refuse_excessive(source)
@@ -92,18 +107,18 @@ class Resolver:
 
     def is_used(self, source: DefinitionSource) -> bool:
         """Whether it has been read in some world."""
-        return any(known is source for known, _, _ in self._definitions)
+        return any(known is source for known, *_ in self._definitions)
 
     def relation_so_far(self, span: Span) -> program.Expr:
         """What `visible` means here."""
-        lines = self.surroundings.visible
-        if len(lines) not in self._so_far:
-            body = program.Operation(span, "and", tuple(lines)) if lines else program.Literal(span, True)
-            self._so_far[len(lines)] = program.Definition(span, "visible", (), body)
-        return program.DefinitionUse(span, self._so_far[len(lines)], ())
+        lines = tuple(self.surroundings.visible)
+        if lines not in self._so_far:
+            body = program.Operation(span, "and", lines) if lines else program.Literal(span, True)
+            self._so_far[lines] = program.Definition(span, "visible", (), body)
+        return program.DefinitionUse(span, self._so_far[lines], ())
 
-    def _line(self, source: DefinitionSource) -> int:
-        return len(self.surroundings.visible) if self.order.mentions_visible(source) else 0
+    def _lines(self, source: DefinitionSource) -> Lines:
+        return tuple(self.surroundings.visible) if self.order.mentions_visible(source) else ()
 
     def _within_limits(self, definition: program.Definition) -> bool:
         excess = self.measures.excess(definition.body)
@@ -119,7 +134,7 @@ class ExpressionResolver(NameResolver):
         """The same names, in another world."""
         if self._world in ("exact", world):
             return self
-        return ExpressionResolver(self._resolver, self._names, self._binders, world)
+        return ExpressionResolver(self._resolver, self._names, self._binders, world, self._units)
 
     def _applied(self, span: Span, op: str, *operands: program.Expr) -> program.Operation:
         return program.Operation(span, op, operands, floating=self._world != "exact")
@@ -191,9 +206,11 @@ class ExpressionResolver(NameResolver):
     def _binary(self, node: syntax.Binary) -> program.Expr:
         if node.op == "@":
             if self._world != "exact":
-                return self.refuse("A703", "`@` is not supported yet", node.span, "write `dot(a, b)`")
+                return self.refuse("A703", "`@` is not supported yet", node.span, "write `dot(a, b)`, `outer(a, b)`")
             return self.refuse("A401", "`@` multiplies vectors, which are floating-point", node.span, EXACT_ONLY)
-        return self._applied(node.span, OPERATORS[node.op], self.resolve(node.left), self.resolve(node.right))
+        left, right = self.resolve(node.left), self.resolve(node.right)
+        op = "share" if node.op == "/" and _is_sum(right) else OPERATORS[node.op]
+        return self._applied(node.span, op, left, right)
 
     def _comparison(self, node: syntax.Comparison) -> program.Expr:
         if any(op in ("in", "not in") for op, _ in node.rest):
@@ -241,8 +258,11 @@ class ExpressionResolver(NameResolver):
         symbol = self._names.get(base.id)
         if isinstance(symbol, SilentSymbol):
             return self.unknown(node.span)
-        if isinstance(symbol, UnitSymbol):
-            return self._of_unit(node, symbol.unit)
+        unit = self._unit(base)
+        if unit is not None:
+            return self._of_unit(node, unit)
+        if isinstance(symbol, BranchSymbol):
+            return self._of_branch(node, symbol)
         if base.id in self._binders:
             message = "a coordinate of a definition's parameter is not supported yet"
             return self.refuse("A701", message, node.span, "pass the coordinate itself, as in `f(q.y)`")
@@ -263,8 +283,21 @@ class ExpressionResolver(NameResolver):
             case "end":
                 last = program.Aggregate(span, "max", place, members, None)
                 return program.Operation(span, "add", (last, one))
+            case "q" | "k" | "v" if self._world != "exact":
+                help_ = f"take `mean`, `sum`, `max` or `min` of them: `mean({node.base.span.text}.{node.name.id})`"
+                return self.refuse("A206", "these are the vectors of a unit", node.span, help_, "many vectors")
         help_ = did_you_mean(node.name.id, ("start", "end", "size"), "a unit has `start`, `end` and `size`")
         return self.refuse("A202", f"a unit has no `{node.name.id}`", node.name.span, help_, "not of a unit")
+
+    def _of_branch(self, node: syntax.Attribute, symbol: BranchSymbol) -> program.Expr:
+        """`near.lse` and `near.weight`."""
+        out = self.branch(node.span, symbol, ())
+        if not isinstance(out, program.BranchRead):
+            return out
+        if node.name.id in ("lse", "weight"):
+            return replace(out, part="lse" if node.name.id == "lse" else "weight")
+        help_ = did_you_mean(node.name.id, ("lse", "weight"), "a branch has `lse` and `weight`")
+        return self.refuse("A202", f"a branch has no `{node.name.id}`", node.name.span, help_, "not of a branch")
 
     def _coordinate(self, node: syntax.Attribute, place: program.PlaceName) -> program.Expr:
         around = self._resolver.surroundings
@@ -288,17 +321,31 @@ class ExpressionResolver(NameResolver):
         if isinstance(base, syntax.Name) and base.id not in self._binders:
             symbol = self._names.get(base.id)
             if isinstance(symbol, InputSymbol):
-                return self.read(node.span, symbol.input, tuple(self._in("float").resolve(i) for i in node.indices))
-            if symbol is None and base.id in ("q", "k", "v") and self._world != "exact":
-                return self.refuse("A703", f"`{base.id}[…]` is not supported yet", node.span, SCORES_ONLY)
+                return self.read(node.span, symbol.input, self._indices(node))
+            if isinstance(symbol, BranchSymbol):
+                return self.branch(node.span, symbol, self._indices(node))
+            if symbol is None and base.id in ("q", "k", "v", "score") and self._world != "exact":
+                return self._indexed(node, base.id)
             if symbol is None and base.id in ("q", "k", "v"):
                 return self.refuse(
                     "A401", f"`{base.id}[…]` is a vector, which is floating-point", node.span, EXACT_ONLY
                 )
         table = self.resolve(base)
-        for index in node.indices:
-            table = program.Item(node.span, table, self._in("float").resolve(index))
-        return table
+        indices = self._indices(node)
+        if isinstance(table, program.BranchRead) and table.part == "lse" and table.at is None:
+            table, indices = replace(table, span=node.span, at=indices[0]), indices[1:]
+        return _items(node.span, table, indices)
+
+    def _indices(self, node: syntax.Index) -> tuple[program.Expr, ...]:
+        return tuple(self._in("float").resolve(index) for index in node.indices)
+
+    def _indexed(self, node: syntax.Index, name: str) -> program.Expr:
+        """`q[i]`, `k[j]`, `v[j]` and `score[j]`, and the entries of the vectors."""
+        at, *rest = self._indices(node)
+        if name == "score":
+            return _items(node.span, program.Score(node.span, at), rest)
+        tensor: OneOf["q", "k", "v"] = "q" if name == "q" else "k" if name == "k" else "v"
+        return _items(node.span, program.Vector(node.span, tensor, at), rest)
 
     def _call(self, node: syntax.Call) -> program.Expr:
         function = node.function
@@ -317,8 +364,10 @@ class ExpressionResolver(NameResolver):
         name = function.id
         if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS and self._resolver.surroundings.alone:
             return self.unknown(node.span)
-        if name in FLOAT_FUNCTIONS and self._world != "exact" and name not in FLOAT_BUILTINS:
-            return self.refuse("A703", f"`{name}` is not supported here yet", node.span, SCORES_ONLY)
+        if self._world != "exact":
+            special = self._special_call(node, name)
+            if special is not None:
+                return special
         if name in FLOAT_FUNCTIONS and self._world == "exact":
             return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
         if name in LATER_FUNCTIONS:
@@ -335,6 +384,53 @@ class ExpressionResolver(NameResolver):
         inner = self._in("vector") if name in VECTOR_FUNCTIONS else self
         return self._applied(node.span, name, *(inner.resolve(a) for a in arguments))
 
+    def _special_call(self, node: syntax.Call, name: str) -> program.Expr | None:
+        """Functions that take more than values: `softmax`, `merge`, and aggregates of a unit's vectors."""
+        if name == "softmax":
+            return self._softmax(node)
+        if name == "merge":
+            return self._merge(node)
+        if name in AGGREGATES and len(node.arguments) == 1:
+            return self._pooled(node, name, node.arguments[0].value)
+        if name in FLOAT_FUNCTIONS and name not in FLOAT_BUILTINS:
+            return self.refuse("A703", f"`{name}` is not supported here yet", node.span, SCORES_ONLY)
+        return None
+
+    def _pooled(self, node: syntax.Call, op: str, of: syntax.Expr) -> program.Expr | None:
+        """`mean(b.k)` and the like: over the vectors of a unit's tokens."""
+        if not isinstance(of, syntax.Attribute) or not isinstance(of.base, syntax.Name):
+            return None
+        unit = self._unit(of.base)
+        if unit is None or of.name.id not in ("q", "k", "v"):
+            return None
+        tensor: OneOf["q", "k", "v"] = "q" if of.name.id == "q" else "k" if of.name.id == "k" else "v"
+        token = program.Binder(of.span, "token")
+        vector = program.Vector(of.span, tensor, program.Local(of.span, token))
+        members = (program.Members(token, unit),)
+        return program.Aggregate(node.span, op, vector, members, None, floating=True)
+
+    def _softmax(self, node: syntax.Call) -> program.Expr:
+        """`softmax(score, extra = …)`, in which the first argument may be left out."""
+        plain = [a.value for a in node.arguments if a.name is None]
+        extra = [a for a in node.arguments if a.name is not None]
+        strange = next((a for a in extra if a.name is not None and a.name.id != "extra"), None)
+        if len(plain) > 1 or len(extra) > 1 or strange is not None:
+            at = strange.span if strange is not None else node.arguments[1].span
+            help_ = "call it as `softmax(score)` or `softmax(score, extra = …)`"
+            self._report.error("A305", "`softmax` takes the score and `extra`", at, help=help_)
+            return self.unknown(node.span)
+        inner = self._in("float")
+        score = None if not plain or _is_score(plain[0]) else inner.resolve(plain[0])
+        return program.Share(node.span, score, inner.resolve(extra[0].value) if extra else None)
+
+    def _merge(self, node: syntax.Call) -> program.Expr:
+        parts = [self.resolve(argument.value) for argument in node.arguments]
+        branches = tuple(p for p in parts if isinstance(p, program.BranchRead) and p.part == "out" and p.at is None)
+        if len(branches) < max(len(parts), 1):
+            help_ = "name branches: `merge(near, far)`"
+            return self.refuse("A204", "`merge` joins branches", node.span, help_, "not all of these are branches")
+        return program.Merge(node.span, branches)
+
     def _definition_call(self, node: syntax.Call, source: DefinitionSource) -> program.Expr:
         names = tuple(b.name for b in source.parameters)
         defaults = {n: d for n, d in zip(names, source.defaults, strict=True) if d is not None}
@@ -347,7 +443,9 @@ class ExpressionResolver(NameResolver):
         for binder, argument in zip(source.parameters, arguments, strict=True):
             own = self if id(argument) in given else ExpressionResolver(self._resolver, source.names, {}, self._world)
             resolved.append(own._in("vector" if binder.name in vectors else "float").resolve(argument))
-        return self._use(node.span, source, tuple(resolved))
+        pairs = zip(source.parameters, arguments, strict=True)
+        units = tuple((b.name, u) for b, a in pairs if id(a) in given and (u := self._unit(a)) is not None)
+        return self._use(node.span, source, tuple(resolved), units if takes_units(source) else ())
 
     # --- aggregates --------------------------------------------------------------------------------------------------
 
@@ -358,13 +456,16 @@ class ExpressionResolver(NameResolver):
                 return self._unknown_name(function, "function", set(AGGREGATES))
             listed = ", ".join(sorted(AGGREGATES))
             return self.refuse("A204", "this function takes no `for`", function.span, f"those that do: {listed}")
-        inner = ExpressionResolver(self._resolver, self._names, self._binders, self._world)
+        inner = ExpressionResolver(self._resolver, self._names, self._binders, self._world, self._units)
         runnings = tuple(inner._running(r) for r in node.each.runnings)
         body = inner.resolve(node.body)
         condition = inner._in("float").resolve(node.each.condition) if node.each.condition is not None else None
         return program.Aggregate(node.span, function.id, body, runnings, condition, floating=self._world != "exact")
 
-    def _running(self, node: syntax.Running) -> program.Running | program.Members:
+    def _running(self, node: syntax.Running) -> program.Domain:
+        seen = self._seen(node)
+        if seen is not None:
+            return seen
         unit = self._unit(node.domain)
         low, high = (None, None) if unit else self._domain(node)
         name = node.name.id
@@ -378,10 +479,22 @@ class ExpressionResolver(NameResolver):
             return program.Members(target, unit)  # type: ignore[arg-type]
         return program.Running(target, low, high)  # type: ignore[arg-type]
 
+    def _seen(self, node: syntax.Running) -> program.Visible | None:
+        """The keys that this row sees, where a name without a domain stands for them."""
+        name = node.name.id
+        if node.domain is not None or self._world == "exact" or name in self._binders:
+            return None
+        symbol = self._names.get(name)
+        if isinstance(symbol, UnitSymbol | RangeSymbol) and symbol.is_key:
+            return program.Visible(symbol.binder)
+        return program.Visible("k") if name == "k" and symbol is None else None
+
     def _unit(self, domain: syntax.Expr | syntax.Range | None) -> program.Unit | None:
         """The unit that a domain names, None for any other domain."""
-        if not isinstance(domain, syntax.Name) or domain.id in self._binders:
+        if not isinstance(domain, syntax.Name):
             return None
+        if domain.id in self._binders:
+            return self._units.get(domain.id)
         symbol = self._names.get(domain.id)
         return symbol.unit if isinstance(symbol, UnitSymbol) else None
 
@@ -424,3 +537,37 @@ class ExpressionResolver(NameResolver):
             return zero, program.Size(span, "queries")
         unknown = self.refuse("A210", f"`for {name.id}` needs a range", span, f"write `for {name.id} in low .. high`")
         return unknown, unknown
+
+
+def takes_units(source: DefinitionSource, asking: frozenset[DefinitionSource] = frozenset()) -> bool:
+    """Whether a parameter may be a unit: it is a domain, has attributes, or is handed to what takes units."""
+    own = {binder.name for binder in source.parameters}
+    if not own or source in asking:
+        return False
+    for node in walk(source.body):
+        found: list[object] = [node.base] if isinstance(node, syntax.Attribute) else []
+        found += [r.domain for r in node.each.runnings] if isinstance(node, syntax.Aggregate) else []
+        if isinstance(node, syntax.Call) and isinstance(node.function, syntax.Name):
+            symbol = source.names.get(node.function.id)
+            if isinstance(symbol, DefinitionSymbol) and takes_units(symbol.source, asking | {source}):
+                found += [argument.value for argument in node.arguments]
+        if any(isinstance(name, syntax.Name) and name.id in own for name in found):
+            return True
+    return False
+
+
+def _is_score(node: syntax.Expr) -> bool:
+    return isinstance(node, syntax.Name) and node.id == "score"
+
+
+def _items(span: Span, table: program.Expr, indices: Sequence[program.Expr]) -> program.Expr:
+    for index in indices:
+        table = program.Item(span, table, index)
+    return table
+
+
+def _is_sum(node: program.Expr) -> bool:
+    """Whether it is a `sum(… for …)`, perhaps by a definition: 0 divided by such a sum of nothing is 0."""
+    while isinstance(node, program.DefinitionUse):
+        node = node.definition.body
+    return isinstance(node, program.Aggregate) and node.op == "sum" and node.floating

@@ -20,10 +20,12 @@ from attnc.spec.names.builtins import (
     SIZES,
 )
 from attnc.spec.names.scope import (
+    BranchSymbol,
     DefinitionSource,
     DefinitionSymbol,
     InputSymbol,
     ParameterSymbol,
+    RangeSymbol,
     SegmentSymbol,
     SilentSymbol,
     SizeSymbol,
@@ -46,7 +48,7 @@ Binders = Mapping[str, program.Binder]
 EXACT_ONLY = "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs"
 
 
-SCORES_ONLY = "a score is made of positions, inputs, `scale`, `dot` and the other functions of the reference"
+SCORES_ONLY = "scores, weights and values are made of positions, inputs, vectors and the functions of the reference"
 
 
 _LABELS = {
@@ -81,12 +83,21 @@ class Surroundings:
 class NameResolver:
     """The names around one body and the binders inside it."""
 
-    def __init__(self, resolver: Resolver, names: Names, binders: Binders, world: World = "exact") -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        names: Names,
+        binders: Binders,
+        world: World = "exact",
+        units: Mapping[str, program.Unit] | None = None,
+    ) -> None:
+        """`units`: those that some binders stand for."""
         self._resolver = resolver
         self._report = resolver.report
         self._names = names
         self._binders = binders
         self._world = world
+        self._units = units or {}
 
     def resolve_name(self, node: syntax.Name) -> program.Expr:
         """What a name by itself stands for."""
@@ -114,8 +125,10 @@ class NameResolver:
                 )
             case DefinitionSymbol(source=source):
                 return self._definition_name(node, source)
-            case UnitSymbol(unit=unit):
-                return program.Local(node.span, unit.binder)
+            case UnitSymbol(binder=binder) | RangeSymbol(binder=binder):
+                return program.Local(node.span, binder)
+            case BranchSymbol():
+                return self.branch(node.span, symbol, ())
             case SilentSymbol():
                 return self.unknown(node.span)
             case _:
@@ -129,8 +142,14 @@ class NameResolver:
             )
         return self._use(node.span, source, ())
 
-    def _use(self, span: Span, source: DefinitionSource, arguments: tuple[program.Expr, ...]) -> program.Expr:
-        definition = self._resolver.define(source, self._world)
+    def _use(
+        self,
+        span: Span,
+        source: DefinitionSource,
+        arguments: tuple[program.Expr, ...],
+        units: tuple[tuple[str, program.Unit], ...] = (),
+    ) -> program.Expr:
+        definition = self._resolver.define(source, self._world, units)
         return program.DefinitionUse(span, definition, arguments) if definition else self.unknown(span)
 
     def _place(self, node: syntax.Name) -> program.Expr:
@@ -138,6 +157,10 @@ class NameResolver:
         match name:
             case "q" | "k":
                 return program.Vector(span, name) if self._world == "vector" else program.Place(span, name)
+            case "v" if self._world != "exact":
+                return program.Vector(span, name)
+            case "score" if self._world != "exact":
+                return program.Score(span)
             case "scale" if self._world != "exact":
                 return program.Scale(span)
             case "head" | "kv_head" | "batch":
@@ -184,6 +207,21 @@ class NameResolver:
         """Report, and go on with an unknown."""
         self._report.error(code, message, span, label or _LABELS.get(code, ""), help=help_)
         return self.unknown(span)
+
+    def branch(self, span: Span, symbol: BranchSymbol, indices: tuple[program.Expr, ...]) -> program.Expr:
+        """The output of a branch: of a family with its index first, at this query or at a position."""
+        if self._world == "exact":
+            return self.refuse("A401", f"`{symbol.name}` is what a branch computes", span, EXACT_ONLY)
+        rest = list(indices)
+        if symbol.is_family and not rest:
+            help_ = f"say which: `{symbol.name}[i]`"
+            return self.refuse("A206", f"`{symbol.name}` is a family of branches", span, help_, "which one?")
+        member = rest.pop(0) if symbol.is_family else None
+        at = rest.pop(0) if rest else None
+        found: program.Expr = program.BranchRead(span, symbol.name, "out", member, at)
+        for index in rest:
+            found = program.Item(span, found, index)
+        return found
 
     def read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input; complains about a wrong number of indices."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.meaning.values import Mismatch, convert
+from attnc.spec.names.attends import Branch, Clauses
+from attnc.spec.names.branch_order import ordered
 from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
-from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.expressions import Resolver, takes_units
 from attnc.spec.names.modules import Scope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
 from attnc.spec.names.rounding import resolve_round
@@ -33,22 +35,14 @@ from attnc.spec.types import Type
 
 _T = TypeVar("_T")
 
-_ONCE = ("align", "documents", "round", "score", "weights")
+_ONCE = ("align", "documents", "round", "score", "weights", "value", "over", "per", "pad", "combine")
 _LATER_WORDS = {
-    "value": "values other than the key's v",
-    "combine": "combining branches",
-    "over": "attention over units",
-    "per": "attention per unit",
-    "pad": "padding",
     "select": "selections",
-    "branch": "branches",
     "approximate": "approximation",
 }
 """Statements of the language that the compiler does not lower yet."""
 
-_OTHER_WEIGHTS = "weights other than `softmax(score)`, perhaps with `extra`"
-
-_STATIC_ONLY = "what can be compiled: `visible`, `score`, and `weights softmax(score)`, perhaps with `extra`"
+_STATIC_ONLY = "what can be compiled: attentions and branches over relations that do not depend on content"
 
 _HOME = {
     **dict.fromkeys(("covers", "from", "keep", "always"), "a `select`"),
@@ -58,8 +52,16 @@ _HOME = {
 """Where the other statements belong."""
 
 
-def _name_of(node: syntax.Expr) -> str | None:
-    return node.id if isinstance(node, syntax.Name) else None
+def _later_inside(item: syntax.Statement) -> str | None:
+    """What of a statement is not supported yet."""
+    if isinstance(item, syntax.Places) and item.word.id == "over" and len(item.binders) > 1:
+        return "several names of keys"
+    if not isinstance(item, syntax.Block) or item.word.id != "branch":
+        return None
+    words = {inner.word.id for inner in item.body.statements}
+    if words & {"state", "step", "scan", "reset", "read"}:
+        return "branches with a state"
+    return next((found for inner in item.body.statements if (found := _later_inside(inner))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,9 @@ class _PatternResolver:
             program.Requirement(c.span, self._resolver.resolve(c.value, self._names), "call")
             for c in self._clauses("require")
         )
-        visible = self._visible()
+        pads = tuple(self._pads(segments))
+        branches = [] if self._unsupported else self._declare_branches()
+        relation, attends = self._attends(branches)
         result = program.Program(
             span=self._pattern.name.span,
             source=self._pattern.span.source,
@@ -120,12 +124,14 @@ class _PatternResolver:
             align="end" if self._around.align == "end" else "start" if self._around.align == "start" else None,
             needs_align=False,
             documents=self._documents(),
-            visible=visible,
+            visible=relation,
             round=self._round(),
-            score=self._score(),
-            weights=self._weights(),
+            attends=attends,
+            combine=None if self._unsupported else self._combine(),
+            pads=pads,
         )
-        return Resolved(result, self._spare(lets), not self._unsupported)
+        spare = [*lets, *(source for branch in branches for source in branch.spare())]
+        return Resolved(result, self._spare(spare), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
 
@@ -171,8 +177,9 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         for item in self._pattern.body.statements:
             word = item.word.id
-            if word in _LATER_WORDS:
-                self._later(item, _LATER_WORDS[word])
+            later = _LATER_WORDS.get(word) or _later_inside(item)
+            if later:
+                self._later(item, later)
             elif word in _HOME:
                 help_ = f"it belongs in {_HOME[word]}"
                 self._report.error("A214", f"`{word}` does not belong in a `pattern`", item.word.span, help=help_)
@@ -193,8 +200,11 @@ class _PatternResolver:
         word = item.word
         message = f"`{word.id}` is not supported yet: {what}"
         self._report.error("A703", message, word.span, "not compiled yet", help=_STATIC_ONLY)
+        if not self._unsupported:
+            for other in self._pattern.body.statements:
+                if other.word.id in ("branch", "over", "per", "select"):
+                    self._silence(other)
         self._unsupported = True
-        self._silence(item)
 
     def _silence(self, item: syntax.Statement) -> None:
         """Declare the names of a refused statement, so that their uses are not reported too."""
@@ -262,54 +272,69 @@ class _PatternResolver:
                 self._declare(line.name, SegmentSymbol(line.name.span, segment))
             yield segment
 
-    def _visible(self) -> tuple[program.Expr, ...]:
-        for clause in self._clauses("visible"):
-            line = self._resolver.resolve(clause.value, self._names)
-            excess = self._resolver.measures.excess(line)
+    def _pads(self, segments: tuple[program.Segment, ...]) -> Iterable[program.Pad]:
+        lines = [p for p in self._statements(syntax.Places) if p.word.id == "pad"]
+        axes = {axis.name: (segment, i) for segment in segments for i, axis in enumerate(segment.axes)}
+        for binder in (b for line in lines for b in line.binders):
+            if not isinstance(binder, syntax.Axis) or not isinstance(binder.domain, syntax.Range):
+                help_ = "write `pad y: -h .. height + h`"
+                self._report.error("A304", "`pad` gives an axis its range of keys", binder.span, help=help_)
+            elif len(segments) != 1:
+                help_ = "leave out the other `tokens` lines, or pad the tensors before the call"
+                self._report.error("A703", "`pad` with several segments is not supported yet", binder.span, help=help_)
+            elif binder.name.id not in axes:
+                help_ = did_you_mean(binder.name.id, axes, "name an axis of `tokens`")
+                self._report.error("A203", f"no axis is named `{binder.name.id}`", binder.name.span, help=help_)
+            else:
+                low, high = (self._resolver.resolve(e, self._names) for e in (binder.domain.low, binder.domain.high))
+                yield program.Pad(binder.span, *axes[binder.name.id], low, high)
+
+    def _attends(self, branches: list[Branch]) -> tuple[tuple[program.Expr, ...], tuple[program.Attend, ...]]:
+        """The relation of all attentions, and the attentions."""
+        body, name = self._pattern.body.statements, self._pattern.name
+        clauses = Clauses(body, self._own, self._outer, self._resolver, self._report)
+        if self._unsupported:
+            return clauses.relation(), (program.Attend(name.span, name.id, ()),)
+        clauses.places()
+        own = clauses.attend(name.id, name.span)
+        relation, own = own.visible, replace(own, visible=())
+        attends = tuple(branch.attend(own) for branch in branches)
+        self._check_combine(branches)
+        return relation, ordered(attends, self._report) or (own,)
+
+    def _declare_branches(self) -> list[Branch]:
+        """The branches, their names known before anything that may read them."""
+        found = []
+        for block in self._statements(syntax.Block):
+            if block.word.id == "branch" and block.name is not None:
+                branch = Branch(block, self._names, self._resolver, self._report)
+                self._declare(block.name, branch.symbol)
+                found.append(branch)
+        return found
+
+    def _check_combine(self, branches: list[Branch]) -> None:
+        clauses = self._clauses("combine")
+        if branches and not clauses:
+            names = ", ".join(f"`{branch.name.id}`" for branch in branches)
+            help_ = f"say what the result is: `combine {branches[0].name.id}`, or a formula of {names}"
+            self._report.error("A215", "the branches are not combined", branches[0].name.span, help=help_)
+        if clauses and not branches:
+            help_ = "declare them: `branch near`, with a body"
+            self._report.error("A215", "`combine` joins branches, and there are none", clauses[0].span, help=help_)
+
+    def _combine(self) -> program.Expr | None:
+        for clause in self._clauses("combine"):
+            found = self._resolver.resolve(clause.value, self._names, world="vector")
+            excess = self._resolver.measures.excess(found)
             if excess:
                 self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
-                continue
-            self._around.visible.append(line)
-        return tuple(self._around.visible)
+                return None
+            return found
+        return None
 
     def _round(self) -> program.Round | None:
         blocks = [b for b in self._statements(syntax.Block) if b.word.id == "round"]
         return resolve_round(blocks[0], self._names, self._resolver, self._report) if blocks else None
-
-    def _score(self) -> program.Expr | None:
-        for clause in self._clauses("score"):
-            return self._floating(clause.value)
-        return None
-
-    def _floating(self, value: syntax.Expr) -> program.Expr:
-        """A floating-point expression."""
-        found = self._resolver.resolve(value, self._names, world="float")
-        excess = self._resolver.measures.excess(found)
-        if excess:
-            self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
-        return found
-
-    def _weights(self) -> program.Softmax | None:
-        """`softmax(score, extra = …)`, in which the first argument may be left out."""
-        for clause in self._clauses("weights"):
-            value = clause.value
-            if not isinstance(value, syntax.Call) or _name_of(value.function) != "softmax":
-                self._later(clause, _OTHER_WEIGHTS)
-                return None
-            named = {a.name.id: a for a in value.arguments if a.name is not None}
-            plain = [a.value for a in value.arguments if a.name is None]
-            strange = next((a for name, a in named.items() if name != "extra"), None)
-            if len(plain) > 1 or strange is not None:
-                at = strange.span if strange is not None else plain[1].span
-                help_ = "call it as `softmax(score)` or `softmax(score, extra = …)`"
-                self._report.error("A305", "`softmax` takes the score and `extra`", at, help=help_)
-                return None
-            if plain and _name_of(plain[0]) != "score":
-                self._later(clause, _OTHER_WEIGHTS)
-                return None
-            extra = self._floating(named["extra"].value) if named else None
-            return program.Softmax(clause.span, extra)
-        return None
 
     def _align(self) -> str | None:
         for item in self._clauses("align"):
@@ -380,11 +405,12 @@ class _PatternResolver:
         if self._unsupported:
             return ()
         found = []
-        world: World = "float" if self._clauses("score") or self._clauses("weights") else "exact"
+        floating = ("score", "weights", "value", "combine")
+        world: World = "float" if any(self._clauses(word) for word in floating) else "exact"
         for source in lets:
-            if self._resolver.is_used(source):
+            if self._resolver.is_used(source) or takes_units(source):
                 continue
-            self._resolver.prepare(syntax.Name(source.span, source.name), self._names, world)
+            self._resolver.prepare(syntax.Name(source.span, source.name), source.names, world)
             definition = self._resolver.define(source, world)
             if definition is not None:
                 found.append(definition)

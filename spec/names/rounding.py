@@ -11,10 +11,10 @@ from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.modules import declare, let_source, refuse_hiding
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, SilentSymbol, Symbol, UnitSymbol
+from attnc.spec.names.units import EXAMPLE, resolve_unit
 from attnc.spec.report import Report
 from attnc.spec.source import Span
 
-EXAMPLE = "`per a = q // block, b = k // block`"
 _HOLDS = "its body holds one `per`, `let` lines and one `keep`"
 
 
@@ -95,21 +95,9 @@ class _RoundResolver:
             self._report.error("A215", message, binder.span, "no `=`", help=f"units are written {EXAMPLE}")
             self._own.setdefault(binder.name.id, SilentSymbol(binder.name.span))
             return None
-        faults = len(self._report.diagnostics)
-        value = self._resolver.resolve(binder.value, self._outer)
-        places = self._resolver.measures.of(value).places
-        if len(self._report.diagnostics) > faults:
-            self._declare(binder.name, SilentSymbol(binder.name.span))
-            return None
-        if len(places) != 1:
-            both = "both a query and a key" if places else "neither a query nor a key"
-            message = f"a unit is a set of queries or of keys, and this depends on {both}"
-            self._report.error("A221", message, binder.value.span, "no unit", help=f"units are written {EXAMPLE}")
-            self._declare(binder.name, SilentSymbol(binder.name.span))
-            return None
-        place: program.PlaceName = "q" if "q" in places else "k"
-        unit = program.Unit(binder.span, program.Binder(binder.name.span, binder.name.id), place, value)
-        self._declare(binder.name, UnitSymbol(binder.name.span, unit))
+        unit = resolve_unit(binder, self._outer, self._resolver, self._report)
+        symbol = SilentSymbol(binder.name.span) if unit is None else UnitSymbol(binder.name.span, unit)
+        self._declare(binder.name, symbol)
         return unit
 
     # --- names and condition -----------------------------------------------------------------------------------------

@@ -77,10 +77,34 @@ class DefinitionSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnitSymbol:
-    """A unit of a `round`: its value in expressions, its tokens after `in` of a `for`."""
+    """A unit: its value in expressions, its tokens after `in` of a `for`. `is_key`: it stands for the keys of a row."""
 
     span: Span
     unit: program.Unit
+    is_key: bool = False
+
+    @property
+    def binder(self) -> program.Binder:
+        """What stands for its value."""
+        return self.unit.binder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RangeSymbol:
+    """A name that runs over a range around its body. `is_key`: it stands for the keys of a row."""
+
+    span: Span
+    binder: program.Binder
+    is_key: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchSymbol:
+    """A branch, or a family of them."""
+
+    span: Span
+    name: str
+    is_family: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +114,17 @@ class SilentSymbol:
     span: Span
 
 
-Symbol = ParameterSymbol | InputSymbol | SizeSymbol | SegmentSymbol | DefinitionSymbol | UnitSymbol | SilentSymbol
+Symbol = (
+    ParameterSymbol
+    | InputSymbol
+    | SizeSymbol
+    | SegmentSymbol
+    | DefinitionSymbol
+    | UnitSymbol
+    | RangeSymbol
+    | BranchSymbol
+    | SilentSymbol
+)
 
 
 def walk(expression: syntax.Expr) -> Iterator[syntax.Expr]:

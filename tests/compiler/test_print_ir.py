@@ -98,12 +98,11 @@ pattern many(window = 8, slopes = [1/2, 2], flag = true)
     tokens t: 4, s: 8
     align end
     require 99 >= queries
-    attend out
+    attend many
         visible q >= k and k + 4 * [1, 4][head] > q and q.t >= k.t or mark[batch, k]
         score   scale * dot(q, k)
         weights softmax(score)
-        value   v
-    result out"""
+        value   v"""
 
 
 def test_a_pattern() -> None:

@@ -18,7 +18,7 @@ Q, K = fold.place("q"), fold.place("k")
 
 def pattern(visible: ir.Index, *tensors: ir.Tensor) -> ir.Pattern:
     attend = ir.Attend("out", visible, values.default_score(), ir.Softmax(), values.vector("v"))
-    return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (attend,), "out", {})
+    return ir.Pattern("p", {}, (), tensors, (), None, True, None, (), (attend,), {})
 
 
 @settings(max_examples=150)
@@ -80,7 +80,7 @@ def test_broken_patterns_are_found() -> None:
     whole = pattern(CAUSAL)
     verify(whole)
     for wrong, what in (
-        (replace(whole, result="near"), "no node"),
+        (replace(whole, nodes=(whole.attend, replace(whole.attend, name="near"))), "nothing that combines them"),
         (replace(whole, nodes=whole.nodes * 2), "two nodes"),
         (replace(whole, tensors=(TENSOR, TENSOR)), "two tensors"),
         (replace(whole, documents=TENSOR), "not declared"),

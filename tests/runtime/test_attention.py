@@ -224,7 +224,7 @@ def test_calls_are_bitwise_repeatable_and_threads_agree() -> None:
 def test_pickling_keeps_spec_parameters_options_and_modules(tmp_path: Path) -> None:
     (tmp_path / "mine.attn").write_text("def close(x, y, w) = abs(x - y) < w\n")
     path = tmp_path / "p.attn"
-    path.write_text("use mine (close)\n\npattern p(w: int, part: real = 0.2)\n    visible close(q, k, w)\n")
+    path.write_text("use mine (close)\n\npattern p(w: int, ratio: real = 0.2)\n    visible close(q, k, w)\n")
     attend = compile_attention(path, w=2, strict=True)
     data = pickle.dumps(attend)
     for file in tmp_path.iterdir():

@@ -24,12 +24,12 @@ from operator_calls import (
 )
 
 EXACT = """\
-pattern exact(part: real = 0.2, on: bool = true, table: int[2, 2] = [[1, 2], [3, 4]])
-    visible q * part <= k + table[0][1] and on
+pattern exact(ratio: real = 0.2, on: bool = true, table: int[2, 2] = [[1, 2], [3, 4]])
+    visible q * ratio <= k + table[0][1] and on
 """
 
 
-@pytest.mark.parametrize("params", [{}, {"part": 0.1, "on": False, "table": [[0, -1], [2, 3]]}])
+@pytest.mark.parametrize("params", [{}, {"ratio": 0.1, "on": False, "table": [[0, -1], [2, 3]]}])
 def test_a_pattern_and_its_text_are_the_same(params: dict[str, Any]) -> None:
     attend = compile_attention(EXACT, strict=True, **params)
     bound, strict = identity.read(text_of(attend))
@@ -44,8 +44,8 @@ def test_a_pattern_and_its_text_are_the_same(params: dict[str, Any]) -> None:
         (lambda data: "[" * 100_000, ArgumentError),
         (lambda data: json.dumps({**data, "attnc": 0}), ArgumentError),
         (lambda data: json.dumps({**data, "source": ["name"]}), ArgumentError),
-        (lambda data: json.dumps({**data, "values": {"part": "1e999999999"}}), ArgumentError),
-        (lambda data: json.dumps({**data, "values": {"part": None}}), ArgumentError),
+        (lambda data: json.dumps({**data, "values": {"ratio": "1e999999999"}}), ArgumentError),
+        (lambda data: json.dumps({**data, "values": {"ratio": None}}), ArgumentError),
         (lambda data: json.dumps({**data, "source": ["a", "import os\n"]}), SpecError),
         (lambda data: json.dumps({**data, "values": {"other": 1}}), SpecError),
     ],

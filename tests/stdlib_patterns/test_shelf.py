@@ -118,15 +118,22 @@ def test_a_file_checks_without_a_word_and_names_its_source(name: str) -> None:
 
 GRID = {"frames": 4, "height": 32, "width": 64}
 NEEDED: dict[str, dict[str, Any]] = {
+    "combiner": {"segment": 64},
+    "davit_window": {"height": 8, "width": 8},
     "freeswim": GRID,
+    "halo": {"height": 8, "width": 8},
+    "hierarchical": {"group": 64},
+    "lingen_temporal": GRID,
     "log_sparse": {"segment": 16, "window": 64},
     "longformer": {"dilation": [1, 2]},
+    "monarch": {"rows": 16, "cols": 16},
     "moa": {"alpha": [0, 64], "beta": [0.5, 0]},
     "neighborhood_2d": {"height": 8, "width": 8},
     "neighborhood_3d": {**GRID, "window": 3},
     "radial": {"frames": 4, "per_frame": 64},
     "sliding_tile": {**GRID, "tile": 4, "kernel": 4},
     "svg": {"frames": 4, "per_frame": 64},
+    "videofactory": GRID,
 }
 """Parameters without a default."""
 

@@ -306,6 +306,11 @@ def attention_residual(x: Tensor, *, w: Tensor, scale: float, heads: int | None 
     return out if heads is None else out[:, None].expand(-1, heads, -1, -1)
 
 
+def first_largest(x: Tensor) -> Tensor:
+    """The largest over dimension 2, entry by entry; of equal ones the first, which has all of the gradient."""
+    return x.gather(2, x.argmax(2, keepdim=True))
+
+
 def combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> Result:
     """Ren et al. 2021, fixed, pooled by the maximum: the own segment causally and a summary of each earlier one.
 
@@ -316,8 +321,8 @@ def combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> 
     visible = [(key <= query) & (query // segment == key // segment)]
     for c in range(k.shape[2] // segment):
         q_c, k_c, v_c = (x[:, :, c * segment : (c + 1) * segment] for x in (q, keys[0], values[0]))
-        keys.append(k_c.amax(2, keepdim=True))
-        values.append(torch.softmax(scale * products(q_c.amax(2, keepdim=True), k_c), -1) @ v_c)
+        keys.append(first_largest(k_c))
+        values.append(torch.softmax(scale * products(first_largest(q_c), k_c), -1) @ v_c)
         visible.append(query // segment > c)
     return weighted(scale * products(q, torch.cat(keys, 2)), torch.cat(visible, -1), torch.cat(values, 2))
 

@@ -1,0 +1,352 @@
+"""Lowering of attentions: their keys, the rows' own names, scores, weights, values, and what joins branches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, NoReturn
+
+from attnc.compiler import fold, ir, values
+from attnc.compiler.ir import Index
+from attnc.compiler.lowering.expressions import Lowered, Lowering, Scope, as_value
+from attnc.compiler.lowering.rounding import is_list, members_of
+from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.spec import program as checked
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
+from attnc.spec.source import Span
+
+TOKENS = "key tokens"
+"""The size that stands for the number of tokens on the key side where keys are something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """The attention at hand: how its keys are named, and its relation, once it is known."""
+
+    attend: checked.Attend
+    scope: Scope
+    key: Lowered
+    relation: Index | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """How a key is named; how many there are, and which one a token is in, where they are no tokens."""
+
+    key: Lowered
+    count: Index | None = None
+    key_of: Index | None = None
+
+
+@dataclass
+class AttentionLowering(Lowering):
+    """Lowers attentions one after another; later ones may read what earlier ones give."""
+
+    program: checked.Program = field(kw_only=True)
+    _nodes: dict[str, ir.Attend] = field(default_factory=dict, init=False)
+    _around: _Around | None = field(default=None, init=False)
+
+    def context(self) -> object:
+        """Scores, and the keys of a row, are those of the attention at hand."""
+        return None if self._around is None else self._around.attend
+
+    # --- attentions ---
+
+    def attend(self, attend: checked.Attend, rounded: Index | None) -> ir.Attend:
+        """One attention. `rounded`: the pattern's relation where it is rounded.
+
+        Raises SpecError where something in it is not supported.
+        """
+        family, scope = self._loop(attend.family, Scope())
+        stack, scope = self._loop(attend.stack, scope)
+        self._refuse_documents(attend)
+        for unit in attend.per:
+            self.units[unit], _ = members_of(unit, self.program, self)
+            scope = scope.bind(unit.binder, self.lower(unit.value, scope))
+        scope, places = self._keys(attend, scope)
+        self._around = _Around(attend, scope, places.key)
+        lines = [] if rounded is not None else list(self.program.visible)
+        visible = fold.conjunction(*(self.truth(line, scope) for line in (*lines, *attend.visible)))
+        visible = visible if rounded is None else rounded
+        self._around = replace(self._around, relation=visible)
+        score = self._score(scope)
+        weights = self._weights(attend, scope)
+        value = self._own_value(attend, scope)
+        node = ir.Attend(attend.name, visible, score, weights, value, places.count, places.key_of, stack, family)
+        self._around = None
+        self._nodes[attend.name] = node = node if places.count is None else _on_tokens(node)
+        return node
+
+    def _refuse_documents(self, attend: checked.Attend) -> None:
+        if (attend.over is not None or self.program.pads) and self.program.documents is not None:
+            span = attend.over.span if attend.over is not None else self.program.pads[0].span
+            _refuse(span, "keys that are no tokens, with `documents`,", "Call it once for each document.")
+
+    def _keys(self, attend: checked.Attend, scope: Scope) -> tuple[Scope, _Keys]:
+        """The scope in which keys have their names, and what they are."""
+        match attend.over:
+            case None if self.program.pads:
+                return self._padded(scope)
+            case None:
+                return scope, _Keys(fold.place("k"))
+            case checked.Unit() as unit:
+                keys = self._units_of(unit)
+                return scope.bind(unit.binder, keys.key), keys
+            case checked.Range(binder=binder, low=low, high=high):
+                first = self.integer(low, scope)
+                key = fold.add(fold.place("k"), first)
+                return scope.bind(binder, key), _Keys(key, fold.sub(self.integer(high, scope), first))
+
+    def _loop(self, item: checked.Range | None, scope: Scope) -> tuple[ir.Loop | None, Scope]:
+        if item is None:
+            return None, scope
+        variable = self.variable(item.binder.name)
+        ends = self.integer(item.low, scope), self.integer(item.high, scope)
+        return (variable, *ends), scope.bind(item.binder, variable)
+
+    def _units_of(self, unit: checked.Unit) -> _Keys:
+        """Units by number: the first of a list of numbers is the slowest."""
+        members, own = members_of(unit, self.program, self)
+        self.units[unit] = members
+        counts = members.counts()
+        numbers, key_of = [], fold.const(0)
+        for i, count in enumerate(counts):
+            number = fold.floordiv(fold.place("k"), _product(counts[i + 1 :]))
+            numbers.append(number if i == 0 else fold.mod(number, count))
+            key_of = fold.add(fold.mul(key_of, count), own[i])
+        key: Lowered = tuple(numbers) if is_list(unit, self) else numbers[0]
+        return _Keys(key, _product(counts), key_of)
+
+    def _padded(self, scope: Scope) -> tuple[Scope, _Keys]:
+        """Keys that are tokens, with zeros around them."""
+        pads = {pad.axis: pad for pad in self.program.pads}
+        place = fold.place("k")
+        (segment,) = self.segments.values()
+        lows, counts = [], []
+        for axis, (_, extent) in enumerate(segment.axes):
+            low = self.integer(pads[axis].low, scope) if axis in pads else fold.const(0)
+            high = self.integer(pads[axis].high, scope) if axis in pads else extent
+            lows.append(low)
+            counts.append(fold.sub(high, low))
+        coordinates, inside, token, key_of = [], [], fold.const(0), fold.const(0)
+        for axis, (name, extent) in enumerate(segment.axes):
+            along = fold.coord(
+                place, fold.const(0), _product(tuple(counts[axis + 1 :])), counts[axis] if axis else None, name
+            )
+            coordinates.append(fold.add(along, lows[axis]))
+            inside += [fold.nonnegative(coordinates[-1]), fold.less(coordinates[-1], extent)]
+            token = fold.add(fold.mul(token, extent), coordinates[-1])
+            inner = _product(tuple(extent for _, extent in segment.axes[axis + 1 :]))
+            own = fold.coord(place, fold.const(0), inner, extent if axis else None, name)
+            key_of = fold.add(fold.mul(key_of, counts[axis]), fold.sub(own, lows[axis]))
+        position = fold.choice(fold.conjunction(*inside), token, fold.const(-1))
+        scope = replace(scope, k=position, coordinates=(*scope.coordinates, ("k", tuple(coordinates))))
+        return scope, _Keys(position, _product(tuple(counts)), key_of)
+
+    # --- clauses ---
+
+    def _score(self, scope: Scope) -> ir.Value:
+        attend = self._here().attend
+        if attend.score is not None:
+            return self.value(attend.score, scope)
+        q, k = (values.vector(name, scope.head, at) for name, at in (("q", scope.q), ("k", scope.k)))  # type: ignore[arg-type]
+        return values.apply("mul", values.scale(), values.dot(q, k))
+
+    def _weights(self, attend: checked.Attend, scope: Scope) -> ir.Softmax | ir.Value:
+        weights = attend.weights
+        if weights is None:
+            return ir.Softmax()
+        if not isinstance(weights, checked.Softmax):
+            return self.value(weights, scope)
+        return ir.Softmax(None if weights.extra is None else self.value(weights.extra, scope))
+
+    def _own_value(self, attend: checked.Attend, scope: Scope) -> ir.Value:
+        if attend.value is not None:
+            return self.value(attend.value, scope)
+        return values.vector("v", scope.head, scope.k)
+
+    def _here(self) -> _Around:
+        assert self._around is not None
+        return self._around
+
+    # --- what its expressions read ---
+
+    def of_attention(self, expr: checked.Expr, scope: Scope) -> Lowered:
+        """Vectors, scores, shares, and what branches gave."""
+        match expr:
+            case checked.Vector():
+                return self._vector(expr, scope)
+            case checked.Score():
+                return self._score(self._at_key(scope, expr.at))
+            case checked.Share():
+                return self._share(expr, scope)
+            case checked.BranchRead():
+                return self._branch(expr, scope)
+            case checked.Merge():
+                return self._merged(expr, scope)[0]
+            case _:
+                raise AssertionError(expr)
+
+    def _vector(self, expr: checked.Vector, scope: Scope) -> ir.Value:
+        at = self.integer(expr.at, scope) if expr.at is not None else scope.q if expr.tensor == "q" else scope.k
+        return values.vector(expr.tensor, scope.head, at)
+
+    def _at_key(self, scope: Scope, at: checked.Expr | None) -> Scope:
+        """The scope with another key."""
+        if at is None:
+            return scope
+        index, over = self.integer(at, scope), self._here().attend.over
+        if isinstance(over, checked.Unit) and is_list(over, self):
+            _refuse(at.span, "a score of a tile by its number", "Read the score of this key.")
+        if over is not None:
+            return scope.bind(over.binder, index)
+        others = tuple(item for item in scope.coordinates if item[0] != "k")
+        return replace(scope, k=index, coordinates=others)
+
+    def _own_key(self, scope: Scope) -> Scope:
+        """The scope with the key that runs over the row's."""
+        around = self._here()
+        if around.attend.over is not None:
+            return scope.bind(around.attend.over.binder, around.key)
+        others = tuple(item for item in scope.coordinates if item[0] != "k")
+        own = tuple(item for item in around.scope.coordinates if item[0] == "k")
+        return replace(scope, k=around.scope.k, coordinates=others + own)
+
+    def of_row(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
+        """An aggregate over the keys of a row."""
+        inner = self._own_key(scope)
+        conditions = [] if expr.condition is None else [self._asked(expr.condition, inner)]
+        if expr.op == "count":
+            return values.seen("sum", fold.conjunction(*conditions, self._asked(expr.body, inner)), values.number(1.0))
+        condition = fold.conjunction(*conditions)
+        body = as_value(self.lower(expr.body, inner))
+        if expr.op == "mean":
+            number = values.seen("sum", condition, values.number(1.0))
+            return values.apply("share", values.seen("sum", condition, body), number)
+        op: Literal["sum", "min", "max"] = "sum" if expr.op == "sum" else "min" if expr.op == "min" else "max"
+        return values.seen(op, condition, body)
+
+    def _asked(self, condition: checked.Expr, scope: Scope) -> Index:
+        """A condition on a key that is seen: that it is seen is known."""
+        found = self.truth(condition, scope)
+        return fold.truth(True) if found is self._here().relation else found
+
+    def _share(self, expr: checked.Share, scope: Scope) -> ir.Value:
+        """exp(x) / (sum(exp(x) for k) + exp(extra))."""
+        inner = self._own_key(scope)
+        own, running = (self._score(s) if expr.score is None else self.value(expr.score, s) for s in (scope, inner))
+        whole = values.seen("sum", fold.truth(True), values.apply("exp", running))
+        if expr.extra is not None:
+            whole = values.apply("add", whole, self._exponentials(self.value(expr.extra, scope)))
+        return values.apply("share", values.apply("exp", own), whole)
+
+    def _exponentials(self, extra: ir.Value) -> ir.Value:
+        """What extra logits add: one, or a vector of them."""
+        if not values.rank(extra):
+            return values.apply("exp", extra)
+        if not isinstance(extra, ir.Element):
+            span = self.origins.get(extra, self.program.span)  # type: ignore[call-overload]
+            _refuse(span, "a vector of extra logits that is no input", "Give them as an input, or one by one.")
+        dim = extra.tensor.dims[-1]
+        length = fold.const(dim) if isinstance(dim, int) else fold.extent(dim)
+        variable = self.variable("i")
+        body = values.apply("exp", values.pick(extra, variable))
+        return values.total("sum", variable, fold.const(0), length, fold.truth(True), body)
+
+    # --- branches ---
+
+    def _branch(self, expr: checked.BranchRead, scope: Scope) -> ir.Value:
+        node = self._nodes[expr.branch]
+        if expr.part == "weight":
+            return self._weight(expr, scope)
+        tensor = values.output(node) if expr.part == "out" else values.output_lse(node)
+        at = scope.q if expr.at is None else self.integer(expr.at, scope)
+        return values.element(tensor, (fold.head_index("batch"), scope.head, at, *self._member(expr, node, scope)))
+
+    def _member(self, expr: checked.BranchRead, node: ir.Attend, scope: Scope) -> tuple[Index, ...]:
+        if expr.member is None or node.family is None:
+            return ()
+        return (fold.sub(self.integer(expr.member, scope), node.family[1]),)
+
+    def _weight(self, expr: checked.BranchRead, scope: Scope) -> ir.Value:
+        """exp(score - lse) where that branch's row sees this key: its expressions, written here."""
+        node = self._nodes[expr.branch]
+        attend = next(a for a in self.program.attends if a.name == expr.branch)
+        if attend.per or attend.stack is not None:
+            _refuse(expr.span, "the weight of a branch with rows of its own", "Compute it in this branch.")
+        lse = values.element(
+            values.output_lse(node), (fold.head_index("batch"), scope.head, scope.q, *self._member(expr, node, scope))
+        )
+        changes: dict[Index, Index] = {}
+        if node.family is not None and expr.member is not None:
+            changes[node.family[0]] = self.integer(expr.member, scope)
+        if scope.q is not fold.place("q"):
+            changes[fold.place("q")] = scope.q
+        key = scope.lookup(self._here().attend.over.binder) if self._here().attend.over is not None else scope.k  # type: ignore[union-attr]
+        if key is not self._here().key:
+            _refuse(expr.span, "the weight of a branch at another key", "Read it at this key.")
+        score = substitute_value(node.score, changes) if changes else node.score
+        visible = substitute(node.visible, changes) if changes else node.visible
+        weight = values.apply("exp", values.apply("sub", score, lse))
+        return values.select(visible, weight, values.number(0.0))
+
+    def _merged(self, expr: checked.Merge, scope: Scope) -> tuple[ir.Value, ir.Value]:
+        """Σ exp(lse) · out / Σ exp(lse), and the logarithm of the divisor."""
+        outs, shares = [], []
+        for part in expr.parts:
+            outs.append(self._branch(part, scope))
+            shares.append(values.apply("exp", self._branch(replace(part, part="lse"), scope)))
+        top = values.summed([values.apply("mul", share, out) for share, out in zip(shares, outs, strict=True)])
+        whole = values.summed(shares)
+        return values.apply("share", top, whole), values.apply("log", whole)
+
+    def combined(self) -> tuple[ir.Value | None, ir.Value | None]:
+        """The pattern's result, and its LSE where it has one; None where the only attention is the result."""
+        expr, scope = self.program.combine, Scope()
+        if expr is None:
+            return None, None
+        if isinstance(expr, checked.Merge):
+            return self._merged(expr, scope)
+        result = self.value(expr, scope)
+        whole = isinstance(expr, checked.BranchRead) and expr.part == "out" and expr.at is None
+        if not whole or not isinstance(self._nodes[expr.branch].weights, ir.Softmax):  # type: ignore[union-attr]
+            return result, None
+        return result, self._branch(replace(expr, part="lse"), scope)  # type: ignore[arg-type]
+
+
+def _on_tokens(node: ir.Attend) -> ir.Attend:
+    """A node whose keys are no tokens, with the number of tokens by a name of its own."""
+    changes: dict[Index, Index] = {fold.extent("keys"): fold.extent(TOKENS)}
+    weights = node.weights
+    if isinstance(weights, ir.Softmax):
+        extra = None if weights.extra is None else substitute_value(weights.extra, changes)
+        weights = ir.Softmax(extra)
+    else:
+        weights = substitute_value(weights, changes)
+    assert node.keys is not None
+    return replace(
+        node,
+        visible=substitute(node.visible, changes),
+        score=substitute_value(node.score, changes),
+        weights=weights,
+        value=substitute_value(node.value, changes),
+        keys=substitute(node.keys, changes),
+        key_of=None if node.key_of is None else substitute(node.key_of, changes),
+        stack=_changed(node.stack, changes),
+        family=_changed(node.family, changes),
+    )
+
+
+def _changed(loop: ir.Loop | None, changes: dict[Index, Index]) -> ir.Loop | None:
+    return None if loop is None else (loop[0], substitute(loop[1], changes), substitute(loop[2], changes))
+
+
+def _product(factors: tuple[Index, ...]) -> Index:
+    result = fold.const(1)
+    for factor in factors:
+        result = fold.mul(result, factor)
+    return result
+
+
+def _refuse(span: Span, what: str, remedy: str) -> NoReturn:
+    raise SpecError((Diagnostic("A701", f"{what} is not supported yet", Label(span), help=remedy),))

@@ -1,0 +1,41 @@
+"""A planned call of one attention whose scores, weights or values are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.plan import Plan
+from attnc.compiler.values import tensors_of
+from attnc.runtime.values import Operands
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a call is besides its tensors."""
+
+    plan: Plan
+    relations: Relations
+    scale: float
+
+    def operands(
+        self, q: Sequence[Tensor], k: Sequence[Tensor], v: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> Operands:
+        """What values are made of: vectors by batch entry, and the real inputs in the pattern's order."""
+        pattern = self.relations.pattern
+        return Operands(
+            q,
+            k,
+            v,
+            {tensor.name: x for tensor, x in zip(tensors_of(pattern), inputs, strict=True)},
+            self.relations.sizes,
+            self.relations.slices,
+            self.scale,
+            torch.float64 if self.relations.shape.dtype == "float64" else torch.float32,
+            pattern.origins,
+            pattern.attend.keys is not None,
+        )

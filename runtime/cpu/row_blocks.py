@@ -1,0 +1,107 @@
+"""The rows of a plan in blocks that have all of their keys: what weights that need whole rows are computed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.plan import Group, Piece, Plan
+
+Int64 = NDArray[np.int64]
+
+ELEMENTS = 1 << 21
+"""Entries of the largest tensor over the pairs of a block, over all heads, as far as one row allows it."""
+
+MOST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows of one window of a batch entry and some heads, with every key that one of them sees.
+
+    `rows` and `keys` are tokens of the call; `mask` (rows, keys) says who sees whom.
+    """
+
+    batch: int
+    heads: tuple[int, ...]
+    window: Window
+    rows: Int64
+    keys: Int64
+    mask: NDArray[np.bool_]
+
+
+def row_blocks(plan: Plan, relations: Relations, width: int) -> Iterator[RowBlock]:
+    """The blocks of a plan; rows that see nothing are in none. `width`: entries of the widest value of a pair."""
+    for group in plan.groups:
+        pieces = [piece for piece in group.pieces if piece.elements]
+        if not (pieces and group.batches and group.heads):
+            continue
+        keys = max(1, sum(piece.elements for piece in pieces) // max(plan.n_q, 1))
+        most = max(1, ELEMENTS // (keys * width))
+        heads = max(1, min(len(group.heads), most // 16))
+        rows = max(1, min(MOST_ROWS, most // heads))
+        for batch in group.batches:
+            windows = list(relations.windows(batch))
+            for window, first, last, parts in _blocks(plan, group, pieces, windows, rows):
+                found, seen, mask = _assembled(plan, group, parts, first, last)
+                for i in range(0, len(group.heads), heads):
+                    yield RowBlock(batch, group.heads[i : i + heads], window, found, seen, mask)
+
+
+_Part = tuple[Piece, int]
+"""A piece, and the number of one of its stretches."""
+
+
+def _blocks(
+    plan: Plan, group: Group, pieces: list[Piece], windows: list[Window], rows: int
+) -> Iterator[tuple[Window, int, int, list[_Part]]]:
+    """Stretches of rows inside the windows, each with the parts of pieces that touch it."""
+    starts = np.concatenate([np.arange(w.row, w.row + w.n_q, rows) for w in windows])
+    ends = np.concatenate([np.minimum(np.arange(w.row, w.row + w.n_q, rows) + rows, w.row + w.n_q) for w in windows])
+    owner = np.repeat(np.arange(len(windows)), [-(-w.n_q // rows) for w in windows])
+    touching: list[list[_Part]] = [[] for _ in starts]
+    for piece in pieces:
+        inside = piece.queries.inside()
+        for number, start in enumerate(piece.queries.starts().tolist()):
+            blocks = np.searchsorted(starts, inside + start, side="right") - 1
+            for block in np.unique(blocks).tolist():
+                touching[block].append((piece, number))
+    for i in np.flatnonzero([bool(parts) for parts in touching]).tolist():
+        yield windows[owner[i]], int(starts[i]), int(ends[i]), touching[i]
+
+
+def _assembled(
+    plan: Plan, group: Group, parts: list[_Part], first: int, last: int
+) -> tuple[Int64, Int64, NDArray[np.bool_]]:
+    """Rows, keys, and the mask between them."""
+    found = []
+    for piece, number in parts:
+        inside = piece.queries.inside() + piece.queries.starts()[number]
+        keys = piece.keys.inside() + piece.keys.starts()[number]
+        chosen = np.flatnonzero((inside >= first) & (inside < last))
+        found.append((inside[chosen] - first, keys, _mask(plan, group, piece, inside, keys, chosen)))
+    seen = np.unique(np.concatenate([keys for _, keys, _ in found]))
+    mask = np.zeros((last - first, len(seen)), dtype=np.bool_)
+    for rows, keys, part in found:
+        mask[np.ix_(rows, np.searchsorted(seen, keys))] |= part
+    used = mask.any(axis=0)
+    return np.arange(first, last), seen[used], mask[:, used]
+
+
+def _mask(plan: Plan, group: Group, piece: Piece, rows: Int64, keys: Int64, chosen: Int64) -> NDArray[np.bool_]:
+    """What some rows of a stretch see."""
+    match piece.mask:
+        case "full":
+            return np.ones((len(chosen), len(keys)), dtype=np.bool_)
+        case "causal":
+            return np.asarray(np.arange(len(keys))[None] <= chosen[:, None])
+        case "exact":
+            low, high = int(rows[chosen[0]]), int(rows[chosen[-1]]) + 1
+            return plan.exact_mask(group.batches[0], group.heads[0], low, high, int(keys[0]), int(keys[-1]) + 1)
+        case number:
+            return plan.masks[number].whole()[chosen]

@@ -1,0 +1,69 @@
+"""The functions of floating-point values, on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _larger(*operands: Tensor) -> Tensor:
+    """The largest; of equal ones the first, which has all of the gradient."""
+    result = operands[0]
+    for other in operands[1:]:
+        result = torch.where((result >= other) | result.isnan(), result, other)
+    return result
+
+
+def _smaller(*operands: Tensor) -> Tensor:
+    result = operands[0]
+    for other in operands[1:]:
+        result = torch.where((result <= other) | result.isnan(), result, other)
+    return result
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """x / ‖x‖, 0 for 0."""
+    return _over(x, x.square().sum(-1, keepdim=True))
+
+
+def _rms(x: Tensor) -> Tensor:
+    """x / √mean(x²), 0 for 0."""
+    return _over(x, x.square().mean(-1, keepdim=True))
+
+
+def _over(x: Tensor, square: Tensor) -> Tensor:
+    zero = square == 0
+    return x * torch.rsqrt(square.masked_fill(zero, 1)).masked_fill(zero, 0)
+
+
+FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "neg": torch.neg,
+    "pow": torch.pow,
+    "abs": torch.abs,
+    "min": _smaller,
+    "max": _larger,
+    "clamp": lambda x, low, high: _smaller(_larger(x, low), high),
+    "sqrt": torch.sqrt,
+    "exp": torch.exp,
+    "log": torch.log,
+    "log2": torch.log2,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "relu": torch.relu,
+    "elu": F.elu,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "logaddexp": torch.logaddexp,
+    "normalised": _normalised,
+    "rms": _rms,
+}
+"""The functions of `ir.Apply`."""

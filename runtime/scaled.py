@@ -1,0 +1,154 @@
+"""Floating-point tensors with exponents of their own: what a quotient of large exponentials is computed with.
+
+A value is `mantissa * exp(shift)`. The shift is a constant to autograd: whatever is added to it is taken from the
+mantissa, so that gradients are those of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """`mantissa * exp(shift)`; both have the same number of dimensions, and broadcast."""
+
+    mantissa: Tensor
+    shift: Tensor
+
+    def plain(self) -> Tensor:
+        """The value itself."""
+        return self.mantissa * torch.exp(self.shift)
+
+
+Quantity = Tensor | Scaled
+
+
+def plain(value: Quantity) -> Tensor:
+    """The value as a tensor."""
+    return value.plain() if isinstance(value, Scaled) else value
+
+
+def exp(x: Tensor) -> Scaled:
+    """e^x."""
+    shift = torch.where(x.isfinite(), x, 0).detach()
+    return Scaled(torch.exp(x - shift), shift)
+
+
+def log(x: Scaled) -> Tensor:
+    """The logarithm; of 0, -inf, without a gradient."""
+    zero = x.mantissa == 0
+    return torch.where(zero, -torch.inf, torch.log(torch.where(zero, 1, x.mantissa)) + x.shift)
+
+
+def negative(x: Scaled) -> Scaled:
+    """-x."""
+    return Scaled(-x.mantissa, x.shift)
+
+
+def multiplied(a: Quantity, b: Quantity) -> Quantity:
+    """a · b."""
+    if not isinstance(a, Scaled):
+        return a * b if not isinstance(b, Scaled) else Scaled(a * b.mantissa, b.shift)
+    if not isinstance(b, Scaled):
+        return Scaled(a.mantissa * b, a.shift)
+    return Scaled(a.mantissa * b.mantissa, a.shift + b.shift)
+
+
+def divided(a: Quantity, b: Quantity, *, share: bool = False) -> Quantity:
+    """a / b; of a `share`, 0 / 0 is 0, without gradients."""
+    top, low = (x.mantissa if isinstance(x, Scaled) else x for x in (a, b))
+    if share:
+        nothing = (low == 0) & (top == 0)
+        quotient = torch.where(nothing, 0, top / torch.where(nothing, torch.ones_like(low), low))
+    else:
+        quotient = top / low
+    shifts = [x.shift if i == 0 else -x.shift for i, x in enumerate((a, b)) if isinstance(x, Scaled)]
+    return Scaled(quotient, shifts[0] if len(shifts) == 1 else shifts[0] + shifts[1]) if shifts else quotient
+
+
+def added(a: Quantity, b: Quantity) -> Quantity:
+    """a + b."""
+    if not isinstance(a, Scaled) and not isinstance(b, Scaled):
+        return a + b
+    parts = [x if isinstance(x, Scaled) else Scaled(x, torch.zeros_like(x, requires_grad=False)) for x in (a, b)]
+    shifts = [torch.where(p.mantissa.detach() == 0, -torch.inf, p.shift) for p in parts]
+    most = torch.maximum(*shifts)
+    most = torch.where(most.isfinite(), most, 0)
+    first, second = (p.mantissa * torch.exp((p.shift - most).clamp(max=0)) for p in parts)
+    return Scaled(first + second, most)
+
+
+def chosen(condition: Tensor, then: Quantity, otherwise: Quantity) -> Quantity:
+    """One of two values; what the other would be, however large, is gone."""
+    if not isinstance(then, Scaled) and not isinstance(otherwise, Scaled):
+        return torch.where(condition, then, otherwise)
+    mantissas, shifts = zip(*(_parts(side) for side in (then, otherwise)), strict=True)
+    return Scaled(torch.where(condition, *mantissas), torch.where(condition, *shifts))
+
+
+def _parts(value: Quantity) -> tuple[Tensor, Tensor]:
+    if isinstance(value, Scaled):
+        return value.mantissa, value.shift
+    return value, torch.zeros((1,) * value.ndim, dtype=value.dtype, device=value.device)
+
+
+def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int) -> Quantity:
+    """Σ over an axis of a product of factors where `inside`, which has all of the axis; the axis stays, of size 1.
+
+    Factors have one number of dimensions and broadcast; the product is not written out where two of them have it.
+    """
+    tensors = [f.mantissa if isinstance(f, Scaled) else f for f in factors]
+    shifts = [f.shift for f in factors if isinstance(f, Scaled)]
+    most: Tensor | None = None
+    if shifts:
+        shift = shifts[0]
+        for other in shifts[1:]:
+            shift = shift + other
+        seen = torch.where(inside, shift, -torch.inf)
+        for zero in (t.detach() == 0 for t, f in zip(tensors, factors, strict=True) if isinstance(f, Scaled)):
+            if zero.shape[axis] > 1 and zero.any():
+                seen = torch.where(zero, -torch.inf, seen)
+        most = seen.amax(axis, keepdim=True)
+        most = torch.where(most.isfinite(), most, 0)
+        tensors.append(torch.exp((shift - most).clamp(max=0)))
+    result = _summed(_masked(tensors, inside), axis)
+    return result if most is None else Scaled(result, most)
+
+
+def _masked(tensors: list[Tensor], inside: Tensor) -> list[Tensor]:
+    """The factors, one of them 0 where nothing is inside: the one that grows least by it."""
+    if inside.all() and any(t.shape == inside.shape for t in tensors):
+        return tensors
+    sizes = [_numel(t, inside) - t.numel() for t in tensors]
+    i = sizes.index(min(sizes))
+    masked = torch.where(inside, tensors[i], torch.zeros((), dtype=tensors[i].dtype, device=inside.device))
+    return [*tensors[:i], masked, *tensors[i + 1 :]]
+
+
+def _summed(tensors: list[Tensor], axis: int) -> Tensor:
+    """Σ over an axis of a product."""
+    tensors = sorted(tensors, key=Tensor.numel)
+    while len(tensors) > 2:
+        first, second, *rest = tensors
+        tensors = sorted([first * second, *rest], key=Tensor.numel)
+    if len(tensors) == 1:
+        (only,) = tensors
+        return only.sum(axis, keepdim=True)
+    a, b = tensors
+    axis %= a.ndim
+    if a.shape[axis] != b.shape[axis] or _numel(a, b) <= max(a.numel(), b.numel()):
+        return (a * b).sum(axis, keepdim=True)
+    names = [chr(ord("a") + i) for i in range(a.ndim)]
+    out = "".join(name for i, name in enumerate(names) if i != axis)
+    return torch.einsum(f"{''.join(names)},{''.join(names)}->{out}", a, b).unsqueeze(axis)
+
+
+def _numel(a: Tensor, b: Tensor) -> int:
+    """Entries of what two tensors broadcast to."""
+    return prod(max(m, n) for m, n in zip(a.shape, b.shape, strict=True))

@@ -1,0 +1,257 @@
+"""The attentions of a pattern one by one, each planned by itself, and what joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.planning.plan import Plan, joined
+from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.compiler.values import is_plain, is_scored, output, output_lse, passes, rank, values_of
+from attnc.runtime import reference
+from attnc.runtime.call import Sizes, call_shape, number
+from attnc.runtime.cpu import rows, scored
+from attnc.runtime.cpu.autograd import attend as attend_plain
+from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
+from attnc.runtime.values import Block, Operands, Values
+
+Int64 = NDArray[np.int64]
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Given:
+    """One call: sizes, inputs by name (real ones among them), and the scale."""
+
+    sizes: Sizes
+    inputs: Mapping[str, object]
+    real: Mapping[str, Tensor]
+    scale: float
+
+
+Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], Pair]
+"""(planner, call, q, k, v, what was given and computed before) → (out, lse) of one attention."""
+
+
+class Steps:
+    """The attentions of a pattern as patterns of their own, in their order."""
+
+    def __init__(self, text: str, pattern: ir.Pattern, strict: bool) -> None:
+        self._pattern = pattern
+        self._text = text
+        self._strict = strict
+        self._planners: Recent[Planner] = Recent(SETTINGS.plans)
+        if strict:
+            self._check_passes()
+
+    def _check_passes(self) -> None:
+        for node in self._pattern.nodes:
+            count = passes(node)
+            if count > 1:
+                raise UnsupportedError(
+                    f"strict: the weights of `{node.name}` need {count} passes over a row's keys, as one sum needs "
+                    f"another one whole; compile it without strict to allow that"
+                )
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def on_cpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
+        """(out, lse) of the pattern, differentiable once; lse is None where it has none."""
+        return self._run(q, k, v, given, _on_cpu)
+
+    def densely(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
+        """The same by the reference, differentiable as often as torch can."""
+        return self._run(q, k, v, given, _densely)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
+        pattern, known = self._pattern, dict(given.real)
+        for node in pattern.nodes:
+            own = self._node(node, q, k, v, given, run, known)
+            known[output(node).name], known[output_lse(node).name] = own
+        if pattern.combine is None:
+            (node,) = pattern.nodes
+            has_lse = isinstance(node.weights, ir.Softmax) and node.stack is None
+            return known[node.name].to(q.dtype), known[f"{node.name}.lse"] if has_lse else None
+        out = self._combined(pattern.combine, q, k, v, given, known)
+        lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
+        return out.to(q.dtype), lse
+
+    def _node(
+        self,
+        node: ir.Attend,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        given: Given,
+        run: Run,
+        known: Mapping[str, Tensor],
+    ) -> Pair:
+        if node.family is None:
+            return run(self._planner(node, None), given, q, k, v, known)
+        members = self._members(node, given.sizes, given.inputs)
+        pairs = [run(self._planner(node, i), given, q, k, v, known) for i in members]
+        outs, lses = ([pair[i] for pair in pairs] for i in (0, 1))
+        if not pairs:
+            empty = q.new_zeros((*q.shape[:3], 0, v.shape[-1]), dtype=lse_dtype(q.dtype))
+            return empty, empty[..., 0]
+        return torch.stack(outs, 3), torch.stack(lses, 3)
+
+    def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
+        assert node.family is not None
+        named = call_shape(self._part(node), sizes, inputs).sizes
+        low, high = (number(end, sizes, named) for end in node.family[1:])
+        return range(low, high)
+
+    # --- planning ----------------------------------------------------------------------------------------------------
+
+    def plans(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[str, Plan]]:
+        """The plan of every attention, by name."""
+        found = []
+        for node in self._pattern.nodes:
+            if node.family is None:
+                found.append((node.name, self._planner(node, None).plan(sizes, inputs)))
+                continue
+            for i in self._members(node, sizes, inputs):
+                found.append((f"{node.name}[{i}]", self._planner(node, i).plan(sizes, inputs)))
+        return found
+
+    def plan(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+        """The plans of all attentions in one."""
+        plans = self.plans(sizes, inputs)
+        return plans[0][1] if len(plans) == 1 and self._pattern.combine is None else joined(plans)
+
+    def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
+        """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
+        result = np.zeros((sizes.n_q, sizes.n_k), dtype=np.bool_)
+        for node, relations in self.relations(sizes, inputs):
+            shape = relations.shape
+            seen = relations.mask(batch, head, 0, shape.n_q, 0, shape.n_k)
+            result |= seen if node.keys is None else seen[:, _places(node, relations, sizes.n_k)]
+        return torch.from_numpy(result)
+
+    def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
+        """The relations of every attention."""
+        found = []
+        for node in self._pattern.nodes:
+            members = [None] if node.family is None else self._members(node, sizes, inputs)
+            for i in members:
+                pattern = self._planner(node, i).pattern
+                found.append((pattern.attend, relations_of(pattern, call_shape(pattern, sizes, inputs))))
+        return found
+
+    def _planner(self, node: ir.Attend, member: int | None) -> Planner:
+        name = node.name if member is None else f"{node.name}[{member}]"
+
+        def make() -> Planner:
+            return Planner(f"{self._text}#{name}", self._part(node, member), self._strict)
+
+        return self._planners.get(name, make)
+
+    def _part(self, node: ir.Attend, member: int | None = None) -> ir.Pattern:
+        """A pattern of one attention, which reads what others gave as inputs."""
+        own = node if member is None or node.family is None else _member(node, member)
+        before = [other for other in self._pattern.nodes if other.name != node.name]
+        given = tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
+        read = tuple(tensor for tensor in given if tensor in _read(own))
+        tensors = self._pattern.tensors + read
+        return replace(self._pattern, tensors=tensors, nodes=(own,), combine=None, lse=None)
+
+    # --- combining ---------------------------------------------------------------------------------------------------
+
+    def _combined(
+        self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: Given, known: Mapping[str, Tensor]
+    ) -> Tensor:
+        """A value of every row: (B, Hq, Nq[, width])."""
+        pattern = self._part(self._pattern.nodes[0])
+        relations = relations_of(replace(pattern, requirements=()), _on_tokens(pattern, given))
+        dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
+        vectors = q.unbind(0), k.unbind(0), v.unbind(0)
+        sizes, slices = relations.sizes, relations.slices
+        operands = Operands(*vectors, known, sizes, slices, given.scale, dtype, self._pattern.origins)
+        batches = []
+        for batch in range(q.shape[0]):
+            parts = []
+            for window in relations.windows(batch):
+                alive = np.ones((1, window.n_q, 1), dtype=np.bool_)
+                block = Block(batch, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), alive)
+                found = Values(operands, block).of(value)[:, :, 0]
+                parts.append(found.expand(len(heads), window.n_q, *found.shape[2:]))
+            batches.append(torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype))
+        if not batches:
+            return q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
+        return torch.stack(batches)
+
+
+def _on_tokens(pattern: ir.Pattern, given: Given) -> CallShape:
+    """The shape of a call whose keys are tokens, whatever the attention's are."""
+    return replace(call_shape(pattern, given.sizes, given.inputs), n_k=given.sizes.n_k, shift=None)
+
+
+def _places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
+    """The key that each token is in; that of another past the last, where tokens are in none."""
+    if node.key_of is None:
+        raise UnsupportedError(f"`{node.name}` has keys that are no tokens: there is no mask of tokens to show")
+    window = Window(0, 0, relations.shape.n_q, tokens, 0)
+    own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
+    places: Int64 = exact.integers(own, (0, 1), (0, tokens))[0]
+    return places
+
+
+def _read(node: ir.Attend) -> set[ir.Tensor]:
+    return {below.tensor for root in values_of(node) for below in root.below if isinstance(below, ir.Element)}
+
+
+def _member(node: ir.Attend, member: int) -> ir.Attend:
+    """One branch of a family."""
+    assert node.family is not None
+    at: dict[ir.Index, ir.Index] = {node.family[0]: fold.const(member)}
+    weights = node.weights
+    if not isinstance(weights, ir.Softmax):
+        weights = substitute_value(weights, at)
+    elif weights.extra is not None:
+        weights = ir.Softmax(substitute_value(weights.extra, at))
+    return replace(
+        node,
+        visible=substitute(node.visible, at),
+        score=substitute_value(node.score, at),
+        weights=weights,
+        value=substitute_value(node.value, at),
+        keys=None if node.keys is None else substitute(node.keys, at),
+        family=None,
+    )
+
+
+def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+    """One attention by the executor that is made for it."""
+    plan = planner.plan(given.sizes, given.inputs)
+    node = planner.pattern.attend
+    if is_plain(node):
+        return attend_plain(q, k, v, plan, given.scale)
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+    call = Call(plan, relations, given.scale)
+    real = _real(planner.pattern, known)
+    return scored.attend(q, k, v, call, real) if is_scored(node) else rows.attend(q, k, v, call, real)
+
+
+def _densely(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+    real = {tensor.name: known[tensor.name] for tensor in planner.pattern.tensors if tensor.kind == "real"}
+    return reference.attend(q, k, v, relations, given.scale, real)
+
+
+def _real(pattern: ir.Pattern, known: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    return [known[tensor.name] for tensor in pattern.tensors if tensor.kind == "real"]

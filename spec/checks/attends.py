@@ -1,0 +1,281 @@
+"""The clauses of attentions: what each may read, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from attnc.spec import program
+from attnc.spec.checks.forms import FLOAT, INT, UNKNOWN, Finding, Form, floating
+from attnc.spec.checks.guards import Facts
+from attnc.spec.checks.measure import below
+from attnc.spec.source import Span
+
+if TYPE_CHECKING:
+    from attnc.spec.checks.check import Checker
+
+Clause = Literal["score", "weights", "extra", "value", "combine"]
+Reads = program.Score | program.Share | program.BranchRead | program.Merge
+
+_DATA = frozenset({"data", "head", "batch"})
+
+
+class AttendChecker:
+    """Checks attentions one after another; a branch is known to those after it."""
+
+    def __init__(self, checker: Checker, pattern: program.Program, complain: Callable[..., None]) -> None:
+        self._checker = checker
+        self._pattern = pattern
+        self._complain = complain
+        self._outputs: dict[str, Form] = {}
+        self._branches = {attend.name: attend for attend in pattern.attends}
+        self._clause: Clause | None = None
+        self._attend: program.Attend | None = None
+
+    # --- one attention -----------------------------------------------------------------------------------------------
+
+    def check(self, attend: program.Attend, facts: Facts, everywhere: Facts) -> frozenset[str]:
+        """What an attention needs; `facts` hold where the pattern's relation does."""
+        self._attend = attend
+        checker = self._checker
+        env = self._places(attend, everywhere)
+        needs = frozenset[str]()
+        for line in attend.visible:
+            needs |= checker.condition(line, env, facts).needs
+            self._check_key(line)
+            facts = checker.facts_after(line, facts)
+        if attend.over is not None:
+            for line in self._pattern.visible:
+                self._check_key(line)
+        self._check_round(attend)
+        self._check_score(attend)
+        if attend.score is not None:
+            needs |= self._number("score", attend.score, "the score", env, facts).needs
+        needs |= self._weights(attend, env, facts, everywhere)
+        self._outputs[attend.name] = self._value(attend, env, facts)
+        return needs
+
+    def _places(self, attend: program.Attend, facts: Facts) -> Mapping[program.Binder, Finding]:
+        """What its own names are."""
+        env: dict[program.Binder, Finding] = {}
+        for unit in attend.units:
+            found = self._checker.unit(unit, facts)
+            key = {"key"} if unit is attend.over else set()
+            env[unit.binder] = Finding(found.form, found.needs | key, None, found.natural)
+        for item in (attend.over, attend.stack, attend.family):
+            if isinstance(item, program.Range):
+                ends = [self._checker.integer(end, "the end of a range", facts) for end in (item.low, item.high)]
+                self._check_range(item, ends)
+                needs = frozenset({"key"} if item is attend.over else ())
+                env[item.binder] = Finding(INT, needs, None, ends[0].natural)
+        return env
+
+    def _check_range(self, item: program.Range, ends: list[Finding]) -> None:
+        for end, found in zip((item.low, item.high), ends, strict=True):
+            if found.needs & {"q", "k", "row", "head", "batch", "data"}:
+                help_ = "use parameters and sizes; hide what a row does not see by `visible`"
+                message = "a range of keys is the same for all queries"
+                self._complain("A406", message, end.span, "differs from query to query", help=help_)
+
+    def _check_round(self, attend: program.Attend) -> None:
+        item = self._pattern.round
+        if item is not None and (attend.over is not None or attend.visible):
+            help_ = "round in a pattern of its own"
+            message = "`round` with branches that have relations or keys of their own is not supported yet"
+            self._complain("A703", message, item.span, help=help_)
+
+    def _check_score(self, attend: program.Attend) -> None:
+        """Keys that are no tokens have no vectors of their own, and so no score by default."""
+        if attend.over is None or attend.score is not None:
+            return
+        weights = attend.weights
+        scored = weights is None or isinstance(weights, program.Softmax)
+        if not scored:
+            roots = [root for root in (weights, attend.value) if root is not None]
+            scored = any(isinstance(node, program.Score | program.Share) for node in below(roots))  # type: ignore[arg-type]
+        if scored:
+            name = attend.over.binder.name
+            unit = isinstance(attend.over, program.Unit)
+            help_ = f"say it: `score scale * dot(q, mean({name}.k))`" if unit else "write a `score` line"
+            message = f"the keys are `{name}`, which has no score of its own"
+            self._complain("A215", message, attend.over.span, "no `score`", help=help_)
+
+    def _check_key(self, node: program.Expr) -> None:
+        """Where keys are units or a range, there is no one token `k`."""
+        attend = self._attend
+        if attend is None or attend.over is None:
+            return
+        at = self._checker.first_use(node, "k")
+        if at is not None:
+            name = attend.over.binder.name
+            message = f"there is no `k` here: the keys are `{name}`"
+            help_ = f"a token is `k[i]`, and those of a unit are `mean({name}.k)`"
+            self._complain("A206", message, at, f"which `k` of `{name}`?", help=help_)
+
+    # --- clauses -----------------------------------------------------------------------------------------------------
+
+    def _in(self, clause: Clause, node: program.Expr, env: Mapping[program.Binder, Finding], facts: Facts) -> Finding:
+        self._clause, self._checker.attention = clause, self
+        found = self._checker.find(node, env, facts)
+        self._clause, self._checker.attention = None, None
+        if clause != "combine":
+            self._check_key(node)
+        return found
+
+    def _number(
+        self, clause: Clause, node: program.Expr, what: str, env: Mapping[program.Binder, Finding], facts: Facts
+    ) -> Finding:
+        found = self._in(clause, node, env, facts)
+        several = clause == "extra" and len(found.form.axes) == 1
+        if not (found.form.is_number or several):
+            help_ = "take the product with another vector: `dot(a, b)`" if found.form.axes else ""
+            message = f"{what} is a number, and this is {found.form}"
+            self._complain("A310", message, node.span, str(found.form), help=help_)
+        return found
+
+    def _weights(
+        self, attend: program.Attend, env: Mapping[program.Binder, Finding], facts: Facts, everywhere: Facts
+    ) -> frozenset[str]:
+        weights = attend.weights
+        if weights is None:
+            return frozenset()
+        if not isinstance(weights, program.Softmax):
+            return self._number("weights", weights, "a weight", env, facts).needs
+        if weights.extra is None:
+            return frozenset()
+        return self._extra(weights.extra, env, everywhere).needs
+
+    def _extra(self, node: program.Expr, env: Mapping[program.Binder, Finding], facts: Facts) -> Finding:
+        found = self._number("extra", node, "`extra`", env, facts)
+        at = self._checker.first_use(node, "k") or self._checker.first_use(node, "key")
+        if at is None and "key" in found.needs:
+            at = node.span
+        if at is not None:
+            help_ = "it may depend on the query, the head and inputs"
+            self._complain("A206", "`extra` is one logit for all keys", at, "which key?", help=help_)
+        return found
+
+    def _value(self, attend: program.Attend, env: Mapping[program.Binder, Finding], facts: Facts) -> Form:
+        """The form of what it gives for a row."""
+        if attend.value is None:
+            if attend.over is not None:
+                name = attend.over.binder.name
+                help_ = f"say what a key gives: `value mean({name}.v)`" if isinstance(attend.over, program.Unit) else ""
+                message = f"the keys are `{name}`, which has no value of its own"
+                self._complain("A215", message, attend.over.span, "no `value`", help=help_ or "write a `value` line")
+            return floating(("dv",))
+        form = self._in("value", attend.value, env, facts).form
+        if form.kind == "unknown":
+            return UNKNOWN
+        if not (form.is_number or form.kind == "float") or len(form.axes) > 1:
+            help_ = "write a number or a vector over one axis"
+            self._complain("A310", f"a value is a vector, and this is {form}", attend.value.span, str(form), help=help_)
+            return UNKNOWN
+        if attend.stack is not None:
+            if form.axes:
+                help_ = f"each place of `{attend.stack.binder.name}` gives one number: take an entry, `v[k][i]`"
+                self._complain("A310", "a row stacks numbers, and this is a vector", attend.value.span, help=help_)
+            return floating((attend.stack.binder.name,))
+        return floating(form.axes)
+
+    def check_combine(self, node: program.Expr, facts: Facts) -> None:
+        """The result is a vector of this query."""
+        self._attend = None
+        form = self._in("combine", node, {}, facts).form
+        for place, words in (("k", "a key"), ("key", "a key")):
+            at = self._checker.first_use(node, place)
+            if at is not None:
+                help_ = "join the branches' outputs; keys belong into the branches"
+                self._complain("A206", f"`combine` is of one query, and this depends on {words}", at, help=help_)
+                return
+        if form.kind != "unknown" and (form.kind != "float" or len(form.axes) != 1):
+            help_ = "a branch's output is one; a number goes with it: `gate[q] * near`"
+            self._complain("A310", f"the result is a vector, and this is {form}", node.span, str(form), help=help_)
+
+    # --- what its expressions read -----------------------------------------------------------------------------------
+
+    def find(self, node: Reads) -> Finding:
+        """What is known of a score, a share, or what a branch gave."""
+        match node:
+            case program.Score() | program.Share():
+                return self._of_row(node)
+            case program.BranchRead():
+                return self._branch(node)
+            case program.Merge():
+                return self._merged(node)
+
+    def check_row(self, span: Span) -> None:
+        """Whether there are keys of a row to run over."""
+        if self._clause in ("combine", "extra", None):
+            help_ = "in `score`, `weights` and `value`, `for k` runs over the keys that the query sees"
+            self._complain("A210", "there are no keys of a row here", span, "over which keys?", help=help_)
+
+    def _of_row(self, node: program.Score | program.Share) -> Finding:
+        if self._clause not in ("weights", "value"):
+            word = "score" if isinstance(node, program.Score) else "softmax"
+            here = "this line defines it" if self._clause == "score" else "there is none here"
+            help_ = "it is known in `weights` and in `value`"
+            self._complain("A206", f"`{word}` is of a row's scores, and {here}", node.span, help=help_)
+        return Finding(FLOAT, _DATA | {"q", "k", "key"})
+
+    def _branch(self, node: program.BranchRead) -> Finding:
+        attend = self._branches.get(node.branch)
+        if attend is None:
+            return Finding(UNKNOWN)
+        if node.part != "out" and not is_softmax(attend):
+            help_ = "only a softmax has one: leave `weights` out, or write `weights softmax(…)`"
+            message = f"`{node.branch}` has no `{node.part}`: its weights are no softmax"
+            self._complain("A206", message, node.span, help=help_)
+        if node.part == "weight":
+            self._check_weight(node, attend)
+        if node.part == "out":
+            return Finding(self._outputs.get(node.branch, UNKNOWN), _DATA | {"row"})
+        return Finding(FLOAT, _DATA | ({"q", "k", "key"} if node.part == "weight" else {"row"}))
+
+    def _check_weight(self, node: program.BranchRead, attend: program.Attend) -> None:
+        here = self._attend
+        if self._clause in ("combine", "extra") or here is None:
+            message = f"`{node.branch}.weight` is of a query and a key, and there is no key here"
+            self._complain("A206", message, node.span, "of which key?", help="read it in `score`, `weights` or `value`")
+        elif not same_keys(attend.over, here.over):
+            help_ = "write both `over` alike"
+            message = f"`{node.branch}` has other keys than `{here.name}`"
+            self._complain("A206", message, node.span, "of which key?", help=help_)
+
+    def _merged(self, node: program.Merge) -> Finding:
+        if self._clause != "combine":
+            self._complain("A206", "`merge` joins branches in `combine`", node.span, help="write it there")
+        form: Form | None = None
+        for part in node.parts:
+            attend = self._branches.get(part.branch)
+            if attend is None:
+                return Finding(UNKNOWN)
+            if not is_softmax(attend):
+                message = f"`{part.branch}` has no LSE to merge by: its weights are no softmax"
+                help_ = "add the outputs, with factors: `a * near + b * far`"
+                self._complain("A206", message, part.span, help=help_)
+            own = self._outputs.get(part.branch, UNKNOWN)
+            if form is not None and own != form and UNKNOWN not in (own, form):
+                self._complain("A314", f"{form} and {own} do not merge", part.span, str(own), help="make them alike")
+            form = own if form is None else form
+        return Finding(form or UNKNOWN, _DATA | {"row"})
+
+
+def is_softmax(attend: program.Attend) -> bool:
+    """Whether its weights are a softmax, so that it has an LSE."""
+    return attend.weights is None or isinstance(attend.weights, program.Softmax)
+
+
+def same_keys(a: program.Unit | program.Range | None, b: program.Unit | program.Range | None) -> bool:
+    """Whether two attentions have the same keys, as they are written."""
+    if a is None or b is None or type(a) is not type(b):
+        return a is b
+    if isinstance(a, program.Unit) and isinstance(b, program.Unit):
+        return _text(a.value) == _text(b.value)
+    assert isinstance(a, program.Range)
+    assert isinstance(b, program.Range)
+    return (_text(a.low), _text(a.high)) == (_text(b.low), _text(b.high))
+
+
+def _text(node: program.Expr) -> str:
+    return "".join(node.span.text.split())

@@ -1,0 +1,261 @@
+"""The clauses of an attention, of a pattern's body or a branch's: places, relation, score, weights, value."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import replace
+from typing import TypeVar
+
+from attnc.spec import program, syntax
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.modules import declare, let_source, refuse_hiding
+from attnc.spec.names.scope import (
+    BranchSymbol,
+    DefinitionSource,
+    DefinitionSymbol,
+    RangeSymbol,
+    SilentSymbol,
+    Symbol,
+    UnitSymbol,
+)
+from attnc.spec.names.units import resolve_unit
+from attnc.spec.names.worlds import World
+from attnc.spec.report import Report
+from attnc.spec.source import Span
+
+_T = TypeVar("_T")
+
+PLAIN = ("visible", "score", "weights", "value", "over", "per", "let")
+"""What the body of a branch holds."""
+
+_OWN = "it is said once, in the pattern's own body"
+_WHERE = {
+    **dict.fromkeys(("align", "documents", "require", "preset", "input", "learned", "tokens", "pad"), _OWN),
+    **dict.fromkeys(("combine", "branch", "select", "round", "approximate"), _OWN),
+    **dict.fromkeys(("covers", "from", "keep", "always"), "it belongs in a `select`"),
+    "return": "it belongs in a `def`",
+}
+
+
+class Clauses:
+    """Resolves the clauses of one body; its expressions see its `own` names and those of `outer`."""
+
+    def __init__(
+        self,
+        statements: tuple[syntax.Statement, ...],
+        own: dict[str, Symbol],
+        outer: Mapping[str, Symbol],
+        resolver: Resolver,
+        report: Report,
+    ) -> None:
+        self._statements = statements
+        self._own = own
+        self._names: Mapping[str, Symbol] = ChainMap(own, *_maps(outer))
+        self._outer = outer
+        self._resolver = resolver
+        self._report = report
+
+    def attend(self, name: str, at: Span, defaults: program.Attend | None = None) -> program.Attend:
+        """The attention; what the body does not say is as in `defaults`. Places must be declared (`places`) before."""
+        old = defaults or program.Attend(at, name, ())
+        visible = self.relation()
+        return replace(
+            old,
+            span=at,
+            name=name,
+            visible=visible,
+            over=self._over or old.over,
+            per=self._per or old.per,
+            stack=self._stack or old.stack,
+            score=self._one("score", "float") or old.score,
+            weights=self._weights() or old.weights,
+            value=self._one("value", "vector") or old.value,
+        )
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    _over: program.Unit | program.Range | None = None
+    _per: tuple[program.Unit, ...] = ()
+    _stack: program.Range | None = None
+
+    def places(self) -> None:
+        """Read `over` and `per`, and give their names a meaning."""
+        for line in self._lines(syntax.Places, "over"):
+            for binder in line.binders:
+                self._over = self._key(binder)
+        for line in self._lines(syntax.Places, "per"):
+            for binder in line.binders:
+                self._row(binder)
+
+    def _key(self, binder: syntax.Binder) -> program.Unit | program.Range | None:
+        if isinstance(binder, syntax.Unit):
+            return self._unit(binder, "k", is_key=True)
+        return self._range(binder, is_key=True)
+
+    def _row(self, binder: syntax.Binder) -> None:
+        if isinstance(binder, syntax.Unit):
+            unit = self._unit(binder, "q", is_key=False)
+            self._per += () if unit is None else (unit,)
+        elif isinstance(binder, syntax.Running) and binder.domain is None and binder.name.id == "q":
+            return
+        elif self._stack is not None:
+            help_ = "a row is a query, and perhaps one range: `per q, i in 0 .. dk`"
+            self._report.error("A216", "two ranges of rows", binder.span, "again here", help=help_)
+        else:
+            self._stack = self._range(binder, is_key=False)
+
+    def _unit(self, binder: syntax.Unit, place: str, *, is_key: bool) -> program.Unit | None:
+        unit = resolve_unit(binder, self._names, self._resolver, self._report)
+        if unit is not None and unit.place != place:
+            words = ("`over` are of keys", "k // block") if is_key else ("`per` are of queries", "q // block")
+            help_ = f"write `{binder.name.id} = {words[1]}`"
+            self._report.error("A221", f"the units of {words[0]}", binder.value.span, "the other place", help=help_)
+            unit = None
+        symbol = SilentSymbol(binder.name.span) if unit is None else UnitSymbol(binder.name.span, unit, is_key)
+        self._declare(binder.name, symbol)
+        return unit
+
+    def _range(self, binder: syntax.Binder, *, is_key: bool) -> program.Range | None:
+        span = binder.span
+        if not isinstance(binder, syntax.Running) or binder.domain is None:
+            help_ = "give it a range: `l in 0 .. depth`; or make it a unit: `b = k // block`"
+            self._report.error("A210", f"`{binder.name.id}` runs over nothing", span, "over what?", help=help_)
+            self._declare(binder.name, SilentSymbol(binder.name.span))
+            return None
+        found = self.range(binder)
+        self._declare(binder.name, RangeSymbol(binder.name.span, found.binder, is_key))
+        return found
+
+    def range(self, item: syntax.Running) -> program.Range:
+        """A name with its range."""
+        zero = program.Literal(item.span, 0)
+        match item.domain:
+            case syntax.Range(low=low, high=high):
+                ends = self._resolve(low, "exact"), self._resolve(high, "exact")
+            case None:
+                ends = zero, zero
+            case count:
+                ends = zero, self._resolve(count, "exact")
+        return program.Range(item.span, program.Binder(item.name.span, item.name.id), *ends)
+
+    # --- clauses -----------------------------------------------------------------------------------------------------
+
+    def relation(self) -> tuple[program.Expr, ...]:
+        """The lines of the relation, each of which the next ones may name `visible`."""
+        lines = self._resolver.surroundings.visible
+        first = len(lines)
+        for clause in self._lines(syntax.Clause, "visible"):
+            lines.append(self._resolve(clause.value, "exact"))
+        return tuple(lines[first:])
+
+    def _one(self, word: str, world: World) -> program.Expr | None:
+        for clause in self._lines(syntax.Clause, word):
+            return self._resolve(clause.value, world)
+        return None
+
+    def _weights(self) -> program.Softmax | program.Expr | None:
+        found = self._one("weights", "float")
+        if isinstance(found, program.Share) and found.score is None:
+            return program.Softmax(found.span, found.extra)
+        return found
+
+    def _resolve(self, value: syntax.Expr, world: World) -> program.Expr:
+        found = self._resolver.resolve(value, self._names, world=world)
+        excess = self._resolver.measures.excess(found)
+        if excess:
+            self._report.error("A507", f"this line {excess.message}", value.span, help=excess.help)
+            return program.Literal(value.span, True) if world == "exact" else program.Scale(value.span)
+        return found
+
+    def _lines(self, kind: type[_T], word: str) -> Iterable[_T]:
+        found = (s for s in self._statements if s.word.id == word)
+        return [s for s in found if isinstance(s, kind)]
+
+    def _declare(self, name: syntax.Name, symbol: Symbol) -> None:
+        declare(self._report, self._own, self._outer, name, symbol)
+
+
+class Branch:
+    """One `branch`: its names are declared first, so that it may stand before what it reads."""
+
+    def __init__(
+        self, block: syntax.Block, names: MutableMapping[str, Symbol], resolver: Resolver, report: Report
+    ) -> None:
+        assert block.name is not None
+        self.name = block.name
+        self._block = block
+        self._own: dict[str, Symbol] = {}
+        self._outer = names
+        self._names: ChainMap[str, Symbol] = ChainMap(self._own, *_maps(names))
+        self._resolver = resolver
+        self._report = report
+        self._lets: list[DefinitionSource] = []
+
+    @property
+    def symbol(self) -> BranchSymbol:
+        """What its name stands for."""
+        return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders))
+
+    def attend(self, defaults: program.Attend) -> program.Attend:
+        """The attention of the branch; the pattern's clauses are its defaults."""
+        self._check_statements()
+        statements = self._block.body.statements
+        clauses = Clauses(statements, self._own, self._outer, self._resolver, self._report)
+        family = self._family(clauses)
+        self._declare_lets(statements)
+        clauses.places()
+        around = self._resolver.surroundings
+        before = list(around.visible)
+        found = clauses.attend(self.name.id, self.name.span, defaults)
+        around.visible[:] = before
+        return replace(found, family=family)
+
+    def spare(self) -> list[DefinitionSource]:
+        """Its own lets."""
+        return self._lets
+
+    def _family(self, clauses: Clauses) -> program.Range | None:
+        binders = self._block.binders
+        if not binders:
+            return None
+        first = binders[0]
+        if len(binders) > 1 or not isinstance(first, syntax.Running) or first.domain is None:
+            help_ = f"one range: `branch {self.name.id}[c in 0 .. n]`"
+            self._report.error("A210", "a family runs over a range", first.span, "over what?", help=help_)
+            return None
+        found = clauses.range(first)
+        declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
+        return found
+
+    def _declare_lets(self, statements: tuple[syntax.Statement, ...]) -> None:
+        for item in statements:
+            if isinstance(item, syntax.Definition) and item.word.id == "let":
+                source = let_source(item, self._names)
+                declare(self._report, self._own, self._outer, item.name, DefinitionSymbol(item.name.span, source))
+                self._lets.append(source)
+                for name in item.parameters or ():
+                    if name.id in RESERVED_NAMES | FUNCTIONS:
+                        refuse_hiding(self._report, name)
+                    elif name.id in self._names:
+                        refuse_hiding(self._report, name, self._names[name.id].span)
+
+    def _check_statements(self) -> None:
+        first: dict[str, syntax.Statement] = {}
+        for item in self._block.body.statements:
+            word = item.word.id
+            if word not in PLAIN:
+                help_ = _WHERE.get(word, "a branch holds `visible`, `score`, `weights`, `value`, `over`, `per`, `let`")
+                self._report.error("A214", f"`{word}` does not belong in a `branch`", item.word.span, help=help_)
+            elif word in first and word not in ("visible", "let"):
+                also = (Label(first[word].span, "first here"),)
+                self._report.error(
+                    "A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one"
+                )
+            first.setdefault(word, item)
+
+
+def _maps(names: Mapping[str, Symbol]) -> list[MutableMapping[str, Symbol]]:
+    return list(names.maps) if isinstance(names, ChainMap) else [names]  # type: ignore[list-item]  # a dict
