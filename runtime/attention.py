@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
@@ -116,6 +117,7 @@ class Attention:
         self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
         self._pattern = self._planner.pattern
         self._plain = is_plain(self._pattern.attend)
+        self._is_reference = options.backend == "reference"
 
     # --- what it is ---
 
@@ -201,8 +203,13 @@ class Attention:
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
+        if not (inputs or return_lse or self._is_reference or is_dynamo_compiling()):
+            direct = self._planner.direct
+            out = None if direct is None else direct.attend(q, k, v, scale)
+            if out is not None:
+                return out
         check_are_tensors(q, k, v)
-        if self._options.backend == "reference":
+        if self._is_reference:
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
             q, k, v = cast_for_autocast(q, k, v)
