@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from typing_extensions import ParamSpec
 
 from attnc.compiler.planning.build_plan import Relations
@@ -127,6 +128,7 @@ class Attention:
         single = len(nodes) == 1 and self._pattern.combine is None and is_scored(nodes[0])
         self._plain = single and is_plain(nodes[0])
         self._steps = None if single else Steps(self._planner.text, self._pattern, options.strict)
+        self._is_reference = options.backend == "reference"
 
     # --- what it is ---
 
@@ -212,8 +214,13 @@ class Attention:
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
+        if not (inputs or return_lse or self._is_reference or is_dynamo_compiling()):
+            direct = self._planner.direct
+            out = None if direct is None else direct.attend(q, k, v, scale)
+            if out is not None:
+                return out
         check_are_tensors(q, k, v)
-        if self._options.backend == "reference":
+        if self._is_reference:
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
             q, k, v = cast_for_autocast(q, k, v)

@@ -22,6 +22,7 @@ from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import check_tensors
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
+from attnc.runtime.cpu.direct import direct_of
 from attnc.runtime.cpu.executor import Need, empty_like
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
@@ -73,7 +74,10 @@ def attend(
     need: Need = "lse" if return_lse else "backward" if recorded else "out"
     planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), need)
     if not recorded:
-        return planned.forward(q, k, v, inputs)
+        pair = planned.forward(q, k, v, inputs)
+        if not (inputs or return_lse):
+            planner.direct = direct_of(q, k, v, planned.plan, scale, planned.scale, pair[0]) or planner.direct
+        return pair
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 
 

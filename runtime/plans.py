@@ -14,6 +14,7 @@ from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import DocumentsNotContiguousError
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
+from attnc.runtime.cpu.direct import Direct
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recent import Recent
 from attnc.runtime.requirements import check_requirements
@@ -24,7 +25,10 @@ _SHORT = 256
 
 
 class Planner:
-    """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is."""
+    """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is.
+
+    `direct`: the last call that was nothing but one kernel call.
+    """
 
     def __init__(self, text: str, pattern: Pattern, strict: bool) -> None:
         self.text = text
@@ -32,6 +36,7 @@ class Planner:
         self._strict = strict
         self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
         self._last: tuple[Hashable, Plan] | None = None
+        self.direct: Direct | None = None
         self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
         read = names_read(pattern)
         self._read = [tensor.name in read for tensor in pattern.tensors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,4 +22,4 @@ def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
 
 def is_forward_mode() -> bool:
     """Whether forward-mode derivatives are being taken."""
-    return torch.autograd.forward_ad._current_level >= 0
+    return forward_ad._current_level >= 0

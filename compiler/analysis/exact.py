@@ -204,7 +204,7 @@ class _Evaluator:
         self, q: Array, k: Array, wide: bool, origins: Mapping[Index, Span], known: Mapping[Index, Array] | None = None
     ) -> None:
         self._places = {"q": q, "k": k}
-        self._known = known or {}
+        self._known = dict(known or {})
         self._wide = wide
         self._dtype: Any = object if wide else np.int64
         self._origins = origins
@@ -266,8 +266,8 @@ class _Evaluator:
     def _junction(self, node: Bool, alive: Alive) -> Alive:
         conjunction = node.op == "and"
         result = np.full((1, 1), conjunction)
-        for operand in node.operands:
-            open_lanes = alive & (result if conjunction else ~result)
+        for i, operand in enumerate(node.operands):
+            open_lanes = alive & (result if conjunction else ~result) if i else alive
             if not open_lanes.any():
                 break
             value = self.truth(operand, open_lanes)
@@ -279,7 +279,7 @@ class _Evaluator:
     def integer(self, node: Index, alive: Alive) -> Array:
         match node:
             case Const():
-                return np.full((1, 1), node.value, dtype=self._dtype)
+                return np.array([[node.value]], dtype=self._dtype)
             case Place() | Var():
                 return self._places[node.name] if isinstance(node, Place) else self._variables[node]
             case Linear():
@@ -287,7 +287,8 @@ class _Evaluator:
             case Coord():
                 return self._coordinate(node, alive)
             case Arith():
-                return self._arith(node, alive)
+                found = self._known.get(node)
+                return self._kept(node, self._arith(node, alive), alive) if found is None else found
             case TableRead():
                 index = self._checked_index(node, self.integer(node.index, alive), len(node.values), alive)
                 return np.array(node.values, dtype=self._dtype)[index]
@@ -303,9 +304,10 @@ class _Evaluator:
                 raise AssertionError(f"not specialised: {node}")
 
     def _linear(self, node: Linear, alive: Alive) -> Array:
-        total = np.full((1, 1), node.constant, dtype=self._dtype)
+        total = np.array([[node.constant]], dtype=self._dtype)
         for term, coefficient in node.terms:
-            total = total + self.integer(term, alive) * coefficient
+            value = self.integer(term, alive)
+            total = total + (value if coefficient == 1 else value * coefficient)
         return self._in_word(node, total, alive)
 
     def _coordinate(self, node: Coord, alive: Alive) -> Array:
@@ -314,6 +316,12 @@ class _Evaluator:
         position = self.integer(node.position, alive) - self.integer(node.offset, alive)
         value = position // self.integer(node.stride, alive)
         return value if node.extent is None else value % self.integer(node.extent, alive)
+
+    def _kept(self, node: Index, value: Array, alive: Alive) -> Array:
+        """`value`, known from now on if every lane has asked for it, it reads no variable and is of one place."""
+        if alive.size == 1 and alive.item() and not self._variables and 1 in value.shape:
+            self._known[node] = value
+        return value
 
     def _arith(self, node: Arith, alive: Alive) -> Array:
         operands = [self.integer(operand, alive) for operand in node.operands]

@@ -19,6 +19,7 @@ from attnc.compiler.ir import (
 from attnc.compiler.rewrite import walk
 
 LIMIT = 1 << 60
+_LOGIC = (Truth, Sign, Bool, Not)
 
 
 def is_small(root: Index, places: int) -> bool:
@@ -28,15 +29,13 @@ def is_small(root: Index, places: int) -> bool:
     """
     sizes: dict[Index, int] = {}
     for node in walk(root):
-        size = 0 if is_truth(node) else _size(node, sizes, places)
-        if size is None or size >= LIMIT or not _is_plain(node):
+        if isinstance(node, _LOGIC) or (isinstance(node, Choice) and is_truth(node)):
+            continue
+        size = _size(node, sizes, places)
+        if size is None or size >= LIMIT:
             return False
         sizes[node] = size
     return True
-
-
-def _is_plain(node: Index) -> bool:
-    return isinstance(node, Truth | Sign | Bool | Not | Choice) or not is_truth(node)
 
 
 def _size(node: Index, sizes: dict[Index, int], places: int) -> int | None:

@@ -55,11 +55,16 @@ def grid_of(relation: Index, n: int) -> TokenGrid | None:
 
 def _axis(node: Coord) -> tuple[int, int | None] | None:
     """Stride and extent of a coordinate that counts from the first token."""
-    origin = fold.sub(node.position, node.offset)
     stride, extent = node.stride, node.extent
-    if not isinstance(origin, Place) or not isinstance(stride, Const) or not isinstance(extent, Const | None):
+    if not isinstance(_origin(node), Place) or not isinstance(stride, Const) or not isinstance(extent, Const | None):
         return None
     return stride.value, None if extent is None else extent.value
+
+
+def _origin(node: Coord) -> Index:
+    """What a coordinate counts."""
+    offset = node.offset
+    return node.position if isinstance(offset, Const) and offset.value == 0 else fold.sub(node.position, node.offset)
 
 
 def _filled(strides: Mapping[int, int | None], n: int) -> TokenGrid | None:
@@ -86,7 +91,7 @@ def separate(relation: Index, leaves: Leaves) -> list[Product]:
     Raises NotSeparableError, and EvaluationError where a part is asked outside what guards it.
     """
     found: list[Product] = []
-    stack: list[tuple[Index, ...]] = [_flat([relation])]
+    stack: list[tuple[Index, ...]] = [_conjuncts(relation)]
     while stack:
         conjuncts = stack.pop()
         parts = _first_split(conjuncts, leaves)
@@ -106,8 +111,11 @@ def separate_axes(relation: Index, grid: TokenGrid) -> list[Product]:
 
 
 def _flat(conjuncts: Iterable[Index]) -> tuple[Index, ...]:
-    joined = fold.conjunction(*conjuncts)
-    return joined.operands if isinstance(joined, Bool) and joined.op == "and" else (joined,)
+    return _conjuncts(fold.conjunction(*conjuncts))
+
+
+def _conjuncts(relation: Index) -> tuple[Index, ...]:
+    return relation.operands if isinstance(relation, Bool) and relation.op == "and" else (relation,)
 
 
 class Leaves:
@@ -119,7 +127,7 @@ class Leaves:
         self._leaf: dict[Index, tuple[str, int]] = {}
         for node in walk(relation):
             if isinstance(node, Coord):
-                origin, found = fold.sub(node.position, node.offset), _axis(node)
+                origin, found = _origin(node), _axis(node)
                 assert isinstance(origin, Place)
                 assert found is not None
                 self._leaf[node] = origin.name, by_stride[found[0]]
@@ -128,13 +136,17 @@ class Leaves:
 
     def axes(self, node: Index) -> frozenset[int]:
         """The axes that a node reads. Raises NotSeparableError for a position that is no coordinate."""
-        if node not in self._read:
+        read = self._read.get(node)
+        if read is None:
             if isinstance(node, Place):
                 raise NotSeparableError
             leaf = self._leaf.get(node)
-            below = () if leaf else map(self.axes, node.children())
-            self._read[node] = frozenset([leaf[1]]) if leaf else frozenset[int]().union(*below)
-        return self._read[node]
+            read = frozenset([leaf[1]] if leaf else ())
+            for child in () if leaf else node.children():
+                below = self.axes(child)
+                read = read if below <= read else read | below
+            self._read[node] = read
+        return read
 
     def coordinates(self, axis: int) -> dict[Index, str]:
         """The coordinates of an axis, and whose they are."""

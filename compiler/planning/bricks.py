@@ -6,7 +6,7 @@ The product of the axes' pieces covers the product of their relations; it is nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce as accumulate
 from itertools import product
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.separation import Axis, Leaves, NotSeparableError
 from attnc.compiler.ir import Arith, Const, Index, Truth
-from attnc.compiler.planning.pieces import Cover, join_pieces
+from attnc.compiler.planning.pieces import Cover
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.rates import ROWS, Rates, Work
 from attnc.compiler.planning.residues import split
@@ -53,6 +53,7 @@ class AxisTable:
         self._parts: tuple[_Part, ...] = ()
         self._sums: Sums | None = None
         self._covers: dict[int, Cover] = {}
+        self._tiles: list[int] = []
         if self._trivial:
             return
         if axis.extent**2 > most_pairs:
@@ -72,12 +73,14 @@ class AxisTable:
         """Tile sizes to try: the axis whole, powers of two, and what the relation divides by."""
         if self._covers and not self._parts and not self._trivial:
             return list(self._covers)
-        extent = self.axis.extent
-        sizes = {1 << i for i in range(LARGEST_TILE.bit_length()) if 1 << i < extent}
-        sizes |= {c for c in _divisors(self._relation) if c < extent}
-        if self._trivial or extent <= LARGEST_TILE:
-            sizes.add(extent)
-        return sorted(sizes)
+        if not self._tiles:
+            extent = self.axis.extent
+            sizes = {1 << i for i in range(LARGEST_TILE.bit_length()) if 1 << i < extent}
+            sizes |= {c for c in _divisors(self._relation) if c < extent}
+            if self._trivial or extent <= LARGEST_TILE:
+                sizes.add(extent)
+            self._tiles = sorted(sizes)
+        return self._tiles
 
     def sums(self) -> Sums:
         """What the covers with each of the tiles come to."""
@@ -115,12 +118,12 @@ class _Part:
         starts = (np.arange(len(size)) - begins[size]) * tiles[size]
         heights = np.minimum(tiles[size], n - starts)
         at = starts + n * size
-        ends = np.maximum.reduceat(np.tile(self._high, sizes), at)
-        firsts = np.minimum(np.minimum.reduceat(np.tile(self._low, sizes), at), ends)
+        ends = np.maximum.reduceat(np.concatenate([self._high] * sizes), at)
+        firsts = np.minimum(np.minimum.reduceat(np.concatenate([self._low] * sizes), at), ends)
         widths = ends - firsts
         live = widths > 0
         form = ((firsts - starts) * (2 * self.matrix.shape[1] + 1) + widths) * (n + 1) + heights
-        shapes = np.bincount(np.unique(form[live] * sizes + size[live]) % sizes, minlength=sizes)
+        shapes = np.bincount(_distinct(form[live] * sizes + size[live]) % sizes, minlength=sizes)
         elements, rows, keys = (np.add.reduceat(x, begins) for x in (heights * widths, heights * live, widths))
         return Sums(elements, rows, keys, shapes, np.maximum.reduceat(widths, begins))
 
@@ -147,6 +150,12 @@ class Sums:
             self.shapes + other.shapes,
             np.maximum(self.width, other.width),
         )
+
+
+def _distinct(values: Int64) -> Int64:
+    """In order. `np.unique` takes several times as long for few."""
+    values = np.sort(values)
+    return np.append(values[:-1][values[1:] != values[:-1]], values[-1:])
 
 
 def _everything(extent: int, tile: int) -> Cover:
@@ -203,7 +212,7 @@ def _sums(parts: Sequence[_Part], tiles: Sequence[int]) -> Sums:
 
 
 def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
-    pieces: list[Piece] = []
+    runs: list[_Run] = []
     masks: list[GridMask] = []
     known: dict[tuple[tuple[int, int], bytes], int] = {}
     full = live = 0
@@ -213,27 +222,59 @@ def _axis_cover(parts: Sequence[_Part], tile: int) -> Cover:
         rows = _RowsOfTiles.of(part.matrix, tile)
         full_here, live_here = rows.counts(tile)
         full, live = full + full_here, live + live_here
-        for piece, mask in rows.runs():
-            index = piece.mask
+        d = part.divisor
+        for row, height, key, width, mask, fresh in rows.runs():
+            index: Literal["full"] | int = "full"
             if mask is not None:
-                key = (mask.shape, mask.tobytes())
-                index = known.setdefault(key, len(masks))
+                index = known.setdefault((mask.shape, mask.tobytes()), len(masks))
                 if index == len(masks):
                     masks.append(GridMask((mask,)))
-            pieces.append(_spread(Piece(piece.queries, piece.keys, index, piece.fresh and part.lone), part))
-    visible = sum(int(part.matrix.sum()) for part in parts)
-    return Cover(join_pieces(pieces), tuple(masks), full, live - full, visible)
+            kind = (height, width, d, index, fresh and part.lone)
+            runs.append(_Run(part.row + row * d, part.key + key * d, kind))
+    visible = sum(int(np.count_nonzero(part.matrix)) for part in parts)
+    return Cover(tuple(_joined(runs)), tuple(masks), full, live - full, visible)
 
 
-def _spread(piece: Piece, part: _Part) -> Piece:
-    d = part.divisor
-    if d == 1:
-        return piece
-    strips = []
-    for one, first in ((piece.queries, part.row), (piece.keys, part.key)):
-        axis = one.axes[0]
-        strips.append(strip(first + one.start * d, axis.step * d, axis.count, axis.length, axis.stride * d))
-    return Piece(strips[0], strips[1], piece.mask, piece.fresh)
+class _Run(NamedTuple):
+    """A stretch of rows that sees one of keys; `kind`: both lengths, their stride, the mask, whether it is fresh."""
+
+    row: int
+    key: int
+    kind: tuple[int, int, int, Literal["full"] | int, bool]
+
+
+def _joined(runs: list[_Run]) -> Iterator[Piece]:
+    """As `join_pieces` does it, before there are pieces: first what writes rows, alike runs at even steps as one."""
+    runs.sort(key=lambda run: not run.kind[4])
+    at = 0
+    while at < len(runs):
+        first, count = runs[at], _even_steps(runs, at)
+        height, width, d, mask, fresh = first.kind
+        q_step, k_step = (runs[at + 1].row - first.row, runs[at + 1].key - first.key) if count > 1 else (0, 0)
+        queries, keys = strip(first.row, q_step, count, height, d), strip(first.key, k_step, count, width, d)
+        yield Piece(queries, keys, mask, fresh)
+        at += count
+
+
+def _even_steps(runs: list[_Run], at: int) -> int:
+    """How many runs, from this one on, are alike, and evenly apart in rows and in keys."""
+    row, key, kind = runs[at]
+    if at + 1 == len(runs):
+        return 1
+    q_step, k_step = runs[at + 1].row - row, runs[at + 1].key - key
+    if q_step < 0 or k_step < 0:
+        return 1
+    height, _, d, _, _ = kind
+    stop = at + 1
+    while stop < len(runs) and runs[stop] == (row + q_step, key + k_step, kind):
+        if q_step < height * d and not Steps(q_step, stop - at + 1, height, d).apart:
+            break
+        row, key, stop = row + q_step, key + k_step, stop + 1
+    return stop - at
+
+
+_SOME_AND_EVERY = ((np.logical_or, False), (np.logical_and, True))
+"""With what their reductions begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +290,7 @@ class _RowsOfTiles:
     def of(cls, matrix: Mask, tile: int) -> _RowsOfTiles:
         """Rows of tiles of this height."""
         starts = np.arange(0, len(matrix), tile)
-        some, every = (f.reduceat(matrix, starts, axis=0) for f in (np.logical_or, np.logical_and))
+        some, every = (f.reduce(_filled(matrix, tile, v), axis=1) for f, v in _SOME_AND_EVERY)
         return cls(matrix, starts, some, every)
 
     def counts(self, tile: int) -> tuple[int, int]:
@@ -258,8 +299,11 @@ class _RowsOfTiles:
         full = int(np.count_nonzero(np.logical_and.reduceat(self.every, keys, axis=1)))
         return full, int(np.count_nonzero(np.logical_or.reduceat(self.some, keys, axis=1)))
 
-    def runs(self) -> Iterable[tuple[Piece, Mask | None]]:
-        """The visible stretches of every tile of rows, each with its mask where it hides something."""
+    def runs(self) -> Iterable[tuple[int, int, int, int, Mask | None, bool]]:
+        """The visible stretches of every tile of rows.
+
+        First row, rows, first key, keys, the mask where it hides something, and whether it is the first of its rows.
+        """
         seen, common = self.some.sum(axis=1), self.every.sum(axis=1)
         first, last = self.some.argmax(axis=1), self.some.shape[1] - self.some[:, ::-1].argmax(axis=1)
         ends = np.append(self.starts[1:], len(self.matrix))
@@ -267,13 +311,22 @@ class _RowsOfTiles:
         for i, (start, stop, visible, by_all, low, high) in enumerate(each):
             if not visible:
                 continue
-            rows, fresh = stretch(start, stop), True
+            fresh = True
             whole = visible == high - low
             for left, right in [(low, high)] if whole else _stretches(np.flatnonzero(self.some[i])):
                 full = by_all == visible if whole else bool(self.every[i, left:right].all())
                 mask = None if full else np.ascontiguousarray(self.matrix[start:stop, left:right])
-                yield Piece(rows, stretch(left, right), "full", fresh), mask
+                yield start, stop - start, left, right - left, mask, fresh
                 fresh = False
+
+
+def _filled(matrix: Mask, tile: int, value: bool) -> Mask:
+    """The rows by tiles, the last filled up: (tiles, rows of a tile, keys)."""
+    count = -(-len(matrix) // tile)
+    missing = count * tile - len(matrix)
+    if missing:
+        matrix = np.concatenate([matrix, np.full((missing, matrix.shape[1]), value)])
+    return matrix.reshape(count, tile, -1)
 
 
 def _stretches(seen: Int64) -> list[tuple[int, int]]:
@@ -315,17 +368,17 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
     choices = [table.tiles() for table in tables]
     sums = [table.sums() for table in tables]
 
-    def over_all(values: Iterable[Sequence[int] | Int64]) -> NDArray[np.float64]:
-        return accumulate(np.multiply.outer, (np.asarray(v, dtype=np.float64) for v in values)).ravel()
-
-    tokens, shapes = over_all(choices), over_all(s.shapes for s in sums)
-    by_rows = np.array([rates.element(work.dtype, rows, work.head_dim) for rows in ROWS])
+    by_axis = (
+        np.array([c, s.shapes, s.elements, s.width, s.rows, s.keys], dtype=np.float64)
+        for c, s in zip(choices, sums, strict=True)
+    )
+    tokens, shapes, elements, width, rows, keys = accumulate(_outer, by_axis)
+    by_rows = np.array([rates.element(work.dtype, count, work.head_dim) for count in ROWS])
     rate = by_rows[np.maximum(np.searchsorted(ROWS, tokens, side="right") - 1, 0)]
-    time = over_all(s.elements for s in sums) * rate * work.lanes
+    time = elements * rate * work.lanes
     time *= rates.masked.get(work.dtype, rates.masked["float32"])
-    time += shapes * rates.call + over_all(s.width for s in sums) * tokens * shapes * rates.mask
-    copied = over_all(s.rows for s in sums) + over_all(s.keys for s in sums)
-    with_copies = time + 2 * copied * work.head_dim * work.lanes * rates.copy
+    time += shapes * rates.call + width * tokens * shapes * rates.mask
+    with_copies = time + 2 * (rows + keys) * work.head_dim * work.lanes * rates.copy
     fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
     best, chosen = float("inf"), tuple(c[0] for c in choices)
     allowed = np.flatnonzero(fit if fit.any() else tokens > 0)
@@ -339,6 +392,11 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
         if cost < best:
             best, chosen = float(cost), tiles
     return chosen, best
+
+
+def _outer(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Row by row, the products of all pairs, the last fastest."""
+    return (a[:, :, None] * b[:, None, :]).reshape(len(a), -1)
 
 
 def _is_view(tables: Sequence[AxisTable], tiles: Sequence[int], widths: Sequence[int]) -> bool:
@@ -363,14 +421,12 @@ def _multiplied(covers: Sequence[Cover], axes: Sequence[Axis]) -> Cover:
     pieces = []
     for parts in product(*factors):
         mask: Literal["full"] | int = "full"
-        if any(part.hides for part in parts):
-            key = tuple([id(part.mask) for part in parts])
-            mask = masks.setdefault(key, len(grid_masks))
+        row, key, rows, keys, factor, hides, fresh = zip(*parts, strict=True)
+        if any(hides):
+            mask = masks.setdefault(tuple(map(id, factor)), len(grid_masks))
             if mask == len(grid_masks):
-                grid_masks.append(GridMask(tuple([part.mask for part in parts])))
-        queries = Strip(sum([part.row for part in parts]), tuple([part.rows for part in parts]))
-        keys = Strip(sum([part.key for part in parts]), tuple([part.keys for part in parts]))
-        pieces.append(Piece(queries, keys, mask, all(part.fresh for part in parts)))
+                grid_masks.append(GridMask(factor))
+        pieces.append(Piece(Strip(sum(row), rows), Strip(sum(key), keys), mask, all(fresh)))
     full = prod(c.full_tiles for c in covers)
     live = prod(c.full_tiles + c.partial_tiles for c in covers)
     visible = prod(c.visible or 0 for c in covers)

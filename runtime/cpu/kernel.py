@@ -11,6 +11,7 @@ true by `tests/runtime/test_kernel.py`:
   queries is taken and gives wrong numbers;
 - a row whose mask leaves it no key gets output 0 (NaN if a value is not finite) and LSE 0 instead of −inf;
 - a mask may come together with `causal`, which then saves what is above the diagonal and changes no bit;
+- the output has the strides of `torch.empty_like(q)`;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
 - Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head.
 """
@@ -33,7 +34,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
 
     `mask` (rows, keys) is added to the scores; `causal` lets row r see columns <= r. No extent may be 0.
     """
-    return cast("tuple[Tensor, Tensor]", _forward(q, k, v, is_causal=causal, attn_mask=mask, scale=scale))
+    found: tuple[Tensor, Tensor] = _forward(q, k, v, is_causal=causal, attn_mask=mask, scale=scale)
+    return found
+
+
+def strides_of_out(q: Tensor) -> tuple[int, ...]:
+    """How `attend` lays out its output."""
+    return torch.empty_like(q, device="meta").stride()
 
 
 def attend_backward(
@@ -59,15 +66,17 @@ def attend_backward(
 
 
 def padded(x: Tensor, width: int) -> Tensor:
-    """`x` (…, tokens, d) with zeros appended to its last dimension up to `width`, copied also if its strides are unfit.
-
-    Fit are a last dimension that is consecutive in memory and tokens that do not overlap.
-    """
-    tokens, d = x.shape[-2:]
+    """`x` (…, tokens, d) with zeros appended to its last dimension up to `width`, copied also if it is not `is_fit`."""
+    d = x.shape[-1]
     if d < width:
         return F.pad(x, (0, width - d))
-    fit = (x.stride(-1) == 1 or d == 1) and (x.stride(-2) >= d or tokens == 1)
-    return x if fit else x.contiguous()
+    return x if is_fit(x) else x.contiguous()
+
+
+def is_fit(x: Tensor) -> bool:
+    """Whether the last dimension of `x` (…, tokens, d) is consecutive in memory and its tokens do not overlap."""
+    tokens, d = x.shape[-2:]
+    return (x.stride(-1) == 1 or d == 1) and (x.stride(-2) >= d or tokens == 1)
 
 
 def without_blind_rows(lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

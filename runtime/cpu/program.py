@@ -116,9 +116,20 @@ class Program:
         if isinstance(mask, str):
             return CAUSAL if mask == "causal" else EVERYTHING
         relation = self.plan.masks[mask]
-        if prod(relation.shape) > SETTINGS.mask_elements:
+        if not self._is_kept(mask):
             return visible_of(relation.whole(), dtype)
         return self._masks.get((mask, dtype), lambda: visible_of(relation.whole(), dtype))
+
+    def kept(self, dtype: torch.dtype) -> Visible | None:
+        """The mask of the only call, if there is one and its mask is not made anew for every call."""
+        if self.only is None or not self._is_kept(self.only.mask):
+            return None
+        return self.visible(self.only, dtype)
+
+    def _is_kept(self, mask: Mask) -> bool:
+        return isinstance(mask, str) or (
+            isinstance(mask, int) and prod(self.plan.masks[mask].shape) <= SETTINGS.mask_elements
+        )
 
 
 def _takes_all(call: Call, plan: Plan) -> bool:

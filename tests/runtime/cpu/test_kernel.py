@@ -159,6 +159,17 @@ def test_strides() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (1, 2, 0, 3), (2, 1, 0, 3)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_output_is_laid_out_as_promised(order: tuple[int, ...], masked: bool) -> None:
+    back = [order.index(i) for i in range(4)]
+    for heads, spare in ((4, 0), (4, 3), (1, 0), (1, 2)):
+        shape = [(2, heads + spare, 9, 16)[i] for i in order]
+        q, k, v = (torch.randn(shape).permute(back)[:, :heads] for _ in range(3))
+        out, _ = kernel.attend(q, k, v, torch.zeros(9, 9) if masked else None, False, 0.3)
+        assert out.stride() == kernel.strides_of_out(q)
+
+
 def test_unequal_widths_are_refused_and_padding_is_the_remedy() -> None:
     q, k, v = draw(9, 9)
     with pytest.raises(RuntimeError, match="same head size"):

@@ -1,0 +1,84 @@
+"""Calls that are one kernel call on q, k and v as they are: remembered, so that the next like it goes there at once.
+
+What a small call costs beside its kernel is mostly the fetching of code and data that the kernel before has displaced
+from the caches, so as little as possible of either is touched here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.planning.plan import Plan
+from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu.program import program_of
+from attnc.runtime.transforms import is_forward_mode
+
+# Once here and not at each call through torch's modules, which are large.
+_are_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_is_autocast_enabled = torch._C._is_any_autocast_enabled
+_is_grad_enabled = torch.is_grad_enabled
+_STRIDED = torch.strided
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A call without inputs of which nobody wanted the LSE: what it was like, and what the kernel was given.
+
+    `layout`: `_layout_of` its tensors; `scale` as its caller gave it, `factor` what it came to.
+    """
+
+    layout: tuple[Any, ...]
+    scale: float | None
+    factor: float
+    additive: Tensor | None
+    causal: bool
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor | None:
+        """The output of a call that is like this one; None for another, and where torch has more to do than compute."""
+        if not (
+            type(q) is type(k) is type(v) is Tensor
+            and q.is_cpu
+            and k.is_cpu
+            and v.is_cpu
+            and q.layout is k.layout is v.layout is _STRIDED
+        ):
+            return None
+        if _is_watched(q, k, v) or _layout_of(q, k, v) != self.layout:
+            return None
+        if type(scale) is not type(self.scale) or scale != self.scale:
+            return None
+        return kernel.attend(q, k, v, self.additive, self.causal, self.factor)[0]
+
+
+def direct_of(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float | None, factor: float, out: Tensor
+) -> Direct | None:
+    """What is to be remembered of a call whose output was `out`; None where there was more to it than a kernel call."""
+    if plan.batch != 1 or len(plan.groups) != 1 or len(plan.groups[0].pieces) != 1 or torch._C._is_tracing():
+        return None  # sizes are tensors in a trace, and tracing again must take the same way
+    visible = program_of(plan).kept(q.dtype)
+    if visible is None or visible.nothing or visible.blind is not None:
+        return None
+    if q.shape[3] != v.shape[3] or not all(map(kernel.is_fit, (q, k, v))) or out.stride() != kernel.strides_of_out(q):
+        return None
+    return Direct(_layout_of(q, k, v), scale, factor, visible.additive, visible.causal)
+
+
+def _layout_of(q: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
+    return q.shape, k.shape, v.shape, q.stride(), k.stride(), v.stride(), q.dtype, k.dtype, v.dtype
+
+
+def _is_watched(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a transform, a dispatch mode, autocast or autograd has business with the call."""
+    return (
+        _are_transforms_active()
+        or _dispatch_modes() > 0
+        or _is_autocast_enabled()
+        or (_is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
+        or is_forward_mode()
+    )
