@@ -58,8 +58,14 @@ DRAWN: dict[str, Picture] = {
     "bigbird": Picture({"block": 4}, inputs={"random": _random_blocks(1, 16, 2)}),
     "block_diffusion": Picture({"block": 4}),
     "blocked": Picture({"block": 16}, queries=60),
+    "combiner": Picture({"segment": 8}),
+    "davit_window": Picture({"height": 8, "width": 8, "window": 4}),
     "dilated_window": Picture({"window": 8, "dilation": 3}),
     "freeswim": Picture({"frames": 2, "height": 5, "width": 8, "reach": [1, 2]}, queries=80),
+    "halo": Picture({"height": 8, "width": 8, "block": 4, "halo": 1}),
+    "hierarchical": Picture({"group": 8}),
+    "landmark": Picture({"block": 7}),
+    "lingen_temporal": Picture({"frames": 4, "height": 4, "width": 4, "window": [2, 2, 4], "layer": 1}),
     "log_sparse": Picture({"segment": 32, "window": 64}),
     "long_lora": Picture(head=1),
     "longformer": Picture({"window": 4, "dilation": [2]}, inputs={"is_global": torch.arange(LENGTH)[None] % 20 == 5}),
@@ -67,6 +73,7 @@ DRAWN: dict[str, Picture] = {
     "modality_mutual": Picture(
         inputs={name: torch.tensor([at]) for name, at in (("image_start", 8), ("text_start", 32), ("text_end", 48))}
     ),
+    "monarch": Picture({"rows": 8, "cols": 8}),
     "neighborhood_1d": Picture({"window": 9, "stride": 3}),
     "neighborhood_2d": Picture({"height": 8, "width": 8, "window": 3}),
     "neighborhood_3d": Picture(
@@ -85,8 +92,12 @@ DRAWN: dict[str, Picture] = {
         {"frames": 4, "per_frame": 15, "window": 1, "block": 5}, inputs={"temporal": torch.tensor([[True]])}
     ),
     "tree_verify": Picture(queries=15, keys=39, inputs={"prefix": torch.tensor([24]), "ancestor": _tree(15)}),
+    "videofactory": Picture({"frames": 4, "height": 4, "width": 4, "window": [2, 2, 2], "layer": 1}),
 }
 """What is drawn where the defaults would show little, or where there are none."""
+
+NO_TOKENS = {"attention_residual", "autoformer_lags", "davit_channel"}
+"""Patterns whose keys are layers, lags or channels: there are no pairs of tokens to draw."""
 
 HEAD = """# The library
 
@@ -99,7 +110,8 @@ Every pattern by name: `compile_attention("sliding_window", window=512)`. The pi
 
 def pictures() -> dict[str, str]:
     """Each SVG by its path below docs/."""
-    return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in library_names()}
+    drawn = [name for name in library_names() if name not in NO_TOKENS]
+    return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in drawn}
 
 
 def library_page() -> str:
@@ -108,7 +120,8 @@ def library_page() -> str:
     parts = [HEAD]
     for name in library_names():
         parts.append(f"## {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
-        parts.append(f"![{name}: who sees whom](pictures/{name}.svg)\n")
+        if name not in NO_TOKENS:
+            parts.append(f"![{name}: who sees whom](pictures/{name}.svg)\n")
     modules = [name for name in files if name not in library_names()]
     if modules:
         parts.append("## Modules\n\nDefinitions for other patterns, brought in by `use`.\n")

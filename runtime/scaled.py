@@ -88,8 +88,8 @@ def chosen(condition: Tensor, then: Quantity, otherwise: Quantity) -> Quantity:
     """One of two values; what the other would be, however large, is gone."""
     if not isinstance(then, Scaled) and not isinstance(otherwise, Scaled):
         return torch.where(condition, then, otherwise)
-    mantissas, shifts = zip(*(_parts(side) for side in (then, otherwise)), strict=True)
-    return Scaled(torch.where(condition, *mantissas), torch.where(condition, *shifts))
+    (top, up), (low, down) = _parts(then), _parts(otherwise)
+    return Scaled(torch.where(condition, top, low), torch.where(condition, up, down))
 
 
 def _parts(value: Quantity) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,9 @@ CASES = [pytest.param(system, shape, id=f"{system}-{shape}") for system in SYSTE
 
 def executor(attend: Attention, name: str) -> Dense:
     def run(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
-        return attend(q, k, v, **given) if name == "cpu" else attend.reference(q, k, v, **given)
+        if name == "cpu":
+            return attend(q, k, v, **given)
+        return attend.reference(q, k, v, **given)
 
     return run
 
