@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from threading import Lock
 from typing import Any, ClassVar, Literal, TypeVar, cast
@@ -574,6 +574,10 @@ class Attend:
     family: Loop | None = None
 
 
+BOUNDARIES = "cu_seqlens.size"
+"""The dimension of cumulative lengths."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
     """A whole pattern, parameters bound. `requirements` are conditions decided at the call, each with its place.
@@ -581,6 +585,8 @@ class Pattern:
 
     `nodes` stand in the order in which they read each other. The result is `combine`, with `lse` where it has one, or
     the output of the only node. What a node gave is read as a tensor of its name (`compiler.values.output`).
+
+    `documents` has an id for each token, or, where its dimension is `BOUNDARIES`, the cumulative lengths of sequences.
 
     `origins` gives the place in the source where a node first arose.
     """
@@ -598,6 +604,12 @@ class Pattern:
     origins: Mapping[Index, Span]
     combine: Value | None = None
     lse: Value | None = None
+
+    @property
+    def packed(self) -> Pattern:
+        """The same over several sequences in one, which the tensor `cu_seqlens` cuts."""
+        boundaries = intern(Tensor("cu_seqlens", "int", (BOUNDARIES,)))
+        return replace(self, tensors=(*self.tensors, boundaries), documents=boundaries, needs_align=True)
 
     @property
     def attend(self) -> Attend:

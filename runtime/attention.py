@@ -118,11 +118,16 @@ class Attention:
     `name`, `parameters` and `program` say what it is; calling it runs it.
     """
 
-    def __init__(self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile]) -> None:
+    def __init__(
+        self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile], *, packed: bool = False
+    ) -> None:
+        """`packed`: for calls with `cu_seqlens`, which are another pattern's."""
         self._bound = bound
         self._options = options
         self._modules = modules
-        self._planner = shared_planner(identity.write(bound, modules, options.strict), bound, options.strict)
+        self._other: Attention | None = None
+        text = identity.write(bound, modules, options.strict, packed=packed)
+        self._planner = shared_planner(text, bound, options.strict, packed)
         self._pattern = self._planner.pattern
         nodes = self._pattern.nodes
         single = len(nodes) == 1 and self._pattern.combine is None and is_scored(nodes[0])
@@ -182,6 +187,7 @@ class Attention:
         *,
         scale: float | None = None,
         return_lse: Literal[False] = False,
+        cu_seqlens: object = None,
         **inputs: object,
     ) -> Tensor: ...
 
@@ -194,6 +200,7 @@ class Attention:
         *,
         scale: float | None = None,
         return_lse: Literal[True],
+        cu_seqlens: object = None,
         **inputs: object,
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -205,20 +212,45 @@ class Attention:
         *,
         scale: float | None = None,
         return_lse: bool = False,
+        cu_seqlens: object = None,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attention over q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv): out (B, Hq, Nq, dv) in their dtype.
 
         `scale` is dk^-1/2 unless given. With `return_lse`, (out, lse): lse (B, Hq, Nq), natural log, fp32 (fp64 for
         fp64), differentiable. `inputs` are the pattern's. A row that sees nothing: out 0, lse -inf, gradients 0.
+        `cu_seqlens`, int (sequences + 1,) from 0 to Nk: several sequences in one, the i-th from entry i to entry i + 1,
+        each as if it were called alone; empty ones are allowed.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
+        if cu_seqlens is not None:
+            given: Any = {**inputs, "cu_seqlens": cu_seqlens}
+            return self._on_sequences()._call(q, k, v, scale, return_lse, given)
         if not (inputs or return_lse or self._is_reference or is_dynamo_compiling()):
             direct = self._planner.direct
             out = None if direct is None else direct.attend(q, k, v, scale)
             if out is not None:
                 return out
+        return self._call(q, k, v, scale, return_lse, inputs)
+
+    def _on_sequences(self) -> Attention:
+        """The same pattern for calls with `cu_seqlens`."""
+        documents = self._pattern.documents
+        if documents is not None:
+            raise ArgumentError(f"cu_seqlens: `{self.name}` has documents of its own; give `{documents.name}` instead")
+        if any(node.keys is not None for node in self._pattern.nodes):
+            raise UnsupportedError(
+                f"cu_seqlens: keys of `{self.name}` are no tokens, which is not supported yet; call it once for each "
+                f"sequence"
+            )
+        if self._other is None:
+            self._other = Attention(self._bound, self._options, self._modules, packed=True)
+        return self._other
+
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
+    ) -> Tensor | tuple[Tensor, Tensor]:
         check_are_tensors(q, k, v)
         if self._is_reference:
             if torch.compiler.is_compiling():
@@ -242,6 +274,7 @@ class Attention:
         scale: float | None = None,
         return_lse: Literal[False] = False,
         dtype: torch.dtype | None = None,
+        cu_seqlens: object = None,
         **inputs: object,
     ) -> Tensor: ...
 
@@ -255,6 +288,7 @@ class Attention:
         scale: float | None = None,
         return_lse: Literal[True],
         dtype: torch.dtype | None = None,
+        cu_seqlens: object = None,
         **inputs: object,
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -267,9 +301,25 @@ class Attention:
         scale: float | None = None,
         return_lse: bool = False,
         dtype: torch.dtype | None = None,
+        cu_seqlens: object = None,
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The same call, dense, straight from the relation, in `dtype` (None: the tensors' own)."""
+        if cu_seqlens is not None:
+            given: Any = {**inputs, "cu_seqlens": cu_seqlens}
+            return self._on_sequences()._referenced(q, k, v, scale, return_lse, dtype, given)
+        return self._referenced(q, k, v, scale, return_lse, dtype, inputs)
+
+    def _referenced(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        return_lse: bool,
+        dtype: torch.dtype | None,
+        inputs: Mapping[str, object],
+    ) -> Tensor | tuple[Tensor, Tensor]:
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
         check_are_tensors(q, k, v)
@@ -358,7 +408,7 @@ class Attention:
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else _finite(scale)
         tensors = input_tensors(self._pattern, inputs)
-        check_promises(self._bound.program.inputs, tensors)
+        check_promises(self._bound.program.inputs, tensors[: len(self._bound.program.inputs)])
         real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
         if self._steps is not None:
             return self._steps.densely(q, k, v, Given(sizes, inputs, real, factor))

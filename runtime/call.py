@@ -34,7 +34,6 @@ REFUSED: Mapping[str, str] = {
     "dropout_p": "dropout on attention weights is not supported; apply dropout to the output",
     "dropout": "dropout on attention weights is not supported; apply dropout to the output",
     "enable_gqa": "grouped heads are recognised by the shapes; leave it out",
-    "cu_seqlens": "packed sequences by cu_seqlens are not supported yet; a pattern with `documents` takes ids",
     "state": "this pattern has no state; recurrences are not supported yet",
     "return_state": "this pattern has no state; recurrences are not supported yet",
 }
@@ -334,7 +333,9 @@ def _check_lengths_of_segments(pattern: ir.Pattern, sizes: Sizes, named: dict[st
     if not pattern.segments:
         return
     if pattern.documents is not None:
-        raise UnsupportedError(f"`{pattern.name}` has both `tokens` and `documents`: this is not supported yet")
+        packed = "cu_seqlens and a pattern with `tokens`" if ir.BOUNDARIES in pattern.documents.dims else ""
+        both = packed or f"`{pattern.name}` has both `tokens` and `documents`"
+        raise UnsupportedError(f"{both}: this is not supported yet; call it once for each sequence")
     unknown = {n.name for s in pattern.segments for _, e in s.axes for n in walk(e) if isinstance(n, ir.Extent)}
     unknown -= set(named)
     if unknown:

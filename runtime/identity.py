@@ -30,8 +30,8 @@ def bound_program(
     return bind(load_program(source, ModuleLoader(None, dict(modules)), name), values)
 
 
-def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool) -> str:
-    """The text of a pattern and of the options that change what a call does. Equal patterns have equal texts."""
+def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, *, packed: bool = False) -> str:
+    """The text of a pattern and of what changes what a call does. Equal patterns have equal texts."""
     program = bound.program
     return json.dumps(
         {
@@ -39,6 +39,7 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool) 
             "pattern": program.name,
             "values": {name: _written(value) for name, value in bound.values.items()},
             "strict": strict,
+            "packed": packed,
             "source": _file(program.source),
             "modules": {name: _file(source) for name, source in sorted(modules.items())},
         },
@@ -46,13 +47,17 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool) 
     )
 
 
-def read(text: str) -> tuple[BoundProgram, bool]:
-    """The pattern of a text, and whether it is strict. Raises ArgumentError for a text that `write` never made."""
+def read(text: str) -> tuple[BoundProgram, bool, bool]:
+    """The pattern of a text, and whether it is strict, and packed.
+
+    Raises ArgumentError for a text that `write` never made.
+    """
     try:
         data = json.loads(text)
         if data["attnc"] != FORMAT:
             raise ValueError(f"format {data['attnc']!r}")
         source, name, strict = _source(data["source"]), _text(data["pattern"]), data["strict"] is True
+        packed = data["packed"] is True
         modules = {_text(module): _source(file) for module, file in data["modules"].items()}
         values = {_text(parameter): _value(value) for parameter, value in data["values"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -60,7 +65,7 @@ def read(text: str) -> tuple[BoundProgram, bool]:
             f"the pattern of an attnc operator cannot be read ({type(error).__name__}: {error}): it must be the text "
             f"that this version of attnc put into the graph; export the model again"
         ) from error
-    return bound_program(source, name, values, modules), strict
+    return bound_program(source, name, values, modules), strict, packed
 
 
 def _written(value: Value) -> object:

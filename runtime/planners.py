@@ -15,10 +15,16 @@ _alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
 
 
-def shared_planner(text: str, bound: BoundProgram, strict: bool) -> Planner:
-    """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held."""
+def shared_planner(text: str, bound: BoundProgram, strict: bool, packed: bool) -> Planner:
+    """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held.
+
+    `packed`: for several sequences in one.
+    """
     known = _alive.get(text)
-    return known if known is not None else _alive.setdefault(text, Planner(text, lower(bound), strict))
+    if known is not None:
+        return known
+    pattern = lower(bound)
+    return _alive.setdefault(text, Planner(text, pattern.packed if packed else pattern, strict))
 
 
 def planner_of(text: str) -> Planner:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
-from attnc.compiler.planning.documents import DocumentsNotContiguousError
+from attnc.compiler.planning.documents import BoundariesError, DocumentsNotContiguousError
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
@@ -91,6 +91,8 @@ def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
         relations.check_documents()
     except DocumentsNotContiguousError as error:
         raise _not_contiguous(pattern, error) from error
+    except BoundariesError as error:
+        raise ArgumentError(f"cu_seqlens {error}") from error
     return relations
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import Grid
-from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Truth
+from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
-from attnc.compiler.planning.documents import Windows, alike, document_windows, whole
+from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.planning.packing import Costs, Packs, pack
 from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
@@ -80,7 +80,7 @@ class Relations:
         self._owners: dict[tuple[int, int], tuple[Windows, Int64]] = {}
 
     def check_documents(self) -> None:
-        """Raise DocumentsNotContiguousError where the ids of a batch entry are not in contiguous runs."""
+        """Raise DocumentsNotContiguousError where ids are not in contiguous runs, BoundariesError for wrong lengths."""
         if self.pattern.documents is not None:
             for batch in range(self.shape.batch if self._by_batch else 1):
                 self._windows_of(batch)
@@ -125,6 +125,8 @@ class Relations:
             window = whole(shape.n_q, shape.n_k, self.pattern.align)
             return Windows.of(window if shape.shift is None else replace(window, shift=shape.shift))
         ids = shape.inputs[documents.name]
+        if BOUNDARIES in documents.dims:
+            return packed_windows(ids, shape.n_q, shape.n_k, self.pattern.align)
         row = ids[batch if ids.shape[0] > 1 else 0] if "batch" in documents.dims else ids
         return document_windows(row, shape.n_q, self.pattern.align)
 

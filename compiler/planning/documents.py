@@ -105,6 +105,33 @@ def document_windows(ids: NDArray[Any], n_q: int, align: Literal["start", "end"]
     return windows.take(np.flatnonzero(last > first))
 
 
+class BoundariesError(Exception):
+    """Cumulative lengths that are none. The message says what is wrong."""
+
+
+def packed_windows(boundaries: NDArray[Any], n_q: int, n_k: int, align: Literal["start", "end"] | None) -> Windows:
+    """A window for each sequence between two boundaries that has queries in this call; empty ones have none.
+
+    Raises BoundariesError.
+    """
+    ends = boundaries.astype(np.int64)
+    if ends[:1].tolist() != [0] or ends[-1:].tolist() != [n_k]:
+        raise BoundariesError(f"is {_shortly(ends)}: it must go from 0 to the number of keys, {n_k}")
+    falls = np.flatnonzero(np.diff(ends) < 0)
+    if len(falls):
+        raise BoundariesError(f"falls after entry {falls[0]}, {_shortly(ends)}: each entry is the end of a sequence")
+    starts, ends = ends[:-1], ends[1:]
+    offset = n_k - n_q if align == "end" else 0
+    first, last = np.maximum(starts - offset, 0), np.minimum(ends - offset, n_q)
+    windows = Windows(first, starts, last - first, ends - starts, first + offset - starts)
+    return windows.take(np.flatnonzero(last > first))
+
+
+def _shortly(numbers: Int64) -> str:
+    shown = [str(n) for n in numbers.tolist()]
+    return f"[{', '.join(shown if len(shown) <= 6 else [*shown[:3], '…', *shown[-2:]])}]"
+
+
 def _check_contiguous(ids: NDArray[Any], starts: NDArray[np.int64]) -> None:
     distinct, first = np.unique(ids, return_index=True)
     if len(distinct) == len(ids):

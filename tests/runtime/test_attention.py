@@ -127,7 +127,6 @@ def test_a_relation_of_one_place_needs_no_align() -> None:
         ({"attn_mask": torch.ones(9, 9)}, "attn_mask"),
         ({"is_causal": True}, "is_causal"),
         ({"dropout_p": 0.1}, "dropout_p"),
-        ({"cu_seqlens": torch.tensor([0, 9])}, "cu_seqlens"),
         ({"state": torch.zeros(1)}, "state"),
         ({"return_state": True}, "return_state"),
     ],

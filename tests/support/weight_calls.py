@@ -206,9 +206,9 @@ def results(run: Dense, operands: Inputs, grad: Tensor) -> dict[str, Tensor]:
     """out and the gradient of every real operand, 0 where it has none, under a gradient of out."""
     out = run(**operands)
     wanted = {name: x for name, x in operands.items() if x.requires_grad}
-    found = torch.autograd.grad(out, tuple(wanted.values()), grad.to(out.dtype), allow_unused=True)
+    some: Any = torch.autograd.grad(out, tuple(wanted.values()), grad.to(out.dtype), allow_unused=True)
     grads = {
-        f"d{name}": torch.zeros_like(x) if g is None else g for (name, x), g in zip(wanted.items(), found, strict=True)
+        f"d{name}": torch.zeros_like(x) if g is None else g for (name, x), g in zip(wanted.items(), some, strict=True)
     }
     return {"out": out.detach()} | grads
 
