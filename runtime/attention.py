@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 from typing_extensions import ParamSpec
 
+from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.values import is_plain, is_scored
@@ -32,7 +33,7 @@ from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.library import ModuleLoader, find
-from attnc.runtime.planners import shared_planner
+from attnc.runtime.planners import packed_planner, shared_planner
 from attnc.runtime.plans import relations_of
 from attnc.runtime.steps import Given, Steps
 from attnc.runtime.transforms import cast_for_autocast
@@ -119,21 +120,27 @@ class Attention:
     """
 
     def __init__(
-        self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile], *, packed: bool = False
+        self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile], alone: Attention | None = None
     ) -> None:
-        """`packed`: for calls with `cu_seqlens`, which are another pattern's."""
+        """`alone`: the same pattern, of which this is the one for calls with `cu_seqlens`."""
         self._bound = bound
         self._options = options
         self._modules = modules
-        self._other: Attention | None = None
-        text = identity.write(bound, modules, options.strict, packed=packed)
-        self._planner = shared_planner(text, bound, options.strict, packed)
-        self._pattern = self._planner.pattern
+        text = identity.write(bound, modules, options.strict, packed=alone is not None)
+        self._planner = (
+            shared_planner(text, bound, options.strict)
+            if alone is None
+            else packed_planner(text, alone._pattern, options.strict)
+        )
+        self._pattern: Pattern = self._planner.pattern
         nodes = self._pattern.nodes
         single = len(nodes) == 1 and self._pattern.combine is None and is_scored(nodes[0])
         self._plain = single and is_plain(nodes[0])
         self._steps = None if single else Steps(self._planner.text, self._pattern, options.strict)
         self._is_reference = options.backend == "reference"
+        # Made here, as a call that is traced must not make it.
+        packs = self._pattern.documents is None and all(node.keys is None for node in nodes)
+        self._packed = Attention(bound, options, modules, self) if packs else None
 
     # --- what it is ---
 
@@ -236,17 +243,15 @@ class Attention:
 
     def _on_sequences(self) -> Attention:
         """The same pattern for calls with `cu_seqlens`."""
+        if self._packed is not None:
+            return self._packed
         documents = self._pattern.documents
         if documents is not None:
             raise ArgumentError(f"cu_seqlens: `{self.name}` has documents of its own; give `{documents.name}` instead")
-        if any(node.keys is not None for node in self._pattern.nodes):
-            raise UnsupportedError(
-                f"cu_seqlens: keys of `{self.name}` are no tokens, which is not supported yet; call it once for each "
-                f"sequence"
-            )
-        if self._other is None:
-            self._other = Attention(self._bound, self._options, self._modules, packed=True)
-        return self._other
+        raise UnsupportedError(
+            f"cu_seqlens: keys of `{self.name}` are no tokens, which is not supported yet; call it once for each "
+            f"sequence"
+        )
 
     def _call(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weakref import WeakValueDictionary
 
+from attnc.compiler.ir import Pattern
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime import identity
 from attnc.runtime.plans import Planner
@@ -15,15 +16,20 @@ _alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
 
 
-def shared_planner(text: str, bound: BoundProgram, strict: bool, packed: bool) -> Planner:
+def shared_planner(text: str, bound: BoundProgram, strict: bool, packed: bool = False) -> Planner:
     """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held.
 
     `packed`: for several sequences in one.
     """
-    known = _alive.get(text)
-    if known is not None:
-        return known
-    pattern = lower(bound)
+    return _alive.get(text) or _held(text, lower(bound), strict, packed)
+
+
+def packed_planner(text: str, pattern: Pattern, strict: bool) -> Planner:
+    """The planner for several sequences in one of a pattern that is lowered; `text` is that of the packed pattern."""
+    return _alive.get(text) or _held(text, pattern, strict, packed=True)
+
+
+def _held(text: str, pattern: Pattern, strict: bool, packed: bool) -> Planner:
     return _alive.setdefault(text, Planner(text, pattern.packed if packed else pattern, strict))
 
 

@@ -1,0 +1,403 @@
+"""Weights, keys, values and branches: small patterns whose results are written out by hand in torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import UnsupportedError, compile_attention
+from score_calls import assert_equals, leaf, real
+from weight_calls import check, results
+
+Dense = Callable[..., Tensor]
+
+
+def operands(n_q: int, n_k: int | None = None, *, d: int = 4, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    n_k = n_q if n_k is None else n_k
+    sizes = {"q": (2, 4, n_q, d), "k": (2, 2, n_k, d), "v": (2, 2, n_k, d)}
+    return {name: leaf(real(*size), dtype) for name, size in sizes.items()}
+
+
+def wide(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 1)
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ wide(k).mT) / math.sqrt(q.shape[-1])
+
+
+def softmax(score: Tensor, mask: Tensor) -> Tensor:
+    """Rows without a key are 0."""
+    seen = mask.any(-1, keepdim=True)
+    weights = torch.softmax(torch.where(mask | ~seen, score, -math.inf), -1)
+    return torch.where(seen, weights, 0)
+
+
+def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])[None]
+
+
+def both(text: str, dense: Dense, given: dict[str, Tensor], **params: Any) -> None:
+    """The cpu executor and the reference give what the formula does, with gradients."""
+    attend: Any = compile_attention(text, **params)
+    for run in (attend, attend.reference):
+        check(lambda call=run, **x: call(**x), dense, given)
+
+
+# --- branches ---------------------------------------------------------------------------------------------------------
+
+FAMILY = """pattern scales(scales: int = 3)
+    input mix: real[batch, head, query, m]
+    branch at[c in 0 .. scales]
+        visible 0 <= q - k < 3 * 2 ** c and (q - k) % 2 ** c == 0
+    combine sum(mix[q, c] * at[c] for c in 0 .. scales)
+"""
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_a_family_is_one_branch_for_each_place(n: int) -> None:
+    def dense(q: Tensor, k: Tensor, v: Tensor, mix: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        parts = []
+        for c in range(3):
+            mask = (i >= j) & (i - j < 3 * 2**c) & ((i - j) % 2**c == 0)
+            parts.append(mix[..., c, None] * (softmax(scores(q, k), mask) @ wide(v)))
+        return sum(parts[1:], parts[0])
+
+    both(FAMILY, dense, operands(n) | {"mix": leaf(real(2, 4, n, 3), torch.float64)})
+
+
+HOPS = """pattern hops
+    branch near
+        visible abs(q - k) <= 1
+        value   k
+    branch far
+        visible abs(q - k) <= 2
+        score   scale * dot(q, near[k]) - near.lse[k] / 8
+        value   near[k] + near[q]
+    combine far
+"""
+
+
+@pytest.mark.parametrize("n", [1, 12, 33])
+def test_a_branch_reads_another_at_other_tokens(n: int) -> None:
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        score = torch.where((i - j).abs() <= 1, scores(q, k), -math.inf)
+        near, lse = torch.softmax(score, -1) @ wide(k), score.logsumexp(-1)
+        again = q @ near.mT * q.shape[-1] ** -0.5 - lse[..., None, :] / 8
+        weights = softmax(again, (i - j).abs() <= 2)
+        return weights @ near + near
+
+    both(HOPS, lambda **x: dense(**x) + 0 * x["v"].sum(), operands(n))
+
+
+MERGED = """pattern merged
+    align end
+    branch near
+        visible 0 <= q - k < 3
+    branch far
+        visible k < 2 and k <= q
+        score   2 * scale * dot(q, k)
+    combine merge(near, far)
+"""
+
+
+def merged(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    i, j = positions(q, k)
+    i = i + k.shape[2] - q.shape[2]
+    score = torch.cat(
+        [
+            torch.where((i >= j) & (i - j < 3), scores(q, k), -math.inf),
+            torch.where((j < 2) & (j <= i), 2 * scores(q, k), -math.inf),
+        ],
+        -1,
+    )
+    return torch.softmax(score, -1) @ torch.cat([wide(v), wide(v)], 2), score.logsumexp(-1)
+
+
+@pytest.mark.parametrize(("n_q", "n_k"), [(1, 1), (9, 9), (5, 12)])
+def test_merge_is_one_softmax_over_both(n_q: int, n_k: int) -> None:
+    given = operands(n_q, n_k)
+    both(MERGED, lambda **x: merged(**x)[0], given)
+    attend: Any = compile_attention(MERGED)
+    for call in (attend, attend.reference):
+        _, lse = call(**given, return_lse=True)
+        wanted = merged(**given)[1]
+        grad = torch.randn_like(wanted)
+        found = torch.autograd.grad(lse, (given["q"], given["k"]), grad.to(lse.dtype))
+        exact = torch.autograd.grad(wanted, (given["q"], given["k"]), grad)
+        assert_equals(dict(zip("abc", (lse, *found), strict=True)), dict(zip("abc", (wanted, *exact), strict=True)))
+
+
+WEIGHT = """pattern borrowed(window: int = 4)
+    branch near
+        visible 0 <= q - k < window
+    branch both
+        visible k <= q
+        weights near.weight + 1 / 16
+    combine both
+"""
+
+
+def test_the_weight_of_another_branch() -> None:
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        weights = softmax(scores(q, k), (i >= j) & (i - j < 4)) + 1 / 16
+        return torch.where(i >= j, weights, 0) @ wide(v)
+
+    both(WEIGHT, dense, operands(11))
+
+
+def test_a_row_without_keys_is_nothing_and_hurts_nobody() -> None:
+    text = """pattern lonely
+    branch near
+        visible k < q - 2
+    branch all_of_it
+        visible k <= q
+        value   near[k]
+    combine near + all_of_it
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        near = softmax(scores(q, k), j < i - 2) @ wide(v)
+        return near + softmax(scores(q, k), j <= i) @ near
+
+    both(text, dense, operands(8))
+    both(text, dense, operands(2))
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+TILES = """pattern tiles(height: int, width: int, size: int = 2)
+    tokens y: height, x: width
+    over   b = [k.y // size, k.x // size]
+    visible abs(b[0] - q.y // size) + abs(b[1] - q.x // size) <= 1
+    score  scale * dot(q, mean(b.k)) + log(b.size)
+    value  max(b.v)
+"""
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 5), (1, 1)])
+def test_keys_that_are_tiles_of_a_grid(height: int, width: int) -> None:
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        down, across = -(-height // 2), -(-width // 2)
+        token = torch.arange(height * width)
+        tile = token // width // 2 * across + token % width // 2
+        keys, values, sizes = [], [], []
+        for b in range(down * across):
+            here = token[tile == b]
+            keys.append(k[:, :, here].mean(2))
+            values.append(v[:, :, here].amax(2))
+            sizes.append(len(here))
+        score = q @ wide(torch.stack(keys, 2)).mT * q.shape[-1] ** -0.5 + torch.tensor(sizes).double().log()
+        number = torch.arange(down * across)
+        apart = (number // across - (token // width // 2)[:, None]).abs()
+        apart = apart + (number % across - (token % width // 2)[:, None]).abs()
+        return softmax(score, apart <= 1) @ wide(torch.stack(values, 2))
+
+    both(TILES, dense, operands(height * width), height=height, width=width)
+
+
+def test_blocks_of_queries_attend_to_shifted_blocks_of_keys() -> None:
+    text = """pattern blocks
+    per   a = q // 3
+    over  b = (k + 1) // 4
+    score scale * dot(mean(a.q), mean(b.k)) + a.size * b.start / 8
+    value mean(b.v)
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        token = torch.arange(q.shape[2])
+        rows = [token[token // 3 == a] for a in range(int(token[-1]) // 3 + 1)]
+        cols = [token[(token + 1) // 4 == b] for b in range((int(token[-1]) + 1) // 4 + 1)]
+        queries = torch.stack([q[:, :, r].mean(2) for r in rows], 2)
+        keys, values = (torch.stack([x[:, :, c].mean(2) for c in cols], 2) for x in (k, v))
+        bias = torch.tensor([[len(r) * int(c[0]) / 8 for c in cols] for r in rows])
+        out = torch.softmax(queries @ wide(keys).mT * q.shape[-1] ** -0.5 + bias, -1) @ wide(values)
+        return out[:, :, token // 3]
+
+    for n in (1, 10, 14):
+        both(text, dense, operands(n))
+
+
+def test_a_row_of_numbers() -> None:
+    text = """pattern p
+    per     q, i in 0 .. dk
+    visible k <= q
+    score   scale * q[q][i] * dot(k, k)
+    value   v[k][i]
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        square = wide(k).square().sum(-1)
+        score = q.shape[-1] ** -0.5 * q.unsqueeze(-1) * square[:, :, None, None]
+        weights = softmax(score, (j <= i)[:, None])
+        return torch.einsum("bhqik,bhki->bhqi", weights, wide(v))
+
+    both(text, dense, operands(9))
+
+
+def test_keys_of_a_range_of_learned_vectors() -> None:
+    text = """pattern induced(m: int = 3)
+    learned ik: real[head, m, dk]
+    learned iv: real[head, m, dv]
+    branch near
+        visible abs(q - k) <= 2
+    branch far
+        over  i in 0 .. m
+        score scale * dot(q, ik[i])
+        value iv[i]
+    combine merge(near, far)
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, ik: Tensor, iv: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        own = torch.where((i - j).abs() <= 2, scores(q, k), -math.inf)
+        score = torch.cat([own, q @ ik.mT * q.shape[-1] ** -0.5], -1)
+        return torch.softmax(score, -1) @ torch.cat([wide(v), iv.expand(2, *iv.shape)], 2)
+
+    both(text, dense, operands(13) | {name: leaf(real(4, 3, 4), torch.float64) for name in ("ik", "iv")})
+    module: Any = compile_attention(text).module(heads=4, dk=4, dv=4)
+    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == {"ik": (4, 3, 4), "iv": (4, 3, 4)}
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+def test_quotients_of_large_exponentials(size: float) -> None:
+    text = """pattern p
+    input bias: real[query, key]
+    visible k <= q
+    score   scale * dot(q, k) + bias[q, k]
+    weights exp(2 * score) / sum(exp(score) for k) * log(sum(exp(score) for k)) / sum(exp(score - 3) for k if k >= 0)
+"""
+    given = operands(10) | {"bias": leaf(real(10, 10) * size, torch.float64)}
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        score = torch.where(j <= i, scores(q, k) + bias, -math.inf)
+        lse = score.logsumexp(-1, keepdim=True)
+        return (2 * (score - lse) + 3).exp() * lse @ wide(v)
+
+    wanted = dense(**given)
+    attend: Any = compile_attention(text)
+    grad = torch.ones_like(wanted)
+    for run in (attend, attend.reference):
+        found, exact = results(lambda call=run, **x: call(**x), given, grad), results(dense, given, grad)
+        for name, x in exact.items():
+            torch.testing.assert_close(found[name], x, rtol=1e-8, atol=1e-8, equal_nan=True, msg=name)
+
+
+def test_a_softmax_with_sinks_in_a_formula() -> None:
+    text = """pattern p
+    learned sink: real[head, 2]
+    visible k <= q
+    weights 2 * softmax(score / 2, extra = sink)
+"""
+    for large in (0.0, 100.0, -100.0):
+
+        def dense(q: Tensor, k: Tensor, v: Tensor, sink: Tensor) -> Tensor:
+            i, j = positions(q, k)
+            score = torch.where(j <= i, scores(q, k) / 2, -math.inf)
+            extra = sink[None, :, None].expand(2, 4, q.shape[2], 2)
+            return 2 * torch.softmax(torch.cat([score, extra], -1), -1)[..., : k.shape[2]] @ wide(v)
+
+        both(text, dense, operands(8) | {"sink": leaf(real(4, 2) + large, torch.float64)})
+
+
+def test_strict_refuses_passes_that_need_each_other() -> None:
+    with pytest.raises(UnsupportedError, match="2 passes"):
+        compile_attention("softplus_lssar", strict=True)
+    three = """pattern p
+    visible k <= q
+    let a = exp(score / (1 + sum(softplus(score) for k)))
+    let b = relu(a / sum(a for k) - 1 / 8) ** 2
+    weights tanh(b - sum(b for k) / 4)
+"""
+    with pytest.raises(UnsupportedError, match="4 passes"):
+        compile_attention(three, strict=True)
+    compile_attention("landmark", strict=True)
+    assert "2 passes" in str(compile_attention("softplus_lssar").plan(64))
+
+
+def test_plans_of_branches_say_what_each_does() -> None:
+    plan = compile_attention(MERGED).plan(64, heads=2)
+    assert plan.schedule == "branches"
+    assert [name for name, _ in plan.branches] == ["near", "far"]
+    assert plan.visible == sum(part.visible or 0 for _, part in plan.branches)
+    assert "near:" in str(plan)
+
+
+def test_the_lse_of_what_is_no_softmax_is_refused() -> None:
+    q, k, v = operands(5).values()
+    for text in (FAMILY, WEIGHT, "pattern p\n    weights dot(q, k)\n"):
+        attend: Any = compile_attention(text)
+        inputs = {"mix": real(2, 4, 5, 3)} if text is FAMILY else {}
+        with pytest.raises(UnsupportedError, match="no LSE"):
+            attend(q, k, v, return_lse=True, **inputs)
+
+
+def test_second_derivatives_are_refused_and_the_reference_has_them() -> None:
+    text = "pattern p\n    visible k <= q\n    weights relu(score) ** 2 / sum(relu(score) ** 2 for k)\n"
+    x = operands(4)["q"]
+    out = compile_attention(text)(x, x, x)
+    (first,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(UnsupportedError, match="second derivatives"):
+        torch.autograd.grad(first.sum(), x)
+    reference = compile_attention(text, backend="reference")
+    assert torch.autograd.gradgradcheck(lambda q: reference(q, q, q), operands(3, d=2)["q"][:1, :2])
+
+
+# --- several sequences in one -----------------------------------------------------------------------------------------
+
+SEQUENCES = [("causal", {}), ("sliding_window", {"window": 4}), ("softcap", {"window": 6}), ("softplus_lssar", {})]
+
+
+@pytest.mark.parametrize(("name", "params"), SEQUENCES)
+@pytest.mark.parametrize("ends", [[0, 5, 5, 6, 20, 33], [0, 0, 33, 33], [0, 33]])
+def test_packed_sequences_are_as_if_called_alone(name: str, params: dict[str, Any], ends: list[int]) -> None:
+    attend: Any = compile_attention(name, **params)
+    given, cu = operands(33), torch.tensor(ends, dtype=torch.int32)
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        own = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends) if b > a]
+        return torch.cat([attend(*tensors) for tensors in own], 2)
+
+    for run in (attend, attend.reference):
+        check(lambda call=run, **x: call(**x, cu_seqlens=cu), apart, given)
+
+
+def test_packed_calls_compile_to_one_graph_for_all_lengths() -> None:
+    attend = compile_attention("sliding_window", window=3)
+    compiled = torch.compile(lambda q, k, v, cu: attend(q, k, v, cu_seqlens=cu), backend="aot_eager", fullgraph=True)
+    q, k, v = (x.detach() for x in operands(20).values())
+    for ends in ([0, 7, 20], [0, 1, 1, 20]):
+        cu = torch.tensor(ends)
+        torch.testing.assert_close(compiled(q, k, v, cu), attend(q, k, v, cu_seqlens=cu))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "ends", "says"),
+    [
+        ("causal", {}, [0, 5], "from 0 to the number of keys, 9"),
+        ("causal", {}, [1, 9], "from 0"),
+        ("causal", {}, [], "from 0"),
+        ("causal", {}, [0, 6, 4, 9], "falls after entry 1"),
+        ("document", {}, [0, 9], "give `doc` instead"),
+        ("combiner", {"segment": 3}, [0, 9], "call it once for each sequence"),
+        ("neighborhood_2d", {"height": 3, "width": 3, "window": 3}, [0, 9], "call it once for each sequence"),
+    ],
+)
+def test_wrong_cumulative_lengths(name: str, params: dict[str, Any], ends: list[int], says: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=says):
+        compile_attention(name, **params)(*operands(9).values(), cu_seqlens=torch.tensor(ends, dtype=torch.int64))
