@@ -479,12 +479,13 @@ class Eye(Node):
 
 @dataclass(frozen=True, eq=False)
 class Solve(Node):
-    """What a matrix makes a vector of."""
+    """What a matrix makes a vector of; by so many `steps` of conjugate gradients, or exactly."""
 
     operand_fields = ("matrix", "vector")
 
     matrix: Value
     vector: Value
+    steps: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -348,7 +348,8 @@ def _matrix_atom(node: Value) -> str:
         case Eye():
             return f"eye({print_index(node.size)})"
         case Solve():
-            return f"solve({print_value(node.matrix)}, {print_value(node.vector)})"
+            steps = "" if node.steps is None else f", {node.steps} steps"
+            return f"solve({print_value(node.matrix)}, {print_value(node.vector)}{steps})"
         case _:
             raise AssertionError(node)
 

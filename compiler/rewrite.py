@@ -27,6 +27,7 @@ from attnc.compiler.ir import (
     Seen,
     Select,
     Sign,
+    Solve,
     TableRead,
     Total,
     Truth,
@@ -127,6 +128,8 @@ def _vector(node: Any, children: tuple[Any, ...]) -> Any:
             return intern(Vec(node.tensor, *children))
         case Part():
             return intern(Part(children[0], node.number, node.of))
+        case Solve():
+            return intern(Solve(children[0], children[1], node.steps))
         case _:
             return intern(type(node)(*children))
 

@@ -110,9 +110,9 @@ def eye(size: Index) -> Value:
     return intern(Eye(size))
 
 
-def solve(matrix: Value, vector: Value) -> Value:
-    """What a matrix makes a vector of."""
-    return intern(Solve(matrix, vector))
+def solve(matrix: Value, vector: Value, steps: int | None = None) -> Value:
+    """What a matrix makes a vector of; by conjugate gradients where `steps` are given."""
+    return intern(Solve(matrix, vector, steps))
 
 
 def seen(op: Literal["sum", "min", "max"], condition: Index, body: Value) -> Value:

@@ -268,6 +268,8 @@ class Values:
                 matrix, vector = self.of(node.matrix), self.of(node.vector)
                 lanes = np.broadcast_shapes(matrix.shape[:-2], vector.shape[:-1])
                 vector = vector.expand(*lanes, vector.shape[-1])
+                if node.steps is not None:
+                    return _descended(matrix, vector, node.steps)
                 solved: Tensor = torch.linalg.solve(matrix.expand(*lanes, *matrix.shape[-2:]), vector[..., None])
                 return solved[..., 0]
 
@@ -732,6 +734,19 @@ def _gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
         at = at * size + index
     rows = tensor.reshape(-1, *tensor.shape[len(indices) :])
     return rows.index_select(0, at.reshape(-1)).reshape(*at.shape, *rows.shape[1:])
+
+
+def _descended(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
+    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952)."""
+    found, rest = torch.zeros_like(vector), vector
+    direction, size = rest, rest.square().sum(-1, keepdim=True)
+    for _ in range(steps):
+        ahead = (matrix @ direction[..., None])[..., 0]
+        step = plain(scaled.divided(size, (direction * ahead).sum(-1, keepdim=True), share=True))
+        found, rest = found + step * direction, rest - step * ahead
+        smaller = rest.square().sum(-1, keepdim=True)
+        direction, size = rest + plain(scaled.divided(smaller, size, share=True)) * direction, smaller
+    return found
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

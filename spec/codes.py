@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "A220": "a preset without names",
     "A221": "a unit that is not of queries alone, or of keys alone",
     "A222": "a learned tensor that nothing reads",
+    "A223": "an unknown approximation, or one of nothing",
     # A3xx: types
     "A301": "a value of the wrong type",
     "A302": "a type is missing or unknown",

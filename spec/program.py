@@ -444,6 +444,8 @@ class Attend:
 class Program:
     """One pattern, checked. `visible` are the lines of the relation that all attentions share; `round` blocks it.
 
+    `approximate`: in so many steps of conjugate gradients is what `solve` finds found.
+
     `attends` are its attentions, those that others read first. The result is `combine`, where there is one, else the
     output of the only attention.
 
@@ -468,6 +470,7 @@ class Program:
     attends: tuple[Attend, ...] = ()
     combine: Expr | None = None
     pads: tuple[Pad, ...] = ()
+    approximate: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

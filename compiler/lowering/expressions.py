@@ -62,6 +62,8 @@ class Lowering:
     segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
     units: dict[checked.Unit, Members] = field(default_factory=dict)
     origins: dict[Index, Span] = field(default_factory=dict)
+    steps: int | None = None
+    """Of every `solve`, None for an exact one."""
     _memo: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
     _serial: int = 0
 
@@ -218,6 +220,8 @@ class Lowering:
             return _whole(expr.op, operands[0], expr.span)
         if expr.op == "eye":
             return values.eye(as_index(operands[0]))
+        if expr.op == "solve":
+            return values.solve(as_value(operands[0]), as_value(operands[1]), self.steps)
         if expr.op == "part":
             number, of = (as_index(operand) for operand in operands[1:])
             assert isinstance(number, ir.Const)
@@ -444,8 +448,6 @@ def _floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:
             return values.dot(*operands)
         case "outer":
             return values.outer(*operands)
-        case "solve":
-            return values.solve(*operands)
         case _:
             return values.apply(op, *operands)
 

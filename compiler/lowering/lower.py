@@ -26,6 +26,8 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
     visible = None
     if program.round is not None:
         visible = lower_round(program.round, program, lowering)
+    if program.approximate is not None:
+        lowering.steps = _number(program.approximate, lowering)
     nodes = tuple(lowering.attend(attend, visible) for attend in program.attends)
     combine, lse = lowering.combined()
     requirements = tuple(
@@ -58,9 +60,14 @@ def _dim(dim: Dim, lowering: Lowering) -> str | int:
     """A dimension's name, or its number."""
     if isinstance(dim, str | int):
         return dim
-    size = lowering.integer(cast("checked.Expr", dim), Scope())
-    assert isinstance(size, ir.Const)
-    return size.value
+    return _number(cast("checked.Expr", dim), lowering)
+
+
+def _number(expr: checked.Expr, lowering: Lowering) -> int:
+    """An integer that the parameters alone make."""
+    value = lowering.integer(expr, Scope())
+    assert isinstance(value, ir.Const)
+    return value.value
 
 
 def _segments(segments: tuple[checked.Segment, ...], lowering: Lowering) -> tuple[ir.Segment, ...]:

@@ -25,7 +25,7 @@ from attnc.spec.checks.forms import (
     of_type,
 )
 from attnc.spec.checks.guards import Facts, Guards
-from attnc.spec.checks.measure import Measures, children, expressions, first_use, inputs_read
+from attnc.spec.checks.measure import Measures, below, children, expressions, first_use, inputs_read
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import SIZES
@@ -131,6 +131,7 @@ class Checker:
         for pad in self._pattern.pads:
             self._static(pad.low, "a range of `pad`")
             self._static(pad.high, "a range of `pad`")
+        self._check_approximation()
         facts = self._everywhere()
         for line in self._pattern.visible if self._pattern.round is None else ():
             facts = self._guards.after(line, True, facts)
@@ -141,13 +142,25 @@ class Checker:
             attention.check_combine(self._pattern.combine, self._everywhere())
         return needs
 
-    def check_learned(self) -> None:
-        """A learned tensor that nothing reads would never learn."""
+    def _check_approximation(self) -> None:
+        steps = self._pattern.approximate
+        if steps is None:
+            return
+        self._static(steps, "the number of steps")
+        if not any(isinstance(node, program.Operation) and node.op == "solve" for node in below(self._roots())):
+            message = "nothing here is approximated: there is no `solve`"
+            self._complain("A223", message, steps.span, "of what?", help="leave the line out")
+
+    def _roots(self) -> list[program.Expr]:
+        """Every expression of the relation and the attentions."""
         pattern = self._pattern
         combined = [] if pattern.combine is None else [pattern.combine]
-        roots = [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
-        read = inputs_read(roots)
-        for tensor in pattern.inputs:
+        return [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
+
+    def check_learned(self) -> None:
+        """A learned tensor that nothing reads would never learn."""
+        read = inputs_read(self._roots())
+        for tensor in self._pattern.inputs:
             if tensor.learned and tensor not in read:
                 message = f"nothing reads the learned tensor `{tensor.name}`"
                 help_ = "read it in `score`, or drop it"

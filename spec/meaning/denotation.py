@@ -143,6 +143,7 @@ class Meanings:
         self._per_head = {p.name for p in pattern.parameters if p.per_head}
         self._measures = Measures()
         self._bodies: dict[program.Definition, Meaning] = {}
+        self._approximate = pattern.approximate
 
     def of(self, node: program.Expr) -> Meaning:
         """The meaning of an expression."""
@@ -311,6 +312,8 @@ class Meanings:
         if node.op == "or":
             return lambda frame: _first(operands, frame, True)
         op, span, floating_point = node.op, node.span, node.floating
+        if op == "solve" and self._approximate is not None:
+            operands.append(self.of(self._approximate))
 
         def apply(frame: Frame) -> Result:
             values = []

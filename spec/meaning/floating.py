@@ -221,8 +221,10 @@ def _over(x: Vector, norm: float) -> Vector:
     return tuple(entry / norm for entry in x) if norm else x
 
 
-def _solve(matrix: tuple[Vector, ...], vector: Vector) -> Vector:
-    """Gaussian elimination with pivots."""
+def _solve(matrix: tuple[Vector, ...], vector: Vector, steps: int | None = None) -> Vector:
+    """Gaussian elimination with pivots, or some steps of conjugate gradients."""
+    if steps is not None:
+        return _descended(matrix, vector, steps)
     rows = [[*map(float, row), float(x)] for row, x in zip(matrix, vector, strict=True)]
     n = len(rows)
     for i in range(n):
@@ -234,6 +236,23 @@ def _solve(matrix: tuple[Vector, ...], vector: Vector) -> Vector:
     found = [0.0] * n
     for i in reversed(range(n)):
         found[i] = _div(rows[i][n] - math.fsum(rows[i][j] * found[j] for j in range(i + 1, n)), rows[i][i])
+    return tuple(found)
+
+
+def _descended(matrix: tuple[Vector, ...], vector: Vector, steps: int) -> Vector:
+    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952)."""
+    n = len(vector)
+    found, rest = [0.0] * n, [float(x) for x in vector]
+    direction, size = list(rest), math.fsum(x * x for x in rest)
+    for _ in range(steps):
+        ahead = [math.fsum(float(a) * d for a, d in zip(row, direction, strict=True)) for row in matrix]
+        curve = math.fsum(d * a for d, a in zip(direction, ahead, strict=True))
+        step = _FUNCTIONS["share"](size, curve)
+        found = [x + step * d for x, d in zip(found, direction, strict=True)]
+        rest = [r - step * a for r, a in zip(rest, ahead, strict=True)]
+        smaller = math.fsum(r * r for r in rest)
+        turn, size = _FUNCTIONS["share"](smaller, size), smaller
+        direction = [r + turn * d for r, d in zip(rest, direction, strict=True)]
     return tuple(found)
 
 

@@ -35,10 +35,9 @@ from attnc.spec.types import Type
 
 _T = TypeVar("_T")
 
-_ONCE = ("align", "documents", "round", "score", "weights", "value", "over", "per", "pad", "combine")
+_ONCE = ("approximate", "align", "documents", "round", "score", "weights", "value", "over", "per", "pad", "combine")
 _LATER_WORDS = {
     "select": "selections",
-    "approximate": "approximation",
 }
 """Statements of the language that the compiler does not lower yet."""
 
@@ -129,6 +128,7 @@ class _PatternResolver:
             attends=attends,
             combine=None if self._unsupported else self._combine(),
             pads=pads,
+            approximate=self._approximate(),
         )
         spare = [*lets, *(source for branch in branches for source in branch.spare())]
         return Resolved(result, self._spare(spare), not self._unsupported)
@@ -321,6 +321,17 @@ class _PatternResolver:
         if clauses and not branches:
             help_ = "declare them: `branch near`, with a body"
             self._report.error("A215", "`combine` joins branches, and there are none", clauses[0].span, help=help_)
+
+    def _approximate(self) -> program.Expr | None:
+        """`approximate conjugate_gradient(n)`: the number of steps."""
+        for clause in self._clauses("approximate"):
+            value = clause.value
+            is_call = isinstance(value, syntax.Call) and isinstance(value.function, syntax.Name)
+            if is_call and value.function.id == "conjugate_gradient" and len(value.arguments) == 1:  # type: ignore[union-attr]
+                return self._resolver.resolve(value.arguments[0].value, self._names)  # type: ignore[union-attr]
+            help_ = "write `approximate conjugate_gradient(8)`: so many steps for every `solve`"
+            self._report.error("A223", "no approximation that is known", value.span, "not this", help=help_)
+        return None
 
     def _combine(self) -> program.Expr | None:
         for clause in self._clauses("combine"):
