@@ -6,11 +6,11 @@ nothing, so that they poison no gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
 Alive = NDArray[np.bool_]
+S = TypeVar("S", np.int64, np.float64)
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,37 @@ class Loops:
 
 
 NO_LOOPS = Loops({}, 0)
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """Rows and keys, the values of variables, and what is asked for, of one head."""
+
+    places: tuple[Int64, Int64]
+    bound: Mapping[ir.Var, Int64]
+    alive: Alive
+    counts: tuple[int, int]
+
+    def fits(self, node: ir.Index) -> bool:
+        """Whether 64 bits are enough for an exact expression, its constants included."""
+        if not all(map(_is_word, node.below)):
+            return False
+        limits = {v: (int(x.min(initial=0)), int(x.max(initial=0))) for v, x in self.bound.items()}
+        return fits_word(node, (0, self.counts[0]), (0, self.counts[1]), limits)
+
+
+def _is_word(node: ir.Index) -> bool:
+    """Whether the constants of a node, not below it, fit in 64 bits."""
+    match node:
+        case ir.Const():
+            return abs(node.value) < exact.WORD
+        case ir.Linear():
+            return all(abs(n) < exact.WORD for n in (node.constant, *(factor for _, factor in node.terms)))
+        case ir.TableRead():
+            return all(abs(n) < exact.WORD for n in node.values)
+        case _:
+            return True
+
 
 AT_ONCE = 1 << 23
 """Terms of an aggregate that are computed at once, over all lanes."""
@@ -277,11 +309,27 @@ class Values:
 
     def _integers(self, node: ir.Index) -> Int64:
         """An integer, or a condition as 0 and 1, over the dimensions that it reads; dead lanes hold anything."""
+
+        def evaluate(own: ir.Index, lanes: _Lanes) -> Int64:
+            origins = self._operands.origins
+            return exact.integers_in(own, *lanes.places, lanes.bound, lanes.alive, origins, wide=not lanes.fits(own))
+
+        return self._by_head(node, evaluate)
+
+    def _floats(self, node: ir.Index) -> NDArray[np.float64]:
+        """An integer in binary64, also where it passes 64 bits."""
+
+        def evaluate(own: ir.Index, lanes: _Lanes) -> NDArray[np.float64]:
+            return exact.floats_in(own, *lanes.places, lanes.bound, lanes.alive, lanes.fits, self._operands.origins)
+
+        return self._by_head(node, evaluate)
+
+    def _by_head(self, node: ir.Index, evaluate: Callable[[ir.Index, _Lanes], NDArray[S]]) -> NDArray[S]:
+        """An exact expression, specialised to each head that it differs for."""
         block, operands = self._block, self._operands
         axes, alive, loops = self._axes(node), self._alive(node), self._loops.of(node)
         rows = block.rows if axes[-2] else block.rows[:1]
         keys = block.keys if axes[-1] else block.keys[:1]
-        limits = {v: (int(x.min(initial=0)), int(x.max(initial=0))) for v, x in loops.items()}
         found = []
         for i, head in enumerate(block.heads if axes[-3] else block.heads[:1]):
             own = specialise(
@@ -295,12 +343,11 @@ class Values:
             )
             here = alive[..., min(i, alive.shape[-3] - 1), :, :]
             bound = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in loops.items()}
-            wide = not fits_word(own, (0, block.window.n_q), (0, block.window.n_k), limits)
-            found.append(exact.integers_in(own, rows, keys, bound, here, operands.origins, wide=wide))
+            found.append(evaluate(own, _Lanes((rows, keys), bound, here, (block.window.n_q, block.window.n_k))))
         return np.stack(found, -3)
 
     def _ratio(self, node: ir.Ratio) -> Tensor:
-        num, den = self._integers(node.num), self._integers(node.den)
+        num, den = self._floats(node.num), self._floats(node.den)
         alive = self._alive(node.num) & self._alive(node.den)
         if (self._alive(node) & (den == 0)).any():
             raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")
@@ -361,7 +408,8 @@ class Values:
                     f"`{node.tensor.name}` is read at {int(np.broadcast_to(values, outside.shape)[outside][0])}; the "
                     f"`{name}` dimension has {low} to {low + size - 1}"
                 )
-                raise EvaluationError("A902", message, None, "test the index first: `0 <= i < n and …`")
+                at_text = self._operands.origins.get(index)
+                raise EvaluationError("A902", message, at_text, "test the index first: `… if 0 <= i < n else …`")
             at = np.zeros_like(values) if dim == "batch" and tensor.shape[axis] == 1 else values + offset
             found.append(self._tensor(np.clip(at, 0, max(tensor.shape[axis] - 1, 0))))
             alive = alive & here

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce as accumulate
 from math import isqrt, prod
 from typing import Any
 
@@ -169,6 +170,56 @@ def integers_in(
     found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
     found = np.broadcast_to(found, np.broadcast_shapes(np.shape(found), alive.shape))
     return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
+
+
+def floats_in(
+    node: Index,
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    variables: Mapping[Var, NDArray[np.int64]],
+    alive: Alive,
+    fits: Callable[[Index], bool],
+    origins: Mapping[Index, Span] | None = None,
+) -> NDArray[np.float64]:
+    """An integer on its way into floating point, in binary64, lanes as in `integers_in`.
+
+    What `fits` 64 bits is exact until then; sums, products and tables of larger numbers are rounded, others fault where
+    they pass 64 bits.
+    """
+    if fits(node):
+        return integers_in(node, q, k, variables, alive, origins, wide=False).astype(np.float64)
+
+    def of(part: Index, here: Alive = alive) -> NDArray[np.float64]:
+        return floats_in(part, q, k, variables, here, fits, origins)
+
+    match node:
+        case Const() | Arith(op="pow", operands=(Const(), Const())):
+            return np.full((1, 1), _rounded_constant(node))
+        case Linear():
+            return sum((of(term) * float(factor) for term, factor in node.terms), np.full((1, 1), float(node.constant)))
+        case Arith(op="mul"):
+            return of(node.operands[0]) * of(node.operands[1])
+        case Arith(op="min" | "max"):
+            extreme = np.minimum if node.op == "min" else np.maximum
+            return accumulate(extreme, map(of, node.operands))
+        case Arith(op="abs"):
+            return np.abs(of(node.operands[0]))
+        case TableRead():
+            index = integers_in(node.index, q, k, variables, alive, origins, wide=not fits(node.index))
+            inside = np.clip(index, 0, len(node.values) - 1)
+            return np.where(alive & (index != inside), np.nan, np.array([float(v) for v in node.values])[inside])
+        case Choice():
+            condition = integers_in(node.condition, q, k, variables, alive, origins, wide=not fits(node.condition)) != 0
+            return np.where(condition, of(node.then, alive & condition), of(node.otherwise, alive & ~condition))
+        case _:
+            return integers_in(node, q, k, variables, alive, origins, wide=True).astype(np.float64)
+
+
+def _rounded_constant(node: Const | Arith) -> float:
+    if isinstance(node, Const):
+        return float(node.value)
+    base, exponent = (float(o.value) if isinstance(o, Const) else 0.0 for o in node.operands)
+    return float(np.float64(base) ** exponent)
 
 
 def mask_of_coordinates(relation: Index, coordinates: Mapping[Index, str], extent: int) -> NDArray[np.bool_]:

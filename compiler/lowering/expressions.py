@@ -227,7 +227,7 @@ class Lowering:
             assert isinstance(number, ir.Const)
             assert isinstance(of, ir.Const)
             return values.part(as_value(operands[0]), number.value, of.value)
-        if _is_floating(expr.op, operands):
+        if _is_floating(expr.op, operands) or (expr.floating and _is_decay(expr.op, operands)):
             return _floating(expr.op, tuple(map(as_value, operands)))
         if _is_binary64(expr.op, operands):
             return _in_binary64(expr.op, operands, expr.span)
@@ -418,6 +418,11 @@ def _plain(item: Lowered) -> checked.Scalar | None:
             return Fraction(n.value, d.value)
         case _:
             return None
+
+
+def _is_decay(op: str, operands: tuple[Lowered, ...]) -> bool:
+    """A fraction to a power that differs: exactly, it would soon pass 64 bits."""
+    return op == "pow" and isinstance(operands[0], Rational) and _plain(operands[1]) is None
 
 
 def _is_floating(op: str, operands: tuple[Lowered, ...]) -> bool:

@@ -109,7 +109,12 @@ class AttendChecker:
         if at is not None:
             name = attend.over.binder.name
             message = f"there is no `k` here: the keys are `{name}`"
-            help_ = f"a token is `k[i]`, and those of a unit are `mean({name}.k)`"
+            unit = isinstance(attend.over, program.Unit)
+            pooled = f"those of the unit are `mean({name}.k)`" if unit else f"what stands at `{name}` is an input's"
+            help_ = f"the vector of a token is `k[i]`; {pooled}"
+            if node in self._pattern.visible and self._pattern.combine is not None:
+                message = f"this line holds in every branch, and the keys of `{attend.name}` are `{name}`"
+                help_ = "write it in the branches whose keys are tokens"
             self._complain("A206", message, at, f"which `k` of `{name}`?", help=help_)
 
     # --- clauses -----------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def check_pattern(resolved: Resolved, report: Report) -> program.Program:
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
     needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.attends()
-    if resolved.whole:
+    if resolved.whole and not report.failed:
         checker.check_learned()
     for definition in spare:
         if not definition.parameters:

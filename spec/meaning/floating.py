@@ -57,21 +57,32 @@ def is_floating(op: str, values: Sequence[Value | float | Vector]) -> bool:
         return False
     if op in FLOAT_BUILTINS or op in TRANSCENDENTAL:
         return True
-    if op == "pow" and not isinstance(values[1], int):
+    if op == "pow" and not (isinstance(values[0], int) and isinstance(values[1], int)):
         return True
     return op == "share" or any(isinstance(value, float | tuple | Scaled) for value in values)
 
 
 def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) -> Any:
-    """The value of a strict operation. Raises ArithmeticFault where it is exact and has none."""
+    """The value of a strict operation. Raises ArithmeticFault where it is exact and has none.
+
+    Where it may be floating point, sums and products of exact numbers that are out of range are rounded.
+    """
     if not (floating and is_floating(op, values)):
-        return checked(FUNCTIONS[op](*map(_finite, values)))
+        result = FUNCTIONS[op](*map(_finite, values))
+        try:
+            return checked(result)
+        except ArithmeticFault:
+            if floating and op in _ROUNDED:
+                return float(result)
+            raise
     if op in _OF_VECTORS:
         return _OF_VECTORS[op](*values)
     if op in _SCALED:
         return _entrywise(lambda *entries: _scaled(op, entries), values)
     return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
 
+
+_ROUNDED = frozenset({"add", "sub", "mul", "div", "neg"})
 
 _SCALED = frozenset({"add", "sub", "mul", "div", "share", "neg", "exp", "log"})
 """Operations that keep what binary64 cannot hold."""

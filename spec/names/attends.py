@@ -126,6 +126,13 @@ class Clauses:
             self._declare(binder.name, SilentSymbol(binder.name.span))
             return None
         found = self.range(binder)
+        places = self._resolver.measures.of(found.high).places | self._resolver.measures.of(found.low).places
+        if places & {"q", "k"}:
+            unit = f"{binder.name.id} = {binder.domain.span.text}"
+            help_ = f"a unit is written with `=`: `{unit}`; a range is the same for all queries"
+            self._report.error("A406", "a range that differs from token to token", binder.span, help=help_)
+            self._declare(binder.name, SilentSymbol(binder.name.span))
+            return None
         self._declare(binder.name, RangeSymbol(binder.name.span, found.binder, is_key))
         return found
 

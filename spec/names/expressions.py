@@ -18,6 +18,7 @@ from attnc.spec.names.builtins import (
     FLOAT_BUILTINS,
     FLOAT_FUNCTIONS,
     FUNCTIONS,
+    IMPLIED_DIMENSIONS,
     LATER_FUNCTIONS,
     POSITIONS,
     REBINDABLE,
@@ -67,6 +68,7 @@ class Resolver:
         self.measures = Measures()
         self._definitions: dict[tuple[DefinitionSource, World, Lines, Units], program.Definition] = {}
         self._so_far: dict[Lines, program.Definition] = {}
+        self._taking: dict[DefinitionSource, bool] = {}
 
     def resolve(
         self, expression: syntax.Expr, names: Names, binders: Binders | None = None, world: World = "exact"
@@ -83,7 +85,7 @@ class Resolver:
             return
         demanded = self.worlds.demanded(expression, names, world)
         for source in self.order.under(expression, names, again=True):
-            for used_in in sorted(demanded[source]) if not takes_units(source) else ():
+            for used_in in sorted(demanded[source]) if not self.takes_units(source) else ():
                 self.define(source, used_in)
 
     def define(self, source: DefinitionSource, world: World, units: Units = ()) -> program.Definition | None:
@@ -104,6 +106,29 @@ class Resolver:
                 return None
             self._definitions[key] = definition
         return self._definitions[key]
+
+    def takes_units(self, source: DefinitionSource) -> bool:
+        """Whether a parameter may be a unit: it is a domain, has attributes, or is handed to what takes units."""
+        if source in self.order.broken:
+            return False
+        if source not in self._taking:
+            self._taking[source] = False  # for the time being: a circle is refused elsewhere
+            self._taking[source] = any(name in self._as_units(source) for name in source.parameters)
+        return self._taking[source]
+
+    def _as_units(self, source: DefinitionSource) -> set[program.Binder]:
+        """The parameters that stand where a unit may."""
+        own = {binder.name: binder for binder in source.parameters}
+        found: set[program.Binder] = set()
+        for node in walk(source.body) if own else ():
+            places: list[object] = [node.base] if isinstance(node, syntax.Attribute) else []
+            places += [r.domain for r in node.each.runnings] if isinstance(node, syntax.Aggregate) else []
+            if isinstance(node, syntax.Call) and isinstance(node.function, syntax.Name):
+                symbol = source.names.get(node.function.id)
+                if isinstance(symbol, DefinitionSymbol) and self.takes_units(symbol.source):
+                    places += [argument.value for argument in node.arguments]
+            found |= {own[name.id] for name in places if isinstance(name, syntax.Name) and name.id in own}
+        return found
 
     def is_used(self, source: DefinitionSource) -> bool:
         """Whether it has been read in some world."""
@@ -321,7 +346,7 @@ class ExpressionResolver(NameResolver):
         if isinstance(base, syntax.Name) and base.id not in self._binders:
             symbol = self._names.get(base.id)
             if isinstance(symbol, InputSymbol):
-                return self.read(node.span, symbol.input, self._indices(node))
+                return self._read_at(node, symbol.input)
             if isinstance(symbol, BranchSymbol):
                 return self.branch(node.span, symbol, self._indices(node))
             if symbol is None and base.id in ("q", "k", "v", "score") and self._world != "exact":
@@ -335,6 +360,15 @@ class ExpressionResolver(NameResolver):
         if isinstance(table, program.BranchRead) and table.part == "lse" and table.at is None:
             table, indices = replace(table, span=node.span, at=indices[0]), indices[1:]
         return _items(node.span, table, indices)
+
+    def _read_at(self, node: syntax.Index, tensor: program.Input) -> program.Expr:
+        """An element of an input; an index that is implied is refused."""
+        for index in node.indices:
+            if isinstance(index, syntax.Name) and index.id in IMPLIED_DIMENSIONS & set(tensor.type.dims):
+                help_ = f"leave it out: `{tensor.name}` is always read at the `{index.id}` at hand"
+                message = f"the index `{index.id}` of `{tensor.name}` is never written"
+                return self.refuse("A306", message, index.span, help_, "implied")
+        return self.read(node.span, tensor, self._indices(node))
 
     def _indices(self, node: syntax.Index) -> tuple[program.Expr, ...]:
         return tuple(self._in("float").resolve(index) for index in node.indices)
@@ -374,10 +408,12 @@ class ExpressionResolver(NameResolver):
             return self.refuse("A701", f"`{name}` is not supported yet", node.span)
         builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
         if builtin is None and name in AGGREGATES:
-            return self.refuse("A204", f"`{name}` needs a `for`", node.span, f"write `{name}(… for i in low .. high)`")
+            return self.refuse("A204", f"`{name}` needs a `for`", node.span, self._over_what(name, node))
         if builtin is None:
             functions = {n for n, s in self._names.items() if isinstance(s, DefinitionSymbol) and s.source.is_function}
             return self._unknown_name(function, "function", functions | FUNCTIONS)
+        if name in ("min", "max") and len(node.arguments) == 1 and self._world != "exact":
+            return self.refuse("A305", f"`{name}` of one value", node.span, self._over_what(name, node))
         arguments = bind_arguments(self._report, node, name, builtin.parameters, builtin.variadic, {})
         if arguments is None:
             return self.unknown(node.span)
@@ -396,10 +432,21 @@ class ExpressionResolver(NameResolver):
             return self.refuse("A703", f"`{name}` is not supported here yet", node.span, SCORES_ONLY)
         return None
 
+    def _over_what(self, name: str, node: syntax.Call) -> str:
+        """How to write an aggregate of what a call has in its brackets."""
+        text = node.arguments[0].value.span.text if node.arguments else "…"
+        if len(node.arguments) == 1 and self._unit(node.arguments[0].value) is not None:
+            return f"of its keys: `{name}({text}.k)`; of its values: `{name}({text}.v)`"
+        if self._world == "exact":
+            return f"write `{name}(… for i in low .. high)`"
+        return f"over the keys that the query sees: `{name}({text} for k)`; over a range: `… for i in low .. high`"
+
     def _pooled(self, node: syntax.Call, op: str, of: syntax.Expr) -> program.Expr | None:
         """`mean(b.k)` and the like: over the vectors of a unit's tokens."""
         if not isinstance(of, syntax.Attribute) or not isinstance(of.base, syntax.Name):
             return None
+        if isinstance(self._names.get(of.base.id), SilentSymbol):
+            return self.unknown(node.span)
         unit = self._unit(of.base)
         if unit is None or of.name.id not in ("q", "k", "v"):
             return None
@@ -445,7 +492,7 @@ class ExpressionResolver(NameResolver):
             resolved.append(own._in("vector" if binder.name in vectors else "float").resolve(argument))
         pairs = zip(source.parameters, arguments, strict=True)
         units = tuple((b.name, u) for b, a in pairs if id(a) in given and (u := self._unit(a)) is not None)
-        return self._use(node.span, source, tuple(resolved), units if takes_units(source) else ())
+        return self._use(node.span, source, tuple(resolved), units if self._resolver.takes_units(source) else ())
 
     # --- aggregates --------------------------------------------------------------------------------------------------
 
@@ -537,23 +584,6 @@ class ExpressionResolver(NameResolver):
             return zero, program.Size(span, "queries")
         unknown = self.refuse("A210", f"`for {name.id}` needs a range", span, f"write `for {name.id} in low .. high`")
         return unknown, unknown
-
-
-def takes_units(source: DefinitionSource, asking: frozenset[DefinitionSource] = frozenset()) -> bool:
-    """Whether a parameter may be a unit: it is a domain, has attributes, or is handed to what takes units."""
-    own = {binder.name for binder in source.parameters}
-    if not own or source in asking:
-        return False
-    for node in walk(source.body):
-        found: list[object] = [node.base] if isinstance(node, syntax.Attribute) else []
-        found += [r.domain for r in node.each.runnings] if isinstance(node, syntax.Aggregate) else []
-        if isinstance(node, syntax.Call) and isinstance(node.function, syntax.Name):
-            symbol = source.names.get(node.function.id)
-            if isinstance(symbol, DefinitionSymbol) and takes_units(symbol.source, asking | {source}):
-                found += [argument.value for argument in node.arguments]
-        if any(isinstance(name, syntax.Name) and name.id in own for name in found):
-            return True
-    return False
 
 
 def _is_score(node: syntax.Expr) -> bool:

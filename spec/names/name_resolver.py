@@ -35,6 +35,7 @@ from attnc.spec.names.scope import (
 from attnc.spec.names.worlds import World
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
+from attnc.spec.types import Dim
 
 if TYPE_CHECKING:
     from attnc.spec.names.expressions import Resolver
@@ -50,6 +51,19 @@ EXACT_ONLY = "a relation is exact: it depends on positions, sizes, parameters an
 
 SCORES_ONLY = "scores, weights and values are made of positions, inputs, vectors and the functions of the reference"
 
+
+HINTS = {
+    "pi": "write the number: 3.141592653589793",
+    "ln": "the natural logarithm is `log`",
+    "avg": "write `mean`",
+    "average": "write `mean`",
+    "square": "write `x ** 2`",
+    "scores": "the score of this key is `score`",
+    "weight": "the weight of a branch is `near.weight`",
+    "N": "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`",
+    "n": "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`",
+}
+"""What is meant by names that papers and other languages have."""
 
 _LABELS = {
     "A202": "has no coordinates",
@@ -195,7 +209,7 @@ class NameResolver:
         otherwise = "declare it: a parameter of the pattern, an `input`, or a `let`"
         if what == "function":
             otherwise = "define it with `def`, or `use` the file that does"
-        help_ = did_you_mean(node.id, known, otherwise)
+        help_ = HINTS.get(node.id) or did_you_mean(node.id, known, otherwise)
         self._report.error("A201", f"unknown {what} `{node.id}`", node.span, "nothing has this name", help=help_)
         return self.unknown(node.span)
 
@@ -228,8 +242,10 @@ class NameResolver:
         written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
         if tensor.type.kind == "real" and self._world == "exact":
             return self.refuse("A401", f"`{tensor.name}` holds floating-point numbers", span, EXACT_ONLY)
-        if len(indices) == len(written) or (tensor.type.kind == "real" and len(indices) < len(written)):
+        if len(indices) == len(written):
             return program.InputRead(span, tensor, indices)
+        if tensor.type.kind == "real" and len(indices) < len(written):
+            return self._part_of(span, tensor, indices, written)
         names = [str(d) if isinstance(d, str | int) else "…" for d in written]
         example = f"{tensor.name}[{', '.join(names)}]" if names else tensor.name
         message = f"`{tensor.name}` takes {_count(len(written), 'index', 'indices')} and is given {len(indices)}"
@@ -240,6 +256,20 @@ class NameResolver:
             also=(Label(tensor.span, "declared here"),),
             help=f"write `{example}`; `batch`, `head` and `kv_head` are implied",
         )
+        return self.unknown(span)
+
+    def _part_of(
+        self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...], written: list[Dim]
+    ) -> program.Expr:
+        """A vector of an input, over the dimensions that are left out, which must be its last."""
+        dims = list(tensor.type.dims)
+        first = dims.index(written[len(indices)])
+        implied = next((d for d in dims[first:] if isinstance(d, str) and d in IMPLIED_DIMENSIONS), None)
+        if implied is None:
+            return program.InputRead(span, tensor, indices)
+        help_ = f"declare `{implied}` before the dimensions of the vector"
+        message = f"`{tensor.name}` is read as a vector, and its dimension `{implied}` stands after it"
+        self._report.error("A306", message, span, also=(Label(tensor.span, "declared here"),), help=help_)
         return self.unknown(span)
 
 

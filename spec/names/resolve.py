@@ -15,7 +15,7 @@ from attnc.spec.names.branch_order import ordered
 from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
-from attnc.spec.names.expressions import Resolver, takes_units
+from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.modules import Scope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
 from attnc.spec.names.rounding import resolve_round
@@ -51,10 +51,13 @@ _HOME = {
 """Where the other statements belong."""
 
 
+SEVERAL = "several names of keys"
+
+
 def _later_inside(item: syntax.Statement) -> str | None:
     """What of a statement is not supported yet."""
     if isinstance(item, syntax.Places) and item.word.id == "over" and len(item.binders) > 1:
-        return "several names of keys"
+        return SEVERAL
     if not isinstance(item, syntax.Block) or item.word.id != "branch":
         return None
     words = {inner.word.id for inner in item.body.statements}
@@ -199,7 +202,8 @@ class _PatternResolver:
     def _later(self, item: syntax.Statement, what: str) -> None:
         word = item.word
         message = f"`{word.id}` is not supported yet: {what}"
-        self._report.error("A703", message, word.span, "not compiled yet", help=_STATIC_ONLY)
+        help_ = "make one list of them: `b = [k.y // 8, k.x // 8]`" if what == SEVERAL else _STATIC_ONLY
+        self._report.error("A703", message, word.span, "not compiled yet", help=help_)
         if not self._unsupported:
             for other in self._pattern.body.statements:
                 if other.word.id in ("branch", "over", "per", "select"):
@@ -419,7 +423,7 @@ class _PatternResolver:
         floating = ("score", "weights", "value", "combine")
         world: World = "float" if any(self._clauses(word) for word in floating) else "exact"
         for source in lets:
-            if self._resolver.is_used(source) or takes_units(source):
+            if self._resolver.is_used(source) or self._resolver.takes_units(source):
                 continue
             self._resolver.prepare(syntax.Name(source.span, source.name), source.names, world)
             definition = self._resolver.define(source, world)

@@ -401,3 +401,67 @@ def test_packed_calls_compile_to_one_graph_for_all_lengths() -> None:
 def test_wrong_cumulative_lengths(name: str, params: dict[str, Any], ends: list[int], says: str) -> None:
     with pytest.raises((ValueError, NotImplementedError), match=says):
         compile_attention(name, **params)(*operands(9).values(), cu_seqlens=torch.tensor(ends, dtype=torch.int64))
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+NUMBERS = [
+    ("score 1e-19 * dot(q, k)", {}, lambda i, j, s: 1e-19 * 2 * s),
+    ("score 1e19 * dot(q, k)", {}, lambda i, j, s: 1e19 * 2 * s),
+    ("score s * dot(q, k)", {"s": 1.2345678901234567e-17}, lambda i, j, s: 1.2345678901234567e-17 * 2 * s),
+    ("score scale * dot(q, k) - slope * (q - k)", {"slope": [2**-0.7, 2**-1.3, 0.1, 3]}, None),
+    ("score scale * dot(q, k) * 0.9 ** (q - k)", {}, lambda i, j, s: s * 0.9 ** (i - j)),
+    ("score 0.1234567 ** 3 * (q - k)", {}, lambda i, j, s: 0.1234567**3 * (i - j) + 0 * s),
+    (
+        "score cos(3.141592653589793 / 2 * (q - k) / keys)",
+        {},
+        lambda i, j, s: torch.cos(math.pi / 2 * (i - j) / 300) + 0 * s,
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "params", "formula"), NUMBERS, ids=[line for line, _, _ in NUMBERS])
+def test_numbers_that_64_bits_do_not_hold(line: str, params: dict[str, Any], formula: Any) -> None:
+    """Exact constants of scores, which are floating point in the end."""
+    given = ", ".join(f"{name}: real{'[head]' if isinstance(x, list) else ''}" for name, x in params.items())
+    text = f"pattern p{f'({given})' if given else ''}\n    visible k <= q\n    {line}\n"
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        if formula is None:
+            score = scores(q, k) - torch.tensor(params["slope"], dtype=q.dtype)[:, None, None] * (i - j)
+        else:
+            score = formula(i.double(), j.double(), scores(q, k))
+        return softmax(score, j <= i) @ wide(v)
+
+    operand = {name: x.detach() for name, x in operands(300).items()}
+    wanted, attend = dense(**operand), compile_attention(text, **params)
+    for found in (attend(*operand.values()), attend.reference(*operand.values())):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_steps_of_conjugate_gradients(steps: int) -> None:
+    text = f"""pattern p
+    visible k <= q
+    let w = softmax(score)
+    let a = sum(w * outer(k[k], k[k]) for k) + eye(dk)
+    weights w * dot(solve(a, q), k)
+    approximate conjugate_gradient({steps})
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        w = softmax(scores(q, k), j <= i)
+        a = torch.einsum("bhqk,bhki,bhkj->bhqij", w, wide(k), wide(k)) + torch.eye(q.shape[-1], dtype=q.dtype)
+        x, r = torch.zeros_like(q), q
+        p, size = r, r.square().sum(-1, keepdim=True)
+        for _ in range(steps):
+            ap = torch.einsum("bhqij,bhqj->bhqi", a, p)
+            alpha = size / (p * ap).sum(-1, keepdim=True)
+            x, r = x + alpha * p, r - alpha * ap
+            smaller = r.square().sum(-1, keepdim=True)
+            p, size = r + smaller / size * p, smaller
+        return (w * (x @ wide(k).mT)) @ wide(v)
+
+    both(text, dense, operands(9))
