@@ -36,7 +36,7 @@ def _attended(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
     most = torch.where(most == -torch.inf, 0, most)
     weights = torch.where(seen, torch.exp(torch.where(seen, score, 0) - most), 0)
     whole = weights.sum(-1, keepdim=True)
-    blind = ~seen.any(-1, keepdim=True)
+    blind = whole == 0  # nothing is seen, or every score is -inf
     if node.weights.extra is not None:
         logit = values.logit(node.weights.extra)[..., None]
         higher = torch.maximum(most, torch.where(logit.isfinite(), logit, most)).detach()

@@ -160,6 +160,16 @@ class Attention:
         return self._plain
 
     @property
+    def has_lse(self) -> bool:
+        """Whether the result is one softmax, so that `return_lse` may be asked."""
+        return self._steps is None or self._steps.has_lse
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
+        return self._steps is None or self._steps.has_tokens
+
+    @property
     def relation_inputs(self) -> frozenset[str]:
         """The inputs that the relation reads: what `mask`, `plan` and `picture` need."""
         return frozenset(names_read(self._pattern))

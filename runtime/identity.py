@@ -19,7 +19,7 @@ from attnc.spec.program import BoundProgram, Value
 from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
-FORMAT = 1
+FORMAT = 2
 _FRACTION = re.compile(r"-?[0-9]+(/[1-9][0-9]*)?")
 
 

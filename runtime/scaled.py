@@ -28,6 +28,9 @@ class Scaled:
 
 Quantity = Tensor | Scaled
 
+SPARE = 60.0
+"""By how much the exponent of a 0 may lie above the others': its value is 0 all the same, its gradient is not."""
+
 
 def plain(value: Quantity) -> Tensor:
     """The value as a tensor."""
@@ -80,7 +83,7 @@ def added(a: Quantity, b: Quantity) -> Quantity:
     shifts = [torch.where(p.mantissa.detach() == 0, -torch.inf, p.shift) for p in parts]
     most = torch.maximum(*shifts)
     most = torch.where(most.isfinite(), most, 0)
-    first, second = (p.mantissa * torch.exp((p.shift - most).clamp(max=0)) for p in parts)
+    first, second = (p.mantissa * torch.exp((p.shift - most).clamp(max=SPARE)) for p in parts)
     return Scaled(first + second, most)
 
 
@@ -116,7 +119,7 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int) -> Quanti
                 seen = torch.where(zero, -torch.inf, seen)
         most = seen.amax(axis, keepdim=True)
         most = torch.where(most.isfinite(), most, 0)
-        tensors.append(torch.exp((shift - most).clamp(max=0)))
+        tensors.append(torch.exp((shift - most).clamp(max=SPARE)))
     result = _summed(_masked(tensors, inside), axis)
     return result if most is None else Scaled(result, most)
 

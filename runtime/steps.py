@@ -67,6 +67,20 @@ class Steps:
                     f"another one whole; compile it without strict to allow that"
                 )
 
+    @property
+    def has_lse(self) -> bool:
+        """Whether the result is one softmax."""
+        pattern = self._pattern
+        if pattern.combine is not None:
+            return pattern.lse is not None
+        (node,) = pattern.nodes
+        return isinstance(node.weights, ir.Softmax) and node.stack is None
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the keys of an attention are tokens, or units of them."""
+        return any(node.keys is None or node.key_of is not None for node in self._pattern.nodes)
+
     # --- running -----------------------------------------------------------------------------------------------------
 
     def on_cpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
@@ -83,9 +97,8 @@ class Steps:
             own = self._node(node, q, k, v, given, run, known)
             known[output(node).name], known[output_lse(node).name] = own
         if pattern.combine is None:
-            (node,) = pattern.nodes
-            has_lse = isinstance(node.weights, ir.Softmax) and node.stack is None
-            return known[node.name].to(q.dtype), known[f"{node.name}.lse"] if has_lse else None
+            name = pattern.nodes[0].name
+            return known[name].to(q.dtype), known[f"{name}.lse"] if self.has_lse else None
         out = self._combined(pattern.combine, q, k, v, given, known)
         lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
         return out.to(q.dtype), lse
@@ -136,8 +149,13 @@ class Steps:
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
+        if not self.has_tokens:
+            name = self._pattern.name
+            raise UnsupportedError(f"`{name}` has keys that are no tokens: there is no mask of tokens to show")
         result = np.zeros((sizes.n_q, sizes.n_k), dtype=np.bool_)
         for node, relations in self.relations(sizes, inputs):
+            if node.keys is not None and node.key_of is None:
+                continue
             shape = relations.shape
             seen = relations.mask(batch, head, 0, shape.n_q, 0, shape.n_k)
             result |= seen if node.keys is None else seen[:, _places(node, relations, sizes.n_k)]
@@ -202,9 +220,8 @@ def _on_tokens(pattern: ir.Pattern, given: Given) -> CallShape:
 
 
 def _places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
-    """The key that each token is in; that of another past the last, where tokens are in none."""
-    if node.key_of is None:
-        raise UnsupportedError(f"`{node.name}` has keys that are no tokens: there is no mask of tokens to show")
+    """The key that each token is in."""
+    assert node.key_of is not None
     window = Window(0, 0, relations.shape.n_q, tokens, 0)
     own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
     places: Int64 = exact.integers(own, (0, 1), (0, tokens))[0]

@@ -51,7 +51,7 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
 def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
     print(f"{attention.name} on {len(shapes)} shapes:")
     for case in shapes:
-        print(f"  {case}")
+        print(f"  {case}{'  (left out: `require` refuses it)' if case in verdict.left_out else ''}")
     if verdict.examples:
         print(f"  inputs with example values: {', '.join(verdict.examples)}")
     print(f"\nrelation   {verdict.pairs:,} pairs compared with the evaluator: {_relation(verdict)}\n")

@@ -132,6 +132,7 @@ class Checker:
             self._static(pad.low, "a range of `pad`")
             self._static(pad.high, "a range of `pad`")
         self._check_approximation()
+        self._check_padded()
         facts = self._everywhere()
         for line in self._pattern.visible if self._pattern.round is None else ():
             facts = self._guards.after(line, True, facts)
@@ -150,6 +151,16 @@ class Checker:
         if not any(isinstance(node, program.Operation) and node.op == "solve" for node in below(self._roots())):
             message = "nothing here is approximated: there is no `solve`"
             self._complain("A223", message, steps.span, "of what?", help="leave the line out")
+
+    def _check_padded(self) -> None:
+        """Where keys are padded, one of them may be no token, and has coordinates but no position."""
+        if not self._pattern.pads:
+            return
+        for node in below(self._roots()):
+            if isinstance(node, program.Place) and node.place == "k":
+                axes = ", ".join(f"`k.{axis.name}`" for axis in self._pattern.pads[0].segment.axes)
+                message = "`k` has no position here: beyond the tokens there are padded keys"
+                self._complain("A206", message, node.span, "which position?", help=f"read its coordinates: {axes}")
 
     def _roots(self) -> list[program.Expr]:
         """Every expression of the relation and the attentions."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from typing import cast
@@ -69,20 +69,37 @@ class Evaluator:
         return self.whole.keys
 
     def visible(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> bool:
-        """Whether the query of row `q` sees key `k`, in one of the attentions that have tokens for keys."""
+        """Whether the query of row `q` sees key `k`, or a unit that it is in, in one of the attentions."""
         view = self.view(q, k, batch)
         if view is None:
             return False
         position = k - view.first_key
         frame = view.frame(q + self.whole.shift - view.first_key, view.padded(position), head, batch)
-        self.steps = 0
-        if not self.holds(view, frame):
+        return any(self._sees(attend, view, frame) for attend in self.program.attends)
+
+    def _sees(self, attend: program.Attend, view: View, frame: Frame) -> bool:
+        """Whether one of an attention, or of a family of them, sees a frame's key, or the unit that it is in."""
+        if isinstance(attend.over, program.Range):
             return False
-        attends = self.program.attends
-        own = [attend for attend in attends if attend.over is None and attend.family is None]
-        if len(own) < len(attends) or not any(attend.visible for attend in own):
-            return True
-        return any(all(self.meanings.of(line)(frame) for line in attend.visible) for attend in own)
+        for unit in attend.units:
+            frame = frame.binding(unit.binder, self.meanings.of(unit.value))
+        lines = attend.visible if attend.over is None else (*self.program.visible, *attend.visible)
+        for inner in self._members(attend, frame):
+            self.steps = 0
+            if attend.over is None and not self.holds(view, inner):
+                continue
+            if all(self.meanings.of(line)(inner) for line in lines):
+                return True
+        return False
+
+    def _members(self, attend: program.Attend, frame: Frame) -> Iterator[Frame]:
+        """A frame for each branch of a family; the frame itself where there is one attention."""
+        if attend.family is None:
+            yield frame
+            return
+        low, high = (cast("int", self.meanings.of(end)(frame)) for end in (attend.family.low, attend.family.high))
+        for member in range(low, high):
+            yield frame.binding(attend.family.binder, constantly(member))
 
     def holds(self, view: View, frame: Frame) -> bool:
         """Whether the relation that all attentions share holds for a frame's query and key."""

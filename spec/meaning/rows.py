@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attnc.spec import program
 from attnc.spec.meaning import floating
-from attnc.spec.meaning.denotation import Frame, Result, constantly
+from attnc.spec.meaning.denotation import Frame, Meaning, Result, constantly
 
 if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator, View
@@ -150,14 +150,19 @@ class _Row:
         return self._call.factor * float(floating.apply("dot", (a, b), floating=True))
 
     def _scores(self) -> list[float]:
-        return [float(cast("Any", self.score(key, None))) for key in self.keys]
+        return [float(self._asked(lambda frame: self.score(frame, None), key)) for key in self.keys]
+
+    def _asked(self, meaning: Meaning, frame: Frame) -> Any:
+        """One value, with all the steps that one may take."""
+        self._call.steps = 0
+        return meaning(frame)
 
     def weights(self) -> list[float]:
         """The weight of each key."""
         weights = self._attend.weights
         if weights is not None and not isinstance(weights, program.Softmax):
             meaning = self._call.meanings.of(weights)
-            return [float(cast("Any", meaning(key))) for key in self.keys]
+            return [float(self._asked(meaning, key)) for key in self.keys]
         lse = self._lse()
         if lse == math.inf:
             return [math.nan] * len(self.keys)
@@ -202,7 +207,7 @@ class _Row:
 
     def _value(self, frame: Frame) -> Any:
         value = self._attend.value or program.Vector(self._attend.span, "v")
-        return self._call.meanings.of(value)(frame)
+        return self._asked(self._call.meanings.of(value), frame)
 
     def _nothing(self) -> Any:
         """The zeros of a row without keys: as many as another key would give."""

@@ -129,7 +129,7 @@ class _PatternResolver:
             visible=relation,
             round=self._round(),
             attends=attends,
-            combine=None if self._unsupported else self._combine(),
+            combine=self._combine() if branches else None,
             pads=pads,
             approximate=self._approximate(),
         )

@@ -136,6 +136,20 @@ def test_merge_is_one_softmax_over_both(n_q: int, n_k: int) -> None:
         assert_equals(dict(zip("abc", (lse, *found), strict=True)), dict(zip("abc", (wanted, *exact), strict=True)))
 
 
+def test_zeros_have_gradients_too() -> None:
+    """An entry that is exactly 0 has no exponent of its own, and a gradient like any other."""
+    given = operands(9)
+    given["v"] = leaf(given["v"].detach() * (torch.arange(4) % 2), torch.float64)
+    both(MERGED, lambda **x: merged(**x)[0], given)
+    text = "pattern p\n    visible k <= q\n    weights exp(score) * (k % 2) / sum(exp(score) for k)\n    value v\n"
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        return softmax(scores(q, k), j <= i) * (j % 2) @ wide(v)
+
+    both(text, dense, given)
+
+
 WEIGHT = """pattern borrowed(window: int = 4)
     branch near
         visible 0 <= q - k < window
@@ -465,3 +479,27 @@ def test_steps_of_conjugate_gradients(steps: int) -> None:
         return (w * (x @ wide(k).mT)) @ wide(v)
 
     both(text, dense, operands(9))
+
+
+# --- who sees whom ----------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_padded_grids_and_of_units_are_of_tokens() -> None:
+    token = torch.arange(6 * 5)
+    y, x = token // 5, token % 5
+    windows = compile_attention("davit_window", height=6, width=5, window=4)
+    same = (y[:, None] // 4 == y // 4) & (x[:, None] // 4 == x // 4)
+    assert torch.equal(windows.mask(30), same)
+    halo = compile_attention("halo", height=6, width=5, block=2, halo=1)
+    near = [(b - a[:, None] // 2 * 2 >= -1) & (b - a[:, None] // 2 * 2 < 3) for a, b in ((y, y), (x, x))]
+    assert torch.equal(halo.mask(30), near[0] & near[1])
+    n = torch.arange(20)
+    combiner = compile_attention("combiner", segment=6)
+    own = (n <= n[:, None]) & (n // 6 == n[:, None] // 6)
+    past = n // 6 < n[:, None] // 6
+    assert torch.equal(combiner.mask(20), own | past)
+
+
+def test_keys_that_are_no_tokens_have_no_mask() -> None:
+    with pytest.raises(UnsupportedError, match="no mask of tokens"):
+        compile_attention("davit_channel").mask(8)
