@@ -287,7 +287,7 @@ def few_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.runtime.commands.verify.cases", lambda attention, length: shapes)
 
 
-@pytest.mark.parametrize("name", ["sliding_window", "document", "full"])
+@pytest.mark.parametrize("name", ["sliding_window", "document", "full", "affine_scaled", "differential"])
 def test_verify(name: str, few_shapes: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", name]) == 0
     out, err = capsys.readouterr()
@@ -295,6 +295,17 @@ def test_verify(name: str, few_shapes: None, capsys: pytest.CaptureFixture[str])
     assert err == ""
     for tensor in accuracy.TENSORS:
         assert f"cpu        float32   {tensor}" in out
+
+
+def test_verify_says_which_shapes_a_pattern_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = [Case(9, 9, 1, 2, 1, 7, 7), Case(9, 9, 1, 2, 1, 6, 6)]
+    monkeypatch.setattr("attnc.runtime.commands.verify.cases", lambda attention, length: shapes)
+    assert main(["verify", "differential"]) == 0
+    assert "dims 7/7  (left out: `require` refuses it)" in capsys.readouterr().out
+    monkeypatch.setattr("attnc.runtime.commands.verify.cases", lambda attention, length: shapes[:1])
+    assert main(["verify", "differential"]) == 1
 
 
 def test_verify_finds_a_wrong_executor(
