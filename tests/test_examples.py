@@ -50,7 +50,16 @@ def test_engineer(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.attn")), ids=lambda path: path.stem)
+def test_papers(tmp_path: Path) -> None:
+    done = run("papers.py", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("differs from the dense reference by") == 7
+
+
+ONE_EACH = sorted(path for path in EXAMPLES.glob("*.attn") if path.stem != "papers")
+
+
+@pytest.mark.parametrize("path", ONE_EACH, ids=lambda path: path.stem)
 def test_patterns_compile(path: Path) -> None:
     attend = compile_attention(path)
     assert attend.name == path.stem
