@@ -73,7 +73,10 @@ def _file(name: str, rounds: int) -> Row:
 
 
 def _imports(rounds: int) -> Row:
-    """What `import attnc` and its first use add to torch's own import, each in a process of its own, in turn."""
+    """What `import attnc` adds to torch's own import, each in a process of its own, in turn.
+
+    `use_adds_ms`: and what the first use adds, which imports the rest; there is no target for it.
+    """
     used = "import torch, attnc; attnc.compile_attention"
     texts = {"torch": "import torch", "attnc": "import torch, attnc", "used": used}
     times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, 1)
@@ -84,7 +87,7 @@ def _imports(rounds: int) -> Row:
         "attnc_adds_ms": round(added["attnc"], 1),
         "use_adds_ms": round(added["used"], 1),
         "target_ms": IMPORT_MS,
-        "verdict": "ahead" if max(added.values()) < IMPORT_MS else "behind",
+        "verdict": "ahead" if added["attnc"] < IMPORT_MS else "behind",
     }
 
 

@@ -150,9 +150,16 @@ class Measures:
 
     def __init__(self) -> None:
         self._known: dict[program.Definition, Measure] = {}
+        self._nodes: dict[program.Expr, Measure] = {}
 
     def of(self, node: program.Expr) -> Measure:
         """The measure of an expression."""
+        found = self._nodes.get(node)
+        if found is None:
+            found = self._nodes[node] = self._of(node)
+        return found
+
+    def _of(self, node: program.Expr) -> Measure:
         inner = [self.of(child) for child in children(node)]
         height = 1 + max((m.height for m in inner), default=0)
         loops = max((m.loops for m in inner), default=0)
