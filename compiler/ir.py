@@ -387,9 +387,13 @@ class Ratio(Node):
     den: Index
 
 
+OUTSIDE = -(1 << 40)
+"""The position of a key that is no token, beyond the grid."""
+
+
 @dataclass(frozen=True, eq=False)
 class Vec(Node):
-    """The vector of q, k or v of a query head, at a position; of k and v that of its kv head, and zeros at -1."""
+    """The vector of q, k or v of a query head, at a position; k and v: of its kv head; at `OUTSIDE` zeros."""
 
     operand_fields = ("head", "at")
 

@@ -45,11 +45,14 @@ def walk(root: Index) -> tuple[Index, ...]:
 
 
 def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
-    """`root` rebuilt bottom-up by the folding constructors; `change` may replace a node (operands first)."""
+    """`root` rebuilt bottom-up by the folding constructors; `change` may replace a node (operands first).
+
+    What folds to something else, one of its operands perhaps, is not changed again.
+    """
     done: dict[Index, Index] = {}
     for node in walk(root):
         new = rebuild(node, tuple(done[child] for child in node.children()))
-        replaced = change(new)
+        replaced = change(new) if type(new) is type(node) else None
         done[node] = new if replaced is None else replaced
     return done[root]
 

@@ -295,7 +295,7 @@ def is_value(node: object) -> TypeIs[Value]:
 def reads(node: Value | Index) -> frozenset[str]:
     """What a node depends on: `q`, `k` (a place or its vector), `head`, `batch`; of variables, nothing.
 
-    A key that runs inside of an aggregate over the row's is none of its own.
+    An aggregate over the keys of a row depends on the row, and on no key.
     """
     if not any(isinstance(below, Seen) for below in node.below):
         return frozenset[str]().union(*map(_own, node.below))
@@ -303,7 +303,7 @@ def reads(node: Value | Index) -> frozenset[str]:
     for below in node.below:
         found[below] = _own(below).union(*(found[child] for child in below.children()))
         if isinstance(below, Seen):
-            found[below] -= {"k"}
+            found[below] = found[below] - {"k"} | {"q", "head"}
     return frozenset(found[node])
 
 

@@ -21,7 +21,7 @@ def attend(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
     variable, low, high = node.stack
     ends = values.integer(low), values.integer(high)
     out, _ = _attended(values.looped(variable, *ends), node)
-    return out.movedim(0, -1), None
+    return out.expand(ends[1] - ends[0], *out.shape[1:]).movedim(0, -1), None
 
 
 def _attended(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
@@ -36,7 +36,6 @@ def _attended(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
     most = torch.where(most == -torch.inf, 0, most)
     weights = torch.where(seen, torch.exp(torch.where(seen, score, 0) - most), 0)
     whole = weights.sum(-1, keepdim=True)
-    blind = whole == 0  # nothing is seen, or every score is -inf
     if node.weights.extra is not None:
         logit = values.logit(node.weights.extra)[..., None]
         higher = torch.maximum(most, torch.where(logit.isfinite(), logit, most)).detach()
@@ -44,6 +43,7 @@ def _attended(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
         weights, whole = weights * shrink, whole * shrink + torch.exp(logit - higher)
         most = higher
     out = plain(values.weighted(weights, node.value)).squeeze(keys)
+    blind = ~seen.any(-1, keepdim=True) | (whole == 0)  # nothing is seen, or every score is -inf
     divisor = torch.where(blind, 1, whole)[..., 0]
     out = out / (divisor[..., None] if rank(node.value) else divisor)
     lse = torch.log(divisor) + most[..., 0]

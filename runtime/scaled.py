@@ -101,10 +101,12 @@ def _parts(value: Quantity) -> tuple[Tensor, Tensor]:
     return value, torch.zeros((1,) * value.ndim, dtype=value.dtype, device=value.device)
 
 
-def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int) -> Quantity:
+def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: int) -> Quantity:
     """Σ over an axis of a product of factors where `inside`, which has all of the axis; the axis stays, of size 1.
 
-    Factors have one number of dimensions and broadcast; the product is not written out where two of them have it.
+    Factors have one number of dimensions, `extra` of them those of vectors, and broadcast; the product is not written
+    out where two of them have it. Terms that a zero makes nothing have no say in the exponent; zeros in vectors do not
+    count.
     """
     tensors = [f.mantissa if isinstance(f, Scaled) else f for f in factors]
     shifts = [f.shift for f in factors if isinstance(f, Scaled)]
@@ -114,8 +116,9 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int) -> Quanti
         for other in shifts[1:]:
             shift = shift + other
         seen = torch.where(inside, shift, -torch.inf)
-        for zero in (t.detach() == 0 for t, f in zip(tensors, factors, strict=True) if isinstance(f, Scaled)):
-            if zero.shape[axis] > 1 and zero.any():
+        for zero in [t.detach() == 0 for t in tensors]:
+            alike = not extra or all(size == 1 for size in zero.shape[-extra:])
+            if alike and zero.shape[axis] > 1 and zero.any():
                 seen = torch.where(zero, -torch.inf, seen)
         most = seen.amax(axis, keepdim=True)
         most = torch.where(most.isfinite(), most, 0)

@@ -241,6 +241,9 @@ def _member(node: ir.Attend, member: int) -> ir.Attend:
         weights = substitute_value(weights, at)
     elif weights.extra is not None:
         weights = ir.Softmax(substitute_value(weights.extra, at))
+    stack = node.stack
+    if stack is not None:
+        stack = (stack[0], substitute(stack[1], at), substitute(stack[2], at))
     return replace(
         node,
         visible=substitute(node.visible, at),
@@ -248,6 +251,8 @@ def _member(node: ir.Attend, member: int) -> ir.Attend:
         weights=weights,
         value=substitute_value(node.value, at),
         keys=None if node.keys is None else substitute(node.keys, at),
+        key_of=None if node.key_of is None else substitute(node.key_of, at),
+        stack=stack,
         family=None,
     )
 

@@ -211,7 +211,7 @@ class Values:
         value = self.quantity(node)
         extra = rank(node)
         factors = [_widened(weights, extra), value]
-        return scaled.contracted(factors, _broad(self.seen(), extra), -1 - extra)
+        return scaled.contracted(factors, _broad(self.seen(), extra), -1 - extra, extra)
 
     def seen(self) -> Tensor:
         """Which pairs are visible: (…, heads or 1, rows, keys)."""
@@ -297,13 +297,24 @@ class Values:
                 eye = torch.eye(size, dtype=self._operands.dtype, device=self._operands.device)
                 return eye.reshape((1,) * self._dims + (size, size))
             case ir.Solve():
-                matrix, vector = self.of(node.matrix), self.of(node.vector)
-                lanes = np.broadcast_shapes(matrix.shape[:-2], vector.shape[:-1])
-                vector = vector.expand(*lanes, vector.shape[-1])
-                if node.steps is not None:
-                    return _descended(matrix, vector, node.steps)
-                solved: Tensor = torch.linalg.solve(matrix.expand(*lanes, *matrix.shape[-2:]), vector[..., None])
-                return solved[..., 0]
+                return self._solve(node)
+
+    def _solve(self, node: ir.Solve) -> Tensor:
+        matrix, vector = self.of(node.matrix), self.of(node.vector)
+        alive = self._alive(node)
+        if not alive.all():
+            one = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+            matrix = torch.where(_broad(self._tensor(alive), 2), matrix, one)
+        lanes = np.broadcast_shapes(matrix.shape[:-2], vector.shape[:-1])
+        vector = vector.expand(*lanes, vector.shape[-1])
+        if node.steps is not None:
+            return _descended(matrix, vector, node.steps)
+        solved: Tensor
+        solved, singular = torch.linalg.solve_ex(matrix.expand(*lanes, *matrix.shape[-2:]), vector[..., None])
+        if singular.any():
+            help_ = "add something to its diagonal: `… + 0.01 * eye(dk)`"
+            raise EvaluationError("A901", "`solve` of a matrix that is singular", None, help_)
+        return solved[..., 0]
 
     # --- exact parts ---
 
@@ -372,7 +383,7 @@ class Values:
         return tensor[block.batch][heads[:, None] // operands.group, keys].to(operands.dtype)[:, None][front]
 
     def _vector_at(self, node: ir.Vec) -> Tensor:
-        """The vectors at positions, of heads that may be computed too; zeros at -1."""
+        """The vectors at positions, of heads that may be computed too; zeros outside of the tokens."""
         operands, window = self._operands, self._block.window
         tensor = {"q": operands.q, "k": operands.k, "v": operands.v}[node.tensor][self._block.batch]
         at, alive = self._integers(node.at), self._alive(node.at)
@@ -382,7 +393,7 @@ class Values:
         else:
             low, first, count = 0, window.key, operands.k[0].shape[1] if operands.spaced else window.n_k
             heads = heads // operands.group
-        nothing = alive & (at == -1) if node.tensor != "q" else np.zeros((1,) * at.ndim, dtype=np.bool_)
+        nothing = alive & (at == ir.OUTSIDE)
         outside = alive & ~nothing & ((at < low) | (at >= low + count))
         if outside.any():
             number = int(np.broadcast_to(at, outside.shape)[outside][0])
@@ -507,10 +518,17 @@ class Values:
         """Over the keys of each row; outside of the loops that it does not depend on, where it may be known."""
         outer = self._outer
         if outer is not None and outer._loops is self._loops:
-            return outer.quantity(node)
+            try:
+                return outer.quantity(node)
+            except EvaluationError:  # perhaps only in rows that nobody asks for here
+                return self._over_own_keys(node)
         if outer is not None and not self._loops.of(node):
             return _in_front(outer.quantity(node), 1)
-        seen = self._lanes(self._seen())
+        return self._over_own_keys(node)
+
+    def _over_own_keys(self, node: ir.Seen) -> Quantity:
+        """Over the keys of the rows that are asked for."""
+        seen = self._lanes(self._seen()) & self._lanes(self._block.alive).any(-1, keepdims=True)
         values = self._over(seen)
         if not (isinstance(node.condition, ir.Truth) and node.condition.value):
             seen = seen & (values._integers(node.condition) != 0)
@@ -540,9 +558,31 @@ class Values:
         return self._looped(node, low, high)
 
     def _nothing(self, node: ir.Total | ir.Seen) -> Tensor:
-        """The aggregate of nothing; of vectors, over one entry, which broadcasts."""
+        """The aggregate of nothing."""
         value = self._constant(NEUTRAL[node.op])
-        return _broad(value, rank(node))
+        return _broad(value, rank(node)).expand(*value.shape, *self._widths(node.body))
+
+    def _widths(self, node: ir.Value) -> tuple[int, ...]:
+        """The sizes of a vector or matrix, without its value."""
+        operands = self._operands
+        if not rank(node):
+            return ()
+        match node:
+            case ir.Vec():
+                return ({"q": operands.q, "k": operands.k, "v": operands.v}[node.tensor][0].shape[-1],)
+            case ir.Element():
+                return tuple(operands.inputs[node.tensor.name].shape[len(node.indices) :])
+            case ir.Part():
+                return (self._widths(node.vector)[0] // node.of,)
+            case ir.Outer():
+                return (*self._widths(node.left), *self._widths(node.right))
+            case ir.Eye():
+                return (self.integer(node.size),) * 2
+            case ir.Pick():
+                return self._widths(node.vector)[1:]
+            case _:
+                inner = [self._widths(c) for c in node.children() if isinstance(c, ir.VALUES) and rank(c) >= rank(node)]
+                return max(inner, key=len, default=())
 
     def _is_sum_of_terms(self, node: ir.Total, low: Int64, high: Int64) -> bool:
         """Whether it is a sum of numbers that depend on its variable alone, over ranges of each lane's own."""
@@ -640,7 +680,7 @@ def _aggregated(values: Values, op: str, body: ir.Value, inside: Alive, axis: in
     lanes = _broad(values._tensor(inside), extra)
     if op == "sum":
         factors = _factors(values, body, extra)
-        return scaled.contracted(factors, _least(lanes, at), at)
+        return scaled.contracted(factors, _least(lanes, at), at, extra)
     value = values.of(body)
     neutral = torch.full((), NEUTRAL[op], dtype=value.dtype, device=value.device)
     value = torch.where(lanes, value, neutral)
@@ -785,15 +825,19 @@ def _gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
 
 
 def _descended(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
-    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952)."""
+    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
     found, rest = torch.zeros_like(vector), vector
     direction, size = rest, rest.square().sum(-1, keepdim=True)
+    least = (size.detach() * torch.finfo(size.dtype).eps ** 2).clamp(min=torch.finfo(size.dtype).tiny)
     for _ in range(steps):
         ahead = (matrix @ direction[..., None])[..., 0]
-        step = plain(scaled.divided(size, (direction * ahead).sum(-1, keepdim=True), share=True))
+        curve = (direction * ahead).sum(-1, keepdim=True)
+        left = (size.detach() > least) & (curve.detach() != 0)
+        step = torch.where(left, size / torch.where(left, curve, 1), 0)
         found, rest = found + step * direction, rest - step * ahead
         smaller = rest.square().sum(-1, keepdim=True)
-        direction, size = rest + plain(scaled.divided(smaller, size, share=True)) * direction, smaller
+        turn = torch.where(left, smaller / torch.where(left, size, 1), 0)
+        direction, size = torch.where(left, rest + turn * direction, direction), torch.where(left, smaller, size)
     return found
 
 

@@ -28,4 +28,5 @@ class EvaluationError(AttncError, ArithmeticError):
     def __init__(self, code: str, message: str, span: Span | None, help: str = "") -> None:
         self.span = span
         self.diagnostics = () if span is None else (Diagnostic(code, message, Label(span), help=help),)
-        super().__init__("\n\n".join(map(render, self.diagnostics)) or f"{message} [{code}]")
+        unplaced = f"{message} [{code}]" + (f"\nhelp: {help}" if help else "")
+        super().__init__("\n\n".join(map(render, self.diagnostics)) or unplaced)

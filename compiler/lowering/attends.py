@@ -8,9 +8,12 @@ from typing import Literal, NoReturn
 from attnc.compiler import fold, ir, values
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.expressions import Lowered, Lowering, Scope, as_value
+from attnc.compiler.lowering.rational import Rational
 from attnc.compiler.lowering.rounding import is_list, members_of
+from attnc.compiler.lowering.units import Stretch
 from attnc.compiler.rewrite import substitute, substitute_value
 from attnc.spec import program as checked
+from attnc.spec.checks.measure import Measures
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.source import Span
@@ -45,6 +48,7 @@ class AttentionLowering(Lowering):
     program: checked.Program = field(kw_only=True)
     _nodes: dict[str, ir.Attend] = field(default_factory=dict, init=False)
     _around: _Around | None = field(default=None, init=False)
+    _measures: Measures = field(default_factory=Measures, init=False)
 
     def context(self) -> object:
         """Scores, and the keys of a row, are those of the attention at hand."""
@@ -61,7 +65,7 @@ class AttentionLowering(Lowering):
         stack, scope = self._loop(attend.stack, scope)
         self._refuse_documents(attend)
         for unit in attend.per:
-            self.units[unit], _ = members_of(unit, self.program, self)
+            self.units[unit], _ = members_of(unit, self.program, self, scope)
             scope = scope.bind(unit.binder, self.lower(unit.value, scope))
         scope, places = self._keys(attend, scope)
         self._around = _Around(attend, scope, places.key)
@@ -90,7 +94,7 @@ class AttentionLowering(Lowering):
             case None:
                 return scope, _Keys(fold.place("k"))
             case checked.Unit() as unit:
-                keys = self._units_of(unit)
+                keys = self._units_of(unit, scope)
                 return scope.bind(unit.binder, keys.key), keys
             case checked.Range(binder=binder, low=low, high=high):
                 first = self.integer(low, scope)
@@ -104,9 +108,11 @@ class AttentionLowering(Lowering):
         ends = self.integer(item.low, scope), self.integer(item.high, scope)
         return (variable, *ends), scope.bind(item.binder, variable)
 
-    def _units_of(self, unit: checked.Unit) -> _Keys:
+    def _units_of(self, unit: checked.Unit, scope: Scope) -> _Keys:
         """Units by number: the first of a list of numbers is the slowest."""
-        members, own = members_of(unit, self.program, self)
+        members, own = members_of(unit, self.program, self, scope)
+        if isinstance(members.form, Stretch) and not 0 <= members.form.shift < members.form.size:
+            _refuse(unit.span, "units whose numbers do not begin at 0", "Number them from 0: `k // 4`.")
         self.units[unit] = members
         counts = members.counts()
         numbers, key_of = [], fold.const(0)
@@ -114,7 +120,7 @@ class AttentionLowering(Lowering):
             number = fold.floordiv(fold.place("k"), _product(counts[i + 1 :]))
             numbers.append(number if i == 0 else fold.mod(number, count))
             key_of = fold.add(fold.mul(key_of, count), own[i])
-        key: Lowered = tuple(numbers) if is_list(unit, self) else numbers[0]
+        key: Lowered = tuple(numbers) if is_list(unit, self, scope) else numbers[0]
         return _Keys(key, _product(counts), key_of)
 
     def _padded(self, scope: Scope) -> tuple[Scope, _Keys]:
@@ -139,7 +145,7 @@ class AttentionLowering(Lowering):
             inner = _product(tuple(extent for _, extent in segment.axes[axis + 1 :]))
             own = fold.coord(place, fold.const(0), inner, extent if axis else None, name)
             key_of = fold.add(fold.mul(key_of, counts[axis]), fold.sub(own, lows[axis]))
-        position = fold.choice(fold.conjunction(*inside), token, fold.const(-1))
+        position = fold.choice(fold.conjunction(*inside), token, fold.const(ir.OUTSIDE))
         scope = replace(scope, k=position, coordinates=(*scope.coordinates, ("k", tuple(coordinates))))
         return scope, _Keys(position, _product(tuple(counts)), key_of)
 
@@ -196,7 +202,7 @@ class AttentionLowering(Lowering):
         if at is None:
             return scope
         index, over = self.integer(at, scope), self._here().attend.over
-        if isinstance(over, checked.Unit) and is_list(over, self):
+        if isinstance(over, checked.Unit) and is_list(over, self, scope):
             _refuse(at.span, "a score of a tile by its number", "Read the score of this key.")
         if over is not None:
             return scope.bind(over.binder, index)
@@ -214,6 +220,7 @@ class AttentionLowering(Lowering):
 
     def of_row(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
         """An aggregate over the keys of a row."""
+        self._refuse_outer_key(expr, scope)
         inner = self._own_key(scope)
         conditions = [] if expr.condition is None else [self._asked(expr.condition, inner)]
         if expr.op == "count":
@@ -225,6 +232,15 @@ class AttentionLowering(Lowering):
             return values.apply("share", values.seen("sum", condition, body), number)
         op: Literal["sum", "min", "max"] = "sum" if expr.op == "sum" else "min" if expr.op == "min" else "max"
         return values.seen(op, condition, body)
+
+    def _refuse_outer_key(self, expr: checked.Aggregate, scope: Scope) -> None:
+        """Inside an aggregate over the row's keys, the key outside of it has no name in the IR."""
+        over = self._here().attend.over
+        used = self._measures.of(expr).free - ({over.binder} if over is not None else set())
+        for binder, value in scope.names:
+            parts = (value.num, value.den) if isinstance(value, Rational) else (value,)
+            if binder in used and any("k" in values.reads(p) for p in parts if isinstance(p, ir.Node)):
+                _refuse(expr.span, "the key outside of a `for k`, inside of it,", "Write the sum without it.")
 
     def _asked(self, condition: checked.Expr, scope: Scope) -> Index:
         """A condition on a key that is seen: that it is seen is known."""
@@ -272,8 +288,13 @@ class AttentionLowering(Lowering):
         """exp(score - lse) where that branch's row sees this key: its expressions, written here."""
         node = self._nodes[expr.branch]
         attend = next(a for a in self.program.attends if a.name == expr.branch)
-        if attend.per or attend.stack is not None:
-            _refuse(expr.span, "the weight of a branch with rows of its own", "Compute it in this branch.")
+        sums = any(isinstance(below, ir.Seen) for below in node.score.below)
+        if attend.per or attend.stack is not None or sums or scope.head is not fold.head_index("head"):
+            _refuse(
+                expr.span,
+                "the weight of a branch that has rows or sums of its own, or of another head,",
+                "Compute it in this branch.",
+            )
         lse = values.element(
             values.output_lse(node), (fold.head_index("batch"), scope.head, scope.q, *self._member(expr, node, scope))
         )

@@ -28,12 +28,14 @@ def lower_round(item: checked.Round, program: checked.Program, lowering: Lowerin
     return fold.rounded(*sides[0], *sides[1], lowering.truth(item.keep, scope))
 
 
-def members_of(unit: checked.Unit, program: checked.Program, lowering: Lowering) -> tuple[Members, tuple[Index, ...]]:
-    """The tokens of a unit, and the numbers that its place has in it.
+def members_of(
+    unit: checked.Unit, program: checked.Program, lowering: Lowering, scope: Scope | None = None
+) -> tuple[Members, tuple[Index, ...]]:
+    """The tokens of a unit, and the numbers that its place has in it; its value may read the names of a `scope`.
 
     Raises SpecError (A701) for units that are neither stretches nor tiles.
     """
-    written = _values(unit, lowering)
+    written = _values(unit, lowering, scope or Scope())
     segments = tuple(lowering.segments.values())
     form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None)
     if form is None:
@@ -41,8 +43,8 @@ def members_of(unit: checked.Unit, program: checked.Program, lowering: Lowering)
     return Members(form, _rows(unit.place, program.align)), written
 
 
-def _values(unit: checked.Unit, lowering: Lowering) -> tuple[Index, ...]:
-    value = lowering.lower(unit.value, Scope())
+def _values(unit: checked.Unit, lowering: Lowering, scope: Scope) -> tuple[Index, ...]:
+    value = lowering.lower(unit.value, scope)
     items = value if isinstance(value, tuple) else (value,)
     nodes = [item for item in items if isinstance(item, ir.Node) and not values.is_value(item)]
     if len(nodes) < len(items):
@@ -50,9 +52,9 @@ def _values(unit: checked.Unit, lowering: Lowering) -> tuple[Index, ...]:
     return tuple(nodes)
 
 
-def is_list(unit: checked.Unit, lowering: Lowering) -> bool:
+def is_list(unit: checked.Unit, lowering: Lowering, scope: Scope | None = None) -> bool:
     """Whether a unit's value is a list of numbers."""
-    return isinstance(lowering.lower(unit.value, Scope()), tuple)
+    return isinstance(lowering.lower(unit.value, scope or Scope()), tuple)
 
 
 def _rows(place: str, align: Literal["start", "end"] | None) -> Rows:

@@ -49,6 +49,8 @@ def row_blocks(plan: Plan, relations: Relations, width: int) -> Iterator[RowBloc
             windows = list(relations.windows(batch))
             for window, first, last, parts in _blocks(plan, group, pieces, windows, rows):
                 found, seen, mask = _assembled(plan, group, parts, first, last)
+                if not len(seen):
+                    continue
                 for i in range(0, len(group.heads), heads):
                     yield RowBlock(batch, group.heads[i : i + heads], window, found, seen, mask)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc import UnsupportedError, compile_attention
+from attnc import EvaluationError, UnsupportedError, compile_attention
 from score_calls import assert_equals, leaf, real
 from weight_calls import check, results
 
@@ -370,6 +370,145 @@ def test_second_derivatives_are_refused_and_the_reference_has_them() -> None:
         torch.autograd.grad(first.sum(), x)
     reference = compile_attention(text, backend="reference")
     assert torch.autograd.gradgradcheck(lambda q: reference(q, q, q), operands(3, d=2)["q"][:1, :2])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_terms_that_a_gate_makes_nothing_do_not_hide_the_others(size: float) -> None:
+    text = """pattern p
+    input bias: real[query, key]
+    input open: int[batch, key]
+    visible k <= q
+    score   scale * dot(q, k) + bias[q, k]
+    weights exp(score) * open[k] / sum(exp(score) * open[k] for k)
+"""
+    gate = (torch.arange(20).reshape(2, 10) % 3 == 0).long()
+    gate[:, 0] = 1
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, open: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        return softmax(scores(q, k) + bias, (j <= i) & (open[:, None, None] == 1)) @ wide(v)
+
+    bias = (1 - gate[0]) * size + real(10, 10)  # the closed ones have far the largest scores
+    both(text, dense, operands(10) | {"bias": leaf(bias, torch.float64), "open": gate})
+
+
+def test_a_number_of_keys_that_no_row_with_keys_is_divided_by() -> None:
+    text = """pattern p
+    visible k < q - 1
+    weights (1 + score ** 2) / count(visible for k)
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        mask = j < i - 1
+        return torch.where(mask, (1 + scores(q, k) ** 2) / mask.sum(-1, keepdim=True).clamp(min=1), 0) @ wide(v)
+
+    for n in (1, 2, 9):
+        both(text, dense, operands(n))
+
+
+def test_relations_of_queries_that_begin_late() -> None:
+    """Shifted by the number of earlier keys, once."""
+    text = """pattern p
+    align   end
+    visible q == keys - queries or k == 2 * (keys - queries)
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        apart = k.shape[2] - q.shape[2]
+        return softmax(scores(q, k), (i + apart == apart) | (j == 2 * apart)) @ wide(v)
+
+    for sizes in ((5, 8), (4, 4), (1, 7)):
+        both(text, dense, operands(*sizes))
+
+
+def test_rows_that_see_only_scores_of_minus_infinity() -> None:
+    text = """pattern p
+    input bias: real[query, key]
+    learned sink: real[head]
+    visible k <= q
+    score   scale * dot(q, k) + bias[q, k]
+    weights softmax(score, extra = sink)
+"""
+    bias = torch.zeros(6, 6)
+    bias[2], bias[4, :3] = -math.inf, -math.inf
+
+    def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, sink: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        score = torch.where(j <= i, scores(q, k) + bias, -math.inf)
+        extra = sink[None, :, None, None].expand(2, 4, 6, 1)
+        return torch.softmax(torch.cat([score, extra], -1), -1)[..., :6] @ wide(v)
+
+    both(text, dense, operands(6) | {"bias": bias.double(), "sink": leaf(real(4), torch.float64)})
+
+
+def test_conjugate_gradients_that_are_there_early_have_gradients() -> None:
+    text = """pattern p
+    visible k <= q
+    weights 1
+    value   dot(q[q], solve(eye(dk), q[q])) * v[k]
+    approximate conjugate_gradient(6)
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        return q.square().sum(-1, keepdim=True) * ((j <= i).to(q.dtype) @ wide(v))
+
+    both(text, lambda **x: dense(**x) + 0 * x["k"].sum(), operands(7))
+
+
+def test_a_singular_system_is_an_error_that_says_so() -> None:
+    text = "pattern p\n    visible k <= q\n    weights 1\n    value dot(q[q], solve(outer(k[k], k[k]), q[q])) * v[k]\n"
+    attend: Any = compile_attention(text)
+    ones = torch.ones(1, 1, 4, 2)
+    for run in (attend, attend.reference):
+        with pytest.raises(EvaluationError, match="singular") as found:
+            run(ones, ones, ones)
+        assert "diagonal" in str(found.value)
+
+
+def test_sums_of_no_vectors_are_vectors() -> None:
+    text = "pattern p\n    visible k <= q\n    value sum(v[k - j] for j in 1 .. 1 + min(k, 0))\n"
+    both(text, lambda q, k, v: 0 * (q + wide(k) + wide(v)), operands(4))
+
+
+def test_a_width_that_the_value_does_not_read() -> None:
+    text = """pattern p
+    per     q, i in 0 .. dk
+    visible k <= q
+    score   scale * dot(q, k)
+    value   v[k][0]
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i, j = positions(q, k)
+        return (softmax(scores(q, k), j <= i) @ wide(v)[..., :1]).expand(*q.shape)
+
+    both(text, dense, operands(5))
+
+
+def test_positions_outside_of_the_keys_are_an_error_and_no_zeros() -> None:
+    text = "pattern p\n    visible k <= q\n    value v[k - 1]\n"
+    attend: Any = compile_attention(text)
+    x = operands(5)
+    for run in (attend, attend.reference):
+        with pytest.raises(EvaluationError, match="-1") as found:
+            run(**x)
+        assert "A902" in str(found.value)
+
+
+def test_packed_rows_without_keys_of_a_formula() -> None:
+    text = "pattern p\n    visible k < q\n    weights relu(score) / (1 + sum(relu(score) for k))\n"
+    attend: Any = compile_attention(text)
+    given, ends = operands(9), [0, 1, 2, 9]
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        own = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends)]
+        return torch.cat([attend(*tensors) for tensors in own], 2)
+
+    for run in (attend, attend.reference):
+        check(lambda call=run, **x: call(**x, cu_seqlens=torch.tensor(ends)), apart, given)
 
 
 # --- several sequences in one -----------------------------------------------------------------------------------------
