@@ -68,7 +68,7 @@ def _file(name: str, rounds: int) -> Row:
         "what": name,
         **{f"{what}_ms": as_json(time) for what, time in times.items()},
         "target_ms": CHECK_MS,
-        "verdict": "ahead" if times["check"].high < CHECK_MS else "behind",
+        "verdict": "ahead" if times["check"].median < CHECK_MS else "behind",
     }
 
 
@@ -115,7 +115,8 @@ def summary(done: list[Row]) -> Row:
         return {}
     return {
         "summary": {
-            f"slowest check, ms (target {CHECK_MS:g})": max(highest),
+            f"slowest file's check, ms, median of its rounds (target {CHECK_MS:g})": max(medians),
+            "slowest single check, ms": max(highest),
             "median check, ms": round(statistics.median(medians), 2),
             "files behind": [row["what"] for row in done if row["verdict"] == "behind"],
         }

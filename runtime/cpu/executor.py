@@ -123,6 +123,10 @@ def backward(
     `grad_lse` is None where the LSE was not used: it costs a copy of all operands.
     """
     program = program_of(plan)
+    if program.only is not None and not program.adds and grad_lse is None and q.shape[-1] == v.shape[-1]:
+        visible = program.visible(program.only, q.dtype)
+        if not visible.nothing:
+            return _only_backward(visible, grad_out, q, k, v, out, lse, scale)
     sum_dtype = kernel.lse_dtype(q.dtype)
     grad_q = _zeros_like(q, sum_dtype if program.merges else q.dtype)
     grad_k, grad_v = (_zeros_like(x, sum_dtype if program.adds else x.dtype) for x in (k, v))
@@ -136,6 +140,18 @@ def backward(
         for bound, visible in program.steps(all_bound, q.dtype):
             _run_backward(bound, visible, operands, lse, (grad_q, grad_k, grad_v), scale)
     return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
+
+
+def _only_backward(
+    visible: Visible, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the only call, which is on all of q, k and v: no sums, so nothing to add to."""
+    lse, grad_out, _ = kernel.without_blind_rows(lse, grad_out, None)
+    width = q.shape[-1]
+    do, q_fit, k_fit, v_fit, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+    grads = kernel.attend_backward(do, q_fit, k_fit, v_fit, out, lse, visible.additive, visible.causal, scale)
+    grad_q, grad_k, grad_v = (_laid_out(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
+    return grad_q, grad_k, grad_v
 
 
 def _run_backward(
