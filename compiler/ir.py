@@ -422,7 +422,9 @@ class Apply(Node):
     """A function of numbers, or of vectors entry by entry, a number going with a vector.
 
     add sub mul div neg pow abs min max clamp sqrt exp log log2 tanh sigmoid softplus relu elu silu sin cos logaddexp;
-    share, a division in which 0 / 0 is 0; and of a vector as a whole, normalised and rms.
+    share, a division in which 0 / 0 is 0; and of a vector as a whole, normalised and rms. In derivatives also sign,
+    if_at_least (of a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where its first factor is,
+    whatever the second.
     """
 
     operand_fields = ("operands",)

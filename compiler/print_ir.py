@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 
+from attnc.compiler.derivatives import Derivative, derivatives
 from attnc.compiler.ir import (
     Apply,
     Arith,
@@ -49,6 +50,7 @@ from attnc.compiler.ir import (
     Vec,
     Whole,
 )
+from attnc.compiler.values import is_default, is_scored
 
 
 def print_pattern(pattern: Pattern) -> str:
@@ -97,9 +99,15 @@ def _attend(node: Attend) -> list[str]:
         *lines,
         f"    visible {print_index(node.visible)}",
         f"    score   {print_value(node.score)}",
+        *(f"        by {print_value(found.atom)}: {print_value(found.by)}" for found in _derivatives(node)),
         f"    weights {_weights(node.weights)}",
         f"    value   {print_value(node.value)}",
     ]
+
+
+def _derivatives(node: Attend) -> tuple[Derivative, ...]:
+    """What the backward of a score takes; of `scale * dot(q, k)` it goes without saying."""
+    return derivatives(node.score) if is_scored(node) and not is_default(node.score) else ()
 
 
 def _loop(loop: Loop) -> str:

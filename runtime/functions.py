@@ -63,6 +63,8 @@ FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "sin": torch.sin,
     "cos": torch.cos,
     "logaddexp": torch.logaddexp,
+    "sign": torch.sign,
+    "if_at_least": lambda a, b, then, otherwise: torch.where(a >= b, then, otherwise),
     "normalised": _normalised,
     "rms": _rms,
 }

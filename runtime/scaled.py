@@ -63,6 +63,14 @@ def multiplied(a: Quantity, b: Quantity) -> Quantity:
     return Scaled(a.mantissa * b.mantissa, a.shift + b.shift)
 
 
+def chained(a: Quantity, b: Quantity) -> Quantity:
+    """a · b, but 0 where a is, also if b is no number. Without gradients."""
+    product, zero = multiplied(a, b), (a.mantissa if isinstance(a, Scaled) else a) == 0
+    if isinstance(product, Scaled):
+        return Scaled(torch.where(zero, 0, product.mantissa), product.shift)
+    return torch.where(zero, 0, product)
+
+
 def divided(a: Quantity, b: Quantity, *, share: bool = False) -> Quantity:
     """a / b; of a `share`, 0 / 0 is 0, without gradients."""
     top, low = (x.mantissa if isinstance(x, Scaled) else x for x in (a, b))

@@ -735,6 +735,8 @@ def _scaled(node: ir.Apply, operands: Sequence[Quantity]) -> Quantity | None:
             return scaled.exp(plain(x))
         case "mul", (a, b):
             return scaled.multiplied(a, b)
+        case "chain", (a, b):
+            return scaled.chained(a, b)
         case "div" | "share", (a, b):
             return scaled.divided(a, b, share=node.op == "share")
         case "add", (a, b):

@@ -156,7 +156,7 @@ def _backward_in_torch(
     inputs: Sequence[Tensor],
     sums: Sums,
 ) -> None:
-    """dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE); then what S is made of."""
+    """dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE); of what S is made of, by its `derivatives`."""
     q, k, v = tensors
     dtype, group = result.out.dtype, q.shape[1] // max(k.shape[1], 1)
     grad_out, delta = grad_out.to(dtype), _delta(grad_out, grad_lse, result)
@@ -166,15 +166,17 @@ def _backward_in_torch(
         with torch.enable_grad():
             q_rows = q[tile.batch][at].to(dtype).requires_grad_()
             k_rows = k[tile.batch][at_keys].to(dtype).requires_grad_()
-            score = scores.less(tile, q_rows, k_rows, result.shift[tile.batch][at])
-        weights = torch.exp(score.detach() - safe[tile.batch][at][..., None])
+        score, pull = scores.recorded(tile, q_rows, k_rows, result.shift[tile.batch][at])
+        weights = torch.exp(score - safe[tile.batch][at][..., None])
         do = grad_out[tile.batch][at]
         _add_keys(sums.v[tile.batch], weights.transpose(-1, -2) @ do, tile, group)
-        if not score.requires_grad:
-            continue
         v_rows = v[tile.batch][at_keys].to(dtype)
         change = weights * (do @ v_rows.transpose(-1, -2) - delta[tile.batch][at][..., None])
-        dq, dk, *found = torch.autograd.grad(score, [q_rows, k_rows, *inputs], change, allow_unused=True)
+        pairs = pull(change)
+        if not pairs:
+            continue
+        atoms, grads = zip(*pairs, strict=True)
+        dq, dk, *found = torch.autograd.grad(atoms, [q_rows, k_rows, *inputs], grads, allow_unused=True)
         if dq is not None:
             sums.q[tile.batch][at] += dq
         if dk is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,12 +14,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.analysis.translation import is_difference
+from attnc.compiler.derivatives import derivatives
 from attnc.compiler.ir import Value
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import additive, extra_of, reads
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.values import Block, Operands, Values
+
+
+Pairs: TypeAlias = "list[tuple[Tensor, Tensor]]"
+"""Tensors that autograd has recorded, with their gradients."""
+
+Pull: TypeAlias = Callable[[Tensor], Pairs]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows and keys of a tile that are in one window, by their numbers in the tile."""
+
+    block: Block
+    rows: NDArray[np.int64]
+    keys: NDArray[np.int64]
+
+    def all_rows(self, tile: Tile) -> bool:
+        return len(self.rows) == len(tile.rows)
+
+    def all_keys(self, tile: Tile) -> bool:
+        return len(self.keys) == len(tile.keys)
+
+    @property
+    def at(self) -> tuple[Tensor, Tensor]:
+        """Indices of it in the rows and keys of the tile."""
+        return torch.from_numpy(self.rows)[:, None], torch.from_numpy(self.keys)[None]
+
+    def of(self, change: Tensor, tile: Tile) -> Tensor:
+        """What of a tensor (heads, rows, keys) of the tile is in it."""
+        return change if self.all_rows(tile) and self.all_keys(tile) else change[:, self.at[0], self.at[1]]
 
 
 class Scores:
@@ -36,27 +69,52 @@ class Scores:
         -inf where nothing is seen.
         """
         shape = len(tile.heads), len(tile.rows), len(tile.keys)
-        parts = list(self._blocks(tile))
-        if len(parts) == 1:
-            block, rows, keys = parts[0]
-            if len(rows) == shape[1] and len(keys) == shape[2]:
-                score = Values(self._operands, block, {"q": q[:, :, None], "k": k[:, None]}).of(self.node.score)
-                return score.expand(shape).masked_fill(torch.from_numpy(~tile.mask), -math.inf)
-        score = torch.full(shape, -math.inf, dtype=self._operands.dtype)
-        for block, rows, keys in parts:
-            at = torch.from_numpy(rows)[:, None], torch.from_numpy(keys)[None]
-            vectors = {"q": q[:, torch.from_numpy(rows), None], "k": k[:, None, torch.from_numpy(keys)]}
-            found = Values(self._operands, block, vectors).of(self.node.score)
-            found = found.expand(shape[0], len(rows), len(keys))
-            score[:, at[0], at[1]] = found.masked_fill(torch.from_numpy(~block.alive[0]), -math.inf)
-        return score
+        parts = [(values.of(self.node.score), part) for values, part in self._values(tile, q, k)]
+        return _assembled(parts, shape).masked_fill_(torch.from_numpy(~tile.mask), -math.inf)
 
-    def less(self, tile: Tile, q: Tensor, k: Tensor, shift: Tensor) -> Tensor:
-        """Scores as `of` gives them less the shift of their rows, which a large bias loses before digits are lost."""
+    def _values(self, tile: Tile, q: Tensor, k: Tensor) -> Iterator[tuple[Values, _Part]]:
+        """The parts of a tile, with what evaluates scores there."""
+        for part in self._parts(tile):
+            rows, keys = (torch.from_numpy(at) for at in (part.rows, part.keys))
+            own = {"q": q if part.all_rows(tile) else q[:, rows], "k": k if part.all_keys(tile) else k[:, keys]}
+            yield Values(self._operands, part.block, {"q": own["q"][:, :, None], "k": own["k"][:, None]}), part
+
+    def recorded(self, tile: Tile, q: Tensor, k: Tensor, shift: Tensor) -> tuple[Tensor, Pull]:
+        """Scores as `of` gives them less the shift of their rows, which a large bias loses before digits are lost.
+
+        And what pulls a change of them, 0 where nothing is seen, back to what autograd has recorded of q, k and inputs.
+        """
+        return self._whole(tile, q, k, shift) if self._additive is None else self._product(tile, q, k, shift)
+
+    def _whole(self, tile: Tile, q: Tensor, k: Tensor, shift: Tensor) -> tuple[Tensor, Pull]:
+        shape = len(tile.heads), len(tile.rows), len(tile.keys)
+        with torch.enable_grad():
+            parts = list(self._values(tile, q, k))
+        pulls = [_recorded(values, self.node.score) for values, _ in parts]
+        score = _assembled([(values.of(self.node.score), part) for values, part in parts], shape)
+        score = score.masked_fill_(torch.from_numpy(~tile.mask), -math.inf) - shift[..., None]
+
+        def pull(change: Tensor) -> Pairs:
+            return [
+                pair
+                for (_, part), one in zip(parts, pulls, strict=True)
+                for pair in one(part.of(change, tile))
+            ]
+
+        return score, pull
+
+    def _product(self, tile: Tile, q: Tensor, k: Tensor, shift: Tensor) -> tuple[Tensor, Pull]:
         factor = self.factor
-        if factor is None:
-            return self.of(tile, q, k) - shift[..., None]
-        return factor * (q @ k.transpose(-1, -2)) + (self.bias(tile) - shift[..., None])
+        assert factor is not None
+        with torch.enable_grad():
+            product = q @ k.transpose(-1, -2)
+        bias, pulls = self._bias(tile)
+        score = factor * product.detach() + (bias - shift[..., None])
+
+        def pull(change: Tensor) -> Pairs:
+            return [(product, factor * change), *(pair for one in pulls for pair in one(change))]
+
+        return score, pull
 
     @property
     def factor(self) -> float | None:
@@ -69,36 +127,28 @@ class Scores:
 
     def bias(self, tile: Tile) -> Tensor:
         """The bias of a tile, (heads or 1, rows, keys), -inf where nothing is seen."""
+        return self._bias(tile, record=False)[0]
+
+    def _bias(self, tile: Tile, *, record: bool = True) -> tuple[Tensor, list[Pull]]:
+        """The bias, and what pulls a change of it (heads, rows, keys) back to the inputs."""
         assert self._additive is not None
         bias = self._additive.bias
-        hidden = torch.from_numpy(~tile.mask)
+        hidden, shape = torch.from_numpy(~tile.mask), (len(tile.rows), len(tile.keys))
         if bias is None:
-            return torch.zeros(hidden.shape, dtype=self._operands.dtype).masked_fill_(hidden, -math.inf)[None]
-        shape = len(tile.rows), len(tile.keys)
-        result = torch.zeros((len(tile.heads) if "head" in reads(bias) else 1, *shape), dtype=self._operands.dtype)
-        for block, rows, keys in self._blocks(tile):
-            if self._slides and _is_stretch(block.rows) and _is_stretch(block.keys):
-                found = self._along_diagonals(bias, block)
-            else:
-                found = Values(self._operands, block).of(bias)
-            if (len(rows), len(keys)) == shape:
-                result.copy_(found.expand(result.shape))
-            else:
-                at = torch.from_numpy(rows)[:, None], torch.from_numpy(keys)[None]
-                result[:, at[0], at[1]] = found.expand(len(result), len(rows), len(keys))
-        return result.masked_fill_(hidden, -math.inf)
+            return torch.zeros(shape, dtype=self._operands.dtype).masked_fill_(hidden, -math.inf)[None], []
+        heads, parts, pulls = len(tile.heads) if "head" in reads(bias) else 1, [], []
+        for part in self._parts(tile):
+            slides = self._slides and _is_stretch(part.block.rows) and _is_stretch(part.block.keys)
+            block = _diagonal(part.block) if slides else part.block
+            values, spread = Values(self._operands, block), partial(_spread, part.block) if slides else None
+            if record:
+                pulls.append(_pull_of_part(_recorded(values, bias), part, tile, spread, (heads, block)))
+            found = values.of(bias).detach()
+            parts.append((found if spread is None else spread(found), part))
+        return _assembled(parts, (heads, *shape)).masked_fill_(hidden, -math.inf), pulls
 
-    def _along_diagonals(self, bias: Value, block: Block) -> Tensor:
-        """A bias that is the same along diagonals: evaluated once for each."""
-        rows, keys = len(block.rows), len(block.keys)
-        alive = _diagonals(block.alive[0])
-        last = block.rows[-1:]
-        further = np.arange(block.keys[0], block.keys[-1] + rows)
-        line = Values(self._operands, replace(block, rows=last, keys=further, alive=alive[None, None])).of(bias)
-        return line[:, 0].expand(line.shape[0], len(further)).unfold(1, keys, 1).flip(1)
-
-    def _blocks(self, tile: Tile) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.int64]]]:
-        """The parts of a tile by window, with the numbers of their rows and keys in it."""
+    def _parts(self, tile: Tile) -> Iterator[_Part]:
+        """The parts of a tile by window."""
         for window in self._windows[tile.batch]:
             rows = np.flatnonzero((tile.rows >= window.row) & (tile.rows < window.row + window.n_q))
             keys = np.flatnonzero((tile.keys >= window.key) & (tile.keys < window.key + window.n_k))
@@ -106,7 +156,7 @@ class Scores:
             if not alive.any():
                 continue
             own_rows, own_keys = tile.rows[rows] - window.row, tile.keys[keys] - window.key
-            yield Block(tile.batch, tile.heads, window, own_rows, own_keys, alive[None]), rows, keys
+            yield _Part(Block(tile.batch, tile.heads, window, own_rows, own_keys, alive[None]), rows, keys)
 
     def extra(self, batch: int, q: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The logarithm of what the extra logits add, (heads, rows), for the rows of each window.
@@ -122,6 +172,67 @@ class Scores:
             here = slice(window.row, window.row + window.n_q)
             logit = Values(self._operands, block, {"q": q[:, here, None]}).logit(extra)
             yield here, logit.expand(len(q), len(rows))
+
+
+def _recorded(values: Values, node: Value) -> Pull:
+    """What pulls a change of a number (heads, rows, keys) back, by its derivatives; autograd has its atoms alone."""
+    found = derivatives(node)
+    with torch.enable_grad():
+        atoms = [values.of(derivative.atom) for derivative in found]
+
+    def pull(change: Tensor) -> Pairs:
+        pairs = []
+        for derivative, atom in zip(found, atoms, strict=True):
+            if atom.requires_grad:
+                by = values.of(derivative.by).detach()
+                own = torch.where(change == 0, 0, change * by)  # where nothing is seen it may be no number
+                pairs.append((atom, own.sum_to_size(atom.shape)))
+        return pairs
+
+    return pull
+
+
+def _pull_of_part(
+    pull: Pull, part: _Part, tile: Tile, spread: Callable[[Tensor], Tensor] | None, lanes: tuple[int, Block]
+) -> Pull:
+    """The same from a change of the tile, of which a bias has perhaps one head, and perhaps was spread."""
+    heads, block = lanes
+
+    def whole(change: Tensor) -> Pairs:
+        own = part.of(change, tile)
+        own = own if heads == len(own) else own.sum(0, keepdim=True)
+        if spread is None:
+            return pull(own)
+        with torch.enable_grad():  # what spreads is linear: its transpose adds up
+            line = torch.zeros((heads, len(block.rows), len(block.keys)), dtype=own.dtype, requires_grad=True)
+            (added,) = torch.autograd.grad(spread(line), line, own)
+        return pull(added)
+
+    return whole
+
+
+def _assembled(parts: list[tuple[Tensor, _Part]], shape: tuple[int, int, int]) -> Tensor:
+    """Numbers (heads, rows, keys) of a tile from those of its parts, 0 elsewhere."""
+    if len(parts) == 1:
+        value, part = parts[0]
+        if (len(part.rows), len(part.keys)) == shape[1:]:
+            return value.detach().expand(shape).clone(memory_format=torch.contiguous_format)
+    result = torch.zeros(shape, dtype=parts[0][0].dtype)
+    for value, part in parts:
+        result[:, part.at[0], part.at[1]] = value.detach().expand(shape[0], len(part.rows), len(part.keys))
+    return result
+
+
+def _diagonal(block: Block) -> Block:
+    """The last row of a block and further keys, one for every diagonal."""
+    further = np.arange(block.keys[0], block.keys[-1] + len(block.rows))
+    return replace(block, rows=block.rows[-1:], keys=further, alive=_diagonals(block.alive[0])[None, None])
+
+
+def _spread(block: Block, line: Tensor) -> Tensor:
+    """Numbers (heads or 1, 1, diagonals) over the block: the same along each diagonal."""
+    diagonals = len(block.rows) + len(block.keys) - 1
+    return line[:, 0].expand(line.shape[0], diagonals).unfold(1, len(block.keys), 1).flip(1)
 
 
 def _is_stretch(tokens: NDArray[np.int64]) -> bool:
