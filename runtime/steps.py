@@ -209,9 +209,10 @@ class Steps:
                 found = Values(operands, block).of(value)[:, :, 0]
                 parts.append(found.expand(len(heads), window.n_q, *found.shape[2:]))
             batches.append(torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype))
-        if not batches:
-            return q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
-        return torch.stack(batches)
+        if batches and q.shape[2]:
+            return torch.stack(batches)
+        nothing = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
+        return nothing + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)  # zeros as gradients
 
 
 def _on_tokens(pattern: ir.Pattern, given: Given) -> CallShape:

@@ -178,19 +178,30 @@ class Values:
 
     def quantity(self, node: ir.Value) -> Quantity:
         """The value, perhaps with exponents of its own."""
-        found = self._remembered(node)
+        found = self._known.get(node)
         if found is None:
-            found = self._known[node] = self._of(node)
+            found = self._remembered(node)
+            found = self._known[node] = self._of(node) if found is None else self._calm(node, found)
         return found
 
     def _remembered(self, node: ir.Value) -> Quantity | None:
-        """What is known here, or was known before fewer pairs were asked for."""
-        values: Values | None = self
+        """What was known before fewer pairs were asked for."""
+        values = self._outer
         while values is not None and values._loops is self._loops:
             if node in values._known:
                 return values._known[node]
             values = values._outer
         return None
+
+    def _calm(self, node: ir.Value, found: Quantity) -> Quantity:
+        """The value with 1 in lanes that nobody asks for any more: what follows there has no gradient."""
+        if not (found.mantissa if isinstance(found, Scaled) else found).requires_grad:
+            return found
+        alive = self._alive(node)
+        if alive.all():
+            return found
+        lanes = _broad(self._tensor(alive), rank(node))
+        return _changed(found, lambda x: torch.where(lanes, x, torch.ones((), dtype=x.dtype, device=x.device)))
 
     def integer(self, node: ir.Index) -> int:
         """A number that is the same for all lanes."""
@@ -597,7 +608,8 @@ class Values:
         """A sum whose terms depend on its variable alone: a difference of sums from the first term on, in fp64."""
         block, rows = self._block, np.arange(first, last)
         heads = len(block.heads) if "head" in reads(node.body) else 1
-        alive = np.ones((heads, len(rows), 1), dtype=np.bool_)
+        asked = np.ones(len(rows), np.bool_) if isinstance(node.body, ir.Element) else _covered(low, high, first, last)
+        alive = np.broadcast_to(asked[None, :, None], (heads, len(rows), 1))
         inner = Values(
             replace(self._operands, dtype=torch.float64),
             replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True, seen=None),
@@ -794,6 +806,13 @@ def _columns(array: Int64, axis: int) -> Int64:
 
 SCALES = (0.0, 1e3, 1e9, 1e15)
 """Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
+
+
+def _covered(low: Int64, high: Int64, first: int, last: int) -> Alive:
+    """Which numbers from `first` to `last` are in one of the ranges."""
+    starts, ends = (np.bincount(end.reshape(-1) - first, minlength=last - first + 1) for end in (low, high))
+    inside: Alive = np.cumsum(starts[:-1] - ends[:-1]) > 0
+    return inside
 
 
 def _ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -308,7 +308,8 @@ class AttentionLowering(Lowering):
             _refuse(expr.span, "the weight of a branch at another key", "Read it at this key.")
         score = substitute_value(node.score, changes) if changes else node.score
         visible = substitute(node.visible, changes) if changes else node.visible
-        weight = values.apply("exp", values.apply("sub", score, lse))
+        finite = values.apply("max", lse, values.number(-1e30))  # of a row whose scores are all -inf
+        weight = values.apply("exp", values.apply("sub", score, finite))
         return values.select(visible, weight, values.number(0.0))
 
     def _merged(self, expr: checked.Merge, scope: Scope) -> tuple[ir.Value, ir.Value]:

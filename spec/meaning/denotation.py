@@ -245,7 +245,8 @@ class Meanings:
             others = [logit(inner) for inner in _row(frame).seen(frame)]
             found = () if extra is None else extra(frame)
             others += map(float, found if isinstance(found, tuple) else (found,))
-            return math.exp(own - floating.logsumexp(others))
+            whole = floating.logsumexp(others)
+            return 0.0 if whole == -math.inf else cast("Result", floating.apply("exp", (own - whole,), floating=True))
 
         return share
 
@@ -293,7 +294,7 @@ class Meanings:
 
         def call(frame: Frame) -> Result:
             frame.around.tick(node.span)
-            given = {p: _when_needed(a, frame) for p, a in zip(parameters, arguments, strict=True)}
+            given = {p: when_needed(a, frame) for p, a in zip(parameters, arguments, strict=True)}
             return body(frame.within({**frame.bound, **given}))
 
         return call
@@ -377,7 +378,8 @@ def constantly(value: Value) -> Meaning:
     return lambda frame: value
 
 
-def _when_needed(meaning: Meaning, outside: Frame) -> Meaning:
+def when_needed(meaning: Meaning, outside: Frame) -> Meaning:
+    """The meaning of what `meaning` is in the frame `outside`, worked out at most once."""
     known: list[Result] = []
 
     def read(frame: Frame) -> Result:
@@ -406,6 +408,8 @@ def _head_index(node: program.HeadIndex) -> Meaning:
 
 
 def _entry(table: Result, index: int, span: Span) -> Result:
+    if isinstance(table, float):
+        return table  # a sum of no vectors
     assert isinstance(table, tuple)
     if not 0 <= index < len(table):
         raise EvaluationError("A902", f"the index {index} is out of range for a list of {len(table)}", span)

@@ -250,19 +250,24 @@ def _solve(matrix: tuple[Vector, ...], vector: Vector, steps: int | None = None)
     return tuple(found)
 
 
+EPSILON, TINY = 2.0**-52, 2.0**-1022
+
+
 def _descended(matrix: tuple[Vector, ...], vector: Vector, steps: int) -> Vector:
-    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952)."""
-    n = len(vector)
-    found, rest = [0.0] * n, [float(x) for x in vector]
+    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
+    found, rest = [0.0] * len(vector), [float(x) for x in vector]
     direction, size = list(rest), math.fsum(x * x for x in rest)
+    least = max(size * EPSILON**2, TINY)
     for _ in range(steps):
         ahead = [math.fsum(float(a) * d for a, d in zip(row, direction, strict=True)) for row in matrix]
         curve = math.fsum(d * a for d, a in zip(direction, ahead, strict=True))
-        step = _FUNCTIONS["share"](size, curve)
+        if not (size > least and curve):
+            break
+        step = size / curve
         found = [x + step * d for x, d in zip(found, direction, strict=True)]
         rest = [r - step * a for r, a in zip(rest, ahead, strict=True)]
         smaller = math.fsum(r * r for r in rest)
-        turn, size = _FUNCTIONS["share"](smaller, size), smaller
+        turn, size = smaller / size, smaller
         direction = [r + turn * d for r, d in zip(rest, direction, strict=True)]
     return tuple(found)
 
@@ -274,11 +279,16 @@ def _part(x: Vector, number: int, of: int) -> Vector:
     return x[number * size : (number + 1) * size]
 
 
+def _of_some(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same where a sum of no vectors, the number 0, is among the vectors: 0."""
+    return lambda *values: function(*values) if all(isinstance(x, tuple) for x in values) else 0.0
+
+
 _OF_VECTORS: dict[str, Callable[..., Any]] = {
-    "dot": lambda a, b: math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True)),
-    "normalised": lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x))),
-    "rms": lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x) / len(x))),
-    "part": _part,
+    "dot": _of_some(lambda a, b: math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))),
+    "normalised": _of_some(lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x)))),
+    "rms": _of_some(lambda x: _over(x, math.sqrt(math.fsum(e * e for e in x) / len(x)))),
+    "part": lambda x, number, of: _part(x, number, of) if isinstance(x, tuple) else 0.0,
     "outer": lambda a, b: tuple(tuple(float(x) * float(y) for y in b) for x in a),
     "eye": lambda n: tuple(tuple(float(i == j) for j in range(n)) for i in range(n)),
     "solve": _solve,

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from attnc.spec import program
+from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import floating
-from attnc.spec.meaning.denotation import Frame, Meaning, Result, constantly
+from attnc.spec.meaning.denotation import Frame, Meaning, Result, constantly, when_needed
 
 if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator, View
@@ -65,7 +66,8 @@ class Rows:
     def weight(self, name: str, member: int | None, frame: Frame, row: int) -> float:
         """The weight that an attention gives to the key of a frame, 0 where its row does not see it."""
         found = self._row(self._attends[name], member, frame.batch, frame.head, row)
-        here = found.name_of(frame)
+        assert isinstance(frame.row, _Row)
+        here = frame.row.name_of(frame)
         return next(
             (w for inner, w in zip(found.keys, found.weights(), strict=True) if found.name_of(inner) == here), 0.0
         )
@@ -83,10 +85,17 @@ class Rows:
     def _row(self, attend: program.Attend, member: int | None, batch: int, head: int, row: int) -> _Row:
         view, frame = self.frame(batch, head, row)
         if attend.family is not None and member is not None:
+            self._check_member(attend, attend.family, member, frame)
             frame = frame.binding(attend.family.binder, constantly(member))
         for unit in attend.per:
-            frame = frame.binding(unit.binder, self._call.meanings.of(unit.value))
+            frame = frame.binding(unit.binder, when_needed(self._call.meanings.of(unit.value), frame))
         return _Row(self._call, attend, view, frame)
+
+    def _check_member(self, attend: program.Attend, family: program.Range, member: int, frame: Frame) -> None:
+        low, high = (cast("int", self._call.meanings.of(end)(frame)) for end in (family.low, family.high))
+        if not low <= member < high:
+            message = f"`{attend.name}` is read at {member}; it has branches {low} to {high - 1}"
+            raise EvaluationError("A902", message, attend.span, "test the index first: `… if i < n else …`")
 
 
 class _Row:
@@ -200,10 +209,11 @@ class _Row:
         found = [self._value(key) for key in self.keys]
         if not found:
             return self._nothing()
-        if not isinstance(found[0], tuple):
+        width = max((len(x) for x in found if isinstance(x, tuple)), default=None)
+        if width is None:
             return math.fsum(w * float(x) for w, x in zip(weights, found, strict=True))
-        columns = range(len(found[0]))
-        return tuple(math.fsum(w * float(x[i]) for w, x in zip(weights, found, strict=True)) for i in columns)
+        found = [x if isinstance(x, tuple) else (x,) * width for x in found]  # a sum of no vectors is the number 0
+        return tuple(math.fsum(w * float(x[i]) for w, x in zip(weights, found, strict=True)) for i in range(width))
 
     def _value(self, frame: Frame) -> Any:
         value = self._attend.value or program.Vector(self._attend.span, "v")
