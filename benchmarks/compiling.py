@@ -31,6 +31,7 @@ NEEDED: dict[str, dict[str, object]] = {
     "longformer": {"dilation": [1, 2]},
     "moa": {"alpha": [0, 64], "beta": [0.5, 0]},
     "monarch": {"rows": 16, "cols": 16},
+    "monarch_rt": {"frames": 4, "height": 8, "width": 8},
     "neighborhood_2d": {"height": 8, "width": 8},
     "neighborhood_3d": {"frames": 4, "height": 8, "width": 8, "window": 3},
     "radial": {"frames": 4, "per_frame": 64},

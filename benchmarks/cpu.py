@@ -258,7 +258,10 @@ def summary(rows: list[Row]) -> dict[str, object]:
         },
         "fp32 forward vs flex, least (target 1.0)": min((_of(r, "flex_over_attnc") for r in single), default=None),
         f"rows behind dense or dense by row blocks at first, of {len(rows)}": len(behind),
-        f"rows behind in {AGAIN} rounds more (target none)": [_name(row) for row in slow],
+        f"forward, behind in {AGAIN} rounds more (target none)": [
+            _name(row) for row in slow if row["direction"] == "forward"
+        ],
+        f"with backward, behind in {AGAIN} rounds more": [_name(row) for row in slow if row["direction"] != "forward"],
         "dense over itself: least, median, most": _spread(
             [
                 _of(r, "dense_again_over_attnc") / _of(r, "dense_over_attnc")

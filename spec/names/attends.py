@@ -16,6 +16,7 @@ from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
     DefinitionSymbol,
+    PartSymbol,
     RangeSymbol,
     SilentSymbol,
     Symbol,
@@ -84,8 +85,7 @@ class Clauses:
     def places(self) -> None:
         """Read `over` and `per`, and give their names a meaning."""
         for line in self._lines(syntax.Places, "over"):
-            for binder in line.binders:
-                self._over = self._key(binder)
+            self._over = self._key(line.binders[0]) if len(line.binders) == 1 else self._keys(line)
         for line in self._lines(syntax.Places, "per"):
             for binder in line.binders:
                 self._row(binder)
@@ -94,6 +94,28 @@ class Clauses:
         if isinstance(binder, syntax.Unit):
             return self._unit(binder, "k", is_key=True)
         return self._range(binder, is_key=True)
+
+    def _keys(self, line: syntax.Places) -> program.Range | None:
+        """Keys with several names, as one range of numbers that the names are parts of, the last the fastest."""
+        parts = [(binder, self._ends(binder)) for binder in line.binders]
+        flat = program.Binder(line.span, ", ".join(binder.name.id for binder in line.binders))
+        place: program.Expr = program.Local(line.span, flat)
+        one, zero = (program.Literal(line.span, n) for n in (1, 0))
+        count: program.Expr = one
+        for binder, found in reversed(parts):
+            if found is None:
+                self._declare(binder.name, SilentSymbol(binder.name.span))
+                continue
+            at = binder.span
+            size = program.Operation(at, "max", (program.Operation(at, "sub", (found.high, found.low)), zero))
+            rest = place if count is one else program.Operation(at, "floordiv", (place, count))
+            own = rest if binder is line.binders[0] else program.Operation(at, "mod", (rest, size))
+            body = program.Operation(at, "add", (found.low, own))
+            definition = program.Definition(binder.name.span, binder.name.id, (), body)
+            self._declare(binder.name, PartSymbol(binder.name.span, definition))
+            count = size if count is one else program.Operation(at, "mul", (size, count))
+        complete = all(found is not None for _, found in parts)
+        return program.Range(line.span, flat, zero, count) if complete else None
 
     def _row(self, binder: syntax.Binder) -> None:
         if isinstance(binder, syntax.Unit):
@@ -119,11 +141,17 @@ class Clauses:
         return unit
 
     def _range(self, binder: syntax.Binder, *, is_key: bool) -> program.Range | None:
+        found = self._ends(binder)
+        symbol = None if found is None else RangeSymbol(binder.name.span, found.binder, is_key)
+        self._declare(binder.name, SilentSymbol(binder.name.span) if symbol is None else symbol)
+        return found
+
+    def _ends(self, binder: syntax.Binder) -> program.Range | None:
+        """A name with a range that is the same for all tokens."""
         span = binder.span
         if not isinstance(binder, syntax.Running) or binder.domain is None:
             help_ = "give it a range: `l in 0 .. depth`; or make it a unit: `b = k // block`"
             self._report.error("A210", f"`{binder.name.id}` runs over nothing", span, "over what?", help=help_)
-            self._declare(binder.name, SilentSymbol(binder.name.span))
             return None
         found = self.range(binder)
         places = self._resolver.measures.of(found.high).places | self._resolver.measures.of(found.low).places
@@ -131,9 +159,7 @@ class Clauses:
             unit = f"{binder.name.id} = {binder.domain.span.text}"
             help_ = f"a unit is written with `=`: `{unit}`; a range is the same for all queries"
             self._report.error("A406", "a range that differs from token to token", binder.span, help=help_)
-            self._declare(binder.name, SilentSymbol(binder.name.span))
             return None
-        self._declare(binder.name, RangeSymbol(binder.name.span, found.binder, is_key))
         return found
 
     def range(self, item: syntax.Running) -> program.Range:

@@ -278,6 +278,10 @@ class ExpressionResolver(NameResolver):
 
     def _attribute(self, node: syntax.Attribute) -> program.Expr:
         base = node.base
+        if isinstance(base, syntax.Index) and isinstance(base.base, syntax.Name):
+            symbol = self._names.get(base.base.id)
+            if isinstance(symbol, BranchSymbol) and symbol.is_family and base.base.id not in self._binders:
+                return self._of_branch(node, symbol, self._indices(base))
         if not isinstance(base, syntax.Name):
             return self.refuse("A202", "only places have coordinates", node.span, "write `q.axis` or `k.axis`")
         symbol = self._names.get(base.id)
@@ -314,9 +318,11 @@ class ExpressionResolver(NameResolver):
         help_ = did_you_mean(node.name.id, ("start", "end", "size"), "a unit has `start`, `end` and `size`")
         return self.refuse("A202", f"a unit has no `{node.name.id}`", node.name.span, help_, "not of a unit")
 
-    def _of_branch(self, node: syntax.Attribute, symbol: BranchSymbol) -> program.Expr:
-        """`near.lse` and `near.weight`."""
-        out = self.branch(node.span, symbol, ())
+    def _of_branch(
+        self, node: syntax.Attribute, symbol: BranchSymbol, indices: tuple[program.Expr, ...] = ()
+    ) -> program.Expr:
+        """`near.lse` and `near.weight`; of a family `at[i].lse`."""
+        out = self.branch(node.span, symbol, indices)
         if not isinstance(out, program.BranchRead):
             return out
         if node.name.id in ("lse", "weight"):
@@ -357,7 +363,8 @@ class ExpressionResolver(NameResolver):
                 )
         table = self.resolve(base)
         indices = self._indices(node)
-        if isinstance(table, program.BranchRead) and table.part == "lse" and table.at is None:
+        whole = isinstance(base, syntax.Index)  # one of a family, as it stands
+        if isinstance(table, program.BranchRead) and table.at is None and (table.part == "lse" or whole):
             table, indices = replace(table, span=node.span, at=indices[0]), indices[1:]
         return _items(node.span, table, indices)
 

@@ -25,6 +25,7 @@ from attnc.spec.names.scope import (
     DefinitionSymbol,
     InputSymbol,
     ParameterSymbol,
+    PartSymbol,
     RangeSymbol,
     SegmentSymbol,
     SilentSymbol,
@@ -141,6 +142,8 @@ class NameResolver:
                 return self._definition_name(node, source)
             case UnitSymbol(binder=binder) | RangeSymbol(binder=binder):
                 return program.Local(node.span, binder)
+            case PartSymbol(definition=definition):
+                return program.DefinitionUse(node.span, definition, ())
             case BranchSymbol():
                 return self.branch(node.span, symbol, ())
             case SilentSymbol():

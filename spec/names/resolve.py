@@ -51,13 +51,13 @@ _HOME = {
 """Where the other statements belong."""
 
 
-SEVERAL = "several names of keys"
+SEVERAL = "several units of keys"
 
 
 def _later_inside(item: syntax.Statement) -> str | None:
     """What of a statement is not supported yet."""
     if isinstance(item, syntax.Places) and item.word.id == "over" and len(item.binders) > 1:
-        return SEVERAL
+        return SEVERAL if any(isinstance(binder, syntax.Unit) for binder in item.binders) else None
     if not isinstance(item, syntax.Block) or item.word.id != "branch":
         return None
     words = {inner.word.id for inner in item.body.statements}

@@ -99,6 +99,14 @@ class RangeSymbol:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PartSymbol:
+    """One of several names that the keys of a row have together, as a definition of their number."""
+
+    span: Span
+    definition: program.Definition
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class BranchSymbol:
     """A branch, or a family of them."""
 
@@ -122,6 +130,7 @@ Symbol = (
     | DefinitionSymbol
     | UnitSymbol
     | RangeSymbol
+    | PartSymbol
     | BranchSymbol
     | SilentSymbol
 )

@@ -288,6 +288,47 @@ def test_keys_of_a_range_of_learned_vectors() -> None:
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
+def test_keys_with_two_names_are_the_pairs_of_their_ranges() -> None:
+    text = """pattern p
+    over  f in 1 .. 3, y in 2 .. 5
+    visible f + y > q % 3 + 3
+    score dot(q, k[f]) / (y + 1)
+    value v[y] * f
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pairs = [(f, y) for f in (1, 2) for y in (2, 3, 4)]
+        score = torch.stack([(q * wide(k)[:, :, f, None]).sum(-1) / (y + 1) for f, y in pairs], -1)
+        rows = torch.arange(q.shape[2])[:, None]
+        seen = torch.tensor([f + y for f, y in pairs])[None] > rows % 3 + 3
+        values = torch.stack([wide(v)[:, :, y] * f for f, y in pairs], -2)
+        return softmax(score, seen) @ values
+
+    both(text, dense, operands(7))
+
+
+def test_a_family_at_other_positions() -> None:
+    text = """pattern p
+    branch at[c in 0 .. 2]
+        visible 0 <= q - k < 2 + c
+    branch far
+        visible k <= q
+        score at[1].lse[k] + at[0].lse
+        value at[1][k] + at[0, k]
+    combine far
+"""
+
+    def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        rows, keys = positions(q, k)
+        score = scores(q, k)
+        masks = [(rows - keys >= 0) & (rows - keys < 2 + c) for c in (0, 1)]
+        outs = [softmax(score, mask) @ wide(v) for mask in masks]
+        lse = [torch.logsumexp(torch.where(mask, score, -math.inf), -1) for mask in masks]
+        return softmax(lse[1][..., None, :] + lse[0][..., None], keys <= rows) @ (outs[0] + outs[1])
+
+    both(text, dense, operands(7))
+
+
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
 def test_quotients_of_large_exponentials(size: float) -> None:
     text = """pattern p

@@ -127,6 +127,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "log_sparse": {"segment": 16, "window": 64},
     "longformer": {"dilation": [1, 2]},
     "monarch": {"rows": 16, "cols": 16},
+    "monarch_rt": {"frames": 4, "height": 8, "width": 8},
     "moa": {"alpha": [0, 64], "beta": [0.5, 0]},
     "neighborhood_2d": {"height": 8, "width": 8},
     "neighborhood_3d": {**GRID, "window": 3},

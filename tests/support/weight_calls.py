@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -195,6 +196,10 @@ SYSTEMS = [
     System("combiner", scaled(_combiner, segment=7), [square(40)], {"segment": 7}),
     System("monarch", scaled(truth.monarch, rows=4, cols=6), grids(4, 6), {"rows": 4, "cols": 6}),
     System("monarch", scaled(truth.monarch, rows=1, cols=5), grids(1, 5), {"rows": 1, "cols": 5}),
+    *(
+        System("monarch_rt", scaled(truth.monarch_rt, **grid), [square(prod(grid.values()))], grid)
+        for grid in ({"frames": 3, "height": 2, "width": 4}, {"frames": 1, "height": 1, "width": 5})
+    ),
     _longformer(2, [1, 2, 1, 3]),
     _longformer(0, [1, 1, 1, 1]),
     System("autoformer_lags", unscaled(truth.autoformer_lags), [square(1), square(17)], inputs=_lags),

@@ -338,6 +338,19 @@ def monarch(q: Tensor, k: Tensor, v: Tensor, *, scale: float, rows: int, cols: i
     return torch.einsum("zhbmn,zhnbd->zhmbd", torch.softmax(score, -1), r @ v).flatten(2, 3)
 
 
+def monarch_rt(q: Tensor, k: Tensor, v: Tensor, *, scale: float, frames: int, height: int, width: int) -> Tensor:
+    """MonarchRT, one iteration: R[a,f,k,j,·] over the row k of frame f, L[a,i,j] over frames f and rows k."""
+    grid = frames, height, width
+    q, k, v = (x.reshape(*x.shape[:2], *grid, -1) for x in (q, shared(k, q), shared(v, q)))
+    log_r = torch.log_softmax(scale * torch.einsum("zhakjd,zhfkld->zhafkjl", q, k), -1)
+    r = log_r.exp()
+    a_l, y = (torch.einsum("zhafkjl,zhfkld->zhafkjd", r, x) for x in (k, v))
+    c_l = (r * log_r).sum(-1)
+    score = scale * torch.einsum("zhaijd,zhafkjd->zhaijfk", q, a_l) - c_l.permute(0, 1, 2, 5, 3, 4)[:, :, :, None]
+    left = torch.softmax(score.flatten(-2), -1).reshape(score.shape)
+    return torch.einsum("zhaijfk,zhafkjd->zhaijd", left, y).flatten(2, 4)
+
+
 def longformer(
     q: Tensor,
     k: Tensor,
