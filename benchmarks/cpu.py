@@ -125,7 +125,7 @@ are left out.
 """
 
 AGAIN = 31
-"""Rounds of the second look at a row that came out behind: what it says then counts, beside what dense says of itself."""
+"""Rounds of the second look at a row that came out behind; what it says then counts, beside dense against itself."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 

@@ -1,8 +1,8 @@
 """Derivatives of scores, as expressions of the IR: what a backward pass computes of a score, besides sums.
 
-A score is a formula of *atoms*: inner products, elements of real inputs, aggregates. Here is how it changes with each of
-them, by the chain rule from the score down, constants kept exact. How an atom changes with q, k and the inputs is a
-matter of moving data, not of formulas, and is left to whoever runs them.
+A score is a formula of *atoms*: inner products, elements of real inputs, aggregates. Here is how it changes with each
+of them, by the chain rule from the score down, constants kept exact. How an atom changes with q, k and the inputs is
+a matter of moving data, not of formulas, and is left to whoever runs them.
 
 The derivative of each function is written so that it does not overflow where the function does not. That it is the
 derivative is proved by sympy (`tests/compiler/test_derivatives.py`), whose own forms do overflow.
@@ -112,7 +112,9 @@ def _constant(value: Value) -> Fraction | None:
 
 def _may_vanish(value: Value) -> bool:
     """Whether it is 0 where a case was not chosen: there what it is multiplied with may be no number."""
-    return any(isinstance(below, Select) or (isinstance(below, Apply) and below.op == "if_at_least") for below in value.below)
+    return any(
+        isinstance(below, Select) or (isinstance(below, Apply) and below.op == "if_at_least") for below in value.below
+    )
 
 
 def _sum(changes: list[_Change]) -> _Change:
@@ -141,27 +143,39 @@ def _operands(node: Value, change: _Change) -> Iterable[tuple[Value, _Change]] |
     if not isinstance(node, Apply) or any(rank(operand) for operand in node.operands):
         return None
     match node.op, node.operands:
-        case "add", (a, b):
-            return [(a, change), (b, change)]
-        case "sub", (a, b):
-            return [(a, change), (b, change.negative())]
-        case "mul", (a, b):
-            return [(a, change.times(b)), (b, change.times(a))]
-        case "div", (a, b):
-            return [(a, change.over(b)), (b, change.times(node).over(b).negative())]
-        case "pow", (a, b):
-            return _of_power(node, a, b, change)
-        case "logaddexp", (a, b):
-            gap = apply("sub", a, b)
-            return [(a, change.times(_sigmoid(gap))), (b, change.times(_sigmoid(apply("neg", gap))))]
         case "min" | "max", operands:
             return _of_extreme(node.op, operands, change)
         case "clamp", (a, low, high):
             raised = apply("max", a, low)
             upper = list(_of_extreme("min", (raised, high), change))
             return [*_of_extreme("max", (a, low), upper[0][1]), upper[1]]
+        case op, (a, b):
+            return _of_two(op, node, (a, b), change)
         case op, (x,):
             return _of_one(op, node, x, change)
+        case _:
+            return None
+
+
+def _of_two(
+    op: str, node: Value, operands: tuple[Value, Value], change: _Change
+) -> Iterable[tuple[Value, _Change]] | None:
+    """The functions of two numbers; `node` is the function of them."""
+    a, b = operands
+    match op:
+        case "add":
+            return [(a, change), (b, change)]
+        case "sub":
+            return [(a, change), (b, change.negative())]
+        case "mul":
+            return [(a, change.times(b)), (b, change.times(a))]
+        case "div":
+            return [(a, change.over(b)), (b, change.times(node).over(b).negative())]
+        case "pow":
+            return _of_power(node, a, b, change)
+        case "logaddexp":
+            gap = apply("sub", a, b)
+            return [(a, change.times(_sigmoid(gap))), (b, change.times(_sigmoid(apply("neg", gap))))]
         case _:
             return None
 

@@ -423,8 +423,8 @@ class Apply(Node):
 
     add sub mul div neg pow abs min max clamp sqrt exp log log2 tanh sigmoid softplus relu elu silu sin cos logaddexp;
     share, a division in which 0 / 0 is 0; and of a vector as a whole, normalised and rms. In derivatives also sign,
-    if_at_least (of a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where its first factor is,
-    whatever the second.
+    if_at_least (of a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where its first factor
+    is, whatever the second.
     """
 
     operand_fields = ("operands",)

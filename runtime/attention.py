@@ -275,7 +275,11 @@ class Attention:
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
         if not self._plain:
-            return self._lse_of(self._general(q, k, v, factor, inputs, tensors), return_lse)
+            if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+                raise UnsupportedError(NOT_TRANSFORMED)
+            if torch.compiler.is_dynamo_compiling():
+                torch._dynamo.graph_break(msg=NOT_TRANSFORMED)
+            return self._lse_of(_untraced(self._general)(q, k, v, factor, inputs, tensors), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 
@@ -443,8 +447,6 @@ class Attention:
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """A call with scores, weights, values or branches of its own, in torch."""
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            raise UnsupportedError(NOT_TRANSFORMED)
         q, k, v = cast_for_autocast(q, k, v)
         sizes = check_tensors(q, k, v)
         operators.refuse_device(q)

@@ -22,7 +22,6 @@ from attnc.compiler.values import additive, extra_of, reads
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.values import Block, Operands, Values
 
-
 Pairs: TypeAlias = "list[tuple[Tensor, Tensor]]"
 """Tensors that autograd has recorded, with their gradients."""
 
@@ -95,11 +94,7 @@ class Scores:
         score = score.masked_fill_(torch.from_numpy(~tile.mask), -math.inf) - shift[..., None]
 
         def pull(change: Tensor) -> Pairs:
-            return [
-                pair
-                for (_, part), one in zip(parts, pulls, strict=True)
-                for pair in one(part.of(change, tile))
-            ]
+            return [pair for (_, part), one in zip(parts, pulls, strict=True) for pair in one(part.of(change, tile))]
 
         return score, pull
 

@@ -155,6 +155,29 @@ def test_the_dense_reference_breaks_the_graph_and_says_why() -> None:
     torch.testing.assert_close(broken(*tensors), dense(tensors[0] * 2, *tensors[1:]) + 1)
 
 
+@pytest.mark.parametrize("name", ["alibi", "affine_scaled", "hierarchical"])
+def test_what_has_scores_weights_or_branches_breaks_the_graph_in_one_place(name: str) -> None:
+    """Scores, weights and branches run in torch, untraced, and what is around them is compiled."""
+    attend = compile_attention(name, group=4) if name == "hierarchical" else compile_attention(name)
+    inputs = leaves(draw())
+    extra: dict[str, Any] = {}
+    if name == "affine_scaled":
+        extra = {part: torch.randn(inputs[0].shape[:3]) for part in ("alpha", "beta")}
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def one(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = attend(q * 2, k, v, **extra)
+        return out + 1
+
+    broken = torch.compile(one, backend=counter)
+    ours, theirs = (torch.autograd.grad(f(*inputs).sum(), inputs) for f in (broken, one))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    assert 2 <= counter.frame_count <= 3  # before, after, and perhaps between, but nothing inside
+    with pytest.raises(Unsupported, match="not supported yet"):
+        compiled(one)(*inputs)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_either_result_alone(which: int) -> None:
     attend, inputs = window(), leaves(draw(dv=12))
