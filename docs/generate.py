@@ -74,6 +74,7 @@ DRAWN: dict[str, Picture] = {
         inputs={name: torch.tensor([at]) for name, at in (("image_start", 8), ("text_start", 32), ("text_end", 48))}
     ),
     "monarch": Picture({"rows": 8, "cols": 8}),
+    "monarch_rt": Picture({"frames": 2, "height": 4, "width": 8}),
     "neighborhood_1d": Picture({"window": 9, "stride": 3}),
     "neighborhood_2d": Picture({"height": 8, "width": 8, "window": 3}),
     "neighborhood_3d": Picture(

@@ -21,6 +21,22 @@ Table = tuple[tuple[float, ...], tuple[float, ...]]
 """Nanoseconds for one score element, by width and rows."""
 
 
+KEY_BLOCK = 512
+"""Keys that the kernel takes at once: of a causal call it leaves out only blocks of so many."""
+
+
+def computed(piece: Piece, *, trimmed: bool = False) -> int:
+    """Score elements that the kernel computes for a piece; `trimmed`: of a mask, no more than under the diagonal."""
+    rows, keys = piece.queries.length, piece.keys.length
+    if piece.mask != "causal" and not trimmed:
+        return piece.queries.count * rows * keys
+    blocks, rest = divmod(min(rows, keys), KEY_BLOCK)
+    # the rows from 512 · j on compute the block of keys j, which is shorter at the end
+    whole = KEY_BLOCK * (blocks * rows - KEY_BLOCK * (blocks * (blocks - 1) // 2))
+    last = (rows - KEY_BLOCK * blocks) * min(KEY_BLOCK, keys - KEY_BLOCK * blocks) if rest else 0
+    return piece.queries.count * (whole + last)
+
+
 @dataclass(frozen=True)
 class Rates:
     """Rates of one machine, for the number of threads that they were measured with.
@@ -50,10 +66,7 @@ class Rates:
 
     def piece(self, piece: Piece, work: Work, trimmed: bool = False) -> float:
         """All calls of one piece; `trimmed`: of a mask the kernel takes only what is on and under the diagonal."""
-        elements = piece.elements
-        if trimmed:
-            square = min(piece.queries.length, piece.keys.length)
-            elements -= piece.queries.count * square * (square - 1) // 2
+        elements = computed(piece, trimmed=trimmed)
         time = elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
         if piece.mask not in ("full", "causal"):
             time *= self.masked.get(work.dtype, self.masked["float32"])

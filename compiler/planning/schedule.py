@@ -15,7 +15,7 @@ from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
 from attnc.compiler.planning.rates import Rates, Work
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
-from attnc.compiler.planning.splitting import split_full_parts
+from attnc.compiler.planning.splitting import split_full_parts, split_triangles
 from attnc.compiler.rewrite import walk
 from attnc.spec.source import Span
 
@@ -92,7 +92,7 @@ def choose(problem: Problem) -> Choice:
     closed = closed_cover(problem.relation, grid)
     if closed is not None:
         reason = f"{_described(closed, grid)}, by formula"
-        return Choice(closed, grid, _cost(problem, closed), "pieces", (reason,))
+        return _in_halves(problem, Choice(closed, grid, _cost(problem, closed), "pieces", (reason,)))
     tried: list[Choice] = []
     by_grid = _by_grid(problem)
     if by_grid is not None:
@@ -132,9 +132,22 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     fallback = None if tried else "; ".join(notes)
     if not tried or not (large or _beats_dense(problem, tried)):
         tried.append(dense_choice(problem))
-    best = min(tried, key=lambda choice: choice.cost)
-    others = tuple(_compared(other, best) for other in tried if other is not best)
+    best = _in_halves(problem, min(tried, key=lambda choice: choice.cost))
+    others = tuple(_compared(other, best) for other in tried if other.cost > best.cost)
     return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
+
+
+WORTH = 0.97
+"""What more pieces may cost at most of what fewer do."""
+
+
+def _in_halves(problem: Problem, choice: Choice) -> Choice:
+    """The choice with its short triangles in halves, where that costs noticeably less."""
+    halves = split_triangles(choice.cover)
+    if halves is None or _cost(problem, halves) >= WORTH * choice.cost:
+        return choice
+    reason = f"{_described(halves, choice.grid)}, triangles in halves"
+    return replace(choice, cover=halves, cost=_cost(problem, halves), reasons=(reason,))
 
 
 NEAR = 4.0

@@ -9,6 +9,7 @@ import numpy as np
 
 from attnc.compiler.planning.pieces import Cover, join_pieces
 from attnc.compiler.planning.plan import GridMask, Mask, Piece, Steps, Strip
+from attnc.compiler.planning.rates import KEY_BLOCK
 from attnc.compiler.planning.runs import is_diagonal
 
 
@@ -24,6 +25,35 @@ def split_full_parts(cover: Cover) -> Cover | None:
     if len(pieces) == len(cover.pieces):
         return None
     return Cover(join_pieces(pieces), tuple(masks), cover.full_tiles, cover.partial_tiles, cover.visible)
+
+
+def split_triangles(cover: Cover) -> Cover | None:
+    """The cover with short causal pieces in halves of their rows; None where there are none.
+
+    Of a causal call the kernel leaves out no keys where they fit in one of its blocks: the upper half has a quarter of
+    the pairs to itself, the lower one a mask.
+    """
+    masks, pieces = list(cover.masks), []
+    for piece in cover.pieces:
+        length = piece.queries.length
+        if piece.mask != "causal" or not LEAST <= length <= KEY_BLOCK or piece.queries.flat() is None:
+            pieces.append(piece)
+            continue
+        half = -(-length // (2 * EVEN)) * EVEN
+        upper, lower = _columns(piece.queries, 0, half), _columns(piece.queries, half, length)
+        mask = _number(GridMask((np.tri(length - half, length, half, dtype=np.bool_),)), masks)
+        pieces.append(Piece(upper, _columns(piece.keys, 0, half), "causal", piece.fresh))
+        pieces.append(Piece(lower, piece.keys, mask, piece.fresh))
+    if len(pieces) == len(cover.pieces):
+        return None
+    return Cover(join_pieces(pieces), tuple(masks), cover.full_tiles, cover.partial_tiles, cover.visible)
+
+
+LEAST = 128
+"""Rows of a causal piece that may be worth two calls."""
+
+EVEN = 32
+"""What the rows of the upper half are a multiple of."""
 
 
 def _parts(piece: Piece, mask: GridMask, masks: list[GridMask]) -> Iterator[Piece]:

@@ -28,6 +28,7 @@ CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "hierarchical": ({"group": 256}, LENGTH, 2),
     "lingen_temporal": (VIDEO, LENGTH, 1),
     "monarch": ({"rows": 256, "cols": 256}, LENGTH, 1),
+    "monarch_rt": ({"frames": 16, "height": 64, "width": 64}, LENGTH, 1),
     "videofactory": (VIDEO, LENGTH, 1),
     "freeswim": (VIDEO, LENGTH, 1),
     "log_sparse": ({"segment": 512, "window": 128}, LENGTH, 1),

@@ -13,7 +13,8 @@ from attnc.compiler.analysis.grid import Grid
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.pieces import Cover, cover
 from attnc.compiler.planning.plan import GridMask, Piece, stretch
-from attnc.compiler.planning.splitting import split_full_parts
+from attnc.compiler.planning.rates import KEY_BLOCK, computed
+from attnc.compiler.planning.splitting import split_full_parts, split_triangles
 from plan_checks import check_pieces
 
 Q, K = fold.place("q"), fold.place("k")
@@ -61,3 +62,38 @@ def test_masks_of_bricks_stay() -> None:
     bricks = GridMask((np.eye(2, dtype=np.bool_), np.ones((2, 2), dtype=np.bool_)))
     piece = Piece(stretch(0, 4), stretch(0, 4), 0)
     assert split_full_parts(Cover((piece,), (bricks,), 0, 1, 8)) is None
+
+
+# --- triangles --------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 700), st.integers(1, 700), st.sampled_from([32, 64, 128]))
+def test_halves_are_the_relation(width: int, n: int, tile: int) -> None:
+    found = cover(window(width), Grid(n, n, tile, tile), {})
+    halves = split_triangles(found)
+    if halves is not None:
+        check_pieces(halves.pieces, halves.masks, exact.mask(window(width), (0, n), (0, n)))
+        assert sum(map(computed, halves.pieces)) < sum(map(computed, found.pieces))
+
+
+@pytest.mark.parametrize(("n", "splits"), [(127, False), (128, True), (300, True), (512, True), (513, False)])
+def test_short_triangles_are_halved(n: int, splits: bool) -> None:
+    found = cover(window(n), Grid(n, n, 1024, 1024), {})
+    assert [p.mask for p in found.pieces] == ["causal"]
+    halves = split_triangles(found)
+    assert (halves is not None) == splits
+    if halves is not None:
+        assert [p.mask for p in halves.pieces] == ["causal", 0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys"), [(1, 1), (64, 64), (512, 512), (513, 513), (1500, 1500), (700, 1200), (600, 40)]
+)
+def test_what_the_kernel_computes_under_a_diagonal(rows: int, keys: int) -> None:
+    """Row by row: the blocks of 512 keys that begin at or before the row."""
+    wanted = sum(min(keys, (row // KEY_BLOCK + 1) * KEY_BLOCK) for row in range(rows))
+    piece = Piece(stretch(0, rows), stretch(0, keys), 0)
+    assert computed(piece, trimmed=True) == wanted
+    assert computed(piece) == rows * keys
+    if rows == keys:
+        assert computed(Piece(stretch(0, rows), stretch(0, keys), "causal")) == wanted
