@@ -17,12 +17,22 @@ from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean
 
-_MODULES = {"check": "check", "doctor": "doctor", "list": "library", "show": "show", "verify": "verify"}
+_MODULES = {
+    "check": "check",
+    "doctor": "doctor",
+    "explain": "explain",
+    "fmt": "fmt",
+    "list": "library",
+    "show": "show",
+    "verify": "verify",
+}
 COMMANDS = tuple(_MODULES)
 
 _SUMMARIES = {
     "check": "find what is wrong in .attn files",
     "doctor": "versions, the machine, and the rates that plans are costed with",
+    "explain": "what the code of a message means, with an example",
+    "fmt": "write .attn files in their one form",
     "list": "the patterns of the library",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
     "verify": "hold every executor against the oracle, forward and gradients",

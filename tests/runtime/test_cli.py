@@ -17,6 +17,7 @@ from attnc.runtime import accuracy
 from attnc.runtime.cli import COMMANDS, main
 from attnc.runtime.library import library_names
 from attnc.runtime.verification import Case
+from attnc.spec.codes import CODES
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
 GOOD = "pattern near\n    visible 0 <= q - k < 4\n"
@@ -65,8 +66,8 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no command; the commands are check, doctor, list, show, verify"),
-        (["fmt", "a.attn"], "there is no command `fmt`; the commands are check, doctor, list, show, verify"),
+        ([], "no command; the commands are check, doctor, explain, fmt, list, show, verify"),
+        (["tune", "a.attn"], "there is no command `tune`; the commands are check, doctor, explain, fmt, list, show"),
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
         (["show", "causal", "--lne", "5"], "unrecognized arguments: --lne 5"),
@@ -343,3 +344,78 @@ def test_verify_finds_a_wrong_relation(
 
 def test_an_error_that_is_no_number_never_agrees() -> None:
     assert not accuracy.Error("out", float("nan"), 1.0, 2.0).agrees
+
+
+# --- fmt -------------------------------------------------------------------------------------------------------------
+
+MESSY = "pattern near\n  visible  0<=q-k<4   # near\n"
+NEAT = "pattern near\n    visible 0 <= q - k < 4  # near\n"
+
+
+def test_fmt_writes_the_one_form(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    messy = files / "messy.attn"
+    messy.write_text(MESSY)
+    messy.chmod(0o640)
+    assert main(["fmt", "good.attn", "messy.attn"]) == 0
+    assert capsys.readouterr().out == "messy.attn: written\n2 files read, 1 changed\n"
+    assert messy.read_text() == NEAT
+    assert messy.stat().st_mode & 0o777 == 0o640
+    assert main(["fmt", "messy.attn"]) == 0
+    assert sorted(path.name for path in files.iterdir()) == ["bad.attn", "good.attn", "messy.attn"]
+
+
+def test_fmt_check_writes_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "messy.attn").write_text(MESSY)
+    assert main(["fmt", "--check", "good.attn"]) == 0
+    assert main(["fmt", "--check", "good.attn", "messy.attn"]) == 1
+    assert capsys.readouterr().out.endswith("messy.attn: has another form\n2 files read, 1 would change\n")
+    assert (files / "messy.attn").read_text() == MESSY
+    status, values = run_json(capsys, "fmt", "--check", "messy.attn")
+    assert status == 1
+    assert values == {"schema": 1, "changed": ["messy.attn"], "diagnostics": []}
+
+
+def test_fmt_of_the_lines_of_windows_writes_lines_of_unix(files: Path) -> None:
+    (files / "windows.attn").write_bytes(NEAT.replace("\n", "\r\n").encode())
+    assert main(["fmt", "windows.attn"]) == 0
+    assert (files / "windows.attn").read_bytes() == NEAT.encode()
+
+
+def test_fmt_leaves_what_is_wrong_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "broken.attn").write_text("pattern near\n  visible 0<=\n")
+    assert main(["fmt", "broken.attn"]) == 1
+    assert "error[A102]" in capsys.readouterr().err
+    assert (files / "broken.attn").read_text() == "pattern near\n  visible 0<=\n"
+    assert main(["fmt", "missing.attn"]) == 2
+    assert main(["fmt", "."]) == 2
+    capsys.readouterr()
+    status, values = run_json(capsys, "fmt", "broken.attn")
+    assert (status, values["diagnostics"][0]["code"]) == (1, "A102")
+
+
+def test_fmt_of_stdin_is_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(MESSY.encode())))
+    assert main(["fmt", "-"]) == 0
+    assert capsys.readouterr().out == NEAT
+
+
+# --- explain ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["A201", "a201", "error[A201]"])
+def test_explain_prints_a_page(written: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", written]) == 0
+    assert capsys.readouterr().out.startswith("# A201: unknown name\n")
+
+
+def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{code}  {title}" for code, title in CODES.items()]
+    assert run_json(capsys, "explain")[1]["codes"] == CODES
+    assert run_json(capsys, "explain", "A905")[1]["title"] == CODES["A905"]
+
+
+def test_explain_of_no_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "A210x"]) == 2
+    assert "did you mean `A210`" in capsys.readouterr().err
+    assert main(["explain", "../README"]) == 2

@@ -1,0 +1,94 @@
+"""`attnc fmt`: `.attn` files in their one form."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from attnc.runtime.commands import console
+from attnc.spec.diagnostics import Diagnostic
+from attnc.spec.errors import SpecError
+from attnc.spec.formatting import formatted
+from attnc.spec.reading.text import decode
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `fmt`."""
+    parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file; - reads stdin and writes stdout")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if a file has another form")
+
+
+def run(args: argparse.Namespace) -> int:
+    """1 where a file is no text of the language or, with `--check`, has another form; 2 where one cannot be read."""
+    changed: list[str] = []
+    found: list[Diagnostic] = []
+    unread: list[dict[str, object]] = []
+    for name in args.files:
+        try:
+            if _format(name, check=args.check):
+                changed.append(name)
+        except SpecError as error:
+            found.extend(error.diagnostics)
+        except (OSError, console.UsageError) as error:
+            reason = str(error) if isinstance(error, console.UsageError) else error.strerror or type(error).__name__
+            unread.append(console.message_json(f"{name}: {reason}", name))
+    _report(args, changed, found, unread)
+    if unread:
+        return console.USAGE
+    return console.FOUND if found or (args.check and changed) else console.FINE
+
+
+def _report(
+    args: argparse.Namespace, changed: list[str], found: list[Diagnostic], unread: list[dict[str, object]]
+) -> None:
+    if args.json:
+        console.print_json({"changed": changed, "diagnostics": [*console.diagnostics_json(found), *unread]})
+        return
+    console.print_diagnostics(found)
+    for message in unread:
+        console.print_error(str(message["message"]))
+    if "-" in args.files and not args.check:
+        return  # stdout is the text
+    for name in changed:
+        print(f"{name}: {'has another form' if args.check else 'written'}")
+    done = len(args.files) - len(unread)
+    if done:
+        verb = "would change" if args.check else "changed"
+        print(f"{console.counted(done, 'file')} read, {len(changed)} {verb}")
+
+
+def _format(name: str, *, check: bool) -> bool:
+    """Whether the text had another form; it is written unless only checked. Raises OSError, SpecError, UsageError."""
+    if name == "-":
+        data = sys.stdin.buffer.read()
+        text = formatted(decode(data, "<stdin>"))
+        if not check:
+            sys.stdout.write(text)
+        return text.encode() != data
+    path = Path(name)
+    if path.is_dir():
+        raise console.UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
+    data = path.read_bytes()
+    text = formatted(decode(data, name))
+    if text.encode() == data:
+        return False
+    if not check:
+        _replace(path, text)
+    return True
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write the whole file, or leave the old one."""
+    target = path.resolve()
+    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text.encode())
+        Path(part).chmod(target.stat().st_mode & 0o7777)
+        Path(part).replace(target)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise

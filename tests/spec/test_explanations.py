@@ -1,0 +1,99 @@
+"""Every code has a page, and its examples do what the page says: the wrong one is found, the right one is fine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnc.spec.codes import CODES
+from attnc.spec.errors import EvaluationError, SpecError
+from attnc.spec.explain import page
+from attnc.spec.load import check_source, load_program, load_programs
+from attnc.spec.meaning.bind import bind
+from attnc.spec.meaning.evaluate import Evaluator
+from attnc.spec.reading.text import decode
+from attnc.spec.source import SourceFile
+
+PAGES = Path(__file__).parents[2] / "spec" / "explanations"
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+MODULES = {"windows": "def near(x, y, window) = abs(x - y) < window\n\npattern banded(w: int)\n    visible q - k < w\n"}
+DEPTH = 20
+MODULES |= {f"depth_{n}": f"use depth_{n + 1} (near)\n" for n in range(1, DEPTH)}
+MODULES[f"depth_{DEPTH}"] = MODULES["windows"].split("\n", 1)[0] + "\n"
+"""What examples may `use`."""
+
+
+def load(name: str, asking: SourceFile) -> SourceFile | None:
+    if name in MODULES:
+        return SourceFile(f"{name}.attn", MODULES[name])
+    return SourceFile(f"{name}.attn", asking.text) if name in ("left", "right") else None
+
+
+def example(code: str, heading: str) -> tuple[bytes, dict[str, Any]]:
+    """The text under a heading, and what it is called with."""
+    text = page(code)
+    assert text is not None
+    _, _, rest = text.partition(f"## {heading}\n")
+    own = rest.split("\n## ")[0]
+    found = BLOCK.findall(own)
+    assert found, f"{code}: nothing under `{heading}`"
+    (kind, body), *more = found
+    given = json.loads(more[0][1]) if more else {}
+    if kind == "python":  # what is too large for a page
+        return eval(body, {"__builtins__": {}}).encode(), given
+    if kind == "escaped":  # what cannot be shown
+        return body.encode().decode("unicode_escape").encode("latin-1"), given
+    assert kind == "attn", kind
+    return body.encode(), given
+
+
+def codes_of(data: bytes, given: dict[str, Any]) -> list[str]:
+    """The codes of all that is said about a text, bound and called as the page says."""
+    try:
+        source = decode(data, "example.attn")
+        found = [d.code for d in check_source(source, load)]
+        if found:
+            return found
+        programs = load_programs(source, load)
+        if not programs:
+            load_program(source, load)
+        for program in programs:
+            values, preset = given.get("parameters", {}), given.get("preset")
+            if (
+                any(p.default is None and p.name not in values for p in program.parameters)
+                and "parameters" not in given
+            ):
+                continue
+            bound = bind(program, values, preset)
+            if "queries" in given:
+                call = {k: v for k, v in given.items() if k not in ("parameters", "preset")}
+                Evaluator(bound, **call).mask()
+    except SpecError as error:
+        return [d.code for d in error.diagnostics]
+    except EvaluationError as error:
+        return re.findall(r"\b[AW]\d{3}\b", str(error))[:1]
+    return []
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_page_and_its_examples(code: str) -> None:
+    text = page(code)
+    assert text is not None
+    assert text.startswith(f"# {code}: {CODES[code]}\n"), f"the title of {code} is {CODES[code]!r}"
+    assert all(len(line) <= 120 for line in text.splitlines())
+    wrong, right = (codes_of(*example(code, heading)) for heading in ("Wrong", "Right"))
+    assert code in wrong, f"the wrong example gives {wrong}"
+    assert right == [], f"the right example gives {right}"
+
+
+def test_no_page_is_about_nothing() -> None:
+    assert {path.stem for path in PAGES.glob("*.md")} == set(CODES)
+
+
+def test_there_is_no_page_of_what_is_no_code() -> None:
+    assert page("A000") is None
+    assert page("../README") is None
