@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check clean python
+.PHONY: help demo test lint fuzz check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -32,6 +32,9 @@ lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the impor
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
+
+fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, no hang, a place for every message
+	PYTHONPATH=src:tests/support $(BIN)/python tests/support/fuzzing.py
 
 check: lint test  ## everything that must pass before a change goes in
 

@@ -11,21 +11,26 @@ derivative is proved by sympy (`tests/compiler/test_derivatives.py`), whose own 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, reduce
 from math import isfinite, log
 
-from attnc.compiler.ir import VALUES, Apply, Const, Element, Node, Number, Ratio, Select, Value, Vec
+from attnc.compiler import fold
+from attnc.compiler.ir import VALUES, Apply, Const, Element, Index, Node, Number, Ratio, Select, Value, Vec
 from attnc.compiler.values import apply, number, rank, select
 
 
 @dataclass(frozen=True, slots=True)
 class Derivative:
-    """`by`: how fast a value changes with `atom`, both numbers of the same query and key."""
+    """`by`: how fast a value changes with `atom`, both numbers of the same query and key, where `where` holds.
+
+    Elsewhere the value does not depend on the atom, and neither it nor `by` need have a value.
+    """
 
     atom: Value
     by: Value
+    where: Index
 
 
 @lru_cache(maxsize=256)
@@ -34,7 +39,9 @@ def derivatives(value: Value) -> tuple[Derivative, ...]:
 
     At a point where a function has a kink: as for the side on which it is constant, or of equal operands the first.
     """
-    changes: dict[Node, list[_Change]] = {value: [_Change(Fraction(1), None)]} if _varies(value) else {}
+    changes: dict[Node, list[_Change]] = (
+        {value: [_Change(fold.truth(True), Fraction(1), None)]} if _varies(value) else {}
+    )
     found: list[Derivative] = []
     for node in reversed(value.below):  # users before operands
         if node not in changes:
@@ -43,7 +50,7 @@ def derivatives(value: Value) -> tuple[Derivative, ...]:
         change = _sum(changes.pop(node))
         parts = _operands(node, change) if change.coefficient else []
         if parts is None:
-            found.append(Derivative(node, change.whole()))
+            found.append(Derivative(node, change.whole(), change.where))
             continue
         for operand, part in parts:
             if _varies(operand) and part.coefficient:
@@ -60,8 +67,9 @@ def _varies(node: Value) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """`coefficient * value`; a value of None is 1."""
+    """`coefficient * value` where `where` holds, 0 elsewhere; a value of None is 1."""
 
+    where: Index
     coefficient: Fraction
     value: Value | None
 
@@ -76,27 +84,31 @@ class _Change:
     def times(self, factor: Value) -> _Change:
         constant = _constant(factor)
         if constant is not None:
-            return _Change(self.coefficient * constant, self.value)
+            return replace(self, coefficient=self.coefficient * constant)
         if self.value is None:
-            return _Change(self.coefficient, factor)
-        return _Change(self.coefficient, apply("chain" if _may_vanish(self.value) else "mul", self.value, factor))
+            return replace(self, value=factor)
+        return replace(self, value=apply("chain" if _may_vanish(self.value) else "mul", self.value, factor))
 
     def over(self, divisor: Value) -> _Change:
         constant = _constant(divisor)
         if constant:
-            return _Change(self.coefficient / constant, self.value)
+            return replace(self, coefficient=self.coefficient / constant)
         if self.value is not None and _may_vanish(self.value):
             return self.times(apply("div", number(1.0), divisor))
-        return _Change(self.coefficient, apply("div", number(1.0) if self.value is None else self.value, divisor))
+        return replace(self, value=apply("div", number(1.0) if self.value is None else self.value, divisor))
 
     def negative(self) -> _Change:
-        return _Change(-self.coefficient, self.value)
+        return replace(self, coefficient=-self.coefficient)
 
-    def where(self, condition: tuple[Value, Value], holds: bool) -> _Change:
+    def chosen(self, condition: Index) -> _Change:
+        """Itself where a condition holds too."""
+        return replace(self, where=fold.conjunction(self.where, condition))
+
+    def on_side(self, condition: tuple[Value, Value], holds: bool) -> _Change:
         """Itself where the first number is at least the second (or, for not `holds`, is not), 0 elsewhere."""
         own = number(1.0) if self.value is None else self.value
         sides = (own, number(0.0)) if holds else (number(0.0), own)
-        return _Change(self.coefficient, apply("if_at_least", *condition, *sides))
+        return replace(self, value=apply("if_at_least", *condition, *sides))
 
 
 def _constant(value: Value) -> Fraction | None:
@@ -111,22 +123,28 @@ def _constant(value: Value) -> Fraction | None:
 
 
 def _may_vanish(value: Value) -> bool:
-    """Whether it is 0 where a case was not chosen: there what it is multiplied with may be no number."""
-    return any(
-        isinstance(below, Select) or (isinstance(below, Apply) and below.op == "if_at_least") for below in value.below
-    )
+    """Whether it is 0 beyond a kink: there what it is multiplied with may be no number."""
+    return any(isinstance(below, Select) or _is_kink(below) for below in value.below)
+
+
+def _is_kink(node: Node) -> bool:
+    return isinstance(node, Apply) and node.op == "if_at_least"
 
 
 def _sum(changes: list[_Change]) -> _Change:
-    by_value: dict[Value | None, Fraction] = {}
+    alike: dict[tuple[Index, Value | None], Fraction] = {}
     for change in changes:
-        by_value[change.value] = by_value.get(change.value, Fraction(0)) + change.coefficient
-    parts = [_Change(coefficient, value) for value, coefficient in by_value.items() if coefficient]
+        key = change.where, change.value
+        alike[key] = alike.get(key, Fraction(0)) + change.coefficient
+    parts = [_Change(where, coefficient, value) for (where, value), coefficient in alike.items() if coefficient]
     if len(parts) == 1:
         return parts[0]
     if not parts:
-        return _Change(Fraction(0), None)
-    return _Change(Fraction(1), reduce(lambda a, b: apply("add", a, b), [part.whole() for part in parts]))
+        return _Change(fold.truth(True), Fraction(0), None)
+    everywhere = all(part.where is parts[0].where for part in parts)
+    where = parts[0].where if everywhere else fold.disjunction(*(part.where for part in parts))
+    wholes = [part.whole() if everywhere else select(part.where, part.whole(), number(0.0)) for part in parts]
+    return _Change(where, Fraction(1), reduce(lambda a, b: apply("add", a, b), wholes))
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
@@ -135,11 +153,8 @@ def _sum(changes: list[_Change]) -> _Change:
 def _operands(node: Value, change: _Change) -> Iterable[tuple[Value, _Change]] | None:
     """What a change of a node asks of its operands; None of an atom."""
     if isinstance(node, Select):
-        own, none = change.value or number(1.0), number(0.0)
-        return [
-            (node.then, _Change(change.coefficient, select(node.condition, own, none))),
-            (node.otherwise, _Change(change.coefficient, select(node.condition, none, own))),
-        ]
+        other = fold.negation(node.condition)
+        return [(node.then, change.chosen(node.condition)), (node.otherwise, change.chosen(other))]
     if not isinstance(node, Apply) or any(rank(operand) for operand in node.operands):
         return None
     match node.op, node.operands:
@@ -186,7 +201,7 @@ def _of_one(op: str, node: Value, x: Value, change: _Change) -> Iterable[tuple[V
         case "neg":
             return [(x, change.negative())]
         case "relu":
-            return [(x, change.where((number(0.0), x), False))]
+            return [(x, change.on_side((number(0.0), x), False))]
         case "sqrt":
             return [(x, change.times(number(0.5)).over(node))]
         case "log":
@@ -231,7 +246,7 @@ def _of_power(node: Value, base: Value, exponent: Value, change: _Change) -> Ite
     lower = apply("sub", exponent, number(1.0)) if constant is None else number(float(constant - 1))
     below = base if constant == 2 else apply("pow", base, lower)
     # a power of 0 stays 0 when its exponent changes, whatever the logarithm says
-    of_exponent = change.where((number(0.0), base), False).times(apply("mul", node, apply("log", base)))
+    of_exponent = change.on_side((number(0.0), base), False).times(apply("mul", node, apply("log", base)))
     return [(base, change.times(exponent).times(below)), (exponent, of_exponent)]
 
 
@@ -242,4 +257,4 @@ def _of_extreme(op: str, operands: tuple[Value, ...], change: _Change) -> Iterab
         return [(last, change)]
     best = rest[0] if len(rest) == 1 else apply(op, *rest)
     condition = (best, last) if op == "max" else (last, best)
-    return [*_of_extreme(op, tuple(rest), change.where(condition, True)), (last, change.where(condition, False))]
+    return [*_of_extreme(op, tuple(rest), change.on_side(condition, True)), (last, change.on_side(condition, False))]

@@ -99,7 +99,7 @@ def _attend(node: Attend) -> list[str]:
         *lines,
         f"    visible {print_index(node.visible)}",
         f"    score   {print_value(node.score)}",
-        *(f"        by {print_value(found.atom)}: {print_value(found.by)}" for found in _derivatives(node)),
+        *(f"        by {_derivative(found)}" for found in _derivatives(node)),
         f"    weights {_weights(node.weights)}",
         f"    value   {print_value(node.value)}",
     ]
@@ -108,6 +108,12 @@ def _attend(node: Attend) -> list[str]:
 def _derivatives(node: Attend) -> tuple[Derivative, ...]:
     """What the backward of a score takes; of `scale * dot(q, k)` it goes without saying."""
     return derivatives(node.score) if is_scored(node) and not is_default(node.score) else ()
+
+
+def _derivative(found: Derivative) -> str:
+    always = isinstance(found.where, Truth) and found.where.value
+    where = "" if always else f" where {print_index(found.where)}"
+    return f"{print_value(found.atom)}: {print_value(found.by)}{where}"
 
 
 def _loop(loop: Loop) -> str:

@@ -203,6 +203,11 @@ class Values:
         lanes = _broad(self._tensor(alive), rank(node))
         return _changed(found, lambda x: torch.where(lanes, x, torch.ones((), dtype=x.dtype, device=x.device)))
 
+    def where(self, condition: ir.Index) -> tuple[Values, Tensor]:
+        """The same over the pairs for which a condition holds, and which these are."""
+        holds = self._integers(condition) != 0
+        return self._over(self._lanes(self._block.alive) & holds), self._tensor(holds)
+
     def integer(self, node: ir.Index) -> int:
         """A number that is the same for all lanes."""
         return int(self._integers(node).flat[0])

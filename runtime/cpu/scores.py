@@ -172,16 +172,17 @@ class Scores:
 def _recorded(values: Values, node: Value) -> Pull:
     """What pulls a change of a number (heads, rows, keys) back, by its derivatives; autograd has its atoms alone."""
     found = derivatives(node)
+    places = [values.where(derivative.where) for derivative in found]
     with torch.enable_grad():
-        atoms = [values.of(derivative.atom) for derivative in found]
+        atoms = [own.of(derivative.atom) for derivative, (own, _) in zip(found, places, strict=True)]
 
     def pull(change: Tensor) -> Pairs:
         pairs = []
-        for derivative, atom in zip(found, atoms, strict=True):
+        for derivative, (own, here), atom in zip(found, places, atoms, strict=True):
             if atom.requires_grad:
-                by = values.of(derivative.by).detach()
-                own = torch.where(change == 0, 0, change * by)  # where nothing is seen it may be no number
-                pairs.append((atom, own.sum_to_size(atom.shape)))
+                by = own.of(derivative.by).detach()
+                asked = here & (change != 0)  # elsewhere it may be no number
+                pairs.append((atom, torch.where(asked, change * by, 0).sum_to_size(atom.shape)))
         return pairs
 
     return pull

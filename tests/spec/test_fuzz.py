@@ -1,0 +1,60 @@
+"""Texts that are nearly right: found good or wrong, soon, with a place for all that is said (`make fuzz`: more)."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+import fuzzing
+import mutants
+from attnc.spec.errors import AttncError
+
+CASES, PARTS = 2000, 20
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_no_text_does_harm(part: int) -> None:
+    size = CASES // PARTS
+    found = fuzzing.run(part * size, (part + 1) * size)
+    assert found.cases == size
+    assert not found.faults, "\n".join(f"case {number}: {what}" for number, what in found.faults)
+
+
+def test_cases_are_the_same_every_time_and_differ() -> None:
+    texts = [mutants.text(seed) for seed in range(200)]
+    assert texts == [mutants.text(seed) for seed in range(200)]
+    assert len(set(texts)) > 190
+
+
+def test_some_are_right_and_many_codes_are_met() -> None:
+    found = fuzzing.run(0, 300)
+    assert found.right > 10
+    assert len(found.codes) > 25
+
+
+def test_sentences_are_of_the_grammar() -> None:
+    parsed = 0
+    for seed in range(100):
+        codes, fault = fuzzing.examine(mutants.sentence(random.Random(seed), 60))
+        assert fault is None
+        parsed += all(code > "A2" for code in codes)
+    assert parsed > 50
+
+
+@pytest.mark.parametrize("what", ["crash", "hang", "place"])
+def test_a_fault_would_be_found(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(text: str) -> list[object]:
+        if what == "crash":
+            raise RecursionError("deep")
+        if what == "hang":
+            time.sleep(3 * fuzzing.SECONDS)
+            return []
+        raise AttncError("somewhere")
+
+    monkeypatch.setattr(fuzzing, "_diagnosed", broken)
+    monkeypatch.setattr(fuzzing, "SECONDS", 0.1)
+    ((number, fault),) = fuzzing.run(7, 8).faults
+    assert number == 7
+    assert {"crash": "RecursionError: deep", "hang": " s", "place": "no place"}[what] in fault

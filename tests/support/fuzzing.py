@@ -1,0 +1,187 @@
+"""What a text may do to attnc: be found good or wrong, soon, with a place for everything that is said.
+
+`python tests/support/fuzzing.py --cases 100000` (`make fuzz`) examines cases 0 to 99,999 in processes of their own,
+with 256 MB each beyond what an idle one has, and writes what it found to `benchmarks/results/fuzz.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from attnc.compiler.lowering.lower import lower
+from attnc.runtime.library import ModuleLoader
+from attnc.spec.codes import CODES
+from attnc.spec.diagnostics import Diagnostic
+from attnc.spec.errors import AttncError, SpecError
+from attnc.spec.formatting import formatted
+from attnc.spec.load import check_source, load_programs
+from attnc.spec.meaning.bind import bind
+from attnc.spec.meaning.evaluate import Evaluator
+from attnc.spec.reading.text import decode
+from attnc.spec.source import SourceFile
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import mutants
+
+SECONDS, MEGABYTES = 1.0, 256
+ROOT = Path(__file__).parents[2]
+
+
+class TooLongError(BaseException):
+    """A case takes more than several times what it may."""
+
+
+@dataclass
+class Findings:
+    """What came of some cases; `faults`: number and what was wrong with attnc."""
+
+    cases: int = 0
+    right: int = 0
+    slowest: tuple[float, int] = (0.0, -1)
+    codes: Counter[str] = field(default_factory=Counter)
+    faults: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, other: Findings) -> None:
+        """Take in others."""
+        self.cases += other.cases
+        self.right += other.right
+        self.slowest = max(self.slowest, other.slowest)
+        self.codes += other.codes
+        self.faults += other.faults
+
+
+def examine(text: str) -> tuple[list[str], str | None]:
+    """The codes of what is said about a text, and what is wrong with attnc, if something is."""
+    try:
+        found = _diagnosed(text)
+    except AttncError as error:
+        return [], None if re.search(r"\[A9\d\d\]", str(error)) else f"no place: {error!r}"
+    except TooLongError:
+        return [], f"more than {SECONDS:g} s"
+    except BaseException as error:
+        return [], "".join(traceback.format_exception(error))[-1500:]
+    for diagnostic in found:
+        span = diagnostic.primary.span
+        if not 0 <= span.start <= span.end <= max(len(span.source.text), 1) or diagnostic.code not in CODES:
+            return [], f"a place outside of the text, or no code: {diagnostic}"
+        if not (diagnostic.message and diagnostic.message[0] != " "):
+            return [], f"no message: {diagnostic}"
+    return [d.code for d in found], None
+
+
+def _diagnosed(text: str) -> list[Diagnostic]:
+    """All that checking, binding and lowering say."""
+    try:
+        source = decode(text.encode("utf-8", "surrogatepass"), "case.attn")
+        loader = ModuleLoader(None)
+        found = list(check_source(source, loader))
+        if not any(d.code < "A2" for d in found):
+            once = formatted(source)
+            assert formatted(SourceFile("case.attn", once)) == once, "the form is not stable"
+        if found:
+            return found
+        for program in load_programs(source, loader):
+            if all(parameter.default is not None for parameter in program.parameters):
+                bound = bind(program)
+                lower(bound)
+                if not program.inputs:
+                    Evaluator(bound, queries=2, keys=2, heads=2, dk=2, dv=2).mask()
+    except SpecError as error:
+        return list(error.diagnostics)
+    return []
+
+
+def run(first: int, last: int) -> Findings:
+    """Cases `first` to `last`, one after another."""
+    found = Findings()
+    for number in range(first, last):
+        text = mutants.text(number)
+        start = time.perf_counter()
+        with _deadline(5 * SECONDS):
+            codes, fault = examine(text)
+        taken = time.perf_counter() - start
+        if fault is None and taken > SECONDS:
+            fault = f"{taken:.2f} s"
+        found.add(
+            Findings(
+                1, not codes and fault is None, (taken, number), Counter(codes), [(number, fault)] if fault else []
+            )
+        )
+    return found
+
+
+class _deadline:  # noqa: N801  read as a statement
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGALRM, _ring)
+        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+
+    def __exit__(self, *exc: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _ring(number: int, frame: FrameType | None) -> None:
+    raise TooLongError
+
+
+def _with_little_memory() -> None:
+    examine("pattern p\n    visible k <= q\n")  # what is imported and built once
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    limit = max(used, pages) + MEGABYTES * 1024 * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _parts(cases: int, size: int = 1000) -> Iterator[tuple[int, int]]:
+    for first in range(0, cases, size):
+        yield first, min(first + size, cases)
+
+
+def main() -> int:
+    """Examine, say what was found, and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    found, start = Findings(), time.time()
+    with ProcessPoolExecutor(args.processes, initializer=_with_little_memory) as pool:
+        for part in pool.map(run, *zip(*_parts(args.cases), strict=True)):
+            found.add(part)
+            print(f"\r{found.cases:,} of {args.cases:,} cases, {len(found.faults)} faults", end="", flush=True)
+    print()
+    report = {
+        "cases": found.cases,
+        "seconds": round(time.time() - start),
+        "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
+        "right": found.right,
+        "slowest": {"seconds": round(found.slowest[0], 3), "case": found.slowest[1]},
+        "codes": dict(sorted(found.codes.items())),
+        "faults": [{"case": number, "what": what} for number, what in sorted(found.faults)],
+    }
+    path = ROOT / "benchmarks" / "results" / "fuzz.json"
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for number, what in found.faults[:20]:
+        print(f"case {number}: {what}\n")
+    print(f"written to {path}")
+    return 1 if found.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
