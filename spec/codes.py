@@ -118,4 +118,10 @@ CODES: dict[str, str] = {
     "A908": "too many steps",
     "A909": "an input that does not fit its declaration",
     # W0xx: warnings
+    "W001": "a query that sees nothing",
+    "W002": "every later key is visible",
+    "W003": "a window of one key more than its name says",
+    "W004": "a product that can pass 32 bits",
+    "W005": "a name that nothing reads",
+    "W006": "a condition that is always true, or always false",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from attnc.spec.checks.check import check_pattern
+from attnc.spec.checks.warnings import warn
 from attnc.spec.diagnostics import Diagnostic, Label, in_order
 from attnc.spec.errors import SpecError
 from attnc.spec.names.modules import Loader, Modules
@@ -36,7 +37,10 @@ def check_source(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
     """All that is wrong or doubtful in a text, in order of place. Never raises for what the text says."""
     report = Report()
     try:
-        _check(parse(source), loader, report)
+        module = parse(source)
+        _check(module, loader, report)
+        if not report.failed:
+            warn(module, report)
     except SpecError as error:
         report.extend(error.diagnostics)
     return in_order(report.diagnostics)

@@ -25,6 +25,10 @@ class Report:
         """Add an error: one phrase, its place and a word at the caret, related places, the remedy."""
         self.diagnostics.append(Diagnostic(code, message, Label(span, label), also, help))
 
+    def warning(self, code: str, message: str, span: Span, label: str = "", *, help: str) -> None:
+        """Add a warning: a doubt about what is no error."""
+        self.diagnostics.append(Diagnostic(code, message, Label(span, label), (), help, Severity.WARNING))
+
     def extend(self, diagnostics: tuple[Diagnostic, ...]) -> None:
         """Add what another stage found."""
         self.diagnostics.extend(diagnostics)

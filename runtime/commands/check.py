@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from attnc.compiler.doubts import doubts
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.commands import console
 from attnc.runtime.library import ModuleLoader, library_names
@@ -67,7 +68,9 @@ def _lowered(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
         if any(parameter.default is None for parameter in program.parameters):
             continue
         try:
-            lower(bind(program))
+            bound = bind(program)
+            lower(bound)
+            found.extend(doubts(bound))
         except SpecError as error:
             found.extend(error.diagnostics)
     return tuple(found)

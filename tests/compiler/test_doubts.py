@@ -1,0 +1,92 @@
+"""Warnings about patterns that compile: each is given where it is due, and nowhere in the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from attnc.compiler.doubts import doubts
+from attnc.runtime.library import ModuleLoader, library_files, library_names
+from attnc.spec.diagnostics import Diagnostic, Severity
+from attnc.spec.load import check_source, load_program
+from attnc.spec.meaning.bind import bind
+from attnc.spec.reading.text import decode
+from attnc.spec.source import SourceFile
+
+
+def found(body: str, header: str = "", **params: object) -> list[Diagnostic]:
+    source = SourceFile("p.attn", f"pattern p{header}\n{body}")
+    return doubts(bind(load_program(source, lambda name, asking: None), params))
+
+
+def said(body: str, header: str = "", **params: object) -> list[tuple[str, str]]:
+    return [(d.code, d.message) for d in found(body, header, **params)]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("visible 0 < q - k < 5", "W001", "query 0 sees no key (it alone, among 192 tokens)"),
+        ("visible k % 7 == 0 and 3 <= q - k < 9", "W001", "query 0 sees no key (30 of 192, among 192 tokens)"),
+        ("visible q - k < 16", "W002", "every later key is visible, and of the earlier ones 15% (among 192 tokens)"),
+        ("visible k <= q and (q * k) % 3 < 2", "W004", "a product reaches 1,099,509,530,625 with 1,048,576 tokens"),
+        ("visible k <= q and k >= 0", "W006", "always true: `k` is at least 0, `0` is 0"),
+        ("visible k <= q or q % 4 == 5", "W006", "always false: `q % 4` is between 0 and 3, `5` is 5"),
+        ("visible k <= q and not k + 1 < 1", "W006", "always false: `k + 1` is at least 1, `1` is 1"),
+    ],
+)
+def test_a_doubt(line: str, code: str, says: str) -> None:
+    (warning,) = found(f"    {line}\n")
+    assert (warning.code, warning.severity) == (code, Severity.WARNING)
+    assert warning.message.startswith(says)
+    assert warning.help
+    assert warning.primary.span.line == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "visible k <= q",
+        "visible 0 <= q - k < 16",
+        "visible abs(q - k) < 16",
+        "visible true",
+        "visible k >= q",
+        "visible q // 64 * (k // 64) < 5 or q == k",
+        "visible k <= q and k % 2 <= q % 2",
+    ],
+)
+def test_no_doubt(line: str) -> None:
+    assert said(f"    {line}\n") == []
+
+
+def test_a_default_that_switches_off_is_no_doubt() -> None:
+    assert said("    visible k <= q and (k < sinks or q - k < 9)\n", "(sinks: int = 0)") == []
+
+
+def test_grids_are_sampled_whole() -> None:
+    grid = "    tokens  y: 6, x: side\n    visible abs(q.y - k.y) <= 1 and q.x > k.x\n"
+    ((code, message),) = said(grid, "(side: int = 8)")
+    assert (code, message) == ("W001", "query 0 sees no key (6 of 48, among 48 tokens): its output is 0")
+    assert said(grid, "(side: int = 8)", side=4000) == []  # too large for a sample
+
+
+def test_what_reads_inputs_or_joins_branches_is_not_sampled() -> None:
+    assert said("    input   doc: int[token]\n    visible doc[q] < doc[k]\n") == []
+    branches = "    branch a\n        visible 0 < q - k < 3\n    branch b\n        visible q == k\n    combine a + b\n"
+    assert said(branches) == []
+
+
+@pytest.mark.parametrize("name", sorted(library_files()))
+def test_the_library_leaves_no_doubt(name: str) -> None:
+    path: Path = library_files()[name]
+    source, loader = decode(path.read_bytes(), path.name), ModuleLoader(None)
+    assert check_source(source, loader) == ()
+    if name not in library_names():
+        return
+    program = load_program(source, loader, name)
+    choices = [preset.name for preset in program.presets]
+    if all(parameter.default is not None for parameter in program.parameters):
+        choices.append("")
+    for preset in choices:
+        assert [d.message for d in doubts(bind(program, {}, preset or None))] == []
