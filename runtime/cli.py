@@ -23,6 +23,7 @@ _MODULES = {
     "explain": "explain",
     "fmt": "fmt",
     "list": "library",
+    "same": "same",
     "show": "show",
     "verify": "verify",
 }
@@ -34,6 +35,7 @@ _SUMMARIES = {
     "explain": "what the code of a message means, with an example",
     "fmt": "write .attn files in their one form",
     "list": "the patterns of the library",
+    "same": "whether two patterns show the same pairs, for every length where that can be proved",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
     "verify": "hold every executor against the oracle, forward and gradients",
 }

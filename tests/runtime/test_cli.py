@@ -66,8 +66,8 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no command; the commands are check, doctor, explain, fmt, list, show, verify"),
-        (["tune", "a.attn"], "there is no command `tune`; the commands are check, doctor, explain, fmt, list, show"),
+        ([], "no command; the commands are check, doctor, explain, fmt, list, same, show, verify"),
+        (["tune", "a.attn"], "there is no command `tune`; the commands are check, doctor, explain, fmt, list, same"),
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
         (["show", "causal", "--lne", "5"], "unrecognized arguments: --lne 5"),
@@ -419,3 +419,76 @@ def test_explain_of_no_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "A210x"]) == 2
     assert "did you mean `A210`" in capsys.readouterr().err
     assert main(["explain", "../README"]) == 2
+
+
+# --- same ------------------------------------------------------------------------------------------------------------
+
+BLOCKS = "pattern b\n    visible q // 8 == k // 8\n"
+EQUAL = {
+    "one text in two forms": (
+        ["causal", "pattern c\n    visible not k > q\n"],
+        "for every length: both have one normal",
+    ),
+    "dilation 1 is a window": (
+        ["sliding_window", "dilated_window", "-p", "window=64", "-q", "window=64", "-q", "dilation=1"],
+        "for every length: the pairs of 131 tokens decide",
+    ),
+    "sinks of StreamingLLM": (
+        ["sliding_window", "streaming", "-p", "window=9", "-p", "sinks=3", "-q", "window=9", "-q", "sinks=3"],
+        "for all lengths up to 160; longer ones are not proved",
+    ),
+    "neighbourhoods with stride = window are blocks": (
+        [
+            "neighborhood_1d",
+            BLOCKS.replace("b\n", "b\n    require keys % 8 == 0\n", 1),
+            "-p",
+            "window=8",
+            "-p",
+            "stride=8",
+        ],
+        "for the 20 lengths that `require` allows up to 160; longer ones are not proved",
+    ),
+    "blocked is windows in blocks": (["blocked", BLOCKS, "-p", "block=8"], "for every length"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EQUAL))
+def test_patterns_that_are_the_same(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, says = EQUAL[name]
+    status = main(["same", *arguments])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert f" are equal {says}" in out
+
+
+def test_freeswim_is_the_rule_of_neighbourhoods(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one frame, as wide as the reach on both sides."""
+    swim = ["-p", "frames=1", "-p", "height=6", "-p", "width=9", "-p", "reach=[1,2]"]
+    near = ["-q", "height=6", "-q", "width=9", "-q", "window=[3,5]"]
+    status = main(["same", "freeswim", "neighborhood_2d", *swim, *near])
+    assert status == 0, capsys.readouterr().out
+
+
+def test_patterns_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sliding_window", "sliding_window", "-p", "window=64", "-q", "window=65"]
+    assert main(["same", *arguments]) == 1
+    out = capsys.readouterr().out
+    assert "query 64 sees key 0 in the second sliding_window and not in the first sliding_window" in out
+    status, values = run_json(capsys, "same", *arguments)
+    assert (status, values["equal"], values["witness"]) == (1, False, {"q": 64, "k": 0, "head": 0})
+    assert run_json(capsys, "same", "causal", "causal")[1]["equal"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["causal", "document"], "`document` has branches, documents or keys that are no tokens"),
+        (["full", "graphormer"], ""),
+        (["moa", "moa", "-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[1]", "-q", "beta=[0]"], "2 heads"),
+        (["causal", "neighborhood_2d", "-q", "height=4", "-q", "width=4", "-q", "window=3", "-p", "x=3"], "x"),
+    ],
+)
+def test_what_cannot_be_compared(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["same", *arguments])
+    assert status == (0 if "graphormer" in arguments else 2)
+    assert says in capsys.readouterr().err

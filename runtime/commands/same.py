@@ -1,0 +1,154 @@
+"""`attnc same`: whether two patterns show the same pairs."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import partial
+
+from attnc.compiler import fold
+from attnc.compiler.equality import MOST, Difference, deciding_length, first_difference, reads_length
+from attnc.compiler.ir import DataRead, Index, Lookup, Whole
+from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_head, specialise
+from attnc.compiler.rewrite import walk
+from attnc.runtime.attention import Attention
+from attnc.runtime.commands import console
+from attnc.runtime.commands.patterns import compiled, natural_length
+from attnc.runtime.example_inputs import head_count
+
+LENGTHS = 160
+"""Where nothing is proved, all lengths up to this are tried."""
+
+SHORT = 2048
+"""And this one, where the relations do not depend on it."""
+
+HEADS = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`difference` with its head, if there is one; else `how` far they are equal."""
+
+    difference: tuple[Difference, int] | None
+    how: str
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `same`."""
+    names = "a library pattern, a path to an .attn file, file.attn:name, or source text"
+    parser.add_argument("first", metavar="A", help=names)
+    parser.add_argument("second", metavar="B", help=names)
+    for option, which in (("-p", "first"), ("-q", "second")):
+        parser.add_argument(
+            option,
+            dest=f"params_of_{which}",
+            metavar="NAME=VALUE",
+            action="append",
+            default=[],
+            help=f"a parameter of the {which} pattern; may be repeated",
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 equal, 1 different, 2 where it cannot be decided."""
+    patterns = [
+        compiled(argparse.Namespace(spec=args.first, params=args.params_of_first, preset=None)),
+        compiled(argparse.Namespace(spec=args.second, params=args.params_of_second, preset=None)),
+    ]
+    answer = _compared(*patterns)
+    if args.json:
+        console.print_json(_as_json(answer))
+    else:
+        print(_in_words(patterns, answer))
+    return console.FINE if answer.difference is None else console.FOUND
+
+
+def _compared(one: Attention, other: Attention) -> Answer:
+    """Raises UsageError where the relations depend on what is not known."""
+    relations = [_relation(pattern) for pattern in (one, other)]
+    heads = _heads(one, other, relations)
+    grids = {n for n in (natural_length(p.bound) for p in (one, other)) if n is not None}
+    if len(grids) > 1:
+        raise console.UsageError(f"the patterns are of {' and '.join(map(str, sorted(grids)))} tokens")
+    allowed = partial(_is_allowed, (one, other), heads)
+    whose = "" if heads == 1 else f", heads 0 to {heads - 1} of {heads}"
+    if relations[0] is relations[1]:
+        return Answer(None, f"for every length: both have one normal form{whose}")
+    if grids:
+        (n,) = grids
+        found = _differing(relations, heads, [n])
+        return Answer(found, f"for {n:,} tokens, all pairs looked at{whose}")
+    if any(map(reads_length, relations)) or any(isinstance(b, Whole) for r in relations for b in walk(r)):
+        lengths = [n for n in range(1, LENGTHS + 1) if allowed(n)]
+        if not lengths:
+            raise console.UsageError(f"`require` refuses all lengths up to {LENGTHS}")
+        found = _differing(relations, heads, lengths)
+        of_all = "all lengths" if len(lengths) == LENGTHS else f"the {len(lengths)} lengths that `require` allows"
+        return Answer(found, f"for {of_all} up to {LENGTHS}; longer ones are not proved{whose}")
+    decides = [deciding_length(_at(r, 1, h, heads) for r in relations) for h in range(heads)]
+    longest = max((n or MOST + 1 for n in decides), default=1)
+    if longest > MOST:
+        found = _differing(relations, heads, [SHORT])
+        return Answer(found, f"for all lengths up to {SHORT:,}; longer ones are not proved{whose}")
+    found = _differing(relations, heads, [longest])
+    return Answer(found, f"for every length: the pairs of {longest:,} tokens decide{whose}")
+
+
+def _relation(pattern: Attention) -> Index:
+    nodes = pattern._pattern.nodes
+    if len(nodes) != 1 or nodes[0].keys is not None or pattern._pattern.documents is not None:
+        raise console.UsageError(f"`{pattern.name}` has branches, documents or keys that are no tokens: not compared")
+    reads = [b for b in walk(nodes[0].visible) if isinstance(b, Lookup | DataRead)]
+    if reads:
+        raise console.UsageError(f"`{pattern.name}` reads inputs: whether it equals another depends on them")
+    return nodes[0].visible
+
+
+def _heads(one: Attention, other: Attention, relations: list[Index]) -> int:
+    counts = {n for n in (head_count(p.bound) for p in (one, other)) if n is not None}
+    if len(counts) > 1:
+        raise console.UsageError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
+    return counts.pop() if counts else HEADS if any(map(reads_head, relations)) else 1
+
+
+def _is_allowed(patterns: tuple[Attention, ...], heads: int, n: int) -> bool:
+    """Whether all that the patterns require of a call holds for so many tokens."""
+    conditions = [condition for pattern in patterns for condition, _ in pattern._pattern.requirements]
+    return all(_at(condition, n, 0, heads) is fold.truth(True) for condition in conditions)
+
+
+def _at(relation: Index, n: int, head: int, heads: int) -> Index:
+    sizes = Sizes({"heads": heads, "kv_heads": heads, "group": 1, "dk": 64, "dv": 64, "queries": n, "keys": n})
+    return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=1)
+
+
+def _differing(relations: list[Index], heads: int, lengths: list[int]) -> tuple[Difference, int] | None:
+    for n in lengths:
+        for head in range(heads):
+            one, other = (_at(relation, n, head, heads) for relation in relations)
+            found = first_difference(one, other, n)
+            if found is not None:
+                return found, head
+    return None
+
+
+def _in_words(patterns: list[Attention], answer: Answer) -> str:
+    names = [pattern.name for pattern in patterns]
+    if names[0] == names[1]:
+        names = [f"the {which} {names[0]}" for which in ("first", "second")]
+    if answer.difference is None:
+        return f"{names[0]} and {names[1]} are equal {answer.how}"
+    found, head = answer.difference
+    sees, misses = names if found.first else reversed(names)
+    return (
+        f"{names[0]} and {names[1]} differ: among {found.length:,} tokens, in head {head}, query {found.q} sees key "
+        f"{found.k} in {sees} and not in {misses}"
+    )
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    if answer.difference is None:
+        return {"equal": True, "how": answer.how}
+    found, head = answer.difference
+    witness = {"q": found.q, "k": found.k, "head": head}
+    return {"equal": False, "length": found.length, "witness": witness}
