@@ -227,7 +227,7 @@ def _point(found: Found) -> Fault:
 def _range(found: Found) -> Fault | None:
     if found.kind != "DOTS":
         return None
-    message = "a range stands only after `in` or `:`"
+    message = "a range stands only after the `in` of `for`, `over` or `per`, or after `:`"
     return found.fault("A118", message, help="to compare with a range, write `low <= x < high`")
 
 

@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from attnc.compiler.doubts import doubts
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.library import ModuleLoader
 from attnc.spec.codes import CODES
-from attnc.spec.diagnostics import Diagnostic
+from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.formatting import formatted
 from attnc.spec.load import check_source, load_programs
@@ -39,6 +40,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import mutants
 
 SECONDS, MEGABYTES = 1.0, 256
+FORMATTED = 4
+"""One text in so many is formatted, twice."""
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,20 +94,21 @@ def _diagnosed(text: str) -> list[Diagnostic]:
         source = decode(text.encode("utf-8", "surrogatepass"), "case.attn")
         loader = ModuleLoader(None)
         found = list(check_source(source, loader))
-        if not any(d.code < "A2" for d in found):
+        if len(text) % FORMATTED == 0 and not any(d.code < "A2" for d in found):
             once = formatted(source)
             assert formatted(SourceFile("case.attn", once)) == once, "the form is not stable"
-        if found:
+        if any(d.severity is Severity.ERROR for d in found):
             return found
         for program in load_programs(source, loader):
             if all(parameter.default is not None for parameter in program.parameters):
                 bound = bind(program)
                 lower(bound)
+                found.extend(doubts(bound))
                 if not program.inputs:
                     Evaluator(bound, queries=2, keys=2, heads=2, dk=2, dv=2).mask()
     except SpecError as error:
         return list(error.diagnostics)
-    return []
+    return found
 
 
 def run(first: int, last: int) -> Findings:
@@ -111,15 +116,19 @@ def run(first: int, last: int) -> Findings:
     found = Findings()
     for number in range(first, last):
         text = mutants.text(number)
-        start = time.perf_counter()
+        start = time.process_time()  # that of this process, whatever else the machine does
         with _deadline(5 * SECONDS):
             codes, fault = examine(text)
-        taken = time.perf_counter() - start
+        taken = time.process_time() - start
         if fault is None and taken > SECONDS:
             fault = f"{taken:.2f} s"
         found.add(
             Findings(
-                1, not codes and fault is None, (taken, number), Counter(codes), [(number, fault)] if fault else []
+                1,
+                fault is None and all(code > "W" for code in codes),
+                (taken, number),
+                Counter(codes),
+                [(number, fault)] if fault else [],
             )
         )
     return found
@@ -130,11 +139,11 @@ class _deadline:  # noqa: N801  read as a statement
         self._seconds = seconds
 
     def __enter__(self) -> None:
-        signal.signal(signal.SIGALRM, _ring)
-        signal.setitimer(signal.ITIMER_REAL, self._seconds)
+        signal.signal(signal.SIGPROF, _ring)
+        signal.setitimer(signal.ITIMER_PROF, self._seconds)
 
     def __exit__(self, *exc: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
