@@ -414,7 +414,9 @@ def _plain(item: Lowered) -> checked.Scalar | None:
     match item:
         case ir.Const() | ir.Truth():
             return item.value
-        case Rational(num=ir.Const() as n, den=ir.Const() as d):
+        case Rational(num=ir.Const() as n, den=ir.Const() as d) if (
+            d.value
+        ):  # what divides by 0 faults where it is asked
             return Fraction(n.value, d.value)
         case _:
             return None

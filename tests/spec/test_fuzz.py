@@ -9,6 +9,7 @@ import pytest
 
 import fuzzing
 import mutants
+from attnc.spec.codes import CODES
 from attnc.spec.errors import AttncError
 
 CASES, PARTS = 2000, 20
@@ -60,3 +61,13 @@ def test_a_fault_would_be_found(what: str, monkeypatch: pytest.MonkeyPatch) -> N
     ((number, fault),) = fuzzing.run(7, 8).faults
     assert number == 7
     assert {"crash": "RecursionError: deep", "hang": " s", "place": "no place"}[what] in fault
+
+
+@pytest.mark.parametrize(
+    "text", ["floor(log(128 / (2 - 2)))", "floor(log2(q / (k - k)))", "128 / 0", "floor(sqrt(1 / 0))"]
+)
+def test_divisions_by_zero_are_no_crash(text: str) -> None:
+    """Cases 22378 and others, found by `make fuzz`."""
+    codes, fault = fuzzing.examine(f"pattern p\n    visible k <= q and k < {text}\n")
+    assert fault is None
+    assert all(code in CODES for code in codes)
