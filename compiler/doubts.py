@@ -122,9 +122,8 @@ def _open_future(sample: _Sample) -> Iterator[Diagnostic]:
 def _large_products(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagnostic]:
     """Products of two numbers that both depend on the tokens."""
     for node in pattern.nodes:
-        window = Window(0, 0, LONG, LONG, 0)
         try:
-            own = specialise(node.visible, _sizes(LONG), Slices({}), window, batch=0, head=0, group=1)
+            own = _over_many(node.visible)
         except (AttncError, KeyError):
             continue
         for below in walk(own):
@@ -136,6 +135,10 @@ def _large_products(program: checked.Program, pattern: ir.Pattern) -> Iterator[D
                     help_ = "compare quotients instead, or numbers of blocks: `q // block * (k // block)`"
                     yield _warning("W004", message, span, "64-bit arithmetic for every pair", help_)
                     return
+
+
+def _over_many(node: ir.Index) -> ir.Index:
+    return specialise(node, _sizes(LONG), Slices({}), Window(0, 0, LONG, LONG, 0), batch=0, head=0, group=1)
 
 
 def _first_line(program: checked.Program, name: str) -> Span:
@@ -156,8 +159,7 @@ def _idle_conditions(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     for leaf in (leaf for line in lines for leaf in _leaves(line)):
         if not _is_of_places(leaf):
             continue
-        window = Window(0, 0, LONG, LONG, 0)
-        own = specialise(lowering.truth(leaf, Scope()), _sizes(LONG), Slices({}), window, batch=0, head=0, group=1)
+        own = _over_many(lowering.truth(leaf, Scope()))
         decided = simplified(own, (0, LONG), (0, LONG))
         if isinstance(decided, ir.Truth):
             word = "true" if decided.value else "false"
@@ -191,7 +193,9 @@ def _is_of_places(leaf: checked.Operation) -> bool:
                 places = True
             case checked.Literal():
                 pass
-            case checked.Operation(operands=operands):
+            case checked.Operation(op="floordiv" | "mod", operands=(left, checked.Literal(value=divisor))) if divisor:
+                pending.append(left)
+            case checked.Operation(op="neg" | "add" | "sub" | "mul" | "abs" | "min" | "max", operands=operands):
                 pending.extend(operands)
             case _:
                 return False
@@ -199,7 +203,8 @@ def _is_of_places(leaf: checked.Operation) -> bool:
 
 
 def _range_of(expr: checked.Expr, lowering: AttentionLowering) -> str:
-    low, high = bounds(lowering.integer(expr, Scope()), (0, LONG), (0, LONG))
+    own = _over_many(lowering.integer(expr, Scope()))
+    low, high = bounds(own, (0, LONG), (0, LONG))
     if low == high:
         return str(low)
     if high >= LONG - 1 and low >= 0:
