@@ -114,4 +114,6 @@ class ModuleLoader:
         if self.folder is None or not _MODULE.match(module):
             return None
         path = self.folder / f"{module}.attn"
-        return decode(path.read_bytes(), str(path)) if path.is_file() else None
+        if not path.is_file() or path.resolve().parent != self.folder.resolve():
+            return None  # a link may not lead out of the folder
+        return decode(path.read_bytes(), str(path))

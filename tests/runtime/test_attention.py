@@ -48,6 +48,21 @@ def test_use_finds_a_module_beside_the_file_and_then_in_the_library(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    "written", ["../secret", "folder.secret", "folder/secret", '"secret"', "/etc/passwd", "secret"]
+)
+def test_nothing_outside_of_the_search_path_is_read(written: str, tmp_path: Path) -> None:
+    """Neither by a path, nor by a link that leads out of the folder."""
+    (tmp_path / "secret.attn").write_text("def hidden(x) = x\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "secret.attn").symlink_to(tmp_path / "secret.attn")
+    (folder / "p.attn").write_text(f"use {written} (hidden)\n\npattern p\n    visible hidden(q) >= k\n")
+    with pytest.raises(SpecError) as raised:
+        compile_attention(folder / "p.attn")
+    assert "hidden(x)" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
         ("slidin_window", PatternNotFoundError, "did you mean `sliding_window`"),
