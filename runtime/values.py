@@ -206,6 +206,8 @@ class Values:
     def where(self, condition: ir.Index) -> tuple[Values, Tensor]:
         """The same over the pairs for which a condition holds, and which these are."""
         holds = self._integers(condition) != 0
+        if isinstance(condition, ir.Truth) and condition.value:
+            return self, self._tensor(holds)  # what is known here stays known
         return self._over(self._lanes(self._block.alive) & holds), self._tensor(holds)
 
     def integer(self, node: ir.Index) -> int:
