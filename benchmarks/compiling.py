@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from timing import as_json, interleaved, once
 
@@ -16,7 +17,7 @@ from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 CHECK_MS, IMPORT_MS = 50.0, 300.0
 
@@ -103,15 +104,15 @@ def line(row: Row) -> str:
         return f"import attnc adds {adds}  {row['verdict']}"
     if "ms" in row:
         return f"{row['what']}: {row['ms']} ms"
-    parts = [f"{what} {row[f'{what}_ms']['median']:6.1f} ms" for what in ("check", "compile") if f"{what}_ms" in row]  # type: ignore[index]
+    parts = [f"{what} {row[f'{what}_ms']['median']:6.1f} ms" for what in ("check", "compile") if f"{what}_ms" in row]
     return f"{row['what']!s:22} {'  '.join(parts)}  {row['verdict']}"
 
 
 def summary(done: list[Row]) -> Row:
     """The slowest check, and the median."""
     checks = [row["check_ms"] for row in done if "check_ms" in row]
-    highest = [float(time["high"]) for time in checks]  # type: ignore[index]  # made by _file
-    medians = [float(time["median"]) for time in checks]  # type: ignore[index]
+    highest = [float(time["high"]) for time in checks]
+    medians = [float(time["median"]) for time in checks]
     if not checks:
         return {}
     return {

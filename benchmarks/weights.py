@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attnc import compile_attention
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 HEADS, DIM = 4, 64
 MOST_DENSE = 4096
@@ -103,7 +103,7 @@ def _rows(case: Case, n: int, rounds: int) -> Iterator[Row]:
 
 def line(row: Row) -> str:
     """A row as it is printed."""
-    ours = row["attnc_ms"]["median"]  # type: ignore[index]  # made by _rows
+    ours = row["attnc_ms"]["median"]
     return (
         f"{row['pattern']!s:16} n={row['n']!s:6} {row['direction']!s:17} attnc {ours:9.1f} ms  dense over it "
         f"{row['dense_over_attnc']}  {row['verdict']}"

@@ -181,7 +181,7 @@ class Values:
         found = self._known.get(node)
         if found is None:
             found = self._remembered(node)
-            found = self._known[node] = self._of(node) if found is None else self._calm(node, found)
+            found = self._known[node] = self._of(node) if found is None else self._narrowed(node, found)
         return found
 
     def _remembered(self, node: ir.Value) -> Quantity | None:
@@ -193,7 +193,7 @@ class Values:
             values = values._outer
         return None
 
-    def _calm(self, node: ir.Value, found: Quantity) -> Quantity:
+    def _narrowed(self, node: ir.Value, found: Quantity) -> Quantity:
         """The value with 1 in lanes that nobody asks for any more: what follows there has no gradient."""
         if not (found.mantissa if isinstance(found, Scaled) else found).requires_grad:
             return found

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from attnc.compiler.doubts import doubts
-from attnc.compiler.lowering.lower import lower
+from attnc.runtime.diagnosis import diagnosed
 from attnc.runtime.library import ModuleLoader
 from attnc.spec.errors import SpecError
-from attnc.spec.load import check_source, load_programs
-from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
 from attnc.spec.render import render
 
@@ -23,17 +20,10 @@ EXAMPLE = re.compile(r"```attn\n(?P<source>.*?)```\n(?:\n```text\n(?P<said>.*?)`
 
 def said(text: str) -> str:
     """What `attnc check` prints about a file."""
-    loader = ModuleLoader(None)
     try:
-        source = decode(text, "example.attn")
-        found = list(check_source(source, loader))
-        if not any(d.severity.value == "error" for d in found):
-            for program in load_programs(source, loader):
-                bound = bind(program)
-                lower(bound)
-                found.extend(doubts(bound))
+        found = diagnosed(decode(text, "example.attn"), ModuleLoader(None))
     except SpecError as error:
-        found = list(error.diagnostics)
+        found = error.diagnostics
     return "".join(f"{render(diagnostic)}\n\n" for diagnostic in found).removesuffix("\n")
 
 

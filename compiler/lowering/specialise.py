@@ -91,6 +91,15 @@ def specialise(
     return rewrite(relation, change)
 
 
+def alone(relation: Index, n: int, head: int = 0, heads: int = 1) -> Index:
+    """The relation of one of some heads among n tokens, for a pattern without inputs and sizes of its own.
+
+    Raises KeyError where it has some.
+    """
+    sizes = Sizes({"heads": heads, "kv_heads": heads, "group": 1, "dk": 64, "dv": 64, "queries": n, "keys": n})
+    return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=1)
+
+
 def _read(node: Lookup, slices: Slices, window: Window, batch: int) -> Index:
     indices = []
     for dim, index in zip(node.tensor.dims, node.indices, strict=True):

@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from attnc.compiler.doubts import doubts
-from attnc.compiler.lowering.lower import lower
 from attnc.runtime.commands import console
+from attnc.runtime.diagnosis import diagnosed
 from attnc.runtime.library import ModuleLoader, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import SpecError
-from attnc.spec.load import Loader, check_source, load_programs
-from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
-from attnc.spec.source import SourceFile
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -54,26 +50,9 @@ def _check(name: str) -> tuple[Diagnostic, ...]:
         raise console.UsageError(f"no such file; to see the library's pattern: attnc show {name}")
     loader = ModuleLoader(path.parent)
     try:
-        source = decode(path.read_bytes(), name)
-        found = check_source(source, loader)
-        return found if console.has_errors(found) else (*found, *_lowered(source, loader))
+        return diagnosed(decode(path.read_bytes(), name), loader)
     except SpecError as error:
         return error.diagnostics
-
-
-def _lowered(source: SourceFile, loader: Loader) -> tuple[Diagnostic, ...]:
-    """What only compiling finds, of the patterns whose parameters all have defaults."""
-    found: list[Diagnostic] = []
-    for program in load_programs(source, loader):
-        if any(parameter.default is None for parameter in program.parameters):
-            continue
-        try:
-            bound = bind(program)
-            lower(bound)
-            found.extend(doubts(bound))
-        except SpecError as error:
-            found.extend(error.diagnostics)
-    return tuple(found)
 
 
 def _summary(files: int, found: list[Diagnostic]) -> str:

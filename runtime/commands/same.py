@@ -9,7 +9,8 @@ from functools import partial
 from attnc.compiler import fold
 from attnc.compiler.equality import MOST, Difference, deciding_length, first_difference, reads_length
 from attnc.compiler.ir import DataRead, Index, Lookup, Whole
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_head, specialise
+from attnc.compiler.lowering.lower import lower
+from attnc.compiler.lowering.specialise import alone, reads_head
 from attnc.compiler.rewrite import walk
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
@@ -85,7 +86,7 @@ def _compared(one: Attention, other: Attention) -> Answer:
         found = _differing(relations, heads, lengths)
         of_all = "all lengths" if len(lengths) == LENGTHS else f"the {len(lengths)} lengths that `require` allows"
         return Answer(found, f"for {of_all} up to {LENGTHS}; longer ones are not proved{whose}")
-    decides = [deciding_length(_at(r, 1, h, heads) for r in relations) for h in range(heads)]
+    decides = [deciding_length(alone(r, 1, h, heads) for r in relations) for h in range(heads)]
     longest = max((n or MOST + 1 for n in decides), default=1)
     if longest > MOST:
         found = _differing(relations, heads, [SHORT])
@@ -95,8 +96,9 @@ def _compared(one: Attention, other: Attention) -> Answer:
 
 
 def _relation(pattern: Attention) -> Index:
-    nodes = pattern._pattern.nodes
-    if len(nodes) != 1 or nodes[0].keys is not None or pattern._pattern.documents is not None:
+    lowered = lower(pattern.bound)
+    nodes = lowered.nodes
+    if len(nodes) != 1 or nodes[0].keys is not None or lowered.documents is not None:
         raise console.UsageError(f"`{pattern.name}` has branches, documents or keys that are no tokens: not compared")
     reads = [b for b in walk(nodes[0].visible) if isinstance(b, Lookup | DataRead)]
     if reads:
@@ -113,19 +115,14 @@ def _heads(one: Attention, other: Attention, relations: list[Index]) -> int:
 
 def _is_allowed(patterns: tuple[Attention, ...], heads: int, n: int) -> bool:
     """Whether all that the patterns require of a call holds for so many tokens."""
-    conditions = [condition for pattern in patterns for condition, _ in pattern._pattern.requirements]
-    return all(_at(condition, n, 0, heads) is fold.truth(True) for condition in conditions)
-
-
-def _at(relation: Index, n: int, head: int, heads: int) -> Index:
-    sizes = Sizes({"heads": heads, "kv_heads": heads, "group": 1, "dk": 64, "dv": 64, "queries": n, "keys": n})
-    return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=1)
+    conditions = [condition for pattern in patterns for condition, _ in lower(pattern.bound).requirements]
+    return all(alone(condition, n, 0, heads) is fold.truth(True) for condition in conditions)
 
 
 def _differing(relations: list[Index], heads: int, lengths: list[int]) -> tuple[Difference, int] | None:
     for n in lengths:
         for head in range(heads):
-            one, other = (_at(relation, n, head, heads) for relation in relations)
+            one, other = (alone(relation, n, head, heads) for relation in relations)
             found = first_difference(one, other, n)
             if found is not None:
                 return found, head

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from attnc.compiler.doubts import doubts
+from attnc.compiler.warnings import warnings_of
 from attnc.spec.codes import CODES
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.explain import page
@@ -71,7 +71,7 @@ def codes_of(data: bytes, given: dict[str, Any]) -> list[str]:
                 continue
             bound = bind(program, values, preset)
             if not given:
-                found += [d.code for d in doubts(bound)]
+                found += [d.code for d in warnings_of(bound)]
             if "queries" in given:
                 call = {k: v for k, v in given.items() if k not in ("parameters", "preset")}
                 Evaluator(bound, **call).mask()

@@ -18,18 +18,18 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from attnc.compiler.doubts import doubts
-from attnc.compiler.lowering.lower import lower
+from attnc.runtime.diagnosis import diagnosed
 from attnc.runtime.library import ModuleLoader
 from attnc.spec.codes import CODES
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.formatting import formatted
-from attnc.spec.load import check_source, load_programs
+from attnc.spec.load import load_programs
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.reading.text import decode
@@ -92,22 +92,18 @@ def _diagnosed(text: str) -> list[Diagnostic]:
     """All that checking, binding and lowering say."""
     try:
         source = decode(text.encode("utf-8", "surrogatepass"), "case.attn")
-        loader = ModuleLoader(None)
-        found = list(check_source(source, loader))
-        if len(text) % FORMATTED == 0 and not any(d.code < "A2" for d in found):
-            once = formatted(source)
-            assert formatted(SourceFile("case.attn", once)) == once, "the form is not stable"
-        if any(d.severity is Severity.ERROR for d in found):
-            return found
-        for program in load_programs(source, loader):
-            if all(parameter.default is not None for parameter in program.parameters):
-                bound = bind(program)
-                lower(bound)
-                found.extend(doubts(bound))
-                if not program.inputs:
-                    Evaluator(bound, queries=2, keys=2, heads=2, dk=2, dv=2).mask()
     except SpecError as error:
         return list(error.diagnostics)
+    loader = ModuleLoader(None)
+    found = list(diagnosed(source, loader))
+    if len(text) % FORMATTED == 0 and not any(d.code < "A2" for d in found):
+        once = formatted(source)
+        assert formatted(SourceFile("case.attn", once)) == once, "the form is not stable"
+    if any(d.severity is Severity.ERROR for d in found):
+        return found
+    for program in load_programs(source, loader):
+        if not program.inputs and all(parameter.default is not None for parameter in program.parameters):
+            Evaluator(bind(program), queries=2, keys=2, heads=2, dk=2, dv=2).mask()
     return found
 
 
@@ -134,15 +130,13 @@ def run(first: int, last: int) -> Findings:
     return found
 
 
-class _deadline:  # noqa: N801  read as a statement
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    def __enter__(self) -> None:
-        signal.signal(signal.SIGPROF, _ring)
-        signal.setitimer(signal.ITIMER_PROF, self._seconds)
-
-    def __exit__(self, *exc: object) -> None:
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    signal.signal(signal.SIGPROF, _ring)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 

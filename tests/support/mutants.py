@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
-from lark.grammar import NonTerminal, Rule, Terminal
+from lark.grammar import NonTerminal, Rule, Symbol, Terminal
 
 from attnc.spec.reading.parse import _parser
 
@@ -177,7 +177,7 @@ def _depth(rule: Rule, depth: dict[str, int]) -> int | None:
 def sentence(made: random.Random, most: int = 200) -> str:
     """A text of the grammar, drawn rule by rule; past `most` symbols the shortest way out is taken."""
     rules, shortest = _grammar()
-    pending: list[NonTerminal | Terminal] = [NonTerminal("start")]
+    pending: list[Symbol] = [NonTerminal("start")]
     words: list[str] = []
     level, symbols = 0, 0
     while pending:
@@ -194,7 +194,7 @@ def sentence(made: random.Random, most: int = 200) -> str:
             continue
         name = str(symbol.name)
         chosen = shortest[name] if symbols > most else made.choice(rules[name])
-        pending.extend(reversed(chosen.expansion))  # type: ignore[arg-type]
+        pending.extend(reversed(chosen.expansion))
     return re.sub(r"\n[\n ]*\n", "\n", "".join(words).lstrip()) + "\n"
 
 

@@ -16,7 +16,7 @@ from attnc.compiler.analysis.intervals import bounds, simplified
 from attnc.compiler.lowering.attends import AttentionLowering
 from attnc.compiler.lowering.expressions import Scope
 from attnc.compiler.lowering.lower import lower
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.lowering.specialise import alone
 from attnc.compiler.rewrite import variables, walk
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label, Severity
@@ -43,7 +43,7 @@ class _Sample:
     span: Span
 
 
-def doubts(bound: checked.BoundProgram) -> list[Diagnostic]:
+def warnings_of(bound: checked.BoundProgram) -> list[Diagnostic]:
     """The warnings (W001, W002, W004, W006) of a program with values for its parameters."""
     pattern = lower(bound)
     found = [*_idle_conditions(bound), *_large_products(bound.program, pattern)]
@@ -69,9 +69,7 @@ def _sample(program: checked.Program, pattern: ir.Pattern) -> _Sample | None:
     if n is None or not lines or any(isinstance(node, ir.Lookup) for node in walk(pattern.attend.visible)):
         return None
     try:
-        window = Window(0, 0, n, n, 0)
-        own = specialise(pattern.attend.visible, _sizes(n), Slices({}), window, batch=0, head=0, group=1)
-        return _Sample(exact.mask(own, (0, n), (0, n)), lines[0].span)
+        return _Sample(exact.mask(alone(pattern.attend.visible, n), (0, n), (0, n)), lines[0].span)
     except (AttncError, KeyError):
         return None  # it has sizes of its own, or no value there: a call says so
 
@@ -87,10 +85,6 @@ def _length(pattern: ir.Pattern) -> int | None:
             return None
         total += length.value
     return total if total <= MOST else None
-
-
-def _sizes(n: int) -> Sizes:
-    return Sizes({"heads": 1, "kv_heads": 1, "group": 1, "dk": 64, "dv": 64, "queries": n, "keys": n})
 
 
 def _blind_rows(sample: _Sample) -> Iterator[Diagnostic]:
@@ -123,7 +117,7 @@ def _large_products(program: checked.Program, pattern: ir.Pattern) -> Iterator[D
     """Products of two numbers that both depend on the tokens."""
     for node in pattern.nodes:
         try:
-            own = _over_many(node.visible)
+            own = alone(node.visible, LONG)
         except (AttncError, KeyError):
             continue
         for below in walk(own):
@@ -135,10 +129,6 @@ def _large_products(program: checked.Program, pattern: ir.Pattern) -> Iterator[D
                     help_ = "compare quotients instead, or numbers of blocks: `q // block * (k // block)`"
                     yield _warning("W004", message, span, "64-bit arithmetic for every pair", help_)
                     return
-
-
-def _over_many(node: ir.Index) -> ir.Index:
-    return specialise(node, _sizes(LONG), Slices({}), Window(0, 0, LONG, LONG, 0), batch=0, head=0, group=1)
 
 
 def _first_line(program: checked.Program, name: str) -> Span:
@@ -159,7 +149,7 @@ def _idle_conditions(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     for leaf in (leaf for line in lines for leaf in _leaves(line)):
         if not _is_of_places(leaf):
             continue
-        own = _over_many(lowering.truth(leaf, Scope()))
+        own = alone(lowering.truth(leaf, Scope()), LONG)
         decided = simplified(own, (0, LONG), (0, LONG))
         if isinstance(decided, ir.Truth):
             word = "true" if decided.value else "false"
@@ -203,7 +193,7 @@ def _is_of_places(leaf: checked.Operation) -> bool:
 
 
 def _range_of(expr: checked.Expr, lowering: AttentionLowering) -> str:
-    own = _over_many(lowering.integer(expr, Scope()))
+    own = alone(lowering.integer(expr, Scope()), LONG)
     low, high = bounds(own, (0, LONG), (0, LONG))
     if low == high:
         return str(low)

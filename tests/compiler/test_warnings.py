@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attnc.compiler.doubts import doubts
+from attnc.compiler.warnings import warnings_of
 from attnc.runtime.library import ModuleLoader, library_files, library_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.load import check_source, load_program
@@ -17,7 +17,7 @@ from attnc.spec.source import SourceFile
 
 def found(body: str, header: str = "", **params: object) -> list[Diagnostic]:
     source = SourceFile("p.attn", f"pattern p{header}\n{body}")
-    return doubts(bind(load_program(source, lambda name, asking: None), params))
+    return warnings_of(bind(load_program(source, lambda name, asking: None), params))
 
 
 def said(body: str, header: str = "", **params: object) -> list[tuple[str, str]]:
@@ -36,7 +36,7 @@ def said(body: str, header: str = "", **params: object) -> list[tuple[str, str]]
         ("visible k <= q and not k + 1 < 1", "W006", "always false: `k + 1` is at least 1, `1` is 1"),
     ],
 )
-def test_a_doubt(line: str, code: str, says: str) -> None:
+def test_a_warning(line: str, code: str, says: str) -> None:
     (warning,) = found(f"    {line}\n")
     assert (warning.code, warning.severity) == (code, Severity.WARNING)
     assert warning.message.startswith(says)
@@ -56,11 +56,11 @@ def test_a_doubt(line: str, code: str, says: str) -> None:
         "visible k <= q and k % 2 <= q % 2",
     ],
 )
-def test_no_doubt(line: str) -> None:
+def test_no_warning(line: str) -> None:
     assert said(f"    {line}\n") == []
 
 
-def test_a_default_that_switches_off_is_no_doubt() -> None:
+def test_a_default_that_switches_off_is_no_warning() -> None:
     assert said("    visible k <= q and (k < sinks or q - k < 9)\n", "(sinks: int = 0)") == []
 
 
@@ -78,7 +78,7 @@ def test_what_reads_inputs_or_joins_branches_is_not_sampled() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(library_files()))
-def test_the_library_leaves_no_doubt(name: str) -> None:
+def test_the_library_has_no_warning(name: str) -> None:
     path: Path = library_files()[name]
     source, loader = decode(path.read_bytes(), path.name), ModuleLoader(None)
     assert check_source(source, loader) == ()
@@ -89,4 +89,4 @@ def test_the_library_leaves_no_doubt(name: str) -> None:
     if all(parameter.default is not None for parameter in program.parameters):
         choices.append("")
     for preset in choices:
-        assert [d.message for d in doubts(bind(program, {}, preset or None))] == []
+        assert [d.message for d in warnings_of(bind(program, {}, preset or None))] == []
