@@ -16,7 +16,8 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import is_plain
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
-from attnc.runtime.values import Block, Operands, Values
+from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.values import Values
 
 
 def dense_mask(relations: Relations) -> Tensor:

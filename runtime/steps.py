@@ -18,6 +18,7 @@ from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.rewrite import substitute, substitute_value
 from attnc.compiler.values import is_plain, is_scored, output, output_lse, passes, rank, values_of
 from attnc.runtime import reference
+from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.cpu import rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
@@ -27,7 +28,7 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.values import Block, Operands, Values
+from attnc.runtime.values import Values
 
 Int64 = NDArray[np.int64]
 Pair = tuple[Tensor, Tensor]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from math import prod
 from typing import TypeVar, cast
 
@@ -16,100 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.rewrite import substitute_value, variables
 from attnc.compiler.values import is_own, rank, reads
 from attnc.runtime import scaled
+from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.scaled import Quantity, Scaled, plain
+from attnc.runtime.sums import conjugate_gradients, covered, gathered, ranges
 from attnc.spec.errors import EvaluationError
-from attnc.spec.source import Span
 
-Int64 = NDArray[np.int64]
-Alive = NDArray[np.bool_]
 S = TypeVar("S", np.int64, np.float64)
-
-
-@dataclass(frozen=True)
-class Operands:
-    """One call: of each batch entry q (Hq, Nq, dk), k (Hkv, Nk, dk), v (Hkv, Nk, dv); real inputs, sizes, int inputs.
-
-    Values are computed in `dtype`. `spaced`: the keys of a row are no tokens.
-    """
-
-    q: Sequence[Tensor]
-    k: Sequence[Tensor]
-    v: Sequence[Tensor]
-    inputs: Mapping[str, Tensor]
-    sizes: Sizes
-    slices: Slices
-    scale: float
-    dtype: torch.dtype
-    origins: Mapping[ir.Index, Span]
-    spaced: bool = False
-
-    @property
-    def group(self) -> int:
-        """Query heads of a kv head."""
-        return max(self.q[0].shape[0] // max(self.k[0].shape[0], 1), 1)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.q[0].device
-
-
-@dataclass(frozen=True)
-class Block:
-    """Local rows and keys of a window of one batch entry, over some heads; `alive`: which pairs are asked for.
-
-    `alive` is bool (heads or 1, rows, keys). `running`: rows are positions that a variable runs over. `seen`: the pairs
-    that are visible, where the block has all keys that its rows see.
-    """
-
-    batch: int
-    heads: tuple[int, ...]
-    window: Window
-    rows: Int64
-    keys: Int64
-    alive: Alive
-    running: bool = False
-    seen: Alive | None = None
-
-    @property
-    def place(self) -> Window:
-        """The window, without the shift that makes positions of rows where they are that already."""
-        return replace(self.window, shift=0) if self.running else self.window
-
-
-@dataclass(frozen=True)
-class Loops:
-    """Variables with their values: arrays with as many dimensions in front as there are loops, (…, heads, rows, keys).
-
-    Where a value does not depend on a dimension, that has size 1.
-    """
-
-    values: Mapping[ir.Var, Int64]
-    depth: int
-
-    def of(self, node: ir.Value | ir.Index) -> dict[ir.Var, Int64]:
-        """The variables that a node reads."""
-        if not self.values:
-            return {}
-        free = variables(cast("ir.Index", node))
-        return {variable: value for variable, value in self.values.items() if variable in free}
-
-    def inside(self, variable: ir.Var, values: Int64) -> Loops:
-        """With one more, in front."""
-        return Loops({**{v: x[None] for v, x in self.values.items()}, variable: values}, self.depth + 1)
-
-
-NO_LOOPS = Loops({}, 0)
 
 
 @dataclass(frozen=True)
@@ -326,7 +246,7 @@ class Values:
         lanes = np.broadcast_shapes(matrix.shape[:-2], vector.shape[:-1])
         vector = vector.expand(*lanes, vector.shape[-1])
         if node.steps is not None:
-            return _descended(matrix, vector, node.steps)
+            return conjugate_gradients(matrix, vector, node.steps)
         solved: Tensor
         solved, singular = torch.linalg.solve_ex(matrix.expand(*lanes, *matrix.shape[-2:]), vector[..., None])
         if singular.any():
@@ -418,7 +338,7 @@ class Values:
             message = f"`{node.tensor}` is read at a position without a token, {number}"
             raise EvaluationError("A902", message, None, "test the position first: `… if 0 <= i < n else …`")
         index = np.clip(at + first, 0, max(tensor.shape[1] - 1, 0))
-        found = _gathered(tensor.to(operands.dtype), [self._tensor(heads), self._tensor(index)])
+        found = gathered(tensor.to(operands.dtype), [self._tensor(heads), self._tensor(index)])
         if not nothing.any():
             return found
         return torch.where(self._tensor(nothing)[..., None], torch.zeros((), dtype=found.dtype), found)
@@ -443,7 +363,7 @@ class Values:
             found.append(self._tensor(np.clip(at, 0, max(tensor.shape[axis] - 1, 0))))
             alive = alive & here
         tensor = tensor.to(self._operands.dtype)
-        value = _gathered(tensor, found) if found else tensor[(None,) * self._dims]
+        value = gathered(tensor, found) if found else tensor[(None,) * self._dims]
         if found and not alive.all():
             lanes = self._tensor(alive).reshape(alive.shape + (1,) * (value.ndim - self._dims))
             value = torch.where(lanes, value, torch.ones((), dtype=value.dtype, device=value.device))
@@ -615,7 +535,7 @@ class Values:
         """A sum whose terms depend on its variable alone: a difference of sums from the first term on, in fp64."""
         block, rows = self._block, np.arange(first, last)
         heads = len(block.heads) if "head" in reads(node.body) else 1
-        asked = np.ones(len(rows), np.bool_) if isinstance(node.body, ir.Element) else _covered(low, high, first, last)
+        asked = np.ones(len(rows), np.bool_) if isinstance(node.body, ir.Element) else covered(low, high, first, last)
         alive = np.broadcast_to(asked[None, :, None], (heads, len(rows), 1))
         inner = Values(
             replace(self._operands, dtype=torch.float64),
@@ -624,7 +544,7 @@ class Values:
         terms = inner.of(substitute_value(node.body, {node.var: fold.place("q")}))
         terms = terms.expand(heads, len(rows), 1)[..., 0]
         ends = self._tensor(low - first), self._tensor(high - first)
-        return _ranges(terms, *ends).to(self._operands.dtype)
+        return ranges(terms, *ends).to(self._operands.dtype)
 
     def _shared(self, node: ir.Total, low: Int64, high: Int64) -> Quantity | None:
         """The aggregate of a unit once for all of its rows, or keys, where its ends alone depend on these."""
@@ -807,66 +727,6 @@ def _selected(value: Quantity, axis: int, index: Tensor) -> Quantity:
 def _columns(array: Int64, axis: int) -> Int64:
     """All entries that belong to one place of an axis, below one another."""
     return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
-
-
-# --- sums of terms ---------------------------------------------------------------------------------------------------
-
-SCALES = (0.0, 1e3, 1e9, 1e15)
-"""Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
-
-
-def _covered(low: Int64, high: Int64, first: int, last: int) -> Alive:
-    """Which numbers from `first` to `last` are in one of the ranges."""
-    starts, ends = (np.bincount(end.reshape(-1) - first, minlength=last - first + 1) for end in (low, high))
-    inside: Alive = np.cumsum(starts[:-1] - ends[:-1]) > 0
-    return inside
-
-
-def _ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Sums of `terms` (heads, n) over ranges (heads or 1, rows, keys), low <= high."""
-    head = torch.arange(len(terms), device=terms.device)[:, None, None]
-
-    def between(values: Tensor) -> Tensor:
-        sums = F.pad(values.cumsum(1), (1, 0))
-        return sums[head, high] - sums[head, low]
-
-    finite, size = terms.isfinite(), terms.detach().abs()
-    total = between(torch.where(finite & (size <= SCALES[1]), terms, 0))
-    for least, most in pairwise((*SCALES[1:], torch.inf)):
-        here = finite & (size > least) & (size <= most)
-        if here.any():
-            total = total + between(torch.where(here, terms, 0))
-    for value in (torch.inf, -torch.inf):
-        if (terms == value).any():
-            total = torch.where(between((terms == value).double()) > 0, total + value, total)
-    return torch.where(between(terms.isnan().double()) > 0, torch.nan, total) if terms.isnan().any() else total
-
-
-def _gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
-    """`tensor[indices]`. Its gradient is added up in one order, which that of indexing is not."""
-    sizes = tensor.shape[: len(indices)]
-    at = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for index, size in zip(indices, sizes, strict=True):
-        at = at * size + index
-    rows = tensor.reshape(-1, *tensor.shape[len(indices) :])
-    return rows.index_select(0, at.reshape(-1)).reshape(*at.shape, *rows.shape[1:])
-
-
-def _descended(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
-    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
-    found, rest = torch.zeros_like(vector), vector
-    direction, size = rest, rest.square().sum(-1, keepdim=True)
-    least = (size.detach() * torch.finfo(size.dtype).eps ** 2).clamp(min=torch.finfo(size.dtype).tiny)
-    for _ in range(steps):
-        ahead = (matrix @ direction[..., None])[..., 0]
-        curve = (direction * ahead).sum(-1, keepdim=True)
-        left = (size.detach() > least) & (curve.detach() != 0)
-        step = torch.where(left, size / torch.where(left, curve, 1), 0)
-        found, rest = found + step * direction, rest - step * ahead
-        smaller = rest.square().sum(-1, keepdim=True)
-        turn = torch.where(left, smaller / torch.where(left, size, 1), 0)
-        direction, size = torch.where(left, rest + turn * direction, direction), torch.where(left, smaller, size)
-    return found
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -26,8 +26,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             found.extend(_check(name))
         except (OSError, console.UsageError) as error:
-            reason = str(error) if isinstance(error, console.UsageError) else error.strerror or type(error).__name__
-            unread.append(console.message_json(f"{name}: {reason}", name))
+            unread.append(console.unread_json(name, error))
     if args.json:
         console.print_json({"diagnostics": [*console.diagnostics_json(found), *unread]})
     else:
@@ -44,13 +43,11 @@ def _check(name: str) -> tuple[Diagnostic, ...]:
     path = Path(name)
     if name == "-":
         raise console.UsageError("standard input is not read; give the path of an .attn file")
-    if path.is_dir():
-        raise console.UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
     if not path.exists() and name in library_names():
         raise console.UsageError(f"no such file; to see the library's pattern: attnc show {name}")
     loader = ModuleLoader(path.parent)
     try:
-        return diagnosed(decode(path.read_bytes(), name), loader)
+        return diagnosed(decode(console.read_file(name), name), loader)
     except SpecError as error:
         return error.diagnostics
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TextIO
 
 from attnc.spec.diagnostics import Diagnostic, Severity
@@ -65,6 +66,20 @@ def message_json(message: str, file: str | None = None) -> dict[str, object]:
     """An error that has no place in a text, with the keys of a diagnostic."""
     keys: dict[str, object] = {"code": None, "severity": "error", "message": message}
     return {**keys, "file": file, "line": None, "column": None, "help": ""}
+
+
+def unread_json(name: str, error: OSError | UsageError) -> dict[str, object]:
+    """A file that could not be read, with the keys of a diagnostic."""
+    reason = str(error) if isinstance(error, UsageError) else error.strerror or type(error).__name__
+    return message_json(f"{name}: {reason}", name)
+
+
+def read_file(name: str) -> bytes:
+    """What is in a file. Raises OSError, and UsageError for a folder."""
+    path = Path(name)
+    if path.is_dir():
+        raise UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
+    return path.read_bytes()
 
 
 def counted(n: int, noun: str) -> str:

@@ -33,8 +33,7 @@ def run(args: argparse.Namespace) -> int:
         except SpecError as error:
             found.extend(error.diagnostics)
         except (OSError, console.UsageError) as error:
-            reason = str(error) if isinstance(error, console.UsageError) else error.strerror or type(error).__name__
-            unread.append(console.message_json(f"{name}: {reason}", name))
+            unread.append(console.unread_json(name, error))
     _report(args, changed, found, unread)
     if unread:
         return console.USAGE
@@ -69,9 +68,7 @@ def _format(name: str, *, check: bool) -> bool:
             sys.stdout.write(text)
         return text.encode() != data
     path = Path(name)
-    if path.is_dir():
-        raise console.UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
-    data = path.read_bytes()
+    data = console.read_file(name)
     text = formatted(decode(data, name))
     if text.encode() == data:
         return False

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.values import tensors_of
-from attnc.runtime.values import Operands
+from attnc.runtime.blocks import Operands
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from attnc.compiler import ir
 from attnc.compiler.values import is_own, rank, reads, values_of
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
+from attnc.runtime.blocks import Block
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
-from attnc.runtime.values import Block, Values
+from attnc.runtime.values import Values
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from attnc.compiler.ir import Value
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import additive, extra_of, reads
+from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.cpu.tiles import Tile
-from attnc.runtime.values import Block, Operands, Values
+from attnc.runtime.values import Values
 
 Pairs: TypeAlias = "list[tuple[Tensor, Tensor]]"
 """Tensors that autograd has recorded, with their gradients."""

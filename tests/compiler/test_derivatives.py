@@ -18,7 +18,8 @@ from attnc.compiler.derivatives import Derivative, derivatives
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window
 from attnc.compiler.print_ir import print_value
 from attnc.compiler.values import apply, dot, element, number, scale, select, vector
-from attnc.runtime.values import Block, Operands, Values
+from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.values import Values
 
 Q = fold.place("q")
 X, Y = (element(ir.intern(ir.Tensor(name, "real", ("query",))), (Q,)) for name in ("x", "y"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -17,31 +16,9 @@ from attnc.runtime import accuracy
 from attnc.runtime.cli import COMMANDS, main
 from attnc.runtime.library import library_names
 from attnc.runtime.verification import Case
-from attnc.spec.codes import CODES
+from command_calls import run_json
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "src")}
-GOOD = "pattern near\n    visible 0 <= q - k < 4\n"
-BAD = "pattern near\n    visible 0 <= q - kk < 4\n"
-
-
-@pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a good and a bad file; a terminal of 120 columns."""
-    (tmp_path / "good.attn").write_text(GOOD)
-    (tmp_path / "bad.attn").write_text(BAD)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    return tmp_path
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
-    status = main([*arguments, "--json"])
-    out, err = capsys.readouterr()
-    assert err == ""
-    values: dict[str, Any] = json.loads(out)
-    assert values["schema"] == 1
-    return status, values
-
 
 # --- usage -----------------------------------------------------------------------------------------------------------
 
@@ -344,151 +321,3 @@ def test_verify_finds_a_wrong_relation(
 
 def test_an_error_that_is_no_number_never_agrees() -> None:
     assert not accuracy.Error("out", float("nan"), 1.0, 2.0).agrees
-
-
-# --- fmt -------------------------------------------------------------------------------------------------------------
-
-MESSY = "pattern near\n  visible  0<=q-k<4   # near\n"
-NEAT = "pattern near\n    visible 0 <= q - k < 4  # near\n"
-
-
-def test_fmt_writes_the_one_form(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    messy = files / "messy.attn"
-    messy.write_text(MESSY)
-    messy.chmod(0o640)
-    assert main(["fmt", "good.attn", "messy.attn"]) == 0
-    assert capsys.readouterr().out == "messy.attn: written\n2 files read, 1 changed\n"
-    assert messy.read_text() == NEAT
-    assert messy.stat().st_mode & 0o777 == 0o640
-    assert main(["fmt", "messy.attn"]) == 0
-    assert sorted(path.name for path in files.iterdir()) == ["bad.attn", "good.attn", "messy.attn"]
-
-
-def test_fmt_check_writes_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (files / "messy.attn").write_text(MESSY)
-    assert main(["fmt", "--check", "good.attn"]) == 0
-    assert main(["fmt", "--check", "good.attn", "messy.attn"]) == 1
-    assert capsys.readouterr().out.endswith("messy.attn: has another form\n2 files read, 1 would change\n")
-    assert (files / "messy.attn").read_text() == MESSY
-    status, values = run_json(capsys, "fmt", "--check", "messy.attn")
-    assert status == 1
-    assert values == {"schema": 1, "changed": ["messy.attn"], "diagnostics": []}
-
-
-def test_fmt_of_the_lines_of_windows_writes_lines_of_unix(files: Path) -> None:
-    (files / "windows.attn").write_bytes(NEAT.replace("\n", "\r\n").encode())
-    assert main(["fmt", "windows.attn"]) == 0
-    assert (files / "windows.attn").read_bytes() == NEAT.encode()
-
-
-def test_fmt_leaves_what_is_wrong_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (files / "broken.attn").write_text("pattern near\n  visible 0<=\n")
-    assert main(["fmt", "broken.attn"]) == 1
-    assert "error[A102]" in capsys.readouterr().err
-    assert (files / "broken.attn").read_text() == "pattern near\n  visible 0<=\n"
-    assert main(["fmt", "missing.attn"]) == 2
-    assert main(["fmt", "."]) == 2
-    capsys.readouterr()
-    status, values = run_json(capsys, "fmt", "broken.attn")
-    assert (status, values["diagnostics"][0]["code"]) == (1, "A102")
-
-
-def test_fmt_of_stdin_is_on_stdout(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(MESSY.encode())))
-    assert main(["fmt", "-"]) == 0
-    assert capsys.readouterr().out == NEAT
-
-
-# --- explain ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("written", ["A201", "a201", "error[A201]"])
-def test_explain_prints_a_page(written: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", written]) == 0
-    assert capsys.readouterr().out.startswith("# A201: unknown name\n")
-
-
-def test_explain_lists_the_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain"]) == 0
-    assert capsys.readouterr().out.splitlines() == [f"{code}  {title}" for code, title in CODES.items()]
-    assert run_json(capsys, "explain")[1]["codes"] == CODES
-    assert run_json(capsys, "explain", "A905")[1]["title"] == CODES["A905"]
-
-
-def test_explain_of_no_code(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "A210x"]) == 2
-    assert "did you mean `A210`" in capsys.readouterr().err
-    assert main(["explain", "../README"]) == 2
-
-
-# --- same ------------------------------------------------------------------------------------------------------------
-
-BLOCKS = "pattern b\n    visible q // 8 == k // 8\n"
-EQUAL = {
-    "one text in two forms": (
-        ["causal", "pattern c\n    visible not k > q\n"],
-        "for every length: both have one normal",
-    ),
-    "dilation 1 is a window": (
-        ["sliding_window", "dilated_window", "-p", "window=64", "-q", "window=64", "-q", "dilation=1"],
-        "for every length: the pairs of 131 tokens decide",
-    ),
-    "sinks of StreamingLLM": (
-        ["sliding_window", "streaming", "-p", "window=9", "-p", "sinks=3", "-q", "window=9", "-q", "sinks=3"],
-        "for all lengths up to 160; longer ones are not proved",
-    ),
-    "neighbourhoods with stride = window are blocks": (
-        [
-            "neighborhood_1d",
-            BLOCKS.replace("b\n", "b\n    require keys % 8 == 0\n", 1),
-            "-p",
-            "window=8",
-            "-p",
-            "stride=8",
-        ],
-        "for the 20 lengths that `require` allows up to 160; longer ones are not proved",
-    ),
-    "blocked is windows in blocks": (["blocked", BLOCKS, "-p", "block=8"], "for every length"),
-}
-
-
-@pytest.mark.parametrize("name", sorted(EQUAL))
-def test_patterns_that_are_the_same(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments, says = EQUAL[name]
-    status = main(["same", *arguments])
-    out = capsys.readouterr().out
-    assert status == 0, out
-    assert f" are equal {says}" in out
-
-
-def test_freeswim_is_the_rule_of_neighbourhoods(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of one frame, as wide as the reach on both sides."""
-    swim = ["-p", "frames=1", "-p", "height=6", "-p", "width=9", "-p", "reach=[1,2]"]
-    near = ["-q", "height=6", "-q", "width=9", "-q", "window=[3,5]"]
-    status = main(["same", "freeswim", "neighborhood_2d", *swim, *near])
-    assert status == 0, capsys.readouterr().out
-
-
-def test_patterns_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["sliding_window", "sliding_window", "-p", "window=64", "-q", "window=65"]
-    assert main(["same", *arguments]) == 1
-    out = capsys.readouterr().out
-    assert "query 64 sees key 0 in the second sliding_window and not in the first sliding_window" in out
-    status, values = run_json(capsys, "same", *arguments)
-    assert (status, values["equal"], values["witness"]) == (1, False, {"q": 64, "k": 0, "head": 0})
-    assert run_json(capsys, "same", "causal", "causal")[1]["equal"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["causal", "document"], "`document` has branches, documents or keys that are no tokens"),
-        (["full", "graphormer"], ""),
-        (["moa", "moa", "-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[1]", "-q", "beta=[0]"], "2 heads"),
-        (["causal", "neighborhood_2d", "-q", "height=4", "-q", "width=4", "-q", "window=3", "-p", "x=3"], "x"),
-    ],
-)
-def test_what_cannot_be_compared(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["same", *arguments])
-    assert status == (0 if "graphormer" in arguments else 2)
-    assert says in capsys.readouterr().err

@@ -1,0 +1,69 @@
+"""Sums of terms over ranges, rows gathered by number, and systems solved step by step, on tensors."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnc.runtime.blocks import Alive, Int64
+
+SCALES = (0.0, 1e3, 1e9, 1e15)
+"""Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
+
+
+def covered(low: Int64, high: Int64, first: int, last: int) -> Alive:
+    """Which numbers from `first` to `last` are in one of the ranges."""
+    starts, ends = (np.bincount(end.reshape(-1) - first, minlength=last - first + 1) for end in (low, high))
+    inside: Alive = np.cumsum(starts[:-1] - ends[:-1]) > 0
+    return inside
+
+
+def ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Sums of `terms` (heads, n) over ranges (heads or 1, rows, keys), low <= high."""
+    head = torch.arange(len(terms), device=terms.device)[:, None, None]
+
+    def between(values: Tensor) -> Tensor:
+        sums = F.pad(values.cumsum(1), (1, 0))
+        return sums[head, high] - sums[head, low]
+
+    finite, size = terms.isfinite(), terms.detach().abs()
+    total = between(torch.where(finite & (size <= SCALES[1]), terms, 0))
+    for least, most in pairwise((*SCALES[1:], torch.inf)):
+        here = finite & (size > least) & (size <= most)
+        if here.any():
+            total = total + between(torch.where(here, terms, 0))
+    for value in (torch.inf, -torch.inf):
+        if (terms == value).any():
+            total = torch.where(between((terms == value).double()) > 0, total + value, total)
+    return torch.where(between(terms.isnan().double()) > 0, torch.nan, total) if terms.isnan().any() else total
+
+
+def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
+    """`tensor[indices]`. Its gradient is added up in one order, which that of indexing is not."""
+    sizes = tensor.shape[: len(indices)]
+    at = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for index, size in zip(indices, sizes, strict=True):
+        at = at * size + index
+    rows = tensor.reshape(-1, *tensor.shape[len(indices) :])
+    return rows.index_select(0, at.reshape(-1)).reshape(*at.shape, *rows.shape[1:])
+
+
+def conjugate_gradients(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
+    """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
+    found, rest = torch.zeros_like(vector), vector
+    direction, size = rest, rest.square().sum(-1, keepdim=True)
+    least = (size.detach() * torch.finfo(size.dtype).eps ** 2).clamp(min=torch.finfo(size.dtype).tiny)
+    for _ in range(steps):
+        ahead = (matrix @ direction[..., None])[..., 0]
+        curve = (direction * ahead).sum(-1, keepdim=True)
+        left = (size.detach() > least) & (curve.detach() != 0)
+        step = torch.where(left, size / torch.where(left, curve, 1), 0)
+        found, rest = found + step * direction, rest - step * ahead
+        smaller = rest.square().sum(-1, keepdim=True)
+        turn = torch.where(left, smaller / torch.where(left, size, 1), 0)
+        direction, size = torch.where(left, rest + turn * direction, direction), torch.where(left, smaller, size)
+    return found

@@ -1,0 +1,19 @@
+"""What the tests of commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from command_calls import BAD, GOOD
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a good and a bad file; a terminal of 120 columns."""
+    (tmp_path / "good.attn").write_text(GOOD)
+    (tmp_path / "bad.attn").write_text(BAD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path

@@ -1,0 +1,70 @@
+"""Several sequences in one call: as if each were called alone."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import compile_attention
+from branch_calls import operands
+from weight_calls import check
+
+
+def test_packed_rows_without_keys_of_a_formula() -> None:
+    text = "pattern p\n    visible k < q\n    weights relu(score) / (1 + sum(relu(score) for k))\n"
+    attend: Any = compile_attention(text)
+    given, ends = operands(9), [0, 1, 2, 9]
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        own = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends)]
+        return torch.cat([attend(*tensors) for tensors in own], 2)
+
+    for run in (attend, attend.reference):
+        check(lambda call=run, **x: call(**x, cu_seqlens=torch.tensor(ends)), apart, given)
+
+
+SEQUENCES = [("causal", {}), ("sliding_window", {"window": 4}), ("softcap", {"window": 6}), ("softplus_lssar", {})]
+
+
+@pytest.mark.parametrize(("name", "params"), SEQUENCES)
+@pytest.mark.parametrize("ends", [[0, 5, 5, 6, 20, 33], [0, 0, 33, 33], [0, 33]])
+def test_packed_sequences_are_as_if_called_alone(name: str, params: dict[str, Any], ends: list[int]) -> None:
+    attend: Any = compile_attention(name, **params)
+    given, cu = operands(33), torch.tensor(ends, dtype=torch.int32)
+
+    def apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        own = [tuple(x[:, :, a:b] for x in (q, k, v)) for a, b in pairwise(ends) if b > a]
+        return torch.cat([attend(*tensors) for tensors in own], 2)
+
+    for run in (attend, attend.reference):
+        check(lambda call=run, **x: call(**x, cu_seqlens=cu), apart, given)
+
+
+def test_packed_calls_compile_to_one_graph_for_all_lengths() -> None:
+    attend = compile_attention("sliding_window", window=3)
+    compiled = torch.compile(lambda q, k, v, cu: attend(q, k, v, cu_seqlens=cu), backend="aot_eager", fullgraph=True)
+    q, k, v = (x.detach() for x in operands(20).values())
+    for ends in ([0, 7, 20], [0, 1, 1, 20]):
+        cu = torch.tensor(ends)
+        torch.testing.assert_close(compiled(q, k, v, cu), attend(q, k, v, cu_seqlens=cu))
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "ends", "says"),
+    [
+        ("causal", {}, [0, 5], "from 0 to the number of keys, 9"),
+        ("causal", {}, [1, 9], "from 0"),
+        ("causal", {}, [], "from 0"),
+        ("causal", {}, [0, 6, 4, 9], "falls after entry 1"),
+        ("document", {}, [0, 9], "give `doc` instead"),
+        ("combiner", {"segment": 3}, [0, 9], "call it once for each sequence"),
+        ("neighborhood_2d", {"height": 3, "width": 3, "window": 3}, [0, 9], "call it once for each sequence"),
+    ],
+)
+def test_wrong_cumulative_lengths(name: str, params: dict[str, Any], ends: list[int], says: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=says):
+        compile_attention(name, **params)(*operands(9).values(), cu_seqlens=torch.tensor(ends, dtype=torch.int64))
