@@ -91,13 +91,19 @@ def specialise(
     return rewrite(relation, change)
 
 
-def alone(relation: Index, n: int, head: int = 0, heads: int = 1) -> Index:
-    """The relation of one of some heads among n tokens, for a pattern without inputs and sizes of its own.
+def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1) -> Index:
+    """The relation of one of some heads among n tokens, `group` heads to a kv head, for a pattern without inputs.
 
-    Raises KeyError where it has some.
+    Raises KeyError where it reads other sizes (`other_sizes`).
     """
-    sizes = Sizes({"heads": heads, "kv_heads": heads, "group": 1, "dk": 64, "dv": 64, "queries": n, "keys": n})
-    return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=1)
+    sizes = Sizes({"heads": heads, "kv_heads": heads // group, "group": group, "queries": n, "keys": n})
+    return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=group)
+
+
+def other_sizes(relation: Index) -> list[str]:
+    """The sizes that a relation reads beside lengths and numbers of heads."""
+    read = {node.name for node in walk(relation) if isinstance(node, Extent)}
+    return sorted(read - {"heads", "kv_heads", "group", "queries", "keys"})
 
 
 def _read(node: Lookup, slices: Slices, window: Window, batch: int) -> Index:

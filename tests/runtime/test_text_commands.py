@@ -144,9 +144,21 @@ def test_patterns_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "same", "causal", "causal")[1]["equal"]
 
 
+def test_heads_that_share_a_kv_head_tell_kv_heads_from_heads(capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = (f"pattern p\n    visible {name} == 0 or q == k\n" for name in ("kv_head", "head"))
+    assert main(["same", one, other]) == 1
+    assert "in head 1 with 2 heads to a kv head, query 0 sees key 1 in the first p" in capsys.readouterr().out
+    assert run_json(capsys, "same", one, other)[1]["group"] == 2
+    assert main(["same", one, one.replace("== 0", "< 1")]) == 0
+    by_count = "pattern p\n    visible head < heads or q == k\n"
+    assert main(["same", by_count, "full"]) == 0
+    assert ", for 8 heads, 1 or 2 to a kv head" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["causal", "pattern p\n    visible 0 <= q - k < dk\n"], "`p` reads the size `dk`, which a call decides"),
         (["causal", "document"], "`document` has branches, documents or keys that are no tokens"),
         (["full", "graphormer"], ""),
         (["moa", "moa", "-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[1]", "-q", "beta=[0]"], "2 heads"),
