@@ -474,8 +474,13 @@ class ExpressionResolver(NameResolver):
             self._report.error("A305", "`softmax` takes the score and `extra`", at, help=help_)
             return self.unknown(node.span)
         inner = self._in("float")
-        score = None if not plain or _is_score(plain[0]) else inner.resolve(plain[0])
+        score = None if not plain or self._is_score(plain[0]) else inner.resolve(plain[0])
         return program.Share(node.span, score, inner.resolve(extra[0].value) if extra else None)
+
+    def _is_score(self, node: syntax.Expr) -> bool:
+        """Whether it is the score of this key, and no name of the file that hides it."""
+        is_named = isinstance(node, syntax.Name) and node.id == "score"
+        return is_named and "score" not in self._names and "score" not in self._binders
 
     def _merge(self, node: syntax.Call) -> program.Expr:
         parts = [self.resolve(argument.value) for argument in node.arguments]
@@ -591,10 +596,6 @@ class ExpressionResolver(NameResolver):
             return zero, program.Size(span, "queries")
         unknown = self.refuse("A210", f"`for {name.id}` needs a range", span, f"write `for {name.id} in low .. high`")
         return unknown, unknown
-
-
-def _is_score(node: syntax.Expr) -> bool:
-    return isinstance(node, syntax.Name) and node.id == "score"
 
 
 def _items(span: Span, table: program.Expr, indices: Sequence[program.Expr]) -> program.Expr:

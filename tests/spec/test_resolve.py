@@ -107,3 +107,10 @@ def test_drafts_have_only_unsupported_constructs(path: Path) -> None:
     except SpecError as error:
         found = [d for d in error.diagnostics if d.message != "unknown function `token`"]  # it is written out now
         assert {d.code for d in found} <= {"A701", "A702", "A703", "A704", "A211"}
+
+
+def test_a_let_named_score_is_what_softmax_takes() -> None:
+    text = "pattern p\n    let score = 2 * (k - q)\n    visible k <= q\n    weights softmax(score)\n"
+    (attend,) = load_program(SourceFile("p.attn", text), load).attends
+    assert isinstance(attend.weights, nodes.Share)
+    assert isinstance(attend.weights.score, nodes.DefinitionUse)
