@@ -31,6 +31,9 @@ def bind_arguments(
     extra: list[syntax.Expr] = []
     for i, argument in enumerate(call.arguments):
         if argument.name is None:
+            if i and call.arguments[i - 1].name is not None:
+                refuse("an argument without a name stands after one with a name", argument.span)
+                return None
             if i < len(parameters):
                 given[parameters[i]] = argument.value
             else:
