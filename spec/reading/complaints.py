@@ -12,8 +12,23 @@ from difflib import get_close_matches
 from attnc.spec.reading.fault import Fault
 from attnc.spec.reading.found import Found
 from attnc.spec.reading.layout import unclosed
-from attnc.spec.reading.phrases import FOREIGN_CHARACTERS, FOREIGN_OPERATORS, choices, found_phrase
-from attnc.spec.reading.words import BODY_WORDS, FILE_WORDS, FOREIGN_WORDS, RESERVED, STATEMENT_WORDS
+from attnc.spec.reading.missing import else_missing, equal_missing, name_missing, operand_missing, type_missing
+from attnc.spec.reading.phrases import (
+    FOREIGN_CHARACTERS,
+    FOREIGN_OPENINGS,
+    FOREIGN_OPERATORS,
+    FORMS,
+    choices,
+    found_phrase,
+)
+from attnc.spec.reading.words import (
+    BODY_WORDS,
+    FILE_WORDS,
+    FOREIGN_WORDS,
+    PATTERN_WORDS,
+    RESERVED,
+    STATEMENT_WORDS,
+)
 
 _SKIPPED_OR_BRACKET = re.compile(r'#[^\n]*|"""[\s\S]*?"""|"[^"\n]*"|[()\[\]]')
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -66,7 +81,10 @@ def _body_missing(found: Found) -> Fault | None:
     words = heading.group(1).rstrip()
     name = re.split(r"[(\[]", words)[0].strip()
     start = heading.start(1)
-    return Fault("A115", f"`{name}` has no body", start, start + len(words), help="indent its lines by four spaces")
+    remedy = "indent its lines by four spaces"
+    if words.startswith("def"):
+        remedy += f"; for one expression write `{name}(…) = …`"
+    return Fault("A115", f"`{name}` has no body", start, start + len(words), help=remedy)
 
 
 def _indentation(found: Found) -> Fault | None:
@@ -96,10 +114,18 @@ def _colon(found: Found) -> Fault | None:
         return None
     if _HEADINGS.match(found.text, found.line_start) and not found.wants_operand:
         message, remedy = f"a `{found.head}` line ends without a colon", "remove it; the indentation opens the body"
+        if found.head == "def" and found.rest:
+            remedy = "write `=` for it: `def f(x) = …`"
     elif re.search(r"\[[^\]]*$", found.before):
         message, remedy = "there are no slices", "write a range with `..`, as in `sum(x[j] for j in a .. b)`"
+    elif found.head == "let" and not found.wants_operator:
+        what = "a parameter of a `let`" if "(" in found.before else "a `let`"
+        message, remedy = f"{what} has no type", "leave the type out: it is what the expression is"
+    elif found.expected >= {"COMMA", "RPAR"} and _WORD.fullmatch(found.last):
+        message, remedy = "no `:` can stand here", f"an argument is given by its name with `=`: `{found.last} = …`"
     else:
-        message, remedy = "no `:` can stand here", "a `:` stands between a name and its type or range"
+        message = "no `:` can stand here"
+        remedy = "a `:` stands between a name and its type or range" if found.rest else "remove it"
     return found.fault("A116", message, help=remedy)
 
 
@@ -109,13 +135,15 @@ def _colon(found: Found) -> Fault | None:
 def _misplaced(found: Found) -> Fault | None:
     """A known statement in the wrong place."""
     if found.wants_item and not found.wants_statement and found.kind in _STATEMENTS:
-        return found.fault(
-            "A108",
-            f"`{found.token}` stands outside a pattern",
-            help="indent it under a `pattern` or `recurrence` line",
-        )
+        remedy = "indent it under a `pattern` or `recurrence` line"
+        if found.token == "from":
+            remedy = "to bring names from another file, write `use windows (shifted)`"
+        return found.fault("A108", f"`{found.token}` stands outside a pattern", help=remedy)
     if found.wants_statement and found.kind in _ITEMS:
-        return found.fault("A108", f"`{found.token}` cannot stand inside a body", help="start it in the first column")
+        remedy = "start it in the first column"
+        if found.token == "def":
+            remedy += ", or write `let f(x) = …` here"
+        return found.fault("A108", f"`{found.token}` cannot stand inside a body", help=remedy)
     if found.kind == "TEXT" and (found.wants_statement or found.wants_item):
         return found.fault("A120", "a docstring must come first in its body", help="use a comment: `# …`")
     return None
@@ -130,11 +158,8 @@ def _unknown_word(found: Found) -> Fault | None:
         message = f"unknown word `{found.token}` at the start of a line"
         return found.fault("A101", message, help=_meant_word(found, words))
     message = f"{place} starts with a word, not with {found_phrase(found.kind, found.token)}"
-    return found.fault(
-        "A101",
-        message,
-        help="start it with a word such as " + ("`let`, `visible`" if found.wants_statement else "`pattern`, `def`"),
-    )
+    usual = "start it with a word such as " + ("`let`, `visible`" if found.wants_statement else "`pattern`, `def`")
+    return found.fault("A101", message, help=FOREIGN_OPENINGS.get(found.token, usual))
 
 
 def _meant_word(found: Found, words: tuple[str, ...]) -> str:
@@ -142,9 +167,23 @@ def _meant_word(found: Found, words: tuple[str, ...]) -> str:
     meant = close[0] if close else FOREIGN_WORDS.get(found.token.lower(), "")
     if meant in words:
         return f"did you mean `{meant}`?"
+    if found.token in FOREIGN_OPENINGS:
+        return FOREIGN_OPENINGS[found.token]
     if re.match(r" *(\([^)\n]*\) *)?=(?!=)", found.text[found.end :]):
         return f"to name an expression, write `let {found.token} = …`; to update a state, `step {found.token} = …`"
-    return "lines start with " + ", ".join(f"`{word}`" for word in words)
+    if found.wants_statement and _heading(found).startswith("def"):
+        return "the body of a `def` holds `let` lines and ends with `return …`"
+    if found.wants_statement and re.search(r"[<>]|[=!]=", found.rest):
+        condition = found.line if len(found.line) <= 60 else f"{found.token} …"
+        return f"a condition stands after a word: `visible {condition}`"
+    listed = PATTERN_WORDS if found.wants_statement else FILE_WORDS
+    return "lines start with " + ", ".join(f"`{word}`" for word in listed)
+
+
+def _heading(found: Found) -> str:
+    """The last line before that opens a body."""
+    *_, heading = _HEADINGS.finditer(found.text, 0, found.start)
+    return heading.group(1)
 
 
 # --- characters and operators ----------------------------------------------------------------------------------------
@@ -167,9 +206,11 @@ def _stray_character(found: Found) -> Fault | None:
         return None
     if found.token == '"':
         return found.fault("A114", "this text is never closed", help='end it with `"""`, or with `"` on the same line')
-    if found.token == ".":
-        return _point(found)
     remedy = FOREIGN_CHARACTERS.get(found.token, "remove it")
+    if found.token == ";" and "COMMA" in found.expected:
+        remedy = "values and parameters are separated by `,`"
+    elif found.token == "{" and _HEADINGS.match(found.text, found.line_start):
+        remedy = "remove it; the indentation opens the body"
     shown = (
         f"U+{ord(found.token):04X}" if found.token.isspace() or not found.token.isprintable() else f"`{found.token}`"
     )
@@ -182,7 +223,7 @@ def _equal(found: Found) -> Fault | None:
     return found.fault("A106", "`=` gives a name to something; it does not compare", help="to compare, write `==`")
 
 
-# --- numbers, ranges, names ------------------------------------------------------------------------------------------
+# --- numbers and ranges ----------------------------------------------------------------------------------------------
 
 
 def _number(found: Found) -> Fault | None:
@@ -194,8 +235,9 @@ def _number(found: Found) -> Fault | None:
         return None
     start = found.line_start + written.start()
     if written.group().endswith(".") and not found.wants_operand:
-        whole = bool(re.fullmatch(r"[0-9]+\.", written.group()))
-        remedy = f"write `{written.group()}0`" if whole else "a number has one point"
+        if written.group().count(".") > 1:
+            return Fault("A117", "a number has one point", start, found.start, help="remove what is too much")
+        remedy = f"write `{written.group()}0`" if written.group()[:-1].isdigit() else "remove the point"
         return Fault("A117", "a number cannot end in a point", start, found.start, help=remedy)
     if not _WORD.match(found.token) or written.end() != len(found.before) or found.token in RESERVED:
         return None
@@ -207,8 +249,8 @@ def _number_and_letters(found: Found, start: int) -> Fault:
     message = f"{found_phrase('', written)} is neither a number nor a name"
     if re.fullmatch(r"[0-9_]+", written):
         remedy = f"write `{written.replace('_', '')}`"
-    elif re.fullmatch(r"0[xXoObB][0-9a-fA-F]+", written):
-        remedy = "numbers are written in decimal"
+    elif re.fullmatch(r"0[xX][0-9a-fA-F]+|0[oO][0-7]+|0[bB][01]+", written):
+        remedy = f"numbers are written in decimal: `{int(written, 0)}`"
     else:
         remedy = f"a product needs its sign: `{found.text[start : found.start]} * {found.token}`"
     return Fault("A117", message, start, found.end, help=remedy)
@@ -220,8 +262,7 @@ def _point(found: Found) -> Fault:
         end = found.start + digits.end()
         message, remedy = "a number cannot start with a point", f"write `0{digits.group()}`"
         return Fault("A117", message, found.start, end, help=remedy)
-    code = "A102" if found.wants_operand else "A103"
-    return found.fault(code, "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
+    return found.fault("A102", "nothing stands before this point", help="write whose coordinate it is, such as `q.y`")
 
 
 def _range(found: Found) -> Fault | None:
@@ -231,73 +272,7 @@ def _range(found: Found) -> Fault | None:
     return found.fault("A118", message, help="to compare with a range, write `low <= x < high`")
 
 
-def _name_missing(found: Found) -> Fault | None:
-    if "NAME" not in found.expected or found.wants_operand:
-        return None
-    if found.token in RESERVED:
-        message = f"`{found.token}` is a reserved word and cannot be a name"
-        return found.fault("A109", message, help="choose another name")
-    if found.expected != {"NAME"}:
-        return None
-    message = f"expected a name after `{found.last}`, found {found_phrase(found.kind, found.token)}"
-    if found.head == "use":
-        return found.fault("A121", message, help="the names are listed: `use windows (shifted, leading)`")
-    return found.fault("A121", message, help="a name is made of letters, digits and `_`, and starts with no digit")
-
-
-def _type_missing(found: Found) -> Fault | None:
-    shown = found_phrase(found.kind, found.token)
-    if found.head in ("input", "learned", "state") and found.expected in ({"COLON"}, {"NAME", "LSQB"}):
-        name = found.last if found.expected == {"COLON"} else found.before.split()[1].rstrip(":")
-        example = "[dk, dv]" if found.head == "state" else "real[batch, head, query]"
-        message = f"`{found.head} {name}` has no type"
-        return found.fault("A110", message, label="expected a type", help=f"write `{found.head} {name}: {example}`")
-    if found.expected == {"NAME", "LSQB"}:
-        return found.fault("A110", f"expected a type, found {shown}", help="a type is written `real` or `int[head, 3]`")
-    if found.head in ("tokens", "pad") and "COLON" in found.expected:
-        message = f"the axis `{found.last}` has no extent"
-        return found.fault("A110", message, help=f"write `{found.head} {found.last}: extent`")
-    if found.expected >= {"COLON", "EQUAL", "RPAR"} and found.kind == "NAME":
-        message = f"expected `:` before the type {shown}"
-        return found.fault("A110", message, help=f"write `{found.last}: {found.token}`")
-    return None
-
-
-def _equal_missing(found: Found) -> Fault | None:
-    if "EQUAL" not in found.expected or found.wants_operator:
-        return None
-    shown = found_phrase(found.kind, found.token)
-    if found.head in ("over", "per"):
-        remedy = f"name what it runs over: `{found.head} b = …` or `{found.head} b in …`"
-    else:
-        remedy = f"write `{found.before.strip() or found.head} = …`"
-    return found.fault("A111", f"expected `=`, found {shown}", help=remedy)
-
-
 # --- inside expressions ----------------------------------------------------------------------------------------------
-
-
-def _operand_missing(found: Found) -> Fault | None:
-    if not found.wants_operand or found.wants_operator:
-        return None
-    after = f" after {found_phrase('', found.last)}" if found.last else ""
-    shown = "the line ends" if found.at_line_end else f"found {found_phrase(found.kind, found.token)}"
-    if found.token in RESERVED:
-        shown = f"`{found.token}` cannot start one"
-    return found.fault("A102", f"an expression is missing{after}: {shown}", label="expected an expression")
-
-
-def _else_missing(found: Found) -> Fault | None:
-    if "ELSE" not in found.expected:
-        return None
-    if found.kind in ("NAME", "NUMBER", "TEXT", "LPAR"):
-        return None
-    return found.fault(
-        "A119",
-        "this `if` has no `else`",
-        label="expected `else`",
-        help="a choice is written `a if condition else b`; a condition alone goes on with `and`",
-    )
 
 
 def _goes_on(found: Found) -> Fault | None:
@@ -315,26 +290,43 @@ def _goes_on(found: Found) -> Fault | None:
 
 def _meant_operator(found: Found) -> str:
     if found.kind == "NAME":
+        word = found.token.lower()
         foreign = {"is": "==", "xor": "!=", "mod": "%", "div": "//", "then": "if … else", "where": "if", "when": "if"}
-        close = get_close_matches(found.token, ("and", "or", "not", "in", "else", "for"), 1, 0.6)
-        meant = foreign.get(found.token) or (close[0] if close else "")
+        close = get_close_matches(word, ("and", "or", "not", "in", "else", "for"), 1, 0.6)
+        meant = foreign.get(word) or (close[0] if close else "")
+        if word == "is" and found.rest.startswith("not "):
+            meant = "!="
         if meant:
             return f"did you mean `{meant}`?"
     if found.token == "not":
         return "did you mean `and not`, or `not in`?"
     if found.kind in _STATEMENTS | _ITEMS:
         return "every statement starts on a line of its own"
+    if found.kind == "TEXT":
+        return "for a remark write a comment, `# …`"
+    if found.head == "preset":
+        return f"values stand in brackets: `preset {found.last}(parameter = value)`"
     if found.kind not in ("NAME", "NUMBER"):
         return ""
-    return "a product needs its `*`" + ("" if "_NL" in found.expected else ", and arguments a `,` between them")
+    if "_NL" in found.expected:
+        return "conditions are joined by `and` or `or`, a product needs its `*`"
+    return "values are separated by `,`, and a product needs its `*`"
 
 
 def _anything(found: Found) -> Fault:
     remedy = ""
-    if found.head == "use":
-        remedy = "the names are listed: `use windows (shifted, leading)`"
-    elif found.expected == {"IN"}:
+    if found.expected == {"IN"}:
         remedy = "`not in` is one operator; a negation is joined on by `and not`"
+    elif found.token == "for":
+        remedy = "a `for` stands in the brackets of a function: `any(… for j in 0 .. n)`"
+    elif found.token == "-" and found.head in FORMS:
+        remedy = "a name is made of letters, digits and `_`, and starts with no digit"
+    elif found.head in FORMS:
+        remedy = FORMS[found.head]
+    elif found.token == ",":
+        remedy = "write a line for each; conditions are joined by `and`"
+    elif "COMMA" in found.expected:
+        remedy = "what is listed is separated by `,`"
     message = f"expected {choices(found.expected)}, found {found_phrase(found.kind, found.token)}"
     return found.fault("A100", message, help=remedy)
 
@@ -352,11 +344,11 @@ _RULES = (
     _unknown_word,
     _equal,
     _range,
-    _type_missing,
-    _name_missing,
-    _equal_missing,
-    _operand_missing,
-    _else_missing,
+    type_missing,
+    name_missing,
+    equal_missing,
+    operand_missing,
+    else_missing,
     _goes_on,
     _anything,
 )

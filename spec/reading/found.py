@@ -10,6 +10,7 @@ from attnc.spec.reading.fault import Fault
 
 _WORD = re.compile(r" *([A-Za-z_]\w*)")
 _OPERANDS = frozenset({"NAME", "NUMBER", "LPAR"})
+_OPERATORS = frozenset({"COMPARE", "TIMES", "POWER", "AND", "OR", "IN", "IF"})
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,17 @@ class Found:
         return self.text[self.line_start : self.start]
 
     @cached_property
+    def rest(self) -> str:
+        """The line after the token, without a comment."""
+        line = self.text[self.end :].partition("\n")[0] if not self.at_line_end else ""
+        return line.partition("#")[0].strip()
+
+    @property
+    def line(self) -> str:
+        """The line from the token on, without a comment."""
+        return self.text[self.start :].partition("\n")[0].partition("#")[0].rstrip()
+
+    @cached_property
     def head(self) -> str:
         """The first word of the line."""
         match = _WORD.match(self.text, self.line_start)
@@ -57,6 +69,11 @@ class Found:
     def wants_operand(self) -> bool:
         """Whether an expression must start here."""
         return self.expected >= _OPERANDS
+
+    @property
+    def wants_left(self) -> bool:
+        """Whether the token joins two values."""
+        return self.kind in _OPERATORS
 
     @property
     def wants_operator(self) -> bool:

@@ -16,6 +16,7 @@ from attnc.spec.reading.words import RESERVED
 
 _PAIRS = {"LPAR": ("RPAR", "(", ")"), "LSQB": ("RSQB", "[", "]")}
 _CLOSING = {"RPAR": ")", "RSQB": "]"}
+_OPENING = {"RPAR": "(", "RSQB": "["}
 
 
 class Layout(PostLex):
@@ -87,6 +88,7 @@ def _close(token: Token, opened: list[Token]) -> None:
             start + 1,
             label=f"expected `{wanted}`",
             also=(place, place + 1, "opened here"),
+            help=f"write `{wanted}` for it, or open a `{_OPENING[token.type]}` before",
         )
 
 

@@ -48,7 +48,7 @@ def _check_number(token: Token) -> None:
     # Compare lengths first: `int` refuses text of thousands of digits.
     if len(size) > len(str(MAX_EXPONENT)) or int(size or "0") > MAX_EXPONENT:
         message = f"the exponent of this number is beyond ±{MAX_EXPONENT}"
-        raise Fault("A504", message, *_place(token), help="for an infinite number write `inf`")
+        raise Fault("A504", message, *_place(token), help="write a smaller one; what is hidden is said by `visible`")
 
 
 def check_brackets(opening: Token, depth: int) -> None:

@@ -55,11 +55,11 @@ FOREIGN_OPERATORS = {
     "=<": "write `<=`",
     "===": "write `==`",
     "!==": "write `!=`",
-    "->": "the language has no arrows",
+    "->": "a function is written `def f(x) = …`, without arrows",
     ":=": "to name an expression, write a line `let name = …`",
-    "+=": "write the new value in full: `step S = S + …`",
-    "-=": "write the new value in full: `step S = S - …`",
-    "*=": "write the new value in full: `step S = … * S`",
+    "+=": "nothing is changed in place: write the formula in full, `S + …`",
+    "-=": "nothing is changed in place: write the formula in full, `S - …`",
+    "*=": "nothing is changed in place: write the formula in full, `… * S`",
     "/=": "write `!=` to compare, or the new value in full",
     "?": "a choice is written `a if condition else b`",
     "≤": "write `<=`",
@@ -79,6 +79,26 @@ FOREIGN_OPERATORS = {
 }
 """What other notations write, and the remedy."""
 
+FORMS = {
+    "use": "the names are listed: `use windows (shifted, leading)`",
+    "def": "a function has its parameters in brackets, `def f(x) = …`; an expression is named by `let`",
+    "pattern": "parameters stand in brackets: `pattern near(window: int)`",
+    "branch": "a branch has no parameters; a family of branches is written `branch near[c in 0 .. n]`",
+    "round": "it stands alone; its units follow in the body: `per a = q // 64, b = k // 64`",
+}
+"""How lines are written that open a body or bring names."""
+
+_CHOICE = "a choice is part of an expression: `visible a if condition else b`"
+_REPEATED = "what is repeated is part of an expression: `visible any(k == j for j in 0 .. n)`"
+_REMARK = "a comment starts with `#`"
+
+FOREIGN_OPENINGS = {
+    **dict.fromkeys(("if", "else", "elif"), _CHOICE),
+    **dict.fromkeys(("for", "while"), _REPEATED),
+    **dict.fromkeys(("//", "/", "-", "%"), _REMARK),
+}
+"""How other languages begin a line, and the remedy."""
+
 FOREIGN_CHARACTERS = {
     "'": 'a docstring stands in double quotes: `"…"`',
     "“": 'use straight quotes: `"`',
@@ -90,7 +110,7 @@ FOREIGN_CHARACTERS = {
     ";": "every statement stands on a line of its own",
     "\\": "a line goes on inside brackets; no `\\` is needed",
     "\u00a0": "this is a no-break space; type an ordinary one",
-    "∞": "write `inf`",
+    "∞": "leave an infinite bound out; what is hidden is said by `visible`",
     "√": "write `sqrt(x)`, or `isqrt(n)` where it must be exact",
     "…": "a range is written `low .. high`",
 }
@@ -113,7 +133,7 @@ def choices(expected: Iterable[str]) -> str:
     if rest >= {"NAME", "NUMBER", "LPAR"}:
         phrases.append("an expression")
         rest -= _EXPRESSION
-    if rest >= {"COMPARE", "TIMES"}:
+    if rest >= {"TIMES", "POWER"}:
         phrases.append("an operator")
         rest -= _GOING_ON
     phrases += sorted(_PHRASES.get(kind, f"`{kind.lower()}`") for kind in rest)

@@ -14,12 +14,20 @@ BODY_WORDS = (
     *("select", "branch", "round", "covers", "from", "keep", "always"),
     *("combine", "approximate", "return"),
 )
+PATTERN_WORDS = (
+    *("visible", "score", "weights", "value", "let", "require", "preset", "input", "learned", "align", "tokens", "pad"),
+    *("documents", "over", "per", "branch", "combine", "round", "approximate"),
+)
+"""The words of a pattern's body that are compiled today, the usual ones first."""
+
 STATEMENT_WORDS = frozenset(FILE_WORDS + BODY_WORDS)
 
 FOREIGN_WORDS = {
     "mask": "visible",
     "mask_mod": "visible",
     "where": "visible",
+    "causal": "visible",
+    "condition": "visible",
     "attend": "visible",
     "bias": "score",
     "output": "read",
@@ -29,8 +37,13 @@ FOREIGN_WORDS = {
     "assert": "require",
     "import": "use",
     "fn": "def",
+    "func": "def",
+    "fun": "def",
     "function": "def",
     "param": "input",
+    "attention": "pattern",
+    "kernel": "pattern",
+    "class": "pattern",
     "const": "let",
     "var": "let",
     "axes": "tokens",
