@@ -110,6 +110,11 @@ class ModuleLoader:
             self.given[module] = source
         return self.given[module]
 
+    def names(self) -> tuple[str, ...]:
+        """The modules that there are, for a name that is misspelt."""
+        beside = self.folder.glob("*.attn") if self.folder is not None else ()
+        return (*(path.stem for path in beside), *_texts())
+
     def _beside(self, module: str) -> SourceFile | None:
         if self.folder is None or not _MODULE.match(module):
             return None

@@ -12,7 +12,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
     swapped = [c for c in candidates if sorted(c) == sorted(word) and len(word) > 1]
     if swapped:
         return swapped[0]
-    near = get_close_matches(word, candidates, n=1, cutoff=0.6)
+    near = get_close_matches(word, candidates, n=1, cutoff=0.65)
     if near:
         return near[0]
     lower = [c for c in candidates if c.lower() == word.lower()]

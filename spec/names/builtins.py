@@ -1,4 +1,4 @@
-"""The words the language itself defines in expressions: places, sizes, functions, dimensions."""
+"""The words the language itself defines in expressions: places, sizes, functions, dimensions; and what others say."""
 
 from __future__ import annotations
 
@@ -68,6 +68,20 @@ LATER_FUNCTIONS = frozenset({"order"})
 AGGREGATES = frozenset({"sum", "mean", "max", "min", "any", "all", "count"})
 """Functions that take `for`."""
 
+_SPECIAL_CALLS = {
+    "softmax": "softmax(score)",
+    "merge": "merge(near, far)",
+    "conjugate_gradient": "conjugate_gradient(8)",
+    **{name: f"{name}(… for i in low .. high)" for name in AGGREGATES - EXACT_FUNCTIONS.keys()},
+}
+
+
+def call_of(name: str) -> str:
+    """How a function of the language is called."""
+    builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
+    return f"{name}({', '.join(builtin.parameters)})" if builtin else _SPECIAL_CALLS.get(name, f"{name}(…)")
+
+
 FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | LATER_FUNCTIONS | AGGREGATES
 
 POSITIONS = frozenset({"q", "k"})
@@ -107,3 +121,46 @@ WORD_OF = {
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "not": "not", "and": "and", "or": "or",
 }  # fmt: skip
 """How an operation is written."""
+
+_LENGTHS = "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`"
+_QUERY = "the position of the query is `q`"
+_KEY = "the position of the key is `k`"
+_OWN = "functions stand by themselves: `sin(x)`, `dot(q, k)`"
+
+HINTS = {
+    "pi": "write the number: 3.141592653589793",
+    "ln": "the natural logarithm is `log`",
+    "avg": "write `mean`",
+    "average": "write `mean`",
+    "square": "write `x ** 2`",
+    "scores": "the score of this key is `score`",
+    "weight": "the weight of a branch is `near.weight`",
+    "True": "write `true`",
+    "False": "write `false`",
+    "None": "what has no value is left out; without a default a parameter must be given",
+    "round": "write `floor(x + 1/2)`",
+    "int": "write `floor(x)`",
+    "where": "write `a if condition else b`",
+    "pow": "write `a ** b`",
+    "norm": "write `sqrt(dot(x, x))`",
+    "causal": "write `k <= q`",
+    "range": "a range is written `for i in low .. high`",
+    "arange": "a range is written `for i in low .. high`",
+    **dict.fromkeys(("len", "N", "n", "L", "T", "length", "seq_len", "q_len", "kv_len"), _LENGTHS),
+    **dict.fromkeys(("i", "q_idx", "query", "row"), _QUERY),
+    **dict.fromkeys(("j", "kv_idx", "k_idx", "key", "column"), _KEY),
+    **dict.fromkeys(("math", "torch", "np", "numpy", "jnp"), _OWN),
+    "b": "the sequence of the batch is `batch`",
+    "h": "the head at hand is `head`",
+}
+"""What is meant by names that papers and other languages have."""
+
+TYPE_HINTS = {
+    **dict.fromkeys(("float", "double", "number", "float32", "rational"), "did you mean `real`?"),
+    **dict.fromkeys(("integer", "long", "int32", "int64", "index"), "did you mean `int`?"),
+    "boolean": "did you mean `bool`?",
+    "list": "a list says what it holds, and how many: `int[3]`",
+    "tensor": "a tensor says what it holds, and its dimensions: `real[batch, token]`",
+    "Tensor": "a tensor says what it holds, and its dimensions: `real[batch, token]`",
+}
+"""What is meant by types that other languages have."""

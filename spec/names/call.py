@@ -22,7 +22,8 @@ def bind_arguments(
 ) -> tuple[syntax.Expr, ...] | None:
     """One expression for each parameter, in order; None (and a report) where the call does not fit."""
     also = (Label(declared, "declared here"),) if declared else ()
-    signature = f"`{function}({', '.join(parameters)}{', …' if variadic else ''})`"
+    declared_as = [f"{p} = {defaults[p].span.text}" if p in defaults else p for p in parameters]
+    signature = f"`{function}({', '.join(declared_as)}{', …' if variadic else ''})`"
 
     def refuse(message: str, span: Span, help_: str = "") -> None:
         report.error("A305", message, span, also=also, help=help_ or f"call it as {signature}")

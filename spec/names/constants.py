@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attnc.spec import syntax
 from attnc.spec.meaning.exact import ArithmeticFault, apply
+from attnc.spec.names.builtins import HINTS
 from attnc.spec.program import Scalar, Value
 from attnc.spec.source import Span
 
@@ -35,6 +36,8 @@ def constant(expression: syntax.Expr) -> Value:
         case syntax.Binary(op=op, left=left, right=right) if op in _OPERATORS:
             return _apply(expression.span, _OPERATORS[op], left, right)
     help_ = "write numbers, true or false, or a list of them"
+    if isinstance(expression, syntax.Name):
+        help_ = HINTS.get(expression.id, help_)
     raise NotConstant("a default or a preset's value is a constant", expression.span, "not a constant", help_)
 
 

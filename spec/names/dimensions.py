@@ -7,7 +7,14 @@ from typing import Literal, cast
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
-from attnc.spec.names.builtins import FIXED_DIMENSIONS, FUNCTIONS, KINDS, REFINEMENTS, RESERVED_NAMES
+from attnc.spec.names.builtins import (
+    FIXED_DIMENSIONS,
+    FUNCTIONS,
+    KINDS,
+    REFINEMENTS,
+    RESERVED_NAMES,
+    TYPE_HINTS,
+)
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.scope import InputSymbol, SegmentSymbol, SizeSymbol, Symbol
 from attnc.spec.report import Report
@@ -48,7 +55,9 @@ class Dimensions:
         if kind is None:
             return None
         if kind[0] == "complex":
-            self._report.error("A704", "complex parameters are not supported yet", item.type.span)
+            help_ = "declare two `real` parameters, the real and the imaginary part"
+            message = "complex parameters are not supported yet"
+            self._report.error("A704", message, item.type.span, "not compiled yet", help=help_)
             return None
         for dim in item.type.dims:
             if isinstance(dim, syntax.Name) and dim.id in FIXED_DIMENSIONS - {"head"}:
@@ -74,17 +83,19 @@ class Dimensions:
             return None
         return Type(kind[0], dims, kind[1])
 
-    def segment(self, line: syntax.Places) -> program.Segment | None:
+    def segment(self, line: syntax.Places) -> program.Segment:
         """The stretch of tokens that a `tokens` line lays down."""
         axes = []
         for binder in line.binders:
-            if isinstance(binder, syntax.Axis) and not isinstance(binder.domain, syntax.Range):
-                self._check_axis(binder.name)
-                axes.append(program.Axis(binder.name.span, binder.name.id, self._extent(binder.domain)))
-                continue
-            help_ = "write `tokens y: height, x: width`, slowest first"
-            self._report.error("A304", "an axis has a name and an extent", binder.span, help=help_)
-            return None
+            assert isinstance(binder, syntax.Axis)
+            extent = binder.domain
+            if isinstance(extent, syntax.Range):
+                message = "`tokens` needs how many there are along an axis, and this is a range"
+                help_ = f"positions count from 0: write `{binder.name.id}: {extent.high.span.text}`"
+                self._report.error("A304", message, extent.span, "a range", help=help_)
+                extent = extent.high
+            self._check_axis(binder.name)
+            axes.append(program.Axis(binder.name.span, binder.name.id, self._extent(extent)))
         return program.Segment(line.span, line.name.id if line.name else None, tuple(axes))
 
     def _check_axis(self, name: syntax.Name) -> None:
@@ -122,7 +133,7 @@ class Dimensions:
         if name in REFINEMENTS:
             return "real", cast(_Refinement, name)
         listed = "the types are int, real, bool, complex, unit, log_decay, positive"
-        help_ = did_you_mean(name, KINDS | REFINEMENTS, listed)
+        help_ = TYPE_HINTS.get(name) or did_you_mean(name, KINDS | REFINEMENTS, listed)
         self._report.error("A302", f"unknown type `{name}`", item.name.span, "not a type", help=help_)
         return None
 
@@ -134,7 +145,8 @@ class Dimensions:
             case syntax.Number(value=int() as value) if value > 0:
                 return value
             case syntax.Number():
-                self._report.error("A303", "a dimension is an integer above 0", dim.span)
+                help_ = "write how many entries there are, or the name of a dimension"
+                self._report.error("A303", "a dimension is an integer above 0", dim.span, "not above 0", help=help_)
                 return 1
             case syntax.Name(id=name) if name in FIXED_DIMENSIONS:
                 return name

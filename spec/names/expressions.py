@@ -27,7 +27,15 @@ from attnc.spec.names.builtins import (
 )
 from attnc.spec.names.call import bind_arguments
 from attnc.spec.names.definitions import DefinitionOrder
-from attnc.spec.names.name_resolver import EXACT_ONLY, SCORES_ONLY, Binders, NameResolver, Names, Surroundings
+from attnc.spec.names.name_resolver import (
+    EXACT_ONLY,
+    SCORES_ONLY,
+    UNKNOWN,
+    Binders,
+    NameResolver,
+    Names,
+    Surroundings,
+)
 from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
@@ -271,7 +279,7 @@ class ExpressionResolver(NameResolver):
         if isinstance(right, syntax.Name) and right.id not in self.known():
             return self._unknown_name(right, "segment or selection", segments)
         self.resolve(node.first)
-        help_ = "segments are declared with `tokens name(…)`, selections with `select name`"
+        help_ = "to compare with numbers write `low <= q < high`; segments are declared with `tokens name(…)`"
         return self.refuse("A209", "`in` needs a segment or a selection", right.span, help_, "this is neither")
 
     # --- attributes, items, calls ------------------------------------------------------------------------------------
@@ -295,6 +303,8 @@ class ExpressionResolver(NameResolver):
         if base.id in self._binders:
             message = "a coordinate of a definition's parameter is not supported yet"
             return self.refuse("A701", message, node.span, "pass the coordinate itself, as in `f(q.y)`")
+        if base.id not in self.known() and symbol is None:
+            return self._unknown_name(base, "name", self.known())
         if base.id not in POSITIONS:
             return self.refuse("A202", f"`{base.id}` has no coordinates", node.span, "write `q.axis` or `k.axis`")
         return self._coordinate(node, "q" if base.id == "q" else "k")
@@ -391,14 +401,20 @@ class ExpressionResolver(NameResolver):
     def _call(self, node: syntax.Call) -> program.Expr:
         function = node.function
         if not isinstance(function, syntax.Name):
-            return self.refuse("A204", "this cannot be called", function.span, "only a function's name can")
+            help_ = "only a function's name can"
+            if isinstance(function, syntax.Attribute):
+                help_ = f"a function stands before what it is of: `{function.name.id}(…)`"
+            return self.refuse("A204", "this cannot be called", function.span, help_)
         symbol = self._names.get(function.id)
         if isinstance(symbol, DefinitionSymbol) and symbol.source.is_function:
             return self._definition_call(node, symbol.source)
         if isinstance(symbol, SilentSymbol):
             return self.unknown(node.span)
         if symbol is not None or function.id in self._binders or function.id in RESERVED_NAMES:
-            return self.refuse("A204", f"`{function.id}` is not a function", function.span, "use it without brackets")
+            help_ = "use it without brackets"
+            if isinstance(symbol, InputSymbol):
+                help_ = f"read an entry with `[ ]`: `{function.id}[…]`"
+            return self.refuse("A204", f"`{function.id}` is not a function", function.span, help_)
         return self._builtin_call(node, function)
 
     def _builtin_call(self, node: syntax.Call, function: syntax.Name) -> program.Expr:
@@ -412,7 +428,8 @@ class ExpressionResolver(NameResolver):
         if name in FLOAT_FUNCTIONS and self._world == "exact":
             return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
         if name in LATER_FUNCTIONS:
-            return self.refuse("A701", f"`{name}` is not supported yet", node.span)
+            help_ = "compute the ranks before the call, and declare them: `input place: int[batch, token]`"
+            return self.refuse("A701", f"`{name}` is not supported yet", node.span, help_)
         builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
         if builtin is None and name in AGGREGATES:
             return self.refuse("A204", f"`{name}` needs a `for`", node.span, self._over_what(name, node))
@@ -485,6 +502,8 @@ class ExpressionResolver(NameResolver):
     def _merge(self, node: syntax.Call) -> program.Expr:
         parts = [self.resolve(argument.value) for argument in node.arguments]
         branches = tuple(p for p in parts if isinstance(p, program.BranchRead) and p.part == "out" and p.at is None)
+        if any(isinstance(p, program.Local) and p.binder is UNKNOWN for p in parts):
+            return self.unknown(node.span)
         if len(branches) < max(len(parts), 1):
             help_ = "name branches: `merge(near, far)`"
             return self.refuse("A204", "`merge` joins branches", node.span, help_, "not all of these are branches")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
@@ -16,10 +17,22 @@ from attnc.spec.report import Report
 from attnc.spec.source import SourceFile, Span
 from attnc.spec.suggest import did_you_mean
 
-Loader = Callable[[str, SourceFile], SourceFile | None]
-"""(module name, file that asks) → the module's text, or None where there is no such module."""
-
 MAX_USE_DEPTH = 16
+
+
+class Loader(Protocol):
+    """(module name, file that asks) → the module's text, or None where there is no such module."""
+
+    def __call__(self, name: str, asking: SourceFile, /) -> SourceFile | None:
+        """Find one module."""
+
+
+@runtime_checkable
+class Shelf(Protocol):
+    """A loader that knows which modules there are, so that a misspelt name gets the nearest one."""
+
+    def names(self) -> Iterable[str]:
+        """The modules that `use` may name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +112,7 @@ class Modules:
         source = self._loader(item.module.id, asking)
         if source is None:
             help_ = f"`use {item.module.id}` reads `{item.module.id}.attn` beside this file, or in the standard library"
+            help_ = did_you_mean(item.module.id, self._loader.names() if isinstance(self._loader, Shelf) else (), help_)
             self._report.error(
                 "A601", f"no module is named `{item.module.id}`", item.module.span, "not found", help=help_
             )
@@ -109,7 +123,9 @@ class Modules:
             self._report.error("A604", f"files use each other in a circle: {path}", item.module.span, help=help_)
             return None
         if len(self._open) >= MAX_USE_DEPTH:
-            self._report.error("A605", f"files use files more than {MAX_USE_DEPTH} deep", item.module.span)
+            help_ = "use the file that defines the name"
+            message = f"files use files more than {MAX_USE_DEPTH} deep"
+            self._report.error("A605", message, item.module.span, "too deep here", help=help_)
             return None
         if source.name not in self._known:
             self._known[source.name] = self._parse(source)

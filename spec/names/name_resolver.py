@@ -14,10 +14,12 @@ from attnc.spec.names.builtins import (
     FLOAT_NAMES,
     FUNCTIONS,
     HEAD_INDICES,
+    HINTS,
     IMPLIED_DIMENSIONS,
     POSITIONS,
     SELECTION_NAMES,
     SIZES,
+    call_of,
 )
 from attnc.spec.names.scope import (
     BranchSymbol,
@@ -47,24 +49,17 @@ UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
 Names = Mapping[str, Symbol]
 Binders = Mapping[str, program.Binder]
 
-EXACT_ONLY = "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs"
+EXACT_ONLY = (
+    "a relation is exact: it depends on positions, sizes, parameters and int or bool inputs; "
+    "vectors and real numbers belong in `score` or `weights`"
+)
 
 
 SCORES_ONLY = "scores, weights and values are made of positions, inputs, vectors and the functions of the reference"
 
 
-HINTS = {
-    "pi": "write the number: 3.141592653589793",
-    "ln": "the natural logarithm is `log`",
-    "avg": "write `mean`",
-    "average": "write `mean`",
-    "square": "write `x ** 2`",
-    "scores": "the score of this key is `score`",
-    "weight": "the weight of a branch is `near.weight`",
-    "N": "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`",
-    "n": "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`",
-}
-"""What is meant by names that papers and other languages have."""
+_PLACE_OF = {"query": "q", "key": "k", "token": "k"}
+"""What a dimension is usually read at."""
 
 _LABELS = {
     "A202": "has no coordinates",
@@ -89,6 +84,8 @@ class Surroundings:
 
     segments: tuple[program.Segment, ...] = ()
     align: str | None = None
+    patterns: frozenset[str] = frozenset()
+    """The patterns of the file, which are no values."""
     alone: bool = False
     """Whether a `def` is read by itself: coordinates and the names of other bodies are taken on trust."""
     visible: list[program.Expr] = field(default_factory=list)
@@ -191,17 +188,21 @@ class NameResolver:
         if self._resolver.surroundings.alone and name in FLOAT_NAMES | SELECTION_NAMES | {"t"}:
             return self.unknown(node.span)
         if name in FLOAT_NAMES and self._world != "exact":
-            return self.refuse("A703", f"`{name}` is not supported here yet", node.span, SCORES_ONLY)
+            help_ = "to hide a key, say so in `visible`; elsewhere write a large number, as `1e30`"
+            return self.refuse("A703", f"`{name}` is not supported here yet", node.span, help_)
         if name in FLOAT_NAMES:
             return self.refuse("A401", f"`{name}` is a floating-point value", node.span, EXACT_ONLY)
         if name in SELECTION_NAMES:
             help_ = "`keep` of a `select` is the one place that knows it"
             return self.refuse("A206", f"`{name}` has no meaning here", node.span, help_)
         if name in FUNCTIONS:
-            return self.refuse("A207", f"`{name}` is a function, not a value", node.span, f"call it: `{name}(…)`")
+            return self.refuse("A207", f"`{name}` is a function, not a value", node.span, f"call it: `{call_of(name)}`")
         if name == "t":
             help_ = "the position of a query is `q`, that of a key `k`"
             return self.refuse("A206", "`t` is the token of a recurrence's step", node.span, help_)
+        if name in self._resolver.surroundings.patterns:
+            help_ = "move the relation that both need into a `def`, and call it in both"
+            return self.refuse("A603", f"`{name}` is a pattern, not a value", node.span, help_, "a pattern")
         return self._unknown_name(node, "name", self.known())
 
     def known(self) -> set[str]:
@@ -249,7 +250,7 @@ class NameResolver:
             return program.InputRead(span, tensor, indices)
         if tensor.type.kind == "real" and len(indices) < len(written):
             return self._part_of(span, tensor, indices, written)
-        names = [str(d) if isinstance(d, str | int) else "…" for d in written]
+        names = [_PLACE_OF.get(d, d) if isinstance(d, str) else "…" for d in written]
         example = f"{tensor.name}[{', '.join(names)}]" if names else tensor.name
         message = f"`{tensor.name}` takes {_count(len(written), 'index', 'indices')} and is given {len(indices)}"
         self._report.error(

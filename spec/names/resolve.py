@@ -44,7 +44,8 @@ _LATER_WORDS = {
 _STATIC_ONLY = "what can be compiled: attentions and branches over relations that do not depend on content"
 
 _HOME = {
-    **dict.fromkeys(("covers", "from", "keep", "always"), "a `select`"),
+    **dict.fromkeys(("covers", "from", "always"), "a `select`"),
+    "keep": "a `round`, or a `select`",
     **dict.fromkeys(("scan", "reset", "read", "step", "state"), "a `recurrence`, or a `branch` with a state"),
     "return": "a `def`",
 }
@@ -81,7 +82,8 @@ class Resolved:
 def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved | None:
     """The pattern with its names resolved; None where it is of a kind that is not supported yet."""
     if pattern.word.id == "recurrence":
-        report.error("A702", "recurrences are not supported yet", pattern.word.span, "a recurrence")
+        help_ = "a state that adds up `outer(k, v)` is a pattern: `visible k <= q`, `weights dot(q, k)`"
+        report.error("A702", "recurrences are not supported yet", pattern.word.span, "not compiled yet", help=help_)
         return None
     return _PatternResolver(scope, pattern, report).resolve()
 
@@ -93,7 +95,7 @@ class _PatternResolver:
         self._own: dict[str, Symbol] = {}
         self._outer = scope.names
         self._names: ChainMap[str, Symbol] = ChainMap(self._own, scope.names)
-        self._around = Surroundings(align=self._align())
+        self._around = Surroundings(align=self._align(), patterns=frozenset(p.name.id for p in scope.patterns))
         self._resolver = Resolver(report, self._around)
         self._dimensions = Dimensions(report, self._resolver, self._names, self._declare)
         self._unsupported = False
@@ -243,7 +245,9 @@ class _PatternResolver:
         except NotConstant as fault:
             self._report.error("A402", fault.message, fault.span, fault.label, help=fault.help)
         except Mismatch as fault:
-            self._report.error("A301", f"this parameter is {fault}", expression.span, f"expected {type_}")
+            kind = "`true` or `false`" if str(type_) == "bool" else f"a value of the type `{type_}`"
+            help_ = f"write {kind}, or declare another type"
+            self._report.error("A301", f"this parameter is {fault}", expression.span, f"expected {type_}", help=help_)
         return None
 
     def _inputs(self) -> Iterable[program.Input]:
@@ -270,8 +274,6 @@ class _PatternResolver:
                 help_ = "name each one: `tokens video(t: frames, y: height)`"
                 self._report.error("A217", "several `tokens` lines need names", line.span, help=help_)
             segment = self._dimensions.segment(line)
-            if segment is None:
-                continue
             if line.name is not None:
                 self._declare(line.name, SegmentSymbol(line.name.span, segment))
             yield segment
@@ -280,9 +282,11 @@ class _PatternResolver:
         lines = [p for p in self._statements(syntax.Places) if p.word.id == "pad"]
         axes = {axis.name: (segment, i) for segment in segments for i, axis in enumerate(segment.axes)}
         for binder in (b for line in lines for b in line.binders):
-            if not isinstance(binder, syntax.Axis) or not isinstance(binder.domain, syntax.Range):
-                help_ = "write `pad y: -h .. height + h`"
-                self._report.error("A304", "`pad` gives an axis its range of keys", binder.span, help=help_)
+            assert isinstance(binder, syntax.Axis)
+            if not isinstance(binder.domain, syntax.Range):
+                message = "`pad` needs the range of keys along an axis, and this is an extent"
+                help_ = f"write `{binder.name.id}: 0 .. {binder.domain.span.text}`; keys may begin below 0"
+                self._report.error("A304", message, binder.domain.span, "an extent", help=help_)
             elif len(segments) != 1:
                 help_ = "leave out the other `tokens` lines, or pad the tensors before the call"
                 self._report.error("A703", "`pad` with several segments is not supported yet", binder.span, help=help_)
@@ -334,7 +338,8 @@ class _PatternResolver:
             if is_call and value.function.id == "conjugate_gradient" and len(value.arguments) == 1:  # type: ignore[union-attr]
                 return self._resolver.resolve(value.arguments[0].value, self._names)  # type: ignore[union-attr]
             help_ = "write `approximate conjugate_gradient(8)`: so many steps for every `solve`"
-            self._report.error("A223", "no approximation that is known", value.span, "not this", help=help_)
+            message = "the one approximation that is known is `conjugate_gradient(n)`"
+            self._report.error("A223", message, value.span, "not this", help=help_)
         return None
 
     def _combine(self) -> program.Expr | None:
@@ -356,7 +361,8 @@ class _PatternResolver:
             value = item.value
             if isinstance(value, syntax.Name) and value.id in ("end", "start"):
                 return value.id
-            help_ = "`align end`: the last query stands at the last key; `align start`: the first at the first"
+            listed = "`align end`: the last query stands at the last key; `align start`: the first at the first"
+            help_ = did_you_mean(value.span.text, ("start", "end"), listed)
             self._report.error("A218", "`align` is `start` or `end`", value.span, "neither", help=help_)
         return None
 
@@ -371,6 +377,8 @@ class _PatternResolver:
                 if tensor.type.kind == "int" and tensor.type.dims in (("batch", "token"), ("token",)):
                     return tensor
             help_ = "declare `input doc: int[batch, token]` and write `documents doc`"
+            if isinstance(value, syntax.Name) and symbol is None:
+                help_ = did_you_mean(value.id, (n for n, s in self._own.items() if isinstance(s, InputSymbol)), help_)
             message = "`documents` needs an int input by `[batch, token]` or `[token]`"
             self._report.error("A219", message, value.span, "not such an input", help=help_)
         return None

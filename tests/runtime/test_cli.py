@@ -131,6 +131,17 @@ def test_check_shows_the_place_and_the_remedy(files: Path, capsys: pytest.Captur
     assert "--> bad.attn:2:22" in err and "^^" in err
 
 
+def test_check_suggests_a_file_beside_and_one_of_the_library(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "boundaries.attn").write_text("def near(x, y) = x - y < 3\n")
+    path = tmp_path / "root.attn"
+    path.write_text("use boundary (near)\nuse windos (shifted)\n\npattern root\n    visible near(q, k)\n")
+    assert main(["check", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "did you mean `boundaries`?" in said and "did you mean `windows`?" in said
+
+
 def test_check_as_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "check", "good.attn") == (0, {"schema": 1, "diagnostics": []})
     status, values = run_json(capsys, "check", "bad.attn")
