@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from attnc.spec import program
-from attnc.spec.checks.forms import FLOAT, INT, UNKNOWN, Finding, Form, floating
+from attnc.spec.checks.forms import BOOL, FLOAT, INT, UNKNOWN, Finding, Form, as_number, floating
 from attnc.spec.checks.guards import Facts
 from attnc.spec.checks.measure import below
 from attnc.spec.source import Span
@@ -108,14 +108,15 @@ class AttendChecker:
         at = self._checker.first_use(node, "k")
         if at is not None:
             name = attend.over.binder.name
-            message = f"there is no `k` here: the keys are `{name}`"
+            word = "v" if at.text == "v" else "k"
+            message = f"there is no `{word}` here: the keys are `{name}`"
             unit = isinstance(attend.over, program.Unit)
-            pooled = f"those of the unit are `mean({name}.k)`" if unit else f"what stands at `{name}` is an input's"
-            help_ = f"the vector of a token is `k[i]`; {pooled}"
+            own = f"those of the unit are `mean({name}.{word})`" if unit else f"what stands at `{name}` is an input's"
+            help_ = f"the vector of a token is `{word}[i]`; {own}"
             if node in self._pattern.visible and self._pattern.combine is not None:
                 message = f"this line holds in every branch, and the keys of `{attend.name}` are `{name}`"
                 help_ = "write it in the branches whose keys are tokens"
-            self._complain("A206", message, at, f"which `k` of `{name}`?", help=help_)
+            self._complain("A206", message, at, f"which `{word}` of `{name}`?", help=help_)
 
     # --- clauses -----------------------------------------------------------------------------------------------------
 
@@ -133,8 +134,10 @@ class AttendChecker:
         found = self._in(clause, node, env, facts)
         several = clause == "extra" and len(found.form.axes) == 1
         if not (found.form.is_number or several):
-            help_ = "take the product with another vector: `dot(a, b)`" if found.form.axes else ""
             message = f"{what} is a number, and this is {found.form}"
+            help_ = as_number(found.form, node.span.text)
+            if clause == "score" and found.form == BOOL:
+                help_ = f"{help_}; a condition for what is seen stands in `visible`"
             self._complain("A310", message, node.span, str(found.form), help=help_)
         return found
 
@@ -220,6 +223,8 @@ class AttendChecker:
             word = "score" if isinstance(node, program.Score) else "softmax"
             here = "this line defines it" if self._clause == "score" else "there is none here"
             help_ = "it is known in `weights` and in `value`"
+            if word == "softmax" and self._clause == "score":
+                help_ = "leave it out: the weights are the softmax of the score already"
             self._complain("A206", f"`{word}` is of a row's scores, and {here}", node.span, help=help_)
         return Finding(FLOAT, _DATA | {"q", "k", "key"})
 

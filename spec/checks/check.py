@@ -19,6 +19,7 @@ from attnc.spec.checks.forms import (
     UNKNOWN,
     Finding,
     Form,
+    as_number,
     floating,
     join,
     of_constant,
@@ -392,7 +393,9 @@ class Checker:
         form = join(then.form, otherwise.form)
         if form is None:
             message = f"one side of `if` is {then.form}, the other {otherwise.form}"
-            self._complain("A313", message, node.otherwise.span, str(otherwise.form), help="make both sides alike")
+            also = (Label(node.then.span, str(then.form)),)
+            help_ = "make both sides alike"
+            self._complain("A313", message, node.otherwise.span, str(otherwise.form), also=also, help=help_)
             form = UNKNOWN
         needs = condition.needs | then.needs | otherwise.needs
         return Finding(form, needs, None, then.natural and otherwise.natural)
@@ -404,7 +407,8 @@ class Checker:
             joined = join(form, here.form)
             if joined is None:
                 message = f"a list holds {form} and {here.form}"
-                self._complain("A313", message, item.span, str(here.form), help="make all entries alike")
+                also = (Label(node.items[0].span, str(found[0].form)),)
+                self._complain("A313", message, item.span, str(here.form), also=also, help="make all entries alike")
                 return NOTHING
             form = joined
         needs = frozenset[str]().union(*(f.needs for f in found))
@@ -497,17 +501,20 @@ class Checker:
             return REAL
         if body.form.is_number:
             return body.form
-        help_ = "count conditions with `count(… for …)`" if body.form == BOOL else "take one entry: `x[0]`"
+        counted = "count conditions with `count(… for …)`"
+        help_ = counted if body.form == BOOL else as_number(body.form, node.body.span.text)
         self._complain("A310", f"`{node.op}` needs numbers, and this is {body.form}", node.body.span, help=help_)
         return UNKNOWN
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def _complain(self, code: str, message: str, span: Span, label: str = "", *, help: str = "") -> None:
+    def _complain(
+        self, code: str, message: str, span: Span, label: str = "", *, also: tuple[Label, ...] = (), help: str = ""
+    ) -> None:
         """Report once for each place, however many uses there are of the definition around it."""
         if (code, span) not in self._complaints:
             self._complaints.add((code, span))
-            self._report.error(code, message, span, label, also=self._used_here(), help=help)
+            self._report.error(code, message, span, label, also=also + self._used_here(), help=help)
 
     def _used_here(self) -> tuple[Label, ...]:
         return (Label(self._uses[-1], "used here"),) if self._uses else ()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from attnc.spec import program
-from attnc.spec.checks.forms import FLOAT, UNKNOWN, Finding, Form, floating
+from attnc.spec.checks.forms import FLOAT, UNKNOWN, Finding, Form, as_number, floating
+from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import FLOAT_BUILTINS, VECTOR_FUNCTIONS, WORD_OF
 
 Complain = Callable[..., None]
@@ -71,7 +72,7 @@ class FloatRules:
         for operand, f in zip(node.operands, found, strict=True):
             if not (f.form.is_number or f.form.kind == "float"):
                 message = f"`{WORD_OF.get(node.op, node.op)}` needs numbers, and this is {f.form}"
-                help_ = "write `(1 if … else 0)` for a number" if f.form.kind == "bool" else "take one entry: `x[0]`"
+                help_ = as_number(f.form, operand.span.text)
                 self._complain("A310", message, operand.span, str(f.form), help=help_)
                 good = False
         return good
@@ -82,7 +83,8 @@ class FloatRules:
             if form.axes != vectors[0][1].axes:
                 message = f"{vectors[0][1]} and {form} do not go together"
                 help_ = "a number goes with any vector, two vectors are over one axis"
-                self._complain("A314", message, operand.span, str(form), help=help_)
+                also = (Label(vectors[0][0].span, str(vectors[0][1])),)
+                self._complain("A314", message, operand.span, str(form), also=also, help=help_)
                 return UNKNOWN
         return vectors[0][1] if vectors else FLOAT
 
@@ -110,10 +112,23 @@ class FloatRules:
         return floating(axes[1])
 
     def _part(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        """The i-th of n parts, both constants."""
+        for operand, f in zip(node.operands[1:], found[1:], strict=True):
+            if not isinstance(f.constant, int):
+                message = "`part` takes constants: which part, and of how many"
+                self._complain("A402", message, operand.span, "not a constant", help=_HOW["part"])
+                return UNKNOWN
         number, of = found[1].constant, found[2].constant
-        if not isinstance(number, int) or not isinstance(of, int) or not 0 <= number < of:
-            message = "`part` takes constants: which part, and of how many"
-            self._complain("A312", message, node.span, "which part?", help=_HOW["part"])
+        assert isinstance(number, int)
+        assert isinstance(of, int)
+        if of < 1:
+            message = f"there are no {of} parts"
+            self._complain("A312", message, node.operands[2].span, "not above 0", help=_HOW["part"])
+            return UNKNOWN
+        if not 0 <= number < of:
+            message = f"the part {number} of {of} is out of range"
+            help_ = f"the parts are 0 to {of - 1}"
+            self._complain("A312", message, node.operands[1].span, "no such part", help=help_)
             return UNKNOWN
         return floating((f"{found[0].form.axes[0]}/{of}",))
 
@@ -139,6 +154,8 @@ class FloatRules:
             return floating(forms[0].axes)
         if forms[0].axes != forms[1].axes:
             message = f"the product of {forms[0]} and {forms[1]}"
-            self._complain("A314", message, node.span, "over different axes", help="both are over one axis")
+            also = (Label(node.operands[0].span, str(forms[0])),)
+            help_ = "take two vectors over one axis, such as `q` and `k`"
+            self._complain("A314", message, node.operands[1].span, str(forms[1]), also=also, help=help_)
             return UNKNOWN
         return FLOAT

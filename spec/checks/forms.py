@@ -102,6 +102,17 @@ def of_type(type_: Type) -> Form:
     return form
 
 
+def as_number(form: Form, text: str) -> str:
+    """How to make a number of what is none, a remedy for a message; `text` is how it is written."""
+    if form == BOOL:
+        return "write `(1 if … else 0)` for a number"
+    if form.kind == "list":
+        return f"take one entry: `{text if text.isidentifier() else 'x'}[0]`"
+    if any(axis in ("query", "key", "token") for axis in form.axes):
+        return "read one entry of the input: write its indices, as in `bias[q, k]`"
+    return "take the product with another vector: `dot(a, b)`" if form.axes else ""
+
+
 def join(a: Form, b: Form) -> Form | None:
     """The form that holds both, or None."""
     if "unknown" in (a.kind, b.kind):

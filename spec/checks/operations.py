@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 
 from attnc.spec import program
 from attnc.spec.checks.floating import FloatRules
-from attnc.spec.checks.forms import APPROXIMATE, BOOL, INT, NOTHING, REAL, UNKNOWN, Finding, Form, join, of_constant
+from attnc.spec.checks.forms import (
+    APPROXIMATE,
+    BOOL,
+    INT,
+    NOTHING,
+    REAL,
+    UNKNOWN,
+    Finding,
+    Form,
+    as_number,
+    join,
+    of_constant,
+)
 from attnc.spec.meaning.exact import ArithmeticFault, apply
 from attnc.spec.names.builtins import EXACT_FUNCTIONS, FLOAT_BUILTINS, INTEGER_FUNCTIONS, TRANSCENDENTAL, WORD_OF
 from attnc.spec.source import Span
@@ -84,11 +96,8 @@ class OperationRules:
         """Whether it is an integer; a complaint where not."""
         if found.form.kind in ("int", "unknown"):
             return True
-        rounds = found.form.is_number and found.form.kind != "float"
-        help_ = "take `floor(…)` or `ceil(…)` of it" if rounds else "use an integer"
-        self._complain(
-            "A309", f"{what} needs an integer, and this is {found.form}", node.span, str(found.form), help=help_
-        )
+        message = f"{what} needs an integer, and this is {found.form}"
+        self._complain("A309", message, node.span, str(found.form), help=_to_integer(found.form))
         return False
 
     def exact(self, node: program.Expr, found: Finding, what: str) -> bool:
@@ -104,7 +113,9 @@ class OperationRules:
         if found.form.is_number:
             return True
         name = parent.op if parent.op in EXACT_FUNCTIONS else WORD_OF[parent.op]
-        help_ = "write `(1 if … else 0)` for a number" if found.form == BOOL else "take one entry: `x[0]`"
+        help_ = as_number(found.form, node.span.text)
+        if found.form == BOOL and parent.op in _EQUALITY:
+            help_ = "a condition is not compared with a number: write it alone, or `not` before it"
         self._complain(
             "A310", f"`{name}` needs numbers, and this is {found.form}", node.span, str(found.form), help=help_
         )
@@ -132,6 +143,20 @@ class OperationRules:
     def _fault(self, message: str, span: Span, label: str, help_: str) -> Finding:
         self._complain("A403", message, span, label, help=help_)
         return NOTHING
+
+
+def _to_integer(form: Form) -> str:
+    match form.kind:
+        case "float":
+            return "use positions, sizes, parameters and int inputs: they are integers"
+        case "bool":
+            return "write `(1 if … else 0)` for an integer"
+        case "list":
+            return "take one entry, `x[0]`; or run over the places of a list, `for j in 0 .. 3`, and read `x[j]`"
+        case "real":
+            return "divide by `//`, which rounds down, or take `floor(…)` or `ceil(…)` of it"
+        case _:
+            return "take `floor(…)` or `ceil(…)` of it"
 
 
 def _each(node: program.Operation, found: Sequence[Finding], demand: Callable[[program.Expr, Finding], bool]) -> bool:
