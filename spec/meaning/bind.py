@@ -87,7 +87,8 @@ class _Binding:
             self._values[name] = bound = convert(value, parameter.type, lengths)
         except Mismatch as fault:
             message = f"`{name}` expects {fault}"
-            self._report.error("A803", message, parameter.span, f"declared as {parameter.type}")
+            help_ = f"give `{name}`, {_article(parameter)}"
+            self._report.error("A803", message, parameter.span, f"declared as {parameter.type}", help=help_)
             return
         except EvaluationError as error:
             self._report.extend(error.diagnostics)
@@ -141,7 +142,8 @@ def _check_requirements(bound: BoundProgram, report: Report) -> None:
         if not holds:
             text = " ".join(requirement.condition.span.text.split())
             label = _listed(bound, requirement)
-            report.error("A805", f"`{bound.program.name}` requires `{text}`", requirement.span, label)
+            help_ = f"give values for which `{text}` holds"
+            report.error("A805", f"`{bound.program.name}` requires `{text}`", requirement.span, label, help=help_)
 
 
 def _with_values(bound: BoundProgram, requirement: program.Requirement, found: Diagnostic) -> Diagnostic:

@@ -21,6 +21,7 @@ from attnc.spec.meaning.floating import Vector
 from attnc.spec.program import Value
 from attnc.spec.source import Span
 
+_TEST_FIRST = "test for that case first: `… if condition else …`"
 MAX_STEPS = 1_000_000
 """How many steps of aggregates and definitions one value may take: some seconds."""
 
@@ -323,7 +324,7 @@ class Meanings:
             try:
                 return cast("Result", floating.apply(op, values, floating=floating_point))
             except ArithmeticFault as fault:
-                raise EvaluationError("A901", str(fault), span) from None
+                raise EvaluationError("A901", str(fault), span, _TEST_FIRST) from None
 
         return apply
 
@@ -412,7 +413,8 @@ def _entry(table: Result, index: int, span: Span) -> Result:
         return table  # a sum of no vectors
     assert isinstance(table, tuple)
     if not 0 <= index < len(table):
-        raise EvaluationError("A902", f"the index {index} is out of range for a list of {len(table)}", span)
+        message = f"the index {index} is out of range for a list of {len(table)}"
+        raise EvaluationError("A902", message, span, "test the index first: `… if 0 <= i < n else …`")
     return table[index]
 
 
@@ -433,7 +435,7 @@ def _added(total: Number, value: Result, node: program.Aggregate) -> Number:
     try:
         return checked(total + value)
     except ArithmeticFault as fault:
-        raise EvaluationError("A901", str(fault), node.span) from None
+        raise EvaluationError("A901", str(fault), node.span, "make the range shorter, or its terms smaller") from None
 
 
 def _mean(values: _Values, node: program.Aggregate) -> Number:

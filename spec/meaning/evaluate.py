@@ -142,7 +142,8 @@ class Evaluator:
     def _check_sizes(self, queries: int, keys: int, heads: int, kv_heads: int) -> None:
         span = self.program.span
         if kv_heads < 1 or heads % kv_heads:
-            raise EvaluationError("A904", f"{heads} query heads are no multiple of {kv_heads} key heads", span)
+            message = f"{heads} query heads are no multiple of {kv_heads} key heads"
+            raise EvaluationError("A904", message, span, "each key head is shared by as many query heads")
         if self.program.needs_align and self.program.align is None and queries != keys:
             message = f"{queries} queries and {keys} keys: the pattern does not say how they meet"
             raise EvaluationError("A905", message, span, "add `align end` (or `align start`) to the pattern")
@@ -158,7 +159,8 @@ class Evaluator:
                 self.whole.frame(0, 0, 0, 0)
             ):
                 text = " ".join(requirement.condition.span.text.split())
-                raise EvaluationError("A906", f"this call does not fulfil `require {text}`", requirement.span)
+                message = f"this call does not fulfil `require {text}`"
+                raise EvaluationError("A906", message, requirement.span, f"call with sizes for which `{text}` holds")
 
     # --- documents ---------------------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ class Evaluator:
         position = row + self.whole.shift
         if not 0 <= position < self.keys:
             message = f"row {row} stands at position {position}, outside the {self.keys} tokens"
-            raise EvaluationError("A907", message, documents.span)
+            raise EvaluationError("A907", message, documents.span, "call with as many queries as tokens, or fewer")
         return next((view for view in self._runs[batch] if view.holds(position) and view.holds(key)), None)
 
     def _documents(self, documents: program.Input, batch: int) -> list[View]:

@@ -37,7 +37,10 @@ class TokenLayout:
         if position not in stretch:
             name = f"segment `{node.segment.name}`" if node.segment.name else "grid"
             message = f"position {position} lies outside the {name}, which has {len(stretch)} tokens"
-            raise EvaluationError("A903", message, node.span)
+            help_ = "call with as many tokens as the grid has"
+            if node.segment.name:
+                help_ = f"test it first: `{node.place} in {node.segment.name} and …`"
+            raise EvaluationError("A903", message, node.span, help_)
         extents = self._extents[node.segment]
         inner = prod(extents[node.axis + 1 :])
         return (position - stretch.start) // inner % extents[node.axis]
@@ -52,7 +55,9 @@ class TokenLayout:
                 if extent is None:
                     if rest < 0 or known == 0 or rest % known:
                         message = f"{max(rest, 0)} tokens are left for `{axis.name}`, in rows of {known}"
-                        raise EvaluationError("A903", f"{length} tokens do not fit the segments: {message}", axis.span)
+                        message = f"{length} tokens do not fit the segments: {message}"
+                        help_ = "call with whole rows of tokens, or name what else there is by a `tokens` line"
+                        raise EvaluationError("A903", message, axis.span, help_)
                     self.run_time[axis.extent.name] = rest // known  # type: ignore[union-attr]
             self._extents[segment] = tuple(rest // known if e is None else e for e in fixed[segment])
 

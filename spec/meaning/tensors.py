@@ -34,7 +34,8 @@ class Tensors:
         if tensor.type.dims[0] != "batch":
             return data  # type: ignore[no-any-return]
         if not 0 <= batch < len(data):
-            raise EvaluationError("A902", f"`{tensor.name}` has no batch {batch}", tensor.span)
+            message = f"`{tensor.name}` has no batch {batch}"
+            raise EvaluationError("A902", message, tensor.span, "give it one entry for each sequence of the batch")
         return data[batch]  # type: ignore[no-any-return]
 
     def element(
@@ -82,7 +83,8 @@ class Tensors:
                 raise EvaluationError("A909", f"the pattern has no input `{name}`", self._call.program.span, help_)
         for tensor in self._call.program.inputs:
             if tensor.name not in given:
-                raise EvaluationError("A909", f"the input `{tensor.name}` is missing", tensor.span)
+                help_ = f"give `{tensor.name}=…`, as it is declared: {tensor.type}"
+                raise EvaluationError("A909", f"the input `{tensor.name}` is missing", tensor.span, help_)
 
     def _check(self, tensor: program.Input, data: Any, depth: int) -> None:
         dims = tensor.type.dims
@@ -91,11 +93,11 @@ class Tensors:
             return
         if not isinstance(data, list | tuple):
             message = f"`{tensor.name}` has {depth} dimensions; {len(dims)} are declared: {tensor.type}"
-            raise EvaluationError("A909", message, tensor.span)
+            raise EvaluationError("A909", message, tensor.span, "give it the dimensions of its declaration")
         expected = self._length(dims[depth], len(data))
         if len(data) != expected:
             message = f"dimension {depth} of `{tensor.name}` has {len(data)} entries, and {expected} are expected"
-            raise EvaluationError("A909", message, tensor.span)
+            raise EvaluationError("A909", message, tensor.span, f"its dimensions are those of {tensor.type}")
         for entry in data:
             self._check(tensor, entry, depth + 1)
 
@@ -123,9 +125,10 @@ class Tensors:
         wanted = {"bool": (bool,), "int": (int,)}.get(tensor.type.kind, (int, float))
         if type(entry) not in wanted:
             message = f"`{tensor.name}` holds {entry!r}, and {tensor.type.kind} is declared"
-            raise EvaluationError("A909", message, tensor.span)
+            raise EvaluationError("A909", message, tensor.span, f"convert it to {tensor.type.kind}")
         if tensor.type.kind == "int" and not INT_MIN <= entry <= INT_MAX:  # type: ignore[operator]  # an int
-            raise EvaluationError("A909", f"an entry of `{tensor.name}` does not fit in 64 bits", tensor.span)
+            message = f"an entry of `{tensor.name}` does not fit in 64 bits"
+            raise EvaluationError("A909", message, tensor.span, "integers go from -2**63 to 2**63 - 1")
 
 
 def _nested(data: object) -> Any:
