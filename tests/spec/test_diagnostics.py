@@ -7,6 +7,7 @@ To add a case, write a file that holds a source alone and run that.
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -49,9 +50,17 @@ MODULES = {
 }
 
 
-def load(name: str, asking: SourceFile) -> SourceFile | None:
+class Modules:
     """The modules that a case may use."""
-    return SourceFile(f"{name}.attn", MODULES[name]) if name in MODULES else None
+
+    def __call__(self, name: str, asking: SourceFile) -> SourceFile | None:
+        return SourceFile(f"{name}.attn", MODULES[name]) if name in MODULES else None
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(MODULES)
+
+
+load = Modules()
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -63,6 +72,8 @@ def test_message(path: Path) -> None:
     else:
         assert found == expected
     assert found != "\n", "the case holds no mistake"
+    for said in re.split(r"\n\n(?=error|warning)", found):
+        assert "\nhelp: " in said, "says what to do"
 
 
 def fault(text: bytes | str) -> Diagnostic:
