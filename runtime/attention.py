@@ -43,6 +43,7 @@ from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
+    from attnc.compiler.simulation.simulation import Simulation
     from attnc.runtime.module import AttentionModule
 
 P = ParamSpec("P")
@@ -398,6 +399,55 @@ class Attention:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
         return self._planner.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
+
+    def simulate(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        head_dim: int = 128,
+        dtype: torch.dtype | None = None,
+        device: str = "h100",
+        stage: Literal["forward", "backward", "decode"] = "forward",
+        baseline: Literal["full", "causal"] = "full",
+        tile: tuple[int, int] | None = None,
+        order: Literal["natural", "bricks", "residues"] | None = None,
+        **inputs: object,
+    ) -> Simulation:
+        """How fast a call of this shape can be on a machine, without it: a ladder of bounds, time and schedule.
+
+        `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this one.
+        `dtype`: bf16 unless given, fp32 on the CPU. `tile` (queries, keys) and `order` leave the search less to choose.
+
+        Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
+        """
+        from attnc.compiler.simulation.candidates import Wish
+        from attnc.runtime.simulating import default_dtype, find_device, simulated
+
+        machine = find_device(device)
+        dtype = default_dtype(machine) if dtype is None else dtype
+        if dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        if self._steps is None:
+            attends = [self._relations(sizes, inputs)]
+        else:
+            attends = [relations for _, relations in self._steps.relations(sizes, inputs)]
+        plan = self._planner.plan if self._steps is None else self._steps.plan
+        return simulated(
+            self.name,
+            self.parameters,
+            attends,
+            sizes,
+            machine,
+            lambda: plan(sizes, inputs),
+            stage,
+            baseline,
+            Wish(tile, order),
+        )
 
     def module(self, *, heads: int, dk: int, dv: int, **init: object) -> AttentionModule:
         """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.

@@ -65,7 +65,7 @@ def cover_by_grid(relation: Index, n_q: int, n_k: int, rates: Rates, work: Work,
     """The relation covered by bricks of its grids, None where it does not separate by axis."""
     covers = _Covers(n_q * n_k, rates, work, solve)
     try:
-        for part in _parts(relation, n_q, n_k):
+        for part in parts_of(relation, n_q, n_k):
             covers.add(part)
     except (NotSeparableError, EvaluationError):  # a fault may be one that a condition on another axis guards
         return None
@@ -139,7 +139,7 @@ class _Covers:
         return GridCover(self._gathered.cover(), max(map(prod, bricks)), self._total, self._cost, bricks)
 
 
-def _parts(relation: Index, n_q: int, n_k: int) -> Iterator[_Part]:
+def parts_of(relation: Index, n_q: int, n_k: int) -> Iterator[_Part]:
     """The relation cut at the rows and keys where its segments begin."""
     q, k = fold.place("q"), fold.place("k")
     rows, keys = _cuts(relation, "q", n_q), _cuts(relation, "k", n_k)

@@ -44,8 +44,8 @@ class Rates:
     `elements`: score elements by dtype. `masked`: how much longer an element with an additive mask takes. `call`: one
     piece, whatever its size. `merge`: an element of the output of a piece that is merged by log-sum-exp. `copy`: a
     number of a tensor copied to where a brick stands together. `mask`: an element of a shared mask put together.
-    `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `source`: where they come
-    from.
+    `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `backward`: how much
+    longer the backward takes than the forward, by dtype. `source`: where they come from.
     """
 
     elements: Mapping[str, Table]
@@ -55,6 +55,7 @@ class Rates:
     copy: float
     mask: float
     evaluate: float
+    backward: Mapping[str, float]
     source: str
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
@@ -118,6 +119,7 @@ AMX = Rates(
     copy=0.15,
     mask=1.0,
     evaluate=1.5,
+    backward={"float32": 2.4, "bfloat16": 2.6, "float16": 2.6, "float64": 2.4},
     source="two threads of a CPU with AVX-512 and AMX, torch 2.13",
 )
 """Rates of a machine that multiplies half types in hardware."""
@@ -135,6 +137,7 @@ PLAIN = Rates(
     copy=0.12,
     mask=AMX.mask,
     evaluate=AMX.evaluate,
+    backward={"float32": 2.1, "bfloat16": 2.3, "float16": 2.3, "float64": 2.1},
     source="two threads of a CPU with AVX2, torch 2.13",
 )
 """Rates of a machine that does not."""

@@ -16,7 +16,7 @@ import torch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
 
-SCHEMA = 1
+SCHEMA = 2
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 """Heads, keys a stretch and score elements of one measurement."""
 REPEATS = 3
@@ -46,6 +46,7 @@ def measure() -> Rates:
     elements["float16"] = elements["bfloat16"]
     elements["float64"] = doubled(elements["float32"])
     masked = {name: _masked(dtype) for name, dtype in _DTYPES.items()}
+    backward = {name: _backward(dtype) for name, dtype in _DTYPES.items()}
     return Rates(
         elements=elements,
         masked={**masked, "float16": masked["bfloat16"], "float64": masked["float32"]},
@@ -54,6 +55,7 @@ def measure() -> Rates:
         copy=_copy(),
         mask=PLAIN.mask,
         evaluate=PLAIN.evaluate,
+        backward={**backward, "float16": backward["bfloat16"], "float64": backward["float32"]},
         source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
 
@@ -77,7 +79,15 @@ def _load(path: Path) -> Rates | None:
             return None
         data["elements"] = {name: _checked(table) for name, table in data["elements"].items()}
         found = Rates(**data)
-        numbers = [found.call, found.merge, found.copy, found.mask, found.evaluate, *found.masked.values()]
+        numbers = [
+            found.call,
+            found.merge,
+            found.copy,
+            found.mask,
+            found.evaluate,
+            *found.masked.values(),
+            *found.backward.values(),
+        ]
         return found if "float32" in found.elements and all(map(_is_rate, numbers)) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -114,6 +124,14 @@ def _element(dtype: torch.dtype, rows: int, width: int, *, masked: bool) -> floa
     k, v = (torch.randn(count, HEADS, KEYS, width).to(dtype) for _ in range(2))
     mask = torch.zeros(rows, KEYS, dtype=dtype) if masked else None
     return _time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * KEYS)
+
+
+def _backward(dtype: torch.dtype) -> float:
+    """How much longer the backward of dense attention takes than its forward."""
+    q, k, v = (torch.randn(1, HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
+    out, lse = kernel.attend(q, k, v, None, False, 0.1)
+    again = _time(lambda: kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
+    return again / _time(lambda: kernel.attend(q, k, v, None, False, 0.1))
 
 
 def _call() -> float:

@@ -1,0 +1,156 @@
+"""The schedules that a call could have on a GPU: every tile that fits, every order of tokens, the fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from attnc.compiler.simulation.gpu_clocks import (
+    Extra,
+    Kernel,
+    TileModel,
+    TileShape,
+    given_shape,
+    resources,
+    tile_shapes,
+)
+from attnc.compiler.simulation.kernel_run import KernelRun
+from attnc.compiler.simulation.machine import Machine, MachineError
+from attnc.compiler.simulation.orders import (
+    NATURAL,
+    TileFinder,
+    TileWork,
+    TooManyClassesError,
+    TooManyTilesError,
+    joined,
+)
+from attnc.compiler.simulation.problem import Part, Problem
+from attnc.compiler.simulation.simulation import Baseline
+from attnc.compiler.simulation.traffic import memory_ms, moved_bytes
+
+FIRST_BRICKS = 3
+"""Shapes of bricks that are counted for each pair of tiles, of those with the fewest live pairs."""
+
+SCHEDULED = 4
+"""Candidates whose programs are dealt out one by one, of those that need least."""
+
+MERGE_BYTES = 12
+"""Of a number of the output that two walks write: written in fp32 by each, read again."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for: tiles (q, k), and a kind of order. None: whatever is fastest."""
+
+    tile: tuple[int, int] | None = None
+    order: str | None = None
+
+
+class Candidates:
+    """The schedules of a problem on a machine. `refused`: why some were not looked at."""
+
+    def __init__(self, problem: Problem, machine: Machine, wish: Wish) -> None:
+        self._problem, self._machine, self._wish = problem, machine, wish
+        self.refused: dict[str, None] = {}
+
+    def ranked(self, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:
+        """Runs of a kernel, the fastest first: the first few by their schedule, the rest by what they need at least.
+
+        Raises MachineError where there is none.
+        """
+        found = sorted(self._runs(kernel, baseline), key=lambda run: run.estimate_ms)
+        if not found:
+            raise self.nothing()
+        return sorted(found[:SCHEDULED], key=lambda run: run.ms) + found[SCHEDULED:]
+
+    def nothing(self) -> MachineError:
+        """The error of a problem without candidates."""
+        why = "; ".join(self.refused) or "no query sees a key"
+        return MachineError(f"nothing can be said of `{self._problem.pattern}` at this size: {why}")
+
+    def _runs(self, kernel: Kernel, baseline: Baseline) -> Iterator[KernelRun]:
+        for tiles in self._shapes(kernel):
+            work = self.work(tiles.q_tile, tiles.k_tile)
+            if work is not None:
+                yield self._run(kernel, baseline, tiles, work)
+
+    def _shapes(self, kernel: Kernel) -> list[TileShape]:
+        heads = self._problem.heads
+        if self._wish.tile is not None:
+            return [given_shape(self._machine, kernel, heads, *self._wish.tile)]
+        return tile_shapes(self._machine, kernel, heads)
+
+    def work(self, q_tile: int, k_tile: int) -> TileWork | None:
+        """The tiles of all parts, each in the order in which it has the fewest; None where none can be counted."""
+        found = []
+        for part in self._problem.parts:
+            orders = list(self._orders(part, q_tile, k_tile))
+            if not orders:
+                return None
+            best = min(orders, key=lambda work: (work.rows.live + _merging(work), work.rows.partial_tiles))
+            found.append(best.repeated(part.times))
+        if not found:
+            return None
+        return joined(found, max(found, key=lambda work: work.rows.live).order)
+
+    def _orders(self, part: Part, q_tile: int, k_tile: int) -> Iterator[TileWork]:
+        finder, wanted = part.finder, self._wish.order
+        makers: dict[str, Callable[[], list[TileWork]]] = {}
+        if finder.divisors:
+            makers["residues"] = lambda: [finder.by_residues(q_tile, k_tile)]
+        if finder.bricks is not None:
+            makers["bricks"] = lambda: _bricks(finder, q_tile, k_tile)
+        makers["natural"] = lambda: [finder.natural(q_tile, k_tile)]
+        if wanted is not None and wanted not in makers:
+            has = {"bricks": "reads no grid of tokens", "residues": "has no congruence of q - k"}[wanted]
+            self.refused[f"order {wanted}: the relation {has}"] = None
+        for name, make in makers.items():
+            if wanted not in (None, name):
+                continue
+            try:
+                yield from make()
+            except (TooManyTilesError, TooManyClassesError) as error:
+                why = "too many" if isinstance(error, TooManyTilesError) else "too unlike each other"
+                self.refused[f"{name} order: partial tiles are {why} to count"] = None
+
+    def _run(self, kernel: Kernel, baseline: Baseline, tiles: TileShape, work: TileWork) -> KernelRun:
+        problem, machine = self._problem, self._machine
+        by_columns = kernel == "dkdv"
+        walked = work.columns if by_columns else work.rows
+        programs = resources(machine, kernel, tiles, problem.heads).programs
+        merged = 0 if by_columns else work.merged * problem.shape.dv * MERGE_BYTES
+        return KernelRun(
+            TileModel(machine, kernel, tiles, problem.heads, problem.extra),
+            work,
+            walked,
+            problem.dense_strips(baseline, tiles.q_tile, tiles.k_tile, by_columns=by_columns),
+            programs,
+            memory_ms(machine, merged) + (machine["launch_us"] / 1e3 if merged else 0.0),
+            moved_bytes(machine, problem.shape, kernel, tiles, walked, programs),
+            problem.passes,
+        )
+
+
+def dense_runs(problem: Problem, machine: Machine, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:
+    """Dense attention with every tile that fits, the one that needs least first."""
+    extra = Extra(2.0 if baseline == "causal" else 0.0)
+    runs = []
+    for tiles in tile_shapes(machine, kernel, problem.heads):
+        strips = problem.dense_strips(baseline, tiles.q_tile, tiles.k_tile, by_columns=kernel == "dkdv")
+        programs = resources(machine, kernel, tiles, problem.heads).programs
+        moved = moved_bytes(machine, problem.shape, kernel, tiles, strips, programs)
+        work = TileWork(NATURAL, tiles.q_tile, tiles.k_tile, strips, strips, None)
+        model = TileModel(machine, kernel, tiles, problem.heads, extra)
+        runs.append(KernelRun(model, work, strips, strips, programs, 0.0, moved, 1))
+    return sorted(runs, key=lambda run: run.estimate_ms)
+
+
+def _merging(work: TileWork) -> float:
+    """What joining rows costs beside tiles: about two tiles for each tile of rows."""
+    return 2 * work.merged / work.q_tile
+
+
+def _bricks(finder: TileFinder, q_tile: int, k_tile: int) -> list[TileWork]:
+    bricks = finder.bricks
+    assert bricks is not None
+    return [bricks.work(*shape) for shape in bricks.best(q_tile, k_tile)[:FIRST_BRICKS]]

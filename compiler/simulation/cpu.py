@@ -1,0 +1,192 @@
+"""The ladder of the CPU at hand: the pieces that the executor would run, at the rates that were measured here.
+
+What the plan was chosen by is what is reported: the same rates, the same formula for a piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, inf
+
+import numpy as np
+
+from attnc.compiler.planning.plan import Piece, Plan, stretch
+from attnc.compiler.planning.rates import KEY_BLOCK, ROWS, Rates, Work, computed
+from attnc.compiler.simulation.balance import Float64
+from attnc.compiler.simulation.orders import NATURAL, Order
+from attnc.compiler.simulation.problem import Problem
+from attnc.compiler.simulation.simulation import RUNGS, Baseline, Choice, Pass, Rung, Simulation, Tiles, Traffic, ladder
+
+BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The machine: its name, threads and rates."""
+
+    title: str
+    threads: int
+    rates: Rates
+    calibrated: bool
+
+
+def simulate_cpu(
+    problem: Problem, plan: Plan, cpu: Cpu, nodes: int, stage: Pass = "forward", baseline: Baseline = "full"
+) -> Simulation:
+    """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate."""
+    pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes)]
+    factor = 1.0 if stage != "backward" else cpu.rates.backward.get(problem.shape.dtype, 2.5)
+    shape = problem.shape
+    best = min(cpu.rates.element(shape.dtype, rows, _width(problem)) for rows in ROWS)
+    pairs = problem.dense_pairs(baseline)
+    ideal = pairs * best * factor / 1e6
+    dense = _dense(problem, cpu, baseline).ns * factor / 1e6
+    elements = sum(run.elements for run in pieces)
+    chunks = sum(run.longest_thread for run in pieces)
+    predicted = sum(run.ns for run in pieces) * factor / 1e6
+    visible = plan.visible
+    tile = pairs / elements if elements else inf
+    balanced = pairs / cpu.threads / chunks if chunks else inf
+    speedups = ladder(pairs, visible, tile, balanced, ideal / predicted if predicted else inf)
+    lost = (
+        _hidden(visible, pairs),
+        f"{elements:,} score elements are computed in {len(pieces)} kinds of kernel calls",
+        f"the longest of {cpu.threads} threads, call by call",
+        _lost(pieces, cpu, best),
+    )
+    rungs = tuple(Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, speedups, lost, strict=True))
+    size = BYTES[shape.dtype]
+    masks = sum(mask.whole().size for one in _plans(plan) for mask in one.masks)
+    own = (shape.lanes * shape.n_q + shape.batch * shape.kv_heads * shape.n_k) * (shape.dk + shape.dv) * size
+    order = _order(plan)
+    how = f"{len(pieces)} piece{'s' if len(pieces) != 1 else ''}, {plan.schedule}"
+    choice = Choice("cpu", plan.q_tile, plan.k_tile, order, how, "score elements", predicted)
+    return Simulation(
+        pattern=problem.pattern,
+        params=problem.params,
+        device="cpu",
+        title=cpu.title,
+        shape=shape,
+        stage=stage,
+        baseline=baseline,
+        causal=problem.is_causal,
+        visible=visible,
+        tiles=Tiles(plan.tiles.total, plan.tiles.live, plan.tiles.full, plan.tiles.partial),
+        choices=(choice,),
+        others=(),
+        rungs=rungs,
+        predicted_ms=predicted,
+        dense_ms=dense,
+        ideal_ms=ideal,
+        calibrated=cpu.calibrated,
+        flop=2 * (visible or 0) * (shape.dk + shape.dv),
+        traffic=Traffic(own, own, own + masks * size),
+        notes=(*problem.notes, *plan.reasons, *(() if plan.fallback is None else (plan.fallback,))),
+        loads=_loads(pieces, cpu),
+        workers="threads",
+    )
+
+
+def _plans(plan: Plan) -> list[Plan]:
+    return [own for _, branch in plan.branches for own in _plans(branch)] or [plan]
+
+
+def _runs(plan: Plan, problem: Problem, cpu: Cpu, nodes: int) -> Iterator[_Run]:
+    for group in plan.groups:
+        work = Work(problem.shape.dtype, _width(problem), len(group.batches) * len(group.heads), nodes)
+        for piece in group.pieces:
+            yield _Run(piece, work, _is_trimmed(plan, piece), cpu)
+
+
+def _width(problem: Problem) -> int:
+    return max(problem.shape.dk, problem.shape.dv)
+
+
+def _is_trimmed(plan: Plan, piece: Piece) -> bool:
+    return isinstance(piece.mask, int) and plan.masks[piece.mask].is_triangular
+
+
+def _order(plan: Plan) -> Order:
+    """What the pieces say of the order of tokens."""
+    pieces = [piece for own in _plans(plan) for group in own.groups for piece in group.pieces]
+    strides = {axis.stride for piece in pieces for axis in piece.queries.axes}
+    bricks = [piece for piece in pieces if len(piece.queries.axes) > 1]
+    if bricks:
+        sides = tuple(axis.length for axis in bricks[0].queries.axes)
+        return Order("bricks", sides, tuple(axis.length for axis in bricks[0].keys.axes))
+    return Order("residues", divisors=tuple(sorted(strides - {1}))) if strides - {1} else NATURAL
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A piece as torch's kernel runs it."""
+
+    piece: Piece
+    work: Work
+    trimmed: bool
+    cpu: Cpu
+
+    @cached_property
+    def ns(self) -> float:
+        """By the rates."""
+        return self.cpu.rates.piece(self.piece, self.work, self.trimmed)
+
+    @cached_property
+    def elements(self) -> int:
+        """Score elements that the kernel computes."""
+        return computed(self.piece, trimmed=self.trimmed) * self.work.lanes
+
+    @cached_property
+    def longest_thread(self) -> float:
+        """Score elements of the thread that has most of them: blocks of rows are dealt out in one stretch a thread."""
+        loads = self.loads
+        return float(loads.max()) if len(loads) else 0.0
+
+    @cached_property
+    def loads(self) -> Float64:
+        """Score elements of every thread."""
+        rows, keys = self.piece.queries.length, self.piece.keys.length
+        block = 256 if rows >= 768 else 64 if rows >= 192 else 32
+        starts = np.arange(0, rows, block)
+        heights = np.minimum(block, rows - starts)
+        widths = np.full(len(starts), keys)
+        if self.piece.mask == "causal" or self.trimmed:
+            widths = np.minimum(-(-(starts + heights) // KEY_BLOCK) * KEY_BLOCK, keys)
+        own = (heights * widths).astype(np.float64)
+        many = self.piece.queries.count * self.work.lanes
+        chunk = ceil(len(own) * many / self.cpu.threads)
+        before = np.append(0.0, np.cumsum(own))
+        ends = np.minimum(np.arange(self.cpu.threads + 1) * chunk, len(own) * many)
+        return np.diff(ends // len(own) * before[-1] + before[ends % len(own)])
+
+
+def _loads(pieces: list[_Run], cpu: Cpu) -> tuple[float, ...]:
+    """Milliseconds of every thread, all pieces together."""
+    total = np.zeros(cpu.threads)
+    for run in pieces:
+        if run.longest_thread:
+            total += run.loads / run.longest_thread * run.ns / 1e6
+    return tuple(np.sort(total)[::-1].tolist())
+
+
+def _dense(problem: Problem, cpu: Cpu, baseline: Baseline) -> _Run:
+    shape = problem.shape
+    square = baseline == "causal" and shape.n_q == shape.n_k
+    piece = Piece(stretch(0, shape.n_q), stretch(0, shape.n_k), "causal" if square else "full")
+    return _Run(piece, Work(shape.dtype, _width(problem), shape.lanes, 1), False, cpu)
+
+
+def _hidden(visible: int | None, pairs: int) -> str:
+    return "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible"
+
+
+def _lost(pieces: list[_Run], cpu: Cpu, best: float) -> str:
+    total = sum(run.ns for run in pieces)
+    if not total:
+        return "nothing to do"
+    calls = sum(cpu.rates.call * (run.piece.queries.count if run.piece.mask == "exact" else 1) for run in pieces)
+    at_best = sum(run.elements for run in pieces) * best
+    named = {"calls": calls / total, "short stretches, masks, merging and copies": 1 - (calls + at_best) / total}
+    return ", ".join(f"{name} {share:.0%}" for name, share in named.items() if share >= 0.005) or "next to nothing"

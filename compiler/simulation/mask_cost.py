@@ -1,0 +1,88 @@
+"""What a relation costs on a partial tile, in operations of an element: the expression as a kernel would write it.
+
+What reads one side only is a vector and costs nothing here; what reads both is done for each pair.
+"""
+
+from __future__ import annotations
+
+from attnc.compiler.ir import (
+    VALUES,
+    Apply,
+    Arith,
+    Attend,
+    Bool,
+    Const,
+    Coord,
+    DataRead,
+    Index,
+    Linear,
+    Node,
+    Place,
+    Reduce,
+    Sign,
+    TableRead,
+    Truth,
+    Value,
+)
+from attnc.compiler.rewrite import walk
+from attnc.compiler.simulation.gpu_clocks import BITMASK, Extra
+from attnc.compiler.values import is_default
+
+DIVISION, LOOKUP = 4.0, 4.0
+TRANSCENDENTAL = frozenset({"exp", "log", "log2", "tanh", "sigmoid", "softplus", "sqrt", "sin", "cos", "silu", "elu"})
+
+
+def mask_operations(relation: Index) -> float:
+    """Operations of a pair, with the choice between its score and none."""
+    if isinstance(relation, Truth):
+        return 1.0
+    sides: dict[Index, frozenset[str]] = {}
+    total = 1.0
+    for node in walk(relation):  # children first
+        own = frozenset({node.name}) if isinstance(node, Place) else frozenset()
+        sides[node] = own.union(*(sides[child] for child in node.children()))
+        if len(sides[node]) == 2:
+            total += _operations(node, sides)
+    return min(total, BITMASK)
+
+
+def _operations(node: Index, sides: dict[Index, frozenset[str]]) -> float:
+    match node:
+        case Sign(value=Linear() as sum_):
+            return 1.0 + max(sum(len(sides[term]) == 2 for term, _ in sum_.terms) - 1, 0)
+        case Linear():
+            return 0.0 if all(len(sides[term]) < 2 for term, _ in node.terms) else float(len(node.terms) - 1)
+        case Bool():
+            return float(len(node.operands) - 1)
+        case Arith() | Coord():
+            return _arithmetic(node)
+        case TableRead() | DataRead():
+            return LOOKUP
+        case Reduce():
+            return BITMASK
+        case _:
+            return 1.0
+
+
+def _arithmetic(node: Arith | Coord) -> float:
+    match node:
+        case Arith(op="floordiv" | "mod", operands=(_, Const(value=divisor))) if divisor & (divisor - 1) == 0:
+            return 1.0
+        case Arith(op="floordiv" | "mod") | Coord():
+            return DIVISION
+        case _:
+            return float(max(len(node.operands) - 1, 1))
+
+
+def extra_of_node(node: Attend, relations: list[Index]) -> Extra:
+    """What the attention asks of an element beside softmax of `scale * dot(q, k)`: the dearest of its relations."""
+    mask = max((mask_operations(relation) for relation in relations), default=0.0)
+    if is_default(node.score):
+        return Extra(mask)
+    own = [below for below in _values(node.score) if isinstance(below, Apply)]
+    exps = sum(below.op in TRANSCENDENTAL for below in own)
+    return Extra(mask, float(len(own)), float(exps))
+
+
+def _values(value: Value) -> list[Node]:
+    return [node for node in value.below if isinstance(node, VALUES)]

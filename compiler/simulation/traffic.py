@@ -1,0 +1,50 @@
+"""Bytes that a kernel moves between the memory and the chip, and how long that takes."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel, TileShape
+from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.simulation import Shape
+from attnc.compiler.simulation.strips import Strips
+
+
+def memory_ms(machine: Machine, bytes_: float) -> float:
+    """Milliseconds of long copies."""
+    return bytes_ / (machine["hbm_tb_per_s"] * machine["hbm_share"] * 1e9)
+
+
+def tensor_bytes(shape: Shape) -> int:
+    """Of q, k, v, the output and its log-sum-exp."""
+    queries = shape.lanes * shape.n_q * (shape.dk + shape.dv) * BYTES[shape.dtype]
+    return queries + key_bytes(shape) + 4 * shape.lanes * shape.n_q
+
+
+def key_bytes(shape: Shape) -> int:
+    """Of k and v."""
+    return shape.batch * shape.kv_heads * shape.n_k * (shape.dk + shape.dv) * BYTES[shape.dtype]
+
+
+def least_bytes(shape: Shape, kernel: Kernel) -> int:
+    """What a kernel reads and writes, once; a gradient reads what the forward left and writes its own."""
+    own = tensor_bytes(shape)
+    if kernel == "forward":
+        return own
+    if kernel == "dq":
+        return own + shape.lanes * shape.n_q * shape.dk * BYTES[shape.dtype]
+    return own + key_bytes(shape)
+
+
+def moved_bytes(machine: Machine, shape: Shape, kernel: Kernel, tiles: TileShape, walked: Strips, programs: int) -> int:
+    """What a kernel moves: everything once, and a head's keys once a wave of programs where the cache cannot hold them.
+
+    Programs of one wave stand next to each other and share what they read.
+    """
+    size = (shape.dk + shape.dv) * BYTES[shape.dtype]
+    tokens, side = (shape.n_q, tiles.q_tile) if kernel == "dkdv" else (shape.n_k, tiles.k_tile)
+    least = least_bytes(shape, kernel)
+    if tokens * size <= machine["l2_mib"] * 2**20 / 2:
+        return least
+    waves = ceil(walked.count / (machine.sms * programs))
+    return max(least, min(walked.live * side * size, least + waves * tokens * size))
