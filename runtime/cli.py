@@ -25,6 +25,7 @@ _MODULES = {
     "list": "library",
     "same": "same",
     "show": "show",
+    "simulate": "simulate",
     "verify": "verify",
 }
 COMMANDS = tuple(_MODULES)
@@ -37,6 +38,7 @@ _SUMMARIES = {
     "list": "the patterns of the library",
     "same": "whether two patterns show the same pairs, for every length where that can be proved",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
+    "simulate": "how fast a pattern can be on a machine, before anything runs, and with which schedule",
     "verify": "hold every executor against the oracle, forward and gradients",
 }
 _INTERRUPTED, _PIPE_CLOSED = 130, 141

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from attnc.compiler.simulation.simulation import Simulation
+from math import inf
+
+from attnc.compiler.simulation.simulation import Shape, Simulation
 
 BAR = 30
 
 
 def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
-    """The ladder, a line a rung."""
-    shape = found.shape
-    tokens = f"{shape.n_q:,} tokens" if shape.n_q == shape.n_k else f"{shape.n_q:,} queries, {shape.n_k:,} keys"
-    heads = f"{shape.heads} heads" if shape.heads == shape.kv_heads else f"{shape.heads}/{shape.kv_heads} heads"
-    sides = f"{shape.dk}" if shape.dk == shape.dv else f"{shape.dk} and {shape.dv}"
-    params = "".join(f", {name}={_shown(value)}" for name, value in found.params.items())
+    """What is simulated, the ladder, a line a rung, the times, the schedule and what came next."""
     rival = "dense" if found.baseline == "full" else "causal dense"
+    params = "".join(f", {name}={_shown(value)}" for name, value in found.params.items())
+    moved = found.traffic
     lines = [
         f"{found.pattern}{params}: {found.stage} on {found.title}",
-        f"{tokens}, batch {shape.batch}, {heads} of {sides}, {shape.dtype}; against {rival} attention"
+        f"{_size(found.shape)}; against {rival} attention at its ideal, {ms(found.ideal_ms)}"
         + ("" if found.calibrated else "; times not calibrated"),
         "",
-    ]
-    most = max((r.speedup for r in found.rungs if r.speedup < float("inf")), default=1.0)
-    for rung in found.rungs:
-        width = BAR if rung.speedup == float("inf") else round(BAR * rung.speedup / most)
-        bar = ("█" if unicode else "#") * max(width, 1)
-        lines.append(f"  {rung.name:9} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
-    moved = found.traffic
-    lines += [
+        *_bars(found, "█" if unicode else "#"),
         "",
-        f"time      {ms(found.predicted_ms)}, {rival} {ms(found.dense_ms)}: {times(found.speedup)} as fast"
-        f" ({rival} at its ideal {ms(found.ideal_ms)})",
+        f"time      {ms(found.predicted_ms)}, {rival} {ms(found.dense_ms)}: {times(found.speedup)} as fast as it runs",
         f"memory    {size(moved.moved)} moved, {size(moved.least)} at least, {size(moved.held)} held; "
         f"{count(found.flop)}FLOP in products of visible pairs",
     ]
@@ -40,19 +31,37 @@ def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
     return "\n".join(lines)
 
 
+def _size(shape: Shape) -> str:
+    tokens = _many(shape.n_q, "token")
+    if shape.n_q != shape.n_k:
+        tokens = f"{shape.n_q:,} {'query' if shape.n_q == 1 else 'queries'}, {_many(shape.n_k, 'key')}"
+    heads = _many(shape.heads, "head") + ("" if shape.heads == shape.kv_heads else f" ({shape.kv_heads} of keys)")
+    sides = f"{shape.dk}" if shape.dk == shape.dv else f"{shape.dk} and {shape.dv}"
+    return f"{tokens}, batch {shape.batch}, {heads} of {sides}, {shape.dtype}"
+
+
+def _many(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def _bars(found: Simulation, block: str) -> list[str]:
+    most = max((r.speedup for r in found.rungs if r.speedup < inf), default=1.0)
+    lines = []
+    for rung in found.rungs:
+        bar = block * (BAR if rung.speedup == inf else max(round(BAR * rung.speedup / most), 1))
+        lines.append(f"  {rung.name:9} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
+    return lines
+
+
 def _shown(value: object) -> str:
-    return (
-        f"[{', '.join(map(_shown, value))}]"
-        if isinstance(value, tuple)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def times(speedup: float) -> str:
     """A speedup: `2.59×`."""
-    if speedup == float("inf"):
+    if speedup == inf:
         return "nothing to do"
     return f"{speedup:,.2f}×" if speedup < 100 else f"{speedup:,.0f}×"
 

@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -80,6 +81,23 @@ def read_file(name: str) -> bytes:
     if path.is_dir():
         raise UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
     return path.read_bytes()
+
+
+@contextmanager
+def progress(name: str, total: int) -> Iterator[Callable[[str], None]]:
+    """Tells of each step on a terminal: a bar where rich is installed, lines where it is not, else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        yield lambda text: print(f"{name}: {text}", file=sys.stderr)
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total + 1)
+        yield lambda text: bar.update(task, advance=1, description=text)
 
 
 def counted(n: int, noun: str) -> str:

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.library import ModuleLoader, find
+from attnc.spec.load import load_program
 from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.meaning.values import shown
-from attnc.spec.program import Axis, BoundProgram, Input, Size, Value
+from attnc.spec.program import Axis, BoundProgram, Input, ParameterRead, Size, Value
 from attnc.spec.suggest import did_you_mean
 
 SHORT = 64
@@ -43,10 +45,15 @@ def add_pattern(parser: argparse.ArgumentParser) -> None:
 def compiled(args: argparse.Namespace) -> Attention:
     """The pattern that the arguments name."""
     params: dict[str, object] = {}
-    for text in args.params:
+    grid = getattr(args, "grid", None)
+    of_grid = [] if grid is None else grid_params(args.spec, grid)
+    for text in (*of_grid, *args.params):
         name, value = _pair(text, "-p", "window=512")
         if name in params:
-            raise UsageError(f"-p {name} is given twice")
+            by_grid = any(other.partition("=")[0] == name for other in of_grid)
+            raise UsageError(
+                f"-p {name} is given twice" if not by_grid else f"-p {text}: --grid {grid} says `{name}` too"
+            )
         params[name] = parse_value(value, f"-p {name}")
     reserved = {"spec", "preset", "backend", "strict", "deterministic", "tune"} & params.keys()
     if reserved:
@@ -150,8 +157,54 @@ def _tensor(wanted: Input, value: object, n_q: int, n_k: int) -> Tensor:
 # --- lengths ---------------------------------------------------------------------------------------------------------
 
 
-def natural_length(bound: BoundProgram) -> int | None:
-    """The length that the segments say: exactly where all extents are parameters, else one of about `SHORT`."""
+def has_free_length(bound: BoundProgram) -> bool:
+    """Whether the parameters leave the length open."""
+    segments = bound.program.segments
+    return not segments or any(_extent(bound, axis) is None for segment in segments for axis in segment.axes)
+
+
+def length_of(bound: BoundProgram, given: int | None, otherwise: int) -> int:
+    """The length given, what the segments say, or else about `otherwise`. Raises UsageError where the two disagree."""
+    natural = natural_length(bound, otherwise)
+    if natural is None or has_free_length(bound):
+        return given or natural or otherwise
+    if given not in (None, natural):
+        raise UsageError(f"--len {given}: `{bound.program.name}` with these parameters is of {natural:,} tokens")
+    return natural
+
+
+def add_grid(parser: argparse.ArgumentParser) -> None:
+    """`--grid`."""
+    parser.add_argument(
+        "--grid",
+        metavar="T,Y,X",
+        help="the extents of the token grid, in the order of its axes: they become the parameters that say them",
+    )
+
+
+def grid_params(spec: str, text: str) -> list[str]:
+    """`--grid` as parameters. Raises UsageError where the pattern's grid is another one."""
+    extents = [part.strip() for part in text.replace("×", ",").replace("x", ",").split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in extents):
+        raise UsageError(f"--grid {text}: write whole numbers above 0, as in --grid 30,48,80")
+    found = find(spec)
+    program = load_program(found.source, ModuleLoader(found.folder), found.name)
+    if not program.segments:
+        raise UsageError(f"--grid {text}: `{program.name}` has no grid, its tokens are a sequence; give --len")
+    axes = program.segments[0].axes
+    named = ", ".join(axis.name for axis in axes)
+    if len(axes) != len(extents):
+        raise UsageError(f"--grid {text}: the grid of `{program.name}` has {len(axes)} axes: {named}")
+    params = []
+    for axis, extent in zip(axes, extents, strict=True):
+        if not isinstance(axis.extent, ParameterRead):
+            raise UsageError(f"--grid {text}: the extent of `{axis.name}` is no parameter of `{program.name}`; use -p")
+        params.append(f"{axis.extent.name}={extent}")
+    return params
+
+
+def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
+    """The length that the segments say: exactly where all extents are parameters, else one of about so many tokens."""
     fixed, row = 0, 0
     for segment in bound.program.segments:
         extents = [_extent(bound, axis) for axis in segment.axes]
@@ -162,7 +215,7 @@ def natural_length(bound: BoundProgram) -> int | None:
             fixed += known
     if not bound.program.segments:
         return None
-    return fixed + row * max(1, (SHORT - fixed) // row) if row else fixed
+    return fixed + row * max(1, (about - fixed) // row) if row else fixed
 
 
 def _extent(bound: BoundProgram, axis: Axis) -> int | None:

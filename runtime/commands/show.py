@@ -10,6 +10,7 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
     SHORT,
+    add_grid,
     add_inputs,
     add_pattern,
     compiled,
@@ -26,6 +27,7 @@ FIRST_ROWS = 8
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `show`."""
     add_pattern(parser)
+    add_grid(parser)
     parser.add_argument(
         "--len", dest="n_q", metavar="N", type=int, help=f"queries (default {SHORT}, or what the tokens say)"
     )

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
@@ -22,30 +19,13 @@ def run(args: argparse.Namespace) -> int:
     """1 where an executor disagrees."""
     attention = compiled(args)
     shapes = cases(attention, natural_length(attention.bound))
-    with _progress(len(shapes)) as step:
+    with console.progress("verify", len(shapes)) as step:
         verdict = verify(attention, shapes, step)
     if args.json:
         console.print_json(_as_json(attention, shapes, verdict))
     else:
         _print(attention, shapes, verdict)
     return console.FINE if verdict.agrees else console.FOUND
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Tells of each step on a terminal: a bar where rich is installed, lines where it is not, else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield lambda text: print(f"verify: {text}", file=sys.stderr)
-        return
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("verify", total=total + 1)
-        yield lambda text: progress.update(task, advance=1, description=text)
 
 
 def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
