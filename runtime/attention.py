@@ -44,6 +44,7 @@ from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
     from attnc.compiler.simulation.simulation import Simulation
+    from attnc.runtime.floors import Floor
     from attnc.runtime.module import AttentionModule
 
 P = ParamSpec("P")
@@ -448,6 +449,14 @@ class Attention:
             baseline,
             Wish(tile, order),
         )
+
+    def floors(
+        self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
+    ) -> tuple[Floor, ...]:
+        """How sparse the pattern can become by its real parameters, and what is visible even then."""
+        from attnc.runtime.simulating import floors
+
+        return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def module(self, *, heads: int, dk: int, dv: int, **init: object) -> AttentionModule:
         """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.

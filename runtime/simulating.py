@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attnc.compiler.lowering.lower import lower
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.candidates import Wish
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
@@ -15,10 +16,13 @@ from attnc.compiler.simulation.gpu import simulate_gpu
 from attnc.compiler.simulation.machine import Machine, find_machine
 from attnc.compiler.simulation.problem import problem_of
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
-from attnc.runtime.call import Sizes
+from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError
+from attnc.runtime.floors import Floor, find_floors
+from attnc.runtime.plans import relations_of
 from attnc.spec.errors import SpecError
+from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
     from attnc.compiler.planning.build_plan import Relations
@@ -77,6 +81,20 @@ def simulated(
         raise ArgumentError("tile and order are chosen for GPUs; on the CPU the plan chooses them")
     nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
     return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
+
+
+def floors(bound: BoundProgram, sizes: Sizes, inputs: Mapping[str, object]) -> tuple[Floor, ...]:
+    """How sparse a pattern of one attention can become by its real parameters."""
+
+    def count(of: BoundProgram) -> int:
+        pattern = lower(of)
+        relations = relations_of(pattern, call_shape(pattern, sizes, inputs))
+        visible = problem_of([relations], of.program.name, {}, sizes.n_k).visible
+        return sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
+
+    if len(bound.program.attends) > 1 or any(attend.visible for attend in bound.program.attends):
+        return ()
+    return find_floors(bound, sizes.batch * sizes.heads * sizes.n_q * sizes.n_k, count)
 
 
 def break_even(at: Callable[[int], Simulation], longest: int) -> int | None:

@@ -14,7 +14,7 @@ from attnc.compiler.simulation.gpu_clocks import (
     resources,
     tile_shapes,
 )
-from attnc.compiler.simulation.kernel_run import KernelRun
+from attnc.compiler.simulation.kernel_run import SPLITS, KernelRun
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.orders import (
     NATURAL,
@@ -34,8 +34,8 @@ FIRST_BRICKS = 3
 SCHEDULED = 4
 """Candidates whose programs are dealt out one by one, of those that need least."""
 
-MERGE_BYTES = 12
-"""Of a number of the output that two walks write: written in fp32 by each, read again."""
+MERGE_BYTES = 8
+"""Of a number of the output that a walk leaves to be merged: written in fp32, read again."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,12 @@ class Candidates:
     def _runs(self, kernel: Kernel, baseline: Baseline) -> Iterator[KernelRun]:
         for tiles in self._shapes(kernel):
             work = self.work(tiles.q_tile, tiles.k_tile)
-            if work is not None:
-                yield self._run(kernel, baseline, tiles, work)
+            if work is None:
+                continue
+            run = self._run(kernel, baseline, tiles, work)
+            yield run
+            if kernel == "forward" and run.strips.count < 2 * self._machine.sms * run.programs:
+                yield from (self._run(kernel, baseline, tiles, work, parts) for parts in SPLITS)
 
     def _shapes(self, kernel: Kernel) -> list[TileShape]:
         heads = self._problem.heads
@@ -91,7 +95,7 @@ class Candidates:
             found.append(best.repeated(part.times))
         if not found:
             return None
-        return joined(found, max(found, key=lambda work: work.rows.live).order)
+        return joined(found, max(found, key=lambda work: work.rows.live).order, q_tile, k_tile)
 
     def _orders(self, part: Part, q_tile: int, k_tile: int) -> Iterator[TileWork]:
         finder, wanted = part.finder, self._wish.order
@@ -113,12 +117,12 @@ class Candidates:
                 why = "too many" if isinstance(error, TooManyTilesError) else "too unlike each other"
                 self.refused[f"{name} order: partial tiles are {why} to count"] = None
 
-    def _run(self, kernel: Kernel, baseline: Baseline, tiles: TileShape, work: TileWork) -> KernelRun:
+    def _run(self, kernel: Kernel, baseline: Baseline, tiles: TileShape, work: TileWork, parts: int = 1) -> KernelRun:
         problem, machine = self._problem, self._machine
         by_columns = kernel == "dkdv"
-        walked = work.columns if by_columns else work.rows
+        walked = (work.columns if by_columns else work.rows).split(parts)
         programs = resources(machine, kernel, tiles, problem.heads).programs
-        merged = 0 if by_columns else work.merged * problem.shape.dv * MERGE_BYTES
+        merged = _merged_bytes(problem, work, parts) if not by_columns else 0
         return KernelRun(
             TileModel(machine, kernel, tiles, problem.heads, problem.extra),
             work,
@@ -128,7 +132,15 @@ class Candidates:
             memory_ms(machine, merged) + (machine["launch_us"] / 1e3 if merged else 0.0),
             moved_bytes(machine, problem.shape, kernel, tiles, walked, programs),
             problem.passes,
+            parts,
         )
+
+
+def _merged_bytes(problem: Problem, work: TileWork, parts: int) -> int:
+    """What is written to be merged and read again, and the merged rows."""
+    rows = problem.shape.lanes * problem.shape.n_q
+    walks = 2 * work.merged if parts == 1 else parts * rows + work.merged
+    return (walks * MERGE_BYTES + (work.merged if parts == 1 else rows) * 4) * problem.shape.dv
 
 
 def dense_runs(problem: Problem, machine: Machine, kernel: Kernel, baseline: Baseline) -> list[KernelRun]:

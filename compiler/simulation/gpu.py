@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import ceil, inf
 
-from attnc.compiler.simulation.balance import least_time
 from attnc.compiler.simulation.candidates import SCHEDULED, Candidates, Wish, dense_runs
 from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel
 from attnc.compiler.simulation.kernel_run import KernelRun, lost_to_balance, lost_to_tiles, lost_to_time
@@ -46,7 +45,7 @@ def simulate_gpu(
     visible, pairs = runs[0].work.visible, problem.dense_pairs(baseline)
     whole = sum(run.dense.live * run.full_clocks for run in runs)
     live = sum(run.strips.live * run.full_clocks for run in runs)
-    least = sum(least_time(run.tiles, machine.sms) * run.full_clocks for run in runs)
+    least = sum(run.least_clocks for run in runs)
     predicted = sum(run.ms for run in runs)
     speedups = ladder(pairs, visible, _ratio(whole, live), _ratio(whole / machine.sms, least), _ratio(ideal, predicted))
     lost = (lost_to_tiles(runs[0], visible), lost_to_balance(runs[0]), lost_to_time(runs, machine))
@@ -169,7 +168,8 @@ def _rungs(
 
 def _choice(run: KernelRun) -> Choice:
     tiles = run.model.shape
-    how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM"
+    split = f", keys split in {run.parts}" if run.parts > 1 else ""
+    how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM{split}"
     limit = "memory" if run.moving_ms > 0.9 * run.ms else run.model.full.limit
     return Choice(run.model.kernel, tiles.q_tile, tiles.k_tile, run.work.order, how, limit, run.ms)
 

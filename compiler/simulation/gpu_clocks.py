@@ -18,10 +18,10 @@ Kernel = Literal["forward", "dq", "dkdv"]
 
 ALU_PER_SCORE = 1.8
 """Compares, maxima and conversions of an element of the scores, without a mask."""
-FMA_PER_SCORE = 2.55
-"""Scaling, sums and differences of an element of the scores."""
-ISSUED_PER_SCORE = 6.75
-"""Instructions of an element of the scores."""
+FMA_PER_SCORE, FMA_PER_SUM = 2.25, 1.5
+"""Of an element of the scores, and of one of the sums that the forward rescales with every tile."""
+ISSUED_PER_SCORE, ISSUED_PER_SUM = 6.5, 1.75
+"""Instructions of each."""
 
 PRODUCTS: Mapping[Kernel, tuple[int, int]] = {"forward": (1, 1), "dq": (2, 1), "dkdv": (2, 2)}
 """Products of a tile whose inner or outer side is dk, and dv: scores and values; scores, dp and dq; scores, dp, dv and
@@ -148,8 +148,9 @@ class TileModel:
             products=2 * scores * depth / m.tensor_flop(heads.dtype),
             exps=(scores * (1 + self.extra.exps) + shape.q_tile) / m["exp_per_clock"],
             alu=scores * (ALU_PER_SCORE + mask) / m["alu_per_clock"],
-            fma=(scores * (FMA_PER_SCORE + self.extra.score) + rescaled) / m["fma_per_clock"],
-            issue=(scores * (ISSUED_PER_SCORE + mask + self.extra.score) + rescaled) / m["issue_per_clock"],
+            fma=(scores * (FMA_PER_SCORE + self.extra.score) + FMA_PER_SUM * rescaled) / m["fma_per_clock"],
+            issue=(scores * (ISSUED_PER_SCORE + mask + self.extra.score) + ISSUED_PER_SUM * rescaled)
+            / m["issue_per_clock"],
             shared=read * (depth / (heads.dk + heads.dv)) / m["shared_bytes_per_clock"],
             l2=loaded * (heads.dk + heads.dv) * heads.bytes * m.sms / m["l2_bytes_per_clock"],
         )

@@ -14,10 +14,16 @@ from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.orders import TileWork
 from attnc.compiler.simulation.strips import Strips
 
+SPLITS = (2, 4, 8)
+"""Parts that a row's keys are split into, where there are too few rows to keep the machine busy."""
+
 
 @dataclass(frozen=True, eq=False)
 class KernelRun:
-    """A kernel with tiles in an order: what it takes of a machine, in clocks of an SM."""
+    """A kernel with tiles in an order: what it takes of a machine, in clocks of an SM.
+
+    `parts`: each strip of tiles is walked by so many programs, whose results are merged.
+    """
 
     model: TileModel
     work: TileWork
@@ -27,6 +33,7 @@ class KernelRun:
     merged_ms: float
     moved: int
     passes: int
+    parts: int = 1
 
     @property
     def machine(self) -> Machine:
@@ -53,7 +60,18 @@ class KernelRun:
     @cached_property
     def tiles(self) -> Items:
         """The strips in tiles."""
-        return items((self.strips.full + self.strips.partial).astype(np.float64), self.strips.times)
+        return _in_tiles(self.strips)
+
+    @cached_property
+    def least_clocks(self) -> float:
+        """What the machine needs at least for the live tiles, however the keys of a row are split.
+
+        A bound must not depend on which split is chosen.
+        """
+        unsplit = self.work.columns if self.model.kernel == "dkdv" else self.work.rows
+        choices = (1, *SPLITS) if self.model.kernel == "forward" else (1,)
+        work = [_in_tiles(unsplit.split(parts)) for parts in choices]
+        return min(least_time(tiles, self.machine.sms) for tiles in work) * self.full_clocks
 
     @cached_property
     def loads(self) -> Float64:
@@ -84,6 +102,10 @@ class KernelRun:
 def memory_ms(machine: Machine, bytes_: float) -> float:
     """Milliseconds of long copies."""
     return bytes_ / (machine["hbm_tb_per_s"] * machine["hbm_share"] * 1e9)
+
+
+def _in_tiles(strips: Strips) -> Items:
+    return items((strips.full + strips.partial).astype(np.float64), strips.times)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

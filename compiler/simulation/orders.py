@@ -81,13 +81,13 @@ class TileWork:
         return replace(self, rows=rows, columns=columns, visible=visible, merged=self.merged * times)
 
 
-def joined(parts: Sequence[TileWork], order: Order) -> TileWork:
+def joined(parts: Sequence[TileWork], order: Order, q_tile: int, k_tile: int) -> TileWork:
     """Several works as one, walked side by side."""
     counts = [part.visible for part in parts]
     return TileWork(
         order,
-        parts[0].q_tile,
-        parts[0].k_tile,
+        q_tile,
+        k_tile,
         together(part.rows for part in parts),
         together(part.columns for part in parts),
         None if None in counts else sum(n for n in counts if n is not None),
@@ -140,7 +140,7 @@ class TileFinder:
                 alike[key] = alike.get(key, 0) + 1
             found += [self._of(*key).natural(q_tile, k_tile).repeated(times) for key, times in alike.items()]
         merged = self._n_q if len(parts) > 1 else 0
-        return replace(joined(found, Order("residues", divisors=self.divisors)), merged=merged)
+        return replace(joined(found, Order("residues", divisors=self.divisors), q_tile, k_tile), merged=merged)
 
     def _of(self, relation: Index, n_q: int, n_k: int) -> TileFinder:
         key = relation, n_q, n_k
@@ -280,7 +280,7 @@ class BrickFinder:
 
     def shapes(self, tile: int) -> list[tuple[int, ...]]:
         """Every way to make a brick of so many tokens of sides that are powers of two."""
-        return _shapes(tile, self.axes)
+        return _shapes(tile, self.axes) or [_whole(tile, self.axes)]
 
     def best(self, q_tile: int, k_tile: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Shapes of bricks of queries and of keys, those with the fewest live pairs first.
@@ -311,19 +311,30 @@ class BrickFinder:
                     found.append(self._natural(part.relation, part.n_q, part.n_k).natural(q_tile, k_tile))  # type: ignore[operator]
             else:
                 found.append(_other_grid(part, q_tile, k_tile))
-        return joined(found, order)
+        return joined(found, order, q_tile, k_tile)
 
 
 def _shapes(tile: int, extents: Sequence[int]) -> list[tuple[int, ...]]:
-    if len(extents) == 1:
-        return [(tile,)]
-    most = 1 << max(extents[0] - 1, 0).bit_length()
+    """Sides whose product is `tile`, none longer than its axis needs."""
+    if not extents:
+        return [()] if tile == 1 else []
     result = []
     side = 1
-    while side <= min(tile, most):
+    while side <= min(tile, _longest(extents[0])):
         result += [(side, *rest) for rest in _shapes(tile // side, extents[1:])]
         side *= 2
     return result
+
+
+def _longest(extent: int) -> int:
+    """The side that holds a whole axis."""
+    return 1 << max(extent - 1, 0).bit_length()
+
+
+def _whole(tile: int, extents: Sequence[int]) -> tuple[int, ...]:
+    """A brick that holds the grid and more: what is beyond is empty."""
+    sides = [*map(_longest, extents)]
+    return (*sides[:-1], tile // prod(sides[:-1]))
 
 
 def _other_grid(part: _Part, q_tile: int, k_tile: int) -> TileWork:

@@ -20,6 +20,9 @@ from attnc.compiler.simulation.simulation import Baseline, Shape
 from attnc.compiler.simulation.strips import Int64, Strips, strips
 from attnc.compiler.values import is_scored, passes
 
+TILE = 128
+"""Where any tile will do."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -42,13 +45,24 @@ class Part:
         return TileFinder(self.relation, self.n_q, self.n_k, self.origins)
 
     @cached_property
+    def visible(self) -> int | None:
+        """Visible pairs of one, None where they are too many kinds to count."""
+        finder, bricks = self.finder, self.finder.bricks
+        try:
+            if bricks is not None:
+                return bricks.work(*bricks.best(TILE, TILE)[0]).visible
+            return (finder.by_residues if finder.divisors else finder.natural)(TILE, TILE).visible
+        except (TooManyTilesError, TooManyClassesError):
+            return None
+
+    @cached_property
     def is_causal(self) -> bool:
         """Whether no query sees a key behind its own position."""
         if self.units:
             return False
         later = fold.less(fold.add(fold.place("q"), fold.const(self.shift)), fold.place("k"))
         try:
-            tiles = find_live_tiles(fold.conjunction(self.relation, later), Grid(self.n_q, self.n_k, 128, 128))
+            tiles = find_live_tiles(fold.conjunction(self.relation, later), Grid(self.n_q, self.n_k, TILE, TILE))
             return not len(resolve(fold.conjunction(self.relation, later), tiles, self.origins).tiles.row)
         except (TooManyTilesError, TooManyClassesError):
             return False
@@ -66,6 +80,12 @@ class Problem:
     extra: Extra
     passes: int
     notes: tuple[str, ...]
+
+    @property
+    def visible(self) -> int | None:
+        """Visible pairs, None where they were not counted."""
+        counts = [None if part.visible is None else part.visible * part.times for part in self.parts]
+        return None if None in counts else sum(n for n in counts if n is not None)
 
     @property
     def heads(self) -> Heads:

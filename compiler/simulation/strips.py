@@ -43,6 +43,17 @@ class Strips:
         """So many of each."""
         return Strips(self.full, self.partial, self.times * times)
 
+    def split(self, parts: int) -> Strips:
+        """Each in so many parts of nearly as many tiles."""
+        if parts == 1:
+            return self
+        pieces = []
+        for i in range(parts):
+            full = self.full // parts + (i < self.full % parts)
+            partial = self.partial // parts + (i >= parts - self.partial % parts)
+            pieces.append(strips(full, partial, self.times))
+        return together(pieces)
+
 
 NOTHING = Strips(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isinf
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from attnc.runtime.commands.patterns import (
     value_json,
 )
 from attnc.runtime.example_inputs import Example, example_inputs, head_count
+from attnc.runtime.floors import Floor
 from attnc.runtime.simulating import break_even
 from attnc.spec.errors import AttncError
 
@@ -120,12 +121,15 @@ def run(args: argparse.Namespace) -> int:
     main = _simulated(attention, n, asked, devices[0], baselines[0])
     others = _others(args, attention, n, asked, devices, baselines)
     sweep = _swept(args, attention, n, asked, devices[0], baselines[0])
+    floors = () if asked.stage == "decode" else _floors(attention, n, asked)
     even = _break_even(attention, asked, devices[0], baselines[0], n)
     if args.json:
-        console.print_json(_as_json(main, even, others, sweep, asked))
+        console.print_json(_as_json(main, even, floors, others, sweep, asked))
         return console.FINE
     unicode = console.has_unicode(sys.stdout)
     print(print_simulation(main, unicode=unicode))
+    for floor in floors:
+        print(f"floor     {floor}")
     print(f"break-even {_even_in_words(even)}")
     for name, words in asked.examples.items():
         print(f"input     {name}: {words}")
@@ -236,6 +240,11 @@ def _inputs(attention: Attention, n_q: int, n_k: int, heads: int, asked: Asked) 
     for name, example in made.items():
         asked.examples.setdefault(name, example.words)
     return {**given, **{name: example.tensor for name, example in made.items()}}
+
+
+def _floors(attention: Attention, n: int, asked: Asked) -> tuple[Floor, ...]:
+    inputs: dict[str, Any] = {**_inputs(attention, n, asked.n_k or n, 1, asked)}
+    return attention.floors(n, asked.n_k or n, **inputs)
 
 
 def _others(
@@ -358,12 +367,18 @@ def _short(choice: Choice) -> str:
 
 
 def _as_json(
-    main: Simulation, even: int | str | None, others: Sequence[Simulation], sweep: Swept, asked: Asked
+    main: Simulation,
+    even: int | str | None,
+    floors: Sequence[Floor],
+    others: Sequence[Simulation],
+    sweep: Swept,
+    asked: Asked,
 ) -> dict[str, object]:
     return {
         **simulation_json(main),
         "break_even_length": even if isinstance(even, int) else None,
         "break_even_note": even if isinstance(even, str) else None,
+        "floors": [_floor_json(floor) for floor in floors],
         "examples": dict(asked.examples),
         "compared": [simulation_json(one) for one in others],
         "sweep": [{"at": name, **simulation_json(one)} for name, one in sweep],
@@ -426,6 +441,16 @@ def _choice_json(choice: Choice) -> dict[str, object]:
         "how": choice.how,
         "limit": choice.limit,
         "ms": choice.ms,
+    }
+
+
+def _floor_json(floor: Floor) -> dict[str, object]:
+    return {
+        "parameter": floor.parameter,
+        "least": value_json(floor.least),
+        "visible": floor.visible,
+        "density": floor.density,
+        "causes": [{"text": text, "visible": count} for text, count in floor.causes],
     }
 
 

@@ -1,0 +1,172 @@
+"""Live tiles by rows and by columns, in every order, against the relation token by token."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.ir import Index
+from attnc.compiler.simulation.orders import NATURAL, BrickFinder, TileFinder, TileWork
+from attnc.compiler.simulation.strips import Strips, strips, together
+from expression_trees import Tree, build
+from grid_relations import K, Q, coordinate, grids, near, truth
+from relations import relations
+
+Matrix = NDArray[np.bool_]
+Counts = list[tuple[int, int]]
+
+
+def in_rows(mask: Matrix, rows: list[NDArray[np.int64]], columns: list[NDArray[np.int64]]) -> tuple[Counts, Counts]:
+    """Full and partial tiles of every tile row and column that has some, in order of size."""
+    seen = np.array([[mask[np.ix_(r, c)].sum() for c in columns] for r in rows]).reshape(len(rows), len(columns))
+    area = np.multiply.outer([len(r) for r in rows], [len(c) for c in columns])
+    full, partial = (seen == area) & (area > 0), (seen > 0) & (seen < area)
+    found = [list(zip(full.sum(axis).tolist(), partial.sum(axis).tolist(), strict=True)) for axis in (1, 0)]
+    by_row, by_column = (sorted(pair for pair in pairs if sum(pair)) for pairs in found)
+    return by_row, by_column
+
+
+def listed(found: Strips) -> Counts:
+    pairs = zip(found.full.tolist(), found.partial.tolist(), found.times.tolist(), strict=True)
+    return sorted(itertools.chain.from_iterable([(full, partial)] * times for full, partial, times in pairs))
+
+
+def check(work: TileWork, mask: Matrix, rows: list[NDArray[np.int64]], columns: list[NDArray[np.int64]]) -> None:
+    by_row, by_column = in_rows(mask, rows, columns)
+    assert listed(work.rows) == by_row
+    assert listed(work.columns) == by_column
+    assert work.visible == mask.sum()
+    assert work.rows.live == work.columns.live == sum(map(sum, by_row))
+    assert work.rows.count == len(by_row)
+
+
+def stretches_of(n: int, tile: int) -> list[NDArray[np.int64]]:
+    return [np.arange(i, min(i + tile, n)) for i in range(0, n, tile)]
+
+
+@settings(max_examples=200)
+@given(
+    relations(), st.integers(1, 150), st.integers(1, 150), st.sampled_from([8, 16, 32]), st.sampled_from([8, 16, 64])
+)
+def test_natural_order(relation: Tree, n_q: int, n_k: int, q_tile: int, k_tile: int) -> None:
+    own = build(relation)
+    mask = exact.mask(own, (0, n_q), (0, n_k))
+    work = TileFinder(own, n_q, n_k, {}).natural(q_tile, k_tile)
+    assert work.order is NATURAL
+    check(work, mask, stretches_of(n_q, q_tile), stretches_of(n_k, k_tile))
+
+
+def classes_of(n: int, divisor: int, tile: int) -> list[NDArray[np.int64]]:
+    return [part * divisor + r for r in range(min(divisor, n)) for part in stretches_of(-(-(n - r) // divisor), tile)]
+
+
+@settings(max_examples=100)
+@given(st.integers(2, 9), st.integers(0, 8), st.integers(1, 90), st.integers(1, 130), st.sampled_from([8, 16]))
+def test_one_congruence_by_classes(divisor: int, offset: int, window: int, n: int, tile: int) -> None:
+    gap = fold.sub(Q, K)
+    own = fold.conjunction(
+        fold.equal(fold.mod(gap, fold.const(divisor)), fold.const(offset % divisor)),
+        fold.less_equal(K, Q),
+        fold.less(gap, fold.const(window)),
+    )
+    finder = TileFinder(own, n, n, {})
+    assume(finder.divisors)
+    work = finder.by_residues(tile, tile)
+    mask = exact.mask(own, (0, n), (0, n))
+    blocks = classes_of(n, divisor, tile)
+    check(work, mask, blocks, blocks)
+    assert work.merged == 0
+
+
+@settings(max_examples=60)
+@given(st.integers(2, 9), st.integers(1, 12), st.integers(1, 130))
+def test_a_congruence_beside_a_window(divisor: int, local: int, n: int) -> None:
+    """Two walks: the window as it stands, what is left by classes; every visible pair in one of them."""
+    gap = fold.sub(Q, K)
+    strided = fold.equal(fold.mod(gap, fold.const(divisor)), fold.const(0))
+    own = fold.conjunction(fold.less_equal(K, Q), fold.disjunction(fold.less(gap, fold.const(local)), strided))
+    finder = TileFinder(own, n, n, {})
+    assume(finder.divisors)
+    work = finder.by_residues(8, 8)
+    mask = exact.mask(own, (0, n), (0, n))
+    i, j = np.indices(mask.shape)
+    inside = mask & (i - j < local)
+    blocks = classes_of(n, divisor, 8)
+    natural, classed = (
+        in_rows(inside, stretches_of(n, 8), stretches_of(n, 8))[0],
+        in_rows(mask & ~inside, blocks, blocks)[0],
+    )
+    assert listed(work.rows) == sorted(natural + classed)
+    assert work.visible == mask.sum()
+    assert work.merged == n
+
+
+def bricks_of(extents: tuple[int, ...], sides: tuple[int, ...]) -> list[NDArray[np.int64]]:
+    tokens = np.arange(int(np.prod(extents))).reshape(extents)
+    starts = [range(0, extent, side) for extent, side in zip(extents, sides, strict=True)]
+    return [
+        tokens[tuple(slice(a, a + side) for a, side in zip(at, sides, strict=True))].ravel()
+        for at in itertools.product(*starts)
+    ]
+
+
+@settings(max_examples=200)
+@given(grids(), st.data())
+def test_bricks(drawn: tuple[tuple[int, ...], Index], data: st.DataObject) -> None:
+    extents, relation = drawn
+    n = int(np.prod(extents))
+    finder = TileFinder(relation, n, n, {}).bricks
+    assume(finder is not None and finder.axes == extents)
+    assert finder is not None
+    q_brick, k_brick = (data.draw(st.sampled_from(finder.shapes(tile))) for tile in (8, 4))
+    check(finder.work(q_brick, k_brick), truth(relation, n), bricks_of(extents, q_brick), bricks_of(extents, k_brick))
+
+
+def window(extents: tuple[int, ...], reach: int) -> BrickFinder:
+    parts = [near(coordinate(Q, extents, i), coordinate(K, extents, i), reach) for i in range(len(extents))]
+    n = int(np.prod(extents))
+    found = TileFinder(fold.conjunction(*parts), n, n, {}).bricks
+    assert found is not None
+    return found
+
+
+def test_every_factorisation_is_tried() -> None:
+    finder = window((8, 8, 8), 1)
+    assert len(finder.shapes(64)) == 10  # 2^a · 2^b · 2^c = 64 with no side beyond 8
+    assert len(finder.best(64, 8)) == 10 * 10
+    assert all(np.prod(shape) == 64 and max(shape) <= 64 for shape in finder.shapes(64))
+
+
+def test_the_best_bricks_are_the_best() -> None:
+    finder = window((12, 10), 2)
+    best = finder.best(16, 8)
+    live = [finder.work(*shapes).rows.live for shapes in best]
+    assert live == sorted(live)
+    assert live[0] < live[-1]
+
+
+def test_a_sequence_has_no_bricks_and_no_classes() -> None:
+    finder = TileFinder(fold.less_equal(K, Q), 64, 64, {})
+    assert finder.bricks is None
+    assert finder.divisors == ()
+
+
+def test_strips_that_are_alike_are_counted() -> None:
+    found = strips(np.array([2, 0, 2, 0]), np.array([1, 0, 1, 3]))
+    assert listed(found) == [(0, 3), (2, 1), (2, 1)]
+    assert (found.count, found.full_tiles, found.partial_tiles, found.live) == (3, 4, 5, 9)
+    assert listed(together([found, found.repeated(2)])) == sorted(listed(found) * 3)
+    assert together([]).count == 0
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 65])
+def test_nothing_visible(n: int) -> None:
+    work = TileFinder(fold.less(Q, fold.const(0)), n, n, {}).natural(16, 16)
+    assert (work.rows.live, work.columns.live, work.visible) == (0, 0, 0)
