@@ -1,0 +1,232 @@
+"""What the conditions of a relation compare, when places and the length move in large steps.
+
+Let M be a number that all divisors divide, F another, and q = M·a + r, k = M·b + s, n = M·F·m + t. For given
+remainders r, s, t every term of a relation is then, case by case, `A·a + B·b + N·m + constant`; it is known here if a
+condition compares nothing but a, b, a - b or m with a constant and a whole multiple of m. How large these constants are
+decides from where on a relation goes on as it is: `compiler.equality` and `compiler.growth.periods` prove it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import gcd, isqrt, lcm, prod
+
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Choice,
+    Const,
+    Coord,
+    Extent,
+    Index,
+    Linear,
+    Not,
+    Place,
+    Sign,
+    TableRead,
+    Truth,
+    is_truth,
+)
+from attnc.compiler.rewrite import walk
+
+MOST_FORMS = 64
+"""Cases of one term."""
+
+
+class UnknownFormError(Exception):
+    """A term or comparison of another kind."""
+
+
+class StretchError(Exception):
+    """The length has to move `by` times as far for its share to be whole."""
+
+    def __init__(self, by: int) -> None:
+        super().__init__(by)
+        self.by = by
+
+
+def common_divisor(root: Index, most: int) -> int | None:
+    """A number so that quotients stay whole, and remainders constant, when places move by it; None past `most`."""
+    needed: dict[Index, int] = {}
+    still: set[Index] = set()
+    """What does not move with the places."""
+    for node in walk(root):
+        inner = lcm(*(needed[child] for child in node.children())) if node.children() else 1
+        divisor = _own_divisor(node, still)
+        if divisor is None or inner * divisor > most:
+            return None
+        needed[node] = inner * divisor
+        stops = (isinstance(node, Arith) and node.op == "mod") or (isinstance(node, Coord) and node.extent is not None)
+        if stops or (not isinstance(node, Place | Extent) and all(child in still for child in node.children())):
+            still.add(node)
+    return needed[root]
+
+
+def _own_divisor(node: Index, still: Container[Index]) -> int | None:
+    """What a node divides by that moves; None where it is no positive constant."""
+    match node:
+        case Arith(op="floordiv" | "mod", operands=(value, divisor)):
+            if not isinstance(divisor, Const) or divisor.value <= 0:
+                return None
+            return 1 if value in still else divisor.value
+        case Coord(stride=stride, extent=extent):
+            if not isinstance(stride, Const) or not (extent is None or isinstance(extent, Const)):
+                return None
+            return stride.value * (1 if extent is None else extent.value)
+        case _:
+            return 1
+
+
+def largest_constant(root: Index, divisor: int, stretch: int = 0) -> int:
+    """The largest constant, whatever the remainders, that a, b, a - b or m is compared with.
+
+    `stretch` is F; 0: the relation must not read the length. Raises UnknownFormError, and StretchError where a, b or
+    a - b is compared with a share of m that is not whole.
+    """
+    return _Forms(divisor, stretch).largest(root)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """`a · A + b · B + m · N + constant`, the constant at most `bound` in size."""
+
+    a: int
+    b: int
+    n: int
+    bound: int
+
+    def plus(self, other: _Form, factor: int = 1) -> _Form:
+        return _Form(
+            self.a + factor * other.a,
+            self.b + factor * other.b,
+            self.n + factor * other.n,
+            self.bound + abs(factor) * other.bound,
+        )
+
+    @property
+    def is_constant(self) -> bool:
+        return not (self.a or self.b or self.n)
+
+
+class _Forms:
+    """The forms that the terms of a relation may have, each in some of its cases."""
+
+    def __init__(self, divisor: int, stretch: int) -> None:
+        self._divisor = divisor
+        self._stretch = stretch
+        self._known: dict[Index, frozenset[_Form]] = {}
+        self._largest = 0
+
+    def largest(self, root: Index) -> int:
+        for node in walk(root):
+            match node:
+                case Sign():
+                    for form in self._known[node.value]:
+                        self._compare(form)
+                case Truth() | Bool() | Not():
+                    pass
+                case Choice() if is_truth(node):
+                    pass
+                case _:
+                    self._known[node] = frozenset(self._forms(node))
+                    if len(self._known[node]) > MOST_FORMS:
+                        raise UnknownFormError
+        return self._largest
+
+    def _compare(self, form: _Form) -> None:
+        if form.is_constant:
+            return
+        if form.a and form.b and form.a != -form.b:
+            raise UnknownFormError
+        factor = abs(form.a or form.b or form.n)
+        if form.n % factor:
+            raise StretchError(factor // gcd(form.n, factor))
+        self._largest = max(self._largest, form.bound // factor + 1)
+
+    def _forms(self, node: Index) -> Iterable[_Form]:  # noqa: C901  one case a node kind
+        match node:
+            case Const(value=value):
+                return [_Form(0, 0, 0, abs(value))]
+            case Place(name=name):
+                return [_Form(self._divisor * (name == "q"), self._divisor * (name == "k"), 0, self._divisor - 1)]
+            case Extent(name="keys") if self._stretch:
+                step = self._divisor * self._stretch
+                return [_Form(0, 0, step, step - 1)]
+            case Linear(terms=terms, constant=constant):
+                found = [_Form(0, 0, 0, abs(constant))]
+                for term, factor in terms:
+                    found = [form.plus(other, factor) for form in found for other in self._known[term]]
+                    if len(found) > MOST_FORMS:
+                        raise UnknownFormError
+                return found
+            case Choice(then=then, otherwise=otherwise):
+                return self._known[then] | self._known[otherwise]
+            case Coord(position=position, offset=offset, stride=Const(value=stride), extent=extent):
+                moved = [p.plus(o, -1) for p in self._known[position] for o in self._known[offset]]
+                quotients = [_divided(form, stride) for form in moved]
+                return quotients if extent is None else [_rest(form, _size(extent)) for form in quotients]
+            case TableRead(values=values, index=index):
+                if all(form.is_constant for form in self._known[index]):
+                    return [_Form(0, 0, 0, max(map(abs, values), default=0))]
+                raise UnknownFormError
+            case Arith():
+                return self._arithmetic(node)
+            case _:
+                raise UnknownFormError
+
+    def _arithmetic(self, node: Arith) -> Iterable[_Form]:
+        operands = [self._known[operand] for operand in node.operands]
+        match node.op:
+            case "floordiv":
+                return [_divided(form, _size(node.operands[1])) for form in operands[0]]
+            case "mod":
+                return [_rest(form, _size(node.operands[1])) for form in operands[0]]
+            case "abs":
+                for form in operands[0]:
+                    self._compare(form)
+                return [*operands[0], *(_Form(-form.a, -form.b, -form.n, form.bound) for form in operands[0])]
+            case "min" | "max":
+                for forms, others in combinations(operands, 2):
+                    for form, other in product(forms, others):
+                        self._compare(form.plus(other, -1))
+                return frozenset().union(*operands)
+            case op if all(f.is_constant for forms in operands for f in forms):
+                return [_Form(0, 0, 0, _bound(op, [max(form.bound for form in forms) for forms in operands]))]
+            case _:
+                raise UnknownFormError
+
+
+def _bound(op: str, bounds: list[int]) -> int:
+    """How large a function of constants may be."""
+    match op:
+        case "mul":
+            return prod(bounds)
+        case "bitlen":
+            return bounds[0].bit_length()
+        case "isqrt":
+            return isqrt(bounds[0])
+        case "bitand" | "bitor" | "xor":
+            return 2 * max(bounds) + 1
+        case "pow" if bounds[1] <= 64:
+            return int(max(bounds[0], 1) ** bounds[1])
+        case _:
+            raise UnknownFormError
+
+
+def _size(node: Index) -> int:
+    assert isinstance(node, Const)
+    return node.value
+
+
+def _divided(form: _Form, divisor: int) -> _Form:
+    if form.a % divisor or form.b % divisor or form.n % divisor:
+        raise UnknownFormError
+    return _Form(form.a // divisor, form.b // divisor, form.n // divisor, form.bound // divisor + 1)
+
+
+def _rest(form: _Form, divisor: int) -> _Form:
+    if form.a % divisor or form.b % divisor or form.n % divisor:
+        raise UnknownFormError
+    return _Form(0, 0, 0, divisor - 1)

@@ -1,0 +1,52 @@
+"""Laws fitted to counts, where none is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnc.compiler.growth.counts import UncountableError
+from attnc.compiler.growth.periodic import Lane, Lengths, total
+
+LONGEST_SAMPLE = 1 << 14
+
+LEAST = 3
+"""Lengths that a fit needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """`factor · n^exponent`; `residual`: the root of the mean square of log(count / fit)."""
+
+    factor: float
+    exponent: float
+    residual: float
+
+    def __str__(self) -> str:
+        return f"about {self.factor:.3g}·n^{self.exponent:.2f}"
+
+
+def fit(values: Mapping[int, int]) -> Fit | None:
+    """Least squares on the logarithms of numbers at several lengths; None for too few."""
+    points = {n: value for n, value in values.items() if value > 0}
+    if len(points) < LEAST:
+        return None
+    x, y = np.log(list(points)), np.log(list(points.values()))
+    slope, constant = np.polyfit(x, y, 1)
+    residual = float(np.sqrt(np.mean((y - slope * x - constant) ** 2)))
+    return Fit(float(np.exp(constant)), float(slope), residual)
+
+
+def sampled(lanes: list[Lane], lengths: Lengths, tile: int) -> dict[int, int]:
+    """Visible pairs at a few lengths, as long as they can be counted."""
+    found = {}
+    for exponent in range(9, LONGEST_SAMPLE.bit_length()):
+        n = (1 << exponent) // lengths.step * lengths.step
+        if n and lengths.allowed(n):
+            try:
+                found[n] = total(lanes, n, tile).pairs
+            except UncountableError:
+                break
+    return found

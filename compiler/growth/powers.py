@@ -1,0 +1,152 @@
+"""Blocks at distances that are powers of two: n log n.
+
+With `x is a power of two` taken as false the relation is R₀, taken as true it is R₁; both are without powers, and what
+the powers add is R₁ less R₀ at the distances that are powers. It is proved to be all of the pairs whose blocks are at
+least so far apart and whose key is not in the first few blocks, or the powers are given up; then their sum is a sum
+over 1, 2, 4, … that has a closed form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.equality import deciding_length
+from attnc.compiler.growth.counts import UncountableError, count
+from attnc.compiler.growth.formula import Name, symbol
+from attnc.compiler.growth.open_relation import OpenRelation
+from attnc.compiler.growth.polynomials import Variable
+from attnc.compiler.ir import Arith, Const, Index, Linear, Sign
+from attnc.compiler.rewrite import rewrite, walk
+from attnc.spec.errors import EvaluationError
+
+LONGEST_PROOF = 1 << 14
+"""The most tokens whose pairs are looked at for a proof."""
+
+
+@dataclass(frozen=True, slots=True)
+class Powers:
+    """`rest`, and all pairs in blocks of `block` tokens that are 2^j ≥ `least` apart, keys in block ≥ `first`."""
+
+    rest: OpenRelation
+    block: int
+    least: int
+    first: int
+
+    @property
+    def smallest(self) -> int:
+        """The exponent of the first power."""
+        return (self.least - 1).bit_length()
+
+    def sum(self, n: Any, last: Any) -> Any:
+        """The pairs at those distances among n tokens, `last` being the largest exponent; sympy does the sum.
+
+        At a distance of d blocks there are n - d·block - first·block queries, with a block of keys each.
+        """
+        import sympy
+
+        j = symbol("j")
+        queries = n - (2**j + self.first) * self.block
+        return sympy.expand(sympy.summation(self.block * queries, (j, self.smallest, last)))
+
+    def largest(self, letter: str, of: Variable) -> Name:
+        """The exponent of the largest distance that occurs; where there is none, the one before the first."""
+        blocks = fold.sub(fold.floordiv(of.value, fold.const(self.block)), fold.const(self.first))
+        text = of.letter if self.block == 1 else f"⌊{of.letter}/{self.block}⌋"
+        text = f"{text} − {self.first}" if self.first else text
+        return Name(letter, f"⌊log₂({text})⌋", fold.sub(fold.function("bitlen", blocks), fold.const(1)))
+
+    @property
+    def start(self) -> int:
+        """What n must be at least, for `largest` to be a number and right."""
+        return self.block * (self.first + max(1, (1 << self.smallest) // 2))
+
+    def in_tiles(self, tile: int) -> Powers | None:
+        """The same of tiles, for tiles that no block is smaller than; no pair of `rest` is in these."""
+        whole = self.block % tile == 0
+        return replace(self, block=self.block // tile) if whole else None
+
+
+def find_powers(relation: OpenRelation) -> Powers | None:
+    """The relation in these parts; None where it has none."""
+    if relation.reads_length:
+        return None
+    atoms = {node: gap for node in walk(relation.visible) if (gap := _gap(node)) is not None}
+    gaps = set(atoms.values())
+    if len(gaps) != 1:
+        return None
+    (gap,) = gaps
+    block = _block(gap)
+    if block is None:
+        return None
+    without, within = (_replaced(relation.visible, atoms, fold.truth(value)) for value in (False, True))
+    added = fold.conjunction(within, fold.negation(without))
+    try:
+        found = _region(gap, block, added)
+        if found is None or not _is_never(fold.conjunction(without, fold.negation(within))):
+            return None
+    except (EvaluationError, UncountableError):
+        return None
+    return Powers(OpenRelation(without, without, 1), block, *found)
+
+
+def _replaced(relation: Index, atoms: dict[Index, Index], value: Index) -> Index:
+    return rewrite(relation, lambda node: value if node in atoms else None)
+
+
+def _gap(node: Index) -> Index | None:
+    """The x of `2 ** (bitlen(x) - 1) == x`."""
+    if not (isinstance(node, Sign) and node.op == "eq" and isinstance(node.value, Linear)):
+        return None
+    for term, factor in node.value.terms:
+        if isinstance(term, Arith) and term.op == "pow" and abs(factor) == 1:
+            base, exponent = term.operands
+            rest = fold.times(fold.sub(node.value, fold.times(term, factor)), -factor)
+            wanted = fold.sub(fold.function("bitlen", rest), fold.const(1))
+            if isinstance(base, Const) and base.value == 2 and exponent is wanted:
+                return rest
+    return None
+
+
+def _block(gap: Index) -> int | None:
+    """The size of the blocks whose distance, query less key, this is."""
+    for node in walk(gap):
+        divisor = node.operands[1] if isinstance(node, Arith) and node.op == "floordiv" else fold.const(1)
+        if isinstance(divisor, Const) and gap is _distance(divisor.value):
+            return divisor.value
+    return None
+
+
+def _distance(block: int) -> Index:
+    return fold.sub(*(fold.floordiv(place, fold.const(block)) for place in (fold.place("q"), fold.place("k"))))
+
+
+def _region(gap: Index, block: int, added: Index) -> tuple[int, int] | None:
+    """The least distance and the first block of keys that `added` has, if it is all that these bounds allow."""
+    sides = 8
+    while sides * block <= LONGEST_PROOF:
+        corners = np.arange(sides, dtype=np.int64) * block
+        alive = np.ones((sides, sides), dtype=np.bool_)
+        rows, columns = np.nonzero(exact.mask_at(added, corners + block - 1, corners, alive, wide=False))
+        if len(rows):
+            least, first = int((rows - columns).min()), int(columns.min())
+            if least < 1:
+                return None
+            key_block = fold.floordiv(fold.place("k"), fold.const(block))
+            region = fold.conjunction(
+                fold.less_equal(fold.const(least), gap), fold.less_equal(fold.const(first), key_block)
+            )
+            more, less = fold.conjunction(added, fold.negation(region)), fold.conjunction(region, fold.negation(added))
+            return (least, first) if _is_never(more) and _is_never(less) else None
+        sides *= 2
+    return None
+
+
+def _is_never(relation: Index) -> bool:
+    """Whether it is proved that a relation holds nowhere."""
+    n = deciding_length([relation])
+    return n is not None and n <= LONGEST_PROOF and count(relation, n, 128).pairs == 0

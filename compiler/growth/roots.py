@@ -1,0 +1,278 @@
+"""Distances whose bounds and steps move with the length and its square root: sets of q - k as arithmetic progressions.
+
+A distance δ ≥ 0 is seen by n - δ queries, so that the visible pairs are the sum of n - δ over the distances. A union is
+counted by inclusion and exclusion: what intervals and progressions have in common is such a progression again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from math import isqrt
+from typing import Any
+
+from attnc.compiler import fold
+from attnc.compiler.growth.formula import Case, Formula, Name, symbol, tidy, written
+from attnc.compiler.growth.open_relation import OpenRelation
+from attnc.compiler.ir import Arith, Bool, Choice, Extent, Index, Not, Place, Sign, Truth
+from attnc.compiler.rewrite import walk
+
+MOST_SETS = 5
+
+
+class _OtherKindError(Exception):
+    """No union of such progressions."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    """`n · length + root · ⌊√n⌋ + constant`."""
+
+    length: int
+    root: int
+    constant: int
+
+    def less(self, other: _Size) -> _Size:
+        return _Size(self.length - other.length, self.root - other.root, self.constant - other.constant)
+
+    @property
+    def expression(self) -> Any:
+        return self.length * symbol("n") + self.root * symbol("s") + self.constant
+
+    @property
+    def index(self) -> Index:
+        n = fold.extent("keys")
+        root = fold.times(fold.function("isqrt", n), self.root)
+        return fold.add(fold.times(n, self.length), root, fold.const(self.constant))
+
+
+@dataclass(frozen=True, slots=True)
+class _Progression:
+    """The distances `low, low + step, …` up to `high`, both of which count; a step of None is 1."""
+
+    low: _Size
+    high: _Size
+    step: _Size | None
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """Visible pairs as a formula in n and s = ⌊√n⌋, how large it is for large n, and how it comes about."""
+
+    pairs: Formula
+    law: str
+    derivation: tuple[str, ...]
+
+
+def find_roots(relation: OpenRelation) -> Roots | None:
+    """The sum over the distances of a relation that reads the root of its length; None for all others."""
+    if not any(isinstance(node, Arith) and node.op == "isqrt" for node in walk(relation.simple)):
+        return None
+    reader = _Reader()
+    try:
+        sets = [reader.progression(conjuncts) for conjuncts in _alternatives(relation.simple)]
+        return _summed([p for p in sets if p is not None], reader, relation.start)
+    except _OtherKindError:
+        return None
+
+
+def _alternatives(relation: Index) -> list[tuple[Index, ...]]:
+    """The relation as alternatives of conditions that hold together."""
+    match relation:
+        case Truth(value=value):
+            return [()] if value else []
+        case Bool(op="or", operands=operands):
+            found = [alternative for operand in operands for alternative in _alternatives(operand)]
+        case Bool(operands=operands):
+            found = [sum(parts, ()) for parts in product(*map(_alternatives, operands))]
+        case Choice(condition=condition, then=then, otherwise=otherwise):
+            sides = (fold.conjunction(condition, then), fold.conjunction(fold.negation(condition), otherwise))
+            found = [alternative for side in sides for alternative in _alternatives(side)]
+        case Not(operand=Bool(op=op, operands=operands)):
+            turned = fold.disjunction if op == "and" else fold.conjunction
+            found = _alternatives(turned(*map(fold.negation, operands)))
+        case _:
+            return [(relation,)]
+    if len(found) > MOST_SETS:
+        raise _OtherKindError
+    return found
+
+
+class _Reader:
+    """Reads conditions on q - k. `start`: the length from which on the sizes compare as they do for large n."""
+
+    def __init__(self) -> None:
+        self.start = 1
+
+    def progression(self, conjuncts: Iterable[Index]) -> _Progression | None:
+        """The distances on which conditions hold; None where there are none. Raises where some may be negative."""
+        found: _Progression | None = _Progression(_Size(-1, 0, 1), _Size(1, 0, -1), None)
+        held = [self._of(conjunct) for conjunct in conjuncts]
+        for one in [h for h in held if h.step is None]:
+            found = None if found is None else self.common(found, one)
+        if found is not None and self.sign(found.low) < 0:
+            raise _OtherKindError
+        for one in [h for h in held if h.step is not None]:
+            found = None if found is None else self.common(found, one)
+        return found
+
+    def _of(self, node: Index) -> _Progression:
+        low, high = _Size(-1, 0, 1), _Size(1, 0, -1)
+        if not isinstance(node, Sign):
+            raise _OtherKindError
+        if node.op == "eq":
+            return self._congruence(node.value) or _Progression(*self._at(node.value), None)
+        side, size = _condition(node.value)
+        return _Progression(_negative(size), high, None) if side > 0 else _Progression(low, size, None)
+
+    def _at(self, value: Index) -> tuple[_Size, _Size]:
+        side, size = _condition(value)
+        at = _negative(size) if side > 0 else size
+        return at, at
+
+    def _congruence(self, value: Index) -> _Progression | None:
+        """`(±(q - k) + c) % step == r`."""
+        terms, constant = fold.parts(value)
+        if len(terms) != 1 or not (isinstance(terms[0][0], Arith) and terms[0][0].op == "mod"):
+            return None
+        ((remainder, factor),) = terms
+        assert isinstance(remainder, Arith)
+        side, size = _condition(remainder.operands[0])
+        step = _size(remainder.operands[1])
+        if abs(factor) != 1 or size.length or size.root:
+            raise _OtherKindError
+        rest = -constant * factor
+        first = side * (rest - size.constant)
+        low = _Size(0, 0, first)
+        if min(first, rest) < 0 or self.sign(step.less(_Size(0, 0, max(first, rest)))) <= 0:
+            raise _OtherKindError
+        return _Progression(low, _Size(1, 0, -1), step)
+
+    def common(self, one: _Progression, other: _Progression) -> _Progression | None:
+        """What two sets have in common; None where that is nothing."""
+        if one.step is not None and other.step is not None and (one.step, one.low) != (other.step, other.low):
+            raise _OtherKindError
+        step = one.step or other.step
+        low = one.low if self.sign(one.low.less(other.low)) >= 0 else other.low
+        high = one.high if self.sign(one.high.less(other.high)) <= 0 else other.high
+        stepped = one if one.step is not None else other
+        if step is not None and low != stepped.low:
+            raise _OtherKindError
+        return None if self.sign(high.less(low)) < 0 else _Progression(low, high, step)
+
+    def sign(self, size: _Size) -> int:
+        """The sign of a size for all n from `start` on, which is raised for it to be the same for all."""
+        a, b, c = size.length, size.root, size.constant
+        if not a and not b:
+            return (c > 0) - (c < 0)
+        if not a:
+            self.start = max(self.start, (abs(c) // abs(b) + 1) ** 2)
+            return 1 if b > 0 else -1
+        # |a|·n > |b|·√n + |c|
+        root = (abs(b) + isqrt(b * b + 4 * abs(a) * abs(c)) + 1) // (2 * abs(a)) + 1
+        self.start = max(self.start, root * root)
+        return 1 if a > 0 else -1
+
+
+def _negative(size: _Size) -> _Size:
+    return _Size(-size.length, -size.root, -size.constant)
+
+
+def _condition(value: Index) -> tuple[int, _Size]:
+    """`±(q - k) + size` as the sign and the size."""
+    terms, constant = fold.parts(value)
+    places = {term.name: factor for term, factor in terms if isinstance(term, Place)}
+    if set(places) != {"q", "k"} or places["q"] + places["k"] or abs(places["q"]) != 1:
+        raise _OtherKindError
+    rest = fold.linear([(term, factor) for term, factor in terms if not isinstance(term, Place)], constant)
+    return places["q"], _size(rest)
+
+
+def _size(node: Index) -> _Size:
+    terms, constant = fold.parts(node)
+    length = root = 0
+    for term, factor in terms:
+        match term:
+            case Extent():
+                length += factor
+            case Arith(op="isqrt", operands=(Extent(),)):
+                root += factor
+            case _:
+                raise _OtherKindError
+    return _Size(length, root, constant)
+
+
+# --- sums ------------------------------------------------------------------------------------------------------------
+
+_LETTERS = "JKMPRTUVW"
+
+_Names = dict[tuple[_Size, _Size], Name]
+"""The letters of quotients."""
+
+
+def _summed(sets: Sequence[_Progression], reader: _Reader, start: int) -> Roots:
+    import sympy
+
+    names: _Names = {}
+    total, lines = sympy.Integer(0), []
+    for size in range(1, len(sets) + 1):
+        for chosen in combinations(sets, size):
+            found: _Progression | None = chosen[0]
+            for other in chosen[1:]:
+                found = None if found is None else reader.common(found, other)
+            if found is not None:
+                part = _sum(found, names, reader)
+                total += part if size % 2 else -part
+                lines.append(f"{_words(found)}{'' if size == 1 else ', in several sets'}: {written(tidy(part))} pairs")
+    root = Name("s", "⌊√n⌋", fold.function("isqrt", fold.extent("keys")))
+    pairs = Formula((Case(tidy(total)),), (root, *names.values()), max(start, reader.start))
+    return Roots(pairs, _law(total, names), ("a distance δ = q − k is seen by n − δ queries; s = ⌊√n⌋", *lines))
+
+
+def _sum(found: _Progression, names: _Names, reader: _Reader) -> Any:
+    """Σ (n - δ) over a progression of J + 1 distances."""
+    n, low = symbol("n"), found.low.expression
+    span = found.high.less(found.low)
+    if found.step is None:
+        step, last = 1, span.expression
+    elif reader.sign(span.less(found.step)) < 0:
+        step = last = 0
+    else:
+        key = span, found.step
+        text = f"⌊{_bracketed(span)}/{_bracketed(found.step)}⌋"
+        if key not in names and len(names) == len(_LETTERS):
+            raise _OtherKindError
+        value = fold.floordiv(span.index, found.step.index)
+        last = symbol(names.setdefault(key, Name(_LETTERS[len(names) % len(_LETTERS)], text, value)).letter)
+        step = found.step.expression
+    return (last + 1) * (n - low) - step * last * (last + 1) / 2
+
+
+def _bracketed(size: _Size) -> str:
+    text = written(size.expression)
+    return f"({text})" if " " in text else text
+
+
+def _words(found: _Progression) -> str:
+    low, high = written(found.low.expression), written(found.high.expression)
+    if found.step is None:
+        return f"distances {low} … {high}"
+    return f"distances {low} … {high} in steps of {written(found.step.expression)}"
+
+
+def _law(total: Any, names: _Names) -> str:
+    """The size of the sum for large n, with n = x² and floors left out."""
+    import sympy
+
+    x = sympy.Symbol("x", positive=True)
+    real = {symbol("n"): x**2, symbol("s"): x}
+    for (span, step), name in names.items():
+        real[symbol(name.letter)] = _of_x(span, x) / _of_x(step, x)
+    top, bottom = sympy.fraction(sympy.together(sympy.expand(total.subs(real))))
+    degree = sympy.degree(top, x) - sympy.degree(bottom, x) if total != 0 else 0
+    return {0: "O(1)", 1: "O(√n)", 2: "O(n)", 3: "O(n√n)", 4: "O(n²)"}[int(degree)]
+
+
+def _of_x(size: _Size, x: Any) -> Any:
+    return size.length * x**2 + size.root * x + size.constant
