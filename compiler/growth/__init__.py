@@ -1,4 +1,4 @@
-"""How the work of a pattern grows with its length: visible pairs, live tiles and cost as formulas, with their derivation.
+"""How the work of a pattern grows with its length: visible pairs, live tiles and cost as formulas, and why.
 
 Four ways lead to a law; none goes by the names of patterns.
 

@@ -186,7 +186,7 @@ def _grown(lanes: list[Lane], heads: int, lengths: Lengths, tile: int, branches:
     closed = _closed(lanes, heads * branches, lengths, tile)
     if closed is None:
         reach = max((find_reach(lane.relation) for lane in lanes), default=0)
-        if reach > LONGEST_SAMPLE // 4:
+        if reach > LONGEST_SAMPLE:
             return _none(f"sizes of up to {reach:,} tokens are compared, too long to be counted", tile, lines)
         return _fitted(sampled(lanes, lengths, tile), tile, heads, lines)
     derivation = (*lines, *closed.derivation)
