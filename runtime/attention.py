@@ -43,6 +43,7 @@ from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
 if TYPE_CHECKING:
+    from attnc.compiler.growth.growth import Growth
     from attnc.compiler.simulation.simulation import Simulation
     from attnc.runtime.floors import Floor
     from attnc.runtime.module import AttentionModule
@@ -449,6 +450,15 @@ class Attention:
             baseline,
             Wish(tile, order),
         )
+
+    def growth(self, *, heads: int | None = None) -> Growth:
+        """How the visible pairs grow with the length: a formula with its derivation, or a law that is fitted.
+
+        Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
+        """
+        from attnc.runtime.simulating import growth
+
+        return growth(self._bound, self._pattern, heads)
 
     def floors(
         self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object

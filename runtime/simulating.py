@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 
+from attnc.compiler.growth.growth import Growth, find_growth, fit_growth
+from attnc.compiler.ir import Const, Index, Pattern
 from attnc.compiler.lowering.lower import lower
+from attnc.compiler.lowering.specialise import alone
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.candidates import Wish
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
@@ -22,7 +26,8 @@ from attnc.runtime.errors import ArgumentError
 from attnc.runtime.floors import Floor, find_floors
 from attnc.runtime.plans import relations_of
 from attnc.spec.errors import SpecError
-from attnc.spec.program import BoundProgram
+from attnc.spec.meaning.bind import bind
+from attnc.spec.program import BoundProgram, ParameterRead
 
 if TYPE_CHECKING:
     from attnc.compiler.planning.build_plan import Relations
@@ -83,6 +88,23 @@ def simulated(
     return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
 
 
+def growth(bound: BoundProgram, pattern: Pattern, heads: int | None) -> Growth:
+    """The law of a pattern; of a grid of tokens, fitted over the extent of its first axis, if that is a parameter."""
+    segments = bound.program.segments
+    extent = segments[0].axes[0].extent if len(segments) == 1 else None
+    if not isinstance(extent, ParameterRead) or len(pattern.nodes) > 1 or pattern.nodes[0].keys is not None:
+        return find_growth(pattern, heads=heads)
+    name, own = extent.name, bound.values[extent.name]
+    assert isinstance(own, int)
+
+    def grown(extent: int) -> tuple[Index, int]:
+        larger = lower(bind(bound.program, {**bound.values, name: extent}))
+        tokens = prod(axis.value for _, axis in larger.segments[0].axes if isinstance(axis, Const))
+        return alone(larger.attend.visible, tokens, 0, heads or 1), tokens
+
+    return fit_growth(grown, [own * factor for factor in (1, 2, 3, 4, 6, 8)])
+
+
 def floors(bound: BoundProgram, sizes: Sizes, inputs: Mapping[str, object]) -> tuple[Floor, ...]:
     """How sparse a pattern of one attention can become by its real parameters."""
 
@@ -98,27 +120,25 @@ def floors(bound: BoundProgram, sizes: Sizes, inputs: Mapping[str, object]) -> t
 
 
 def break_even(at: Callable[[int], Simulation], longest: int) -> int | None:
-    """The least length, to an eighth, from which on the prediction beats dense attention; None where it never does.
+    """The least length, to an eighth, at which the prediction beats dense attention, and does so at twice the length.
 
-    Powers of two up to the first that is `longest` or more are tried, then what lies between the last that loses and
+    None where no length does, up to `longest`. Powers of two are tried, then what lies between the last that loses and
     the first that wins. Lengths that `require` refuses count as lost.
     """
+    known: dict[int, bool] = {}
 
     def wins(n: int) -> bool:
-        try:
-            return at(n).speedup > 1.0
-        except SpecError:
-            return False
+        if n not in known:
+            try:
+                known[n] = at(n).speedup > 1.0
+            except SpecError:
+                known[n] = False
+        return known[n]
 
-    lengths = [SHORTEST << i for i in range(max((longest - 1).bit_length() - SHORTEST.bit_length() + 2, 1))]
-    lost = 0
-    found = None
-    for n in reversed(lengths):
-        if not wins(n):
-            lost = n
-            break
-        found = n
-    if found is None or not lost:
-        return found
-    step = max(lost // 8, 1)
-    return next((n for n in range(lost + step, found, step) if wins(n)), found)
+    n = SHORTEST
+    while not (wins(n) and wins(2 * n)):
+        if n >= longest:
+            return None
+        n *= 2
+    step = max(n // 16, 1)
+    return n if n == SHORTEST else next(m for m in range(n // 2 + step, n + 1, step) if wins(m))

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.print_simulation import ms, print_simulation, times
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Choice, Pass, Simulation
@@ -123,11 +124,13 @@ def run(args: argparse.Namespace) -> int:
     sweep = _swept(args, attention, n, asked, devices[0], baselines[0])
     floors = () if asked.stage == "decode" else _floors(attention, n, asked)
     even = _break_even(attention, asked, devices[0], baselines[0], n)
+    growth = attention.growth(heads=main.shape.heads)
     if args.json:
-        console.print_json(_as_json(main, even, floors, others, sweep, asked))
+        console.print_json(_as_json(main, even, floors, growth, others, sweep, asked))
         return console.FINE
     unicode = console.has_unicode(sys.stdout)
     print(print_simulation(main, unicode=unicode))
+    print(f"growth    {growth.law}{'' if growth.pairs is None else f'; visible pairs {growth.pairs}'}")
     for floor in floors:
         print(f"floor     {floor}")
     print(f"break-even {_even_in_words(even)}")
@@ -370,6 +373,7 @@ def _as_json(
     main: Simulation,
     even: int | str | None,
     floors: Sequence[Floor],
+    growth: Growth,
     others: Sequence[Simulation],
     sweep: Swept,
     asked: Asked,
@@ -378,6 +382,8 @@ def _as_json(
         **simulation_json(main),
         "break_even_length": even if isinstance(even, int) else None,
         "break_even_note": even if isinstance(even, str) else None,
+        "growth": growth.law,
+        "growth_law": _growth_json(growth),
         "floors": [_floor_json(floor) for floor in floors],
         "examples": dict(asked.examples),
         "compared": [simulation_json(one) for one in others],
@@ -441,6 +447,18 @@ def _choice_json(choice: Choice) -> dict[str, object]:
         "how": choice.how,
         "limit": choice.limit,
         "ms": choice.ms,
+    }
+
+
+def _growth_json(growth: Growth) -> dict[str, object]:
+    return {
+        "law": growth.law,
+        "pairs": None if growth.pairs is None else str(growth.pairs),
+        "tiles": None if growth.tiles is None else str(growth.tiles),
+        "tile": growth.tile,
+        "fitted": growth.fitted,
+        "derivation": list(growth.derivation),
+        "checked": list(growth.checked),
     }
 
 

@@ -1,0 +1,183 @@
+"""`attnc simulate`: what it prints, its JSON, sweeps, comparisons, break-even, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnc import compile_attention
+from attnc.compiler.simulation.machine import find_machine, machine_names
+from attnc.runtime.cli import main
+from attnc.runtime.simulating import break_even
+from command_calls import run_json
+
+PROMISED = {
+    *("pattern", "params", "device", "dtype", "shape", "baseline", "element_density", "tiles", "schedule", "rungs"),
+    *("predicted_ms", "dense_ms", "calibrated", "break_even_length", "growth"),
+}
+
+
+def test_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = run_json(capsys, "simulate", "sliding_window", "-p", "window=512", "--len", "16384", "--heads", "4")
+    assert status == 0
+    assert found.keys() >= PROMISED
+    assert found["pattern"] == "sliding_window" and found["params"] == {"window": 512, "sinks": 0}
+    assert found["device"] == "h100-sxm" and found["dtype"] == "bfloat16" and found["calibrated"] is False
+    visible = 16384 * 512 - 512 * 511 // 2
+    assert found["visible"] == 4 * visible
+    assert found["element_density"] == pytest.approx(visible / 16384**2)
+    assert found["tiles"].keys() == {"total", "live", "full", "partial"}
+    assert found["schedule"].keys() >= {"q_tile", "k_tile", "order"}
+    assert [rung["name"] for rung in found["rungs"]] == ["element", "tile", "balanced", "predicted"]
+    assert all(rung["lost_to"] for rung in found["rungs"])
+    assert found["growth"].startswith("O(n·w) with w = 512")
+    assert 512 < found["break_even_length"] < 2048
+    same = compile_attention("sliding_window", window=512).simulate(16384, heads=4)
+    assert found["predicted_ms"] == same.predicted_ms and found["dense_ms"] == same.dense_ms
+
+
+def test_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "causal", "--len", "4096"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    told = ["causal: forward on NVIDIA H100", "times not calibrated", "element", "2.00×", "schedule  forward: tiles"]
+    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "break-even from"):
+        assert said in out
+
+
+def test_patterns_machines_and_baselines_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["simulate", "causal", "--len", "2048", "--device", "h100,a100", "--compare", "sliding_window"]
+    status, found = run_json(capsys, *arguments, "-q", "window=256", "--baseline", "both")
+    assert status == 0
+    told = [(one["pattern"], one["device"], one["baseline"]) for one in (found, *found["compared"])]
+    assert told == [
+        ("causal", "h100-sxm", "full"),
+        ("causal", "h100-sxm", "causal"),
+        ("causal", "a100-80", "full"),
+        ("sliding_window", "h100-sxm", "full"),
+        ("sliding_window", "a100-80", "full"),
+    ]
+    assert found["compared"][2]["params"]["window"] == 256
+    assert main(["simulate", "causal", "--len", "2048", "--device", "h100,a100"]) == 0
+    assert "causal on a100-80" in capsys.readouterr().out
+
+
+def test_sweeps(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = run_json(capsys, "simulate", "sliding_window", "-p", "window=256", "--sweep", "len=1k..8k")
+    assert status == 0
+    assert [one["shape"]["queries"] for one in found["sweep"]] == [1024, 2048, 4096, 8192]
+    elements = [one["rungs"][0]["speedup"] for one in found["sweep"]]
+    assert elements == sorted(elements)
+    _, found = run_json(capsys, "simulate", "sliding_window", "--len", "4096", "--sweep", "window=64..256")
+    assert [one["params"]["window"] for one in found["sweep"]] == [64, 128, 256]
+    assert main(["simulate", "causal", "--sweep", "len=1k..2k"]) == 0
+    assert "len=2,048" in capsys.readouterr().out
+
+
+def test_a_grid(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = run_json(
+        capsys, "simulate", "neighborhood_2d", "--grid", "64,48", "-p", "window=[8,8]", "--order", "bricks"
+    )
+    assert (found["params"]["height"], found["params"]["width"]) == (64, 48)
+    assert found["shape"]["queries"] == 64 * 48
+    assert found["break_even_length"] is None and "grid" in found["break_even_note"]
+    assert len(found["schedule"]["q_brick"]) == 2
+    assert found["growth_law"]["fitted"] and found["growth"].startswith("about 64·n^1.0")
+    assert main(["show", "neighborhood_2d", "--grid", "8,8"]) == 0
+    assert "64" in capsys.readouterr().out
+
+
+def test_decoding_reads_what_is_visible(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--len", "65536", "--pass", "decode", "--heads", "8", "--kv-heads", "2"]
+    _, dense = run_json(capsys, "simulate", "causal", *arguments)
+    _, window = run_json(capsys, "simulate", "sliding_window", "-p", "window=1024", *arguments)
+    assert window["shape"]["queries"] == 1 and window["shape"]["keys"] == 65536
+    assert dense["rungs"][1]["speedup"] == 1 and window["rungs"][1]["speedup"] == 64
+    assert window["bytes"]["moved"] < dense["bytes"]["moved"] / 50
+
+
+def test_examples_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "document", "--len", "999"]) == 0
+    assert "input     doc: 3 documents of 333, 333 and 333 tokens" in capsys.readouterr().out
+
+
+def test_this_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = run_json(capsys, "simulate", "causal", "--device", "cpu", "--len", "2048", "--head-dim", "64")
+    assert found["device"] == "cpu" and found["dtype"] == "float32"
+    assert 1 <= found["rungs"][3]["speedup"] <= found["rungs"][0]["speedup"] < 2
+
+
+def test_a_machine_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[2] / "compiler" / "simulation" / "machines" / "h100-sxm.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data.update(name="double", title="Twice an H100")
+    for figure in ("sms", "l2_bytes_per_clock"):
+        data["figures"][figure]["value"] *= 2
+    mine = tmp_path / "double.json"
+    mine.write_text(json.dumps(data), encoding="utf-8")
+    _, one = run_json(capsys, "simulate", "full", "--len", "65536")
+    _, two = run_json(capsys, "simulate", "full", "--len", "65536", "--device", str(mine))
+    assert two["device"] == "double"
+    assert two["predicted_ms"] == pytest.approx(one["predicted_ms"] / 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
+        (["causal", "--len", "-5"], "--len -5: give a whole number, at least 1"),
+        (["causal", "--heads", "0"], "--heads 0: give"),
+        (["causal", "--batch", "0"], "--batch 0: give"),
+        (["causal", "--head-dim", "-1"], "--head-dim -1: give"),
+        (["causal", "--heads", "6", "--kv-heads", "4"], "--heads 6 is no multiple of --kv-heads 4"),
+        (["causal", "--device", "h1000"], "there is no machine `h1000`: did you mean `h100`?"),
+        (["causal", "--device", "none.json"], "none.json: No such file"),
+        (["causal", "--tile", "100x64"], "a q tile of 100: sides of tiles are powers of two"),
+        (["causal", "--tile", "1024x1024"], "tiles of 1024×1024 do not fit h100-sxm"),
+        (["causal", "--tile", "big"], "--tile big: write queries by keys, as in --tile 128x64"),
+        (["causal", "--order", "bricks"], "the relation reads no grid of tokens"),
+        (["causal", "--order", "random"], "--order random: it is one of natural, bricks, residues"),
+        (["causal", "--pass", "training"], "--pass training: it is one of forward, backward, decode"),
+        (["causal", "--dtype", "int8"], "--dtype int8: it is one of"),
+        (["causal", "--baseline", "flash"], "--baseline flash: it is one of full, causal, both"),
+        (["full", "--baseline", "causal"], "`full` shows keys behind their queries"),
+        (["causal", "--sweep", "len"], "--sweep len: write a name and a range"),
+        (["causal", "--sweep", "len=4k..1k"], "the range must begin at 1 or above"),
+        (["causal", "--sweep", "windw=1..2"], "has no parameter `windw`"),
+        (["causal", "--grid", "3"], "`causal` has no grid"),
+        (["neighborhood_2d", "--grid", "30,48", "--len", "100"], "is of 1,440 tokens"),
+        (["neighborhood_2d", "--grid", "30"], "has 2 axes: y, x"),
+        (["neighborhood_2d", "--grid", "0,4"], "write whole numbers above 0"),
+        (["neighborhood_2d", "--grid", "30,48", "-p", "height=3"], "-p height=3: --grid 30,48 says `height` too"),
+        (["neighborhood_2d", "-p", "height=9", "-p", "width=9", "--sweep", "len=1k..2k"], "is fixed by its parameters"),
+    ],
+)
+def test_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and "Traceback" not in err
+    assert main(["simulate", *arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["diagnostics"]
+
+
+class Fake:
+    def __init__(self, speedup: float) -> None:
+        self.speedup = speedup
+
+
+@pytest.mark.parametrize(("first", "even"), [(1, 64), (64, 64), (65, 72), (1000, 1024), (1025, 1152), (5000, None)])
+def test_break_even(first: int, even: int | None) -> None:
+    def at(n: int) -> Any:
+        return Fake(2.0 if n >= first else 0.5)
+
+    assert break_even(at, 4096) == even
+
+
+def test_machines_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name.partition("-")[0] in text for name in machine_names())
+    assert find_machine("h100").title in str(find_machine("h100"))
