@@ -1,4 +1,4 @@
-"""Benchmarks of this machine: `python benchmarks/run.py {cpu|plan|compile|weights}`; benchmarks/results/*.json."""
+"""Benchmarks of this machine: `python benchmarks/run.py cpu|plan|compile|simulator|weights`; results/*.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, object]
 def main() -> int:
     """Run a suite and print its rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", choices=["cpu", "plan", "compile", "weights"])
+    parser.add_argument("suite", choices=["cpu", "plan", "compile", "simulator", "weights"])
     parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
@@ -46,6 +46,10 @@ def _summary(suite: str, done: list[Row]) -> Row:
         import compiling
 
         return compiling.summary(done)
+    if suite == "simulator":
+        import simulator
+
+        return {"summary": simulator.summary(done)}
     import cpu
 
     return {"summary": cpu.summary(done)}
@@ -65,9 +69,14 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
         import compiling
 
         return compiling.rows(options.rounds), compiling.line
+    dtypes = [getattr(torch, name) for name in options.dtype]
+    if options.suite == "simulator":
+        import simulator
+
+        lengths = options.lengths or [768, 1536, 3072]
+        return simulator.rows(lengths, options.head_dim, dtypes, options.rounds), simulator.line
     import cpu
 
-    dtypes = [getattr(torch, name) for name in options.dtype]
     lengths = options.lengths or [1024, 4096, 16384]
     rows = cpu.rows(lengths, options.head_dim, dtypes, options.rounds, options.pattern, backward=not options.forward)
     return rows, _cpu_line

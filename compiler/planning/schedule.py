@@ -108,6 +108,40 @@ def choose(problem: Problem) -> Choice:
     return _natural(problem, tried)
 
 
+def alternatives(problem: Problem) -> list[Choice]:
+    """Every cover that there is of a relation, the cheapest first, where `choose` stops once it has a good one."""
+    grid = _grid(problem, tile_sizes(problem)[0])
+    closed = closed_cover(problem.relation, grid)
+    found: list[Choice | None] = [_by_grid(problem), _by_residues(problem), dense_choice(problem)]
+    if closed is not None:
+        reason = f"{_described(closed, grid)}, by formula"
+        found.append(Choice(closed, grid, _cost(problem, closed), "pieces", (reason,)))
+    for tile in tile_sizes(problem):
+        found += _by_tiles(problem, tile, [])
+    known = [choice for choice in found if choice is not None]
+    halved = [half for half in (_in_halves(problem, choice) for choice in known) if half not in known]
+    return sorted([*known, *halved], key=lambda choice: choice.cost)
+
+
+def _by_tiles(problem: Problem, tile: int, notes: list[str]) -> list[Choice]:
+    """Covers in natural order by tiles of one size; why there is none goes into the notes."""
+    grid = _grid(problem, tile)
+    try:
+        found = cover(problem.relation, grid, problem.origins)
+    except (TooManyTilesError, TooManyClassesError) as refusal:
+        notes.append(f"tiles of {tile}: {_why(refusal)}")
+        return []
+    if len(found.pieces) > MAX_PIECES:
+        notes.append(f"tiles of {tile}: {len(found.pieces)} pieces, more than {MAX_PIECES}")
+        return []
+    choices = [Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),))]
+    apart = None if problem.n_q * problem.n_k > LARGE else split_full_parts(found)
+    if apart is not None:
+        reason = f"{_described(apart, grid)}, full parts apart"
+        choices.append(Choice(apart, grid, _cost(problem, apart), "pieces", (reason,)))
+    return choices
+
+
 def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     """The cheapest of what was tried and of covers in natural order."""
     notes: list[str] = []
@@ -115,20 +149,7 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     for tile in tile_sizes(problem):
         if tried and large:
             break
-        grid = _grid(problem, tile)
-        try:
-            found = cover(problem.relation, grid, problem.origins)
-        except (TooManyTilesError, TooManyClassesError) as refusal:
-            notes.append(f"tiles of {tile}: {_why(refusal)}")
-            continue
-        if len(found.pieces) > MAX_PIECES:
-            notes.append(f"tiles of {tile}: {len(found.pieces)} pieces, more than {MAX_PIECES}")
-            continue
-        tried.append(Choice(found, grid, _cost(problem, found), "pieces", (_described(found, grid),)))
-        apart = None if large else split_full_parts(found)
-        if apart is not None:
-            reason = f"{_described(apart, grid)}, full parts apart"
-            tried.append(Choice(apart, grid, _cost(problem, apart), "pieces", (reason,)))
+        tried += _by_tiles(problem, tile, notes)
     fallback = None if tried else "; ".join(notes)
     if not tried or not (large or _beats_dense(problem, tried)):
         tried.append(dense_choice(problem))
