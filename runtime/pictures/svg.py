@@ -378,7 +378,12 @@ def _text(
 
 
 def _clean(text: str) -> str:
-    return escape(_FORBIDDEN.sub("\ufffd", text))
+    return escape(printable(text))
+
+
+def printable(text: str) -> str:
+    """The text without characters that XML and UTF-8 have no room for."""
+    return _FORBIDDEN.sub("\ufffd", text)
 
 
 def _px(value: float) -> str:

@@ -1,0 +1,78 @@
+"""The ladder as bars: each bound, what it keeps of the one above, and what was lost on the way."""
+
+from __future__ import annotations
+
+from math import inf
+
+from attnc.compiler.simulation.print_simulation import times
+from attnc.compiler.simulation.simulation import RUNGS, RungName, Simulation
+from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.markup import Markup, element, px
+from attnc.runtime.report.svg import figure, label
+
+WIDTH, ROW, LEFT, BAR = 1040, 54, 128, 620
+TOP = 18
+LONGEST = 130
+"""Characters of a loss that are shown; the description has all of them."""
+
+MEANING: dict[RungName, str] = {
+    "element": "visible pairs",
+    "tile": "live tiles",
+    "balanced": "longest SM",
+    "predicted": "with all costs",
+}
+
+
+def ladder_frame(simulation: Simulation) -> Frame:
+    """Widths are shares of the longest finite bar; a bound without limit takes the whole width."""
+    rungs = [simulation.rung(name) for name in RUNGS]
+    top = max([rung.speedup for rung in rungs if rung.speedup < inf] + [1.0])
+    texts: dict[str, str] = {}
+    shapes: dict[str, dict[str, str]] = {}
+    above = None
+    for rung in rungs:
+        width = BAR if rung.speedup == inf else max(BAR * rung.speedup / top, 1.0)
+        shapes[f"ladder-{rung.name}"] = {"width": px(width)}
+        shapes[f"ladder-{rung.name}-at"] = {"x": px(LEFT + width + 10)}
+        texts[f"ladder-{rung.name}"] = times(rung.speedup) + _kept(rung.speedup, above)
+        texts[f"ladder-{rung.name}-lost"] = _shortened(rung.lost_to)
+        above = rung.speedup
+    one = LEFT + BAR / top
+    shapes["ladder-one"] = {"x1": px(one), "x2": px(one)}
+    shapes["ladder-one-at"] = {"x": px(max(one, LEFT + 1))}
+    said = "; ".join(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}" for rung in rungs)
+    texts["ladder-said"] = f"Speedups over dense attention at its ideal. {said}."
+    return Frame(texts, shapes)
+
+
+def _kept(speedup: float, above: float | None) -> str:
+    if above is None or inf in (speedup, above) or not above:
+        return ""
+    return f"  {speedup / above:.0%} of the rung above"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def draw_ladder(frame: Frame) -> Markup:
+    """The chart."""
+    height = TOP + ROW * len(RUNGS) + 22
+    parts = [
+        element("line", class_="edge", x1=LEFT, x2=LEFT, y1=TOP - 8, y2=height - 22),
+        frame.shape("line", "ladder-one", class_="dashed", y1=TOP - 8, y2=height - 22),
+        frame.shape("text", "ladder-one-at", "1×: dense at its ideal", class_="quiet small", y=height - 6),
+    ]
+    for i, name in enumerate(RUNGS):
+        y = TOP + ROW * i
+        kind = "measure" if name == "predicted" else "measure bound"
+        parts += [
+            label(0, y + 12, name, "strong"),
+            label(0, y + 28, MEANING[name], "quiet small"),
+            frame.shape("rect", f"ladder-{name}", class_=kind, x=LEFT, y=y, height=16, rx=2),
+            frame.shape(
+                "text", f"ladder-{name}-at", frame.text("tspan", f"ladder-{name}"), class_="strong number", y=y + 13
+            ),
+            frame.text("text", f"ladder-{name}-lost", class_="quiet halo", x=LEFT + 6, y=y + 33),
+        ]
+    return figure("ladder-chart", "Ladder of bounds", frame.text("desc", "ladder-said"), WIDTH, height, *parts)

@@ -1,0 +1,256 @@
+"""The page: what stands where, and the table that the sliders move over."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from uuid import uuid4
+
+from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.pictures.drawing import Drawing
+from attnc.runtime.pictures.svg import to_svg
+from attnc.runtime.report.contents import Report, report_of
+from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.ladder import draw_ladder
+from attnc.runtime.report.markup import Markup, element, embedded_json, joined
+from attnc.runtime.report.point import Point, rival
+from attnc.runtime.report.roofline import draw_roofline
+from attnc.runtime.report.sweep import draw_sweep
+from attnc.runtime.report.table import table_json
+from attnc.runtime.report.tables import draw_compared, draw_notes, draw_schedule, sizes_differ
+from attnc.runtime.report.tile_map import draw_tiles
+from attnc.runtime.report.timeline import draw_timeline
+
+
+def report_html(
+    simulation: Simulation,
+    drawing: Drawing | None,
+    sweep: Sequence[Simulation] = (),
+    points: Sequence[Point] = (),
+    compared: Sequence[Simulation] = (),
+    growth_text: str | None = None,
+    *,
+    break_even_text: str | None = None,
+    parameter: str | None = None,
+    swept: str | None = None,
+    machine: Machine | None = None,
+) -> str:
+    """A page that stands alone: equal arguments give equal texts.
+
+    `points`: what the sliders reach, over lengths and the values of `parameter`; `simulation` is one of them, and is
+    added if it is missing. `sweep`: simulations over the parameter `swept`, or over lengths if that is None.
+    `compared`: other patterns, baselines or devices. `machine`: of the roofline; found by its name if it is not given.
+    The texts on break-even and growth are the caller's.
+    """
+    report = report_of(
+        simulation,
+        drawing,
+        sweep,
+        points,
+        compared,
+        growth_text,
+        break_even_text=break_even_text,
+        parameter=parameter,
+        swept=swept,
+        machine=machine,
+    )
+    return f"<!DOCTYPE html>\n{_page(report, drawing)}\n"
+
+
+def write_report(path: str | Path, html: str) -> None:
+    """Write a page, whole or not at all: what stood at `path` stays until the new page is complete. Raises OSError."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_text(html, encoding="utf-8", newline="\n")  # a terminal or a pipe: there is nothing to keep
+        return
+    path = path.resolve()
+    part = path.with_name(f".attnc-{uuid4().hex}.part")
+    try:
+        with part.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(html)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("attnc.runtime") / "report" / name).read_text(encoding="utf-8").replace("\r\n", "\n")
+
+
+def _page(report: Report, drawing: Drawing | None) -> Markup:
+    simulation, frame = report.start.simulation, report.frame(report.start)
+    script = _asset("page.js")
+    body = [
+        _header(report, frame),
+        _controls(report),
+        _card("ladder", "Ladder: from the visible pairs to the predicted time", draw_ladder(frame), scrolls=True),
+        element("div", _pattern(frame), _timeline(frame), class_="pair"),
+        element("div", _roofline(report, frame), _sweep(report, frame), class_="pair"),
+        _card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
+        *_compared(report),
+        *_still(report, drawing),
+        _footer(simulation),
+    ]
+    data = element("script", embedded_json(table_json(report)), type="application/json", id="attnc-data")
+    return element(
+        "html",
+        _head(simulation, script),
+        element("body", element("main", joined(body, "\n")), data, "\n", element("script", Markup(script))),
+        lang="en",
+    )
+
+
+def _head(simulation: Simulation, script: str) -> Markup:
+    """Nothing is fetched, and no script runs but the page's own: the policy names it by its hash."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{simulation.pattern} on {simulation.title}: attnc simulate"),
+        element("style", Markup(_asset("page.css"))),
+    )
+
+
+def _header(report: Report, frame: Frame) -> Markup:
+    simulation = report.start.simulation
+    badge = [] if simulation.calibrated else [element("span", "times not calibrated", class_="badge")]
+    facts = [
+        ("time", "predicted time"),
+        ("speedup", f"as fast as {rival(simulation)}"),
+        ("bound", "element bound"),
+        ("density", "visible"),
+        ("moved", "memory moved"),
+        ("work", "work"),
+    ]
+    return element(
+        "header",
+        element("h1", simulation.pattern),
+        element("p", f"{simulation.stage} on {simulation.title} ", *badge),
+        frame.text("p", "subject", class_="quiet"),
+        element("dl", *(_fact(frame, name, words) for name, words in facts), class_="facts"),
+    )
+
+
+def _fact(frame: Frame, name: str, words: str) -> Markup:
+    number = frame.text("dd", name, class_="large")
+    return element("div", element("dt", words), number, frame.text("dd", f"{name}-beside", class_="quiet"))
+
+
+def _controls(report: Report) -> Markup:
+    """A slider for each of the two that has more than one place."""
+    sliders = []
+    if len(report.lengths) > 1:
+        places = [f"{n:,}" for n in report.lengths]
+        sliders.append(_slider("length", "length", places, report.lengths.index(report.start.place[0])))
+    if len(report.values) > 1 and report.parameter is not None:
+        places = [f"{n:,}" for n in report.values]
+        sliders.append(_slider("value", report.parameter, places, report.values.index(report.start.place[1])))
+    if not sliders:
+        return Markup()
+    return element(
+        "form",
+        *sliders,
+        element("p", "", id="missing", class_="quiet", role="status"),
+        element("noscript", "The sliders need JavaScript; without it the page shows where it started."),
+        class_="controls",
+        aria_label="What is shown",
+        autocomplete="off",
+    )
+
+
+def _slider(name: str, words: str, places: Sequence[str], at: int) -> Markup:
+    slider = element(
+        "input",
+        type="range",
+        id=f"slide-{name}",
+        min="0",
+        max=str(len(places) - 1),
+        step="1",
+        value=str(at),
+        aria_valuetext=places[at],
+        autocomplete="off",
+    )
+    return element(
+        "div",
+        element("label", words, for_=f"slide-{name}"),
+        slider,
+        element("output", places[at], id=f"slide-{name}-said", for_=f"slide-{name}"),
+        class_="slider",
+    )
+
+
+def _card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
+    inside = (element("div", *parts, class_="wide"),) if scrolls else parts
+    return element("section", element("h2", title, id=f"{name}-head"), *inside, id=name, aria_labelledby=f"{name}-head")
+
+
+def _pattern(frame: Frame) -> Markup:
+    return _card("pattern", "Pattern and tile classes", draw_tiles(frame))
+
+
+def _timeline(frame: Frame) -> Markup:
+    return _card("timeline", "Timeline: work of every slot", draw_timeline(frame))
+
+
+def _roofline(report: Report, frame: Frame) -> Markup:
+    roofline = report.roofline
+    if isinstance(roofline, str):
+        return _card("roofline", "Roofline", element("p", roofline))
+    words = "The circle is the call; diamonds with numbers are rows of the table side by side, on the same device."
+    key = [element("p", words, class_="quiet")] if roofline.others else []
+    return _card("roofline", "Roofline", draw_roofline(roofline, frame), *key)
+
+
+def _sweep(report: Report, frame: Frame) -> Markup:
+    sweep = report.sweep
+    title = "Sweep" if sweep is None else f"Sweep: speedup against {sweep.axis}"
+    drawn = element("p", "No sweep: one size was simulated.") if sweep is None else draw_sweep(sweep, frame)
+    return _card("sweep", title, drawn, *_texts(report))
+
+
+def _texts(report: Report) -> list[Markup]:
+    parts = [("Break-even", report.break_even), ("Growth", report.growth)]
+    return [element("p", element("b", f"{name}: "), words) for name, words in parts if words]
+
+
+def _compared(report: Report) -> list[Markup]:
+    if not report.compared:
+        return []
+    simulations = [report.start.simulation, *report.compared]
+    words = "As simulated at the start; the sliders do not move this table."
+    if sizes_differ(simulations):
+        words += " Not all are of one size."
+    return [_card("compared", "Side by side", draw_compared(simulations), element("p", words, class_="quiet"))]
+
+
+def _still(report: Report, drawing: Drawing | None) -> list[Markup]:
+    """The whole picture, closed where the sliders move the small one."""
+    if drawing is None:
+        return []
+    said = f"Every pair, in squares, and the keys of each query, at {drawing.size_text} (the sliders do not move it)"
+    picture = element("div", Markup(to_svg(drawing)), class_="wide")
+    opened = {} if len(report.points) > 1 else {"open": ""}
+    return [_card("picture", "Picture", element("details", element("summary", said), picture, **opened))]
+
+
+def _footer(simulation: Simulation) -> Markup:
+    dense = rival(simulation)
+    words = [
+        f"Speedups of the ladder are over {dense} attention at its ideal: every unit busy, no tail, no launch. "
+        f"Times are predicted, of {dense} attention too.",
+        "" if simulation.calibrated else " The machine's figures are published or estimated, none measured here.",
+    ]
+    return element("footer", *words)

@@ -1,0 +1,95 @@
+"""A place that the sliders can reach, with what was simulated there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.compiler.simulation.print_simulation import count, ms, size, times
+from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.pictures.drawing import Drawing, percent
+from attnc.runtime.report.frame import Frame
+from attnc.spec.meaning.values import shown
+
+
+@dataclass(frozen=True)
+class Point:
+    """A simulation at a length, with a value of the parameter that the report varies (None where it varies none).
+
+    `drawing`: the picture whose tiles are shown there, at that length or a shorter one.
+    """
+
+    length: int
+    value: int | None
+    simulation: Simulation
+    drawing: Drawing | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it stands in the table; without a parameter, as if its value were 0."""
+        return self.length, self.value or 0
+
+
+def point_of(simulation: Simulation, drawing: Drawing | None, parameter: str | None) -> Point:
+    """The point of a simulation that says itself where it stands."""
+    value = simulation.params.get(parameter) if parameter is not None else None
+    is_int = isinstance(value, int) and not isinstance(value, bool)
+    return Point(length_of(simulation), value if is_int else None, simulation, drawing)  # type: ignore[arg-type]
+
+
+def length_of(simulation: Simulation) -> int:
+    """The tokens of a call; of one that decodes, those in the cache."""
+    shape = simulation.shape
+    return shape.n_k if simulation.stage == "decode" else shape.n_q
+
+
+def parameters_text(simulation: Simulation) -> str:
+    """Parameters as they are written."""
+    return ", ".join(f"{name} = {_value_text(value)}" for name, value in simulation.params.items())
+
+
+def _value_text(value: object) -> str:
+    # Simulations are made of values of the language; others, of whoever makes one by hand, are written as they are.
+    return shown(value) or str(value)  # type: ignore[arg-type]
+
+
+def size_text(simulation: Simulation) -> str:
+    """Tokens, batch, heads and dtype."""
+    shape = simulation.shape
+    tokens = f"{shape.n_q:,} tokens" if shape.n_q == shape.n_k else f"{shape.n_q:,} queries, {shape.n_k:,} keys"
+    heads = f"{shape.heads} heads" if shape.heads == shape.kv_heads else f"{shape.heads}/{shape.kv_heads} heads"
+    sides = f"{shape.dk}" if shape.dk == shape.dv else f"{shape.dk} and {shape.dv}"
+    return f"{tokens}, batch {shape.batch}, {heads} of {sides}, {shape.dtype}"
+
+
+def rival(simulation: Simulation) -> str:
+    """What it is compared with."""
+    return "dense" if simulation.baseline == "full" else "causal dense"
+
+
+def density_text(simulation: Simulation) -> str:
+    """The visible share of all pairs."""
+    return "not counted" if simulation.density is None else percent(simulation.density)
+
+
+def facts_frame(simulation: Simulation) -> Frame:
+    """The numbers at the head of the page."""
+    dense, moved = rival(simulation), simulation.traffic
+    params = parameters_text(simulation)
+    visible = "of all pairs" if simulation.visible is None else f"{simulation.visible:,} pairs"
+    return Frame(
+        {
+            "subject": f"{size_text(simulation)}{' · ' + params if params else ''}",
+            "time": ms(simulation.predicted_ms),
+            "time-beside": f"{dense} attention {ms(simulation.dense_ms)}",
+            "speedup": times(simulation.speedup),
+            "speedup-beside": f"{dense} at its ideal {ms(simulation.ideal_ms)}",
+            "bound": times(simulation.rung("element").speedup),
+            "bound-beside": f"tile bound {times(simulation.rung('tile').speedup)}",
+            "density": density_text(simulation),
+            "density-beside": visible,
+            "moved": size(moved.moved),
+            "moved-beside": f"{size(moved.least)} at least, {size(moved.held)} held",
+            "work": f"{count(simulation.flop)}FLOP",
+            "work-beside": "in products of visible pairs",
+        }
+    )

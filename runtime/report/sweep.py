@@ -1,0 +1,185 @@
+"""Speedups over the length, or over a parameter: where a pattern begins to pay, and what its bounds do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from attnc.compiler.simulation.print_simulation import times
+from attnc.compiler.simulation.simulation import RungName, Simulation
+from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.markup import Markup, element, px
+from attnc.runtime.report.point import Point, length_of
+from attnc.runtime.report.scales import LogScale, log_scale, short
+from attnc.runtime.report.svg import axes, figure, label
+
+WIDTH, HEIGHT = 520, 340
+LEFT, TOP, RIGHT, BOTTOM = 66, 40, 512, 284
+SERIES: tuple[RungName, ...] = ("element", "tile", "predicted")
+
+Curve = Mapping[int, Simulation]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Curves along `axis`, one for each place of the slider that does not move along it.
+
+    `moves`: whether a slider moves along the axis, and so a marker on it.
+    """
+
+    axis: str
+    along_length: bool
+    moves: bool
+    curves: Mapping[int | None, Curve]
+    x: LogScale
+    y: LogScale
+
+    def place(self, point: Point) -> int | None:
+        """Where a point stands on the axis."""
+        return point.length if self.along_length else point.value
+
+    def curve(self, point: Point) -> Curve:
+        """The curve that it stands on."""
+        if not self.moves:
+            return next(iter(self.curves.values()))
+        return self.curves.get(point.value if self.along_length else point.length, {})
+
+
+def sweep_of(
+    points: Sequence[Point], start: Point, swept: Sequence[Simulation], name: str | None, parameter: str | None
+) -> Sweep | None:
+    """The curves of all points and of a sweep from `start`; None where none has two places.
+
+    `name`: the parameter that the sweep changes, None for the length; `parameter`: the one that the points change.
+    """
+    along_length, moves = name is None, name is None or name == parameter
+    curves: dict[int | None, dict[int, Simulation]] = {}
+    for point in points if moves else ():
+        at, of = (point.length, point.value) if along_length else (point.value, point.length)
+        if at is not None and at >= 1:
+            curves.setdefault(of, {})[at] = point.simulation
+    mine = (start.value if along_length else start.length) if moves else None
+    for one in swept:
+        place = length_of(one) if name is None else one.params.get(name)
+        if isinstance(place, int) and not isinstance(place, bool) and place >= 1:
+            curves.setdefault(mine, {})[place] = one
+    ordered = {key: dict(sorted(curve.items())) for key, curve in curves.items()}
+    if max(map(len, ordered.values()), default=0) < 2:
+        return None
+    places = [at for curve in ordered.values() for at in curve]
+    speedups = [s for curve in ordered.values() for one in curve.values() for s in _finite(one)]
+    x = log_scale(places, LEFT + 6, RIGHT - 6, base=2)
+    y = log_scale([1.0, *speedups], BOTTOM, TOP, room=1.3)
+    return Sweep(name or "tokens", along_length, moves, ordered, x, y)
+
+
+def _finite(one: Simulation) -> Iterable[float]:
+    return (s for s in (one.rung(name).speedup for name in SERIES) if 0 < s < inf)
+
+
+def sweep_frame(sweep: Sweep, point: Point) -> Frame:
+    """The curves on which the point stands, and its marker."""
+    curve = sweep.curve(point)
+    shapes = {f"sweep-{name}": {"d": _path(sweep, curve, name)} for name in SERIES}
+    at = sweep.place(point) if sweep.moves else None
+    x = px(sweep.x.at(at)) if at is not None and at >= 1 else None
+    shapes["sweep-marker"] = {"x1": x or "0", "x2": x or "0", "visibility": "visible" if x else "hidden"}
+    mark = f"at {short(at)} {_unit(sweep)}: {times(point.simulation.rung('predicted').speedup)} predicted" if at else ""
+    said = "; ".join(
+        f"{short(place)}: element {times(one.rung('element').speedup)}, tile {times(one.rung('tile').speedup)}, "
+        f"predicted {times(one.rung('predicted').speedup)}"
+        for place, one in curve.items()
+    )
+    texts = {"sweep-mark": mark, "sweep-said": f"Speedups over dense attention at its ideal, by {sweep.axis}. {said}."}
+    return Frame(texts, shapes)
+
+
+def _unit(sweep: Sweep) -> str:
+    return "tokens" if sweep.along_length else f"= {sweep.axis}"
+
+
+def _path(sweep: Sweep, curve: Curve, name: RungName) -> str:
+    """A line through the finite speedups; it stops where there is nothing to do."""
+    path, pen = "", "M"
+    for place, one in curve.items():
+        speedup = one.rung(name).speedup
+        if not 0 < speedup < inf:
+            pen = "M"
+            continue
+        path += f"{pen}{px(sweep.x.at(place))} {px(sweep.y.at(speedup))}"
+        pen = "L"
+    return path
+
+
+def draw_sweep(sweep: Sweep, frame: Frame) -> Markup:
+    """The chart."""
+    even = sweep.y.at(1.0)
+    return figure(
+        "sweep-chart",
+        f"Speedup against {sweep.axis}",
+        frame.text("desc", "sweep-said"),
+        WIDTH,
+        HEIGHT,
+        element("defs", *map(_symbol, SERIES)),
+        *axes(sweep.x, sweep.y, short, _times),
+        element("line", class_="even", x1=LEFT, x2=RIGHT, y1=even, y2=even),
+        label(RIGHT, even + 14, "dense at its ideal", "quiet small", anchor="end"),
+        frame.shape("line", "sweep-marker", class_="dashed", y1=TOP, y2=BOTTOM),
+        *(
+            frame.shape(
+                "path",
+                f"sweep-{name}",
+                class_=f"series series-{name}",
+                marker_start=f"url(#symbol-{name})",
+                marker_mid=f"url(#symbol-{name})",
+                marker_end=f"url(#symbol-{name})",
+            )
+            for name in SERIES
+        ),
+        *_legend(),
+        frame.text("text", "sweep-mark", class_="strong", x=LEFT, y=HEIGHT - 4),
+        label(RIGHT, BOTTOM + 34, sweep.axis, "quiet small", anchor="end"),
+    )
+
+
+def _times(speedup: float) -> str:
+    return f"{speedup:,g}×"
+
+
+SYMBOLS: Mapping[RungName, str] = {
+    "element": "M5 1a4 4 0 1 0 .01 0z",
+    "tile": "M1.5 1.5h7v7h-7z",
+    "predicted": "M5 .5L9.5 9h-9z",
+}
+"""A circle, a square and a triangle, in ten by ten."""
+
+
+def _symbol(name: RungName) -> Markup:
+    return element(
+        "marker",
+        element("path", class_=f"symbol series-{name}", d=SYMBOLS[name]),
+        id=f"symbol-{name}",
+        viewBox="0 0 10 10",
+        refX=5,
+        refY=5,
+        markerWidth=8,
+        markerHeight=8,
+        markerUnits="userSpaceOnUse",
+    )
+
+
+def _legend() -> list[Markup]:
+    parts = []
+    for i, name in enumerate(SERIES):
+        x = LEFT + 6 + 130 * i
+        parts.append(
+            element(
+                "path",
+                class_=f"series series-{name}",
+                d=f"M{x} 14h15h15",
+                marker_mid=f"url(#symbol-{name})",
+            )
+        )
+        parts.append(label(x + 37, 18, name, "small"))
+    return parts

@@ -1,0 +1,70 @@
+"""The table that the page carries: every point's numbers, and its frame."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.report.contents import Report
+from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.point import Point, parameters_text
+from attnc.runtime.report.roofline import intensity, rate
+from attnc.runtime.report.timeline import busiest
+
+SCHEMA = 1
+
+
+def table_json(report: Report) -> dict[str, object]:
+    """`points` in order of length, then value; `at` are their places on the sliders."""
+    return {
+        "schema": SCHEMA,
+        "parameter": report.parameter,
+        "lengths": report.lengths,
+        "values": report.values,
+        "points": [_point_json(report, point) for point in report.points],
+    }
+
+
+def _point_json(report: Report, point: Point) -> dict[str, object]:
+    length, value = point.place
+    frame = report.frame(point)
+    return {
+        "at": [report.lengths.index(length), report.values.index(value)],
+        "length": point.length,
+        "value": point.value,
+        "simulation": simulation_json(point.simulation),
+        **_frame_json(frame),
+    }
+
+
+def _frame_json(frame: Frame) -> dict[str, object]:
+    return {"texts": frame.texts, "shapes": frame.shapes, "rows": frame.rows, "tiles": frame.tiles}
+
+
+def simulation_json(found: Simulation) -> dict[str, object]:
+    """The numbers of a simulation; what is infinite is null."""
+    tiles, loads = found.tiles, found.loads
+    return {
+        "pattern": found.pattern,
+        "params": parameters_text(found),
+        "visible": found.visible,
+        "density": found.density,
+        "tiles": {"total": tiles.total, "live": tiles.live, "full": tiles.full, "partial": tiles.partial},
+        "rungs": [{"name": r.name, "speedup": _finite(r.speedup), "lost_to": r.lost_to} for r in found.rungs],
+        "predicted_ms": found.predicted_ms,
+        "dense_ms": found.dense_ms,
+        "ideal_ms": found.ideal_ms,
+        "speedup": _finite(found.speedup),
+        "schedule": [str(choice) for choice in found.choices],
+        "slots": len(loads),
+        "busiest_ms": list(busiest(loads)),
+        "mean_ms": sum(loads) / len(loads) if loads else None,
+        "flop": found.flop,
+        "bytes": found.traffic.moved,
+        "flop_per_byte": intensity(found),
+        "flop_per_s": rate(found),
+    }
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None

@@ -1,0 +1,92 @@
+"""The schedules that were looked at, and what is compared, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attnc.compiler.simulation.print_simulation import ms, size, times
+from attnc.compiler.simulation.simulation import RUNGS, Choice, Simulation
+from attnc.runtime.report.frame import Frame, Rows
+from attnc.runtime.report.markup import Markup, element
+from attnc.runtime.report.point import density_text, parameters_text, rival, size_text
+
+SCHEDULE = ("", "kernel", "tiles q×k", "order of tokens", "how", "limited by", "time")
+COMPARED = ("", "pattern", "device", "visible", *RUNGS, "time", "dense", "as fast", "moved", "schedule")
+NUMBERS = frozenset({"visible", *RUNGS, "time", "dense", "as fast", "moved"})
+
+
+def schedule_frame(simulation: Simulation) -> Frame:
+    """The schedule chosen, the runners-up, and the notes."""
+    chosen = [_choice_row("chosen", choice) for choice in simulation.choices]
+    others = [_choice_row("next best", choice) for choice in simulation.others]
+    return Frame(rows={"schedule-rows": [*chosen, *others], "notes-rows": [[note] for note in simulation.notes]})
+
+
+def _choice_row(role: str, choice: Choice) -> list[str]:
+    tiles = f"{choice.q_tile}×{choice.k_tile}"
+    return [role, choice.kernel, tiles, str(choice.order), choice.how, choice.limit, ms(choice.ms)]
+
+
+def draw_schedule(frame: Frame) -> Markup:
+    """The table; its first column heads the rows."""
+    return _table("Schedules", SCHEDULE, frame.rows["schedule-rows"], "schedule-rows")
+
+
+def draw_notes(frame: Frame) -> Markup:
+    """The notes as a list, which may be empty."""
+    return element("ul", *(element("li", *row) for row in frame.rows["notes-rows"]), id="notes-rows")
+
+
+def draw_compared(simulations: Sequence[Simulation]) -> Markup:
+    """A row each; their numbers are those of the roofline."""
+    rows = [_compared_row(number, one) for number, one in enumerate(simulations, 1)]
+    return _table("Side by side", COMPARED, rows, "compared-rows")
+
+
+def _compared_row(number: int, one: Simulation) -> list[str]:
+    params = parameters_text(one)
+    choice = one.choices[0]
+    return [
+        str(number),
+        f"{one.pattern}({params})" if params else one.pattern,
+        f"{one.title}, against {rival(one)}",
+        density_text(one),
+        *(times(one.rung(name).speedup) for name in RUNGS),
+        ms(one.predicted_ms),
+        ms(one.dense_ms),
+        times(one.speedup),
+        size(one.traffic.moved),
+        f"{choice.q_tile}×{choice.k_tile}, {choice.order}",
+    ]
+
+
+def sizes_differ(simulations: Sequence[Simulation]) -> bool:
+    """Whether what is compared is not all of one size."""
+    return len({size_text(one) for one in simulations}) > 1
+
+
+def _table(caption: str, head: Sequence[str], rows: Rows, name: str) -> Markup:
+    columns = [_style(title) for title in head]
+    body = [element("tr", element("th", row[0], scope="row"), *map(_cell, row[1:], columns[1:])) for row in rows]
+    titles = [element("th", title, scope="col", class_=style) for title, style in zip(head, columns, strict=True)]
+    return element(
+        "div",
+        element(
+            "table",
+            element("caption", caption),
+            element("thead", element("tr", *titles)),
+            element("tbody", *body, id=name),
+        ),
+        class_="wide",
+        tabindex="0",
+        role="region",
+        aria_label=caption,
+    )
+
+
+def _style(title: str) -> str | None:
+    return "number" if title in NUMBERS else None
+
+
+def _cell(text: str, style: str | None) -> Markup:
+    return element("td", text, class_=style)

@@ -1,0 +1,120 @@
+"""The work of every slot of the machine, the busiest first: what is above the bars is waited for."""
+
+from __future__ import annotations
+
+from attnc.compiler.simulation.print_simulation import ms
+from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.report.frame import Frame
+from attnc.runtime.report.markup import Markup, element, px
+from attnc.runtime.report.svg import figure, label
+
+WIDTH, HEIGHT = 520, 404
+LEFT, TOP, RIGHT, BOTTOM = 66, 34, 512, 318
+MOST_BARS = 64
+
+_HATCH = element(
+    "pattern",
+    element("path", class_="idle-stroke", d="M0 0V6", stroke_width=2),
+    id="report-idle",
+    width=6,
+    height=6,
+    patternUnits="userSpaceOnUse",
+    patternTransform="rotate(45)",
+)
+
+
+def busiest(loads: tuple[float, ...]) -> tuple[float, ...]:
+    """At most `MOST_BARS` numbers, each the busiest of the slots that it stands for, by falling load."""
+    bars = min(len(loads), MOST_BARS)
+    return tuple(loads[i * len(loads) // bars] for i in range(bars))
+
+
+def timeline_frame(simulation: Simulation) -> Frame:
+    """Heights are shares of the busiest slot."""
+    loads = simulation.loads
+    if not loads or loads[0] <= 0:
+        why = "The loads of single slots are not simulated for this call." if not loads else "There is nothing to do."
+        return _frame("", BOTTOM, "", "", (why, ""), why)
+    mean, bars = sum(loads) / len(loads), busiest(loads)
+    step = (RIGHT - LEFT) / len(bars)
+    gap = min(1.0, 0.15 * step)
+    path = ""
+    for i, load in enumerate(bars):
+        top = BOTTOM - (BOTTOM - TOP) * load / loads[0]
+        path += f"M{px(LEFT + i * step)} {BOTTOM}V{px(top)}h{px(step - gap)}V{BOTTOM}z"
+    kernel = simulation.choices[0].kernel
+    who = f"{len(loads):,} {_slots(simulation)}, the busiest first"
+    many = len(loads) / len(bars)
+    each = f"{len(bars)} bars, each the busiest of about {many:.2g}" if many > 1 else ""
+    busy = f"mean {ms(mean)}: {mean / loads[0]:.1%} of the busiest"
+    said = f"Work of the {kernel} kernel on {who}. Busiest {ms(loads[0])}, {busy}."
+    return _frame(path, BOTTOM - (BOTTOM - TOP) * mean / loads[0], ms(loads[0]), busy, (who, each), said)
+
+
+def _frame(path: str, mean: float, most: str, busy: str, who: tuple[str, str], said: str) -> Frame:
+    at = px(mean)
+    seen = {} if path else {"visibility": "hidden"}
+    return Frame(
+        {
+            "timeline-most": most,
+            "timeline-mean": busy,
+            "timeline-who": who[0],
+            "timeline-each": who[1],
+            "timeline-said": said,
+        },
+        {
+            "timeline-bars": {"d": path},
+            "timeline-idle": {"visibility": "visible", **seen},
+            "timeline-line": {"y1": at, "y2": at, "visibility": "visible", **seen},
+        },
+    )
+
+
+def _slots(simulation: Simulation) -> str:
+    """What the loads are of: the programs that run on SMs side by side, or threads."""
+    if simulation.workers == "SMs":
+        return "slots for programs on the SMs"
+    return simulation.workers if len(simulation.loads) != 1 else simulation.workers.removesuffix("s")
+
+
+def draw_timeline(frame: Frame) -> Markup:
+    """The chart."""
+    return figure(
+        "timeline-chart",
+        "Work of every slot",
+        frame.text("desc", "timeline-said"),
+        WIDTH,
+        HEIGHT,
+        element("defs", _HATCH),
+        frame.shape(
+            "rect",
+            "timeline-idle",
+            class_="idle",
+            fill="url(#report-idle)",
+            x=LEFT,
+            y=TOP,
+            width=RIGHT - LEFT,
+            height=BOTTOM - TOP,
+        ),
+        frame.shape("path", "timeline-bars", class_="measure"),
+        frame.shape("line", "timeline-line", class_="mean", x1=LEFT - 4, x2=RIGHT),
+        element("path", class_="axis", d=f"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"),
+        frame.text("text", "timeline-most", class_="quiet small", x=LEFT - 7, y=TOP + 4, text_anchor="end"),
+        label(LEFT - 7, BOTTOM + 4, "0", "quiet small", anchor="end"),
+        frame.text("text", "timeline-mean", class_="strong", x=LEFT, y=TOP - 14),
+        frame.text("text", "timeline-who", class_="quiet", x=LEFT, y=BOTTOM + 22),
+        frame.text("text", "timeline-each", class_="quiet small", x=LEFT, y=BOTTOM + 40),
+        _legend(BOTTOM + 70),
+    )
+
+
+def _legend(y: float) -> Markup:
+    return element(
+        "g",
+        element("rect", class_="measure", x=LEFT, y=y - 10, width=12, height=12),
+        label(LEFT + 18, y, "work", "quiet"),
+        element("rect", class_="idle", fill="url(#report-idle)", x=LEFT + 70, y=y - 10, width=12, height=12),
+        label(LEFT + 88, y, "idle until the busiest ends", "quiet"),
+        element("line", class_="mean", x1=LEFT + 280, x2=LEFT + 300, y1=y - 4, y2=y - 4),
+        label(LEFT + 306, y, "mean", "quiet"),
+    )
