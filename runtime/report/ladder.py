@@ -17,8 +17,8 @@ LONGEST = 130
 
 MEANING: dict[RungName, str] = {
     "element": "visible pairs",
-    "tile": "live tiles",
-    "balanced": "longest SM",
+    "tile": "whole tiles",
+    "balanced": "longest worker",
     "predicted": "with all costs",
 }
 

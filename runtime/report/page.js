@@ -1,5 +1,6 @@
 // Puts the frame of the point that the sliders choose in place of the one that is shown. The frames were made with the
-// page: nothing is computed here but the paths of the tiles, by the rule of tile_map.py.
+// page: nothing is computed here but the paths of the tiles, by the rule of tile_map.py. A chart that no point has is
+// not in the page.
 (() => {
   "use strict";
   const byId = (id) => document.getElementById(id);
@@ -22,7 +23,7 @@
 
   const drawShapes = (shapes) => {
     for (const [id, attributes] of Object.entries(shapes)) {
-      for (const [name, value] of Object.entries(attributes)) byId(id).setAttribute(name, value);
+      for (const [name, value] of Object.entries(attributes)) byId(id)?.setAttribute(name, value);
     }
   };
 
@@ -62,7 +63,7 @@
     const width = rows.length ? rows[0].length : 0;
     for (let y = 1; y < rows.length; y += 1) paths.mesh += `M0 ${y}h${width}`;
     for (let x = 1; x < width; x += 1) paths.mesh += `M${x} 0v${rows.length}`;
-    for (const [name, path] of Object.entries(paths)) byId(`map-${name}-path`).setAttribute("d", path);
+    for (const [name, path] of Object.entries(paths)) byId(`map-${name}-path`)?.setAttribute("d", path);
   };
 
   const words = (slider, i) => slider.places[i].toLocaleString("en-US");

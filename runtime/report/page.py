@@ -24,7 +24,7 @@ from attnc.runtime.report.sweep import draw_sweep
 from attnc.runtime.report.table import table_json
 from attnc.runtime.report.tables import draw_compared, draw_notes, draw_schedule, sizes_differ
 from attnc.runtime.report.tile_map import draw_tiles
-from attnc.runtime.report.timeline import draw_timeline
+from attnc.runtime.report.timeline import NO_LOADS, draw_timeline
 
 
 def report_html(
@@ -93,7 +93,7 @@ def _page(report: Report, drawing: Drawing | None) -> Markup:
         _header(report, frame),
         _controls(report),
         _card("ladder", "Ladder: from the visible pairs to the predicted time", draw_ladder(frame), scrolls=True),
-        element("div", _pattern(frame), _timeline(frame), class_="pair"),
+        element("div", _pattern(report, frame), _timeline(report, frame), class_="pair"),
         element("div", _roofline(report, frame), _sweep(report, frame), class_="pair"),
         _card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
         *_compared(report),
@@ -197,12 +197,17 @@ def _card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
     return element("section", element("h2", title, id=f"{name}-head"), *inside, id=name, aria_labelledby=f"{name}-head")
 
 
-def _pattern(frame: Frame) -> Markup:
-    return _card("pattern", "Pattern and tile classes", draw_tiles(frame))
+def _pattern(report: Report, frame: Frame) -> Markup:
+    has_map = any(point.drawing is not None for point in report.points)
+    return _card("pattern", "Pattern and tile classes", draw_tiles(frame, has_map=has_map))
 
 
-def _timeline(frame: Frame) -> Markup:
-    return _card("timeline", "Timeline: work of every slot", draw_timeline(frame))
+def _timeline(report: Report, frame: Frame) -> Markup:
+    workers = report.start.simulation.workers
+    name = "SM slot" if workers == "SMs" else workers.removesuffix("s")
+    has_loads = any(point.simulation.loads for point in report.points)
+    drawn = draw_timeline(frame) if has_loads else element("p", NO_LOADS)
+    return _card("timeline", f"Timeline: work of every {name}", drawn)
 
 
 def _roofline(report: Report, frame: Frame) -> Markup:
@@ -248,9 +253,10 @@ def _still(report: Report, drawing: Drawing | None) -> list[Markup]:
 
 def _footer(simulation: Simulation) -> Markup:
     dense = rival(simulation)
+    figures = "This CPU's rates" if simulation.device == "cpu" else "The machine's figures"
     words = [
         f"Speedups of the ladder are over {dense} attention at its ideal: every unit busy, no tail, no launch. "
         f"Times are predicted, of {dense} attention too.",
-        "" if simulation.calibrated else " The machine's figures are published or estimated, none measured here.",
+        "" if simulation.calibrated else f" {figures} are published or estimated, none was measured here.",
     ]
     return element("footer", *words)

@@ -18,7 +18,7 @@ from attnc.runtime.report.scales import LogScale, log_scale
 from attnc.runtime.report.svg import axes, figure, label
 
 WIDTH, HEIGHT = 520, 340
-LEFT, TOP, RIGHT, BOTTOM = 84, 24, 512, 284
+LEFT, TOP, RIGHT, BOTTOM = 84, 24, 496, 284
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def draw_roofline(roofline: Roofline, frame: Frame) -> Markup:
         frame.shape("line", "roofline-gap", class_="dashed"),
         *(_other(roofline, number, one) for number, one in roofline.others),
         frame.shape("circle", "roofline-point", class_="dot", r=6),
-        frame.text("text", "roofline-rate", class_="strong", x=LEFT, y=HEIGHT - 4),
+        frame.text("text", "roofline-rate", class_="strong", x=0, y=HEIGHT - 4),
         label(RIGHT, BOTTOM + 34, "FLOP of visible pairs a byte moved", "quiet small", anchor="end"),
     )
 

@@ -25,9 +25,17 @@ class LogScale:
         return self.start + (self.end - self.start) * log(inside / self.low) / log(self.high / self.low)
 
     def ticks(self) -> list[float]:
-        """The powers of the base, or of a power of it, that stand on it; at most `MOST_TICKS`."""
+        """The powers of the base, or of a power of it; of a short decimal axis, 2 and 5 times them too.
+
+        At most `MOST_TICKS`.
+        """
         first = ceil(log(self.low, self.base) - 1e-9)
         last = floor(log(self.high, self.base) + 1e-9)
+        if self.base == 10 and last - first < 2:
+            finer = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5)]
+            inside = [tick for tick in finer if self.low <= tick <= self.high]
+            if 2 <= len(inside) <= MOST_TICKS:
+                return inside
         step = max(1, ceil((last - first + 1) / MOST_TICKS))
         return [float(self.base) ** e for e in range(first, last + 1, step)]
 

@@ -15,7 +15,7 @@ from attnc.runtime.report.scales import LogScale, log_scale, short
 from attnc.runtime.report.svg import axes, figure, label
 
 WIDTH, HEIGHT = 520, 340
-LEFT, TOP, RIGHT, BOTTOM = 66, 40, 512, 284
+LEFT, TOP, RIGHT, BOTTOM = 66, 40, 500, 284
 SERIES: tuple[RungName, ...] = ("element", "tile", "predicted")
 
 Curve = Mapping[int, Simulation]
@@ -124,7 +124,7 @@ def draw_sweep(sweep: Sweep, frame: Frame) -> Markup:
         element("defs", *map(_symbol, SERIES)),
         *axes(sweep.x, sweep.y, short, _times),
         element("line", class_="even", x1=LEFT, x2=RIGHT, y1=even, y2=even),
-        label(RIGHT, even + 14, "dense at its ideal", "quiet small", anchor="end"),
+        label(RIGHT, even - 5, "dense at its ideal", "quiet small", anchor="end"),
         frame.shape("line", "sweep-marker", class_="dashed", y1=TOP, y2=BOTTOM),
         *(
             frame.shape(
@@ -138,7 +138,7 @@ def draw_sweep(sweep: Sweep, frame: Frame) -> Markup:
             for name in SERIES
         ),
         *_legend(),
-        frame.text("text", "sweep-mark", class_="strong", x=LEFT, y=HEIGHT - 4),
+        frame.text("text", "sweep-mark", class_="strong", x=0, y=HEIGHT - 4),
         label(RIGHT, BOTTOM + 34, sweep.axis, "quiet small", anchor="end"),
     )
 
@@ -148,11 +148,11 @@ def _times(speedup: float) -> str:
 
 
 SYMBOLS: Mapping[RungName, str] = {
-    "element": "M5 1a4 4 0 1 0 .01 0z",
-    "tile": "M1.5 1.5h7v7h-7z",
-    "predicted": "M5 .5L9.5 9h-9z",
+    "element": "M5 .8a4.2 4.2 0 1 0 .01 0z",
+    "tile": "M2.8 2.8h4.4v4.4h-4.4z",
+    "predicted": "M5 1L9 8.5h-8z",
 }
-"""A circle, a square and a triangle, in ten by ten."""
+"""A ring, a square that fits into it, and a triangle, in ten by ten: curves often lie on each other."""
 
 
 def _symbol(name: RungName) -> Markup:
@@ -163,8 +163,8 @@ def _symbol(name: RungName) -> Markup:
         viewBox="0 0 10 10",
         refX=5,
         refY=5,
-        markerWidth=8,
-        markerHeight=8,
+        markerWidth=11,
+        markerHeight=11,
         markerUnits="userSpaceOnUse",
     )
 

@@ -49,7 +49,7 @@ def _compared_row(number: int, one: Simulation) -> list[str]:
     return [
         str(number),
         f"{one.pattern}({params})" if params else one.pattern,
-        f"{one.title}, against {rival(one)}",
+        one.title if one.baseline == "full" else f"{one.title}, against {rival(one)}",
         density_text(one),
         *(times(one.rung(name).speedup) for name in RUNGS),
         ms(one.predicted_ms),

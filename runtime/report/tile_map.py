@@ -77,7 +77,8 @@ def _map_frame(drawing: Drawing | None) -> Frame:
     if drawing is None or not drawing.tiles.size:
         words = {f"map-{name}": "" for name in ("full", "partial", "empty", "each", "merged", "keys")}
         texts = {**words, "map-queries": "no picture at this size", "map-said": "No picture at this size."}
-        return Frame(texts, {"map": {"viewBox": "0 0 1 1", "width": "0", "height": "0"}})
+        nothing = {"map": {"viewBox": "0 0 1 1", "width": "0", "height": "0"}, "map-key": {"visibility": "hidden"}}
+        return Frame(texts, nothing)
     rows = tile_rows(drawing)
     longest = max(drawing.n_q, drawing.n_k)
     width, height = (max(SIDE * n / longest, THIN) for n in (drawing.n_k, drawing.n_q))
@@ -96,7 +97,10 @@ def _map_frame(drawing: Drawing | None) -> Frame:
             "map-keys": keys,
             "map-said": f"{said}.",
         },
-        {"map": {"viewBox": f"0 0 {len(rows[0])} {len(rows)}", "width": px(width), "height": px(height)}},
+        {
+            "map": {"viewBox": f"0 0 {len(rows[0])} {len(rows)}", "width": px(width), "height": px(height)},
+            "map-key": {"visibility": "visible"},
+        },
         tiles=rows,
     )
 
@@ -115,8 +119,22 @@ def _bar_frame(simulation: Simulation) -> Frame:
     return Frame({"tiles-title": schedule, "tiles-counts": ", ".join(parts)}, shapes)
 
 
-def draw_tiles(frame: Frame) -> Markup:
-    """The map, its key, and the bar of the schedule's tiles."""
+def draw_tiles(frame: Frame, *, has_map: bool = True) -> Markup:
+    """The map, its key, and the bar of the schedule's tiles; the bar alone where no point has a drawing."""
+    cut = 0 if has_map else BAR_TOP - 30
+    return figure(
+        "tiles-chart",
+        "The pattern and its tiles",
+        frame.text("desc", "map-said"),
+        WIDTH,
+        HEIGHT - cut,
+        element("defs", _HATCH),
+        *(_map(frame) if has_map else []),
+        element("g", *_bar(frame), transform=f"translate(0 {-cut})"),
+    )
+
+
+def _map(frame: Frame) -> list[Markup]:
     paths = tile_paths(frame.tiles)
     layers = [
         element("rect", class_="tile-empty", width="100%", height="100%"),
@@ -125,26 +143,19 @@ def draw_tiles(frame: Frame) -> Markup:
         element("path", id="map-strokes-path", class_="tile-stroke", d=paths["strokes"]),
         element("path", id="map-mesh-path", class_="tile-mesh", d=paths["mesh"]),
     ]
-    return figure(
-        "tiles-chart",
-        "The pattern and its tiles",
-        frame.text("desc", "map-said"),
-        WIDTH,
-        HEIGHT,
-        element("defs", _HATCH),
+    axes = [
         label(LEFT, 14, "keys →", "quiet small"),
         element("text", "← queries", class_="quiet small", transform=f"translate(12 {TOP + 52}) rotate(-90)"),
+    ]
+    return [
         frame.shape("svg", "map", *layers, x=LEFT, y=TOP, preserveAspectRatio="none"),
-        *_key(frame),
-        frame.text("text", "tiles-title", class_="strong", x=0, y=BAR_TOP - 12),
-        *_bar(frame),
-        frame.text("text", "tiles-counts", class_="quiet", x=0, y=BAR_TOP + 36),
-    )
+        frame.text("text", "map-queries", x=KEY, y=TOP + 12),
+        frame.shape("g", "map-key", *axes, *_key(frame)),
+    ]
 
 
 def _key(frame: Frame) -> list[Markup]:
     parts = [
-        frame.text("text", "map-queries", x=KEY, y=TOP + 12),
         frame.text("text", "map-keys", x=KEY, y=TOP + 30),
         frame.text("text", "map-each", class_="quiet small", x=KEY, y=TOP + 52),
         frame.text("text", "map-merged", class_="quiet small", x=KEY, y=TOP + 68),
@@ -160,7 +171,9 @@ def _key(frame: Frame) -> list[Markup]:
 
 def _bar(frame: Frame) -> list[Markup]:
     return [
+        frame.text("text", "tiles-title", class_="strong", x=0, y=BAR_TOP - 12),
         frame.shape("rect", "tiles-full", class_="tile-full", y=BAR_TOP, height=16),
         frame.shape("rect", "tiles-partial", fill="url(#report-partial)", y=BAR_TOP, height=16),
         frame.shape("rect", "tiles-empty", class_="tile-empty", y=BAR_TOP, height=16),
+        frame.text("text", "tiles-counts", class_="quiet", x=0, y=BAR_TOP + 36),
     ]

@@ -11,6 +11,7 @@ from attnc.runtime.report.svg import figure, label
 WIDTH, HEIGHT = 520, 404
 LEFT, TOP, RIGHT, BOTTOM = 66, 34, 512, 318
 MOST_BARS = 64
+NO_LOADS = "The work of single slots is not simulated for this call."
 
 _HATCH = element(
     "pattern",
@@ -33,7 +34,7 @@ def timeline_frame(simulation: Simulation) -> Frame:
     """Heights are shares of the busiest slot."""
     loads = simulation.loads
     if not loads or loads[0] <= 0:
-        why = "The loads of single slots are not simulated for this call." if not loads else "There is nothing to do."
+        why = "There is nothing to do." if loads else NO_LOADS
         return _frame("", BOTTOM, "", "", (why, ""), why)
     mean, bars = sum(loads) / len(loads), busiest(loads)
     step = (RIGHT - LEFT) / len(bars)
