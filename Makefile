@@ -15,11 +15,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz check clean python
+.PHONY: help demo test lint fuzz report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/installed  ## install what attnc needs and train the small byte-level model of examples/
 	$(BIN)/python examples/byte_lm.py
@@ -35,6 +35,9 @@ lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the impor
 
 fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, no hang, a place for every message
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/fuzzing.py
+
+report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless Chromium, where one is installed
+	PYTHONPATH=src:tests/support $(BIN)/python tests/support/report_check.py
 
 check: lint test  ## everything that must pass before a change goes in
 
