@@ -1,0 +1,275 @@
+"""What a command line of `attnc simulate` asks for, and the simulations that answer it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.growth.growth import Growth
+from attnc.compiler.simulation.machine import MachineError
+from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
+from attnc.runtime.attention import Attention
+from attnc.runtime.call import FLOATS
+from attnc.runtime.commands import console
+from attnc.runtime.commands.console import UsageError
+from attnc.runtime.commands.patterns import compiled, given_inputs, grid_params, has_free_length, length_of
+from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.floors import Floor
+from attnc.runtime.simulating import break_even
+from attnc.spec.errors import AttncError
+
+LENGTH = 16384
+"""Where nothing says another one."""
+
+HEADS = 8
+
+SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+
+LARGEST_SWEEP = 64
+"""Simulations of one sweep."""
+
+Orders = Literal["natural", "bricks", "residues"]
+
+Even = int | str | None
+"""The length from which on a pattern is worth it; a text says why it was not asked."""
+
+Swept = list[tuple[str, Simulation]]
+"""A name and value, and what they give."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is simulated beside the pattern, its length and the device."""
+
+    n_k: int | None
+    heads: int | None
+    kv_heads: int | None
+    batch: int
+    head_dim: int
+    dtype: torch.dtype | None
+    stage: Pass
+    tile: tuple[int, int] | None
+    order: Orders | None
+    inputs: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Everything that a command line asks for. `examples`: words about the inputs that were made."""
+
+    main: Simulation
+    even: Even
+    floors: tuple[Floor, ...]
+    growth: Growth
+    others: Sequence[Simulation]
+    sweep: Swept
+    examples: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A pattern at a length, on devices and against baselines, and others beside it."""
+
+    args: argparse.Namespace
+    asked: Asked
+    attention: Attention
+    n: int
+    devices: Sequence[str]
+    baselines: Sequence[Baseline]
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def main(self) -> Simulation:
+        """On the first device against the first baseline."""
+        return self.at()
+
+    def answer(self) -> Answer:
+        """All of it."""
+        growth = self.attention.growth(heads=self.main.shape.heads)
+        return Answer(
+            self.main, self._even(), self._floors(), growth, self._others(), self._swept(), dict(self.examples)
+        )
+
+    def at(
+        self,
+        n: int | None = None,
+        attention: Attention | None = None,
+        device: str | None = None,
+        baseline: Baseline | None = None,
+    ) -> Simulation:
+        """A simulation of this case, or with something else in its place."""
+        asked = self.asked
+        n = self.n if n is None else n
+        attention = attention or self.attention
+        n_q, n_k = (min(n, 1), asked.n_k or n) if asked.stage == "decode" else (n, asked.n_k or n)
+        heads = asked.heads or head_count(attention.bound) or HEADS
+        if asked.kv_heads is not None and heads % asked.kv_heads:
+            raise UsageError(f"--heads {heads} is no multiple of --kv-heads {asked.kv_heads}")
+        return attention.simulate(
+            n_q,
+            n_k,
+            heads=heads,
+            kv_heads=asked.kv_heads,
+            batch=asked.batch,
+            head_dim=asked.head_dim,
+            dtype=asked.dtype,
+            device=device or self.devices[0],
+            stage=asked.stage,
+            baseline=baseline or self.baselines[0],
+            tile=asked.tile,
+            order=asked.order,
+            **self._inputs(attention, n_q, n_k, heads),
+        )
+
+    def changed(self, name: str, value: int) -> Attention:
+        """The pattern with another value of a parameter."""
+        grid = [] if self.args.grid is None else grid_params(self.args.spec, self.args.grid)
+        given = [text for text in (*grid, *self.args.params) if text.partition("=")[0].strip() != name]
+        named = argparse.Namespace(spec=self.args.spec, params=[*given, f"{name}={value}"], preset=self.args.preset)
+        return compiled(named)
+
+    def _inputs(self, attention: Attention, n_q: int, n_k: int, heads: int) -> dict[str, Tensor]:
+        """Those given, and an example of each other that the relation reads."""
+        given = given_inputs(attention.bound, self.asked.inputs, n_q, n_k)
+        made = example_inputs(
+            attention.bound,
+            n_q,
+            n_k,
+            given,
+            batch=self.asked.batch,
+            heads=heads,
+            sizes={"heads": heads},
+            names=attention.relation_inputs,
+        )
+        for name, example in made.items():
+            self.examples.setdefault(name, example.words)
+        return {**given, **{name: example.tensor for name, example in made.items()}}
+
+    def _floors(self) -> tuple[Floor, ...]:
+        if self.asked.stage == "decode":
+            return ()
+        n_k = self.asked.n_k or self.n
+        inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
+        return self.attention.floors(self.n, n_k, **inputs)
+
+    def _others(self) -> list[Simulation]:
+        """Other baselines, other devices, and other patterns on all of them."""
+        found = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
+        found += [self.at(device=device) for device in self.devices[1:]]
+        for spec in self.args.compare:
+            other = compiled(argparse.Namespace(spec=spec, params=self.args.other_params, preset=None))
+            found += [self.at(attention=other, device=device) for device in self.devices]
+        return found
+
+    def _swept(self) -> Swept:
+        if self.args.sweep is None:
+            return []
+        name, values = sweep_of(self.args.sweep)
+        if name == "len" and not has_free_length(self.attention.bound):
+            raise UsageError(
+                f"--sweep {self.args.sweep}: the length of `{self.attention.name}` is fixed by its parameters"
+            )
+        found: Swept = []
+        with console.progress("simulate", len(values)) as step:
+            for value in values:
+                step(f"{name}={value}")
+                one = self.at(value) if name == "len" else self.at(attention=self.changed(name, value))
+                found.append((f"{name}={value:,}", one))
+        return found
+
+    def _even(self) -> Even:
+        if self.attention.bound.program.segments:
+            return "its tokens are a grid, whose extents would have to grow"
+        if self.asked.n_k is not None:
+            return "the number of keys is given"
+        if any(text.partition("=")[2].strip().startswith("[") for text in self.asked.inputs):
+            return "its inputs are given for one length"
+        try:
+            return break_even(self.at, self.n)
+        except (AttncError, MachineError) as error:
+            return str(error).splitlines()[0]
+
+
+# --- from the command line -------------------------------------------------------------------------------------------
+
+
+def cases_of(args: argparse.Namespace) -> Cases:
+    """What the arguments ask for. Raises UsageError, and what `compile_attention` raises."""
+    asked = _asked(args)
+    attention = compiled(args)
+    n = length_of(attention.bound, args.n_q, LENGTH)
+    devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
+    return Cases(args, asked, attention, n, devices, _baselines(args.baseline))
+
+
+def _asked(args: argparse.Namespace) -> Asked:
+    for option, value in (
+        ("--len", args.n_q),
+        ("--keys", args.n_k),
+        ("--heads", args.heads),
+        ("--kv-heads", args.kv_heads),
+        ("--batch", args.batch),
+        ("--head-dim", args.head_dim),
+    ):
+        if value is not None and value < 1:
+            raise UsageError(f"{option} {value}: give a whole number, at least 1")
+    if args.stage not in PASSES:
+        raise UsageError(f"--pass {args.stage}: it is one of {', '.join(PASSES)}")
+    if args.order not in (None, "natural", "bricks", "residues"):
+        raise UsageError(f"--order {args.order}: it is one of natural, bricks, residues")
+    dtype, tile = _dtype(args.dtype), _tile(args.tile)
+    counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
+    return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs)
+
+
+def _dtype(text: str | None) -> torch.dtype | None:
+    if text is None:
+        return None
+    found = getattr(torch, SHORT_NAMES.get(text, text), None)
+    if found not in FLOATS:
+        raise UsageError(f"--dtype {text}: it is one of bfloat16, float16, float32, float64")
+    return cast("torch.dtype", found)
+
+
+def _tile(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+)[x×,](\d+)", text)
+    if found is None:
+        raise UsageError(f"--tile {text}: write queries by keys, as in --tile 128x64")
+    return int(found[1]), int(found[2])
+
+
+def _baselines(text: str) -> list[Baseline]:
+    if text == "both":
+        return ["full", "causal"]
+    if text not in ("full", "causal"):
+        raise UsageError(f"--baseline {text}: it is one of full, causal, both")
+    return [cast("Baseline", text)]
+
+
+def sweep_of(text: str) -> tuple[str, list[int]]:
+    """The name and the values of `--sweep`."""
+    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+[kKmM]?)\s*\.\.\s*(\d+[kKmM]?)\s*", text)
+    if found is None:
+        raise UsageError(f"--sweep {text}: write a name and a range, as in --sweep len=1k..1m")
+    low, high = (_number(found[i]) for i in (2, 3))
+    if not 1 <= low <= high:
+        raise UsageError(f"--sweep {text}: the range must begin at 1 or above and not end before it begins")
+    values: list[int] = []
+    while low <= high and len(values) < LARGEST_SWEEP:
+        values.append(low)
+        low *= 2
+    return found[1], values
+
+
+def _number(text: str) -> int:
+    factor = {"k": 1 << 10, "m": 1 << 20}.get(text[-1].lower(), 1)
+    return int(text.rstrip("kKmM")) * factor

@@ -1,0 +1,112 @@
+"""Simulations as JSON, with the keys that the command line promises."""
+
+from __future__ import annotations
+
+from math import isinf
+
+from attnc.compiler.growth.growth import Growth
+from attnc.compiler.simulation.simulation import Choice, Simulation
+from attnc.runtime.commands.patterns import value_json
+from attnc.runtime.commands.simulate_cases import Answer
+from attnc.runtime.floors import Floor
+
+
+def answer_json(answer: Answer) -> dict[str, object]:
+    """Everything that was asked for: the keys of the first simulation, and what stands beside it."""
+    even = answer.even
+    return {
+        **simulation_json(answer.main),
+        "break_even_length": even if isinstance(even, int) else None,
+        "break_even_note": even if isinstance(even, str) else None,
+        "growth": answer.growth.law,
+        "growth_law": _growth_json(answer.growth),
+        "floors": [_floor_json(floor) for floor in answer.floors],
+        "examples": answer.examples,
+        "compared": [simulation_json(one) for one in answer.others],
+        "sweep": [{"at": name, **simulation_json(one)} for name, one in answer.sweep],
+    }
+
+
+def simulation_json(found: Simulation) -> dict[str, object]:
+    """A simulation with the keys that the command line promises. An infinite speedup is null."""
+    shape, choice = found.shape, found.choices[0]
+    return {
+        "pattern": found.pattern,
+        "params": {name: value_json(value) for name, value in found.params.items()},  # type: ignore[arg-type]
+        "device": found.device,
+        "dtype": shape.dtype,
+        "shape": {
+            "batch": shape.batch,
+            "heads": shape.heads,
+            "kv_heads": shape.kv_heads,
+            "queries": shape.n_q,
+            "keys": shape.n_k,
+            "dk": shape.dk,
+            "dv": shape.dv,
+        },
+        "pass": found.stage,
+        "baseline": found.baseline,
+        "causal": found.causal,
+        "visible": found.visible,
+        "element_density": found.density,
+        "tiles": {
+            "total": found.tiles.total,
+            "live": found.tiles.live,
+            "full": found.tiles.full,
+            "partial": found.tiles.partial,
+        },
+        "schedule": _choice_json(choice),
+        "kernels": [_choice_json(one) for one in found.choices],
+        "runners_up": [_choice_json(one) for one in found.others],
+        "rungs": [
+            {"name": rung.name, "speedup": _finite(rung.speedup), "lost_to": rung.lost_to} for rung in found.rungs
+        ],
+        "predicted_ms": found.predicted_ms,
+        "dense_ms": found.dense_ms,
+        "ideal_dense_ms": found.ideal_ms,
+        "speedup": _finite(found.speedup),
+        "calibrated": found.calibrated,
+        "flop": found.flop,
+        "bytes": {"least": found.traffic.least, "moved": found.traffic.moved, "held": found.traffic.held},
+        "notes": list(found.notes),
+    }
+
+
+def _choice_json(choice: Choice) -> dict[str, object]:
+    return {
+        "kernel": choice.kernel,
+        "q_tile": choice.q_tile,
+        "k_tile": choice.k_tile,
+        "order": str(choice.order),
+        "q_brick": list(choice.order.q_brick),
+        "k_brick": list(choice.order.k_brick),
+        "how": choice.how,
+        "limit": choice.limit,
+        "ms": choice.ms,
+    }
+
+
+def _growth_json(growth: Growth) -> dict[str, object]:
+    return {
+        "law": growth.law,
+        "pairs": None if growth.pairs is None else str(growth.pairs),
+        "tiles": None if growth.tiles is None else str(growth.tiles),
+        "tile": growth.tile,
+        "fitted": growth.fitted,
+        "derivation": list(growth.derivation),
+        "checked": list(growth.checked),
+    }
+
+
+def _floor_json(floor: Floor) -> dict[str, object]:
+    return {
+        "parameter": floor.parameter,
+        "least": value_json(floor.least),
+        "visible": floor.visible,
+        "density": floor.density,
+        "causes": [{"text": text, "visible": count} for text, count in floor.causes],
+    }
+
+
+def _finite(speedup: float) -> float | None:
+    return None if isinf(speedup) else speedup

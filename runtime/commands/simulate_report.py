@@ -1,0 +1,91 @@
+"""The report of `attnc simulate`: what its page shows, and the simulations that its sliders reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+from attnc.compiler.simulation.machine import Machine
+from attnc.runtime.attention import Attention
+from attnc.runtime.commands import console
+from attnc.runtime.commands.console import UsageError
+from attnc.runtime.commands.patterns import given_inputs, has_free_length
+from attnc.runtime.commands.simulate_cases import Answer, Cases, sweep_of
+from attnc.runtime.pictures.draw import make_drawing
+from attnc.runtime.pictures.drawing import Drawing
+from attnc.runtime.report.page import report_html
+from attnc.runtime.report.point import Point
+from attnc.runtime.simulating import find_device
+from attnc.spec.errors import AttncError, SpecError
+from attnc.spec.program import ParameterRead
+
+DRAWN, MOST_DRAWN = 512, 8192
+"""Tokens of a sequence that are drawn, and of a grid, which cannot be cut."""
+
+FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
+"""Of the length and of the parameter, where the sliders stop."""
+
+
+def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
+    """The page. `even` says the break-even length, `slider` which parameter the second slider moves.
+
+    Raises UsageError for a slider that the pattern has no parameter for.
+    """
+    name = _slider(cases.attention, slider)
+    swept = None if cases.args.sweep is None else sweep_of(cases.args.sweep)[0]
+    device = find_device(cases.devices[0])
+    return report_html(
+        answer.main,
+        _drawn(cases, cases.attention, cases.n),
+        [one for _, one in answer.sweep],
+        list(_points(cases, name)),
+        answer.others,
+        str(answer.growth),
+        break_even_text=even,
+        parameter=name,
+        swept=None if swept == "len" else swept,
+        machine=device if isinstance(device, Machine) else None,
+    )
+
+
+def _slider(attention: Attention, wanted: str | None) -> str | None:
+    """The parameter of the second slider: the first whole number that is no extent of a grid."""
+    known = [name for name, value in attention.parameters.items() if type(value) is int and value > 1]
+    if wanted is None:
+        axes = [axis.extent for segment in attention.bound.program.segments for axis in segment.axes]
+        extents = {extent.name for extent in axes if isinstance(extent, ParameterRead)}
+        return next((name for name in known if name not in extents), None)
+    if wanted not in known:
+        listed = f"its whole numbers are {', '.join(known)}" if known else "it has no whole number"
+        raise UsageError(f"--slider {wanted}: `{attention.name}` has none of that name; {listed}")
+    return wanted
+
+
+def _points(cases: Cases, name: str | None) -> Iterator[Point]:
+    """Half, once and twice the length and the parameter; what `require` refuses is no stop of a slider."""
+    attention, n = cases.attention, cases.n
+    lengths = [n] if attention.bound.program.segments else sorted({int(n * factor) or 1 for factor in FACTORS})
+    own = None if name is None else attention.parameters[name]
+    values = sorted({int(own * factor) or 1 for factor in FACTORS}) if isinstance(own, int) else [None]
+    jobs = [(length, value) for length in lengths for value in values]
+    with console.progress("report", len(jobs)) as step:
+        for length, value in jobs:
+            step(f"{length} tokens" + ("" if value is None else f", {name}={value}"))
+            try:
+                changed = attention if value is None or value == own else cases.changed(str(name), value)
+                here = (length, value) == (n, own)
+                one = cases.main if here else cases.at(length, changed)
+                yield Point(length, value, one, _drawn(cases, changed, length))
+            except SpecError:
+                continue
+
+
+def _drawn(cases: Cases, attention: Attention, n: int) -> Drawing | None:
+    """The picture, of the first tokens where there are many; None where there is none to draw."""
+    short = min(n, DRAWN) if has_free_length(attention.bound) else n
+    if not attention.has_mask or short > MOST_DRAWN:
+        return None
+    try:
+        return make_drawing(attention, short, short, given_inputs(attention.bound, cases.asked.inputs, short, short))
+    except (AttncError, UsageError):
+        return None
