@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
+from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import Machine
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
@@ -19,7 +20,7 @@ from attnc.runtime.simulating import find_device
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.program import ParameterRead
 
-DRAWN, MOST_DRAWN = 512, 8192
+DRAWN, MOST_DRAWN = 2048, 8192
 """Tokens of a sequence that are drawn, and of a grid, which cannot be cut."""
 
 FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
@@ -40,12 +41,18 @@ def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
         [one for _, one in answer.sweep],
         list(_points(cases, name)),
         answer.others,
-        str(answer.growth),
+        _growth(answer.growth),
         break_even_text=even,
         parameter=name,
         swept=None if swept == "len" else swept,
         machine=device if isinstance(device, Machine) else None,
     )
+
+
+def _growth(growth: Growth) -> str:
+    formulas = [] if growth.pairs is None else [f"visible pairs {growth.pairs}"]
+    formulas += [] if growth.tiles is None else [f"live tiles of {growth.tile} × {growth.tile}: {growth.tiles}"]
+    return ". ".join([growth.law, *formulas, *growth.derivation])
 
 
 def _slider(attention: Attention, wanted: str | None) -> str | None:

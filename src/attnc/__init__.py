@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime.attention import Attention, compile_attention
     from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
@@ -26,6 +27,7 @@ _HOMES = {
     "ArgumentTypeError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
+    "MachineError": "attnc.compiler.simulation.machine",
 }
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Attention",
     "AttncError",
     "EvaluationError",
+    "MachineError",
     "PatternNotFoundError",
     "SpecError",
     "UnsupportedError",

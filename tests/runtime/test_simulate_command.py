@@ -181,3 +181,32 @@ def test_machines_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert all(name.partition("-")[0] in text for name in machine_names())
     assert find_machine("h100").title in str(find_machine("h100"))
+
+
+def test_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "report.html"
+    arguments = ["simulate", "sliding_window", "-p", "window=128", "--len", "2048", "--sweep", "len=1k..2k"]
+    assert main([*arguments, "--compare", "causal", "-o", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: sliding_window, ")
+    text = path.read_text(encoding="utf-8")
+    assert "sliding_window" in text and "O(n·w) with w = 128" in text and "causal" in text
+    assert list(tmp_path.iterdir()) == [path]
+    found = json.loads(text.split('type="application/json"', 1)[1].split(">", 1)[1].split("</script>", 1)[0])
+    assert {point["length"] for point in found["points"]} == {1024, 2048, 4096}
+    assert {point["value"] for point in found["points"]} == {64, 128, 256}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "report.txt"], "-o report.txt: the report is a page; give a name that ends in .html"),
+        (["-o", "x.html", "--slider", "windw"], "--slider windw: `sliding_window` has none of that name"),
+    ],
+)
+def test_reports_refused(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["simulate", "sliding_window", "-p", "window=64", "--len", "512", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
