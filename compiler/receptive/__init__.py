@@ -1,0 +1,1 @@
+"""Receptive fields: what a token knows of after some layers."""

@@ -1,0 +1,72 @@
+"""Sets of tokens: in order, as runs, and as what was not seen before."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+FEW = 64
+"""Runs that are walked through one by one."""
+
+
+class Keys:
+    """The keys of a window, with those marked that were `seen`; `fresh` are the ones that this object marked."""
+
+    def __init__(self, seen: Mask) -> None:
+        self.seen = seen
+        self._fresh: list[Int64] = []
+
+    def add(self, keys: Int64, where: Mask | None = None) -> None:
+        """Mark keys, in any order; `where`: of these only."""
+        if where is not None:
+            keys = keys[where[keys]]
+        keys = keys[~self.seen[keys]]
+        if len(keys):
+            keys = np.unique(keys)
+            self.seen[keys] = True
+            self._fresh.append(keys)
+
+    def add_runs(self, first: Int64, stop: Int64, where: Mask | None = None) -> None:
+        """Mark the keys `first .. stop` of every run; what is outside the window is left out."""
+        first, stop = merged_runs(np.maximum(first, 0), np.minimum(stop, len(self.seen)))
+        if len(first) > FEW:
+            self.add(members(first, stop), where)
+            return
+        for a, b in zip(first.tolist(), stop.tolist(), strict=True):
+            wanted = ~self.seen[a:b] if where is None else ~self.seen[a:b] & where[a:b]
+            keys = a + np.flatnonzero(wanted)
+            self.seen[keys] = True
+            self._fresh.append(keys)
+
+    def fresh(self) -> Int64:
+        """What was marked, in order."""
+        return np.sort(np.concatenate(self._fresh)) if self._fresh else np.zeros(0, dtype=np.int64)
+
+
+def runs(tokens: Int64) -> tuple[Int64, Int64]:
+    """Tokens in order as runs `first .. stop`."""
+    cuts = np.flatnonzero(np.diff(tokens) != 1)
+    return tokens[np.append(0, cuts + 1)], tokens[np.append(cuts, len(tokens) - 1)] + 1
+
+
+def members(first: Int64, stop: Int64) -> Int64:
+    """The tokens of runs, one run after another."""
+    lengths = stop - first
+    before = np.cumsum(lengths) - lengths
+    tokens: Int64 = np.arange(lengths.sum()) + np.repeat(first - before, lengths)
+    return tokens
+
+
+def merged_runs(first: Int64, stop: Int64) -> tuple[Int64, Int64]:
+    """The union of runs as runs that do not meet, in order."""
+    some = first < stop
+    first, stop = first[some], stop[some]
+    if len(first) < 2:
+        return first, stop
+    order = np.argsort(first, kind="stable")
+    first, reach = first[order], np.maximum.accumulate(stop[order])
+    begins = np.append(True, first[1:] > reach[:-1])
+    return first[begins], reach[np.append(begins[1:], True)]
