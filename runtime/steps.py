@@ -159,7 +159,7 @@ class Steps:
                 continue
             shape = relations.shape
             seen = relations.mask(batch, head, 0, shape.n_q, 0, shape.n_k)
-            result |= seen if node.keys is None else seen[:, _places(node, relations, sizes.n_k)]
+            result |= seen if node.keys is None else seen[:, places(node, relations, sizes.n_k)]
         return torch.from_numpy(result)
 
     def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
@@ -221,7 +221,7 @@ def _on_tokens(pattern: ir.Pattern, given: Given) -> CallShape:
     return replace(call_shape(pattern, given.sizes, given.inputs), n_k=given.sizes.n_k, shift=None)
 
 
-def _places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
+def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
     """The key that each token is in."""
     assert node.key_of is not None
     window = Window(0, 0, relations.shape.n_q, tokens, 0)

@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.render import render, to_json
@@ -83,21 +83,32 @@ def read_file(name: str) -> bytes:
     return path.read_bytes()
 
 
+class Step(Protocol):
+    """Tells of a step of long work; `done`: how many there were, one more where it is left out."""
+
+    def __call__(self, text: str, done: int | None = None) -> None:
+        """Tell."""
+
+
 @contextmanager
-def progress(name: str, total: int) -> Iterator[Callable[[str], None]]:
+def progress(name: str, total: int) -> Iterator[Step]:
     """Tells of each step on a terminal: a bar where rich is installed, lines where it is not, else nothing."""
     if not sys.stderr.isatty():
-        yield lambda text: None
+        yield lambda text, done=None: None
         return
     try:
         from rich.console import Console
         from rich.progress import Progress
     except ImportError:
-        yield lambda text: print(f"{name}: {text}", file=sys.stderr)
+        yield lambda text, done=None: print(f"{name}: {text}", file=sys.stderr)
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=total + 1)
-        yield lambda text: bar.update(task, advance=1, description=text)
+
+        def step(text: str, done: int | None = None) -> None:
+            bar.update(task, advance=1 if done is None else None, completed=done, description=text)
+
+        yield step
 
 
 def counted(n: int, noun: str) -> str:

@@ -1,0 +1,356 @@
+"""`attnc receptive`: what a token knows of after each layer."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attnc.compiler.ir import Extent
+from attnc.compiler.lowering.lower import lower
+from attnc.compiler.lowering.specialise import reads_head
+from attnc.compiler.receptive.fields import After, Layer, Reach, find_path, find_reach
+from attnc.compiler.receptive.laws import Law, find_law
+from attnc.compiler.rewrite import walk
+from attnc.runtime.attention import Attention
+from attnc.runtime.commands import console
+from attnc.runtime.commands.patterns import compiled, given_inputs, length_of, value_json
+from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.layers import layer_of
+from attnc.runtime.pictures.drawing import percent
+from attnc.spec.meaning.values import shown
+
+LENGTH = 16384
+LAYERS = 8
+HEADS = 8
+"""Where a relation differs by head and nothing says how many there are."""
+
+MOST_LINES = 40
+"""A longer table is shown by its ends."""
+
+OFTEN = 0.2
+"""Seconds between two words about how far it is."""
+
+EXAMPLES = """\
+examples:
+  attnc receptive sliding_window -p window=512 --len 16384 --layers 32
+  attnc receptive sliding_window -p window=512 --times 5 --then causal --layers 36
+  attnc receptive power --len 1048576 --path 0
+"""
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+class _OfPattern(argparse.Action):
+    """An argument of the pattern before it; SPEC and `--then` begin one."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        entries = vars(namespace).setdefault("entries", [_entry()])
+        if option == "--then":
+            entries.append(_entry())
+        last = entries[-1] if option else entries[0]
+        name = "spec" if option == "--then" else self.dest
+        if name in ("params", "inputs"):
+            getattr(last, name).append(values)
+        else:
+            setattr(last, name, values)
+
+
+def _entry() -> argparse.Namespace:
+    return argparse.Namespace(spec=None, params=[], preset=None, grid=None, inputs=[], times=1)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `receptive`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    of_pattern: dict[str, Any] = {"action": _OfPattern, "default": argparse.SUPPRESS}
+    names = "a library pattern, a path to an .attn file, file.attn:name, or source text"
+    parser.add_argument("spec", metavar="SPEC", help=f"the pattern of the first layer: {names}", **of_pattern)
+    parser.add_argument(
+        "--then",
+        metavar="SPEC",
+        help="the pattern of the next layer; after the last one the first is next",
+        **of_pattern,
+    )
+    parser.add_argument(
+        "--times", metavar="N", type=int, help="as many layers of the pattern before it (default 1)", **of_pattern
+    )
+    parser.add_argument(
+        "-p",
+        dest="params",
+        metavar="NAME=VALUE",
+        help="a parameter of the pattern before it; may be repeated",
+        **of_pattern,
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="a named set of parameters of the pattern before it", **of_pattern
+    )
+    parser.add_argument(
+        "--grid", metavar="T,Y,X", help="the extents of the token grid of the pattern before it", **of_pattern
+    )
+    parser.add_argument(
+        "--input",
+        dest="inputs",
+        metavar="NAME=VALUE",
+        help="an input of the pattern before it as a JSON list, or one number for every entry; without it an example "
+        "is made",
+        **of_pattern,
+    )
+    parser.add_argument("--layers", metavar="L", type=int, default=LAYERS, help=f"layers to list (default {LAYERS})")
+    parser.add_argument(
+        "--len", dest="n", metavar="N", type=int, help=f"tokens (default {LENGTH}, or what the patterns say)"
+    )
+    parser.add_argument("--query", metavar="Q", type=int, help="the token whose field it is (default: the last)")
+    parser.add_argument(
+        "--heads",
+        metavar="H",
+        type=int,
+        help=f"heads (default: what the parameters say; else {HEADS} if the heads differ)",
+    )
+    parser.add_argument(
+        "--path",
+        dest="paths",
+        metavar="K",
+        type=int,
+        action="append",
+        default=[],
+        help="also a way from token K to the query, token by token; may be repeated",
+    )
+
+
+def _check(args: argparse.Namespace) -> None:
+    for option, value in (
+        ("--layers", args.layers),
+        ("--len", args.n),
+        ("--heads", args.heads),
+        *(("--times", entry.times) for entry in args.entries),
+    ):
+        if value is not None and value < 1:
+            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Patterns of layers, taken in turn."""
+
+    patterns: list[Attention]
+    times: list[int]
+    n: int
+    heads: int
+
+    @property
+    def order(self) -> list[int]:
+        """The number of the pattern of each layer of a turn."""
+        return [number for number, times in enumerate(self.times) for _ in range(times)]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """The tokens that hold what is known of one, in the input and after each layer; None where it is not reached."""
+
+    token: int
+    tokens: tuple[int, ...] | None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Follow what the query knows of."""
+    _check(args)
+    patterns = [compiled(entry) for entry in args.entries]
+    stack = _Stack(patterns, [e.times for e in args.entries], _length(patterns, args.n), _heads(patterns, args.heads))
+    query = stack.n - 1 if args.query is None else args.query
+    for option, token in (("--query", query), *(("--path", path) for path in args.paths)):
+        if not 0 <= token < stack.n:
+            raise console.UsageError(f"{option} {token}: the tokens are 0 to {stack.n - 1}")
+    kinds, notes = _layers(stack, [entry.inputs for entry in args.entries])
+    with console.progress("receptive", stack.n) as step:
+        reach = find_reach(kinds, stack.order, query, args.layers, args.paths, _seldom(step))
+    ways = [
+        _Way(token, None if layer is None else find_path(kinds, stack.order, query, token, layer))
+        for token, layer in zip(args.paths, reach.known, strict=True)
+    ]
+    if args.json:
+        console.print_json(_as_json(stack, reach, args.layers, ways, notes))
+    else:
+        print("\n".join(_in_words(stack, reach, args.layers, ways, notes)))
+    return console.FINE
+
+
+def _seldom(step: console.Step) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def tell(layers: int, tokens: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > OFTEN:
+            last = time.monotonic()
+            step(f"{console.counted(layers, 'layer')}, {tokens:,} tokens", tokens)
+
+    return tell
+
+
+def _length(patterns: Sequence[Attention], given: int | None) -> int:
+    said = {length_of(pattern.bound, given, LENGTH) for pattern in patterns if pattern.bound.program.segments}
+    if len(said) > 1:
+        raise console.UsageError(f"the patterns are of {' and '.join(map(str, sorted(said)))} tokens")
+    return said.pop() if said else given or LENGTH
+
+
+def _heads(patterns: Sequence[Attention], given: int | None) -> int:
+    counts = {n for n in (head_count(pattern.bound) for pattern in patterns) if n is not None}
+    if given is not None:
+        return given
+    if len(counts) > 1:
+        raise console.UsageError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
+    return counts.pop() if counts else HEADS if any(map(_differs_by_head, patterns)) else 1
+
+
+def _differs_by_head(pattern: Attention) -> bool:
+    relations = [node.visible for node in lower(pattern.bound).nodes]
+    by_input = any("head" in i.type.dims for i in pattern.bound.program.inputs if i.name in pattern.relation_inputs)
+    sizes = {node.name for relation in relations for node in walk(relation) if isinstance(node, Extent)}
+    return by_input or any(map(reads_head, relations)) or bool(sizes & {"heads", "kv_heads", "group"})
+
+
+def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer], list[str]]:
+    layers, notes = [], []
+    for pattern, given in zip(stack.patterns, texts, strict=True):
+        bound = pattern.bound
+        inputs = given_inputs(bound, given, stack.n, stack.n)
+        examples = example_inputs(bound, stack.n, stack.n, inputs, heads=stack.heads, names=pattern.relation_inputs)
+        inputs |= {name: example.tensor for name, example in examples.items()}
+        layers.append(layer_of(pattern, stack.n, stack.heads, inputs))
+        notes += [f"{name}, an example: {example.words}" for name, example in examples.items()]
+    if stack.heads > 1:
+        notes.append(f"{stack.heads} heads: a token sees what one of them sees")
+    return layers, list(dict.fromkeys(notes))
+
+
+# --- words -----------------------------------------------------------------------------------------------------------
+
+
+def _laws(reach: Reach) -> dict[str, Law | None]:
+    """By what laws it grows, from layer 1 on; the layer that comes to an end is left out."""
+    layers = reach.after[1 : reach.final]
+    return {
+        "tokens": find_law([item.tokens for item in layers]),
+        "all within": find_law([item.within for item in layers]),
+    }
+
+
+def _in_words(stack: _Stack, reach: Reach, layers: int, ways: Sequence[_Way], notes: Sequence[str]) -> Iterable[str]:
+    turn = [
+        f"{f'{times} × ' if times > 1 else ''}{_call(pattern)}"
+        for pattern, times in zip(stack.patterns, stack.times, strict=True)
+    ]
+    yield turn[0] if len(turn) == 1 else f"layers in turn: {', '.join(turn)}"
+    should = "k <= q" if reach.looks_back else "all tokens"
+    yield f"{reach.n:,} tokens, query {reach.query:,}; it should see {should}: {reach.wanted:,}"
+    yield ""
+    yield from _table(reach, layers)
+    yield ""
+    by_law: dict[Law, list[str]] = {}
+    for name, law in _laws(reach).items():
+        if law is not None:
+            by_law.setdefault(law, []).append(name)
+    for law, names in by_law.items():
+        yield f"growth    {' and '.join(names)}, {law} (layers 1 – {law.count:,})"
+    yield f"result    {_result(reach, layers)}"
+    for way in ways:
+        yield f"path      {_way(way, reach)}"
+    for note in notes:
+        yield f"note      {note}"
+
+
+def _call(pattern: Attention) -> str:
+    values = ", ".join(f"{name} = {shown(value)}" for name, value in pattern.bound.values.items())
+    return f"{pattern.name}({values})" if values else pattern.name
+
+
+def _table(reach: Reach, layers: int) -> Iterable[str]:
+    width = max(len(f"{reach.n:,}"), len("all within"))
+    yield f"layer {'tokens':>{width}} {'share':>9} {'furthest':>{width}} {'all within':>{width}}"
+    last = layers if reach.final is None else min(layers, reach.final)
+    lines = [
+        f"{item.layer:>5} {item.tokens:>{width},} {percent(item.tokens / reach.wanted):>9} "
+        f"{item.furthest:>{width},} {item.within:>{width},}"
+        for item in reach.after[: last + 1]
+    ]
+    half = MOST_LINES // 2
+    yield from lines if len(lines) <= MOST_LINES else [*lines[:half], "    …", *lines[-half:]]
+    if last < layers:
+        yield f"{last + 1:>5} – {layers}: the same" if last + 1 < layers else f"{layers:>5}: the same"
+
+
+def _result(reach: Reach, layers: int) -> str:
+    if reach.complete is not None:
+        before = "" if reach.complete <= layers else f"not within {console.counted(layers, 'layer')}; "
+        return f"{before}it sees everything that it should from layer {reach.complete:,} on"
+    if reach.final is not None:
+        reached = f"{reach.after[-1].tokens:,} of {reach.wanted:,} tokens"
+        return f"it never sees everything that it should: {reached} from layer {reach.final:,} on"
+    return f"not within {len(reach.after) - 1:,} layers"
+
+
+def _way(way: _Way, reach: Reach) -> str:
+    if way.tokens is None:
+        return f"{way.token:,}: {'never reached' if reach.final is not None else _result(reach, 0)}"
+    named = [f"{token:,}" for token in way.tokens]
+    if len(named) > 12:
+        named = [*named[:6], "…", *named[-5:]]
+    layers = console.counted(len(way.tokens) - 1, "layer")
+    return f"{way.token:,}: known after {layers}, for example by {' → '.join(named)}"
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _as_json(stack: _Stack, reach: Reach, layers: int, ways: Sequence[_Way], notes: Sequence[str]) -> dict[str, object]:
+    return {
+        "patterns": [
+            {
+                "pattern": pattern.name,
+                "params": {name: value_json(value) for name, value in pattern.bound.values.items()},
+                "times": times,
+            }
+            for pattern, times in zip(stack.patterns, stack.times, strict=True)
+        ],
+        "tokens": reach.n,
+        "query": reach.query,
+        "heads": stack.heads,
+        "should_see": "k <= q" if reach.looks_back else "all",
+        "wanted": reach.wanted,
+        "layers": [
+            {
+                "layer": layer,
+                "tokens": item.tokens,
+                "share": item.tokens / reach.wanted,
+                "furthest": item.furthest,
+                "all_within": item.within,
+            }
+            for layer, item in enumerate(_all(reach, layers))
+        ],
+        "complete_from": reach.complete,
+        "final_from": reach.final,
+        "followed": len(reach.after) - 1,
+        "growth": {name.replace(" ", "_"): _law_json(law) for name, law in _laws(reach).items()},
+        "paths": [{"token": way.token, "tokens": None if way.tokens is None else list(way.tokens)} for way in ways],
+        "notes": list(notes),
+    }
+
+
+def _all(reach: Reach, layers: int) -> list[After]:
+    """What is known after 0, 1, … layers, the last ones the same where nothing more is reached."""
+    known = list(reach.after[: layers + 1])
+    return known + known[-1:] * (layers + 1 - len(known))
+
+
+def _law_json(law: Law | None) -> dict[str, object] | None:
+    return None if law is None else {"kind": law.kind, "step": law.step, "degree": law.degree, "layers": law.count}
