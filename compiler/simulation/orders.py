@@ -18,7 +18,8 @@ from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_til
 from attnc.compiler.ir import Index, Truth
 from attnc.compiler.planning.grids import parts_of, reads_coordinates
 from attnc.compiler.planning.residues import residues, split
-from attnc.compiler.planning.runs import Resolved, TooManyClassesError, resolve
+from attnc.compiler.planning.runs import TooManyClassesError, resolve
+from attnc.compiler.simulation.shifted_rows import RowCounts, count_shifted, find_repetition
 from attnc.compiler.simulation.strips import Strips, strips, together
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
@@ -35,6 +36,9 @@ MOST_BRICKS = 1 << 26
 
 FEW, MANY = 1 << 16, 1 << 21
 """Undecided boxes that are looked into, in natural order: with another order at hand, and without."""
+
+REPEATED = 1 << 16
+"""Tiles of a matrix from which on rows that repeat are counted by a few of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +116,17 @@ class TileFinder:
         """
         key = q_tile, k_tile
         if key not in self._natural:
-            grid = Grid(self._n_q, self._n_k, q_tile, k_tile)
-            budget = FEW if self.divisors or self.bricks else MANY
-            tiles = find_live_tiles(self._relation, grid, budget)
-            self._natural[key] = _work_of(resolve(self._relation, tiles, self._origins))
+            self._natural[key] = self._counted(Grid(self._n_q, self._n_k, q_tile, k_tile))
         return self._natural[key]
+
+    def _counted(self, grid: Grid) -> TileWork:
+        found = find_repetition(self._relation, grid) if grid.rows * grid.columns >= REPEATED else None
+        if found is not None:
+            counts = count_shifted(self._relation, grid, found, self._origins)
+        else:
+            counts = _counts(self._relation, grid, self._origins, FEW if self.divisors or self.bricks else MANY)
+        by_row, by_column = strips(*counts.by_row), strips(*counts.by_column)
+        return TileWork(NATURAL, grid.q_tile, grid.k_tile, by_row, by_column, counts.visible)
 
     # --- in classes of residues
 
@@ -181,15 +191,15 @@ def _separated(relation: Index, grid: TokenGrid) -> list[tuple[Index, ...]]:
 # --- as they stand ---------------------------------------------------------------------------------------------------
 
 
-def _work_of(resolved: Resolved) -> TileWork:
-    tiles = resolved.tiles
-    grid, whole = tiles.grid, tiles.kind == 0
-    by_row = [
-        np.bincount(tiles.row[which], weights=tiles.count[which], minlength=grid.rows).astype(np.int64)
-        for which in (whole, ~whole)
-    ]
-    by_column = [_covered(tiles.column[which], tiles.count[which], grid.columns) for which in (whole, ~whole)]
-    return TileWork(NATURAL, grid.q_tile, grid.k_tile, strips(*by_row), strips(*by_column), resolved.visible)
+def _counts(relation: Index, grid: Grid, origins: Origins, budget: int) -> RowCounts:
+    resolved = resolve(relation, find_live_tiles(relation, grid, budget), origins)
+    tiles, whole = resolved.tiles, resolved.tiles.kind == 0
+    row, column = [], []
+    for which in (whole, ~whole):
+        count = tiles.count[which]
+        row.append(np.bincount(tiles.row[which], weights=count, minlength=grid.rows).astype(np.int64))
+        column.append(_covered(tiles.column[which], count, grid.columns))
+    return RowCounts((row[0], row[1]), (column[0], column[1]), resolved.visible)
 
 
 def _covered(start: Int64, count: Int64, columns: int) -> Int64:

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.grid import Grid
 from attnc.compiler.ir import Index
 from attnc.compiler.simulation.orders import NATURAL, BrickFinder, TileFinder, TileWork
+from attnc.compiler.simulation.shifted_rows import count_shifted, find_repetition
 from attnc.compiler.simulation.strips import Strips, strips, together
 from expression_trees import Tree, build
 from grid_relations import K, Q, coordinate, grids, near, truth
@@ -170,3 +172,54 @@ def test_strips_that_are_alike_are_counted() -> None:
 def test_nothing_visible(n: int) -> None:
     work = TileFinder(fold.less(Q, fold.const(0)), n, n, {}).natural(16, 16)
     assert (work.rows.live, work.columns.live, work.visible) == (0, 0, 0)
+
+
+@st.composite
+def shifted(draw: st.DrawFn) -> tuple[Index, Grid]:
+    """A relation that is the same after a shift of both places, and a matrix of whole tiles."""
+    gap, step = fold.sub(Q, K), draw(st.sampled_from([1, 2, 3, 4, 6, 8, 16]))
+    blocks = fold.sub(fold.floordiv(Q, fold.const(step)), fold.floordiv(K, fold.const(step)))
+    kinds = [
+        fold.less_equal(K, Q),
+        fold.less(fold.absolute(gap), fold.const(draw(st.integers(1, 40)))),
+        fold.equal(fold.mod(gap, fold.const(step)), fold.const(0)),
+        fold.equal(fold.mod(K, fold.const(step)), fold.const(step - 1)),
+        fold.less(fold.mod(Q, fold.const(step)), fold.const(2)),
+        fold.equal(blocks, fold.const(draw(st.integers(-1, 2)))),
+        fold.less(K, fold.const(draw(st.integers(1, 9)))),
+        fold.less(Q, fold.const(draw(st.integers(1, 9)))),
+    ]
+    parts = draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3))
+    join = draw(st.sampled_from([fold.conjunction, fold.disjunction]))
+    tile = draw(st.sampled_from([4, 8]))
+    return join(*parts), Grid(tile * draw(st.integers(1, 14)), tile * draw(st.integers(1, 14)), tile, tile)
+
+
+@settings(max_examples=200)
+@given(shifted())
+def test_rows_that_repeat_follow_from_a_few(drawn: tuple[Index, Grid]) -> None:
+    relation, grid = drawn
+    repetition = find_repetition(relation, grid)
+    assume(repetition is not None)
+    assert repetition is not None
+    found = count_shifted(relation, grid, repetition, {})
+    mask = exact.mask(relation, (0, grid.n_q), (0, grid.n_k))
+    tiles = mask.reshape(grid.rows, grid.q_tile, grid.columns, grid.k_tile).sum((1, 3))
+    full, partial = tiles == grid.q_tile * grid.k_tile, (tiles > 0) & (tiles < grid.q_tile * grid.k_tile)
+    assert [x.tolist() for x in found.by_row] == [full.sum(1).tolist(), partial.sum(1).tolist()]
+    assert [x.tolist() for x in found.by_column] == [full.sum(0).tolist(), partial.sum(0).tolist()]
+    assert found.visible == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("relation", "grid"),
+    [
+        (fold.less(K, fold.const(999)), Grid(1 << 14, 1 << 14, 8, 8)),  # too many columns are unlike the rest
+        (fold.less_equal(K, Q), Grid(64, 56, 8, 8)),  # fewer columns than rows
+        (fold.less_equal(K, Q), Grid(63, 64, 8, 8)),  # ragged
+        (fold.less_equal(K, Q), Grid(64, 64, 8, 16)),
+        (fold.equal(fold.mod(K, fold.const(1021)), fold.const(0)), Grid(1 << 14, 1 << 14, 8, 8)),  # too late
+    ],
+)
+def test_rows_that_do_not_repeat(relation: Index, grid: Grid) -> None:
+    assert find_repetition(relation, grid) is None

@@ -152,9 +152,22 @@ def test_split_keys_keep_every_tile() -> None:
     assert "split in" in found.choices[0].how  # 64 rows of tiles would leave half of the machine idle
 
 
-@pytest.mark.parametrize("name", ["causal", "sliding_window", "power", "strided", "dilated_window", "neighborhood_1d"])
+MILLION = [
+    "causal",
+    "sliding_window",
+    "power",
+    "strided",
+    "dilated_window",
+    "neighborhood_1d",
+    "sparse_fixed",
+    "log_sparse",
+]
+
+
+@pytest.mark.parametrize("name", MILLION)
 def test_a_million_tokens(name: str) -> None:
-    found = simulated(name, 1 << 20, heads=1)
+    call = library_call(name, 1 << 20)
+    found = call.attention.simulate(call.n, heads=1)
     assert found.visible is not None
     assert found.tiles.total >= found.tiles.live > 0
     assert speedups(found) == sorted(speedups(found), reverse=True)
