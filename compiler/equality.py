@@ -1,4 +1,4 @@
-"""Whether two relations are equal: for every length where that can be proved, else for all lengths up to one.
+"""Whether two relations are equal, by looking at pairs: of all lengths up to one, which may decide about longer ones.
 
 The proof. Let M be a number that all divisors divide, q = M·a + r and k = M·b + s. For given remainders every term is
 then a multiple of a, of b or of a - b, and a constant; a condition compares one of them with a constant of at most C.
@@ -69,6 +69,12 @@ def first_difference(one: Index, other: Index, n: int) -> Difference | None:
             q, k = (int(x) for x in places[0])
             return Difference(start + q, k, n, bool(a[q, k]))
     return None
+
+
+def difference_at(one: Index, other: Index, n: int, q: int, k: int) -> Difference | None:
+    """This pair of n tokens, if two relations differ on it."""
+    shown, shown_by_other = (exact.mask(relation, (q, q + 1), (k, k + 1))[0, 0] for relation in (one, other))
+    return None if shown == shown_by_other else Difference(q, k, n, bool(shown))
 
 
 def reads_length(relation: Index) -> bool:

@@ -100,6 +100,28 @@ def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1
     return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=group)
 
 
+def of_any_length(relation: Index, head: int = 0, heads: int = 1, group: int = 1) -> Index:
+    """The same of any number of tokens, which is the size `keys`: the only one that it reads then.
+
+    Raises KeyError where it reads other sizes (`other_sizes`).
+    """
+    tokens = fold.extent("keys")
+    sizes = {"heads": heads, "kv_heads": heads // group, "group": group}
+
+    def change(node: Index) -> Index | None:
+        match node:
+            case Extent(name="queries" | "keys"):
+                return tokens
+            case Extent():
+                return fold.const(sizes[node.name])
+            case HeadIndex():
+                return fold.const({"head": head, "kv_head": head // group, "batch": 0}[node.name])
+            case _:
+                return None
+
+    return rewrite(relation, change)
+
+
 def other_sizes(relation: Index) -> list[str]:
     """The sizes that a relation reads beside lengths and numbers of heads."""
     read = {node.name for node in walk(relation) if isinstance(node, Extent)}

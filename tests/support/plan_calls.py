@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from attnc.compiler.ir import Pattern
@@ -10,6 +11,18 @@ from attnc.compiler.planning.build_plan import CallShape
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.source import SourceFile
+
+LIBRARY = Path(__file__).resolve().parents[2] / "stdlib_patterns"
+
+
+def from_library(name: str, **values: object) -> Pattern:
+    """A pattern of the library, without the runtime that finds it."""
+    program = load_program(_file(name), lambda wanted, asker: _file(wanted), name)
+    return lower(bind(program, values, None))
+
+
+def _file(name: str) -> SourceFile:
+    return SourceFile(f"{name}.attn", (LIBRARY / f"{name}.attn").read_text(encoding="utf-8"))
 
 
 def lowered(source: str, **values: object) -> Pattern:

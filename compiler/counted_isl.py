@@ -1,0 +1,144 @@
+"""Calls of isl, the integer set library, whose work is counted and ends at a limit.
+
+Sets and piecewise expressions are those of Verdoolaege 2010, isl: an integer set library for the polyhedral model, by
+the optional package islpy. What comes of a call that reaches the limit is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from time import monotonic
+from typing import Any, TypeVar
+
+SECONDS = 2.0
+"""What a question may take, about."""
+
+OPERATIONS = 20_000
+"""isl's own steps for a part of it at first; twice as many each time it is tried again, while time is left."""
+
+PIECES = 400
+"""Pieces of an expression, or sets in a union, past which a question is given up."""
+
+Sets = Any
+"""A set of isl."""
+
+Pieces = Any
+"""A piecewise affine expression of isl."""
+
+Triple = tuple[int, int, int]
+"""The coordinates of a point."""
+
+T = TypeVar("T")
+
+
+class UndecidedError(Exception):
+    """The question is not decided; says why."""
+
+
+def is_available() -> bool:
+    """Whether islpy is installed."""
+    return find_spec("islpy") is not None
+
+
+class CountedIsl:
+    """isl, for one question, until a moment of `time.monotonic`."""
+
+    def __init__(self, until: float) -> None:
+        import islpy
+
+        self.isl = islpy
+        self._until = until
+        self.context = islpy.Context()
+        self.context.set_on_error(islpy.on_error.CONTINUE)
+
+    def value(self, number: int) -> Any:
+        """A number for isl."""
+        return self.isl.Val(number, self.context)
+
+    def number(self, value: Any) -> int:
+        """A number of isl."""
+        # Printing counts too, and says nothing of the limit when it comes there.
+        self.context.reset_operations()
+        return int(value.to_str())
+
+    def made(self, make: Callable[[], Any]) -> Any:
+        """What isl makes, in as few pieces as it finds."""
+        return self.step(lambda: self.small(make()))
+
+    def step(self, make: Callable[[], T]) -> T:
+        """What isl says, in the steps that it takes. Raises UndecidedError where the time for them is lacking."""
+        for operations in (OPERATIONS << doubled for doubled in range(32)):
+            start = monotonic()
+            if start > self._until:
+                break
+            self.context.reset_operations()
+            self.context.set_max_operations(operations)
+            try:
+                return make()
+            except self.isl.Error:
+                now = monotonic()
+                if now + 2 * (now - start) > self._until:
+                    break
+            finally:
+                self.context.set_max_operations(0)
+        raise UndecidedError("isl takes too long")
+
+    def small(self, made: Any) -> Any:
+        """The same in as few pieces as isl finds. Raises UndecidedError where they are many."""
+        try:
+            made = made.coalesce()
+        except self.isl.Error as error:
+            # isl joins pieces that belong together, and at times meets a contradiction of its own in it.
+            if "number of operations" in str(error):
+                raise
+        size = made.n_piece() if isinstance(made, self.isl.PwAff) else made.n_basic_set()
+        if size > PIECES or monotonic() > self._until:
+            raise UndecidedError("isl takes too long")
+        return made
+
+    # --- points ---
+
+    def first(self, points: Sets) -> Triple | None:
+        """The first of some points in the positive octant; where time is lacking, one; None if there is none."""
+        found = self._sample(points)
+        if found is None:
+            return None
+        try:
+            for position in range(3):
+                points, found = self._least(points, position, found)
+        except UndecidedError:
+            pass
+        return found
+
+    def _least(self, points: Sets, position: int, found: Triple) -> tuple[Sets, Triple]:
+        """Those of the points, one of which was found, with the least coordinate, and one of them."""
+        low = 0
+        while low < found[position]:
+            below = self._between(points, position, low, (low + found[position]) // 2)
+            sample = self._sample(below)
+            if sample is None:
+                low = (low + found[position]) // 2 + 1
+            else:
+                points, found = below, sample
+        return self._between(points, position, low, low), found
+
+    def _between(self, points: Sets, position: int, low: int, high: int) -> Sets:
+        at = self.isl.dim_type.set, position
+        return self.step(lambda: points.lower_bound_val(*at, self.value(low)).upper_bound_val(*at, self.value(high)))
+
+    def _sample(self, points: Sets) -> Triple | None:
+        """One of the points; None if there is none."""
+        lacking: UndecidedError | None = None
+        for part in points.get_basic_sets():
+            try:
+                point = self.step(part.sample_point)
+            except UndecidedError as error:
+                lacking = error
+                continue
+            if not point.is_void():
+                n, q, k = (self.number(point.get_coordinate_val(self.isl.dim_type.set, i)) for i in range(3))
+                return n, q, k
+        if lacking is not None:
+            raise lacking
+        return None
