@@ -38,7 +38,7 @@ _SUMMARIES = {
     "fmt": "write .attn files in their one form",
     "list": "the patterns of the library",
     "receptive": "what a token knows of after each layer, and the first one after which it is all that it should",
-    "same": "whether two patterns show the same pairs, for every length where that can be proved",
+    "same": "whether two patterns show the same pairs, for every length where that can be proved (more with islpy)",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
     "simulate": "how fast a pattern can be on a machine, before anything runs, and with which schedule",
     "verify": "hold every executor against the oracle, forward and gradients",

@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         "attnc": _version("attnc"),
         "torch": _version("torch"),
         "triton": _version("triton"),
+        "islpy": _version("islpy"),
         "python": platform.python_version(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
+from time import monotonic
 
-from attnc.compiler import fold
-from attnc.compiler.equality import MOST, Difference, deciding_length, first_difference, reads_length
+from attnc.compiler import fold, presburger
+from attnc.compiler.counted_isl import SECONDS, UndecidedError, is_available
+from attnc.compiler.equality import MOST, Difference, deciding_length, difference_at, first_difference, reads_length
 from attnc.compiler.ir import DataRead, Extent, HeadIndex, Index, Lookup, Whole
 from attnc.compiler.lowering.lower import lower
-from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head
+from attnc.compiler.lowering.specialise import alone, of_any_length, other_sizes, reads_head
 from attnc.compiler.rewrite import walk
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import compiled, natural_length
 from attnc.runtime.example_inputs import head_count
+from attnc.spec.errors import EvaluationError
 
 LENGTHS = 160
 """Where nothing is proved, all lengths up to this are tried."""
@@ -42,6 +44,37 @@ class Witness:
     pair: Difference
     head: int
     group: int
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two relations of so many heads, `groups` of which may share a kv head, where all conditions hold."""
+
+    relations: tuple[Index, Index]
+    conditions: tuple[Index, ...]
+    heads: int
+    groups: tuple[int, ...]
+
+    @property
+    def whose(self) -> str:
+        """Of which heads an answer is."""
+        shared = f", {' or '.join(map(str, self.groups))} to a kv head" if len(self.groups) > 1 else ""
+        return "" if self.heads == 1 else f", for {self.heads} heads{shared}"
+
+    @property
+    def each(self) -> tuple[tuple[int, int], ...]:
+        """Every head, with how many of them share a kv head."""
+        return tuple((head, group) for group, head in product(self.groups, range(self.heads)))
+
+    @property
+    def reads_length(self) -> bool:
+        """Whether a relation depends on the number of tokens."""
+        whole = any(isinstance(node, Whole) for relation in self.relations for node in walk(relation))
+        return whole or any(map(reads_length, self.relations))
+
+    def is_allowed(self, n: int) -> bool:
+        """Whether the conditions hold for so many tokens."""
+        return all(alone(condition, n, 0, self.heads) is fold.truth(True) for condition in self.conditions)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -76,35 +109,103 @@ def run(args: argparse.Namespace) -> int:
 
 def _compared(one: Attention, other: Attention) -> Answer:
     """Raises UsageError where the relations depend on what is not known."""
-    relations = [_relation(pattern) for pattern in (one, other)]
-    heads = _heads(one, other, relations)
-    shared = next((g for g in range(2, heads + 1) if heads % g == 0), 1)
-    groups = [1, shared] if shared > 1 and any(map(_reads_groups, relations)) else [1]
+    question = _question(one, other)
+    first, second = question.relations
+    if first is second:
+        return Answer(None, f"for every length: both have one normal form{question.whose}")
     grids = {n for n in (natural_length(p.bound) for p in (one, other)) if n is not None}
     if len(grids) > 1:
         raise console.UsageError(f"the patterns are of {' and '.join(map(str, sorted(grids)))} tokens")
-    allowed = partial(_is_allowed, (one, other), heads)
-    whose = "" if heads == 1 else f", for {heads} heads" + (f", 1 or {shared} to a kv head" if len(groups) > 1 else "")
-    if relations[0] is relations[1]:
-        return Answer(None, f"for every length: both have one normal form{whose}")
     if grids:
         (n,) = grids
-        found = _differing(relations, heads, groups, [n])
-        return Answer(found, f"for {n:,} tokens, all pairs looked at{whose}")
-    if any(map(reads_length, relations)) or any(isinstance(b, Whole) for r in relations for b in walk(r)):
-        lengths = [n for n in range(1, LENGTHS + 1) if allowed(n)]
-        if not lengths:
-            raise console.UsageError(f"`require` refuses all lengths up to {LENGTHS}")
-        found = _differing(relations, heads, groups, lengths)
-        of_all = "all lengths" if len(lengths) == LENGTHS else f"the {len(lengths)} lengths that `require` allows"
-        return Answer(found, f"for {of_all} up to {LENGTHS}; longer ones are not proved{whose}")
-    decides = [deciding_length(alone(r, 1, h, heads, g) for r in relations) for g in groups for h in range(heads)]
-    longest = max((n or MOST + 1 for n in decides), default=1)
+        return Answer(_differing(question, [n]), f"for {n:,} tokens, all pairs looked at{question.whose}")
+    answer = _by_small_lengths(question)
+    if answer is not None:
+        return answer
+    try:
+        return _by_arithmetic(question)
+    except UndecidedError as error:
+        return _by_trying(question, str(error))
+
+
+def _question(one: Attention, other: Attention) -> Question:
+    relations = _relation(one), _relation(other)
+    heads = _heads(one, other, relations)
+    shared = next((g for g in range(2, heads + 1) if heads % g == 0), 1)
+    groups = (1, shared) if shared > 1 and any(map(_reads_groups, relations)) else (1,)
+    required = [condition for pattern in (one, other) for condition, _ in lower(pattern.bound).requirements]
+    conditions = tuple(condition for condition in required if not other_sizes(condition))
+    return Question(relations, conditions, heads, groups)
+
+
+def _by_small_lengths(question: Question) -> Answer | None:
+    """By the pairs of the length that decides about all; None where there is none, or `require` does not allow it."""
+    if question.reads_length:
+        return None
+    decides = [deciding_length(_alone(question, 1, *which)) for which in question.each]
+    longest = max(n or MOST + 1 for n in decides)
     if longest > MOST:
-        found = _differing(relations, heads, groups, [SHORT])
-        return Answer(found, f"for all lengths up to {SHORT:,}; longer ones are not proved{whose}")
-    found = _differing(relations, heads, groups, [longest])
-    return Answer(found, f"for every length: the pairs of {longest:,} tokens decide{whose}")
+        return None
+    found = _differing(question, [longest])
+    if found is not None and not question.is_allowed(longest):
+        return None
+    return Answer(found, f"for every length: the pairs of {longest:,} tokens decide{question.whose}")
+
+
+def _by_arithmetic(question: Question) -> Answer:
+    """By proof with isl. Raises UndecidedError where there is none, or islpy is missing."""
+    if not is_available():
+        raise UndecidedError("`pip install 'attnc[proofs]'` may prove it for every length")
+    until = monotonic() + SECONDS
+    witnesses: list[Witness] = []
+    undecided: UndecidedError | None = None
+    asked = set()
+    for head, group in question.each:
+        nodes = tuple(
+            of_any_length(node, head, question.heads, group) for node in (*question.relations, *question.conditions)
+        )
+        if nodes in asked:
+            continue
+        asked.add(nodes)
+        try:
+            point = presburger.first_point(nodes[0], nodes[1], nodes[2:], until - monotonic())
+            witnesses += [] if point is None else [_confirmed(question, point, head, group)]
+        except UndecidedError as error:
+            undecided = error
+    if witnesses:
+        return Answer(min(witnesses, key=lambda witness: witness.pair.length), "")
+    if undecided is not None:
+        raise undecided
+    allowed = " that `require` allows" if any(map(reads_length, question.conditions)) else ""
+    return Answer(None, f"for every length{allowed}: Presburger arithmetic (isl) proves it{question.whose}")
+
+
+def _confirmed(question: Question, point: presburger.Point, head: int, group: int) -> Witness:
+    """What isl found, as the relations themselves have it. Raises UndecidedError where they have no value there."""
+    try:
+        pair = difference_at(*_alone(question, point.length, head, group), point.length, point.q, point.k)
+    except EvaluationError:
+        raise UndecidedError(f"{point.length:,} tokens make numbers too large") from None
+    assert pair is not None, f"isl names {point}, on which the relations agree"
+    return Witness(pair, head, group)
+
+
+def _by_trying(question: Question, why: str) -> Answer:
+    """By lengths that are tried, for want of a proof."""
+    rest = f"longer ones are not proved ({why}){question.whose}"
+    most = LENGTHS if question.reads_length else SHORT
+    lengths = [n for n in range(1, most + 1) if question.is_allowed(n)]
+    if not lengths:
+        raise console.UsageError(f"`require` refuses all lengths up to {most:,}")
+    of_all = "all lengths" if len(lengths) == most else f"the {len(lengths)} lengths that `require` allows"
+    # Relations that do not read the length have in the longest all pairs of the others.
+    found = _differing(question, lengths if question.reads_length else lengths[-1:])
+    return Answer(found, f"for {of_all} up to {most:,}; {rest}")
+
+
+def _alone(question: Question, n: int, head: int, group: int) -> tuple[Index, Index]:
+    one, other = (alone(relation, n, head, question.heads, group) for relation in question.relations)
+    return one, other
 
 
 def _relation(pattern: Attention) -> Index:
@@ -121,7 +222,7 @@ def _relation(pattern: Attention) -> Index:
     return nodes[0].visible
 
 
-def _heads(one: Attention, other: Attention, relations: list[Index]) -> int:
+def _heads(one: Attention, other: Attention, relations: tuple[Index, Index]) -> int:
     counts = {n for n in (head_count(p.bound) for p in (one, other)) if n is not None}
     if len(counts) > 1:
         raise console.UsageError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
@@ -141,16 +242,9 @@ def _reads_groups(relation: Index) -> bool:
     )
 
 
-def _is_allowed(patterns: tuple[Attention, ...], heads: int, n: int) -> bool:
-    """Whether all that the patterns require of a call holds for so many tokens."""
-    conditions = [condition for pattern in patterns for condition, _ in lower(pattern.bound).requirements]
-    return all(alone(condition, n, 0, heads) is fold.truth(True) for condition in conditions)
-
-
-def _differing(relations: list[Index], heads: int, groups: list[int], lengths: list[int]) -> Witness | None:
-    for n, group, head in product(lengths, groups, range(heads)):
-        one, other = (alone(relation, n, head, heads, group) for relation in relations)
-        found = first_difference(one, other, n)
+def _differing(question: Question, lengths: list[int]) -> Witness | None:
+    for n, (head, group) in product(lengths, question.each):
+        found = first_difference(*_alone(question, n, head, group), n)
         if found is not None:
             return Witness(found, head, group)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ EQUAL = {
     ),
     "sinks of StreamingLLM": (
         ["sliding_window", "streaming", "-p", "window=9", "-p", "sinks=3", "-q", "window=9", "-q", "sinks=3"],
-        "for all lengths up to 160; longer ones are not proved",
+        "for every length: Presburger arithmetic (isl) proves it",
     ),
     "neighbourhoods with stride = window are blocks": (
         [
@@ -111,7 +112,23 @@ EQUAL = {
             "-p",
             "stride=8",
         ],
-        "for the 20 lengths that `require` allows up to 160; longer ones are not proved",
+        "for every length that `require` allows: Presburger arithmetic (isl) proves it",
+    ),
+    "causal windows, but for lengths that `require` refuses": (
+        ["causal", "pattern c\n    require keys <= 10\n    visible 0 <= q - k < 20\n"],
+        "for every length that `require` allows: Presburger",
+    ),
+    "a size that the relation does not read": (
+        ["full", "pattern c\n    require dk % 2 == 0\n    visible k < keys\n"],
+        "for every length: Presburger",
+    ),
+    "gaps that only heads of one group have": (
+        ["s2_attention", "s2_attention", "-p", "vertical_stride=8", "-q", "dense_heads=0"],
+        "for every length: both have one normal form, for 8 heads, 1 or 2 to a kv head",
+    ),
+    "squares": (
+        ["causal", "pattern c\n    visible q * q >= k * k\n"],
+        "for all lengths up to 2,048; longer ones are not proved (a product is beyond Presburger arithmetic)",
     ),
     "blocked is windows in blocks": (["blocked", BLOCKS, "-p", "block=8"], "for every length"),
 }
@@ -144,6 +161,28 @@ def test_patterns_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "same", "causal", "causal")[1]["equal"]
 
 
+def test_patterns_that_differ_far_from_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["same", "causal", "pattern c\n    visible k <= q and (keys < 5000 or k != 17)\n"]) == 1
+    assert "differ: among 5,000 tokens, in head 0, query 17 sees key 17 in causal" in capsys.readouterr().out
+    lists = ["-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[0,64]", "-q", "beta=[0.5,0.01]"]
+    status, values = run_json(capsys, "same", "moa", "moa", *lists)
+    assert (status, values["length"], values["witness"]) == (1, 6400, {"q": 128, "k": 64, "head": 1})
+
+
+def test_what_is_proved_without_islpy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "islpy", None)
+    blocks = BLOCKS.replace("b\n", "b\n    require keys % 8 == 0\n", 1)
+    assert main(["same", "neighborhood_1d", blocks, "-p", "window=8", "-p", "stride=8"]) == 0
+    out = capsys.readouterr().out
+    assert "are equal for the 20 lengths that `require` allows up to 160; longer ones are not proved" in out
+    assert "(`pip install 'attnc[proofs]'` may prove it for every length)" in out
+    dilated = ["-p", "window=64", "-q", "window=64", "-q", "dilation=1"]
+    assert main(["same", "sliding_window", "dilated_window", *dilated]) == 0
+    assert "for every length: the pairs of 131 tokens decide" in capsys.readouterr().out
+    assert main(["same", "causal", "pattern c\n    visible k <= q and (keys < 150 or k != 17)\n"]) == 1
+    assert "among 150 tokens" in capsys.readouterr().out
+
+
 def test_heads_that_share_a_kv_head_tell_kv_heads_from_heads(capsys: pytest.CaptureFixture[str]) -> None:
     one, other = (f"pattern p\n    visible {name} == 0 or q == k\n" for name in ("kv_head", "head"))
     assert main(["same", one, other]) == 1
@@ -160,6 +199,10 @@ def test_heads_that_share_a_kv_head_tell_kv_heads_from_heads(capsys: pytest.Capt
     [
         (["causal", "pattern p\n    visible 0 <= q - k < dk\n"], "`p` reads the size `dk`, which a call decides"),
         (["causal", "document"], "`document` has branches, documents or keys that are no tokens"),
+        (
+            ["full", "pattern p\n    require keys < 1\n    visible k < keys\n"],
+            "`require` refuses all lengths up to 160",
+        ),
         (["full", "graphormer"], ""),
         (["moa", "moa", "-p", "alpha=[0,64]", "-p", "beta=[0.5,0]", "-q", "alpha=[1]", "-q", "beta=[0]"], "2 heads"),
         (["causal", "neighborhood_2d", "-q", "height=4", "-q", "width=4", "-q", "window=3", "-p", "x=3"], "x"),

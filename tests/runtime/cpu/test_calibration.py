@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def test_a_damaged_file_is_as_good_as_none(text: str, folder: Path) -> None:
 
 def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["doctor"]) == 0
-    assert "attnc doctor --measure makes it" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "attnc doctor --measure makes it" in out
+    assert re.search(r"^islpy +\d", out, re.MULTILINE)
     assert not folder.exists()
     assert main(["doctor", "--measure", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
