@@ -45,7 +45,9 @@ class Rates:
     piece, whatever its size. `merge`: an element of the output of a piece that is merged by log-sum-exp. `copy`: a
     number of a tensor copied to where a brick stands together. `mask`: an element of a shared mask put together.
     `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `backward`: how much
-    longer the backward takes than the forward, by dtype. `source`: where they come from.
+    longer the backward takes than the forward, by dtype. `row`: a row of queries with few keys, by dtype, at the first
+    of `WIDTHS`; a row of `KEY_BLOCK` keys has it in its elements. `peak`: an element of long dense calls, by dtype and
+    width, than which nothing is faster; of what is not known, the best of `elements`. `source`: where they come from.
     """
 
     elements: Mapping[str, Table]
@@ -56,6 +58,8 @@ class Rates:
     mask: float
     evaluate: float
     backward: Mapping[str, float]
+    row: Mapping[str, float]
+    peak: Mapping[str, tuple[float, float]]
     source: str
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
@@ -65,12 +69,25 @@ class Rates:
         slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
         return max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4)
 
+    def best(self, dtype: str, head_dim: int) -> float:
+        """The least that a score element takes."""
+        found = min(self.element(dtype, rows, head_dim) for rows in ROWS)
+        if dtype not in self.peak:
+            return found
+        narrow, wide = self.peak[dtype]
+        slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
+        return min(found, max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4))
+
     def piece(self, piece: Piece, work: Work, trimmed: bool = False) -> float:
         """All calls of one piece; `trimmed`: of a mask the kernel takes only what is on and under the diagonal."""
         elements = computed(piece, trimmed=trimmed)
         time = elements * self.element(work.dtype, piece.queries.length, work.head_dim) * work.lanes
         if piece.mask not in ("full", "causal"):
             time *= self.masked.get(work.dtype, self.masked["float32"])
+        few = 1 - piece.keys.length / KEY_BLOCK
+        if few > 0:
+            row = self.row.get(work.dtype, 0.0) * work.head_dim / WIDTHS[0]
+            time += piece.queries.count * piece.queries.length * work.lanes * few * row
         if isinstance(piece.mask, int):
             time += piece.queries.length * piece.keys.length * self.mask
         if piece.mask == "exact":
@@ -119,6 +136,8 @@ AMX = Rates(
     copy=0.15,
     mask=1.0,
     evaluate=1.5,
+    row={},
+    peak={},
     backward={"float32": 2.4, "bfloat16": 2.6, "float16": 2.6, "float64": 2.4},
     source="two threads of a CPU with AVX-512 and AMX, torch 2.13",
 )
@@ -137,6 +156,8 @@ PLAIN = Rates(
     copy=0.12,
     mask=AMX.mask,
     evaluate=AMX.evaluate,
+    row={},
+    peak={},
     backward={"float32": 2.1, "bfloat16": 2.3, "float16": 2.3, "float64": 2.1},
     source="two threads of a CPU with AVX2, torch 2.13",
 )

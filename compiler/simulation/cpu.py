@@ -13,7 +13,7 @@ from math import ceil, inf
 import numpy as np
 
 from attnc.compiler.planning.plan import Piece, Plan, stretch
-from attnc.compiler.planning.rates import KEY_BLOCK, ROWS, Rates, Work, computed
+from attnc.compiler.planning.rates import KEY_BLOCK, Rates, Work, computed
 from attnc.compiler.simulation.balance import Float64
 from attnc.compiler.simulation.orders import NATURAL, Order
 from attnc.compiler.simulation.problem import Problem
@@ -39,7 +39,7 @@ def simulate_cpu(
     pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes)]
     factor = 1.0 if stage != "backward" else cpu.rates.backward.get(problem.shape.dtype, 2.5)
     shape = problem.shape
-    best = min(cpu.rates.element(shape.dtype, rows, _width(problem)) for rows in ROWS)
+    best = cpu.rates.best(shape.dtype, _width(problem))
     pairs = problem.dense_pairs(baseline)
     ideal = pairs * best * factor / 1e6
     dense = _dense(problem, cpu, baseline).ns * factor / 1e6

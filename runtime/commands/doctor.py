@@ -16,7 +16,7 @@ from attnc.runtime.cpu import calibration
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `doctor`."""
     parser.add_argument(
-        "--measure", action="store_true", help="measure this machine's rates (about half a second) and keep them"
+        "--measure", action="store_true", help="measure this machine's rates (about two seconds) and keep them"
     )
 
 

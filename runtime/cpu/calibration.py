@@ -7,19 +7,23 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
 
 SCHEMA = 2
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 """Heads, keys a stretch and score elements of one measurement."""
-REPEATS = 3
+LONG = 1024
+"""Tokens of a long dense call."""
+REPEATS = 7
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -41,12 +45,13 @@ def rates_file() -> Path:
 
 
 def measure() -> Rates:
-    """Rates with the threads that torch uses now. Takes half a second."""
+    """Rates with the threads that torch uses now. Takes two seconds."""
     elements = {name: _table(dtype) for name, dtype in _DTYPES.items()}
     elements["float16"] = elements["bfloat16"]
     elements["float64"] = doubled(elements["float32"])
     masked = {name: _masked(dtype) for name, dtype in _DTYPES.items()}
     backward = {name: _backward(dtype) for name, dtype in _DTYPES.items()}
+    row = {name: _row(dtype) for name, dtype in _DTYPES.items()}
     return Rates(
         elements=elements,
         masked={**masked, "float16": masked["bfloat16"], "float64": masked["float32"]},
@@ -55,6 +60,8 @@ def measure() -> Rates:
         copy=_copy(),
         mask=PLAIN.mask,
         evaluate=PLAIN.evaluate,
+        row={**row, "float16": row["bfloat16"], "float64": 2 * row["float32"]},
+        peak={name: (_peak(dtype, WIDTHS[0]), _peak(dtype, WIDTHS[1])) for name, dtype in _DTYPES.items()},
         backward={**backward, "float16": backward["bfloat16"], "float64": backward["float32"]},
         source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
@@ -77,6 +84,7 @@ def _load(path: Path) -> Rates | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != SCHEMA:
             return None
+        data["peak"] = {name: tuple(float(x) for x in pair) for name, pair in data["peak"].items()}
         data["elements"] = {name: _checked(table) for name, table in data["elements"].items()}
         found = Rates(**data)
         numbers = [
@@ -117,13 +125,19 @@ def _masked(dtype: torch.dtype) -> float:
     return max(_element(dtype, rows, WIDTHS[0], masked=True) / _element(dtype, rows, WIDTHS[0], masked=False), 1.0)
 
 
-def _element(dtype: torch.dtype, rows: int, width: int, *, masked: bool) -> float:
-    """Nanoseconds for a score element in stretches of so many rows."""
-    count = max(ELEMENTS // (rows * KEYS * HEADS), 1)
+def _element(dtype: torch.dtype, rows: int, width: int, *, masked: bool, keys: int = KEYS) -> float:
+    """Nanoseconds for a score element in stretches of so many rows and keys."""
+    count = max(ELEMENTS // (rows * keys * HEADS), 1)
     q = torch.randn(count, HEADS, rows, width).to(dtype)
-    k, v = (torch.randn(count, HEADS, KEYS, width).to(dtype) for _ in range(2))
-    mask = torch.zeros(rows, KEYS, dtype=dtype) if masked else None
-    return _time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * KEYS)
+    k, v = (torch.randn(count, HEADS, keys, width).to(dtype) for _ in range(2))
+    mask = torch.zeros(rows, keys, dtype=dtype) if masked else None
+    return _time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * keys)
+
+
+def _peak(dtype: torch.dtype, width: int) -> float:
+    """Nanoseconds for a score element of a long dense call."""
+    q, k, v = (torch.randn(1, HEADS, LONG, width).to(dtype) for _ in range(3))
+    return _time(lambda: kernel.attend(q, k, v, None, False, 0.1)) / (HEADS * LONG**2)
 
 
 def _backward(dtype: torch.dtype) -> float:
@@ -134,10 +148,45 @@ def _backward(dtype: torch.dtype) -> float:
     return again / _time(lambda: kernel.attend(q, k, v, None, False, 0.1))
 
 
+def _row(dtype: torch.dtype) -> float:
+    """Nanoseconds of a row of queries beyond those of its elements, from rows of few keys and of `KEYS`."""
+    few, rows = 32, ROWS[2]
+    apart = _element(dtype, rows, WIDTHS[0], masked=False, keys=few) - _element(dtype, rows, WIDTHS[0], masked=False)
+    return max(apart / (1 / few - 1 / KEYS), 1.0)
+
+
 def _call() -> float:
-    """Nanoseconds of a piece that does next to nothing: the kernel's call, views, and what goes with them."""
-    q = torch.randn(1, 1, 1, 16)
-    return 3 * _time(lambda: kernel.attend(q, q, q, None, False, 0.1), inner=20)
+    """Nanoseconds of a piece that does next to nothing, as the executor runs it among others."""
+    pieces, side, width = 8, 4, 16
+    q, k, v = (torch.randn(1, 1, pieces * side, width) for _ in range(3))
+    one, all_ = (
+        _time(partial(executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10) for count in (1, pieces)
+    )
+    return max((all_ - one) / (pieces - 1), 1000.0)
+
+
+def _diagonal(count: int, side: int) -> Plan:
+    """Blocks on the diagonal, a piece each."""
+    stretches = [stretch(i * side, (i + 1) * side) for i in range(count)]
+    group = Group((0,), (0,), tuple(Piece(tokens, tokens, "full") for tokens in stretches))
+    return Plan(
+        n_q=8 * side,
+        n_k=8 * side,
+        batch=1,
+        heads=1,
+        kv_heads=1,
+        q_tile=side,
+        k_tile=side,
+        tiles=TileCounts(64, count, count, 0),
+        visible=count * side * side,
+        groups=(group,),
+        masks=(),
+        executor="cpu",
+        schedule="pieces",
+        reasons=(),
+        fallback=None,
+        exact_mask=lambda *_: np.ones((side, side), dtype=np.bool_),
+    )
 
 
 def _merge() -> float:
