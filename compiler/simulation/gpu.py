@@ -166,6 +166,15 @@ def _rungs(
     return tuple(Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, speedups, (hidden, *lost), strict=True))
 
 
+def _estimated(work: TileWork) -> tuple[str, ...]:
+    if not work.sampled:
+        return ()
+    return (
+        f"estimated: the tiles are too many to count, so those of {work.sampled} rows of tiles stand for all; pairs, "
+        f"tiles and bounds are of these",
+    )
+
+
 def _choice(run: KernelRun) -> Choice:
     tiles = run.model.shape
     split = f", keys split in {run.parts}" if run.parts > 1 else ""
@@ -218,6 +227,7 @@ def _found(
         calibrated=False,
         flop=2 * (work.visible or 0) * (products[0] * shape.dk + products[1] * shape.dv),
         traffic=traffic,
-        notes=(*problem.notes, *refused),
+        notes=(*problem.notes, *_estimated(work), *refused),
+        estimated=bool(work.sampled),
         loads=() if run is None else tuple((run.loads / machine.hertz * 1e3).tolist()),
     )

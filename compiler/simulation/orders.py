@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.separation import NotSeparableError, TokenGrid, grid_of, separate_axes
@@ -19,6 +20,7 @@ from attnc.compiler.ir import Index, Truth
 from attnc.compiler.planning.grids import parts_of, reads_coordinates
 from attnc.compiler.planning.residues import residues, split
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
+from attnc.compiler.rewrite import substitute
 from attnc.compiler.simulation.shifted_rows import RowCounts, count_shifted, find_repetition
 from attnc.compiler.simulation.strips import Strips, strips, together
 from attnc.spec.errors import EvaluationError
@@ -36,6 +38,15 @@ MOST_BRICKS = 1 << 26
 
 FEW, MANY = 1 << 16, 1 << 21
 """Undecided boxes that are looked into, in natural order: with another order at hand, and without."""
+
+SOME, HUGE = 1 << 18, 1 << 24
+"""Of a matrix with a huge number of tiles, without another order at hand: undecided boxes, and what is huge."""
+
+LARGE_TILE, SAMPLES = 128, 32
+"""The side of the square tiles that are sampled where they are too many to count, and the rows counted then."""
+
+GOLDEN = 0.6180339887498949
+"""Multiples of it fall evenly between 0 and 1, and on no grid."""
 
 REPEATED = 1 << 16
 """Tiles of a matrix from which on rows that repeat are counted by a few of them."""
@@ -67,7 +78,7 @@ class TileWork:
     """The live tiles of one relation: by rows as the forward walks them, by columns as the gradient of keys does.
 
     `visible`: pairs, None where they were not counted. `merged`: rows of the output that two walks write and a third
-    has to join.
+    has to join. `sampled`: of how many tile rows all of this was inferred, 0 where all were counted.
     """
 
     order: Order
@@ -77,6 +88,7 @@ class TileWork:
     columns: Strips
     visible: int | None
     merged: int = 0
+    sampled: int = 0
 
     def repeated(self, times: int) -> TileWork:
         """So many of it."""
@@ -96,6 +108,7 @@ def joined(parts: Sequence[TileWork], order: Order, q_tile: int, k_tile: int) ->
         together(part.columns for part in parts),
         None if None in counts else sum(n for n in counts if n is not None),
         sum(part.merged for part in parts),
+        max((part.sampled for part in parts), default=0),
     )
 
 
@@ -112,7 +125,8 @@ class TileFinder:
     def natural(self, q_tile: int, k_tile: int) -> TileWork:
         """Tiles of adjacent tokens. Raises TooManyTilesError, TooManyClassesError, EvaluationError.
 
-        Where there are other orders, the tiles are counted only if they are few.
+        Where there are other orders, the tiles are counted only if they are few; where there is none, large tiles that
+        are too many to count are counted in some rows, which stand for the others (`sampled`).
         """
         key = q_tile, k_tile
         if key not in self._natural:
@@ -122,11 +136,15 @@ class TileFinder:
     def _counted(self, grid: Grid) -> TileWork:
         found = find_repetition(self._relation, grid) if grid.rows * grid.columns >= REPEATED else None
         if found is not None:
-            counts = count_shifted(self._relation, grid, found, self._origins)
-        else:
-            counts = _counts(self._relation, grid, self._origins, FEW if self.divisors or self.bricks else MANY)
-        by_row, by_column = strips(*counts.by_row), strips(*counts.by_column)
-        return TileWork(NATURAL, grid.q_tile, grid.k_tile, by_row, by_column, counts.visible)
+            return _work_of(grid, count_shifted(self._relation, grid, found, self._origins))
+        alone = not (self.divisors or self.bricks)
+        budget = FEW if not alone else SOME if grid.rows * grid.columns >= HUGE else MANY
+        try:
+            return _work_of(grid, _counts(self._relation, grid, self._origins, budget))
+        except TooManyTilesError:
+            if not alone or grid.q_tile != grid.k_tile or grid.q_tile < LARGE_TILE or grid.rows < 2 * SAMPLES:
+                raise
+            return _sampled(self._relation, grid, self._origins)
 
     # --- in classes of residues
 
@@ -189,6 +207,41 @@ def _separated(relation: Index, grid: TokenGrid) -> list[tuple[Index, ...]]:
 
 
 # --- as they stand ---------------------------------------------------------------------------------------------------
+
+
+def _work_of(grid: Grid, counts: RowCounts) -> TileWork:
+    by_row, by_column = strips(*counts.by_row), strips(*counts.by_column)
+    return TileWork(NATURAL, grid.q_tile, grid.k_tile, by_row, by_column, counts.visible)
+
+
+def _sampled(relation: Index, grid: Grid, origins: Origins) -> TileWork:
+    """The tiles of some rows, each of which stands for those around it; columns are of the mean.
+
+    The rows are unevenly apart, so that none of the relation's own steps is met alone.
+    """
+    ends = np.linspace(0, grid.rows, SAMPLES + 1).astype(np.int64)
+    at = ends[:-1] + (np.arange(SAMPLES) * GOLDEN % 1 * np.diff(ends)).astype(np.int64)
+    place = fold.place("q")
+    own = [
+        _counts(
+            substitute(relation, {place: fold.add(place, fold.const(row * grid.q_tile))}),
+            replace(grid, n_q=min(grid.q_tile, grid.n_q - row * grid.q_tile)),
+            origins,
+            MANY,
+        )
+        for row in at.tolist()
+    ]
+    times = np.diff(ends)
+    rows = [np.array([one.by_row[i][0] for one in own]) for i in (0, 1)]
+    columns = [np.sum([one.by_column[i] * n for one, n in zip(own, times.tolist(), strict=True)], 0) for i in (0, 1)]
+    counts = [one.visible for one in own]
+    visible = None
+    if None not in counts:
+        visible = sum(n * int(times[i]) for i, n in enumerate(counts) if n is not None)
+    work = TileWork(
+        NATURAL, grid.q_tile, grid.k_tile, strips(rows[0], rows[1], times), strips(columns[0], columns[1]), visible
+    )
+    return replace(work, sampled=SAMPLES)
 
 
 def _counts(relation: Index, grid: Grid, origins: Origins, budget: int) -> RowCounts:

@@ -90,7 +90,8 @@ class Traffic:
 class Simulation:
     """Times are in milliseconds; `rungs` are speedups over dense attention at its own ideal (`ideal_ms`): every unit
     busy, no tail, no launch. `dense_ms` is what dense attention is predicted to take. `visible`: pairs, None where
-    they were not counted. `loads`: milliseconds of work of every worker, by falling time, of the main kernel.
+    they were not counted. `estimated`: pairs and tiles were counted in a part of the rows. `loads`: milliseconds of
+    work of every worker, by falling time, of the main kernel.
     """
 
     pattern: str
@@ -113,6 +114,7 @@ class Simulation:
     flop: int
     traffic: Traffic
     notes: tuple[str, ...]
+    estimated: bool = False
     loads: tuple[float, ...] = ()
     workers: str = "SMs"
 

@@ -48,6 +48,7 @@ def simulation_json(found: Simulation) -> dict[str, object]:
         "baseline": found.baseline,
         "causal": found.causal,
         "visible": found.visible,
+        "estimated": found.estimated,
         "element_density": found.density,
         "tiles": {
             "total": found.tiles.total,

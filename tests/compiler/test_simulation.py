@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from attnc import compile_attention
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
+from attnc.compiler.simulation import orders
 from attnc.compiler.simulation.candidates import Wish
 from attnc.compiler.simulation.gpu import simulate_gpu
 from attnc.compiler.simulation.gpu_clocks import Extra
@@ -253,3 +254,18 @@ def test_nothing_to_do() -> None:
     assert speedups(found)[:3] == [float("inf")] * 3
     assert (found.visible, found.tiles.live) == (0, 0)
     assert "nothing to do" in str(found)
+
+
+def test_tiles_that_are_too_many_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what has no other order and repeats nowhere; it is said, and not far off."""
+    attention = compile_attention("radial", frames=8, per_frame=1024, first_frame_sink=False)
+    exact_ = attention.simulate(8192, heads=1, tile=(128, 128))
+    monkeypatch.setattr(orders, "HUGE", 1)
+    monkeypatch.setattr(orders, "SOME", 64)
+    found = attention.simulate(8192, heads=1, tile=(128, 128))
+    assert found.estimated and not exact_.estimated
+    assert any(
+        note.startswith("estimated: the tiles are too many to count, so those of 32 rows") for note in found.notes
+    )
+    assert found.tiles.live == pytest.approx(exact_.tiles.live, rel=0.05)
+    assert found.visible == pytest.approx(exact_.visible, rel=0.05)
