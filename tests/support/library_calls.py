@@ -1,4 +1,4 @@
-"""A call of every library pattern that is a relation alone: parameters where it has no defaults, and a length."""
+"""A call of every library pattern: parameters where it has no defaults, a length, and inputs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from attnc import compile_attention
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.library import library_names
 
 PARAMS: Mapping[str, Mapping[str, Any]] = {
     "combiner": {"segment": 64},
@@ -36,8 +37,22 @@ PARAMS: Mapping[str, Mapping[str, Any]] = {
 MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4}
 """What the lengths of some have to be multiples of."""
 
-NEEDS_INPUTS = frozenset({"attention_residual", "autoformer_lags", "bigbird", "tree_verify"})
-"""Those that read inputs of which there is no example."""
+
+def made_inputs(name: str, n: int, heads: int) -> dict[str, Any]:
+    """Inputs that no example is made of."""
+    pick = torch.Generator().manual_seed(0)
+    rows = -(-n // 64)
+    match name:
+        case "attention_residual":
+            return {"x": torch.zeros(1, n, 3, 64)}
+        case "autoformer_lags":
+            return {"lag": torch.randint(n, (1, 5), generator=pick)}
+        case "bigbird":
+            return {"random": torch.randint(rows, (heads, rows, 3), generator=pick)}
+        case "tree_verify":
+            return {"prefix": torch.tensor([n // 2]), "ancestor": torch.ones(1, n, n, dtype=torch.bool).tril()}
+        case _:
+            return {}
 
 
 @dataclass(frozen=True)
@@ -56,10 +71,6 @@ def library_call(name: str, n: int, params: Mapping[str, Any] | None = None) -> 
     natural = natural_length(attention.bound, n)
     length = n - n % MULTIPLES.get(name, 1) if natural is None else natural
     heads = head_count(attention.bound) or 4
-    made = example_inputs(attention.bound, length, length, {}, heads=heads, names=attention.relation_inputs)
-    return LibraryCall(attention, length, heads, {key: example.tensor for key, example in made.items()})
-
-
-def callable_names() -> list[str]:
-    """The patterns that can be called so."""
-    return sorted(set(library_names()) - NEEDS_INPUTS)
+    given = made_inputs(name, length, heads)
+    made = example_inputs(attention.bound, length, length, given, heads=heads, names=attention.relation_inputs)
+    return LibraryCall(attention, length, heads, {**given, **{key: one.tensor for key, one in made.items()}})
