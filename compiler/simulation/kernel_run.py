@@ -13,6 +13,7 @@ from attnc.compiler.simulation.gpu_clocks import TileModel
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.orders import TileWork
 from attnc.compiler.simulation.strips import Strips
+from attnc.compiler.simulation.traffic import memory_ms
 
 SPLITS = (2, 4, 8)
 """Parts that a row's keys are split into, where there are too few rows to keep the machine busy."""
@@ -97,11 +98,6 @@ class KernelRun:
     def moving_ms(self) -> float:
         """Of what it moves."""
         return memory_ms(self.machine, self.moved)
-
-
-def memory_ms(machine: Machine, bytes_: float) -> float:
-    """Milliseconds of long copies."""
-    return bytes_ / (machine["hbm_tb_per_s"] * machine["hbm_share"] * 1e9)
 
 
 def _in_tiles(strips: Strips) -> Items:
