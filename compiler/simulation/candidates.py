@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.gpu_clocks import (
     Extra,
     Kernel,
@@ -16,16 +18,10 @@ from attnc.compiler.simulation.gpu_clocks import (
 )
 from attnc.compiler.simulation.kernel_run import SPLITS, KernelRun
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.orders import (
-    NATURAL,
-    TileFinder,
-    TileWork,
-    TooManyClassesError,
-    TooManyTilesError,
-    joined,
-)
+from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.problem import Part, Problem
 from attnc.compiler.simulation.simulation import Baseline
+from attnc.compiler.simulation.tile_work import NATURAL, TileWork, joined
 from attnc.compiler.simulation.traffic import memory_ms, moved_bytes
 
 FIRST_BRICKS = 3

@@ -15,9 +15,9 @@ import numpy as np
 from attnc.compiler.planning.plan import Piece, Plan, stretch
 from attnc.compiler.planning.rates import KEY_BLOCK, Rates, Work, computed
 from attnc.compiler.simulation.balance import Float64
-from attnc.compiler.simulation.orders import NATURAL, Order
 from attnc.compiler.simulation.problem import Problem
 from attnc.compiler.simulation.simulation import RUNGS, Baseline, Choice, Pass, Rung, Simulation, Tiles, Traffic, ladder
+from attnc.compiler.simulation.tile_work import NATURAL, Order
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -9,10 +9,10 @@ from attnc.compiler.simulation.candidates import SCHEDULED, Candidates, Wish, de
 from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel
 from attnc.compiler.simulation.kernel_run import KernelRun, lost_to_balance, lost_to_tiles, lost_to_time
 from attnc.compiler.simulation.machine import Machine, MachineError
-from attnc.compiler.simulation.orders import NATURAL, TileWork
 from attnc.compiler.simulation.problem import Problem
 from attnc.compiler.simulation.simulation import RUNGS, Baseline, Choice, Pass, Rung, Simulation, Tiles, Traffic, ladder
 from attnc.compiler.simulation.strips import Strips
+from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from attnc.compiler.simulation.traffic import least_bytes, memory_ms, tensor_bytes
 
 KERNELS: Mapping[Pass, tuple[Kernel, ...]] = {"forward": ("forward",), "backward": ("dq", "dkdv")}

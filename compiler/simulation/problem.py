@@ -15,7 +15,8 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError, resolve
 from attnc.compiler.simulation.gpu_clocks import Extra, Heads
 from attnc.compiler.simulation.mask_cost import extra_of_node
-from attnc.compiler.simulation.orders import Origins, TileFinder
+from attnc.compiler.simulation.natural_tiles import Origins
+from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.simulation import Baseline, Shape
 from attnc.compiler.simulation.strips import Int64, Strips, strips
 from attnc.compiler.values import is_scored, passes

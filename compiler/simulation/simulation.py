@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Literal
 
-from attnc.compiler.simulation.orders import Order
+from attnc.compiler.simulation.tile_work import Order
 
 Pass = Literal["forward", "backward", "decode"]
 PASSES: tuple[Pass, ...] = ("forward", "backward", "decode")

@@ -14,9 +14,11 @@ from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.grid import Grid
 from attnc.compiler.ir import Index
-from attnc.compiler.simulation.orders import NATURAL, BrickFinder, TileFinder, TileWork
+from attnc.compiler.simulation.brick_work import BrickFinder
+from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.shifted_rows import count_shifted, find_repetition
 from attnc.compiler.simulation.strips import Strips, strips, together
+from attnc.compiler.simulation.tile_work import NATURAL, TileWork
 from expression_trees import Tree, build
 from grid_relations import K, Q, coordinate, grids, near, truth
 from relations import relations

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from attnc import compile_attention
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
-from attnc.compiler.simulation import orders
+from attnc.compiler.simulation import natural_tiles
 from attnc.compiler.simulation.candidates import Wish
 from attnc.compiler.simulation.gpu import simulate_gpu
 from attnc.compiler.simulation.gpu_clocks import Extra
@@ -261,8 +261,8 @@ def test_tiles_that_are_too_many_are_sampled(monkeypatch: pytest.MonkeyPatch) ->
     """Of what has no other order and repeats nowhere; it is said, and not far off."""
     attention = compile_attention("radial", frames=8, per_frame=1024, first_frame_sink=False)
     exact_ = attention.simulate(8192, heads=1, tile=(128, 128))
-    monkeypatch.setattr(orders, "HUGE", 1)
-    monkeypatch.setattr(orders, "SOME", 64)
+    monkeypatch.setattr(natural_tiles, "HUGE", 1)
+    monkeypatch.setattr(natural_tiles, "SOME", 64)
     found = attention.simulate(8192, heads=1, tile=(128, 128))
     assert found.estimated and not exact_.estimated
     assert any(
