@@ -441,7 +441,7 @@ class Attention:
         plan = self._planner.plan if self._steps is None else self._steps.plan
         return simulated(
             self.name,
-            self.parameters,
+            self._bound.values,
             attends,
             sizes,
             machine,

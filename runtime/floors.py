@@ -52,20 +52,21 @@ def find_floors(bound: BoundProgram, pairs: int, count: Count) -> tuple[Floor, .
         value = bound.values[parameter.name]
         if parameter.type.kind != "real" or parameter.type.dims or not isinstance(value, Fraction | int) or not value:
             continue
-        least = _least(bound, parameter.name, Fraction(value))
-        if least is None or not _reads(bound, parameter.name):
+        smallest = _least(bound, parameter.name, Fraction(value))
+        if smallest is None or not _reads(bound, parameter.name):
             continue
+        at, least = smallest
         visible = count(least)
         causes = tuple((text, count(alone)) for text, alone in _alternatives(least))
-        found.append(Floor(parameter.name, Fraction(least.values[parameter.name]), visible, pairs, causes))  # type: ignore[arg-type]
+        found.append(Floor(parameter.name, at, visible, pairs, causes))
     return tuple(found)
 
 
-def _least(bound: BoundProgram, name: str, value: Fraction) -> BoundProgram | None:
-    """The pattern with the parameter at 0, or next to it where `require` does not allow that."""
+def _least(bound: BoundProgram, name: str, value: Fraction) -> tuple[Fraction, BoundProgram] | None:
+    """The parameter at 0, or next to it where `require` does not allow that, and the pattern with it."""
     for least in (Fraction(0), value * SMALLEST):
         try:
-            return bind(bound.program, {**bound.values, name: least})
+            return least, bind(bound.program, {**bound.values, name: least})
         except SpecError:
             continue
     return None

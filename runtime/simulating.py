@@ -27,7 +27,7 @@ from attnc.runtime.floors import Floor, find_floors
 from attnc.runtime.plans import relations_of
 from attnc.spec.errors import SpecError
 from attnc.spec.meaning.bind import bind
-from attnc.spec.program import BoundProgram, ParameterRead
+from attnc.spec.program import BoundProgram, ParameterRead, Value
 
 if TYPE_CHECKING:
     from attnc.compiler.planning.build_plan import Relations
@@ -55,7 +55,7 @@ def default_dtype(device: Device) -> torch.dtype:
 
 def simulated(
     name: str,
-    params: Mapping[str, object],
+    params: Mapping[str, Value],
     attends: Sequence[Relations],
     sizes: Sizes,
     device: Device,

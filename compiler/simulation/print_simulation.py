@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from attnc.compiler.simulation.simulation import Shape, Simulation
+from attnc.spec.meaning.values import shown
 
 BAR = 30
 
@@ -12,7 +13,7 @@ BAR = 30
 def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
     """What is simulated, the ladder, a line a rung, the times, the schedule and what came next."""
     rival = "dense" if found.baseline == "full" else "causal dense"
-    params = "".join(f", {name}={_shown(value)}" for name, value in found.params.items())
+    params = "".join(f", {name}={shown(value)}" for name, value in found.params.items())
     moved = found.traffic
     lines = [
         f"{found.pattern}{params}: {found.stage} on {found.title}",
@@ -51,12 +52,6 @@ def _bars(found: Simulation, block: str) -> list[str]:
         bar = block * (BAR if rung.speedup == inf else max(round(BAR * rung.speedup / most), 1))
         lines.append(f"  {rung.name:9} {times(rung.speedup):>9}  {bar:{BAR}}  {rung.lost_to}")
     return lines
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_shown, value))}]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def times(speedup: float) -> str:

@@ -20,6 +20,7 @@ from attnc.compiler.simulation.orders import TileFinder
 from attnc.compiler.simulation.simulation import Baseline, Shape
 from attnc.compiler.simulation.strips import Int64, Strips, strips
 from attnc.compiler.values import is_scored, passes
+from attnc.spec.program import Value
 
 TILE = 128
 """Where any tile will do."""
@@ -74,7 +75,7 @@ class Problem:
     """A call: its name and parameters for the report, its parts, and what an element costs beside softmax."""
 
     pattern: str
-    params: Mapping[str, object]
+    params: Mapping[str, Value]
     shape: Shape
     shift: int
     parts: tuple[Part, ...]
@@ -136,7 +137,7 @@ def _triangle(n_q: int, n_k: int, shift: int, q_tile: int, k_tile: int, by_colum
     return strips(whole, seen - whole)
 
 
-def problem_of(attends: Sequence[Relations], name: str, params: Mapping[str, object], n_k: int) -> Problem:
+def problem_of(attends: Sequence[Relations], name: str, params: Mapping[str, Value], n_k: int) -> Problem:
     """The problem of a call, which may be several attentions one after another; it has n_k tokens of keys.
 
     Raises EvaluationError.

@@ -8,6 +8,7 @@ from math import inf
 from typing import Literal
 
 from attnc.compiler.simulation.tile_work import Order
+from attnc.spec.program import Value
 
 Pass = Literal["forward", "backward", "decode"]
 PASSES: tuple[Pass, ...] = ("forward", "backward", "decode")
@@ -95,7 +96,7 @@ class Simulation:
     """
 
     pattern: str
-    params: Mapping[str, object]
+    params: Mapping[str, Value]
     device: str
     title: str
     shape: Shape

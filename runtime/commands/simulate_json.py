@@ -32,7 +32,7 @@ def simulation_json(found: Simulation) -> dict[str, object]:
     shape, choice = found.shape, found.choices[0]
     return {
         "pattern": found.pattern,
-        "params": {name: value_json(value) for name, value in found.params.items()},  # type: ignore[arg-type]
+        "params": {name: value_json(value) for name, value in found.params.items()},
         "device": found.device,
         "dtype": shape.dtype,
         "shape": {

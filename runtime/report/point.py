@@ -9,6 +9,7 @@ from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import Drawing, percent
 from attnc.runtime.report.frame import Frame
 from attnc.spec.meaning.values import shown
+from attnc.spec.program import Value
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Point:
 def point_of(simulation: Simulation, drawing: Drawing | None, parameter: str | None) -> Point:
     """The point of a simulation that says itself where it stands."""
     value = simulation.params.get(parameter) if parameter is not None else None
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    return Point(length_of(simulation), value if is_int else None, simulation, drawing)  # type: ignore[arg-type]
+    number = value if isinstance(value, int) and not isinstance(value, bool) else None
+    return Point(length_of(simulation), number, simulation, drawing)
 
 
 def length_of(simulation: Simulation) -> int:
@@ -47,9 +48,9 @@ def parameters_text(simulation: Simulation) -> str:
     return ", ".join(f"{name} = {_value_text(value)}" for name, value in simulation.params.items())
 
 
-def _value_text(value: object) -> str:
+def _value_text(value: Value) -> str:
     # Simulations are made of values of the language; others, of whoever makes one by hand, are written as they are.
-    return shown(value) or str(value)  # type: ignore[arg-type]
+    return shown(value) or str(value)
 
 
 def size_text(simulation: Simulation) -> str:

@@ -17,7 +17,7 @@ from attnc.compiler.simulation.gpu_clocks import (
     resources,
     tile_shapes,
 )
-from attnc.compiler.simulation.machine import MachineError, find_machine
+from attnc.compiler.simulation.machine import Machine, MachineError, find_machine
 from attnc.compiler.simulation.mask_cost import mask_operations
 
 H100, A100, B200 = (find_machine(name) for name in ("h100", "a100", "b200"))
@@ -80,11 +80,12 @@ def test_what_fits_the_registers(name: str, kernel: Kernel, d: int, shape: TileS
 
 @pytest.mark.parametrize("machine", [A100, H100, B200], ids=lambda m: m.name)
 @pytest.mark.parametrize("d", [16, 64, 128, 256])
-def test_every_machine_has_tiles_for_every_kernel(machine: object, d: int) -> None:
-    for kernel in ("forward", "dq", "dkdv"):
-        shapes = tile_shapes(machine, kernel, Heads(d, d, "bfloat16"))  # type: ignore[arg-type]
+def test_every_machine_has_tiles_for_every_kernel(machine: Machine, d: int) -> None:
+    kernels: tuple[Kernel, ...] = ("forward", "dq", "dkdv")
+    for kernel in kernels:
+        shapes = tile_shapes(machine, kernel, Heads(d, d, "bfloat16"))
         assert shapes
-        assert all(resources(machine, kernel, s, Heads(d, d, "bfloat16")).programs for s in shapes)  # type: ignore[arg-type]
+        assert all(resources(machine, kernel, s, Heads(d, d, "bfloat16")).programs for s in shapes)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from math import inf
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from attnc.runtime.report.page import report_html, write_report
 from attnc.runtime.report.point import Point
 from attnc.runtime.report.table import simulation_json
 from attnc.runtime.report.tile_map import tile_rows
+from attnc.spec.program import Value
 from pages import Element, read_page, table_of
 
 LENGTHS, WINDOWS = (256, 512), (32, 64)
@@ -142,11 +144,11 @@ def test_the_table_holds_the_points() -> None:
 
 def test_numbers_of_a_point_are_the_simulations() -> None:
     one = simulation_of()
-    found = simulation_json(one)
+    found: dict[str, Any] = simulation_json(one)
     assert found["predicted_ms"] == one.predicted_ms
     assert found["rungs"] == [{"name": r.name, "speedup": r.speedup, "lost_to": r.lost_to} for r in one.rungs]
-    assert found["busiest_ms"][0] == one.loads[0]  # type: ignore[index]
-    assert len(found["busiest_ms"]) <= 64 < len(one.loads)  # type: ignore[arg-type]
+    assert found["busiest_ms"][0] == one.loads[0]
+    assert len(found["busiest_ms"]) <= 64 < len(one.loads)
     assert found["flop_per_s"] == pytest.approx(one.flop / one.predicted_ms * 1e3)
     assert found["bytes"] == one.traffic.moved
 
@@ -336,7 +338,7 @@ def test_nothing_that_is_shown_becomes_markup() -> None:
     hostile = replace(
         one,
         pattern=HOSTILE,
-        params={HOSTILE: HOSTILE, "window": 32},
+        params=cast("dict[str, Value]", {HOSTILE: HOSTILE, "window": 32}),
         title=HOSTILE,
         device=HOSTILE,
         notes=(HOSTILE,),
