@@ -29,8 +29,9 @@ from attnc.compiler.planning.plan import Piece
 from attnc.compiler.planning.rates import AMX
 from attnc.compiler.planning.schedule import Problem, choose
 from attnc.compiler.receptive.stretches import AT_ONCE, Look, look_by_piece
-from attnc.compiler.receptive.token_sets import Keys, members, merged_runs, runs
+from attnc.compiler.receptive.token_sets import Keys, merged_runs, runs
 from attnc.compiler.rewrite import walk
+from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -162,7 +163,7 @@ class Sight:
                 return
             asked = np.unique(-of_query[queries])
             first, stop = np.searchsorted(of_key, asked), np.searchsorted(of_key, asked, side="right")
-            keys.add(order[members(first, stop)], where)
+            keys.add(order[spread(first, stop)], where)
 
         return look
 
@@ -188,7 +189,7 @@ class Sight:
         key = np.concatenate([piece.keys.starts() for piece in pieces])
         columns = np.concatenate([np.full(p.keys.count, p.keys.length) for p in pieces])
         own = np.zeros(self.n_q, dtype=np.bool_)
-        own[members(*merged_runs(row, row + rows))] = True
+        own[spread(*merged_runs(row, row + rows))] = True
 
         def look(queries: Int64, keys: Keys, where: Mask | None) -> None:
             del where  # the relation says it

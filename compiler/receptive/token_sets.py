@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.tile_forms.arrays import spread
+
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
@@ -33,7 +35,7 @@ class Keys:
         """Mark the keys `first .. stop` of every run; what is outside the window is left out."""
         first, stop = merged_runs(np.maximum(first, 0), np.minimum(stop, len(self.seen)))
         if len(first) > FEW:
-            self.add(members(first, stop), where)
+            self.add(spread(first, stop), where)
             return
         for a, b in zip(first.tolist(), stop.tolist(), strict=True):
             wanted = ~self.seen[a:b] if where is None else ~self.seen[a:b] & where[a:b]
@@ -50,14 +52,6 @@ def runs(tokens: Int64) -> tuple[Int64, Int64]:
     """Tokens in order as runs `first .. stop`."""
     cuts = np.flatnonzero(np.diff(tokens) != 1)
     return tokens[np.append(0, cuts + 1)], tokens[np.append(cuts, len(tokens) - 1)] + 1
-
-
-def members(first: Int64, stop: Int64) -> Int64:
-    """The tokens of runs, one run after another."""
-    lengths = stop - first
-    before = np.cumsum(lengths) - lengths
-    tokens: Int64 = np.arange(lengths.sum()) + np.repeat(first - before, lengths)
-    return tokens
 
 
 def merged_runs(first: Int64, stop: Int64) -> tuple[Int64, Int64]:

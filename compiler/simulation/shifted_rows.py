@@ -21,6 +21,7 @@ from attnc.compiler.analysis.translation import Dependences
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.runs import resolve
 from attnc.compiler.rewrite import substitute
+from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.source import Span
 
 Int64 = NDArray[np.int64]
@@ -110,15 +111,12 @@ def _tiles(relation: Index, grid: Grid, origins: Mapping[Index, Span]) -> Int64:
     """Of every tile: whether it is full, whether it is partial, its visible pairs; (rows, 3, columns)."""
     resolved = resolve(relation, find_live_tiles(relation, grid), origins)
     tiles = resolved.tiles
-    row = np.repeat(tiles.row, tiles.count)
-    start = np.repeat(tiles.column, tiles.count)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(tiles.count) - tiles.count, tiles.count)
-    kind = np.repeat(tiles.kind, tiles.count)
+    row, kind = (np.repeat(x, tiles.count) for x in (tiles.row, tiles.kind))
+    at = spread(tiles.column, tiles.column + tiles.count)
     pairs = {0: grid.q_tile * grid.k_tile, **{key: int(mask.sum()) for key, mask in resolved.masks.items()}}
     kinds, number = np.unique(kind, return_inverse=True)
     visible = np.array([pairs[int(key)] for key in kinds], dtype=np.int64)
     found = np.zeros((grid.rows, 3, grid.columns), dtype=np.int64)
-    at = start + within
     found[row, 0, at] = kind == 0
     found[row, 1, at] = kind != 0
     found[row, 2, at] = visible[number.ravel()] if len(kind) else 0

@@ -18,7 +18,8 @@ from attnc.compiler.receptive import fields, sights, stretches, token_sets
 from attnc.compiler.receptive.fields import find_path, find_reach
 from attnc.compiler.receptive.laws import find_law
 from attnc.compiler.receptive.sights import Sight, alternatives
-from attnc.compiler.receptive.token_sets import Keys, members, merged_runs
+from attnc.compiler.receptive.token_sets import Keys, merged_runs
+from attnc.compiler.tile_forms.arrays import spread
 from attnc.spec.errors import EvaluationError
 from expression_trees import build
 from grid_relations import grids
@@ -104,7 +105,7 @@ def test_merged_runs(found: list[tuple[int, int]]) -> None:
     first, stop = (np.array([pair[i] for pair in found], dtype=np.int64) for i in (0, 1))
     one, other = merged_runs(first, stop)
     tokens = {t for a, b in found for t in range(a, b)}
-    assert members(one, other).tolist() == sorted(tokens)
+    assert spread(one, other).tolist() == sorted(tokens)
     assert (one[1:] > other[:-1]).all()
 
 
