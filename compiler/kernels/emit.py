@@ -1,0 +1,652 @@
+"""Triton text of the kernels of one attention: forward, and backward by rows (dq) and by columns (dk and dv)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Index, Lookup, Tensor
+from attnc.compiler.kernels.depth import Accumulated, Piece, accumulated, pieces
+from attnc.compiler.kernels.index_text import HELPERS, ROWS, IndexText, Text
+from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, Stage, described, names_of
+from attnc.compiler.kernels.walks import Listed, Sides, Walk
+from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
+
+LOG2_E = 1.4426950408889634
+LN_2 = 0.6931471805599453
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What kernels are made for: how tiles are found, by rows of queries and by rows of keys, and what a head is.
+
+    `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
+    walks or scores read. `documents`: each row has a window. `tf32`: whether fp32 is multiplied as TF32. `delayed`:
+    values are multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA).
+    """
+
+    name: str
+    told: tuple[str, ...]
+    by_query: Walk
+    by_key: Walk
+    dk: int
+    dv: int
+    dtype: str
+    tensors: tuple[Tensor, ...] = ()
+    sizes: tuple[str, ...] = ()
+    documents: bool = False
+    tf32: bool = False
+    delayed: bool = False
+    boxes: bool = False
+
+    @property
+    def vector(self) -> int:
+        """Entries in a unit of strides."""
+        return VECTOR // BYTES[self.dtype]
+
+    @property
+    def precision(self) -> str:
+        """What products of fp32 are asked for, as arguments of tl.dot."""
+        if self.dtype != "float32":
+            return ""
+        return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'
+
+
+def emit_forward(problem: Problem, tiles: TileShape) -> KernelSource:
+    """The forward: out and LSE."""
+    return _Forward(problem, tiles).source()
+
+
+def emit_dq(problem: Problem, tiles: TileShape) -> KernelSource:
+    """The gradient of q, by rows of queries."""
+    return _QueryGradient(problem, tiles).source()
+
+
+def emit_dkdv(problem: Problem, tiles: TileShape) -> KernelSource:
+    """The gradients of k and v, by rows of keys, over all query heads of a kv head."""
+    return _KeyGradients(problem, tiles).source()
+
+
+@dataclass
+class _Kernel:
+    """What the kernels have in common. Sub-classes say what a program loads, does with a tile, and stores."""
+
+    problem: Problem
+    tiles: TileShape
+    lines: Lines = field(default_factory=Lines)
+
+    # --- what sub-classes say
+
+    stage: ClassVar[Stage]
+    read: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    """Tensors of the call that are read, (batch, head, token, width), and below those that are written."""
+    written: ClassVar[tuple[str, ...]]
+    rows_of: ClassVar[tuple[str, ...]]
+    """Numbers of every query of a head, in fp32, one after another."""
+    kept: ClassVar[tuple[str, ...]]
+    """Of these a program has its own rows; of the others it has tiles, one after another."""
+    numbers_columns: ClassVar[bool] = False
+    """Whether the numbers of a tile's columns are asked for in every tile."""
+
+    @property
+    def accumulated(self) -> Accumulated:
+        """The widest that is added up."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Load what a program keeps."""
+        raise NotImplementedError
+
+    def tile(self, tile: str, partial: bool) -> None:
+        """Do a tile."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Store."""
+        raise NotImplementedError
+
+    # --- the whole
+
+    @property
+    def walk(self) -> Walk:
+        return self.problem.by_query
+
+    @property
+    def sides(self) -> Sides:
+        return Sides("row", "queries", self.tiles.q_tile, "key", "keys", self.tiles.k_tile)
+
+    def source(self) -> KernelSource:
+        """The kernel."""
+        function = f"{self.problem.name}_{self.stage}"
+        arguments = self._arguments()
+        texts = self._texts()
+        lines = self.lines
+        lines.depth = 1
+        self._places()
+        self.start()
+        self._loops(texts)
+        lines.add("")
+        self.finish()
+        head = Lines()
+        self._head(head)
+        for name in texts.helpers:
+            head.add(*HELPERS[name].rstrip().split("\n"), "", "")
+        head.add("NUMBERS = [")
+        head.depth = 1
+        head.add(*(f"{line}," for line in _wrapped(names_of(arguments))))
+        head.depth = 0
+        head.add("]", "", "", "@triton.jit(do_not_specialize=NUMBERS)")
+        head.add(f"def {function}(")
+        head.depth = 1
+        head.add(*(f"{text}," for text in _wrapped([argument.declared for argument in arguments])))
+        head.depth = 0
+        head.add("):")
+        text = str(head) + str(lines)
+        return KernelSource(self.stage, function, text, arguments, self.tiles, self.accumulated.parts)
+
+    def _head(self, head: Lines) -> None:
+        head.add(*(f"# {line}".rstrip() for line in (*self.problem.told, *self._about())))
+        head.add("", "import triton", "import triton.language as tl", "", "")
+        walk = self.walk
+        if any("FAR" in line for line in self.lines.lines):
+            far = "1 << 40" if walk.is_wide else "1 << 30"
+            head.add(f"FAR: tl.constexpr = tl.constexpr({far})  # past every token", "", "")
+
+    def _about(self) -> Sequence[str]:
+        p, t = self.problem, self.tiles
+        return [
+            f"{_TITLES[self.stage]}. Heads of {p.dk} and {p.dv} in {p.dtype}, tiles of {t.q_tile} queries and "
+            f"{t.k_tile} keys, {t.warps} warps, {t.stages} stages."
+        ]
+
+    def _arguments(self) -> tuple[Argument, ...]:
+        p, boxes = self.problem, self.problem.boxes
+        names = (*self.read, *self.written)
+        found = [] if boxes else [Argument(name, f"*{TYPES[p.dtype]}") for name in names]
+        found += [box for name in names if boxes for box in self._boxes(name)]
+        found += [Argument(name, "*fp32") for name in self.rows_of]
+        if self.problem.documents:
+            found.append(Argument("windows", "*i32"))
+        found += [Argument(tensor.name, f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
+        found += self.walk.arguments(self.sides)
+        for name in () if boxes else names:
+            found += [Argument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
+        for tensor in self.problem.tensors:
+            found += [Argument(f"{tensor.name}_{i}", "i64") for i in range(len(tensor.dims))]
+        found += [Argument(name, "i32") for name in _COUNTS + p.sizes]
+        return (*found, Argument("scale", "fp32"))
+
+    def _boxes(self, name: str) -> Iterator[Argument]:
+        """The descriptors of a tensor: for its pieces, and for the part that a program adds up."""
+        p = self.problem
+        rows = self.sides.row_tile if name in self.kept else self.sides.column_tile
+        size = p.dv if name in ("v", "dout", "out", "dv") else p.dk
+        if name in self.read:
+            for i, piece in enumerate(pieces(size)):
+                yield described(f"{name}_box_{i}", name, p.dtype, rows, piece.width)
+        found = accumulated(size)
+        if name in self.written:
+            for i, piece in enumerate(found.pieces):
+                yield described(f"{name}_box_{i}", name, p.dtype, rows, piece.width)
+        elif found.parts > 1 and name not in self.kept:
+            yield described(f"{name}_box_part", name, p.dtype, rows, found.step)
+
+    # --- where a program is
+
+    def _places(self) -> None:
+        add, sides = self.lines.add, self.sides
+        add("# This program: a tile of rows of one lane, which is a batch entry and a head.")
+        add("lane = tl.program_id(0) % lanes")
+        if self.accumulated.parts > 1:
+            add("part = tl.program_id(1)")
+        self._heads()
+        if isinstance(self.walk, Listed):
+            add("tiles = tl.num_programs(0) // lanes", f"entry = tl.load(list_of_lane + {self.query_lane})")
+            add("row_tile = tl.load(tile_order + entry * tiles + tl.program_id(0) // lanes)")
+            add("entry = entry * (tiles + 1) + row_tile")
+        else:
+            add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
+        add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
+        add(f"there = row < {sides.rows}")
+        add(f"column = tl.arange(0, {sides.column_tile})")
+        self._positions()
+
+    def _batch(self, heads: str) -> str:
+        return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
+
+    query_lane: ClassVar[str] = "lane"
+    """A lane of query heads that is of the program."""
+
+    def _heads(self) -> None:
+        self.lines.add(f"batch = {self._batch('heads')}", "head = lane % heads", "kv_head = head // group")
+
+    def _positions(self) -> None:
+        """Where the rows stand in the pattern."""
+        add = self.lines.add
+        if self.problem.documents:
+            self._windows("queries")
+            add("window_first = window_key", "window_last = window_key_end - 1")
+            add("query = safe - window_row + window_shift")
+        else:
+            add("query = tl.minimum(row, queries - 1) + shift")
+
+    def _windows(self, rows: str) -> None:
+        """Windows of every row: where their queries and keys begin and end, and how queries are shifted."""
+        add = self.lines.add
+        add(f"safe = tl.minimum(row, {rows} - 1)")
+        add(f"window = windows + batch * (5 * {rows}) + safe")
+        for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
+            add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
+
+    def _moved(self) -> str:
+        """What a column's number is more than its place."""
+        return " + window_key" if self.problem.documents else ""
+
+    def _texts(self) -> IndexText:
+        wide = ".to(tl.int64)" if self.walk.is_wide else ""
+        names: dict[Index, Text] = {fold.place("q"): Text(f"query{wide}", ROWS), **self._sizes()}
+        return IndexText(names, self._read)
+
+    def _sizes(self) -> dict[Index, Text]:
+        documents = self.problem.documents
+        names: dict[Index, Text] = {fold.head_index(name): Text(name) for name in ("head", "kv_head", "batch")}
+        for name in ("heads", "group", *self.problem.sizes):
+            names[fold.extent(name)] = Text(name)
+        names[fold.extent("kv_heads")] = Text("heads // group", binds=7)
+        if documents:
+            names[fold.extent("queries")] = Text("(window_row_end - window_row)", ROWS)
+            names[fold.extent("keys")] = Text("(window_key_end - window_key)", ROWS)
+        else:
+            names[fold.extent("queries")], names[fold.extent("keys")] = Text("queries"), Text("keys")
+        return names
+
+    def _read(self, node: Lookup, indices: tuple[Text, ...]) -> Text:
+        """An element of an input of integers or truth values."""
+        from attnc.compiler.kernels.inputs import address
+
+        where, axes = address(node.tensor, indices, self._of_place)
+        return Text(f"tl.load({where})", axes)
+
+    def _of_place(self, dim: str, text: Text) -> Text:
+        """A position as an index into the tokens, queries or keys of the call."""
+        if self.problem.documents:
+            by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
+            return Text(f"{text.at(5)} + {by}", ROWS, 5)
+        return Text(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
+
+    # --- loops
+
+    def _loops(self, texts: IndexText) -> None:
+        self._begin(texts)
+        self.walk.loops(self.lines, self.sides, self._body, self._full_loop)
+
+    def _begin(self, texts: IndexText) -> None:
+        """What the loops need first."""
+        self.lines.add("")
+        self.walk.start(self.lines, self.sides, texts, self._moved())
+        self.lines.add("")
+
+    def _body(self, tile: str, partial: bool) -> None:
+        if partial or self.numbers_columns:
+            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+        if partial:
+            self.walk.visible(self.lines, self.sides)
+        self.tile(tile, partial)
+
+    def _full_loop(self, begin: str, end: str) -> None:
+        with self.lines.block(f"for tile in range({begin}, {end}):"):
+            self._body("tile", False)
+
+    # --- loads and stores
+
+    def base(self, name: str, head: str, moving: bool) -> None:
+        """Where a tensor's head begins, and of a moving side how far apart its tiles are."""
+        unit = self.problem.vector
+        self.lines.add(f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head) * {unit}")
+        if moving:
+            size = self.sides.column_tile
+            self.lines.add(f"{name}_step = {name}_token.to(tl.int64) * {size * unit}")
+        else:
+            size = self.sides.row_tile
+            self.lines.add(f"{name}_base += row_tile * ({name}_token.to(tl.int64) * {size * unit})")
+            inner = f"tl.arange(0, {size})[:, None] * ({name}_token * {unit})"
+            self.lines.add(f"{name}_rows = {inner}")
+
+    def own(self, name: str, head: str, size: int) -> None:
+        """Load the program's own rows of a tensor."""
+        rows = self.sides.row_tile
+        if not self.problem.boxes:
+            self.base(name, head, moving=False)
+        for i, piece in enumerate(pieces(size)):
+            if self.problem.boxes:
+                self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, f"row_tile * {rows}", rows, piece)
+                continue
+            mask = _conjunction("there[:, None]", _valid(piece))
+            where = f"{name}_base + {name}_rows + {_entries(piece)}"
+            self.lines.add(f"{name}_{i} = tl.load({where}, mask={mask}, other=0.0)")
+
+    def _load_box(self, to: str, box: str, head: str, row: str, rows: int, piece: Piece, start: str = "") -> None:
+        where = f"[batch, {head}, {row}, {start or piece.start}]"
+        self.lines.add(f"{to} = {box}.load({where}).reshape({rows}, {piece.width})")
+
+    def moving(self, name: str, head: str, size: int) -> None:
+        """Prepare the loads of a tensor's tiles."""
+        if self.problem.boxes:
+            return
+        self.base(name, head, moving=True)
+        self.lines.add(f"{name}_rows = column[:, None] * ({name}_token * {self.problem.vector})")
+        for i, piece in enumerate(pieces(size)):
+            self.lines.add(f"{name}_inner_{i} = {name}_rows + {_entries(piece)}")
+
+    def load(self, name: str, head: str, size: int, tile: str, partial: bool) -> None:
+        """Load a tile of the moving side."""
+        columns = self.sides.column_tile
+        for i, piece in enumerate(pieces(size)):
+            if self.problem.boxes:
+                self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, f"{tile} * {columns}", columns, piece)
+                continue
+            inside = f"({self.sides.column} < {self.sides.columns})[:, None]" if partial else None
+            mask = _conjunction(inside, _valid(piece))
+            masked = "" if mask is None else f", mask={mask}, other=0.0"
+            self.lines.add(f"{name}_{i} = tl.load({name}_base + {tile} * {name}_step + {name}_inner_{i}{masked})")
+
+    def load_sum(self, name: str, head: str, size: int, tile: str, partial: bool, loaded: bool) -> list[str]:
+        """The pieces of a moving tensor that are added up: all of them, or that of the program's part."""
+        found = accumulated(size)
+        if found.parts == 1:
+            if not loaded:
+                self.load(name, head, size, tile, partial)
+            return [f"{name}_{i}" for i, _ in enumerate(found.pieces)]
+        columns, to = self.sides.column_tile, f"{name}_part"
+        if self.problem.boxes:
+            start = f"part * {found.step}"
+            self._load_box(to, f"{name}_box_part", head, f"{tile} * {columns}", columns, found.pieces[0], start)
+            return [to]
+        inside = f"({self.sides.column} < {self.sides.columns})[:, None]" if partial else None
+        entries = f"(part * {found.step} + tl.arange(0, {found.step}))[None, :]"
+        where = f"{name}_base + {tile} * {name}_step + {name}_rows + {entries}"
+        self.lines.add(f"{to} = tl.load({where}, mask={_conjunction(inside, f'{entries} < {size}')}, other=0.0)")
+        return [to]
+
+    def store(self, name: str, head: str, values: list[tuple[str, Piece]], size: int) -> None:
+        """Write the program's own rows of a tensor."""
+        rows, step, add = self.sides.row_tile, accumulated(size).step, self.lines.add
+        if self.problem.boxes:
+            for i, (value, piece) in enumerate(values):
+                where = f"[batch, {head}, row_tile * {rows}, {f'part * {step}' if step else piece.start}]"
+                shaped = f"{value}.to(tl.{self.problem.dtype}).reshape(1, 1, {rows}, {piece.width})"
+                add(f"{name}_box_{i}.store({where}, {shaped})")
+            return
+        self.base(name, head, moving=False)
+        for value, piece in values:
+            entries, valid = _entries(piece), _valid(piece)
+            if step:
+                entries = f"(part * {step} + tl.arange(0, {step}))[None, :]"
+                valid = f"{entries} < {size}"
+            mask = _conjunction("there[:, None]", valid)
+            where = f"{name}_base + {name}_rows + {entries}"
+            add(f"tl.store({where}, {value}.to(tl.{self.problem.dtype}), mask={mask})")
+
+    # --- sums and products
+
+    def product(self, left: str, right: str, size: int, to: str) -> None:
+        """`to` = left · rightᵀ over the width of a head."""
+        for i, _ in enumerate(pieces(size)):
+            more = f", {to}" if i else ""
+            self.lines.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
+
+    def sums(self, name: str, size: int) -> list[tuple[str, Piece]]:
+        """The accumulators of a width, by name."""
+        return [(f"{name}_{i}", piece) for i, piece in enumerate(accumulated(size).pieces)]
+
+    def zero(self, name: str, size: int) -> None:
+        """Set accumulators to zero."""
+        for one, piece in self.sums(name, size):
+            self.lines.add(f"{one} = tl.zeros(({self.sides.row_tile}, {piece.width}), tl.float32)")
+
+
+_TITLES = {
+    "forward": "Output and LSE",
+    "dq": "Gradient of q",
+    "dkdv": "Gradients of k and v",
+}
+_KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
+_COUNTS = ("lanes", "heads", "group", "queries", "keys", "shift")
+_STRIDES = (("batch", "i64"), ("head", "i64"), ("token", "i32"))
+
+
+def _entries(piece: Piece) -> str:
+    start = f"{piece.start} + " if piece.start else ""
+    return f"({start}tl.arange(0, {piece.width}))[None, :]" if start else f"tl.arange(0, {piece.width})[None, :]"
+
+
+def _valid(piece: Piece) -> str | None:
+    return f"(tl.arange(0, {piece.width}) < {piece.valid})[None, :]" if piece.is_padded else None
+
+
+def _conjunction(*tests: str | None) -> str | None:
+    some = [test for test in tests if test is not None]
+    if len(some) < 2:
+        return some[0] if some else None
+    return " & ".join(f"({test})" if "<" in test else test for test in some)
+
+
+def _wrapped(words: Sequence[str], width: int = 112) -> list[str]:
+    """Words in lines."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) + 2 <= width:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+class _Forward(_Kernel):
+    """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
+
+    stage = "forward"
+    kept = ("q", "out")
+    written = ("out",)
+    rows_of = ("lse",)
+
+    @property
+    def accumulated(self) -> Accumulated:
+        return accumulated(self.problem.dv)
+
+    def start(self) -> None:
+        add, p = self.lines.add, self.problem
+        add("")
+        self.own("q", "head", p.dk)
+        self.moving("k", "kv_head", p.dk)
+        self.moving("v", "kv_head", p.dv)
+        add(f'most = tl.full(({self.sides.row_tile},), float("-inf"), tl.float32)')
+        add(f"total = tl.zeros(({self.sides.row_tile},), tl.float32)")
+        self.zero("sum", p.dv)
+
+    def tile(self, tile: str, partial: bool) -> None:
+        self.weights(tile, partial)
+        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+        values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
+        for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
+            self.lines.add(f"{name} = {name} * rescale[:, None]")
+            self.lines.add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{self.problem.precision})")
+
+    def weights(self, tile: str, partial: bool) -> None:
+        """`weight` of a tile, and what the sums so far have to be rescaled by."""
+        add, p = self.lines.add, self.problem
+        self.load("k", "kv_head", p.dk, tile, partial)
+        self.product("q", "k", p.dk, "score")
+        if partial:
+            add('score = tl.where(visible, score, float("-inf"))')
+        add("before = most", "most = tl.maximum(most, tl.max(score, 1) * scale)")
+        base = "most"
+        if partial:
+            add('base = tl.where(most == float("-inf"), 0.0, most)')
+            base = "base"
+        add(f"weight = tl.exp2(score * scale - {base}[:, None])", f"rescale = tl.exp2(before - {base})")
+
+    def finish(self) -> None:
+        add, p = self.lines.add, self.problem
+        add("# A row that sees nothing gives 0, and an LSE of -inf.")
+        add("whole = tl.where(total > 0.0, total, 1.0)")
+        for name, _ in self.sums("sum", p.dv):
+            add(f"{name} = {name} / whole[:, None]")
+        self.store("out", "head", self.sums("sum", p.dv), p.dv)
+        add(f'found = tl.where(total > 0.0, (most + tl.log2(whole)) * {LN_2}, float("-inf"))')
+        store = "tl.store(lse + lane.to(tl.int64) * queries + row, found, mask=there)"
+        if self.accumulated.parts > 1:
+            with self.lines.block("if part == 0:"):
+                add(store)
+        else:
+            add(store)
+
+
+class _QueryGradient(_Kernel):
+    """dq = scale * dS k with dS = P ∘ (dO vᵀ - delta), P = exp(S - LSE)."""
+
+    stage = "dq"
+    kept = ("q", "dout", "dq")
+    read = ("q", "k", "v", "dout")
+    written = ("dq",)
+    rows_of = ("lse", "delta")
+
+    @property
+    def accumulated(self) -> Accumulated:
+        return accumulated(self.problem.dk)
+
+    def start(self) -> None:
+        add, p = self.lines.add, self.problem
+        add("")
+        self.own("q", "head", p.dk)
+        self.own("dout", "head", p.dv)
+        self.moving("k", "kv_head", p.dk)
+        self.moving("v", "kv_head", p.dv)
+        add("of_row = lane.to(tl.int64) * queries + row")
+        add('own_lse = tl.load(lse + of_row, mask=there, other=float("inf"))')
+        add("own_delta = tl.load(delta + of_row, mask=there, other=0.0)")
+        self.zero("sum", p.dk)
+
+    def tile(self, tile: str, partial: bool) -> None:
+        add, p = self.lines.add, self.problem
+        self.load("k", "kv_head", p.dk, tile, partial)
+        self.product("q", "k", p.dk, "score")
+        add("weight = tl.exp2(score * scale - own_lse[:, None])")
+        if partial:
+            add("weight = tl.where(visible, weight, 0.0)")
+        self.load("v", "kv_head", p.dv, tile, partial)
+        self.product("dout", "v", p.dv, "change")
+        add("change = weight * (change - own_delta[:, None])")
+        keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
+        for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
+            add(f"{name} = tl.dot(change.to({key}.dtype), {key}, {name}{p.precision})")
+
+    def finish(self) -> None:
+        for name, _ in self.sums("sum", self.problem.dk):
+            self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        self.store("dq", "head", self.sums("sum", self.problem.dk), self.problem.dk)
+
+
+class _KeyGradients(_Kernel):
+    """dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ so that what is computed is what is multiplied."""
+
+    stage = "dkdv"
+    kept = ("k", "v", "dk", "dv")
+    read = ("q", "k", "v", "dout")
+    written = ("dk", "dv")
+    rows_of = ("lse", "delta")
+    numbers_columns = True
+    query_lane = "batch * heads + kv_head * group"
+
+    @property
+    def walk(self) -> Walk:
+        return self.problem.by_key
+
+    @property
+    def sides(self) -> Sides:
+        return Sides("row", "keys", self.tiles.k_tile, "query", "queries", self.tiles.q_tile)
+
+    @property
+    def accumulated(self) -> Accumulated:
+        return accumulated(max(self.problem.dk, self.problem.dv))
+
+    def _heads(self) -> None:
+        self.lines.add("kv_heads = heads // group", f"batch = {self._batch('kv_heads')}", "kv_head = lane % kv_heads")
+
+    def _positions(self) -> None:
+        add = self.lines.add
+        if self.problem.documents:
+            self._windows("keys")
+            add("window_first = window_row", "window_last = window_row_end - 1")
+            add("place = safe - window_key")
+        else:
+            add("place = tl.minimum(row, keys - 1)")
+
+    def _moved(self) -> str:
+        return " + window_row - window_shift" if self.problem.documents else " - shift"
+
+    def _texts(self) -> IndexText:
+        wide = ".to(tl.int64)" if self.walk.is_wide else ""
+        names: dict[Index, Text] = {fold.place("k"): Text(f"place{wide}", ROWS), **self._sizes()}
+        return IndexText(names, self._read)
+
+    def _of_place(self, dim: str, text: Text) -> Text:
+        if self.problem.documents:
+            by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
+            return Text(f"{text.at(5)} + {by}", ROWS, 5)
+        return Text(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
+
+    def start(self) -> None:
+        p = self.problem
+        self.lines.add("")
+        self.own("k", "kv_head", p.dk)
+        self.own("v", "kv_head", p.dv)
+        self.zero("key_sum", p.dk)
+        self.zero("value_sum", p.dv)
+
+    def _loops(self, texts: IndexText) -> None:
+        add, p, walk = self.lines.add, self.problem, self.walk
+        by_head = walk.reads_head
+        if not by_head:
+            self._begin(texts)
+        with self.lines.block("for member in range(group):"):
+            add("head = kv_head * group + member")
+            if isinstance(walk, Listed):
+                add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
+            if by_head:
+                self._begin(texts)
+            self.moving("q", "head", p.dk)
+            self.moving("dout", "head", p.dv)
+            add("of_head = (batch * heads + head) * queries.to(tl.int64)")
+            walk.loops(self.lines, self.sides, self._body, self._full_loop)
+
+    def tile(self, tile: str, partial: bool) -> None:
+        add, p = self.lines.add, self.problem
+        inside = ', mask=query < queries, other=float("inf")' if partial else ""
+        self.load("q", "head", p.dk, tile, partial)
+        self.product("k", "q", p.dk, "score")
+        add(f"lse_of = tl.load(lse + of_head + query{inside})")
+        add("weight = tl.exp2(score * scale - lse_of[None, :])")
+        if partial:
+            add("weight = tl.where(visible, weight, 0.0)")
+        self.load("dout", "head", p.dv, tile, partial)
+        outputs = self.load_sum("dout", "head", p.dv, tile, partial, loaded=True)
+        for (name, _), value in zip(self.sums("value_sum", p.dv), outputs, strict=True):
+            add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{p.precision})")
+        inside = ", mask=query < queries, other=0.0" if partial else ""
+        add(f"delta_of = tl.load(delta + of_head + query{inside})")
+        self.product("v", "dout", p.dv, "change")
+        add("change = weight * (change - delta_of[None, :])")
+        queries = self.load_sum("q", "head", p.dk, tile, partial, loaded=True)
+        for (name, _), query in zip(self.sums("key_sum", p.dk), queries, strict=True):
+            add(f"{name} = tl.dot(change.to({query}.dtype), {query}, {name}{p.precision})")
+
+    def finish(self) -> None:
+        p = self.problem
+        for name, _ in self.sums("key_sum", p.dk):
+            self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        self.store("dk", "kv_head", self.sums("key_sum", p.dk), p.dk)
+        self.store("dv", "kv_head", self.sums("value_sum", p.dv), p.dv)

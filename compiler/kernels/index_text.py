@@ -1,0 +1,293 @@
+"""Exact expressions as Triton text, for kernels: integers of 32 bits, or of 64 where they might not suffice.
+
+Axes say along which sides of a tile a value differs: none, its rows ("r"), its columns ("c") or both ("rc").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from attnc.compiler import fold
+from attnc.compiler.ir import (
+    Arith,
+    Bool,
+    Choice,
+    Const,
+    Coord,
+    Extent,
+    HeadIndex,
+    Index,
+    Linear,
+    Lookup,
+    Not,
+    Place,
+    Sign,
+    TableRead,
+    Truth,
+    is_truth,
+)
+from attnc.compiler.kernels.ranges import FAR
+from attnc.compiler.rewrite import walk
+
+Axes = frozenset[str]
+NO_AXES: Axes = frozenset()
+ROWS: Axes = frozenset("r")
+COLUMNS: Axes = frozenset("c")
+
+LONGEST = 1 << 28
+"""Tokens of a sequence, at most, for which numbers are shown to fit into 32 bits."""
+
+
+class NotInKernelsError(Exception):
+    """There is no Triton text for an expression. The message says for what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An expression: its text, along which sides of a tile it differs, and how tightly it binds (9: an atom)."""
+
+    text: str
+    axes: Axes = NO_AXES
+    binds: int = 9
+
+    def at(self, binds: int) -> str:
+        """The text for a place that asks for so much binding."""
+        return self.text if self.binds >= binds else f"({self.text})"
+
+    def over(self, axes: Axes) -> Text:
+        """The same as an operand of something over more axes: a column or a row of the tile."""
+        if self.axes == axes or not self.axes or len(axes) < 2:
+            return self
+        return Text(f"{self.at(9)}[:, None]" if self.axes == ROWS else f"{self.at(9)}[None, :]", axes)
+
+
+def aligned(*texts: Text) -> tuple[Axes, tuple[Text, ...]]:
+    """The axes of expressions together, and the expressions over them."""
+    axes = NO_AXES.union(*(text.axes for text in texts))
+    return axes, tuple(text.over(axes) for text in texts)
+
+
+HELPERS: Mapping[str, str] = {
+    "floor_div": '''\
+@triton.jit
+def floor_div(a, b):
+    """`a // b`, rounded down."""
+    return a // b - tl.where((a % b != 0) & ((a < 0) != (b < 0)), 1, 0)
+''',
+    "floor_mod": '''\
+@triton.jit
+def floor_mod(a, b):
+    """The rest of `a // b`, rounded down."""
+    rest = a % b
+    return rest + tl.where((rest != 0) & ((rest < 0) != (b < 0)), b, 0)
+''',
+    "bit_length": '''\
+@triton.jit
+def bit_length(n):
+    """The number of binary digits of n >= 0."""
+    length = tl.where(n > 0, 1, 0)
+    for half in tl.static_range(5):
+        shift = 16 >> half
+        high = (n >> shift) > 0
+        length += tl.where(high, shift, 0)
+        n = tl.where(high, n >> shift, n)
+    return length
+''',
+}
+"""Functions that a text may use, by name."""
+
+
+@dataclass
+class IndexText:
+    """Texts of exact expressions. `names` has the leaves; `read` makes the text of an input's element."""
+
+    names: Mapping[Index, Text]
+    read: Callable[[Lookup, tuple[Text, ...]], Text]
+    helpers: dict[str, None] = field(default_factory=dict)
+    _known: dict[Index, Text] = field(default_factory=dict)
+
+    def of(self, node: Index) -> Text:
+        """The text of an expression. Raises NotInKernelsError."""
+        if node not in self._known:
+            self._known[node] = self._made(node)
+        return self._known[node]
+
+    def _made(self, node: Index) -> Text:
+        if node in self.names:
+            return self.names[node]
+        match node:
+            case Const(value=value):
+                return _number(value)
+            case Truth(value=value):
+                return Text("True" if value else "False")
+            case Linear():
+                return self._sum(node)
+            case Sign():
+                return self._comparison(node)
+            case Bool(op=op, operands=operands):
+                axes, parts = aligned(*map(self.of, operands))
+                return Text((" & " if op == "and" else " | ").join(part.at(6) for part in parts), axes, 4)
+            case Not(operand=operand):
+                inner = self.of(operand)
+                return Text(f"~{inner.at(8)}", inner.axes, 8)
+            case Choice():
+                axes, (test, then, otherwise) = aligned(*map(self.of, node.children()))
+                return Text(f"tl.where({test.text}, {then.text}, {otherwise.text})", axes)
+            case Coord():
+                return self._coordinate(node)
+            case Arith():
+                return self._arithmetic(node)
+            case TableRead(values=values, index=index):
+                return self._table(values, index)
+            case Lookup():
+                return self.read(node, tuple(map(self.of, node.indices)))
+        raise NotInKernelsError(type(node).__name__.lower())
+
+    def _sum(self, node: Linear) -> Text:
+        terms = sorted(node.terms, key=lambda pair: pair[1] < 0)
+        axes, parts = aligned(*(self.of(term) for term, _ in terms))
+        text = ""
+        for part, (_, factor) in zip(parts, terms, strict=True):
+            own = part.at(6) if abs(factor) == 1 else f"{abs(factor)} * {part.at(8)}"
+            text = _joined(text, own, factor < 0)
+        if node.constant:
+            text = _joined(text, str(abs(node.constant)), node.constant < 0)
+        return Text(text, axes, 5)
+
+    def _comparison(self, node: Sign) -> Text:
+        terms, constant = fold.parts(node.value)
+        left = fold.linear([(t, c) for t, c in terms if c > 0], max(constant, 0) if any(c > 0 for _, c in terms) else 0)
+        right = fold.sub(left, node.value)
+        axes, (a, b) = aligned(self.of(left), self.of(right))
+        return Text(f"{a.at(5)} {'>=' if node.op == 'ge' else '=='} {b.at(5)}", axes, 3)
+
+    def _coordinate(self, node: Coord) -> Text:
+        quotient = fold.floordiv(fold.sub(node.position, node.offset), node.stride)
+        return self.of(quotient if node.extent is None else fold.mod(quotient, node.extent))
+
+    def _arithmetic(self, node: Arith) -> Text:
+        axes, parts = aligned(*map(self.of, node.operands))
+        match node.op, parts:
+            case "floordiv" | "mod", (a, b):
+                return self._quotient(node, a, b, axes)
+            case "mul", (a, b):
+                return Text(f"{a.at(7)} * {b.at(8)}", axes, 7)
+            case "min" | "max" as op, (first, *rest):
+                text = first.text
+                for part in rest:
+                    text = f"tl.{op}imum({text}, {part.text})"
+                return Text(text, axes)
+            case "abs", (a,):
+                return Text(f"tl.abs({a.text})", axes)
+            case "bitlen", (a,):
+                self.helpers["bit_length"] = None
+                return Text(f"bit_length({a.text})", axes)
+            case "bitand" | "bitor" | "xor" as op, (a, b):
+                sign = {"bitand": "&", "bitor": "|", "xor": "^"}[op]
+                return Text(f"{a.at(9)} {sign} {b.at(9)}", axes, 3)
+            case "pow", (a, b) if node.operands[0] is fold.const(2):
+                return Text(f"(1 << {b.at(9)})", axes)
+        raise NotInKernelsError(node.op)
+
+    def _quotient(self, node: Arith, a: Text, b: Text, axes: Axes) -> Text:
+        dividend, divisor = node.operands
+        is_mod = node.op == "mod"
+        if isinstance(divisor, Const) and divisor.value > 0:
+            if is_nonnegative(dividend):
+                return Text(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
+            if not divisor.value & (divisor.value - 1):
+                bits = divisor.value.bit_length() - 1
+                return Text(f"({a.at(9)} & {divisor.value - 1})" if is_mod else f"({a.at(9)} >> {bits})", axes)
+        elif is_nonnegative(dividend) and is_nonnegative(divisor):
+            return Text(f"{a.at(7)} {'%' if is_mod else '//'} {b.at(8)}", axes, 7)
+        name = "floor_mod" if is_mod else "floor_div"
+        self.helpers[name] = None
+        return Text(f"{name}({a.text}, {b.text})", axes)
+
+    def _table(self, values: tuple[int, ...], index: Index) -> Text:
+        at = self.of(index)
+        text = str(values[-1])
+        for i, value in reversed(list(enumerate(values[:-1]))):
+            text = f"tl.where({at.at(5)} == {i}, {value}, {text})"
+        return Text(text, at.axes)
+
+
+def _number(value: int) -> Text:
+    if abs(value) == FAR:
+        return Text("FAR") if value > 0 else Text("-FAR", binds=8)
+    return Text(str(value), binds=9 if value >= 0 else 8)
+
+
+def _joined(text: str, part: str, negative: bool) -> str:
+    if not text:
+        return f"-{part}" if negative else part
+    return f"{text} {'-' if negative else '+'} {part}"
+
+
+def is_nonnegative(node: Index) -> bool:
+    """Whether an integer is surely not negative, places and sizes being none; False says only that it is not shown."""
+    match node:
+        case Const(value=value):
+            return value >= 0
+        case Place() | Extent() | HeadIndex() | Coord():
+            return True
+        case Linear():
+            return node.constant >= 0 and all(factor > 0 and is_nonnegative(term) for term, factor in node.terms)
+        case Arith(op="max", operands=operands):
+            return any(map(is_nonnegative, operands))
+        case Arith(op="min" | "mul" | "floordiv", operands=operands):
+            return all(map(is_nonnegative, operands))
+        case Arith(op="mod", operands=(_, divisor)):
+            return isinstance(divisor, Const) and divisor.value > 0
+        case Arith(op="abs" | "bitlen" | "isqrt"):
+            return True
+        case TableRead(values=values):
+            return min(values) >= 0
+        case Choice(then=then, otherwise=otherwise):
+            return is_nonnegative(then) and is_nonnegative(otherwise)
+        case _:
+            return False
+
+
+def fits_32_bits(root: Index) -> bool:
+    """Whether every number in an expression is surely below 2^31 in size, for sequences of up to LONGEST tokens.
+
+    The constant FAR, which becomes 2^30, must not be added to anything.
+    """
+    sizes: dict[Index, int] = {}
+    for node in walk(root):
+        if is_truth(node):
+            continue
+        size = _size(node, sizes)
+        if size is None or size >= 1 << 31:
+            return False
+        sizes[node] = size
+    return True
+
+
+def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:
+    """The largest absolute value that an integer may have; None where it is not known."""
+    match node:
+        case Const(value=value):
+            return 1 << 30 if abs(value) == FAR else abs(value)
+        case Place() | Extent() | Lookup():
+            return LONGEST
+        case HeadIndex():
+            return 1 << 16
+        case Linear():
+            return sum(abs(factor) * sizes[term] for term, factor in node.terms) + abs(node.constant)
+        case Coord():
+            return sizes[node.position] + sizes[node.offset] + 1
+        case Choice():
+            return max(sizes[node.then], sizes[node.otherwise])
+        case TableRead(values=values):
+            return max(map(abs, values))
+        case Arith(op="min" | "max" | "abs" | "floordiv" | "mod" | "bitlen"):
+            return max(sizes[operand] for operand in node.operands) + 1
+        case Arith(op="mul", operands=(a, b)):
+            return sizes[a] * sizes[b]
+        case Arith(op="bitand" | "bitor" | "xor", operands=(a, b)):
+            return 2 * max(sizes[a], sizes[b])
+        case _:
+            return None

@@ -1,0 +1,91 @@
+"""A kernel as text, with what it must be called with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+Stage = Literal["forward", "delta", "dq", "dkdv"]
+
+TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
+"""What Triton calls dtypes."""
+
+VECTOR = 16
+"""Bytes in which strides are counted, so that loads are known to be aligned whatever the strides are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A parameter of a kernel; `type` is Triton's: `*bf16` a pointer, `i32`, `i64`, `fp32` a number.
+
+    `box`: it describes the tensor `of`, (batch, head, token, width), for copies of such boxes by the hardware.
+    """
+
+    name: str
+    type: str
+    of: str = ""
+    box: tuple[int, ...] = ()
+
+    @property
+    def is_pointer(self) -> bool:
+        """Whether it is the address of a tensor, which is a multiple of 16."""
+        return self.type.startswith("*")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number."""
+        return not (self.is_pointer or self.box)
+
+    @property
+    def declared(self) -> str:
+        """As it stands in the text: numbers are typed, so that their values make no variants."""
+        return f"{self.name}: tl.{_DECLARED[self.type]}" if self.is_number else self.name
+
+
+def described(name: str, of: str, dtype: str, rows: int, width: int) -> Argument:
+    """The descriptor of a tensor for boxes of so many rows of a head."""
+    return Argument(name, f"tensordesc<{TYPES[dtype]}[1, 1, {rows}, {width}]>", of, (1, 1, rows, width))
+
+
+_DECLARED = {"i32": "int32", "i64": "int64", "fp32": "float32"}
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """The text of one kernel, a module by itself; `function` is its name there.
+
+    A program does the tile `row_tile` of `stationary` (queries, or keys for their gradients) of a lane, which is a
+    batch entry and a head: query heads, or kv heads for the gradients of keys. `parts`: programs for each, along the
+    width of a head.
+    """
+
+    stage: Stage
+    function: str
+    text: str
+    arguments: tuple[Argument, ...]
+    tiles: TileShape
+    parts: int = 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal kernels have equal digests: the text and how it is compiled are all there is to them."""
+        told = f"{self.text}\0{self.tiles.warps}\0{self.tiles.stages}"
+        return hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
+
+    @property
+    def stationary(self) -> int:
+        """Tokens of a program's own tile."""
+        return self.tiles.k_tile if self.stage == "dkdv" else self.tiles.q_tile
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def names_of(arguments: Sequence[Argument]) -> list[str]:
+    """The numbers among arguments, quoted: what Triton must not specialise on."""
+    return [f'"{argument.name}"' for argument in arguments if argument.is_number]

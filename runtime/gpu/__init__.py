@@ -1,0 +1,1 @@
+"""The triton executor: emitted kernels on a GPU, or in Triton's interpreter."""
