@@ -32,6 +32,7 @@ from attnc.runtime.call import (
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.planners import packed_planner, shared_planner
 from attnc.runtime.plans import relations_of
@@ -57,6 +58,18 @@ Backend = Literal["auto", "cpu", "reference", "triton"]
 NOT_COMPILED = (
     'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default '
     "backend, or leave fullgraph=True out"
+)
+
+
+NOT_COMPILED_HERE = (
+    'backend="triton" on the CPU in torch.compile: Triton\'s interpreter is not traced; use the default backend, or '
+    "leave fullgraph=True out"
+)
+
+
+NO_KERNELS = (
+    "`{}` by kernels: there are none for scores, weights or keys of its own yet; use the default backend on the CPU, "
+    'or backend="reference"'
 )
 
 
@@ -90,7 +103,8 @@ def compile_attention(
 
     `spec`: text with a newline is source; a path, or a string that ends in `.attn` or reads `file.attn:name`, is a
     file; anything else names a pattern of the library. `params` are its parameters, `preset` one of its named sets.
-    `backend`: "auto", "cpu", or "reference" (dense, differentiable as often as torch can). `strict`: raise
+    `backend`: "auto" (kernels on a GPU, the cpu executor on a CPU), "cpu", "triton" (kernels; on a CPU in Triton's
+    interpreter), or "reference" (dense, differentiable as often as torch can). `strict`: raise
     UnsupportedError rather than run where no tile plan exists. Results are the same bits for the same input, whatever
     `deterministic` says; `tune` is "model" until there is something to tune.
 
@@ -108,7 +122,7 @@ def _check_options(options: Options) -> None:
     if options.backend not in ("auto", "cpu", "reference", "triton"):
         raise ArgumentError(f'backend is {options.backend!r}: it must be "auto", "cpu", "reference" or "triton"')
     if options.backend == "triton":
-        raise UnsupportedError('backend="triton": GPU kernels are not supported yet; use "cpu" or "reference"')
+        check_triton()
     for name in ("strict", "deterministic"):
         if not isinstance(getattr(options, name), bool):
             raise ArgumentTypeError(f"{name} is {getattr(options, name)!r}: it must be True or False")
@@ -141,6 +155,7 @@ class Attention:
         self._plain = single and is_plain(nodes[0])
         self._steps = None if single else Steps(self._planner.text, self._pattern, options.strict)
         self._is_reference = options.backend == "reference"
+        self._skips_direct = options.backend in ("reference", "triton")
         # Made here, as a call that is traced must not make it.
         packs = self._pattern.documents is None and all(node.keys is None for node in nodes)
         self._packed = Attention(bound, options, modules, self) if packs else None
@@ -247,7 +262,7 @@ class Attention:
         if cu_seqlens is not None:
             given: Any = {**inputs, "cu_seqlens": cu_seqlens}
             return self._on_sequences()._call(q, k, v, scale, return_lse, given)
-        if not (inputs or return_lse or self._is_reference or is_dynamo_compiling()):
+        if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
             direct = self._planner.direct
             out = None if direct is None else direct.attend(q, k, v, scale)
             if out is not None:
@@ -278,11 +293,18 @@ class Attention:
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
         if not self._plain:
+            operators.refuse_cuda(q, self.name)
+            if self._options.backend == "triton":
+                raise UnsupportedError(NO_KERNELS.format(self.name))
             if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
                 raise UnsupportedError(NOT_TRANSFORMED)
             if torch.compiler.is_dynamo_compiling():
                 torch._dynamo.graph_break(msg=NOT_TRANSFORMED)
             return self._lse_of(_untraced(self._general)(q, k, v, factor, inputs, tensors), return_lse)
+        if self._options.backend == "triton" and not q.is_cuda:
+            if torch.compiler.is_compiling():
+                raise UnsupportedError(NOT_COMPILED_HERE)
+            return _result(operators.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
         pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
 

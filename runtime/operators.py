@@ -81,12 +81,35 @@ def attend(
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
 
 
+def by_kernels(
+    q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], planner: Planner, scale: float | None
+) -> Pair:
+    """(out, lse) by the triton executor, on a CPU in Triton's interpreter, differentiable once.
+
+    Raises what a call of an `Attention` raises.
+    """
+    from attnc.runtime.gpu.work import OnGpu
+
+    q, k, v = cast_for_autocast(q, k, v)
+    check_tensors(q, k, v)
+    return differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
+
+
 def refuse_device(q: Tensor) -> None:
-    """Raise UnsupportedError where there are no kernels."""
-    if q.device.type not in ("cpu", "meta"):
+    """Raise UnsupportedError where neither the cpu executor nor kernels run."""
+    if q.device.type not in ("cpu", "meta", "cuda"):
         raise UnsupportedError(
-            f'q is on {q.device}: there are no kernels for it yet; use backend="reference" (dense, O(Nq · Nk)), or '
-            f"move the tensors to the CPU"
+            f'q is on {q.device}: there are no kernels for it; use backend="reference" (dense, O(Nq · Nk)), or move '
+            f"the tensors to the CPU"
+        )
+
+
+def refuse_cuda(q: Tensor, name: str) -> None:
+    """Raise UnsupportedError for a call on a GPU of what has no kernels yet."""
+    if q.is_cuda:
+        raise UnsupportedError(
+            f"`{name}` on a GPU: there are no kernels for scores, weights or keys of its own yet; use "
+            f'backend="reference" (dense, O(Nq · Nk)), or move the tensors to the CPU'
         )
 
 
@@ -103,6 +126,30 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     return _planned(q, k, v, *call).forward(q, k, v, ())
+
+
+def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
+    from attnc.runtime.gpu.work import OnGpu
+
+    inputs, pattern, scale = call
+    return OnGpu(planner_of(pattern), _scale(q, scale)).forward(q, k, v, inputs)
+
+
+def _backward_on_gpu(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    *call: Unpack[Call],
+) -> Triple:
+    from attnc.runtime.gpu.work import OnGpu
+
+    inputs, pattern, scale = call
+    work = OnGpu(planner_of(pattern), _scale(q, scale))
+    return work.backward(grad_out, grad_lse, (q, k, v, out, lse, *inputs))
 
 
 def _backward(
@@ -216,7 +263,9 @@ def _backward_recorded(
 
 def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     q, k, v = cast_for_autocast(q, k, v)
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+    with torch._C._ExcludeDispatchKeyGuard(keys):
         return cast("Pair", _ATTEND(q, k, v, *call))
 
 
@@ -279,9 +328,12 @@ def _counted(plan: Plan) -> int:
 for _name, _key, _kernel in (
     ("attend", "CPU", _forward),
     ("attend", "Autograd", _forward_recorded),
+    ("attend", "CUDA", _forward_on_gpu),
     ("attend", "AutocastCPU", _forward_under_autocast),
+    ("attend", "AutocastCUDA", _forward_under_autocast),
     ("attend", "FuncTorchBatched", _refuse_transforms),
     ("attend_backward", "CPU", _backward),
+    ("attend_backward", "CUDA", _backward_on_gpu),
     ("attend_backward", "Autograd", _backward_recorded),
     ("attend_backward", "FuncTorchBatched", _refuse_transforms),
 ):

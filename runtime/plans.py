@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler.ir import Pattern
+from attnc.compiler.ir import BOUNDARIES, Pattern
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
-from attnc.compiler.planning.documents import BoundariesError, DocumentsNotContiguousError
+from attnc.compiler.planning.documents import (
+    BoundariesError,
+    DocumentsNotContiguousError,
+    document_windows,
+    packed_windows,
+)
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
@@ -19,6 +26,9 @@ from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recent import Recent
 from attnc.runtime.requirements import check_requirements
 from attnc.runtime.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from attnc.runtime.gpu.planner import GpuPlanner
 
 _SHORT = 256
 """Input data of up to this many bytes is its own key."""
@@ -41,6 +51,13 @@ class Planner:
         read = names_read(pattern)
         self._read = [tensor.name in read for tensor in pattern.tensors]
 
+    @cached_property
+    def gpu(self) -> GpuPlanner:
+        """The kernels and tables of the pattern."""
+        from attnc.runtime.gpu.planner import GpuPlanner
+
+        return GpuPlanner(self.pattern)
+
     def plan(self, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call of these sizes with these inputs.
 
@@ -58,7 +75,7 @@ class Planner:
         """
         key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
         if inputs:
-            key = (*key, *[_name(x, is_read) for x, is_read in zip(inputs, self._read, strict=False)])
+            key = (*key, *[name_of(x, is_read) for x, is_read in zip(inputs, self._read, strict=False)])
         last = self._last
         if last is None or last[0] != key:
             self._last = last = (key, self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs)))
@@ -87,13 +104,27 @@ def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
     """
     relations = Relations(pattern, shape)
     check_requirements(relations)
+    _check(pattern, relations.check_documents)
+    return relations
+
+
+def check_documents(pattern: Pattern, ids: NDArray[Any], n_q: int, n_k: int) -> None:
+    """Raise ArgumentError for documents whose tokens are scattered, and for boundaries that are none."""
+    assert pattern.documents is not None
+    if BOUNDARIES in pattern.documents.dims:
+        _check(pattern, lambda: packed_windows(ids, n_q, n_k, pattern.align))
+        return
+    for row in ids if "batch" in pattern.documents.dims else ids[None]:
+        _check(pattern, lambda row=row: document_windows(row, n_q, pattern.align))  # type: ignore[misc]
+
+
+def _check(pattern: Pattern, look: Callable[[], object]) -> None:
     try:
-        relations.check_documents()
+        look()
     except DocumentsNotContiguousError as error:
         raise _not_contiguous(pattern, error) from error
     except BoundariesError as error:
         raise ArgumentError(f"cu_seqlens {error}") from error
-    return relations
 
 
 def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> ArgumentError:
@@ -104,7 +135,7 @@ def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> Arg
     )
 
 
-def _name(tensor: Tensor, is_read: bool) -> Hashable:
+def name_of(tensor: Tensor, is_read: bool) -> Hashable:
     """What tells inputs apart: their data where the relation reads it, else their shape."""
     return _contents(tensor.detach().cpu().numpy()) if is_read else (tensor.shape, tensor.dtype)
 

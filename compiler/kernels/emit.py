@@ -11,7 +11,7 @@ from attnc.compiler.ir import Index, Lookup, Tensor
 from attnc.compiler.kernels.depth import Accumulated, Piece, accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, ROWS, IndexText, Text
 from attnc.compiler.kernels.lines import Lines
-from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, Stage, described, names_of
+from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, Stage, declaration, described
 from attnc.compiler.kernels.walks import Listed, Sides, Walk
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
 
@@ -134,16 +134,7 @@ class _Kernel:
         self._head(head)
         for name in texts.helpers:
             head.add(*HELPERS[name].rstrip().split("\n"), "", "")
-        head.add("NUMBERS = [")
-        head.depth = 1
-        head.add(*(f"{line}," for line in _wrapped(names_of(arguments))))
-        head.depth = 0
-        head.add("]", "", "", "@triton.jit(do_not_specialize=NUMBERS)")
-        head.add(f"def {function}(")
-        head.depth = 1
-        head.add(*(f"{text}," for text in _wrapped([argument.declared for argument in arguments])))
-        head.depth = 0
-        head.add("):")
+        head.add(*declaration(function, arguments))
         text = str(head) + str(lines)
         return KernelSource(self.stage, function, text, arguments, self.tiles, self.accumulated.parts)
 
@@ -174,6 +165,8 @@ class _Kernel:
         found += self.walk.arguments(self.sides)
         for name in () if boxes else names:
             found += [Argument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
+        if self.problem.documents:
+            found.append(Argument("windows_0", "i64"))
         for tensor in self.problem.tensors:
             found += [Argument(f"{tensor.name}_{i}", "i64") for i in range(len(tensor.dims))]
         found += [Argument(name, "i32") for name in _COUNTS + p.sizes]
@@ -237,7 +230,7 @@ class _Kernel:
         """Windows of every row: where their queries and keys begin and end, and how queries are shifted."""
         add = self.lines.add
         add(f"safe = tl.minimum(row, {rows} - 1)")
-        add(f"window = windows + batch * (5 * {rows}) + safe")
+        add("window = windows + batch * windows_0 + safe")
         for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
             add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
 
@@ -432,17 +425,6 @@ def _conjunction(*tests: str | None) -> str | None:
     if len(some) < 2:
         return some[0] if some else None
     return " & ".join(f"({test})" if "<" in test else test for test in some)
-
-
-def _wrapped(words: Sequence[str], width: int = 112) -> list[str]:
-    """Words in lines."""
-    lines: list[str] = []
-    for word in words:
-        if lines and len(lines[-1]) + len(word) + 2 <= width:
-            lines[-1] += f", {word}"
-        else:
-            lines.append(word)
-    return lines
 
 
 class _Forward(_Kernel):

@@ -86,6 +86,28 @@ class KernelSource:
         return self.text
 
 
-def names_of(arguments: Sequence[Argument]) -> list[str]:
-    """The numbers among arguments, quoted: what Triton must not specialise on."""
-    return [f'"{argument.name}"' for argument in arguments if argument.is_number]
+def declaration(function: str, arguments: Sequence[Argument]) -> list[str]:
+    """The head of a kernel. Numbers are not specialised on: their values make no variants."""
+    numbers = [f'"{argument.name}"' for argument in arguments if argument.is_number]
+    return [
+        "NUMBERS = [",
+        *(f"    {line}," for line in wrapped(numbers)),
+        "]",
+        "",
+        "",
+        "@triton.jit(do_not_specialize=NUMBERS)",
+        f"def {function}(",
+        *(f"    {line}," for line in wrapped([argument.declared for argument in arguments])),
+        "):",
+    ]
+
+
+def wrapped(words: Sequence[str], width: int = 112) -> list[str]:
+    """Words in lines."""
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + len(word) + 2 <= width:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return lines

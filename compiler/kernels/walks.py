@@ -74,11 +74,11 @@ class Ranged:
         first = "window_first" if self.windows else "0"
         last = "window_last" if self.windows else f"{sides.columns} - 1"
         if self._has_first(i):
-            low = "0" if one.low is None else _shifted(texts.of(one.low), moved)
-            lines.add(f"first_{i} = {first}" if one.low is None else f"first_{i} = tl.maximum({low}, {first})")
+            end, plain = one.low, f"first_{i} = {first}"
+            lines.add(plain if end is None else f"first_{i} = tl.maximum({_shifted(texts.of(end), moved)}, {first})")
         if self._has_last(i):
-            high = "0" if one.high is None else _shifted(texts.of(one.high), moved)
-            lines.add(f"last_{i} = {last}" if one.high is None else f"last_{i} = tl.minimum({high}, {last})")
+            end, plain = one.high, f"last_{i} = {last}"
+            lines.add(plain if end is None else f"last_{i} = tl.minimum({_shifted(texts.of(end), moved)}, {last})")
         if self.is_wide:
             names = [n for n, has in ((f"first_{i}", self._has_first(i)), (f"last_{i}", self._has_last(i))) if has]
             lines.add(*(f"{name} = tl.minimum(tl.maximum({name}, -FAR), FAR).to(tl.int32)" for name in names))
@@ -169,7 +169,8 @@ def _told(ranges: Sequence[Range]) -> list[Index]:
 
 
 def _shifted(text: Text, moved: str) -> str:
-    return f"{text.at(5)}{moved}"
+    """An end as a number for every row."""
+    return f"{text.at(5)}{moved}{'' if text.axes else ' + tl.zeros_like(row)'}"
 
 
 def _least(text: str) -> str:
@@ -191,6 +192,10 @@ def _sort(lines: Lines, count: int) -> None:
                 lines.add(f"{a}, {b} = lower, upper")
 
 
+WORD = 32
+"""Bits of a mask in one number."""
+
+
 @dataclass(frozen=True)
 class Listed:
     """Tiles from lists by row: full ones one by one, or as runs of adjacent ones; partial ones with a kind each.
@@ -210,14 +215,15 @@ class Listed:
 
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
         """Where the row's lists are."""
+        words = max(sides.column_tile // WORD, 1)
         lines.add(
             "# Live tiles are listed.",
             "full_begin = tl.load(full_pointers + entry)",
             "full_end = tl.load(full_pointers + entry + 1)",
             "partial_begin = tl.load(partial_pointers + entry)",
             "partial_end = tl.load(partial_pointers + entry + 1)",
-            f"word = tl.arange(0, {sides.column_tile // 32})",
-            f"word_rows = tl.arange(0, {sides.row_tile})[:, None] * {sides.column_tile // 32} + word[None, :]",
+            f"word = tl.arange(0, {words})",
+            f"word_rows = tl.arange(0, {sides.row_tile})[:, None] * {words} + word[None, :]",
         )
 
     def loops(self, lines: Lines, sides: Sides, body: Body, full_loop: FullLoop) -> None:
@@ -240,9 +246,10 @@ class Listed:
     def visible(self, lines: Lines, sides: Sides) -> None:
         """The mask of a partial tile: a bit for each pair."""
         rows, columns = sides.row_tile, sides.column_tile
+        words, bits = max(columns // WORD, 1), min(columns, WORD)
         lines.add(
-            f"words = tl.load(masks + kind * {rows * columns // 32} + word_rows)",
-            "bits = words[:, :, None] >> tl.arange(0, 32)[None, None, :]",
+            f"words = tl.load(masks + kind * {rows * words} + word_rows)",
+            f"bits = words[:, :, None] >> tl.arange(0, {bits})[None, None, :]",
             f"visible = tl.reshape((bits & 1) != 0, ({rows}, {columns}))",
         )
 

@@ -1,0 +1,58 @@
+"""The kernel before the backward: what every row contributes to it, and its LSE to base 2."""
+
+from __future__ import annotations
+
+from attnc.compiler.kernels.depth import pieces
+from attnc.compiler.kernels.emit import LOG2_E, Problem
+from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+ROWS = 64
+"""Rows of a program."""
+
+
+def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
+    """`delta` = rowsum(dO ∘ out), less dLSE where the LSE was used; `lse` to base 2, inf of rows that see nothing.
+
+    With an LSE of inf the weights of a row are 0, and so are all of its gradients.
+    """
+    kind, unit = TYPES[problem.dtype], problem.vector
+    names = ["out", "dout"]
+    arguments = [Argument(name, f"*{kind}") for name in names]
+    arguments += [Argument(name, "*fp32") for name in ("lse", *(["dlse"] if lse_gradient else []), "lse2", "delta")]
+    for name in names:
+        arguments += [Argument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
+    arguments += [Argument(name, "i32") for name in ("lanes", "heads", "queries")]
+    function = f"{problem.name}_delta"
+    lines = Lines()
+    lines.add(*(f"# {line}".rstrip() for line in problem.told))
+    lines.add(f"# Before the backward. Heads of {problem.dv} in {problem.dtype}.", "")
+    lines.add("import triton", "import triton.language as tl", "", "")
+    lines.add(*declaration(function, arguments))
+    lines.depth = 1
+    lines.add(
+        "lane = tl.program_id(0) % lanes",
+        f"row = tl.program_id(0) // lanes * {ROWS} + tl.arange(0, {ROWS})",
+        "there = row < queries",
+        "batch = (lane // heads).to(tl.int64)",
+        "head = lane % heads",
+        "of_row = lane.to(tl.int64) * queries + row",
+    )
+    for name in names:
+        base = f"(batch * {name}_batch + head * {name}_head) * {unit}"
+        lines.add(f"{name}_rows = {name} + {base} + row[:, None] * ({name}_token.to(tl.int64) * {unit})")
+    lines.add(f"found = tl.zeros(({ROWS},), tl.float32)")
+    for piece in pieces(problem.dv):
+        start = f"{piece.start} + " if piece.start else ""
+        lines.add(f"entry = ({start}tl.arange(0, {piece.width}))[None, :]")
+        lines.add(f"mask = there[:, None] & (entry < {problem.dv})")
+        for name in names:
+            lines.add(f"{name}_piece = tl.load({name}_rows + entry, mask=mask, other=0.0).to(tl.float32)")
+        lines.add("found += tl.sum(out_piece * dout_piece, 1)")
+    lines.add("own = tl.load(lse + of_row, mask=there, other=0.0)", 'blind = own == float("-inf")')
+    if lse_gradient:
+        lines.add("found -= tl.load(dlse + of_row, mask=there, other=0.0)")
+    lines.add("tl.store(delta + of_row, tl.where(blind, 0.0, found), mask=there)")
+    lines.add(f'tl.store(lse2 + of_row, tl.where(blind, float("inf"), own * {LOG2_E}), mask=there)')
+    return KernelSource("delta", function, str(lines), tuple(arguments), TileShape(ROWS, ROWS, 4, 1))

@@ -1,0 +1,144 @@
+"""The kernels of one attention for one kind of head on one target: which walk they take, and their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
+from attnc.compiler.kernels.delta import emit_delta
+from attnc.compiler.kernels.emit import Problem, emit_dkdv, emit_dq, emit_forward
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.ranges import ends, find_ranges
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import Target, tile_shape
+from attnc.compiler.kernels.walks import Form, Listed, Ranged, Walk
+from attnc.compiler.print_ir import print_index
+from attnc.compiler.rewrite import walk
+from attnc.compiler.values import is_plain
+
+FIXED = ("queries", "keys", "heads", "kv_heads", "group")
+"""Sizes that every kernel is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What a head is: its widths and dtype; of fp32, whether products may be TF32."""
+
+    dk: int
+    dv: int
+    dtype: str
+    tf32: bool = False
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The texts; each is made when it is asked for. `form`: how live tiles are found, and `reason`: why so."""
+
+    problem: Problem
+    target: Target
+    form: Form
+    reason: str
+
+    @cached_property
+    def forward(self) -> KernelSource:
+        """Output and LSE."""
+        return emit_forward(self.problem, self._tiles("forward"))
+
+    @cached_property
+    def dq(self) -> KernelSource:
+        """The gradient of q."""
+        return emit_dq(self.problem, self._tiles("dq"))
+
+    @cached_property
+    def dkdv(self) -> KernelSource:
+        """The gradients of k and v."""
+        return emit_dkdv(self.problem, self._tiles("dkdv"))
+
+    @cached_property
+    def delta(self) -> KernelSource:
+        """What comes before the backward."""
+        return emit_delta(self.problem, lse_gradient=False)
+
+    @cached_property
+    def delta_with_lse(self) -> KernelSource:
+        """The same where the LSE has a gradient."""
+        return emit_delta(self.problem, lse_gradient=True)
+
+    def _tiles(self, stage: str):  # type: ignore[no-untyped-def]
+        p = self.problem
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)  # type: ignore[arg-type]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """All texts, by name."""
+        found = (self.forward, self.delta, self.dq, self.dkdv)
+        return {source.function: source.text for source in found}
+
+
+def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
+    """The kernels of a pattern of one attention. Raises NotInKernelsError where there are none."""
+    node = pattern.attend
+    if not is_plain(node):
+        raise NotInKernelsError("scores, weights or keys of its own")
+    form, by_query, by_key, reason = _walks(pattern, node)
+    ranged = form == "ranges"
+    roots = [*ends(by_query.ranges), *ends(by_key.ranges)] if ranged else []
+    problem = Problem(
+        name=pattern.name,
+        told=_told(pattern, node),
+        by_query=by_query,
+        by_key=by_key,
+        dk=heads.dk,
+        dv=heads.dv,
+        dtype=heads.dtype,
+        tensors=tuple(dict.fromkeys(_tensors(roots))),
+        sizes=tuple(sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED})),
+        documents=ranged and pattern.documents is not None,
+        tf32=heads.tf32,
+        boxes=target.boxes,
+    )
+    return Kernels(problem, target, form, reason)
+
+
+def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:
+    by_query, by_key = find_ranges(node.visible, "k"), find_ranges(node.visible, "q")
+    windows = pattern.documents is not None
+    if by_query and by_key and _is_told(by_query, by_key):
+        count = len(by_query)
+        reason = f"each row sees {'one range' if count == 1 else f'{count} ranges'} of keys: bounds in the kernel"
+        return "ranges", Ranged(by_query, windows), Ranged(by_key, windows), reason
+    if windows:
+        raise NotInKernelsError("documents whose rows see no ranges of keys")
+    return "lists", Listed(runs=False), Listed(runs=False), "rows see no few ranges of keys: listed tiles"
+
+
+def _is_told(*ranges: object) -> bool:
+    """Whether a kernel can compute the ends: inputs are read at the row's own place only."""
+    for one in ranges:
+        for end in ends(one):  # type: ignore[arg-type]
+            for node in walk(end):
+                if isinstance(node, Lookup) and not all(map(_is_own, node.tensor.dims, node.indices)):
+                    return False
+    return True
+
+
+def _is_own(dim: str | int, index: Index) -> bool:
+    if dim in ("batch", "head", "kv_head"):
+        return isinstance(index, HeadIndex) and index.name == dim
+    return dim in ("query", "key", "token") and isinstance(index, Place)
+
+
+def _tensors(roots: list[Index]) -> Iterator[Tensor]:
+    for root in roots:
+        yield from (n.tensor for n in walk(root) if isinstance(n, Lookup))
+
+
+def _told(pattern: Pattern, node: Attend) -> tuple[str, ...]:
+    """What the text says about itself: the pattern, its parameters, and whom a row sees."""
+    values = ", ".join(f"{name} = {value}" for name, value in pattern.parameters.items())
+    title = f"{pattern.name}({values})" if values else pattern.name
+    visible = print_index(node.visible)
+    shown = visible if len(visible) <= 400 else f"{visible[:397]}..."
+    return (f"{title}: made by attnc from", f"    visible {shown}")

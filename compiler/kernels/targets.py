@@ -1,0 +1,75 @@
+"""What kernels are compiled for, and the tiles that they have there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attnc.compiler.kernels.source import Stage
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+Maker = Literal["nvidia", "amd"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A family of GPUs. `shared_kib`: shared memory of a program at most. `boxes`: the hardware copies tiles (TMA).
+
+    `delayed`: products with values overlap the next tile's softmax if they come one tile late.
+    """
+
+    name: str
+    maker: Maker
+    shared_kib: int
+    warp: int = 32
+    boxes: bool = False
+    delayed: bool = False
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("sm_80", "nvidia", 163),
+        Target("sm_90", "nvidia", 227, boxes=True, delayed=True),
+        Target("sm_100", "nvidia", 227, boxes=True),
+        Target("gfx942", "amd", 64, warp=64),
+    )
+}
+
+_Shapes = dict[Stage, tuple[tuple[int, TileShape], ...]]
+"""For heads up to each width, the tile that is taken."""
+
+_WITH_BOXES: _Shapes = {
+    "forward": ((64, TileShape(128, 64, 4, 3)), (128, TileShape(128, 128, 8, 2)), (256, TileShape(128, 64, 8, 2))),
+    "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 4, 2))),
+    "dkdv": ((64, TileShape(64, 64, 4, 2)), (128, TileShape(32, 128, 8, 2)), (256, TileShape(32, 64, 8, 2))),
+}
+_WITH_POINTERS: _Shapes = {
+    "forward": ((64, TileShape(128, 64, 8, 3)), (128, TileShape(64, 64, 4, 3)), (256, TileShape(64, 32, 8, 2))),
+    "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 8, 2))),
+    "dkdv": ((64, TileShape(32, 128, 8, 2)), (128, TileShape(32, 64, 8, 2)), (256, TileShape(32, 64, 8, 1))),
+}
+_ON_AMD: _Shapes = {
+    "forward": ((64, TileShape(128, 64, 4, 1)), (128, TileShape(64, 64, 4, 1)), (256, TileShape(64, 32, 4, 1))),
+    "dq": ((64, TileShape(64, 64, 4, 1)), (128, TileShape(64, 32, 4, 1)), (256, TileShape(32, 32, 4, 1))),
+    "dkdv": ((64, TileShape(64, 64, 4, 1)), (128, TileShape(32, 64, 4, 1)), (256, TileShape(32, 32, 4, 1))),
+}
+_IN_FP32: _Shapes = {
+    "forward": ((64, TileShape(64, 32, 4, 2)), (128, TileShape(64, 32, 8, 2)), (256, TileShape(64, 16, 8, 2))),
+    "dq": ((64, TileShape(32, 32, 4, 2)), (128, TileShape(64, 32, 8, 2)), (256, TileShape(64, 16, 8, 2))),
+    "dkdv": ((64, TileShape(32, 32, 4, 2)), (128, TileShape(32, 64, 8, 2)), (256, TileShape(16, 64, 8, 2))),
+}
+_WIDEST: dict[Stage, TileShape] = {
+    "forward": TileShape(64, 32, 8, 2),
+    "dq": TileShape(64, 16, 8, 2),
+    "dkdv": TileShape(16, 64, 8, 2),
+}
+"""Of heads past all of these."""
+
+
+def tile_shape(target: Target, stage: Stage, dk: int, dv: int, dtype: str) -> TileShape:
+    """The tiles and warps of a kernel: those that the machine code of its loops was read for (`attnc doctor`)."""
+    table = _IN_FP32 if dtype == "float32" else _ON_AMD if target.maker == "amd" else _WITH_POINTERS
+    if dtype != "float32" and target.boxes:
+        table = _WITH_BOXES
+    return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])

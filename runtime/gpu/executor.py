@@ -1,0 +1,142 @@
+"""The triton executor: attention by emitted kernels, forward and backward.
+
+Everything a call needs beside its tensors (`Prepared`) is made once for a call shape and kept; a call launches kernels
+and allocates what it returns, so that it can be captured in a CUDA graph once it has run. Nothing here is atomic: the
+same input gives the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.kernels.delta import ROWS
+from attnc.compiler.kernels.emit import LOG2_E
+from attnc.compiler.kernels.kernels import Kernels
+from attnc.compiler.kernels.source import VECTOR, KernelSource
+from attnc.runtime.cpu.executor import empty_like
+from attnc.runtime.gpu.launch import launch
+
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
+
+FARTHEST = 1 << 24
+"""Units of 16 bytes between two tokens at most, so that places inside a tile fit into 32 bits."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The kernels of a call, the tensors they read besides its own, by kernel, and the numbers they are given."""
+
+    kernels: Kernels
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    numbers: Mapping[str, int]
+
+
+class _Scaled(NamedTuple):
+    """Queries and a positive factor whose products are those of the scale."""
+
+    q: Tensor
+    factor: float
+
+
+def _scaled(q: Tensor, scale: float) -> _Scaled:
+    """Kernels take the maximum of a row before they scale, so the factor must be positive."""
+    if scale > 0:
+        return _Scaled(q, scale)
+    return _Scaled(-q, -scale) if scale < 0 else _Scaled(torch.zeros_like(q), 1.0)
+
+
+@dataclass(frozen=True)
+class Executor:
+    """One call shape."""
+
+    prepared: Prepared
+    scale: float
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Pair:
+        """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv).
+
+        Returns out (B, Hq, Nq, dv) in the dtype of q, laid out as `empty_like` has it, and the natural LSE
+        (B, Hq, Nq), fp32. Rows that see nothing: 0 and −inf.
+        """
+        out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
+        lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+        if not out.numel() or not k.numel():
+            return out.zero_(), lse.fill_(-math.inf)
+        own, factor = _scaled(q, self.scale)
+        writable = out if _fits(out) else _roomy(out)
+        tensors = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "out": writable, "lse": lse}
+        self._launch(self.prepared.kernels.forward, q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
+        return (out if writable is out else out.copy_(writable)), lse
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        """(dq, dk, dv) of `forward`; `kept` are q, k, v, and its results. Rows that see nothing give exactly 0."""
+        q, k, v, out, lse, *_ = kept
+        grads = tuple(empty_like(x, x.shape, x.dtype) for x in (q, k, v))
+        if not out.numel() or not k.numel():
+            return tuple(x.zero_() for x in grads)  # type: ignore[return-value]
+        own, factor = _scaled(q, self.scale)
+        read = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "dout": _fit(grad_out), "out": _fit(out)}
+        lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
+        before = {"lse": lse.contiguous(), "lse2": lse2, "delta": delta}
+        if grad_lse is not None:
+            before["dlse"] = grad_lse.float().contiguous()
+        kernels = self.prepared.kernels
+        first = kernels.delta if grad_lse is None else kernels.delta_with_lse
+        lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
+        written = {name: x if _fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
+        with _on(q):
+            tensors = {**read, **before}
+            numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
+            launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
+        tensors = {**read, **written, "lse": lse2, "delta": delta}
+        self._launch(kernels.dq, q.shape[2], lanes, tensors, factor)
+        self._launch(kernels.dkdv, k.shape[2], kv_lanes, tensors, factor)
+        found = [x if own is x else x.copy_(own) for x, own in zip(grads, written.values(), strict=True)]
+        if self.scale < 0:
+            found[0].neg_()
+        elif self.scale == 0:
+            found[0].zero_()
+        return found[0], found[1], found[2]
+
+    def _launch(
+        self, source: KernelSource, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float
+    ) -> None:
+        own = self.prepared.tensors.get(source.stage, {})
+        numbers = {**self.prepared.numbers, "lanes": lanes, "scale": factor * LOG2_E}
+        with _on(tensors["q"]):
+            launch(source, -(-tokens // source.stationary) * lanes, {**tensors, **own}, numbers)
+
+
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    """The device of a tensor as the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _fits(x: Tensor) -> bool:
+    """Whether kernels can address a tensor (batch, head, token, width) as it is: in units of 16 bytes."""
+    size = x.element_size()
+    aligned = all(n == 1 or (s * size % VECTOR == 0 and s > 0) for s, n in zip(x.stride()[:3], x.shape, strict=False))
+    near = x.stride(2) * size // VECTOR <= FARTHEST or x.shape[2] == 1
+    return aligned and near and (x.stride(3) == 1 or x.shape[3] == 1) and x.data_ptr() % VECTOR == 0
+
+
+def _fit(x: Tensor) -> Tensor:
+    """The tensor, copied where it does not fit."""
+    return x if _fits(x) else _roomy(x).copy_(x)
+
+
+def _roomy(x: Tensor) -> Tensor:
+    """Memory for a tensor of the same shape that fits: rows begin at multiples of 16 bytes."""
+    unit = VECTOR // x.element_size()
+    width = -(-x.shape[3] // unit) * unit
+    return x.new_empty((*x.shape[:3], width))[..., : x.shape[3]]
+
+

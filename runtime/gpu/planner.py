@@ -1,0 +1,173 @@
+"""What a pattern needs on a GPU: kernels for each kind of head, tables for each call shape, made once and kept."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.ir import BOUNDARIES, Pattern
+from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
+from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.kernels.tile_tables import tile_tables
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.runtime.call import call_shape, check_tensors
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.gpu.executor import Prepared
+from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
+from attnc.runtime.plans import check_documents, name_of, relations_of
+from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class GpuPlanner:
+    """Kernels and tables of one pattern."""
+
+    def __init__(self, pattern: Pattern) -> None:
+        self._pattern = pattern
+        self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
+        self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
+        self._checked = _CheckedDocuments()
+
+    def kernels(self, heads: Heads, target: Target) -> Kernels:
+        """The kernels for such heads. Raises UnsupportedError where there are none."""
+        return self._kernels.get((heads, target), lambda: self._found(heads, target))
+
+    def _found(self, heads: Heads, target: Target) -> Kernels:
+        try:
+            return find_kernels(self._pattern, heads, target)
+        except NotInKernelsError as error:
+            raise UnsupportedError(
+                f"`{self._pattern.name}` on a GPU: there are no kernels for {error} yet; use "
+                f'backend="reference" (dense, O(Nq · Nk)), or move the tensors to the CPU'
+            ) from error
+
+    def prepared(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Prepared:
+        """All that a call needs beside q, k and v; `inputs` are the pattern's, in its order.
+
+        Raises what a call of an `Attention` raises.
+        """
+        if q.dtype not in DTYPES:
+            raise UnsupportedError(f'q is {q.dtype}: kernels take fp32, bf16 and fp16; use backend="reference"')
+        tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+        key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32)
+        if not inputs:
+            return self._prepared.get(key, lambda: self._made(q, k, v, (), tf32))
+        if self._kernels_of(q, k, v, tf32).form == "ranges":  # nothing is planned from what inputs hold
+            shapes = tuple((x.shape, x.dtype) for x in inputs)
+            alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, tf32))
+            return replace(alike, tensors=self._read(alike.kernels, q, k, inputs))
+        named = tuple(name_of(x, is_read=True) for x in inputs)
+        return self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32))
+
+    def _kernels_of(self, q: Tensor, k: Tensor, v: Tensor, tf32: bool) -> Kernels:
+        heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32)
+        return self.kernels(heads, target_of(q.device))
+
+    def _made(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], tf32: bool) -> Prepared:
+        """All but the tensors that kernels of ranges read, which no data of inputs enter."""
+        sizes = check_tensors(q, k, v)
+        if max(sizes.n_q, sizes.n_k) > LONGEST:
+            raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
+        kernels = self._kernels_of(q, k, v, tf32)
+        ranged = kernels.form == "ranges"
+        given = self._named(inputs)
+        shape = call_shape(self._pattern, sizes, {n: _blank(x) for n, x in given.items()} if ranged else given)
+        numbers = {
+            "heads": sizes.heads,
+            "group": sizes.heads // max(sizes.kv_heads, 1),
+            "queries": sizes.n_q,
+            "keys": sizes.n_k,
+            "shift": sizes.n_k - sizes.n_q if self._pattern.align == "end" else 0,
+            **{name: shape.sizes[name] for name in kernels.problem.sizes},
+        }
+        tables = {} if ranged else self._tables(kernels, relations_of(self._pattern, shape), q.device)
+        return Prepared(kernels, tables, numbers)
+
+    def _named(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        names = [tensor.name for tensor in self._pattern.tensors]
+        if len(names) != len(inputs):
+            raise ArgumentError(f"`{self._pattern.name}` has {len(names)} inputs and is given {len(inputs)}")
+        return dict(zip(names, inputs, strict=True))
+
+    def _tables(self, kernels: Kernels, relations: Relations, device: torch.device) -> dict[str, dict[str, Tensor]]:
+        """The lists of every kernel."""
+        tables = {}
+        for source in (kernels.forward, kernels.dq, kernels.dkdv):
+            tiles = source.tiles
+            try:
+                found = tile_tables(relations, tiles.q_tile, tiles.k_tile, by_key=source.stage == "dkdv")
+            except (TooManyTilesError, TooManyClassesError) as error:
+                shape = relations.shape
+                raise UnsupportedError(
+                    f"`{self._pattern.name}` on a GPU: its tiles of {tiles.q_tile}×{tiles.k_tile} at {shape.n_q} × "
+                    f'{shape.n_k} are too unlike each other to be listed; use backend="reference"'
+                ) from error
+            tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in found.arrays().items()}
+        return tables
+
+    def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
+        """The tensors that kernels of ranges read, by kernel."""
+        given, device = self._named(inputs), q.device
+        read = {t.name: _as_read(given[t.name], device) for t in kernels.problem.tensors}
+        found: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
+        documents = self._pattern.documents
+        if documents is not None:
+            ids, n_q, n_k = given[documents.name], q.shape[2], k.shape[2]
+            self._checked.check(self._pattern, ids, n_q, n_k)
+            if BOUNDARIES in documents.dims:
+                windows = windows_of_boundaries(ids.to(device), n_q, n_k, self._pattern.align)
+            else:
+                whole = ids.to(device)
+                windows = windows_of_documents(
+                    whole if "batch" in documents.dims else whole[None], n_q, self._pattern.align
+                )
+            for stage, tables in found.items():
+                tables["windows"] = windows[stage == "dkdv"]
+        return found
+
+
+class _CheckedDocuments:
+    """Ids and boundaries that were looked at: looking waits for the device, so each tensor is looked at once.
+
+    While a CUDA graph is captured nothing is looked at.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def check(self, pattern: Pattern, ids: Tensor, n_q: int, n_k: int) -> None:
+        """Raise ArgumentError for documents that are scattered, and for boundaries that are none."""
+        known = self._seen.get(id(ids))
+        if known is not None and known[0]() is ids and known[1] == ids._version:
+            return
+        if ids.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        check_documents(pattern, ids.detach().cpu().numpy(), n_q, n_k)
+        if len(self._seen) >= SETTINGS.plans:
+            self._seen.clear()
+        self._seen[id(ids)] = (weakref.ref(ids), ids._version)
+
+
+def _blank(x: Tensor) -> NDArray[Any]:
+    """An array of the shape and kind of a tensor, without its data."""
+    kind = np.bool_ if x.dtype == torch.bool else np.float32 if x.is_floating_point() else np.int64
+    return np.broadcast_to(np.zeros((), dtype=kind), tuple(x.shape))
+
+
+def _as_read(x: Tensor, device: torch.device) -> Tensor:
+    """An input as kernels read it: integers of 32 bits."""
+    x = x.to(device)
+    return x if x.dtype == torch.bool else x.to(torch.int32)
