@@ -293,9 +293,6 @@ class Attention:
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else _finite(scale)
         if not self._plain:
-            operators.refuse_cuda(q, self.name)
-            if self._options.backend == "triton":
-                raise UnsupportedError(NO_KERNELS.format(self.name))
             if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
                 raise UnsupportedError(NOT_TRANSFORMED)
             if torch.compiler.is_dynamo_compiling():
@@ -541,13 +538,20 @@ class Attention:
         q, k, v = cast_for_autocast(q, k, v)
         sizes = check_tensors(q, k, v)
         operators.refuse_device(q)
+        factor = float(sizes.dk**-0.5) if scale is None else scale
+        by_kernels = q.is_cuda or self._options.backend == "triton"
         if self._steps is not None:
-            factor = float(sizes.dk**-0.5) if scale is None else scale
             named = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
-            return self._steps.on_cpu(q, k, v, Given(sizes, inputs, named, factor))
-        plan = self._planner.plan_of(q, k, v, tensors)
-        call = Call(plan, self._relations(sizes, inputs), float(sizes.dk**-0.5) if scale is None else scale)
+            given = Given(sizes, inputs, named, factor)
+            return self._steps.on_gpu(q, k, v, given) if by_kernels else self._steps.on_cpu(q, k, v, given)
         real = [x for x, tensor in zip(tensors, self._pattern.tensors, strict=True) if tensor.kind == "real"]
+        relations = self._relations(sizes, inputs)
+        if by_kernels:
+            from attnc.runtime.gpu import scored as scored_on_gpu
+
+            unplanned = Call(None, relations, factor)
+            return scored_on_gpu.attend(q, k, v, unplanned, self._planner.gpu, real, tensors)
+        call = Call(self._planner.plan_of(q, k, v, tensors), relations, factor)
         return scored.attend(q, k, v, call, real)
 
     def _sizes(

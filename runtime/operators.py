@@ -104,15 +104,6 @@ def refuse_device(q: Tensor) -> None:
         )
 
 
-def refuse_cuda(q: Tensor, name: str) -> None:
-    """Raise UnsupportedError for a call on a GPU of what has no kernels yet."""
-    if q.is_cuda:
-        raise UnsupportedError(
-            f"`{name}` on a GPU: there are no kernels for scores, weights or keys of its own yet; use "
-            f'backend="reference" (dense, O(Nq · Nk)), or move the tensors to the CPU'
-        )
-
-
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 

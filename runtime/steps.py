@@ -22,6 +22,7 @@ from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.cpu import rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
+from attnc.runtime.cpu.autograd import differentiable
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import UnsupportedError
@@ -87,6 +88,10 @@ class Steps:
     def on_cpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """(out, lse) of the pattern, differentiable once; lse is None where it has none."""
         return self._run(q, k, v, given, _on_cpu)
+
+    def on_gpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
+        """The same by kernels."""
+        return self._run(q, k, v, given, _on_gpu)
 
     def densely(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same by the reference, differentiable as often as torch can."""
@@ -269,6 +274,24 @@ def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     call = Call(plan, relations, given.scale)
     real = _real(planner.pattern, known)
     return scored.attend(q, k, v, call, real) if is_scored(node) else rows.attend(q, k, v, call, real)
+
+
+def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+    """One attention by the kernels that are made for it."""
+    from attnc.runtime.gpu import scored as scored_on_gpu
+    from attnc.runtime.gpu.work import OnGpu
+
+    pattern = planner.pattern
+    inputs = [known[t.name] if t.kind == "real" else _tensor(given.inputs[t.name]) for t in pattern.tensors]
+    if is_plain(pattern.attend):
+        return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
+    relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
+    call = Call(None, relations, given.scale)
+    return scored_on_gpu.attend(q, k, v, call, planner.gpu, _real(pattern, known), inputs)
+
+
+def _tensor(value: object) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
 def _densely(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:

@@ -7,16 +7,22 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Index, Lookup, Tensor
+from attnc.compiler.derivatives import Derivative
+from attnc.compiler.ir import Element, Index, Lookup, Tensor, Truth, Value
 from attnc.compiler.kernels.depth import Accumulated, Piece, accumulated, pieces
-from attnc.compiler.kernels.index_text import HELPERS, ROWS, IndexText, Text
+from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, IndexText, Text
+from attnc.compiler.kernels.inputs import address
 from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.scores import Score, Term
 from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, Stage, declaration, described
+from attnc.compiler.kernels.value_text import LN_2, LOG2_E, VALUE_HELPERS, ValueText
 from attnc.compiler.kernels.walks import Listed, Sides, Walk
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
+from attnc.compiler.values import dot, scale, vector
 
-LOG2_E = 1.4426950408889634
-LN_2 = 0.6931471805599453
+PAIRS = ROWS | COLUMNS
+_PRODUCT = dot(vector("q"), vector("k"))
+
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Problem:
 
     `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
     walks or scores read. `documents`: each row has a window. `tf32`: whether fp32 is multiplied as TF32. `delayed`:
-    values are multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA).
+    values are multiplied one tile late. `score`: None for the plain one; `widths`: dk and dv as
+    it reads them. `boxes`: tiles of q, k and v are copied by the hardware (TMA).
     """
 
     name: str
@@ -38,6 +45,8 @@ class Problem:
     tensors: tuple[Tensor, ...] = ()
     sizes: tuple[str, ...] = ()
     documents: bool = False
+    score: Score | None = None
+    widths: tuple[int, int] = (0, 0)
     tf32: bool = False
     delayed: bool = False
     boxes: bool = False
@@ -77,6 +86,8 @@ class _Kernel:
     problem: Problem
     tiles: TileShape
     lines: Lines = field(default_factory=Lines)
+    texts: IndexText = field(init=False)
+    values: ValueText = field(init=False)
 
     # --- what sub-classes say
 
@@ -122,18 +133,22 @@ class _Kernel:
         """The kernel."""
         function = f"{self.problem.name}_{self.stage}"
         arguments = self._arguments()
-        texts = self._texts()
+        self.texts = texts = self._texts()
+        self.values = ValueText(self._atoms(), texts, self._element)
         lines = self.lines
         lines.depth = 1
         self._places()
         self.start()
+        if self.stationary == "query":
+            self._terms("query", "there", "row", "own")
         self._loops(texts)
         lines.add("")
         self.finish()
         head = Lines()
         self._head(head)
-        for name in texts.helpers:
-            head.add(*HELPERS[name].rstrip().split("\n"), "", "")
+        helpers = [HELPERS[name] for name in texts.helpers] + [VALUE_HELPERS[name] for name in self.values.helpers]
+        for helper in helpers:
+            head.add(*helper.rstrip().split("\n"), "", "")
         head.add(*declaration(function, arguments))
         text = str(head) + str(lines)
         return KernelSource(self.stage, function, text, arguments, self.tiles, self.accumulated.parts)
@@ -162,6 +177,9 @@ class _Kernel:
         if self.problem.documents:
             found.append(Argument("windows", "*i32"))
         found += [Argument(tensor.name, f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
+        terms = self._given()
+        found += [Argument(term.tensor.name, "*fp32") for term in terms]
+        found += [Argument(name, "*fp32") for name in self._gradients()]
         found += self.walk.arguments(self.sides)
         for name in () if boxes else names:
             found += [Argument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
@@ -169,7 +187,10 @@ class _Kernel:
             found.append(Argument("windows_0", "i64"))
         for tensor in self.problem.tensors:
             found += [Argument(f"{tensor.name}_{i}", "i64") for i in range(len(tensor.dims))]
-        found += [Argument(name, "i32") for name in _COUNTS + p.sizes]
+        for term in terms:
+            found += [Argument(f"{term.tensor.name}_{i}", "i64") for i in range(3)]
+        counts = _COUNTS + (("distances",) if any(term.side == "distance" for term in terms) else ())
+        found += [Argument(name, "i32") for name in counts + p.sizes]
         return (*found, Argument("scale", "fp32"))
 
     def _boxes(self, name: str) -> Iterator[Argument]:
@@ -240,7 +261,8 @@ class _Kernel:
 
     def _texts(self) -> IndexText:
         wide = ".to(tl.int64)" if self.walk.is_wide else ""
-        names: dict[Index, Text] = {fold.place("q"): Text(f"query{wide}", ROWS), **self._sizes()}
+        key = Text("(key[None, :] - window_key[:, None])", PAIRS) if self.problem.documents else Text("key", COLUMNS)
+        names: dict[Index, Text] = {fold.place("q"): Text(f"query{wide}", ROWS), fold.place("k"): key, **self._sizes()}
         return IndexText(names, self._read)
 
     def _sizes(self) -> dict[Index, Text]:
@@ -249,6 +271,7 @@ class _Kernel:
         for name in ("heads", "group", *self.problem.sizes):
             names[fold.extent(name)] = Text(name)
         names[fold.extent("kv_heads")] = Text("heads // group", binds=7)
+        names[fold.extent("dk")], names[fold.extent("dv")] = (Text(str(n)) for n in self.problem.widths)
         if documents:
             names[fold.extent("queries")] = Text("(window_row_end - window_row)", ROWS)
             names[fold.extent("keys")] = Text("(window_key_end - window_key)", ROWS)
@@ -258,8 +281,6 @@ class _Kernel:
 
     def _read(self, node: Lookup, indices: tuple[Text, ...]) -> Text:
         """An element of an input of integers or truth values."""
-        from attnc.compiler.kernels.inputs import address
-
         where, axes = address(node.tensor, indices, self._of_place)
         return Text(f"tl.load({where})", axes)
 
@@ -283,7 +304,7 @@ class _Kernel:
         self.lines.add("")
 
     def _body(self, tile: str, partial: bool) -> None:
-        if partial or self.numbers_columns:
+        if partial or self.numbers_columns or self.problem.score is not None:
             self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
         if partial:
             self.walk.visible(self.lines, self.sides)
@@ -292,6 +313,123 @@ class _Kernel:
     def _full_loop(self, begin: str, end: str) -> None:
         with self.lines.block(f"for tile in range({begin}, {end}):"):
             self._body("tile", False)
+
+    # --- scores
+
+    stationary: ClassVar[str] = "query"
+    """The side whose rows a program has."""
+
+    def _given(self) -> list[Term]:
+        """The terms that the kernel reads."""
+        score = self.problem.score
+        return [] if score is None else list(score.terms)
+
+    def _gradients(self) -> list[str]:
+        """The gradients of terms that the kernel writes, (batch, head, token)."""
+        return [f"d{term.tensor.name}" for term in self._given() if term.varies and term.side == self.stationary]
+
+    def _atoms(self) -> dict[Value, Text]:
+        """What the formula of a score is made of, by name."""
+        if self.problem.score is None:
+            return {}
+        names: dict[Value, Text] = {_PRODUCT: Text("product", PAIRS), scale(): Text("scale")}
+        for term in self.problem.score.terms:
+            axes = PAIRS if term.side == "distance" else ROWS if term.side == self.stationary else COLUMNS
+            names[term.element] = Text(term.tensor.name + ("_own" if axes == ROWS else "_of"), axes)
+        return names
+
+    def _element(self, node: Element, indices: tuple[Text, ...]) -> Text:
+        """An element of a real input, read pair by pair."""
+        where, axes = address(node.tensor, indices, self._of_place)
+        mask = ", mask=visible, other=0.0" if self._is_partial and axes == PAIRS else ""
+        return Text(f"tl.load({where}{mask}).to(tl.float32)", axes)
+
+    _is_partial: bool = field(init=False, default=False)
+
+    def _terms(self, side: str, inside: str, place: str, suffix: str) -> None:
+        """Load the terms of a side."""
+        for term in self._given():
+            if term.side == side:
+                name = term.tensor.name
+                where = f"{name} + batch * {name}_0 + head * {name}_1 + {place} * {name}_2"
+                mask = f", mask={inside}, other=0.0" if inside else ""
+                self.lines.add(f"{name}_{suffix} = tl.load({where}{mask})")
+
+    def _moving_terms(self, partial: bool) -> None:
+        """Load the terms of a tile's columns, and of its pairs."""
+        sides = self.sides
+        other = "key" if self.stationary == "query" else "query"
+        self._terms(other, f"{sides.column} < {sides.columns}" if partial else "", sides.column, "of")
+        for term in self._given():
+            if term.side == "distance":
+                name = term.tensor.name
+                gap = self.texts.of(fold.sub(fold.place("q"), fold.place("k")))
+                where = f"{name} + batch * {name}_0 + head * {name}_1 + ({gap.text} + distances)"
+                mask = ", mask=visible, other=0.0" if partial else ""
+                self.lines.add(f"{name}_of = tl.load({where}{mask})")
+
+    def scored(self, partial: bool) -> None:
+        """`score` of a tile from `product`, in natural logarithms; of the plain score it is the product."""
+        if self.problem.score is None:
+            return
+        self._is_partial = partial
+        self._moving_terms(partial)
+        self.values._known.clear()
+        self.lines.add(f"score = {self.values.of(self.problem.score.formula).over(PAIRS).text}")
+
+    @property
+    def product_name(self) -> str:
+        """What the product of a tile is called."""
+        return "score" if self.problem.score is None else "product"
+
+    @property
+    def factor(self) -> str:
+        """What makes a score a power of 2."""
+        return "scale" if self.problem.score is None else repr(LOG2_E)
+
+    def slope(self, change: str, partial: bool) -> str:
+        """The change of the product from that of the score."""
+        score = self.problem.score
+        if score is None:
+            return change
+        found = score.by_product
+        if found is None:
+            self.lines.add(f"pushed = tl.zeros_like({change})")
+        else:
+            self.lines.add(f"pushed = {self._pushed(found, change, partial)}")
+        return "pushed"
+
+    def _pushed(self, found: Derivative, change: str, partial: bool) -> str:
+        """What a change of the score is to one of its parts."""
+        by = self.values.of(found.by)
+        text = change if by.text == "1.0" else f"{change} * {by.over(PAIRS).at(8)}"
+        tests = ["visible"] if partial else []
+        if not isinstance(found.where, Truth):
+            tests.append(self.values.truth(found.where).over(PAIRS).at(6))
+        return f"tl.where({' & '.join(tests)}, {text}, 0.0)" if tests else text
+
+    def zero_gradients(self) -> None:
+        """Set the sums of the gradients of terms to zero."""
+        for name in self._gradients():
+            self.lines.add(f"{name}_sum = tl.zeros(({self.sides.row_tile},), tl.float32)")
+
+    def add_gradients(self, change: str, partial: bool) -> None:
+        """Add a tile to the gradients of terms."""
+        score = self.problem.score
+        for term in self._given():
+            if not term.varies or term.side != self.stationary:
+                continue
+            assert score is not None
+            found = score.by_term(term)
+            if found is not None:
+                name = f"d{term.tensor.name}_sum"
+                self.lines.add(f"{name} += tl.sum({self._pushed(found, change, partial)}, 1)")
+
+    def store_gradients(self, rows: str) -> None:
+        """Write the gradients of terms of a head."""
+        for name in self._gradients():
+            where = f"(batch * heads + head).to(tl.int64) * {rows} + row"
+            self.lines.add(f"tl.store({name} + {where}, {name}_sum, mask=there)")
 
     # --- loads and stores
 
@@ -461,18 +599,21 @@ class _Forward(_Kernel):
         """`weight` of a tile, and what the sums so far have to be rescaled by."""
         add, p = self.lines.add, self.problem
         self.load("k", "kv_head", p.dk, tile, partial)
-        self.product("q", "k", p.dk, "score")
+        self.product("q", "k", p.dk, self.product_name)
+        self.scored(partial)
         if partial:
             add('score = tl.where(visible, score, float("-inf"))')
-        add("before = most", "most = tl.maximum(most, tl.max(score, 1) * scale)")
+        add("before = most", f"most = tl.maximum(most, tl.max(score, 1) * {self.factor})")
         base = "most"
-        if partial:
+        if partial or p.score is not None:
             add('base = tl.where(most == float("-inf"), 0.0, most)')
             base = "base"
-        add(f"weight = tl.exp2(score * scale - {base}[:, None])", f"rescale = tl.exp2(before - {base})")
+        add(f"weight = tl.exp2(score * {self.factor} - {base}[:, None])", f"rescale = tl.exp2(before - {base})")
 
     def finish(self) -> None:
         add, p = self.lines.add, self.problem
+        if p.score is not None and p.score.extra is not None:
+            self._count_extra()
         add("# A row that sees nothing gives 0, and an LSE of -inf.")
         add("whole = tl.where(total > 0.0, total, 1.0)")
         for name, _ in self.sums("sum", p.dv):
@@ -485,6 +626,28 @@ class _Forward(_Kernel):
                 add(store)
         else:
             add(store)
+
+
+    def _given(self) -> list[Term]:
+        extra = None if self.problem.score is None else self.problem.score.extra
+        return [*super()._given(), *([] if extra is None else [extra])]
+
+    def _gradients(self) -> list[str]:
+        return []
+
+    def _count_extra(self) -> None:
+        """The extra logit of a row that sees something takes its share."""
+        self.lines.add(
+            "# The extra logit takes its share of what a row sees.",
+            f"logit = of_extra_own * {LOG2_E!r}",
+            "before = most",
+            "most = tl.where(total > 0.0, tl.maximum(most, logit), most)",
+            'base = tl.where(most == float("-inf"), 0.0, most)',
+            "rescale = tl.exp2(before - base)",
+            "total = tl.where(total > 0.0, total * rescale + tl.exp2(logit - base), total)",
+        )
+        for name, _ in self.sums("sum", self.problem.dv):
+            self.lines.add(f"{name} = {name} * rescale[:, None]")
 
 
 class _QueryGradient(_Kernel):
@@ -511,24 +674,30 @@ class _QueryGradient(_Kernel):
         add('own_lse = tl.load(lse + of_row, mask=there, other=float("inf"))')
         add("own_delta = tl.load(delta + of_row, mask=there, other=0.0)")
         self.zero("sum", p.dk)
+        self.zero_gradients()
 
     def tile(self, tile: str, partial: bool) -> None:
         add, p = self.lines.add, self.problem
         self.load("k", "kv_head", p.dk, tile, partial)
-        self.product("q", "k", p.dk, "score")
-        add("weight = tl.exp2(score * scale - own_lse[:, None])")
+        self.product("q", "k", p.dk, self.product_name)
+        self.scored(partial)
+        add(f"weight = tl.exp2(score * {self.factor} - own_lse[:, None])")
         if partial:
             add("weight = tl.where(visible, weight, 0.0)")
         self.load("v", "kv_head", p.dv, tile, partial)
         self.product("dout", "v", p.dv, "change")
         add("change = weight * (change - own_delta[:, None])")
+        self.add_gradients("change", partial)
+        change = self.slope("change", partial)
         keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
         for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
-            add(f"{name} = tl.dot(change.to({key}.dtype), {key}, {name}{p.precision})")
+            add(f"{name} = tl.dot({change}.to({key}.dtype), {key}, {name}{p.precision})")
 
     def finish(self) -> None:
         for name, _ in self.sums("sum", self.problem.dk):
-            self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+            if self.problem.score is None:
+                self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        self.store_gradients("queries")
         self.store("dq", "head", self.sums("sum", self.problem.dk), self.problem.dk)
 
 
@@ -541,6 +710,7 @@ class _KeyGradients(_Kernel):
     written = ("dk", "dv")
     rows_of = ("lse", "delta")
     numbers_columns = True
+    stationary = "key"
     query_lane = "batch * heads + kv_head * group"
 
     @property
@@ -572,7 +742,10 @@ class _KeyGradients(_Kernel):
 
     def _texts(self) -> IndexText:
         wide = ".to(tl.int64)" if self.walk.is_wide else ""
-        names: dict[Index, Text] = {fold.place("k"): Text(f"place{wide}", ROWS), **self._sizes()}
+        query = Text("(query + shift)", COLUMNS)
+        if self.problem.documents:
+            query = Text("(query[None, :] - (window_row - window_shift)[:, None])", PAIRS)
+        names: dict[Index, Text] = {fold.place("k"): Text(f"place{wide}", ROWS), fold.place("q"): query, **self._sizes()}
         return IndexText(names, self._read)
 
     def _of_place(self, dim: str, text: Text) -> Text:
@@ -603,15 +776,19 @@ class _KeyGradients(_Kernel):
             self.moving("q", "head", p.dk)
             self.moving("dout", "head", p.dv)
             add("of_head = (batch * heads + head) * queries.to(tl.int64)")
+            self._terms(self.stationary, "there", "row", "own")
+            self.zero_gradients()
             walk.loops(self.lines, self.sides, self._body, self._full_loop)
+            self.store_gradients("keys")
 
     def tile(self, tile: str, partial: bool) -> None:
         add, p = self.lines.add, self.problem
         inside = ', mask=query < queries, other=float("inf")' if partial else ""
         self.load("q", "head", p.dk, tile, partial)
-        self.product("k", "q", p.dk, "score")
+        self.product("k", "q", p.dk, self.product_name)
+        self.scored(partial)
         add(f"lse_of = tl.load(lse + of_head + query{inside})")
-        add("weight = tl.exp2(score * scale - lse_of[None, :])")
+        add(f"weight = tl.exp2(score * {self.factor} - lse_of[None, :])")
         if partial:
             add("weight = tl.where(visible, weight, 0.0)")
         self.load("dout", "head", p.dv, tile, partial)
@@ -622,13 +799,15 @@ class _KeyGradients(_Kernel):
         add(f"delta_of = tl.load(delta + of_head + query{inside})")
         self.product("v", "dout", p.dv, "change")
         add("change = weight * (change - delta_of[None, :])")
+        self.add_gradients("change", partial)
+        change = self.slope("change", partial)
         queries = self.load_sum("q", "head", p.dk, tile, partial, loaded=True)
         for (name, _), query in zip(self.sums("key_sum", p.dk), queries, strict=True):
-            add(f"{name} = tl.dot(change.to({query}.dtype), {query}, {name}{p.precision})")
+            add(f"{name} = tl.dot({change}.to({query}.dtype), {query}, {name}{p.precision})")
 
     def finish(self) -> None:
         p = self.problem
-        for name, _ in self.sums("key_sum", p.dk):
+        for name, _ in self.sums("key_sum", p.dk) if p.score is None else ():
             self.lines.add(f"{name} = {name} * (scale * {LN_2})")
         self.store("dk", "kv_head", self.sums("key_sum", p.dk), p.dk)
         self.store("dv", "kv_head", self.sums("value_sum", p.dv), p.dv)

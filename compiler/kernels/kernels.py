@@ -11,12 +11,14 @@ from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.emit import Problem, emit_dkdv, emit_dq, emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.ranges import ends, find_ranges
-from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.scores import Score, find_score
+from attnc.compiler.kernels.source import KernelSource, Stage
 from attnc.compiler.kernels.targets import Target, tile_shape
 from attnc.compiler.kernels.walks import Form, Listed, Ranged, Walk
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import is_plain
+from attnc.compiler.simulation.gpu_clocks import TileShape
+from attnc.compiler.values import is_plain, is_value
 
 FIXED = ("queries", "keys", "heads", "kv_heads", "group")
 """Sizes that every kernel is told."""
@@ -24,12 +26,16 @@ FIXED = ("queries", "keys", "heads", "kv_heads", "group")
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """What a head is: its widths and dtype; of fp32, whether products may be TF32."""
+    """What is multiplied: its widths and dtype; of fp32, whether products may be TF32.
+
+    `widths`: dk and dv of the call, where vectors are made of others before.
+    """
 
     dk: int
     dv: int
     dtype: str
     tf32: bool = False
+    widths: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,9 @@ class Kernels:
         """The same where the LSE has a gradient."""
         return emit_delta(self.problem, lse_gradient=True)
 
-    def _tiles(self, stage: str):  # type: ignore[no-untyped-def]
+    def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)  # type: ignore[arg-type]
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -80,11 +86,12 @@ class Kernels:
 def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
     """The kernels of a pattern of one attention. Raises NotInKernelsError where there are none."""
     node = pattern.attend
-    if not is_plain(node):
-        raise NotInKernelsError("scores, weights or keys of its own")
+    score = None if is_plain(node) else find_score(node)
     form, by_query, by_key, reason = _walks(pattern, node)
-    ranged = form == "ranges"
+    ranged = isinstance(by_query, Ranged) and isinstance(by_key, Ranged)
     roots = [*ends(by_query.ranges), *ends(by_key.ranges)] if ranged else []
+    if score is not None:
+        roots += _exact(score)
     problem = Problem(
         name=pattern.name,
         told=_told(pattern, node),
@@ -93,9 +100,11 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
         dk=heads.dk,
         dv=heads.dv,
         dtype=heads.dtype,
-        tensors=tuple(dict.fromkeys(_tensors(roots))),
-        sizes=tuple(sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED})),
+        tensors=tuple(dict.fromkeys([*_tensors(roots), *(score.inputs if score else ())])),
+        sizes=tuple(sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})),
         documents=ranged and pattern.documents is not None,
+        score=score,
+        widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,
         boxes=target.boxes,
     )
@@ -128,6 +137,14 @@ def _is_own(dim: str | int, index: Index) -> bool:
     if dim in ("batch", "head", "kv_head"):
         return isinstance(index, HeadIndex) and index.name == dim
     return dim in ("query", "key", "token") and isinstance(index, Place)
+
+
+def _exact(score: Score) -> list[Index]:
+    """The exact expressions that kernels compute of pairs."""
+    derivatives = score.derivatives
+    values = [score.formula, *(d.by for d in derivatives)]
+    found = [child for value in values for b in value.below for child in b.children() if not is_value(child)]
+    return [*found, *(d.where for d in derivatives)]
 
 
 def _tensors(roots: list[Index]) -> Iterator[Tensor]:

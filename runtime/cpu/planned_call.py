@@ -16,9 +16,9 @@ from attnc.runtime.blocks import Operands
 
 @dataclass(frozen=True)
 class Call:
-    """What a call is besides its tensors."""
+    """What a call is besides its tensors; kernels need no plan of pieces."""
 
-    plan: Plan
+    plan: Plan | None
     relations: Relations
     scale: float
 

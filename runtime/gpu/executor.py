@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.kernels.delta import ROWS
-from attnc.compiler.kernels.emit import LOG2_E
 from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.source import VECTOR, KernelSource
+from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.cpu.executor import empty_like
 from attnc.runtime.gpu.launch import launch
+
+NOTHING: Mapping[str, Tensor] = {}
 
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -60,29 +62,39 @@ class Executor:
     prepared: Prepared
     scale: float
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, terms: Mapping[str, Tensor] = NOTHING) -> Pair:
         """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv).
 
-        Returns out (B, Hq, Nq, dv) in the dtype of q, laid out as `empty_like` has it, and the natural LSE
+        `terms`: what a score reads besides products, fp32 (B or 1, Hq or 1, Nq, Nk or distances), by name. Returns out (B, Hq, Nq, dv) in the dtype of q, laid out as `empty_like` has it, and the natural LSE
         (B, Hq, Nq), fp32. Rows that see nothing: 0 and −inf.
         """
         out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
         if not out.numel() or not k.numel():
             return out.zero_(), lse.fill_(-math.inf)
-        own, factor = _scaled(q, self.scale)
+        own, factor = self._scaled(q)
         writable = out if _fits(out) else _roomy(out)
-        tensors = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "out": writable, "lse": lse}
+        tensors = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "out": writable, "lse": lse, **terms}
         self._launch(self.prepared.kernels.forward, q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
         return (out if writable is out else out.copy_(writable)), lse
 
-    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """(dq, dk, dv) of `forward`; `kept` are q, k, v, and its results. Rows that see nothing give exactly 0."""
+    def backward(
+        self,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        kept: Sequence[Tensor],
+        terms: Mapping[str, Tensor] = NOTHING,
+    ) -> tuple[Triple, dict[str, Tensor]]:
+        """(dq, dk, dv) of `forward`, and the gradients of terms by name, (B, Hq, tokens).
+
+        `kept` are q, k, v, and its results. Rows that see nothing give exactly 0.
+        """
         q, k, v, out, lse, *_ = kept
         grads = tuple(empty_like(x, x.shape, x.dtype) for x in (q, k, v))
+        of_terms = self._gradients(q, k)
         if not out.numel() or not k.numel():
-            return tuple(x.zero_() for x in grads)  # type: ignore[return-value]
-        own, factor = _scaled(q, self.scale)
+            return (grads[0].zero_(), grads[1].zero_(), grads[2].zero_()), {n: x.zero_() for n, x in of_terms.items()}
+        own, factor = self._scaled(q)
         read = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "dout": _fit(grad_out), "out": _fit(out)}
         lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
         before = {"lse": lse.contiguous(), "lse2": lse2, "delta": delta}
@@ -96,21 +108,38 @@ class Executor:
             tensors = {**read, **before}
             numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
             launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
-        tensors = {**read, **written, "lse": lse2, "delta": delta}
+        tensors = {**read, **written, "lse": lse2, "delta": delta, **terms}
+        tensors.update((f"d{name}", x) for name, x in of_terms.items())
         self._launch(kernels.dq, q.shape[2], lanes, tensors, factor)
         self._launch(kernels.dkdv, k.shape[2], kv_lanes, tensors, factor)
         found = [x if own is x else x.copy_(own) for x, own in zip(grads, written.values(), strict=True)]
-        if self.scale < 0:
-            found[0].neg_()
-        elif self.scale == 0:
-            found[0].zero_()
-        return found[0], found[1], found[2]
+        if self.prepared.kernels.problem.score is None and self.scale <= 0:
+            found[0].mul_(-1 if self.scale else 0)
+        if "of_extra" in terms:  # its value is 0, and its share what the LSE says
+            share = torch.exp(terms["of_extra"] - torch.where(lse == -math.inf, math.inf, lse))
+            of_terms["of_extra"] = -share * delta
+        return (found[0], found[1], found[2]), of_terms
+
+    def _gradients(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
+        """Memory for the gradients of terms."""
+        score = self.prepared.kernels.problem.score
+        tokens = {"query": q.shape[2], "key": k.shape[2]}
+        return {
+            term.tensor.name: q.new_empty((*q.shape[:2], tokens[term.side]), dtype=torch.float32)
+            for term in (() if score is None else score.terms)
+            if term.varies and term.side in tokens
+        }
+
+    def _scaled(self, q: Tensor) -> _Scaled:
+        """Of a score of its own the scale is a number in a formula, which may be anything."""
+        return _scaled(q, self.scale) if self.prepared.kernels.problem.score is None else _Scaled(q, self.scale)
 
     def _launch(
         self, source: KernelSource, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float
     ) -> None:
         own = self.prepared.tensors.get(source.stage, {})
-        numbers = {**self.prepared.numbers, "lanes": lanes, "scale": factor * LOG2_E}
+        plain = self.prepared.kernels.problem.score is None
+        numbers = {**self.prepared.numbers, "lanes": lanes, "scale": factor * LOG2_E if plain else factor}
         with _on(tensors["q"]):
             launch(source, -(-tokens // source.stationary) * lanes, {**tensors, **own}, numbers)
 

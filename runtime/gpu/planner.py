@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -54,43 +54,64 @@ class GpuPlanner:
                 f'backend="reference" (dense, O(Nq · Nk)), or move the tensors to the CPU'
             ) from error
 
-    def prepared(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Prepared:
+    def prepared(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        widths: tuple[int, int] | None = None,
+    ) -> Prepared:
         """All that a call needs beside q, k and v; `inputs` are the pattern's, in its order.
+
+        `widths`: dk and dv of the call, where q, k and v are made of others.
 
         Raises what a call of an `Attention` raises.
         """
         if q.dtype not in DTYPES:
             raise UnsupportedError(f'q is {q.dtype}: kernels take fp32, bf16 and fp16; use backend="reference"')
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-        key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32)
+        key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
         if not inputs:
-            return self._prepared.get(key, lambda: self._made(q, k, v, (), tf32))
-        if self._kernels_of(q, k, v, tf32).form == "ranges":  # nothing is planned from what inputs hold
+            return self._prepared.get(key, lambda: self._made(q, k, v, (), tf32, widths))
+        if self._kernels_of(q, v, tf32, widths).form == "ranges":  # nothing is planned from what inputs hold
             shapes = tuple((x.shape, x.dtype) for x in inputs)
-            alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, tf32))
-            return replace(alike, tensors=self._read(alike.kernels, q, k, inputs))
+            alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, tf32, widths))
+            return dataclasses.replace(alike, tensors=self._read(alike.kernels, q, k, inputs))
         named = tuple(name_of(x, is_read=True) for x in inputs)
-        return self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32))
+        return self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32, widths))
 
-    def _kernels_of(self, q: Tensor, k: Tensor, v: Tensor, tf32: bool) -> Kernels:
-        heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32)
+    def _kernels_of(self, q: Tensor, v: Tensor, tf32: bool, widths: tuple[int, int] | None) -> Kernels:
+        heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths)
         return self.kernels(heads, target_of(q.device))
 
-    def _made(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], tf32: bool) -> Prepared:
+    def _made(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        tf32: bool,
+        widths: tuple[int, int] | None,
+    ) -> Prepared:
         """All but the tensors that kernels of ranges read, which no data of inputs enter."""
         sizes = check_tensors(q, k, v)
         if max(sizes.n_q, sizes.n_k) > LONGEST:
             raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
-        kernels = self._kernels_of(q, k, v, tf32)
+        kernels = self._kernels_of(q, v, tf32, widths)
         ranged = kernels.form == "ranges"
         given = self._named(inputs)
+        if widths is not None:
+            sizes = dataclasses.replace(sizes, dk=widths[0], dv=widths[1])
         shape = call_shape(self._pattern, sizes, {n: _blank(x) for n, x in given.items()} if ranged else given)
+        shift = sizes.n_k - sizes.n_q if self._pattern.align == "end" else 0
         numbers = {
             "heads": sizes.heads,
             "group": sizes.heads // max(sizes.kv_heads, 1),
             "queries": sizes.n_q,
             "keys": sizes.n_k,
-            "shift": sizes.n_k - sizes.n_q if self._pattern.align == "end" else 0,
+            "shift": shift,
+            "distances": sizes.n_k - 1 - shift,
             **{name: shape.sizes[name] for name in kernels.problem.sizes},
         }
         tables = {} if ranged else self._tables(kernels, relations_of(self._pattern, shape), q.device)
@@ -168,6 +189,8 @@ def _blank(x: Tensor) -> NDArray[Any]:
 
 
 def _as_read(x: Tensor, device: torch.device) -> Tensor:
-    """An input as kernels read it: integers of 32 bits."""
+    """An input as kernels read it: numbers of 32 bits."""
     x = x.to(device)
+    if x.is_floating_point():
+        return x.float()
     return x if x.dtype == torch.bool else x.to(torch.int32)

@@ -26,4 +26,4 @@ class OnGpu(NamedTuple):
         """`Executor.backward`."""
         q, k, v, _, _, *inputs = kept
         prepared = self.planner.gpu.prepared(q, k, v, inputs)
-        return Executor(prepared, self.scale).backward(grad_out, grad_lse, kept)
+        return Executor(prepared, self.scale).backward(grad_out, grad_lse, kept)[0]

@@ -1,0 +1,251 @@
+"""A score taken apart for kernels: one product of vectors, terms that are computed beforehand, and a formula of these.
+
+What depends on the query alone, however it is made, is one number a row (`Term`), what depends on the key alone one a
+column, and what depends on their distance alone one a diagonal. These are computed before the kernel, as are the
+vectors that are multiplied; their gradients come back from it as they went in. The formula that is left is what a
+kernel computes of every pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attnc.compiler import fold
+from attnc.compiler.analysis.translation import is_difference
+from attnc.compiler.derivatives import Derivative, derivatives
+from attnc.compiler.ir import (
+    Apply,
+    Attend,
+    Const,
+    Dot,
+    Element,
+    Index,
+    Number,
+    Place,
+    Ratio,
+    Scale,
+    Seen,
+    Select,
+    Softmax,
+    Tensor,
+    Total,
+    Value,
+    Vec,
+    intern,
+)
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.values import apply, dot, element, rank, reads, vector
+
+Side = Literal["query", "key", "distance"]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A number of every query, key or distance of query and key, and the tensor that stands for it in the formula.
+
+    `varies`: it has a gradient. `half`: of a sum over what lies between a key and a query, of which terms are the sums
+    up to either; these are kept in two numbers of 32 bits, 1 the larger, 2 the rest.
+    """
+
+    tensor: Tensor
+    side: Side
+    value: Value
+    half: Literal[0, 1, 2] = 0
+
+    @property
+    def element(self) -> Value:
+        """What stands for it in the formula."""
+        places: dict[Side, Index] = {
+            "query": fold.place("q"),
+            "key": fold.place("k"),
+            "distance": fold.sub(fold.place("q"), fold.place("k")),
+        }
+        return element(self.tensor, (fold.head_index("batch"), fold.head_index("head"), places[self.side]))
+
+    @property
+    def varies(self) -> bool:
+        """Whether it has a gradient."""
+        return self.half != 2 and any(isinstance(below, Vec | Element) for below in self.value.below)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a kernel computes: `formula` over `dot(q, k)` and elements of terms and inputs.
+
+    `query`, `key`, `value`: the vectors that take the places of q, k and v; None for those themselves. `extra`: a
+    logit of every query that takes its share of the weights.
+    """
+
+    formula: Value
+    query: Value | None
+    key: Value | None
+    value: Value | None
+    terms: tuple[Term, ...]
+    extra: Term | None
+
+    @property
+    def by_product(self) -> Derivative | None:
+        """How the formula changes with the product."""
+        return next((d for d in self.derivatives if isinstance(d.atom, Dot)), None)
+
+    @property
+    def derivatives(self) -> tuple[Derivative, ...]:
+        """How the formula changes with all that it is made of."""
+        return derivatives(self.formula)
+
+    def by_term(self, term: Term) -> Derivative | None:
+        """How the formula changes with a term."""
+        return next((d for d in self.derivatives if isinstance(d.atom, Element) and d.atom.tensor is term.tensor), None)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The real inputs that are read pair by pair."""
+        own = {term.tensor for term in self.terms}
+        found = (n.tensor for n in self.formula.below if isinstance(n, Element) and n.tensor not in own)
+        return tuple(dict.fromkeys(found))
+
+
+def find_score(node: Attend) -> Score:
+    """The score of an attention over tokens with softmax weights.
+
+    Raises NotInKernelsError where it has another form.
+    """
+    if node.keys is not None or node.stack is not None or node.family is not None:
+        raise NotInKernelsError("keys of its own")
+    if not isinstance(node.weights, Softmax):
+        raise NotInKernelsError("weights of its own")
+    if any(isinstance(below, Seen) for below in node.score.below):
+        raise NotInKernelsError("scores that need all keys of a row")
+    return _Taking(node).score()
+
+
+class _Taking:
+    """Takes a score apart."""
+
+    def __init__(self, node: Attend) -> None:
+        self._node = node
+        self._terms: list[Term] = []
+        self._product: tuple[Value, Value] | None = None
+
+    def score(self) -> Score:
+        node = self._node
+        formula = self._taken(node.score)
+        weights = node.weights
+        assert isinstance(weights, Softmax)
+        extra = None
+        if weights.extra is not None:
+            if "k" in reads(weights.extra) or any(isinstance(b, Seen) for b in weights.extra.below):
+                raise NotInKernelsError("extra logits that need the keys of a row")
+            extra = Term(_tensor("extra", "query"), "query", weights.extra)
+        query, key = self._product or (None, None)
+        return Score(
+            formula,
+            None if query is vector("q") else query,
+            None if key is vector("k") else key,
+            self._values(),
+            tuple(self._terms),
+            extra,
+        )
+
+    def _values(self) -> Value | None:
+        value = self._node.value
+        if value is vector("v"):
+            return None
+        if rank(value) != 1 or _sides(value) - {"k"} or not _is_alone(value):
+            raise NotInKernelsError("values of pairs of queries and keys")
+        return value
+
+    def _taken(self, node: Value) -> Value:
+        """The formula of a number."""
+        if isinstance(node, Dot) and _sides(node) != {"k"}:
+            return self._multiplied(node)
+        if rank(node):
+            raise NotInKernelsError("vectors of pairs of queries and keys")
+        if isinstance(node, Total) and _sides(node) == {"q", "k"}:
+            return self._between(node)
+        if _is_term(node):
+            sides = _sides(node)
+            if sides <= {"q"} and not _is_cheap(node):
+                return self._term(node, "query")
+            if sides == {"k"}:
+                return self._term(node, "key")
+            if sides == {"q", "k"} and is_difference(node) and _has_inputs(node):
+                return self._term(node, "distance")
+        match node:
+            case Number() | Ratio() | Scale() | Element():
+                return node
+            case Apply(op=op, operands=operands):
+                return apply(op, *map(self._taken, operands))
+            case Select(condition=condition, then=then, otherwise=otherwise):
+                return intern(Select(condition, self._taken(then), self._taken(otherwise)))
+        raise NotInKernelsError(f"{type(node).__name__.lower()} of pairs of queries and keys")
+
+    def _multiplied(self, node: Dot) -> Value:
+        left, right = node.left, node.right
+        if _sides(left) <= {"k"} and _sides(right) <= {"q"} and _sides(left):
+            left, right = right, left
+        if not (_sides(left) <= {"q"} and _sides(right) <= {"k"} and _is_alone(left) and _is_alone(right)):
+            raise NotInKernelsError("products of vectors that differ from pair to pair")
+        if self._product not in (None, (left, right)):
+            raise NotInKernelsError("several products of vectors")
+        self._product = left, right
+        return dot(vector("q"), vector("k"))
+
+    def _term(self, node: Value, side: Side, half: Literal[0, 1, 2] = 0) -> Value:
+        known = next((t for t in self._terms if (t.value, t.side, t.half) == (node, side, half)), None)
+        if known is None:
+            known = Term(_tensor(f"{side}_{len(self._terms)}", side), side, node, half)
+            self._terms.append(known)
+        return known.element
+
+    def _between(self, node: Total) -> Value:
+        """A sum over what lies between a key and a query: the sum up to one end less that up to the other."""
+        low, high = _index_sides(node.low), _index_sides(node.high)
+        body = _sides(node.body) | _index_sides(node.condition)
+        ordered = fold.conjunction(self._node.visible, fold.negation(fold.less_equal(node.low, node.high)))
+        never = ordered is fold.truth(False)
+        if node.op != "sum" or body or {*low} == {*high} or len(low) > 1 or len(high) > 1 or not never:
+            raise NotInKernelsError("sums of pairs of queries and keys")
+        parts = []
+        for end in (node.high, node.low):
+            upto = intern(Total("sum", node.var, fold.const(0), end, node.condition, node.body))
+            side: Side = "key" if "k" in _index_sides(end) else "query"
+            parts.append([self._term(upto, side, half) for half in (1, 2)])
+        (a, a_rest), (b, b_rest) = parts
+        return apply("add", apply("sub", a, b), apply("sub", a_rest, b_rest))
+
+
+def _tensor(name: str, side: Side) -> Tensor:
+    return intern(Tensor(f"of_{name}", "real", ("batch", "head", side)))
+
+
+def _sides(node: Value) -> set[str]:
+    """Which of the two places a value depends on."""
+    return {"q", "k"} & reads(node)
+
+
+def _index_sides(node: Index) -> set[str]:
+    return {below.name for below in node.below if isinstance(below, Place)}
+
+
+def _is_alone(node: Value) -> bool:
+    """Whether a vector can be computed beforehand."""
+    return not any(isinstance(below, Seen) for below in node.below)
+
+
+def _is_term(node: Value) -> bool:
+    return rank(node) == 0 and not any(isinstance(below, Seen) for below in node.below)
+
+
+def _is_cheap(node: Value) -> bool:
+    """Whether a number that is the same for all is as well computed by the kernel."""
+    leaves = (b for b in node.below if not isinstance(b, Apply | Ratio))
+    return all(isinstance(b, Number | Scale | Const) or b in _WIDTHS for b in leaves)
+
+
+_WIDTHS = (fold.extent("dk"), fold.extent("dv"))
+
+
+def _has_inputs(node: Value) -> bool:
+    return any(isinstance(below, Element) for below in node.below)

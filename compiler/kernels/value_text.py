@@ -1,0 +1,185 @@
+"""Floating-point formulas as Triton text, in 32 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isinf, isnan
+
+from attnc.compiler.ir import Apply, Const, Element, Index, Number, Ratio, Select, Value, is_truth
+from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text, aligned
+
+
+LOG2_E = 1.4426950408889634
+LN_2 = 0.6931471805599453
+
+VALUE_HELPERS: Mapping[str, str] = {
+    "tanh": '''\
+@triton.jit
+def tanh(x):
+    """tanh, by its series near 0, where the quotient would lose digits."""
+    x2 = x * x
+    near = x * (1.0 + x2 * (-0.33333333 + x2 * (0.13333333 + x2 * (-0.053968254 + x2 * 0.021869489))))
+    far = 1.0 - 2.0 / (tl.exp2(2.8853900817779268 * x) + 1.0)
+    return tl.where(tl.abs(x) < 0.25, near, far)
+''',
+    "softplus": '''\
+@triton.jit
+def softplus(x):
+    """log(1 + e^x)."""
+    return tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+''',
+    "whole_power": '''\
+@triton.jit
+def whole_power(x, n: tl.constexpr):
+    """x ** n for n >= 2."""
+    found = x
+    for _ in tl.static_range(n - 1):
+        found = found * x
+    return found
+''',
+    "power": '''\
+@triton.jit
+def power(base, exponent):
+    """base ** exponent of a base that is not negative; 0 ** 0 is 1."""
+    return tl.where(exponent == 0.0, 1.0, tl.exp2(exponent * tl.log2(base)))
+''',
+}
+"""Functions that a text may use, by name."""
+
+_CALLS = {
+    "sqrt": "tl.sqrt({0})",
+    "exp": "tl.exp({0})",
+    "log": "tl.log({0})",
+    "log2": "tl.log2({0})",
+    "sin": "tl.sin({0})",
+    "cos": "tl.cos({0})",
+    "sigmoid": "tl.sigmoid({0})",
+    "abs": "tl.abs({0})",
+    "tanh": "tanh({0})",
+    "softplus": "softplus({0})",
+    "relu": "tl.maximum({0}, 0.0)",
+    "silu": "({0}) * tl.sigmoid({0})",
+    "elu": "tl.where({0} > 0.0, {0}, tl.exp({0}) - 1.0)",
+    "sign": "tl.where({0} > 0.0, 1.0, tl.where({0} < 0.0, -1.0, 0.0))",
+    "clamp": "tl.minimum(tl.maximum({0}, {1}), {2})",
+    "logaddexp": "tl.maximum({0}, {1}) + softplus(-tl.abs({0} - {1}))",
+    "share": "tl.where({1} == 0.0, 0.0, {0} / tl.where({1} == 0.0, 1.0, {1}))",
+    "if_at_least": "tl.where({0} >= {1}, {2}, {3})",
+    "chain": "tl.where({0} == 0.0, 0.0, {0} * {1})",
+}
+MOST_WHOLE = 64
+"""Whole powers up to this are products."""
+
+_USES = {"tanh": "tanh", "softplus": "softplus", "logaddexp": "softplus", "pow": "power"}
+_SIGNS = {"add": ("+", 5), "sub": ("-", 5), "mul": ("*", 7), "div": ("/", 7)}
+
+
+@dataclass
+class ValueText:
+    """Texts of formulas. `names` has atoms; `exact` writes what is exact; `read` elements of inputs.
+
+    What is alike for all columns, or for all rows, is handed to `keep`, which gives a name to it.
+    """
+
+    names: Mapping[Value, Text]
+    exact: IndexText
+    read: Callable[[Element, tuple[Text, ...]], Text]
+    helpers: dict[str, None] = field(default_factory=dict)
+    _known: dict[Value, Text] = field(default_factory=dict)
+
+    def of(self, node: Value) -> Text:
+        """The text of a number. Raises NotInKernelsError."""
+        if node not in self._known:
+            self._known[node] = self._made(node)
+        return self._known[node]
+
+    def truth(self, node: Index) -> Text:
+        """The text of a condition."""
+        assert is_truth(node)
+        return self.exact.of(node)
+
+    def _made(self, node: Value) -> Text:
+        if node in self.names:
+            return self.names[node]
+        match node:
+            case Number(value=value):
+                return _constant(value)
+            case Ratio(num=num, den=den):
+                return self._ratio(num, den)
+            case Element(indices=indices):
+                return self.read(node, tuple(map(self.exact.of, indices)))
+            case Select(condition=condition, then=then, otherwise=otherwise):
+                axes, parts = aligned(self.truth(condition), self.of(then), self.of(otherwise))
+                return Text(f"tl.where({', '.join(part.text for part in parts)})", axes)
+            case Apply(op="pow"):
+                return self._power(node)
+            case Apply(op="min" | "max" as op, operands=operands):
+                axes, parts = aligned(*map(self.of, operands))
+                text = parts[0].text
+                for part in parts[1:]:
+                    text = f"tl.{op}imum({text}, {part.text})"
+                return Text(text, axes)
+            case Apply(op="neg", operands=(operand,)):
+                inner = self.of(operand)
+                return Text(f"-{inner.at(8)}", inner.axes, 6)
+            case Apply(op=op, operands=operands):
+                return self._applied(op, operands)
+        raise NotInKernelsError(type(node).__name__.lower())
+
+    def _applied(self, op: str, operands: tuple[Value, ...]) -> Text:
+        axes, parts = aligned(*map(self.of, operands))
+        if op in _SIGNS:
+            sign, binds = _SIGNS[op]
+            after = binds + (op in ("sub", "div"))
+            return Text(f"{parts[0].at(binds)} {sign} {parts[1].at(after)}", axes, binds)
+        if op not in _CALLS:
+            raise NotInKernelsError(op)
+        if op in _USES:
+            self.helpers[_USES[op]] = None
+        own = [part.at(9) if op in ("silu", "sign", "share", "elu", "chain", "logaddexp") else part.text for part in parts]
+        text = _CALLS[op].format(*own)
+        return Text(text, axes, 9 if text.startswith("tl.where") or op in ("tanh", "softplus") else 5)
+
+    def _ratio(self, num: Index, den: Index) -> Text:
+        if isinstance(num, Const) and isinstance(den, Const):
+            return _constant(num.value / den.value)
+        above = self.exact.of(num)
+        own = Text(f"{above.at(9)}.to(tl.float32)", above.axes) if not isinstance(num, Const) else _constant(num.value)
+        if isinstance(den, Const) and den.value == 1:
+            return own
+        below = self.exact.of(den)
+        divisor = Text(f"{below.at(9)}.to(tl.float32)", below.axes)
+        if isinstance(den, Const):
+            divisor = _constant(float(den.value))
+        axes, (a, b) = aligned(own, divisor)
+        return Text(f"{a.at(7)} / {b.at(8)}", axes, 7)
+
+    def _power(self, node: Apply) -> Text:
+        base, exponent = node.operands
+        whole = _whole(exponent)
+        inner = self.of(base)
+        if whole is not None and 2 <= whole <= MOST_WHOLE:
+            self.helpers["whole_power"] = None
+            return Text(f"whole_power({inner.text}, {whole})", inner.axes)
+        axes, (a, b) = aligned(inner, self.of(exponent))
+        self.helpers["power"] = None
+        return Text(f"power({a.text}, {b.text})", axes)
+
+
+def _whole(node: Value) -> int | None:
+    """A constant that is a whole number."""
+    if isinstance(node, Number) and node.value == int(node.value):
+        return int(node.value)
+    if isinstance(node, Ratio) and isinstance(node.num, Const) and node.den is not None:
+        den = node.den.value if isinstance(node.den, Const) else 0
+        return node.num.value if den == 1 else None
+    return None
+
+
+def _constant(value: float) -> Text:
+    if isinf(value) or isnan(value):
+        return Text(f'float("{value}")')
+    return Text(repr(float(value)), binds=9 if value >= 0 else 6)
+
+

@@ -1,0 +1,150 @@
+"""What a score's kernels are given: vectors and terms, computed in torch for all queries, keys and distances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Value
+from attnc.compiler.kernels.scores import Score, Term
+from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.values import reads
+from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.values import Values
+
+_NONE = np.zeros(1, dtype=np.int64)
+
+
+class Given:
+    """The vectors and terms of a call, differentiable in its tensors."""
+
+    def __init__(self, call: Call, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> None:
+        self._call = call
+        self._tensors = {"q": q, "k": k, "v": v}
+        self._operands: Operands = call.operands(q.unbind(0), k.unbind(0), v.unbind(0), inputs)
+        self._heads = tuple(range(q.shape[1]))
+
+    def vectors(self, score: Score) -> tuple[Tensor, Tensor, Tensor]:
+        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs."""
+        q, k, v = self._tensors.values()
+        own = [
+            q if score.query is None else self._whole(score.query, self._of_queries).to(q.dtype),
+            k if score.key is None else self._whole(score.key, self._of_keys).to(k.dtype),
+            v if score.value is None else self._whole(score.value, self._of_keys).to(v.dtype),
+        ]
+        batch, heads = q.shape[:2]
+        own[0] = own[0].expand(batch, heads, *own[0].shape[2:])
+        counts = {x.shape[1] for x in own[1:]} - {1} or {k.shape[1]}
+        kv_heads = k.shape[1] if counts == {k.shape[1]} else heads
+        for i in (1, 2):
+            own[i] = _by_head(own[i], kv_heads).expand(batch, kv_heads, *own[i].shape[2:])
+        return own[0], own[1], own[2]
+
+    def terms(self, score: Score) -> dict[str, Tensor]:
+        """The terms by name, fp32 (B or 1, Hq or 1, tokens or distances)."""
+        terms = [*score.terms, *([] if score.extra is None else [score.extra])]
+        sums: dict[tuple[Value, str], Tensor] = {}
+        found = {}
+        for term in terms:
+            key = term.value, term.side
+            if key not in sums:
+                sums[key] = self._whole(term.value, self._places(term), precise=term.half > 0)
+            found[term.tensor.name] = _half(sums[key], term)
+        return found
+
+    def _places(self, term: Term) -> Callable[[Operands, int, Value], Tensor]:
+        return {"query": self._of_queries, "key": self._of_keys, "distance": self._of_distances}[term.side]
+
+    def _whole(
+        self, value: Value, of: Callable[[Operands, int, Value], Tensor], precise: bool = False
+    ) -> Tensor:
+        """A value of every batch entry, or of one where all are alike; `precise`: computed in 64 bits."""
+        operands = _in_64_bits(self._operands) if precise else self._operands
+        batches = len(operands.q) if "batch" in reads(value) or self._windows_differ else 1
+        return torch.stack([of(operands, batch, value) for batch in range(batches)])
+
+    @property
+    def _windows_differ(self) -> bool:
+        return self._call.relations.pattern.documents is not None
+
+    def _of_queries(self, operands: Operands, batch: int, value: Value) -> Tensor:
+        parts = [
+            self._values(operands, batch, window, np.arange(window.n_q), _NONE, value)[:, :, 0].expand(
+                -1, window.n_q, *[-1] * (self._width(value))
+            )
+            for window in self._call.relations.windows(batch)
+        ]
+        return torch.cat(_one_count(parts), 1)
+
+    def _of_keys(self, operands: Operands, batch: int, value: Value) -> Tensor:
+        """Keys of documents without queries are not computed: nothing reads them."""
+        parts, at = [], 0
+        width = self._width(value)
+        for window in self._call.relations.windows(batch):
+            found = self._values(operands, batch, window, _NONE, np.arange(window.n_k), value)[:, 0]
+            found = found.expand(-1, window.n_k, *[-1] * width)
+            if window.key > at:
+                parts.append(found.new_zeros((len(found), window.key - at, *found.shape[2:])))
+            parts.append(found)
+            at = window.key + window.n_k
+        n_k = self._tensors["k"].shape[2]
+        if at < n_k:
+            parts.append(parts[-1].new_zeros((len(parts[-1]), n_k - at, *parts[-1].shape[2:])))
+        return torch.cat(_one_count(parts), 1)
+
+    def _of_distances(self, operands: Operands, batch: int, value: Value) -> Tensor:
+        """From the first query back over all keys, and from the first key on to all queries."""
+        n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
+        shift = n_k - n_q if self._call.relations.pattern.align == "end" else 0
+        window = Window(0, 0, n_q, n_k, shift)
+        back = self._values(operands, batch, window, _NONE, np.arange(n_k), value)[:, 0].flip(1)
+        on = self._values(operands, batch, window, np.arange(n_q), _NONE, value)[:, :, 0]
+        parts = [back.expand(-1, n_k), on.expand(-1, n_q)[:, 1:]]
+        return torch.cat(_one_count(parts), 1)
+
+    def _values(
+        self,
+        operands: Operands,
+        batch: int,
+        window: Window,
+        rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+        keys: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+        value: Value,
+    ) -> Tensor:
+        """(heads or 1, rows or 1, keys or 1[, width])."""
+        alive = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
+        block = Block(batch, self._heads, window, rows, keys, alive)
+        return Values(operands, block).of(value)
+
+    @staticmethod
+    def _width(value: Value) -> int:
+        from attnc.compiler.values import rank
+
+        return rank(value)
+
+
+def _in_64_bits(operands: Operands) -> Operands:
+    from dataclasses import replace
+
+    return replace(operands, dtype=torch.float64)
+
+
+def _one_count(parts: list[Tensor]) -> list[Tensor]:
+    """Parts with as many heads each."""
+    most = max(len(part) for part in parts)
+    return [part.expand(most, *part.shape[1:]) for part in parts]
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """A tensor of kv heads as one of so many heads."""
+    return x if x.shape[1] in (1, heads) else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def _half(x: Tensor, term: Term) -> Tensor:
+    """A term in 32 bits: itself, or the larger or smaller part of what 64 bits hold."""
+    first = x.float()
+    return first if term.half < 2 else (x.detach() - first.detach().double()).float()
