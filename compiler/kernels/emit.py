@@ -66,21 +66,21 @@ class Problem:
 
 def emit_forward(problem: Problem, tiles: TileShape) -> KernelSource:
     """The forward: out and LSE."""
-    return _Forward(problem, tiles).source()
+    return Forward(problem, tiles).source()
 
 
 def emit_dq(problem: Problem, tiles: TileShape) -> KernelSource:
     """The gradient of q, by rows of queries."""
-    return _QueryGradient(problem, tiles).source()
+    return QueryGradient(problem, tiles).source()
 
 
 def emit_dkdv(problem: Problem, tiles: TileShape) -> KernelSource:
     """The gradients of k and v, by rows of keys, over all query heads of a kv head."""
-    return _KeyGradients(problem, tiles).source()
+    return KeyGradients(problem, tiles).source()
 
 
 @dataclass
-class _Kernel:
+class Kernel:
     """What the kernels have in common. Sub-classes say what a program loads, does with a tile, and stores."""
 
     problem: Problem
@@ -129,21 +129,20 @@ class _Kernel:
     def sides(self) -> Sides:
         return Sides("row", "queries", self.tiles.q_tile, "key", "keys", self.tiles.k_tile)
 
+    @property
+    def title(self) -> str:
+        """What the kernel makes, as part of its name."""
+        return self.stage
+
     def source(self) -> KernelSource:
         """The kernel."""
-        function = f"{self.problem.name}_{self.stage}"
+        function = f"{self.problem.name}_{self.title}"
         arguments = self._arguments()
         self.texts = texts = self._texts()
-        self.values = ValueText(self._atoms(), texts, self._element)
+        self.values = ValueText(self._atoms(), texts, self.element_text)
         lines = self.lines
         lines.depth = 1
-        self._places()
-        self.start()
-        if self.stationary == "query":
-            self._terms("query", "there", "row", "own")
-        self._loops(texts)
-        lines.add("")
-        self.finish()
+        self.write(texts)
         head = Lines()
         self._head(head)
         helpers = [HELPERS[name] for name in texts.helpers] + [VALUE_HELPERS[name] for name in self.values.helpers]
@@ -151,7 +150,17 @@ class _Kernel:
             head.add(*helper.rstrip().split("\n"), "", "")
         head.add(*declaration(function, arguments))
         text = str(head) + str(lines)
-        return KernelSource(self.stage, function, text, arguments, self.tiles, self.accumulated.parts)
+        return KernelSource(self.title, function, text, arguments, self.tiles, self.accumulated.parts)
+
+    def write(self, texts: IndexText) -> None:
+        """All lines."""
+        self._places()
+        self.start()
+        if self.stationary == "query":
+            self.load_terms("query", "there", "row", "own")
+        self._loops(texts)
+        self.lines.add("")
+        self.finish()
 
     def _head(self, head: Lines) -> None:
         head.add(*(f"# {line}".rstrip() for line in (*self.problem.told, *self._about())))
@@ -177,9 +186,10 @@ class _Kernel:
         if self.problem.documents:
             found.append(Argument("windows", "*i32"))
         found += [Argument(tensor.name, f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
-        terms = self._given()
+        terms = self.given()
         found += [Argument(term.tensor.name, "*fp32") for term in terms]
-        found += [Argument(name, "*fp32") for name in self._gradients()]
+        found += [Argument(name, "*fp32") for name in self.gradients()]
+        found += self.more_pointers()
         found += self.walk.arguments(self.sides)
         for name in () if boxes else names:
             found += [Argument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
@@ -192,6 +202,10 @@ class _Kernel:
         counts = _COUNTS + (("distances",) if any(term.side == "distance" for term in terms) else ())
         found += [Argument(name, "i32") for name in counts + p.sizes]
         return (*found, Argument("scale", "fp32"))
+
+    def more_pointers(self) -> list[Argument]:
+        """Other tensors that are read or written."""
+        return []
 
     def _boxes(self, name: str) -> Iterator[Argument]:
         """The descriptors of a tensor: for its pieces, and for the part that a program adds up."""
@@ -216,17 +230,15 @@ class _Kernel:
         add("lane = tl.program_id(0) % lanes")
         if self.accumulated.parts > 1:
             add("part = tl.program_id(1)")
-        self._heads()
+        self.heads()
         if isinstance(self.walk, Listed):
             add("tiles = tl.num_programs(0) // lanes", f"entry = tl.load(list_of_lane + {self.query_lane})")
             add("row_tile = tl.load(tile_order + entry * tiles + tl.program_id(0) // lanes)")
             add("entry = entry * (tiles + 1) + row_tile")
         else:
             add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
-        add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
-        add(f"there = row < {sides.rows}")
         add(f"column = tl.arange(0, {sides.column_tile})")
-        self._positions()
+        self.own_places()
 
     def _batch(self, heads: str) -> str:
         return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
@@ -234,10 +246,17 @@ class _Kernel:
     query_lane: ClassVar[str] = "lane"
     """A lane of query heads that is of the program."""
 
-    def _heads(self) -> None:
+    def heads(self) -> None:
         self.lines.add(f"batch = {self._batch('heads')}", "head = lane % heads", "kv_head = head // group")
 
-    def _positions(self) -> None:
+    def own_places(self) -> None:
+        """The program's own rows."""
+        sides, add = self.sides, self.lines.add
+        add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
+        add(f"there = row < {sides.rows}")
+        self.positions()
+
+    def positions(self) -> None:
         """Where the rows stand in the pattern."""
         add = self.lines.add
         if self.problem.documents:
@@ -255,7 +274,7 @@ class _Kernel:
         for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
             add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
 
-    def _moved(self) -> str:
+    def moved(self) -> str:
         """What a column's number is more than its place."""
         return " + window_key" if self.problem.documents else ""
 
@@ -294,13 +313,13 @@ class _Kernel:
     # --- loops
 
     def _loops(self, texts: IndexText) -> None:
-        self._begin(texts)
+        self.begin(texts)
         self.walk.loops(self.lines, self.sides, self._body, self._full_loop)
 
-    def _begin(self, texts: IndexText) -> None:
+    def begin(self, texts: IndexText) -> None:
         """What the loops need first."""
         self.lines.add("")
-        self.walk.start(self.lines, self.sides, texts, self._moved())
+        self.walk.start(self.lines, self.sides, texts, self.moved())
         self.lines.add("")
 
     def _body(self, tile: str, partial: bool) -> None:
@@ -319,14 +338,14 @@ class _Kernel:
     stationary: ClassVar[str] = "query"
     """The side whose rows a program has."""
 
-    def _given(self) -> list[Term]:
+    def given(self) -> list[Term]:
         """The terms that the kernel reads."""
         score = self.problem.score
         return [] if score is None else list(score.terms)
 
-    def _gradients(self) -> list[str]:
+    def gradients(self) -> list[str]:
         """The gradients of terms that the kernel writes, (batch, head, token)."""
-        return [f"d{term.tensor.name}" for term in self._given() if term.varies and term.side == self.stationary]
+        return [f"d{term.tensor.name}" for term in self.given() if term.varies and term.side == self.stationary]
 
     def _atoms(self) -> dict[Value, Text]:
         """What the formula of a score is made of, by name."""
@@ -338,7 +357,7 @@ class _Kernel:
             names[term.element] = Text(term.tensor.name + ("_own" if axes == ROWS else "_of"), axes)
         return names
 
-    def _element(self, node: Element, indices: tuple[Text, ...]) -> Text:
+    def element_text(self, node: Element, indices: tuple[Text, ...]) -> Text:
         """An element of a real input, read pair by pair."""
         where, axes = address(node.tensor, indices, self._of_place)
         mask = ", mask=visible, other=0.0" if self._is_partial and axes == PAIRS else ""
@@ -346,9 +365,9 @@ class _Kernel:
 
     _is_partial: bool = field(init=False, default=False)
 
-    def _terms(self, side: str, inside: str, place: str, suffix: str) -> None:
+    def load_terms(self, side: str, inside: str, place: str, suffix: str) -> None:
         """Load the terms of a side."""
-        for term in self._given():
+        for term in self.given():
             if term.side == side:
                 name = term.tensor.name
                 where = f"{name} + batch * {name}_0 + head * {name}_1 + {place} * {name}_2"
@@ -359,8 +378,8 @@ class _Kernel:
         """Load the terms of a tile's columns, and of its pairs."""
         sides = self.sides
         other = "key" if self.stationary == "query" else "query"
-        self._terms(other, f"{sides.column} < {sides.columns}" if partial else "", sides.column, "of")
-        for term in self._given():
+        self.load_terms(other, f"{sides.column} < {sides.columns}" if partial else "", sides.column, "of")
+        for term in self.given():
             if term.side == "distance":
                 name = term.tensor.name
                 gap = self.texts.of(fold.sub(fold.place("q"), fold.place("k")))
@@ -396,10 +415,10 @@ class _Kernel:
         if found is None:
             self.lines.add(f"pushed = tl.zeros_like({change})")
         else:
-            self.lines.add(f"pushed = {self._pushed(found, change, partial)}")
+            self.lines.add(f"pushed = {self.pushed(found, change, partial)}")
         return "pushed"
 
-    def _pushed(self, found: Derivative, change: str, partial: bool) -> str:
+    def pushed(self, found: Derivative, change: str, partial: bool) -> str:
         """What a change of the score is to one of its parts."""
         by = self.values.of(found.by)
         text = change if by.text == "1.0" else f"{change} * {by.over(PAIRS).at(8)}"
@@ -410,24 +429,24 @@ class _Kernel:
 
     def zero_gradients(self) -> None:
         """Set the sums of the gradients of terms to zero."""
-        for name in self._gradients():
+        for name in self.gradients():
             self.lines.add(f"{name}_sum = tl.zeros(({self.sides.row_tile},), tl.float32)")
 
     def add_gradients(self, change: str, partial: bool) -> None:
         """Add a tile to the gradients of terms."""
         score = self.problem.score
-        for term in self._given():
+        for term in self.given():
             if not term.varies or term.side != self.stationary:
                 continue
             assert score is not None
             found = score.by_term(term)
             if found is not None:
                 name = f"d{term.tensor.name}_sum"
-                self.lines.add(f"{name} += tl.sum({self._pushed(found, change, partial)}, 1)")
+                self.lines.add(f"{name} += tl.sum({self.pushed(found, change, partial)}, 1)")
 
     def store_gradients(self, rows: str) -> None:
         """Write the gradients of terms of a head."""
-        for name in self._gradients():
+        for name in self.gradients():
             where = f"(batch * heads + head).to(tl.int64) * {rows} + row"
             self.lines.add(f"tl.store({name} + {where}, {name}_sum, mask=there)")
 
@@ -543,6 +562,7 @@ _TITLES = {
     "forward": "Output and LSE",
     "dq": "Gradient of q",
     "dkdv": "Gradients of k and v",
+    "pairs": "Gradient of what is read pair by pair",
 }
 _KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
 _COUNTS = ("lanes", "heads", "group", "queries", "keys", "shift")
@@ -565,7 +585,7 @@ def _conjunction(*tests: str | None) -> str | None:
     return " & ".join(f"({test})" if "<" in test else test for test in some)
 
 
-class _Forward(_Kernel):
+class Forward(Kernel):
     """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
 
     stage = "forward"
@@ -628,11 +648,11 @@ class _Forward(_Kernel):
             add(store)
 
 
-    def _given(self) -> list[Term]:
+    def given(self) -> list[Term]:
         extra = None if self.problem.score is None else self.problem.score.extra
-        return [*super()._given(), *([] if extra is None else [extra])]
+        return [*super().given(), *([] if extra is None else [extra])]
 
-    def _gradients(self) -> list[str]:
+    def gradients(self) -> list[str]:
         return []
 
     def _count_extra(self) -> None:
@@ -650,7 +670,7 @@ class _Forward(_Kernel):
             self.lines.add(f"{name} = {name} * rescale[:, None]")
 
 
-class _QueryGradient(_Kernel):
+class QueryGradient(Kernel):
     """dq = scale * dS k with dS = P ∘ (dO vᵀ - delta), P = exp(S - LSE)."""
 
     stage = "dq"
@@ -664,19 +684,33 @@ class _QueryGradient(_Kernel):
         return accumulated(self.problem.dk)
 
     def start(self) -> None:
+        self.lines.add("")
+        self.own_rows()
+        self.moving("k", "kv_head", self.problem.dk)
+        self.moving("v", "kv_head", self.problem.dv)
+        self.zero("sum", self.problem.dk)
+        self.zero_gradients()
+
+    def own_rows(self) -> None:
+        """Load what the program has of its rows."""
         add, p = self.lines.add, self.problem
-        add("")
         self.own("q", "head", p.dk)
         self.own("dout", "head", p.dv)
-        self.moving("k", "kv_head", p.dk)
-        self.moving("v", "kv_head", p.dv)
         add("of_row = lane.to(tl.int64) * queries + row")
         add('own_lse = tl.load(lse + of_row, mask=there, other=float("inf"))')
         add("own_delta = tl.load(delta + of_row, mask=there, other=0.0)")
-        self.zero("sum", p.dk)
-        self.zero_gradients()
 
     def tile(self, tile: str, partial: bool) -> None:
+        add, p = self.lines.add, self.problem
+        self.change(tile, partial)
+        self.add_gradients("change", partial)
+        change = self.slope("change", partial)
+        keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
+        for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
+            add(f"{name} = tl.dot({change}.to({key}.dtype), {key}, {name}{p.precision})")
+
+    def change(self, tile: str, partial: bool) -> None:
+        """`change`: how the result changes with the scores of a tile."""
         add, p = self.lines.add, self.problem
         self.load("k", "kv_head", p.dk, tile, partial)
         self.product("q", "k", p.dk, self.product_name)
@@ -687,11 +721,6 @@ class _QueryGradient(_Kernel):
         self.load("v", "kv_head", p.dv, tile, partial)
         self.product("dout", "v", p.dv, "change")
         add("change = weight * (change - own_delta[:, None])")
-        self.add_gradients("change", partial)
-        change = self.slope("change", partial)
-        keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
-        for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
-            add(f"{name} = tl.dot({change}.to({key}.dtype), {key}, {name}{p.precision})")
 
     def finish(self) -> None:
         for name, _ in self.sums("sum", self.problem.dk):
@@ -701,7 +730,7 @@ class _QueryGradient(_Kernel):
         self.store("dq", "head", self.sums("sum", self.problem.dk), self.problem.dk)
 
 
-class _KeyGradients(_Kernel):
+class KeyGradients(Kernel):
     """dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ so that what is computed is what is multiplied."""
 
     stage = "dkdv"
@@ -725,10 +754,10 @@ class _KeyGradients(_Kernel):
     def accumulated(self) -> Accumulated:
         return accumulated(max(self.problem.dk, self.problem.dv))
 
-    def _heads(self) -> None:
+    def heads(self) -> None:
         self.lines.add("kv_heads = heads // group", f"batch = {self._batch('kv_heads')}", "kv_head = lane % kv_heads")
 
-    def _positions(self) -> None:
+    def positions(self) -> None:
         add = self.lines.add
         if self.problem.documents:
             self._windows("keys")
@@ -737,7 +766,7 @@ class _KeyGradients(_Kernel):
         else:
             add("place = tl.minimum(row, keys - 1)")
 
-    def _moved(self) -> str:
+    def moved(self) -> str:
         return " + window_row - window_shift" if self.problem.documents else " - shift"
 
     def _texts(self) -> IndexText:
@@ -766,17 +795,17 @@ class _KeyGradients(_Kernel):
         add, p, walk = self.lines.add, self.problem, self.walk
         by_head = walk.reads_head
         if not by_head:
-            self._begin(texts)
+            self.begin(texts)
         with self.lines.block("for member in range(group):"):
             add("head = kv_head * group + member")
             if isinstance(walk, Listed):
                 add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
             if by_head:
-                self._begin(texts)
+                self.begin(texts)
             self.moving("q", "head", p.dk)
             self.moving("dout", "head", p.dv)
             add("of_head = (batch * heads + head) * queries.to(tl.int64)")
-            self._terms(self.stationary, "there", "row", "own")
+            self.load_terms(self.stationary, "there", "row", "own")
             self.zero_gradients()
             walk.loops(self.lines, self.sides, self._body, self._full_loop)
             self.store_gradients("keys")

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from attnc.compiler import fold
 from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.emit import Problem, emit_dkdv, emit_dq, emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
 from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.scores import Score, find_score
 from attnc.compiler.kernels.source import KernelSource, Stage
 from attnc.compiler.kernels.targets import Target, tile_shape
 from attnc.compiler.kernels.walks import Form, Listed, Ranged, Walk
 from attnc.compiler.print_ir import print_index
-from attnc.compiler.rewrite import walk
+from attnc.compiler.rewrite import substitute_value, walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.compiler.values import is_plain, is_value
 
@@ -72,6 +74,20 @@ class Kernels:
         """The same where the LSE has a gradient."""
         return emit_delta(self.problem, lse_gradient=True)
 
+    @cached_property
+    def of_distances(self) -> dict[str, KernelSource]:
+        """The gradients of terms of the distance, by name. Raises NotInKernelsError."""
+        score, tiles = self.problem.score, self._tiles("pairs")
+        terms = [term for term in (score.terms if score else ()) if term.side == "distance" and term.varies]
+        return {term.tensor.name: emit_distance_gradient(self.problem, term, tiles) for term in terms}
+
+    @cached_property
+    def of_tables(self) -> dict[str, KernelSource]:
+        """The gradients of inputs that are read pair by pair, by name. Raises NotInKernelsError."""
+        score, tiles = self.problem.score, self._tiles("pairs")
+        tensors = score.inputs if score else ()
+        return {tensor.name: emit_table_gradient(self.problem, tensor, tiles) for tensor in tensors}
+
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
         return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)
@@ -79,14 +95,14 @@ class Kernels:
     @property
     def sources(self) -> dict[str, str]:
         """All texts, by name."""
-        found = (self.forward, self.delta, self.dq, self.dkdv)
+        found = [self.forward, self.delta, self.dq, self.dkdv, *self.of_distances.values(), *self.of_tables.values()]
         return {source.function: source.text for source in found}
 
 
 def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
     """The kernels of a pattern of one attention. Raises NotInKernelsError where there are none."""
     node = pattern.attend
-    score = None if is_plain(node) else find_score(node)
+    score = None if is_plain(node) else find_score(_with_widths(node, heads.widths or (heads.dk, heads.dv)))
     form, by_query, by_key, reason = _walks(pattern, node)
     ranged = isinstance(by_query, Ranged) and isinstance(by_key, Ranged)
     roots = [*ends(by_query.ranges), *ends(by_key.ranges)] if ranged else []
@@ -109,6 +125,12 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
         boxes=target.boxes,
     )
     return Kernels(problem, target, form, reason)
+
+
+def _with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
+    """The same for heads of these widths."""
+    known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
+    return replace(node, score=substitute_value(node.score, known))
 
 
 def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:

@@ -9,6 +9,7 @@ kernel computes of every pair.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from attnc.compiler import fold
@@ -21,6 +22,7 @@ from attnc.compiler.ir import (
     Dot,
     Element,
     Index,
+    Node,
     Number,
     Place,
     Ratio,
@@ -35,7 +37,10 @@ from attnc.compiler.ir import (
     intern,
 )
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.values import apply, dot, element, rank, reads, vector
+from attnc.compiler.values import apply, dot, element, number, rank, reads, vector
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning import floating
+from attnc.spec.meaning.exact import ArithmeticFault
 
 Side = Literal["query", "key", "distance"]
 
@@ -172,6 +177,9 @@ class _Taking:
                 return self._term(node, "key")
             if sides == {"q", "k"} and is_difference(node) and _has_inputs(node):
                 return self._term(node, "distance")
+        constant = _constant(node)
+        if constant is not None:
+            return number(constant)
         match node:
             case Number() | Ratio() | Scale() | Element():
                 return node
@@ -242,6 +250,29 @@ def _is_cheap(node: Value) -> bool:
     """Whether a number that is the same for all is as well computed by the kernel."""
     leaves = (b for b in node.below if not isinstance(b, Apply | Ratio))
     return all(isinstance(b, Number | Scale | Const) or b in _WIDTHS for b in leaves)
+
+
+def _constant(node: Value) -> float | None:
+    """The value of a formula of constants alone."""
+    known: dict[Node, Fraction | float] = {}
+    for below in node.below:
+        match below:
+            case Number(value=value):
+                known[below] = value
+            case Ratio(num=Const(value=num), den=Const(value=den)) if den:
+                known[below] = Fraction(num, den)
+            case Const():
+                pass
+            case Apply(op=op, operands=operands) if all(operand in known for operand in operands):
+                try:
+                    found = floating.apply(op, [known[operand] for operand in operands], floating=True)
+                except (ArithmeticFault, EvaluationError):
+                    return None
+                assert isinstance(found, int | float | Fraction)
+                known[below] = found
+            case _:
+                return None
+    return float(known[node])
 
 
 _WIDTHS = (fold.extent("dk"), fold.extent("dv"))

@@ -10,7 +10,7 @@ from typing import Literal
 
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
-Stage = Literal["forward", "delta", "dq", "dkdv"]
+Stage = Literal["forward", "delta", "dq", "dkdv", "pairs"]
 
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
 """What Triton calls dtypes."""
@@ -57,14 +57,14 @@ _DECLARED = {"i32": "int32", "i64": "int64", "fp32": "float32"}
 
 @dataclass(frozen=True)
 class KernelSource:
-    """The text of one kernel, a module by itself; `function` is its name there.
+    """The text of one kernel, a module by itself; `function` is its name there, `stage` what it makes.
 
     A program does the tile `row_tile` of `stationary` (queries, or keys for their gradients) of a lane, which is a
     batch entry and a head: query heads, or kv heads for the gradients of keys. `parts`: programs for each, along the
-    width of a head.
+    width of a head; 0: as many as the call says.
     """
 
-    stage: Stage
+    stage: str
     function: str
     text: str
     arguments: tuple[Argument, ...]

@@ -39,30 +39,38 @@ TARGETS = {
 _Shapes = dict[Stage, tuple[tuple[int, TileShape], ...]]
 """For heads up to each width, the tile that is taken."""
 
+_PAIRS = ((128, TileShape(64, 64, 8, 1)), (256, TileShape(32, 32, 4, 1)))
+"""Of gradients pair by pair, whose tiles are square."""
+
 _WITH_BOXES: _Shapes = {
     "forward": ((64, TileShape(128, 64, 4, 3)), (128, TileShape(128, 128, 8, 2)), (256, TileShape(128, 64, 8, 2))),
     "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 4, 2))),
     "dkdv": ((64, TileShape(64, 64, 4, 2)), (128, TileShape(32, 128, 8, 2)), (256, TileShape(32, 64, 8, 2))),
+    "pairs": _PAIRS,
 }
 _WITH_POINTERS: _Shapes = {
     "forward": ((64, TileShape(128, 64, 8, 3)), (128, TileShape(64, 64, 4, 3)), (256, TileShape(64, 32, 8, 2))),
     "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 8, 2))),
     "dkdv": ((64, TileShape(32, 128, 8, 2)), (128, TileShape(32, 64, 8, 2)), (256, TileShape(32, 64, 8, 1))),
+    "pairs": _PAIRS,
 }
 _ON_AMD: _Shapes = {
     "forward": ((64, TileShape(128, 64, 4, 1)), (128, TileShape(64, 64, 4, 1)), (256, TileShape(64, 32, 4, 1))),
     "dq": ((64, TileShape(64, 64, 4, 1)), (128, TileShape(64, 32, 4, 1)), (256, TileShape(32, 32, 4, 1))),
     "dkdv": ((64, TileShape(64, 64, 4, 1)), (128, TileShape(32, 64, 4, 1)), (256, TileShape(32, 32, 4, 1))),
+    "pairs": _PAIRS,
 }
 _IN_FP32: _Shapes = {
     "forward": ((64, TileShape(64, 32, 4, 2)), (128, TileShape(64, 32, 8, 2)), (256, TileShape(64, 16, 8, 2))),
     "dq": ((64, TileShape(32, 32, 4, 2)), (128, TileShape(64, 32, 8, 2)), (256, TileShape(64, 16, 8, 2))),
     "dkdv": ((64, TileShape(32, 32, 4, 2)), (128, TileShape(32, 64, 8, 2)), (256, TileShape(16, 64, 8, 2))),
+    "pairs": _PAIRS,
 }
 _WIDEST: dict[Stage, TileShape] = {
     "forward": TileShape(64, 32, 8, 2),
     "dq": TileShape(64, 16, 8, 2),
     "dkdv": TileShape(16, 64, 8, 2),
+    "pairs": TileShape(32, 32, 4, 1),
 }
 """Of heads past all of these."""
 

@@ -131,6 +131,14 @@ class Ranged:
             body("tile", True)
         full_loop("0", "rest")
 
+    def live(self) -> str:
+        """Whether a tile may hold something."""
+        tests = []
+        for i in range(len(self.ranges)):
+            low = f"(tile >= low_{i}) & " if self._has_first(i) or len(self.ranges) > 1 else ""
+            tests.append(f"({low}(tile < high_{i}))")
+        return " | ".join(tests)
+
     def visible(self, lines: Lines, sides: Sides) -> None:
         """The mask of a partial tile."""
         for i in range(len(self.ranges)):

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.kernels.delta import ROWS
+from attnc.compiler import ir
 from attnc.compiler.kernels.kernels import Kernels
+from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
 from attnc.compiler.kernels.source import VECTOR, KernelSource
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.cpu.executor import empty_like
@@ -84,10 +86,11 @@ class Executor:
         grad_lse: Tensor | None,
         kept: Sequence[Tensor],
         terms: Mapping[str, Tensor] = NOTHING,
+        tables: Sequence[str] = (),
     ) -> tuple[Triple, dict[str, Tensor]]:
         """(dq, dk, dv) of `forward`, and the gradients of terms by name, (B, Hq, tokens).
 
-        `kept` are q, k, v, and its results. Rows that see nothing give exactly 0.
+        `tables`: inputs read pair by pair that want gradients, (B, Hq, entries).        `kept` are q, k, v, and its results. Rows that see nothing give exactly 0.
         """
         q, k, v, out, lse, *_ = kept
         grads = tuple(empty_like(x, x.shape, x.dtype) for x in (q, k, v))
@@ -118,7 +121,55 @@ class Executor:
         if "of_extra" in terms:  # its value is 0, and its share what the LSE says
             share = torch.exp(terms["of_extra"] - torch.where(lse == -math.inf, math.inf, lse))
             of_terms["of_extra"] = -share * delta
+        of_pairs = {"q": read["q"], "k": read["k"], "v": read["v"], "dout": read["dout"]}
+        of_pairs |= {"lse": lse2, "delta": delta, **terms}
+        for name, source in kernels.of_distances.items():
+            of_terms[name] = self._of_distance(source, of_pairs, factor)
+        for name in tables:
+            of_terms[name] = self._of_table(kernels.of_tables[name], name, of_pairs, factor)
         return (found[0], found[1], found[2]), of_terms
+
+    def _of_distance(self, source: KernelSource, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
+        """The gradient of a term of the distance, (B, Hq, distances)."""
+        q, k, side = tensors["q"], tensors["k"], source.tiles.q_tile
+        rows, columns = (-(-x.shape[2] // side) for x in (q, k))
+        diagonals, lanes = rows + columns - 1, q.shape[0] * q.shape[1]
+        sums = q.new_empty((lanes, diagonals, 2 * side - 1), dtype=torch.float32)
+        with _on(q):
+            launch(source, diagonals * lanes, {**tensors, "sums": sums, **self._own(source)}, self._numbers(lanes, factor))
+        # Diagonal i has the distances from (i - columns) * side + 1 on: the first `side` of them, then the next block's.
+        whole = q.new_zeros((lanes, diagonals + 1, side), dtype=torch.float32)
+        whole[:, :-1] += sums[:, :, :side]
+        whole[:, 1:, : side - 1] += sums[:, :, side:]
+        first = columns * side - 1 - (k.shape[2] - 1)
+        found = whole.flatten(1)[:, first : first + q.shape[2] + k.shape[2] - 1]
+        return found.reshape(*q.shape[:2], -1)
+
+    def _of_table(
+        self, source: KernelSource, name: str, tensors: Mapping[str, Tensor], factor: float
+    ) -> Tensor:
+        """The gradient of an input that is read pair by pair, (B, Hq, entries)."""
+        q = tensors["q"]
+        own = self._own(source)
+        entries = own[name].shape[varying_dimension(self.tensor(name))]
+        rows, lanes, chunks = -(-q.shape[2] // source.tiles.q_tile), q.shape[0] * q.shape[1], -(-entries // ENTRIES)
+        sums = q.new_empty((lanes, rows, chunks, ENTRIES), dtype=torch.float32)
+        with _on(q):
+            numbers = self._numbers(lanes, factor)
+            launch(source, rows * lanes, {**tensors, "sums": sums, **own}, numbers, chunks)
+        return sums.sum(1).flatten(1)[:, :entries].reshape(*q.shape[:2], entries)
+
+    def tensor(self, name: str) -> ir.Tensor:
+        """The input of a name."""
+        return next(tensor for tensor in self.prepared.kernels.problem.tensors if tensor.name == name)
+
+    def _own(self, source: KernelSource) -> Mapping[str, Tensor]:
+        """The tensors that a kernel reads besides those of the call."""
+        return self.prepared.tensors.get(source.stage, self.prepared.tensors.get("dq", {}))
+
+    def _numbers(self, lanes: int, factor: float) -> dict[str, int | float]:
+        plain = self.prepared.kernels.problem.score is None
+        return {**self.prepared.numbers, "lanes": lanes, "scale": factor * LOG2_E if plain else factor}
 
     def _gradients(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
         """Memory for the gradients of terms."""
@@ -137,11 +188,9 @@ class Executor:
     def _launch(
         self, source: KernelSource, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float
     ) -> None:
-        own = self.prepared.tensors.get(source.stage, {})
-        plain = self.prepared.kernels.problem.score is None
-        numbers = {**self.prepared.numbers, "lanes": lanes, "scale": factor * LOG2_E if plain else factor}
         with _on(tensors["q"]):
-            launch(source, -(-tokens // source.stationary) * lanes, {**tensors, **own}, numbers)
+            programs = -(-tokens // source.stationary) * lanes
+            launch(source, programs, {**tensors, **self._own(source)}, self._numbers(lanes, factor))
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:

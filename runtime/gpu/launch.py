@@ -11,9 +11,13 @@ from attnc.runtime.gpu.modules import function_of
 
 
 def launch(
-    source: KernelSource, programs: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, int | float]
+    source: KernelSource,
+    programs: int,
+    tensors: Mapping[str, Tensor],
+    numbers: Mapping[str, int | float],
+    parts: int | None = None,
 ) -> None:
-    """Run so many programs of a kernel. Strides are taken from the tensors, in units of 16 bytes for q, k, v and such."""
+    """Run so many programs of a kernel, times its parts. Strides are taken from the tensors, in units of 16 bytes for q, k, v and such."""
     if not programs:
         return
     arguments = []
@@ -26,7 +30,7 @@ def launch(
             arguments.append(numbers[argument.name])
         else:
             arguments.append(_stride(argument.name, tensors))
-    grid = (programs, source.parts) if source.parts > 1 else (programs,)
+    grid = (programs, parts or source.parts)
     tiles = source.tiles
     function_of(source)[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages)
 

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from attnc.compiler import ir
 from attnc.compiler.kernels.scores import find_score
 from attnc.runtime.cpu.autograd import FirstOrder, Pair
 from attnc.runtime.cpu.planned_call import Call
-from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.executor import Executor
 from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.gpu.terms import Given
@@ -25,19 +25,15 @@ def attend(
     Raises UnsupportedError where there are no kernels.
     """
     score = find_score(call.relations.pattern.attend)
-    for tensor in score.inputs:
-        if next(x for t, x in zip(call.relations.pattern.tensors, given, strict=True) if t is tensor).requires_grad:
-            raise UnsupportedError(
-                f"the gradient of `{tensor.name}`, which is read pair by pair, has no kernel yet: use "
-                f'backend="reference", or the CPU'
-            )
     made = Given(call, q, k, v, inputs)
     own_q, own_k, own_v = made.vectors(score)
     terms = made.terms(score)
     widths = q.shape[3], v.shape[3]
     prepared = planner.prepared(own_q, own_k, own_v, given, widths)
     executor = Executor(prepared, call.scale)
-    return cast("Pair", _Scored.apply(own_q, own_k, own_v, executor, tuple(terms), *terms.values()))  # type: ignore[no-untyped-call]
+    tables = {t.name: x for t, x in zip(call.relations.pattern.tensors, given, strict=True) if t in score.inputs}
+    more = {**terms, **tables}
+    return cast("Pair", _Scored.apply(own_q, own_k, own_v, executor, tuple(terms), tuple(tables), *more.values()))  # type: ignore[no-untyped-call]
 
 
 class _Scored(FirstOrder):
@@ -45,11 +41,18 @@ class _Scored(FirstOrder):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, executor: Executor, names: tuple[str, ...], *terms: Tensor
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        executor: Executor,
+        names: tuple[str, ...],
+        tables: tuple[str, ...],
+        *more: Tensor,
     ) -> Pair:
-        pair = executor.forward(q, k, v, dict(zip(names, terms, strict=True)))
-        ctx.executor, ctx.names = executor, names
-        ctx.save_for_backward(q, k, v, *pair, *terms)
+        pair = executor.forward(q, k, v, dict(zip(names, more, strict=False)))
+        ctx.executor, ctx.names, ctx.tables = executor, names, tables
+        ctx.save_for_backward(q, k, v, *pair, *more)
         ctx.set_materialize_grads(False)
         return pair
 
@@ -58,15 +61,33 @@ class _Scored(FirstOrder):
         needs = ctx.needs_input_grad
         if grad_out is None and grad_lse is None:
             return (None,) * len(needs)
-        q, k, v, out, lse, *terms = ctx.saved_tensors
+        q, k, v, out, lse, *more = ctx.saved_tensors
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        named = dict(zip(ctx.names, terms, strict=True))
-        triple, of_terms = ctx.executor.backward(grad_out, grad_lse, (q, k, v, out, lse), named)
+        named = dict(zip(ctx.names, more, strict=False))
+        tables = dict(zip(ctx.tables, more[len(named) :], strict=True))
+        wanted = [name for name, need in zip(ctx.tables, needs[6 + len(named) :], strict=True) if need]
+        triple, of_terms = ctx.executor.backward(grad_out, grad_lse, (q, k, v, out, lse), named, wanted)
         found = [_gradient(of_terms.get(name), x) for name, x in named.items()]
-        grads = [*triple, None, None, *found]
+        found += [_of_table(of_terms.get(name), x, ctx.executor.tensor(name)) for name, x in tables.items()]
+        grads = [*triple, None, None, None, *found]
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 def _gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:
     """The gradient of a term from that of every batch entry and head."""
     return None if grad is None else grad.sum_to_size(term.shape)
+
+
+def _of_table(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor | None:
+    """The gradient of an input from that of every batch entry and head, (B, Hq, entries)."""
+    if grad is None:
+        return None
+    if "kv_head" in tensor.dims:
+        heads = table.shape[tensor.dims.index("kv_head")]
+        grad = grad.unflatten(1, (heads, -1)).sum(2)
+    places = {"batch": 0, "head": 1, "kv_head": 1}
+    kept = [places.get(str(dim), 2) for dim in tensor.dims]
+    over = [place for place in (0, 1) if place not in kept]
+    grad = grad.sum(over) if over else grad
+    order = sorted(kept)
+    return grad.permute([order.index(place) for place in kept]).sum_to_size(table.shape).to(table.dtype)
