@@ -615,11 +615,53 @@ class Forward(Kernel):
             self.lines.add(f"{name} = {name} * rescale[:, None]")
             self.lines.add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{self.problem.precision})")
 
+    def _full_loop(self, begin: str, end: str) -> None:
+        if not self.problem.delayed or self.accumulated.parts > 1:
+            super()._full_loop(begin, end)
+            return
+        add = self.lines.add
+        add("# The weights of a tile are multiplied with its values while the next tile's are computed.")
+        with self.lines.block(f"if {begin} < {end}:"):
+            self._column_numbers(begin)
+            self.multiplied(begin, False)
+            self.softmax(False)
+            self._rescaled()
+            with self.lines.block(f"for tile in range({begin} + 1, {end}):"):
+                self._column_numbers("tile")
+                self.multiplied("tile", False)
+                self._add_values("tile - 1")
+                self.softmax(False)
+                self._rescaled()
+            self._add_values(f"{end} - 1")
+
+    def _column_numbers(self, tile: str) -> None:
+        if self.problem.score is not None:
+            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+
+    def _rescaled(self) -> None:
+        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+        self.lines.add(f"kept = weight.to(tl.{self.problem.dtype})")
+        for name, _ in self.sums("sum", self.problem.dv):
+            self.lines.add(f"{name} = {name} * rescale[:, None]")
+
+    def _add_values(self, tile: str) -> None:
+        values = self.load_sum("v", "kv_head", self.problem.dv, f"({tile})", False, loaded=False)
+        for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
+            self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")
+
     def weights(self, tile: str, partial: bool) -> None:
         """`weight` of a tile, and what the sums so far have to be rescaled by."""
+        self.multiplied(tile, partial)
+        self.softmax(partial)
+
+    def multiplied(self, tile: str, partial: bool) -> None:
+        """The products of a tile."""
+        self.load("k", "kv_head", self.problem.dk, tile, partial)
+        self.product("q", "k", self.problem.dk, self.product_name)
+
+    def softmax(self, partial: bool) -> None:
+        """The weights of a tile from its products, against the largest score so far."""
         add, p = self.lines.add, self.problem
-        self.load("k", "kv_head", p.dk, tile, partial)
-        self.product("q", "k", p.dk, self.product_name)
         self.scored(partial)
         if partial:
             add('score = tl.where(visible, score, float("-inf"))')

@@ -122,6 +122,7 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,
+        delayed=target.delayed and heads.dtype != "float32",
         boxes=target.boxes,
     )
     return Kernels(problem, target, form, reason)

@@ -84,9 +84,18 @@ def _closed(one: Range) -> Range:
 
 
 def _is_empty(one: Range) -> bool:
+    """Whether nothing is in it, as places are not negative."""
     if isinstance(one.condition, Truth) and not one.condition.value:
         return True
     return one.last is not None and any(isinstance(n, Const) and n.value < 0 for n in _operands("min", one.last))
+
+
+def _is_never(node: Index) -> bool:
+    """Whether a condition of places fails as none is negative."""
+    if not (isinstance(node, Sign) and node.op == "ge"):
+        return False
+    terms, constant = fold.parts(node.value)
+    return constant < 0 and all(isinstance(term, Place) and factor < 0 for term, factor in terms)
 
 
 def _starts(one: Range) -> int:
@@ -103,6 +112,8 @@ class _Solver:
     def solve(self, node: Index) -> list[Range]:
         """The ranges of a truth value. Raises _NoRangesError."""
         if not self._reads(node):
+            if _is_never(node):
+                return []
             return [] if isinstance(node, Truth) and not node.value else [replace(EVERYTHING, condition=node)]
         match node:
             case Bool(op="and", operands=operands):

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from attnc.compiler.ir import HeadIndex, Index, Truth
+from attnc.compiler.ir import Arith, Const, HeadIndex, Index, Truth
 from attnc.compiler.kernels.index_text import ROWS, IndexText, Text, fits_32_bits
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.ranges import Range, ends
 from attnc.compiler.kernels.source import Argument
 from attnc.compiler.rewrite import walk
+
+SHORT = 256
+"""Tokens of a range whose tiles are not worth a loop without a mask."""
 
 Body = Callable[[str, bool], None]
 """Writes what is done with a tile: (its number, whether it is partial)."""
@@ -104,12 +107,33 @@ class Ranged:
             lines.add(f"low_{i} = 0", f"full_low_{i} = 0")
 
     @property
+    def _begins_short(self) -> bool:
+        """Whether there are two ranges, and the first holds few of the first tokens."""
+        if not (self._is_sorted and len(self.ranges) == 2 and self._has_last(0)):
+            return False
+        end = self.ranges[0].high
+        operands = end.operands if isinstance(end, Arith) and end.op == "min" else (end,)
+        return any(isinstance(one, Const) and one.value < SHORT for one in operands)
+
+    @property
     def _is_sorted(self) -> bool:
         """Whether the ranges are known to begin one after another."""
         return len(self.ranges) == 1 or (len(self.ranges) == 2 and not self._has_first(0))
 
     def loops(self, lines: Lines, sides: Sides, body: Body, full_loop: FullLoop) -> None:
         """The loops over partial tiles by `body`, and over full ones by `full_loop`."""
+        if self._begins_short:
+            lines.add("# The first range is short: all of its tiles are walked with a mask.")
+            lines.add("short = tl.maximum(high_0, 0)", "begin = tl.maximum(low_1, short)")
+            lines.add("end = tl.maximum(high_1, begin)")
+            lines.add("full = tl.minimum(tl.maximum(full_low_1, begin), end)")
+            lines.add("rest = tl.minimum(tl.maximum(full_high_1, full), end)")
+            with lines.block("for step in range(0, short + (end - begin) - (rest - full)):"):
+                lines.add("tile = tl.where(step < short, step, step - short + begin)")
+                lines.add("tile = tl.where((step < short) | (tile < full), tile, tile + (rest - full))")
+                body("tile", True)
+            full_loop("full", "rest")
+            return
         if len(self.ranges) > 1:
             lines.add("end = 0")
             with lines.block(f"for part in range({len(self.ranges)}):"):
