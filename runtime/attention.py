@@ -550,7 +550,7 @@ class Attention:
             from attnc.runtime.gpu import scored as scored_on_gpu
 
             unplanned = Call(None, relations, factor)
-            return scored_on_gpu.attend(q, k, v, unplanned, self._planner.gpu, real, tensors)
+            return scored_on_gpu.attend(q, k, v, unplanned, self._planner, real, tensors)
         call = Call(self._planner.plan_of(q, k, v, tensors), relations, factor)
         return scored.attend(q, k, v, call, real)
 

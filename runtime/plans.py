@@ -43,7 +43,7 @@ class Planner:
     def __init__(self, text: str, pattern: Pattern, strict: bool) -> None:
         self.text = text
         self.pattern = pattern
-        self._strict = strict
+        self.strict = strict
         self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
         self._last: tuple[Hashable, Plan] | None = None
         self.direct: Direct | None = None
@@ -89,7 +89,7 @@ class Planner:
 
     def _build(self, shape: CallShape) -> Plan:
         plan = build_plan(relations_of(self.pattern, shape))
-        if self._strict and plan.fallback is not None:
+        if self.strict and plan.fallback is not None:
             raise UnsupportedError(
                 f"strict: `{self.pattern.name}` has no tile plan at {shape.n_q} × {shape.n_k} ({plan.fallback}); it "
                 f"would run {plan.schedule}; compile it without strict to allow that"

@@ -287,7 +287,7 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
     relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
     call = Call(None, relations, given.scale)
-    return scored_on_gpu.attend(q, k, v, call, planner.gpu, _real(pattern, known), inputs)
+    return scored_on_gpu.attend(q, k, v, call, planner, _real(pattern, known), inputs)
 
 
 def _tensor(value: object) -> Tensor:

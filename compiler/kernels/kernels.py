@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -87,6 +87,12 @@ class Kernels:
         score, tiles = self.problem.score, self._tiles("pairs")
         tensors = score.inputs if score else ()
         return {tensor.name: emit_table_gradient(self.problem, tensor, tiles) for tensor in tensors}
+
+    def check_gradients(self, tables: Sequence[str]) -> None:
+        """Raise NotInKernelsError where terms, or these inputs that are read pair by pair, have no gradient."""
+        assert self.of_distances is not None
+        for name in tables:
+            assert self.of_tables[name]
 
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem

@@ -130,7 +130,7 @@ def backward(
                 grads.append(grad[block.batch, heads, rows].to(dtype))
         if not results:
             continue
-        seen = torch.from_numpy(block.mask.any(axis=1))
+        seen = torch.from_numpy(block.mask.any(axis=1)).to(tensors[0].device)
         grads = [torch.where(seen.reshape(-1, *[1] * (g.ndim - 2)), g, 0) for g in grads]
         found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))
         for name in own:

@@ -42,17 +42,8 @@ class GpuPlanner:
         self._checked = _CheckedDocuments()
 
     def kernels(self, heads: Heads, target: Target) -> Kernels:
-        """The kernels for such heads. Raises UnsupportedError where there are none."""
-        return self._kernels.get((heads, target), lambda: self._found(heads, target))
-
-    def _found(self, heads: Heads, target: Target) -> Kernels:
-        try:
-            return find_kernels(self._pattern, heads, target)
-        except NotInKernelsError as error:
-            raise UnsupportedError(
-                f"`{self._pattern.name}` on a GPU: there are no kernels for {error} yet; use "
-                f'backend="reference" (dense, O(Nq · Nk)), or move the tensors to the CPU'
-            ) from error
+        """The kernels for such heads. Raises NotInKernelsError where there are none."""
+        return self._kernels.get((heads, target), lambda: find_kernels(self._pattern, heads, target))
 
     def prepared(
         self,
@@ -66,7 +57,7 @@ class GpuPlanner:
 
         `widths`: dk and dv of the call, where q, k and v are made of others.
 
-        Raises what a call of an `Attention` raises.
+        Raises NotInKernelsError, and what a call of an `Attention` raises.
         """
         if q.dtype not in DTYPES:
             raise UnsupportedError(f'q is {q.dtype}: kernels take fp32, bf16 and fp16; use backend="reference"')
@@ -131,11 +122,8 @@ class GpuPlanner:
             try:
                 found = tile_tables(relations, tiles.q_tile, tiles.k_tile, by_key=source.stage == "dkdv")
             except (TooManyTilesError, TooManyClassesError) as error:
-                shape = relations.shape
-                raise UnsupportedError(
-                    f"`{self._pattern.name}` on a GPU: its tiles of {tiles.q_tile}×{tiles.k_tile} at {shape.n_q} × "
-                    f'{shape.n_k} are too unlike each other to be listed; use backend="reference"'
-                ) from error
+                message = f"tiles of {tiles.q_tile}×{tiles.k_tile} that are too unlike each other to be listed"
+                raise NotInKernelsError(message) from error
             tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in found.arrays().items()}
         return tables
 

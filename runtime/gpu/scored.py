@@ -9,31 +9,51 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.kernels.scores import find_score
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.scores import Score, find_score
+from attnc.runtime.cpu import rows
 from attnc.runtime.cpu.autograd import FirstOrder, Pair
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.gpu.executor import Executor
 from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.gpu.terms import Given
+from attnc.runtime.gpu.work import in_tiles
+from attnc.runtime.plans import Planner
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, call: Call, planner: GpuPlanner, inputs: Sequence[Tensor], given: Sequence[Tensor]
+    q: Tensor, k: Tensor, v: Tensor, call: Call, planner: Planner, inputs: Sequence[Tensor], given: Sequence[Tensor]
 ) -> Pair:
     """(out, lse) of a pattern; `inputs` are its real ones, `given` all of them.
 
-    Raises UnsupportedError where there are no kernels.
+    Where there are no kernels it runs as tiles in torch. Raises UnsupportedError then, if it is to be strict.
     """
+    try:
+        return _by_kernels(q, k, v, call, planner.gpu, inputs, given)
+    except NotInKernelsError as error:
+        return rows.attend(q, k, v, in_tiles(planner, q, k, v, given, call.scale, error), inputs)
+
+
+def _by_kernels(
+    q: Tensor, k: Tensor, v: Tensor, call: Call, planner: GpuPlanner, inputs: Sequence[Tensor], given: Sequence[Tensor]
+) -> Pair:
     score = find_score(call.relations.pattern.attend)
     made = Given(call, q, k, v, inputs)
     own_q, own_k, own_v = made.vectors(score)
+    prepared = planner.prepared(own_q, own_k, own_v, given, (q.shape[3], v.shape[3]))
+    if torch.is_grad_enabled():
+        prepared.kernels.check_gradients([t.name for t, x in _tables(call, score, given) if x.requires_grad])
     terms = made.terms(score)
-    widths = q.shape[3], v.shape[3]
-    prepared = planner.prepared(own_q, own_k, own_v, given, widths)
+    tables = {tensor.name: x for tensor, x in _tables(call, score, given)}
     executor = Executor(prepared, call.scale)
-    tables = {t.name: x for t, x in zip(call.relations.pattern.tensors, given, strict=True) if t in score.inputs}
     more = {**terms, **tables}
-    return cast("Pair", _Scored.apply(own_q, own_k, own_v, executor, tuple(terms), tuple(tables), *more.values()))  # type: ignore[no-untyped-call]
+    found = _Scored.apply(own_q, own_k, own_v, executor, tuple(terms), tuple(tables), *more.values())  # type: ignore[no-untyped-call]
+    return cast("Pair", found)
+
+
+def _tables(call: Call, score: Score, given: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
+    """The inputs that are read pair by pair."""
+    return [(t, x) for t, x in zip(call.relations.pattern.tensors, given, strict=True) if t in score.inputs]
 
 
 class _Scored(FirstOrder):

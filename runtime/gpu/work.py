@@ -7,23 +7,64 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.runtime.call import call_shape, check_tensors
+from attnc.runtime.cpu import rows
 from attnc.runtime.cpu.autograd import Pair, Triple
+from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.executor import Executor
-from attnc.runtime.plans import Planner
+from attnc.runtime.plans import Planner, relations_of
 
 
 class OnGpu(NamedTuple):
-    """The triton executor under one pattern."""
+    """The triton executor under one pattern; where there are no kernels for it, tiles in torch on the device."""
 
     planner: Planner
     scale: float
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """`Executor.forward`."""
-        return Executor(self.planner.gpu.prepared(q, k, v, inputs), self.scale).forward(q, k, v)
+        try:
+            prepared = self.planner.gpu.prepared(q, k, v, inputs)
+        except NotInKernelsError as error:
+            out, lse = rows.forward(q, k, v, in_tiles(self.planner, q, k, v, inputs, self.scale, error), ())
+            return out.to(q.dtype), lse
+        return Executor(prepared, self.scale).forward(q, k, v)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
         """`Executor.backward`."""
         q, k, v, _, _, *inputs = kept
-        prepared = self.planner.gpu.prepared(q, k, v, inputs)
+        try:
+            prepared = self.planner.gpu.prepared(q, k, v, inputs)
+        except NotInKernelsError as error:
+            call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
+            sums, _ = rows.backward(grad_out, grad_lse, (q, k, v), call, ())
+            return sums["q"].to(q.dtype), sums["k"].to(k.dtype), sums["v"].to(v.dtype)
         return Executor(prepared, self.scale).backward(grad_out, grad_lse, kept)[0]
+
+
+def in_tiles(
+    planner: Planner,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    scale: float,
+    reason: NotInKernelsError,
+) -> Call:
+    """A call that runs as tiles in torch. Raises UnsupportedError under `strict`."""
+    if planner.strict:
+        raise UnsupportedError(without_kernels(planner.pattern.name, reason)) from reason
+    pattern = planner.pattern
+    plan = planner.plan_of(q, k, v, inputs)
+    given = {tensor.name: x for tensor, x in zip(pattern.tensors, inputs, strict=True)}
+    return Call(plan, relations_of(pattern, call_shape(pattern, check_tensors(q, k, v), given)), scale)
+
+
+def without_kernels(name: str, reason: NotInKernelsError) -> str:
+    """What `strict` says of a pattern that has no kernels."""
+    return (
+        f"strict: `{name}` has no kernels: there are none for {reason}; it would run as tiles in torch; compile it "
+        f"without strict to allow that"
+    )
