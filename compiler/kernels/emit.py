@@ -24,7 +24,6 @@ PAIRS = ROWS | COLUMNS
 _PRODUCT = dot(vector("q"), vector("k"))
 
 
-
 @dataclass(frozen=True)
 class Problem:
     """What kernels are made for: how tiles are found, by rows of queries and by rows of keys, and what a head is.
@@ -689,7 +688,6 @@ class Forward(Kernel):
         else:
             add(store)
 
-
     def given(self) -> list[Term]:
         extra = None if self.problem.score is None else self.problem.score.extra
         return [*super().given(), *([] if extra is None else [extra])]
@@ -816,7 +814,11 @@ class KeyGradients(Kernel):
         query = Text("(query + shift)", COLUMNS)
         if self.problem.documents:
             query = Text("(query[None, :] - (window_row - window_shift)[:, None])", PAIRS)
-        names: dict[Index, Text] = {fold.place("k"): Text(f"place{wide}", ROWS), fold.place("q"): query, **self._sizes()}
+        names: dict[Index, Text] = {
+            fold.place("k"): Text(f"place{wide}", ROWS),
+            fold.place("q"): query,
+            **self._sizes(),
+        }
         return IndexText(names, self._read)
 
     def _of_place(self, dim: str, text: Text) -> Text:

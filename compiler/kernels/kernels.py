@@ -123,7 +123,9 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
         dv=heads.dv,
         dtype=heads.dtype,
         tensors=tuple(dict.fromkeys([*_tensors(roots), *(score.inputs if score else ())])),
-        sizes=tuple(sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})),
+        sizes=tuple(
+            sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})
+        ),
         documents=ranged and pattern.documents is not None,
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),

@@ -94,7 +94,9 @@ class _Distances(_Pairs):
                 add(f"found += {self.pushed(by, 'change', True)}")
         add("", "# Every distance on the diagonal, one after another.")
         add("gap = tl.arange(0, {0})[:, None] - tl.arange(0, {0})[None, :]".format(side))
-        add(f"at = sums + (lane.to(tl.int64) * (row_tiles + column_tiles - 1) + tl.program_id(0) // lanes) * {2 * side - 1}")
+        add(
+            f"at = sums + (lane.to(tl.int64) * (row_tiles + column_tiles - 1) + tl.program_id(0) // lanes) * {2 * side - 1}"
+        )
         with self.lines.block(f"for i in range({2 * side - 1}):"):
             add(f"tl.store(at + i, tl.sum(tl.where(gap == i - {side - 1}, found, 0.0)))")
 

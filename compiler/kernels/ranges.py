@@ -276,7 +276,9 @@ def _either_end(of: object, a: Index | None, b: Index | None) -> Index | None:
     if a is None or b is None:
         return None
     for one, other in ((a, b), (b, a)):
-        if isinstance(one, Choice) and all(isinstance(x, Const) and abs(x.value) == FAR for x in (one.then, one.otherwise)):
+        if isinstance(one, Choice) and all(
+            isinstance(x, Const) and abs(x.value) == FAR for x in (one.then, one.otherwise)
+        ):
             return fold.choice(one.condition, one.then, other)
     return of(a, b)  # type: ignore[operator,no-any-return]
 

@@ -18,6 +18,7 @@ from attnc.compiler.tile_forms.arrays import Int32, frozen
 from attnc.compiler.tile_forms.forms import Forms
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
 
+
 @dataclass(frozen=True, eq=False)
 class TileTables:
     """Lists by group of lanes that see the same and by tile row, and the bits of the masks.
@@ -78,9 +79,7 @@ def _joined(
         kinds.append(one.classes.astype(np.int64) + len(masks))
         masks += [_bits(mask, one.frame.tile) for mask in one.masks]
     live = [len(one.full) + len(one.partial) for one in lists]
-    order = [
-        np.argsort(-(np.diff(one.full.pointers) + np.diff(one.partial.pointers)), kind="stable") for one in lists
-    ]
+    order = [np.argsort(-(np.diff(one.full.pointers) + np.diff(one.partial.pointers)), kind="stable") for one in lists]
     shape, tile = relations.shape, found[0][0].frame.tile if found else (1, 1)
     times = [count for _, count in found]
     total = -(-shape.n_q // tile[0]) * -(-shape.n_k // tile[1]) * shape.batch * shape.heads

@@ -137,7 +137,9 @@ class ValueText:
             raise NotInKernelsError(op)
         if op in _USES:
             self.helpers[_USES[op]] = None
-        own = [part.at(9) if op in ("silu", "sign", "share", "elu", "chain", "logaddexp") else part.text for part in parts]
+        own = [
+            part.at(9) if op in ("silu", "sign", "share", "elu", "chain", "logaddexp") else part.text for part in parts
+        ]
         text = _CALLS[op].format(*own)
         return Text(text, axes, 9 if text.startswith("tl.where") or op in ("tanh", "softplus") else 5)
 
@@ -181,5 +183,3 @@ def _constant(value: float) -> Text:
     if isinf(value) or isnan(value):
         return Text(f'float("{value}")')
     return Text(repr(float(value)), binds=9 if value >= 0 else 6)
-
-

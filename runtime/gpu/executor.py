@@ -136,7 +136,9 @@ class Executor:
         diagonals, lanes = rows + columns - 1, q.shape[0] * q.shape[1]
         sums = q.new_empty((lanes, diagonals, 2 * side - 1), dtype=torch.float32)
         with _on(q):
-            launch(source, diagonals * lanes, {**tensors, "sums": sums, **self._own(source)}, self._numbers(lanes, factor))
+            launch(
+                source, diagonals * lanes, {**tensors, "sums": sums, **self._own(source)}, self._numbers(lanes, factor)
+            )
         # Diagonal i has the distances from (i - columns) * side + 1 on: the first `side` of them, then the next block's.
         whole = q.new_zeros((lanes, diagonals + 1, side), dtype=torch.float32)
         whole[:, :-1] += sums[:, :, :side]
@@ -145,9 +147,7 @@ class Executor:
         found = whole.flatten(1)[:, first : first + q.shape[2] + k.shape[2] - 1]
         return found.reshape(*q.shape[:2], -1)
 
-    def _of_table(
-        self, source: KernelSource, name: str, tensors: Mapping[str, Tensor], factor: float
-    ) -> Tensor:
+    def _of_table(self, source: KernelSource, name: str, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
         """The gradient of an input that is read pair by pair, (B, Hq, entries)."""
         q = tensors["q"]
         own = self._own(source)
@@ -216,5 +216,3 @@ def _roomy(x: Tensor) -> Tensor:
     unit = VECTOR // x.element_size()
     width = -(-x.shape[3] // unit) * unit
     return x.new_empty((*x.shape[:3], width))[..., : x.shape[3]]
-
-

@@ -59,9 +59,7 @@ class Given:
     def _places(self, term: Term) -> Callable[[Operands, int, Value], Tensor]:
         return {"query": self._of_queries, "key": self._of_keys, "distance": self._of_distances}[term.side]
 
-    def _whole(
-        self, value: Value, of: Callable[[Operands, int, Value], Tensor], precise: bool = False
-    ) -> Tensor:
+    def _whole(self, value: Value, of: Callable[[Operands, int, Value], Tensor], precise: bool = False) -> Tensor:
         """A value of every batch entry, or of one where all are alike; `precise`: computed in 64 bits."""
         operands = _in_64_bits(self._operands) if precise else self._operands
         batches = len(operands.q) if "batch" in reads(value) or self._windows_differ else 1
