@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import ClassVar
 
 from attnc.compiler import fold
 from attnc.compiler.derivatives import Derivative
 from attnc.compiler.ir import Element, Index, Lookup, Tensor, Truth, Value
+from attnc.compiler.kernels.bricks import Grid
 from attnc.compiler.kernels.depth import Accumulated, Piece, accumulated, pieces
 from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, IndexText, Text
 from attnc.compiler.kernels.inputs import address
@@ -29,7 +31,7 @@ class Problem:
     """What kernels are made for: how tiles are found, by rows of queries and by rows of keys, and what a head is.
 
     `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
-    walks or scores read. `documents`: each row has a window. `tf32`: whether fp32 is multiplied as TF32. `delayed`:
+    walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `tf32`: whether fp32 is multiplied as TF32. `delayed`:
     values are multiplied one tile late. `score`: None for the plain one; `widths`: dk and dv as
     it reads them. `boxes`: tiles of q, k and v are copied by the hardware (TMA).
     """
@@ -44,6 +46,7 @@ class Problem:
     tensors: tuple[Tensor, ...] = ()
     sizes: tuple[str, ...] = ()
     documents: bool = False
+    grid: Grid | None = None
     score: Score | None = None
     widths: tuple[int, int] = (0, 0)
     tf32: bool = False
@@ -149,7 +152,20 @@ class Kernel:
             head.add(*helper.rstrip().split("\n"), "", "")
         head.add(*declaration(function, arguments))
         text = str(head) + str(lines)
-        return KernelSource(self.title, function, text, arguments, self.tiles, self.accumulated.parts)
+        bricks = None if self.problem.grid is None else prod(self.problem.grid.bricks(self.row_brick))
+        return KernelSource(self.title, function, text, arguments, self.tiles, self.accumulated.parts, bricks)
+
+    @property
+    def row_brick(self) -> tuple[int, ...]:
+        """The sides of the program's own brick, and below those of the bricks that it walks."""
+        assert self.problem.grid is not None
+        return self.problem.grid.q_brick if self.stationary == "query" else self.problem.grid.k_brick
+
+    @property
+    def column_brick(self) -> tuple[int, ...]:
+        """The sides of the bricks that the program walks."""
+        assert self.problem.grid is not None
+        return self.problem.grid.k_brick if self.stationary == "query" else self.problem.grid.q_brick
 
     def write(self, texts: IndexText) -> None:
         """All lines."""
@@ -208,18 +224,24 @@ class Kernel:
 
     def _boxes(self, name: str) -> Iterator[Argument]:
         """The descriptors of a tensor: for its pieces, and for the part that a program adds up."""
-        p = self.problem
-        rows = self.sides.row_tile if name in self.kept else self.sides.column_tile
+        p, grid = self.problem, self.problem.grid
+        is_own = name in self.kept
+        sides: tuple[int, ...] = (self.sides.row_tile if is_own else self.sides.column_tile,)
+        axes: tuple[tuple[int, int], ...] = ()
+        if grid is not None:
+            sides = self.row_brick if is_own else self.column_brick
+            axes = tuple((axis.extent, axis.stride) for axis in grid.axes)
+        folded = grid is not None and grid.is_folded
         size = p.dv if name in ("v", "dout", "out", "dv") else p.dk
         if name in self.read:
             for i, piece in enumerate(pieces(size)):
-                yield described(f"{name}_box_{i}", name, p.dtype, rows, piece.width)
+                yield described(f"{name}_box_{i}", name, p.dtype, sides, piece.width, axes, folded)
         found = accumulated(size)
         if name in self.written:
             for i, piece in enumerate(found.pieces):
-                yield described(f"{name}_box_{i}", name, p.dtype, rows, piece.width)
+                yield described(f"{name}_box_{i}", name, p.dtype, sides, piece.width, axes, folded)
         elif found.parts > 1 and name not in self.kept:
-            yield described(f"{name}_box_part", name, p.dtype, rows, found.step)
+            yield described(f"{name}_box_part", name, p.dtype, sides, found.step, axes, folded)
 
     # --- where a program is
 
@@ -237,7 +259,38 @@ class Kernel:
         else:
             add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
         add(f"column = tl.arange(0, {sides.column_tile})")
+        if self.problem.grid is not None:
+            self._columns_of_bricks(self.problem.grid)
         self.own_places()
+
+    def _columns_of_bricks(self, grid: Grid) -> None:
+        """Where the columns of a brick are in it, as places, as tokens from its first, and as bits."""
+        add = self.lines.add
+        tokens, bits, offset = [], [], 0
+        for a, (axis, side) in enumerate(zip(grid.axes, self.column_brick, strict=True)):
+            add(f"column_{a} = {_inside('column', self.column_brick, a)}")
+            tokens.append(f"column_{a} * {axis.stride}" if axis.stride > 1 else f"column_{a}")
+            bits.append(f"({1 << offset} << column_{a})")
+            offset += side
+        add(f"column_token = {' + '.join(tokens)}", f"column_bits = {' | '.join(bits)}")
+
+    def _rows_of_bricks(self, grid: Grid) -> None:
+        """The program's brick, and where its rows are in the grid."""
+        add = self.lines.add
+        counts, brick, tests, tokens = grid.bricks(self.row_brick), self.row_brick, [], []
+        add(f"inner = tl.arange(0, {self.sides.row_tile})")
+        for a, (axis, side) in enumerate(zip(grid.axes, brick, strict=True)):
+            add(f"own_{a} = {_inside('row_tile', counts, a)}", f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}")
+            tests.append(f"(at_{a} < {axis.extent})")
+        add(f"there = {' & '.join(tests)}")
+        for a, axis in enumerate(grid.axes):
+            add(f"at_{a} = tl.minimum(at_{a}, {axis.extent - 1})")
+            tokens.append(f"at_{a} * {axis.stride}" if axis.stride > 1 else f"at_{a}")
+        add(f"row = {' + '.join(tokens)}")
+
+    def inside(self) -> str:
+        """Whether the columns of a partial tile are there."""
+        return "column_there" if self.problem.grid is not None else f"{self.sides.column} < {self.sides.columns}"
 
     def _batch(self, heads: str) -> str:
         return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
@@ -251,8 +304,11 @@ class Kernel:
     def own_places(self) -> None:
         """The program's own rows."""
         sides, add = self.sides, self.lines.add
-        add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
-        add(f"there = row < {sides.rows}")
+        if self.problem.grid is not None:
+            self._rows_of_bricks(self.problem.grid)
+        else:
+            add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
+            add(f"there = row < {sides.rows}")
         self.positions()
 
     def positions(self) -> None:
@@ -263,7 +319,7 @@ class Kernel:
             add("window_first = window_key", "window_last = window_key_end - 1")
             add("query = safe - window_row + window_shift")
         else:
-            add("query = tl.minimum(row, queries - 1) + shift")
+            add("query = row" if self.problem.grid is not None else "query = tl.minimum(row, queries - 1) + shift")
 
     def _windows(self, rows: str) -> None:
         """Windows of every row: where their queries and keys begin and end, and how queries are shifted."""
@@ -323,10 +379,40 @@ class Kernel:
 
     def _body(self, tile: str, partial: bool) -> None:
         if partial or self.numbers_columns or self.problem.score is not None:
-            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+            self.column_numbers(tile)
         if partial:
             self.walk.visible(self.lines, self.sides)
+            if self.problem.grid is not None:
+                self._columns_there(self.problem.grid, tile)
         self.tile(tile, partial)
+
+    def column_numbers(self, tile: str) -> None:
+        """The tokens of a tile's columns."""
+        if self.problem.grid is None:
+            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+        else:
+            self.lines.add(f"{self.sides.column} = {self._tile_token(tile)} + column_token")
+
+    def _brick(self, tile: str) -> list[str]:
+        """The number of a brick along every axis; `tile` is that along the last."""
+        assert self.problem.grid is not None
+        last = len(self.problem.grid.axes) - 1
+        return [tile if a == last else f"brick_{a}" for a in range(last + 1)]
+
+    def _tile_token(self, tile: str) -> str:
+        """The first token of a brick."""
+        assert self.problem.grid is not None
+        found = zip(self._brick(tile), self.column_brick, self.problem.grid.axes, strict=True)
+        return "(" + " + ".join(f"{brick} * {side * axis.stride}" for brick, side, axis in found) + ")"
+
+    def _columns_there(self, grid: Grid, tile: str) -> None:
+        """Which columns of a brick are in the grid."""
+        tests = [
+            f"({brick} * {side} + column_{a} < {axis.extent})"
+            for a, (brick, side, axis) in enumerate(zip(self._brick(tile), self.column_brick, grid.axes, strict=True))
+            if axis.extent % side
+        ]
+        self.lines.add(f"column_there = {' & '.join(tests) if tests else 'column >= 0'}")
 
     def _full_loop(self, begin: str, end: str) -> None:
         with self.lines.block(f"for tile in range({begin}, {end}):"):
@@ -377,7 +463,7 @@ class Kernel:
         """Load the terms of a tile's columns, and of its pairs."""
         sides = self.sides
         other = "key" if self.stationary == "query" else "query"
-        self.load_terms(other, f"{sides.column} < {sides.columns}" if partial else "", sides.column, "of")
+        self.load_terms(other, self.inside() if partial else "", sides.column, "of")
         for term in self.given():
             if term.side == "distance":
                 name = term.tensor.name
@@ -455,6 +541,12 @@ class Kernel:
         """Where a tensor's head begins, and of a moving side how far apart its tiles are."""
         unit = self.problem.vector
         self.lines.add(f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head) * {unit}")
+        if self.problem.grid is not None:
+            if moving:
+                self.lines.add(f"{name}_step = {name}_token.to(tl.int64) * {unit}")
+            else:
+                self.lines.add(f"{name}_rows = row[:, None] * ({name}_token.to(tl.int64) * {unit})")
+            return
         if moving:
             size = self.sides.column_tile
             self.lines.add(f"{name}_step = {name}_token.to(tl.int64) * {size * unit}")
@@ -471,22 +563,48 @@ class Kernel:
             self.base(name, head, moving=False)
         for i, piece in enumerate(pieces(size)):
             if self.problem.boxes:
-                self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, f"row_tile * {rows}", rows, piece)
+                self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, self._box_row(), rows, piece)
                 continue
             mask = _conjunction("there[:, None]", _valid(piece))
             where = f"{name}_base + {name}_rows + {_entries(piece)}"
             self.lines.add(f"{name}_{i} = tl.load({where}, mask={mask}, other=0.0)")
 
     def _load_box(self, to: str, box: str, head: str, row: str, rows: int, piece: Piece, start: str = "") -> None:
-        where = f"[batch, {head}, {row}, {start or piece.start}]"
+        where = f"[{self._box_lane(head)}, {row}, {start or piece.start}]"
         self.lines.add(f"{to} = {box}.load({where}).reshape({rows}, {piece.width})")
+
+    def _box_lane(self, head: str) -> str:
+        """A lane as coordinates of a box."""
+        grid = self.problem.grid
+        if grid is None or not grid.is_folded:
+            return f"batch, {head}"
+        return f"batch * {'(heads // group)' if head == 'kv_head' else 'heads'} + {head}"
+
+    def _box_row(self) -> str:
+        """The program's own rows as coordinates of a box."""
+        if self.problem.grid is None:
+            return f"row_tile * {self.sides.row_tile}"
+        return ", ".join(f"own_{a} * {side}" for a, side in enumerate(self.row_brick))
+
+    def _box_column(self, tile: str) -> str:
+        """A tile as coordinates of a box."""
+        if self.problem.grid is None:
+            return f"{tile} * {self.sides.column_tile}"
+        return ", ".join(f"{brick} * {side}" for brick, side in zip(self._brick(tile), self.column_brick, strict=True))
+
+    def _where(self, name: str, tile: str) -> str:
+        """Where a tile of a moving tensor begins."""
+        if self.problem.grid is None:
+            return f"{name}_base + {tile} * {name}_step"
+        return f"{name}_base + {self._tile_token(tile)} * {name}_step"
 
     def moving(self, name: str, head: str, size: int) -> None:
         """Prepare the loads of a tensor's tiles."""
         if self.problem.boxes:
             return
         self.base(name, head, moving=True)
-        self.lines.add(f"{name}_rows = column[:, None] * ({name}_token * {self.problem.vector})")
+        token = "column" if self.problem.grid is None else "column_token"
+        self.lines.add(f"{name}_rows = {token}[:, None] * ({name}_token * {self.problem.vector})")
         for i, piece in enumerate(pieces(size)):
             self.lines.add(f"{name}_inner_{i} = {name}_rows + {_entries(piece)}")
 
@@ -495,12 +613,12 @@ class Kernel:
         columns = self.sides.column_tile
         for i, piece in enumerate(pieces(size)):
             if self.problem.boxes:
-                self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, f"{tile} * {columns}", columns, piece)
+                self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, self._box_column(tile), columns, piece)
                 continue
-            inside = f"({self.sides.column} < {self.sides.columns})[:, None]" if partial else None
+            inside = f"({self.inside()})[:, None]" if partial else None
             mask = _conjunction(inside, _valid(piece))
             masked = "" if mask is None else f", mask={mask}, other=0.0"
-            self.lines.add(f"{name}_{i} = tl.load({name}_base + {tile} * {name}_step + {name}_inner_{i}{masked})")
+            self.lines.add(f"{name}_{i} = tl.load({self._where(name, tile)} + {name}_inner_{i}{masked})")
 
     def load_sum(self, name: str, head: str, size: int, tile: str, partial: bool, loaded: bool) -> list[str]:
         """The pieces of a moving tensor that are added up: all of them, or that of the program's part."""
@@ -512,11 +630,11 @@ class Kernel:
         columns, to = self.sides.column_tile, f"{name}_part"
         if self.problem.boxes:
             start = f"part * {found.step}"
-            self._load_box(to, f"{name}_box_part", head, f"{tile} * {columns}", columns, found.pieces[0], start)
+            self._load_box(to, f"{name}_box_part", head, self._box_column(tile), columns, found.pieces[0], start)
             return [to]
-        inside = f"({self.sides.column} < {self.sides.columns})[:, None]" if partial else None
+        inside = f"({self.inside()})[:, None]" if partial else None
         entries = f"(part * {found.step} + tl.arange(0, {found.step}))[None, :]"
-        where = f"{name}_base + {tile} * {name}_step + {name}_rows + {entries}"
+        where = f"{self._where(name, tile)} + {name}_rows + {entries}"
         self.lines.add(f"{to} = tl.load({where}, mask={_conjunction(inside, f'{entries} < {size}')}, other=0.0)")
         return [to]
 
@@ -525,8 +643,10 @@ class Kernel:
         rows, step, add = self.sides.row_tile, accumulated(size).step, self.lines.add
         if self.problem.boxes:
             for i, (value, piece) in enumerate(values):
-                where = f"[batch, {head}, row_tile * {rows}, {f'part * {step}' if step else piece.start}]"
-                shaped = f"{value}.to(tl.{self.problem.dtype}).reshape(1, 1, {rows}, {piece.width})"
+                where = f"[{self._box_lane(head)}, {self._box_row()}, {f'part * {step}' if step else piece.start}]"
+                grid = self.problem.grid
+                sides = f"1, 1, {rows}" if grid is None else ", ".join(map(str, (*_ONES[grid.is_folded], *self.row_brick)))
+                shaped = f"{value}.to(tl.{self.problem.dtype}).reshape({sides}, {piece.width})"
                 add(f"{name}_box_{i}.store({where}, {shaped})")
             return
         self.base(name, head, moving=False)
@@ -555,6 +675,16 @@ class Kernel:
         """Set accumulators to zero."""
         for one, piece in self.sums(name, size):
             self.lines.add(f"{one} = tl.zeros(({self.sides.row_tile}, {piece.width}), tl.float32)")
+
+
+_ONES = {False: (1, 1), True: (1,)}
+
+
+def _inside(number: str, sides: tuple[int, ...], axis: int) -> str:
+    """The place along an axis of what is numbered with the last axis fastest."""
+    below = prod(sides[axis + 1 :])
+    text = f"{number} // {below}" if below > 1 else number
+    return text if axis == 0 else f"{text} % {sides[axis]}"
 
 
 _TITLES = {
@@ -635,7 +765,7 @@ class Forward(Kernel):
 
     def _column_numbers(self, tile: str) -> None:
         if self.problem.score is not None:
-            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+            self.column_numbers(tile)
 
     def _rescaled(self) -> None:
         self.lines.add("total = total * rescale + tl.sum(weight, 1)")
@@ -804,7 +934,7 @@ class KeyGradients(Kernel):
             add("window_first = window_row", "window_last = window_row_end - 1")
             add("place = safe - window_key")
         else:
-            add("place = tl.minimum(row, keys - 1)")
+            add("place = tl.minimum(row, keys - 1)" if self.problem.grid is None else "place = row")
 
     def moved(self) -> str:
         return " + window_row - window_shift" if self.problem.documents else " - shift"
@@ -856,7 +986,7 @@ class KeyGradients(Kernel):
 
     def tile(self, tile: str, partial: bool) -> None:
         add, p = self.lines.add, self.problem
-        inside = ', mask=query < queries, other=float("inf")' if partial else ""
+        inside = f', mask={self.inside()}, other=float("inf")' if partial else ""
         self.load("q", "head", p.dk, tile, partial)
         self.product("k", "q", p.dk, self.product_name)
         self.scored(partial)
@@ -868,7 +998,7 @@ class KeyGradients(Kernel):
         outputs = self.load_sum("dout", "head", p.dv, tile, partial, loaded=True)
         for (name, _), value in zip(self.sums("value_sum", p.dv), outputs, strict=True):
             add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{p.precision})")
-        inside = ", mask=query < queries, other=0.0" if partial else ""
+        inside = f", mask={self.inside()}, other=0.0" if partial else ""
         add(f"delta_of = tl.load(delta + of_head + query{inside})")
         self.product("v", "dout", p.dv, "change")
         add("change = weight * (change - delta_of[None, :])")

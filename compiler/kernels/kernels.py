@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
+from attnc.compiler.kernels.bricks import Bricked, find_bricked
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.emit import Problem, emit_dkdv, emit_dq, emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError
@@ -48,21 +49,22 @@ class Kernels:
     target: Target
     form: Form
     reason: str
+    bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
 
     @cached_property
     def forward(self) -> KernelSource:
         """Output and LSE."""
-        return emit_forward(self.problem, self._tiles("forward"))
+        return emit_forward(self._problem("forward"), self._tiles("forward"))
 
     @cached_property
     def dq(self) -> KernelSource:
         """The gradient of q."""
-        return emit_dq(self.problem, self._tiles("dq"))
+        return emit_dq(self._problem("dq"), self._tiles("dq"))
 
     @cached_property
     def dkdv(self) -> KernelSource:
         """The gradients of k and v."""
-        return emit_dkdv(self.problem, self._tiles("dkdv"))
+        return emit_dkdv(self._problem("dkdv"), self._tiles("dkdv"))
 
     @cached_property
     def delta(self) -> KernelSource:
@@ -94,6 +96,13 @@ class Kernels:
         for name in tables:
             assert self.of_tables[name]
 
+    def _problem(self, stage: Stage) -> Problem:
+        """The problem with the bricks of a kernel."""
+        own = self.bricked.get(stage)
+        if own is None:
+            return self.problem
+        return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key)
+
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
         return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)
@@ -105,11 +114,16 @@ class Kernels:
         return {source.function: source.text for source in found}
 
 
-def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
-    """The kernels of a pattern of one attention. Raises NotInKernelsError where there are none."""
+def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = True) -> Kernels:
+    """The kernels of a pattern of one attention; `square`: for as many queries as keys.
+
+    Raises NotInKernelsError where there are none.
+    """
     node = pattern.attend
     score = None if is_plain(node) else find_score(_with_widths(node, heads.widths or (heads.dk, heads.dv)))
-    form, by_query, by_key, reason = _walks(pattern, node)
+    shapes = {stage: tile_shape(target, stage, heads.dk, heads.dv, heads.dtype) for stage in BRICKED}
+    bricked = _bricks(pattern, node, shapes) if square else None
+    form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
     ranged = isinstance(by_query, Ranged) and isinstance(by_key, Ranged)
     roots = [*ends(by_query.ranges), *ends(by_key.ranges)] if ranged else []
     if score is not None:
@@ -133,7 +147,28 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target) -> Kernels:
         delayed=target.delayed and heads.dtype != "float32",
         boxes=target.boxes,
     )
-    return Kernels(problem, target, form, reason)
+    return Kernels(problem, target, form, reason, {} if bricked is None else bricked)
+
+
+BRICKED: tuple[Stage, ...] = ("forward", "dq", "dkdv")
+
+
+def _bricks(pattern: Pattern, node: Attend, shapes: Mapping[Stage, TileShape]) -> dict[Stage, Bricked] | None:
+    """The relation in bricks, for the tiles of every kernel; None where it has none."""
+    if pattern.documents is not None or find_ranges(node.visible, "k") is not None:
+        return None
+    found: dict[Stage, Bricked] = {}
+    for stage, tiles in shapes.items():
+        one = find_bricked(pattern, node.visible, (tiles.q_tile, tiles.k_tile))
+        if one is None:
+            return None
+        found[stage] = one
+    return found
+
+
+def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
+    reason = f"each row sees a range along every axis: {bricked.grid}, bounds in the kernel"
+    return "bricks", bricked.by_query, bricked.by_key, reason
 
 
 def _with_widths(node: Attend, widths: tuple[int, int]) -> Attend:

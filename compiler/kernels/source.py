@@ -23,13 +23,16 @@ VECTOR = 16
 class Argument:
     """A parameter of a kernel; `type` is Triton's: `*bf16` a pointer, `i32`, `i64`, `fp32` a number.
 
-    `box`: it describes the tensor `of`, (batch, head, token, width), for copies of such boxes by the hardware.
+    `box`: it describes the tensor `of`, (batch, head, token, width), for copies of such boxes by the hardware; with
+    the tokens as a grid where `axes` says their extents and strides, and batch entries and heads as one if `folded`.
     """
 
     name: str
     type: str
     of: str = ""
     box: tuple[int, ...] = ()
+    axes: tuple[tuple[int, int], ...] = ()
+    folded: bool = False
 
     @property
     def is_pointer(self) -> bool:
@@ -47,9 +50,18 @@ class Argument:
         return f"{self.name}: tl.{_DECLARED[self.type]}" if self.is_number else self.name
 
 
-def described(name: str, of: str, dtype: str, rows: int, width: int) -> Argument:
-    """The descriptor of a tensor for boxes of so many rows of a head."""
-    return Argument(name, f"tensordesc<{TYPES[dtype]}[1, 1, {rows}, {width}]>", of, (1, 1, rows, width))
+def described(
+    name: str,
+    of: str,
+    dtype: str,
+    sides: tuple[int, ...],
+    width: int,
+    axes: tuple[tuple[int, int], ...] = (),
+    folded: bool = False,
+) -> Argument:
+    """The descriptor of a tensor for boxes of a head: of so many rows, or with sides along the axes of a grid."""
+    box = (1, *sides, width) if folded else (1, 1, *sides, width)
+    return Argument(name, f"tensordesc<{TYPES[dtype]}[{', '.join(map(str, box))}]>", of, box, axes, folded)
 
 
 _DECLARED = {"i32": "int32", "i64": "int64", "fp32": "float32"}
@@ -62,6 +74,7 @@ class KernelSource:
     A program does the tile `row_tile` of `stationary` (queries, or keys for their gradients) of a lane, which is a
     batch entry and a head: query heads, or kv heads for the gradients of keys. `parts`: programs for each, along the
     width of a head; 0: as many as the call says.
+    `row_tiles`: how many tiles there are; None: as many as the tokens make.
     """
 
     stage: str
@@ -70,6 +83,7 @@ class KernelSource:
     arguments: tuple[Argument, ...]
     tiles: TileShape
     parts: int = 1
+    row_tiles: int | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from attnc.compiler.ir import Arith, Const, HeadIndex, Index, Truth
+from attnc.compiler.kernels.bricks import BrickRanges
 from attnc.compiler.kernels.index_text import ROWS, IndexText, Text, fits_32_bits
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.ranges import Range, ends
@@ -286,7 +287,7 @@ class Listed:
         )
 
 
-Walk = Ranged | Listed
-Form = Literal["ranges", "runs", "lists"]
+Walk = Ranged | Listed | BrickRanges
+Form = Literal["ranges", "bricks", "runs", "lists"]
 
 __all__ = ["ROWS", "Body", "Form", "Listed", "Ranged", "Sides", "Walk"]

@@ -23,7 +23,7 @@ from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
 from attnc.compiler.kernels.source import VECTOR, KernelSource
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.cpu.executor import empty_like
-from attnc.runtime.gpu.launch import launch
+from attnc.runtime.gpu.launch import launch, lies_evenly
 
 NOTHING: Mapping[str, Tensor] = {}
 
@@ -75,8 +75,8 @@ class Executor:
         if not out.numel() or not k.numel():
             return out.zero_(), lse.fill_(-math.inf)
         own, factor = self._scaled(q)
-        writable = out if _fits(out) else _roomy(out)
-        tensors = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "out": writable, "lse": lse, **terms}
+        writable = out if self._fits(out) else _roomy(out)
+        tensors = {"q": self._fit(own), "k": self._fit(k), "v": self._fit(v), "out": writable, "lse": lse, **terms}
         self._launch(self.prepared.kernels.forward, q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
         return (out if writable is out else out.copy_(writable)), lse
 
@@ -98,7 +98,9 @@ class Executor:
         if not out.numel() or not k.numel():
             return (grads[0].zero_(), grads[1].zero_(), grads[2].zero_()), {n: x.zero_() for n, x in of_terms.items()}
         own, factor = self._scaled(q)
-        read = {"q": _fit(own), "k": _fit(k), "v": _fit(v), "dout": _fit(grad_out), "out": _fit(out)}
+        read = {
+            name: self._fit(x) for name, x in (("q", own), ("k", k), ("v", v), ("dout", grad_out), ("out", out))
+        }
         lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
         before = {"lse": lse.contiguous(), "lse2": lse2, "delta": delta}
         if grad_lse is not None:
@@ -106,7 +108,7 @@ class Executor:
         kernels = self.prepared.kernels
         first = kernels.delta if grad_lse is None else kernels.delta_with_lse
         lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
-        written = {name: x if _fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
+        written = {name: x if self._fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
         with _on(q):
             tensors = {**read, **before}
             numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
@@ -181,6 +183,16 @@ class Executor:
             if term.varies and term.side in tokens
         }
 
+    def _fits(self, x: Tensor) -> bool:
+        """Whether kernels can take a tensor as it is."""
+        problem = self.prepared.kernels.problem
+        folded = problem.boxes and any(own.grid.is_folded for own in self.prepared.kernels.bricked.values())
+        return _fits(x) and (not folded or lies_evenly(x))
+
+    def _fit(self, x: Tensor) -> Tensor:
+        """The tensor, copied where it does not fit."""
+        return x if self._fits(x) else _roomy(x).copy_(x)
+
     def _scaled(self, q: Tensor) -> _Scaled:
         """Of a score of its own the scale is a number in a formula, which may be anything."""
         return _scaled(q, self.scale) if self.prepared.kernels.problem.score is None else _Scaled(q, self.scale)
@@ -189,7 +201,7 @@ class Executor:
         self, source: KernelSource, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float
     ) -> None:
         with _on(tensors["q"]):
-            programs = -(-tokens // source.stationary) * lanes
+            programs = (source.row_tiles or -(-tokens // source.stationary)) * lanes
             launch(source, programs, {**tensors, **self._own(source)}, self._numbers(lanes, factor))
 
 
@@ -204,11 +216,6 @@ def _fits(x: Tensor) -> bool:
     aligned = all(n == 1 or (s * size % VECTOR == 0 and s > 0) for s, n in zip(x.stride()[:3], x.shape, strict=False))
     near = x.stride(2) * size // VECTOR <= FARTHEST or x.shape[2] == 1
     return aligned and near and (x.stride(3) == 1 or x.shape[3] == 1) and x.data_ptr() % VECTOR == 0
-
-
-def _fit(x: Tensor) -> Tensor:
-    """The tensor, copied where it does not fit."""
-    return x if _fits(x) else _roomy(x).copy_(x)
 
 
 def _roomy(x: Tensor) -> Tensor:

@@ -44,7 +44,20 @@ def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:
 
 
 def _described(tensor: Tensor, argument: Argument) -> object:
+    """The descriptor of a tensor; with the tokens as a grid, and with lanes as one side, where it asks for that."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    strides = [s if n > 1 else tensor.numel() for s, n in zip(tensor.stride(), tensor.shape, strict=True)]
-    return TensorDescriptor(tensor, list(tensor.shape), [*strides[:3], 1], list(argument.box))
+    batch, head, token = zip(tensor.shape[:3], tensor.stride()[:3], strict=True)
+    sides = [batch, head]
+    if argument.folded:
+        assert lies_evenly(tensor)
+        sides = [(batch[0] * head[0], head[1] if head[0] > 1 else batch[1])]
+    sides += [(extent, stride * token[1]) for extent, stride in argument.axes] or [token]
+    shape = [size for size, _ in sides]
+    strides = [stride if size > 1 else tensor.numel() for size, stride in sides]
+    return TensorDescriptor(tensor, [*shape, tensor.shape[3]], [*strides, 1], list(argument.box))
+
+
+def lies_evenly(x: Tensor) -> bool:
+    """Whether the heads of all batch entries are evenly apart, so that they are one side of a box."""
+    return 1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)

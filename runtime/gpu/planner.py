@@ -41,9 +41,9 @@ class GpuPlanner:
         self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
         self._checked = _CheckedDocuments()
 
-    def kernels(self, heads: Heads, target: Target) -> Kernels:
-        """The kernels for such heads. Raises NotInKernelsError where there are none."""
-        return self._kernels.get((heads, target), lambda: find_kernels(self._pattern, heads, target))
+    def kernels(self, heads: Heads, target: Target, square: bool) -> Kernels:
+        """The kernels for such heads, and as many queries as keys. Raises NotInKernelsError where there are none."""
+        return self._kernels.get((heads, target, square), lambda: find_kernels(self._pattern, heads, target, square))
 
     def prepared(
         self,
@@ -65,16 +65,16 @@ class GpuPlanner:
         key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
         if not inputs:
             return self._prepared.get(key, lambda: self._made(q, k, v, (), tf32, widths))
-        if self._kernels_of(q, v, tf32, widths).form == "ranges":  # nothing is planned from what inputs hold
+        if self._kernels_of(q, k, v, tf32, widths).form != "lists":  # nothing is planned from what inputs hold
             shapes = tuple((x.shape, x.dtype) for x in inputs)
             alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, tf32, widths))
             return dataclasses.replace(alike, tensors=self._read(alike.kernels, q, k, inputs))
         named = tuple(name_of(x, is_read=True) for x in inputs)
         return self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32, widths))
 
-    def _kernels_of(self, q: Tensor, v: Tensor, tf32: bool, widths: tuple[int, int] | None) -> Kernels:
+    def _kernels_of(self, q: Tensor, k: Tensor, v: Tensor, tf32: bool, widths: tuple[int, int] | None) -> Kernels:
         heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths)
-        return self.kernels(heads, target_of(q.device))
+        return self.kernels(heads, target_of(q.device), q.shape[2] == k.shape[2])
 
     def _made(
         self,
@@ -89,8 +89,8 @@ class GpuPlanner:
         sizes = check_tensors(q, k, v)
         if max(sizes.n_q, sizes.n_k) > LONGEST:
             raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
-        kernels = self._kernels_of(q, v, tf32, widths)
-        ranged = kernels.form == "ranges"
+        kernels = self._kernels_of(q, k, v, tf32, widths)
+        ranged = kernels.form != "lists"
         given = self._named(inputs)
         if widths is not None:
             sizes = dataclasses.replace(sizes, dk=widths[0], dv=widths[1])
