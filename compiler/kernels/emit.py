@@ -193,10 +193,10 @@ class Kernel:
         ]
 
     def _arguments(self) -> tuple[Argument, ...]:
-        p, boxes = self.problem, self.problem.boxes
-        names = (*self.read, *self.written)
-        found = [] if boxes else [Argument(name, f"*{TYPES[p.dtype]}") for name in names]
-        found += [box for name in names if boxes for box in self._boxes(name)]
+        p = self.problem
+        names = [name for name in (*self.read, *self.written) if not self._is_boxed(name)]
+        found = [Argument(name, f"*{TYPES[p.dtype]}") for name in names]
+        found += [box for name in (*self.read, *self.written) if self._is_boxed(name) for box in self._boxes(name)]
         found += [Argument(name, "*fp32") for name in self.rows_of]
         if self.problem.documents:
             found.append(Argument("windows", "*i32"))
@@ -206,7 +206,7 @@ class Kernel:
         found += [Argument(name, "*fp32") for name in self.gradients()]
         found += self.more_pointers()
         found += self.walk.arguments(self.sides)
-        for name in () if boxes else names:
+        for name in names:
             found += [Argument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]
         if self.problem.documents:
             found.append(Argument("windows_0", "i64"))
@@ -221,6 +221,11 @@ class Kernel:
     def more_pointers(self) -> list[Argument]:
         """Other tensors that are read or written."""
         return []
+
+    def _is_boxed(self, name: str) -> bool:
+        """Whether the hardware copies a tensor. A program's own brick would go to registers, not to shared memory."""
+        p = self.problem
+        return p.boxes and (p.grid is None or name not in self.kept or name in self.written)
 
     def _boxes(self, name: str) -> Iterator[Argument]:
         """The descriptors of a tensor: for its pieces, and for the part that a program adds up."""
@@ -559,10 +564,10 @@ class Kernel:
     def own(self, name: str, head: str, size: int) -> None:
         """Load the program's own rows of a tensor."""
         rows = self.sides.row_tile
-        if not self.problem.boxes:
+        if not self._is_boxed(name):
             self.base(name, head, moving=False)
         for i, piece in enumerate(pieces(size)):
-            if self.problem.boxes:
+            if self._is_boxed(name):
                 self._load_box(f"{name}_{i}", f"{name}_box_{i}", head, self._box_row(), rows, piece)
                 continue
             mask = _conjunction("there[:, None]", _valid(piece))

@@ -101,7 +101,7 @@ class Kernels:
         own = self.bricked.get(stage)
         if own is None:
             return self.problem
-        return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key)
+        return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key, delayed=False)
 
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
