@@ -32,7 +32,7 @@ from attnc.runtime.call import (
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.gpu.targets import check_triton
+from attnc.runtime.gpu.targets import check_triton, named_target, planned_target
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.planners import packed_planner, shared_planner
 from attnc.runtime.plans import relations_of
@@ -413,13 +413,43 @@ class Attention:
         device: torch.device | str | None = None,
         **inputs: object,
     ) -> Plan:
-        """What a call of this shape would do, and why."""
-        if device is not None and torch.device(device).type != "cpu":
-            raise UnsupportedError(f"device={device}: plans for other devices than the CPU are not supported yet")
+        """What a call of this shape would do, and why.
+
+        `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
+        """
+        target = planned_target(device, self._options.backend == "triton")
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        return self._planner.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
+        if self._steps is None:
+            return self._planner.plan_on(target, sizes, inputs)
+        return self._steps.plan(sizes, inputs, target)
+
+    def source(
+        self,
+        target: str | None = None,
+        *,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.bfloat16,
+        **inputs: object,
+    ) -> dict[str, str]:
+        """The Triton text of every kernel of calls with such heads, by name.
+
+        `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU that is there, or else sm_90. `inputs` are
+        needed only by patterns whose number of attentions depends on them.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError.
+        """
+        from attnc.runtime.gpu.sources import sources
+
+        _check_counts(1, head_dim=head_dim)
+        if dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        planners = [(self.name, self._planner)]
+        if self._steps is not None:
+            sizes = self._sizes(head_dim, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
+            planners = self._steps.planners(sizes, inputs)
+        return sources(planners, named_target(target), head_dim, dtype)
 
     def simulate(
         self,
@@ -549,8 +579,7 @@ class Attention:
         if by_kernels:
             from attnc.runtime.gpu import scored as scored_on_gpu
 
-            unplanned = Call(None, relations, factor)
-            return scored_on_gpu.attend(q, k, v, unplanned, self._planner, real, tensors)
+            return scored_on_gpu.attend(q, k, v, relations, factor, self._planner, real, tensors)
         call = Call(self._planner.plan_of(q, k, v, tensors), relations, factor)
         return scored.attend(q, k, v, call, real)
 

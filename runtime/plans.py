@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.ir import BOUNDARIES, Pattern
+from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import (
     BoundariesError,
@@ -57,6 +58,14 @@ class Planner:
         from attnc.runtime.gpu.planner import GpuPlanner
 
         return GpuPlanner(self.pattern)
+
+    def plan_on(self, target: Target | None, sizes: Sizes, given: Mapping[str, object]) -> Plan:
+        """The plan of a call on a GPU, or on the CPU for None. Raises as `plan`."""
+        if target is None:
+            return self.plan(sizes, given)
+        from attnc.runtime.gpu.plan import plan_on_gpu
+
+        return plan_on_gpu(self, sizes, given, target)
 
     def plan(self, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call of these sizes with these inputs.

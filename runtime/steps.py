@@ -13,6 +13,7 @@ from torch import Tensor
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.rewrite import substitute, substitute_value
@@ -137,20 +138,21 @@ class Steps:
 
     # --- planning ----------------------------------------------------------------------------------------------------
 
-    def plans(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[str, Plan]]:
-        """The plan of every attention, by name."""
+    def planners(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[str, Planner]]:
+        """The planner of every attention, by name."""
         found = []
         for node in self._pattern.nodes:
             if node.family is None:
-                found.append((node.name, self._planner(node, None).plan(sizes, inputs)))
+                found.append((node.name, self._planner(node, None)))
                 continue
             for i in self._members(node, sizes, inputs):
-                found.append((f"{node.name}[{i}]", self._planner(node, i).plan(sizes, inputs)))
+                found.append((f"{node.name}[{i}]", self._planner(node, i)))
         return found
 
-    def plan(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
-        """The plans of all attentions in one."""
-        plans = self.plans(sizes, inputs)
+    def plan(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None = None) -> Plan:
+        """The plans of all attentions in one; `target`: on a GPU."""
+        planners = self.planners(sizes, inputs)
+        plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
         return plans[0][1] if len(plans) == 1 and self._pattern.combine is None else joined(plans)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
@@ -286,8 +288,7 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     if is_plain(pattern.attend):
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
     relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
-    call = Call(None, relations, given.scale)
-    return scored_on_gpu.attend(q, k, v, call, planner, _real(pattern, known), inputs)
+    return scored_on_gpu.attend(q, k, v, relations, given.scale, planner, _real(pattern, known), inputs)
 
 
 def _tensor(value: object) -> Tensor:

@@ -341,7 +341,9 @@ class Values:
         found = gathered(tensor.to(operands.dtype), [self._tensor(heads), self._tensor(index)])
         if not nothing.any():
             return found
-        return torch.where(self._tensor(nothing)[..., None], torch.zeros((), dtype=found.dtype, device=found.device), found)
+        return torch.where(
+            self._tensor(nothing)[..., None], torch.zeros((), dtype=found.dtype, device=found.device), found
+        )
 
     def _element(self, node: ir.Element) -> Tensor:
         tensor = self._operands.inputs[node.tensor.name]

@@ -16,7 +16,7 @@ from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, IndexText,
 from attnc.compiler.kernels.inputs import address
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.scores import Score, Term
-from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, Stage, declaration, described
+from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, declaration, described
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E, VALUE_HELPERS, ValueText
 from attnc.compiler.kernels.walks import Listed, Sides, Walk
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
@@ -93,7 +93,7 @@ class Kernel:
 
     # --- what sub-classes say
 
-    stage: ClassVar[Stage]
+    stage: ClassVar[str]
     read: ClassVar[tuple[str, ...]] = ("q", "k", "v")
     """Tensors of the call that are read, (batch, head, token, width), and below those that are written."""
     written: ClassVar[tuple[str, ...]]
@@ -285,7 +285,10 @@ class Kernel:
         counts, brick, tests, tokens = grid.bricks(self.row_brick), self.row_brick, [], []
         add(f"inner = tl.arange(0, {self.sides.row_tile})")
         for a, (axis, side) in enumerate(zip(grid.axes, brick, strict=True)):
-            add(f"own_{a} = {_inside('row_tile', counts, a)}", f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}")
+            add(
+                f"own_{a} = {_inside('row_tile', counts, a)}",
+                f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}",
+            )
             tests.append(f"(at_{a} < {axis.extent})")
         add(f"there = {' & '.join(tests)}")
         for a, axis in enumerate(grid.axes):
@@ -650,7 +653,9 @@ class Kernel:
             for i, (value, piece) in enumerate(values):
                 where = f"[{self._box_lane(head)}, {self._box_row()}, {f'part * {step}' if step else piece.start}]"
                 grid = self.problem.grid
-                sides = f"1, 1, {rows}" if grid is None else ", ".join(map(str, (*_ONES[grid.is_folded], *self.row_brick)))
+                sides = (
+                    f"1, 1, {rows}" if grid is None else ", ".join(map(str, (*_ONES[grid.is_folded], *self.row_brick)))
+                )
                 shaped = f"{value}.to(tl.{self.problem.dtype}).reshape({sides}, {piece.width})"
                 add(f"{name}_box_{i}.store({where}, {shaped})")
             return
@@ -722,9 +727,9 @@ def _conjunction(*tests: str | None) -> str | None:
 class Forward(Kernel):
     """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
 
-    stage = "forward"
+    stage: ClassVar[str] = "forward"
     kept = ("q", "out")
-    written = ("out",)
+    written: ClassVar[tuple[str, ...]] = ("out",)
     rows_of = ("lse",)
 
     @property
@@ -848,10 +853,10 @@ class Forward(Kernel):
 class QueryGradient(Kernel):
     """dq = scale * dS k with dS = P ∘ (dO vᵀ - delta), P = exp(S - LSE)."""
 
-    stage = "dq"
+    stage: ClassVar[str] = "dq"
     kept = ("q", "dout", "dq")
     read = ("q", "k", "v", "dout")
-    written = ("dq",)
+    written: ClassVar[tuple[str, ...]] = ("dq",)
     rows_of = ("lse", "delta")
 
     @property
@@ -908,10 +913,10 @@ class QueryGradient(Kernel):
 class KeyGradients(Kernel):
     """dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ so that what is computed is what is multiplied."""
 
-    stage = "dkdv"
+    stage: ClassVar[str] = "dkdv"
     kept = ("k", "v", "dk", "dv")
     read = ("q", "k", "v", "dout")
-    written = ("dk", "dv")
+    written: ClassVar[tuple[str, ...]] = ("dk", "dv")
     rows_of = ("lse", "delta")
     numbers_columns = True
     stationary = "key"

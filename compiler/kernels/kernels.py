@@ -92,9 +92,8 @@ class Kernels:
 
     def check_gradients(self, tables: Sequence[str]) -> None:
         """Raise NotInKernelsError where terms, or these inputs that are read pair by pair, have no gradient."""
-        assert self.of_distances is not None
-        for name in tables:
-            assert self.of_tables[name]
+        known = {**self.of_distances, **(self.of_tables if tables else {})}
+        assert all(name in known for name in tables)
 
     def _problem(self, stage: Stage) -> Problem:
         """The problem with the bricks of a kernel."""
@@ -124,8 +123,8 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     shapes = {stage: tile_shape(target, stage, heads.dk, heads.dv, heads.dtype) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
-    ranged = isinstance(by_query, Ranged) and isinstance(by_key, Ranged)
-    roots = [*ends(by_query.ranges), *ends(by_key.ranges)] if ranged else []
+    ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]
+    roots = [end for one in ranged for end in ends(one.ranges)]
     if score is not None:
         roots += _exact(score)
     problem = Problem(
@@ -140,7 +139,7 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
         sizes=tuple(
             sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})
         ),
-        documents=ranged and pattern.documents is not None,
+        documents=bool(ranged) and pattern.documents is not None,
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,

@@ -8,6 +8,7 @@ tiles. What programs leave is added up outside.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from attnc.compiler.ir import Element, Tensor
 from attnc.compiler.kernels.emit import PAIRS, Problem, QueryGradient
@@ -45,8 +46,8 @@ def emit_table_gradient(problem: Problem, tensor: Tensor, tiles: TileShape) -> K
 class _Pairs(QueryGradient):
     """Programs that only need how the result changes with the scores."""
 
-    stage = "pairs"
-    written = ()
+    stage: ClassVar[str] = "pairs"
+    written: ClassVar[tuple[str, ...]] = ()
 
     def more_pointers(self) -> list[Argument]:
         return [Argument("sums", "*fp32")]

@@ -16,9 +16,9 @@ from attnc.runtime.blocks import Operands
 
 @dataclass(frozen=True)
 class Call:
-    """What a call is besides its tensors; kernels need no plan of pieces."""
+    """What a call is besides its tensors."""
 
-    plan: Plan | None
+    plan: Plan
     relations: Relations
     scale: float
 
@@ -26,16 +26,24 @@ class Call:
         self, q: Sequence[Tensor], k: Sequence[Tensor], v: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> Operands:
         """What values are made of: vectors by batch entry, and the real inputs in the pattern's order."""
-        pattern = self.relations.pattern
-        return Operands(
-            q,
-            k,
-            v,
-            {tensor.name: x for tensor, x in zip(tensors_of(pattern), inputs, strict=True)},
-            self.relations.sizes,
-            self.relations.slices,
-            self.scale,
-            torch.float64 if self.relations.shape.dtype == "float64" else torch.float32,
-            pattern.origins,
-            pattern.attend.keys is not None,
-        )
+        return operands_of(self.relations, self.scale, (q, k, v), inputs)
+
+
+def operands_of(
+    relations: Relations,
+    scale: float,
+    vectors: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+) -> Operands:
+    """What values are made of: q, k and v by batch entry, and the real inputs in the pattern's order."""
+    pattern = relations.pattern
+    return Operands(
+        *vectors,
+        {tensor.name: x for tensor, x in zip(tensors_of(pattern), inputs, strict=True)},
+        relations.sizes,
+        relations.slices,
+        scale,
+        torch.float64 if relations.shape.dtype == "float64" else torch.float32,
+        pattern.origins,
+        pattern.attend.keys is not None,
+    )

@@ -98,9 +98,7 @@ class Executor:
         if not out.numel() or not k.numel():
             return (grads[0].zero_(), grads[1].zero_(), grads[2].zero_()), {n: x.zero_() for n, x in of_terms.items()}
         own, factor = self._scaled(q)
-        read = {
-            name: self._fit(x) for name, x in (("q", own), ("k", k), ("v", v), ("dout", grad_out), ("out", out))
-        }
+        read = {name: self._fit(x) for name, x in (("q", own), ("k", k), ("v", v), ("dout", grad_out), ("out", out))}
         lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
         before = {"lse": lse.contiguous(), "lse2": lse2, "delta": delta}
         if grad_lse is not None:

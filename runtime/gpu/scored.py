@@ -11,9 +11,9 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.scores import Score, find_score
+from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.cpu import rows
 from attnc.runtime.cpu.autograd import FirstOrder, Pair
-from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.gpu.executor import Executor
 from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.gpu.terms import Given
@@ -22,38 +22,52 @@ from attnc.runtime.plans import Planner
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, call: Call, planner: Planner, inputs: Sequence[Tensor], given: Sequence[Tensor]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    relations: Relations,
+    scale: float,
+    planner: Planner,
+    inputs: Sequence[Tensor],
+    given: Sequence[Tensor],
 ) -> Pair:
     """(out, lse) of a pattern; `inputs` are its real ones, `given` all of them.
 
     Where there are no kernels it runs as tiles in torch. Raises UnsupportedError then, if it is to be strict.
     """
     try:
-        return _by_kernels(q, k, v, call, planner.gpu, inputs, given)
+        return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, given)
     except NotInKernelsError as error:
-        return rows.attend(q, k, v, in_tiles(planner, q, k, v, given, call.scale, error), inputs)
+        return rows.attend(q, k, v, in_tiles(planner, q, k, v, given, scale, error), inputs)
 
 
 def _by_kernels(
-    q: Tensor, k: Tensor, v: Tensor, call: Call, planner: GpuPlanner, inputs: Sequence[Tensor], given: Sequence[Tensor]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    relations: Relations,
+    scale: float,
+    planner: GpuPlanner,
+    inputs: Sequence[Tensor],
+    given: Sequence[Tensor],
 ) -> Pair:
-    score = find_score(call.relations.pattern.attend)
-    made = Given(call, q, k, v, inputs)
+    score = find_score(relations.pattern.attend)
+    made = Given(relations, scale, q, k, v, inputs)
     own_q, own_k, own_v = made.vectors(score)
     prepared = planner.prepared(own_q, own_k, own_v, given, (q.shape[3], v.shape[3]))
     if torch.is_grad_enabled():
-        prepared.kernels.check_gradients([t.name for t, x in _tables(call, score, given) if x.requires_grad])
+        prepared.kernels.check_gradients([t.name for t, x in _tables(relations, score, given) if x.requires_grad])
     terms = made.terms(score)
-    tables = {tensor.name: x for tensor, x in _tables(call, score, given)}
-    executor = Executor(prepared, call.scale)
+    tables = {tensor.name: x for tensor, x in _tables(relations, score, given)}
+    executor = Executor(prepared, scale)
     more = {**terms, **tables}
     found = _Scored.apply(own_q, own_k, own_v, executor, tuple(terms), tuple(tables), *more.values())  # type: ignore[no-untyped-call]
     return cast("Pair", found)
 
 
-def _tables(call: Call, score: Score, given: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
+def _tables(relations: Relations, score: Score, given: Sequence[Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
     """The inputs that are read pair by pair."""
-    return [(t, x) for t, x in zip(call.relations.pattern.tensors, given, strict=True) if t in score.inputs]
+    return [(t, x) for t, x in zip(relations.pattern.tensors, given, strict=True) if t in score.inputs]
 
 
 class _Scored(FirstOrder):
@@ -104,7 +118,7 @@ def _of_table(grad: Tensor | None, table: Tensor, tensor: ir.Tensor) -> Tensor |
         return None
     if "kv_head" in tensor.dims:
         heads = table.shape[tensor.dims.index("kv_head")]
-        grad = grad.unflatten(1, (heads, -1)).sum(2)
+        grad = grad.reshape(grad.shape[0], heads, -1, grad.shape[2]).sum(2)
     places = {"batch": 0, "head": 1, "kv_head": 1}
     kept = [places.get(str(dim), 2) for dim in tensor.dims]
     over = [place for place in (0, 1) if place not in kept]

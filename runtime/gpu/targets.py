@@ -9,7 +9,8 @@ from functools import cache
 import torch
 
 from attnc.compiler.kernels.targets import TARGETS, Target
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.spec.suggest import did_you_mean
 
 
 def is_interpreted() -> bool:
@@ -32,9 +33,29 @@ def target_of(device: torch.device) -> Target:
     return _of_cuda(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def named_target(name: str | None) -> Target:
+    """The target of a name; None: that of the GPU that is there, or else sm_90. Raises ArgumentError."""
+    if name is None:
+        return TARGETS["sm_90"] if not torch.cuda.is_available() else _of_cuda(torch.cuda.current_device())
+    if name not in TARGETS:
+        known = f"it must be one of {', '.join(TARGETS)}"
+        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), known)}")
+    return TARGETS[name]
+
+
+def planned_target(device: torch.device | str | None, by_kernels: bool) -> Target | None:
+    """The target that a plan for a device is made for; None for the CPU, unless kernels are to run there."""
+    kind = "cpu" if device is None else torch.device(device).type
+    if kind == "cpu":
+        return named_target(None) if by_kernels else None
+    if kind != "cuda":
+        raise UnsupportedError(f'device={device}: plans are for "cpu" and "cuda"')
+    return named_target(None)
+
+
 @cache
 def _of_cuda(index: int) -> Target:
-    if torch.version.hip is not None:
+    if getattr(torch.version, "hip", None) is not None:
         return TARGETS["gfx942"]
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:

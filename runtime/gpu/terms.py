@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 from attnc.compiler.ir import Value
 from attnc.compiler.kernels.scores import Score, Term
 from attnc.compiler.lowering.specialise import Window
-from attnc.compiler.values import reads
-from attnc.runtime.blocks import Block, Operands
-from attnc.runtime.cpu.planned_call import Call
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.values import rank, reads
+from attnc.runtime.blocks import Block, Int64, Operands
+from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.values import Values
 
 _NONE = np.zeros(1, dtype=np.int64)
@@ -22,10 +24,12 @@ _NONE = np.zeros(1, dtype=np.int64)
 class Given:
     """The vectors and terms of a call, differentiable in its tensors."""
 
-    def __init__(self, call: Call, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> None:
-        self._call = call
+    def __init__(
+        self, relations: Relations, scale: float, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]
+    ) -> None:
+        self._relations = relations
         self._tensors = {"q": q, "k": k, "v": v}
-        self._operands: Operands = call.operands(q.unbind(0), k.unbind(0), v.unbind(0), inputs)
+        self._operands = operands_of(relations, scale, (q.unbind(0), k.unbind(0), v.unbind(0)), inputs)
         self._heads = tuple(range(q.shape[1]))
 
     def vectors(self, score: Score) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,22 +71,22 @@ class Given:
 
     @property
     def _windows_differ(self) -> bool:
-        return self._call.relations.pattern.documents is not None
+        return self._relations.pattern.documents is not None
 
     def _of_queries(self, operands: Operands, batch: int, value: Value) -> Tensor:
         parts = [
             self._values(operands, batch, window, np.arange(window.n_q), _NONE, value)[:, :, 0].expand(
-                -1, window.n_q, *[-1] * (self._width(value))
+                -1, window.n_q, *[-1] * (rank(value))
             )
-            for window in self._call.relations.windows(batch)
+            for window in self._relations.windows(batch)
         ]
         return torch.cat(_one_count(parts), 1)
 
     def _of_keys(self, operands: Operands, batch: int, value: Value) -> Tensor:
         """Keys of documents without queries are not computed: nothing reads them."""
         parts, at = [], 0
-        width = self._width(value)
-        for window in self._call.relations.windows(batch):
+        width = rank(value)
+        for window in self._relations.windows(batch):
             found = self._values(operands, batch, window, _NONE, np.arange(window.n_k), value)[:, 0]
             found = found.expand(-1, window.n_k, *[-1] * width)
             if window.key > at:
@@ -97,7 +101,7 @@ class Given:
     def _of_distances(self, operands: Operands, batch: int, value: Value) -> Tensor:
         """From the first query back over all keys, and from the first key on to all queries."""
         n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
-        shift = n_k - n_q if self._call.relations.pattern.align == "end" else 0
+        shift = n_k - n_q if self._relations.pattern.align == "end" else 0
         window = Window(0, 0, n_q, n_k, shift)
         back = self._values(operands, batch, window, _NONE, np.arange(n_k), value)[:, 0].flip(1)
         on = self._values(operands, batch, window, np.arange(n_q), _NONE, value)[:, :, 0]
@@ -109,8 +113,8 @@ class Given:
         operands: Operands,
         batch: int,
         window: Window,
-        rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-        keys: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+        rows: Int64,
+        keys: Int64,
         value: Value,
     ) -> Tensor:
         """(heads or 1, rows or 1, keys or 1[, width])."""
@@ -118,16 +122,8 @@ class Given:
         block = Block(batch, self._heads, window, rows, keys, alive)
         return Values(operands, block).of(value)
 
-    @staticmethod
-    def _width(value: Value) -> int:
-        from attnc.compiler.values import rank
-
-        return rank(value)
-
 
 def _in_64_bits(operands: Operands) -> Operands:
-    from dataclasses import replace
-
     return replace(operands, dtype=torch.float64)
 
 

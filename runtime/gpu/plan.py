@@ -1,0 +1,93 @@
+"""The plan of a call on a GPU: what its kernels walk, and why they walk it so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernels import Heads, Kernels
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.planning.plan import Plan, TileCounts
+from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.simulation.problem import Part, problem_of
+from attnc.compiler.values import is_plain
+from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.work import without_kernels
+from attnc.runtime.plans import Planner, relations_of
+
+SCHEDULES = {"ranges": "loop bounds", "bricks": "bricks", "lists": "tile lists", "runs": "tile lists"}
+
+
+def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], target: Target) -> Plan:
+    """The plan of a call of these sizes with these inputs.
+
+    Raises what planning for the CPU raises, and UnsupportedError for what `strict` does not allow.
+    """
+    heads = Heads(sizes.dk, sizes.dv, sizes.dtype)
+    try:
+        if sizes.dtype == "float64":
+            raise NotInKernelsError("numbers of 64 bits")
+        kernels = planner.gpu.kernels(heads, target, sizes.n_q == sizes.n_k)
+        return _by_kernels(planner, kernels, sizes, inputs)
+    except NotInKernelsError as error:
+        if planner.strict:
+            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        why = f"there are no kernels for {error}"
+        own = planner.plan(sizes, inputs)
+        return replace(own, fallback=why, reasons=("tiles in torch on the device", *own.reasons))
+
+
+def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+    pattern = planner.pattern
+    relations = relations_of(pattern, call_shape(pattern, sizes, inputs))
+    q_tile, k_tile = kernels.forward.tiles.q_tile, kernels.forward.tiles.k_tile
+    problem = problem_of([relations], pattern.name, {}, sizes.n_k)
+    try:
+        works = [(_work(part, kernels, q_tile, k_tile), part.times) for part in problem.parts]
+    except (TooManyTilesError, TooManyClassesError) as error:
+        if kernels.form == "lists":
+            raise NotInKernelsError(
+                f"tiles of {q_tile}×{k_tile} that are too unlike each other to be listed"
+            ) from error
+        works = []
+    full, partial = (sum(count[i] * times for count, times in works) for i in (0, 1))
+    rows, columns = -(-sizes.n_q // q_tile), -(-sizes.n_k // k_tile)
+    total = rows * columns * sizes.batch * sizes.heads
+    stages = [kernels.forward, kernels.dq, kernels.dkdv]
+    return Plan(
+        n_q=sizes.n_q,
+        n_k=sizes.n_k,
+        batch=sizes.batch,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        q_tile=q_tile,
+        k_tile=k_tile,
+        tiles=TileCounts(total, full + partial, full, partial),
+        visible=problem.visible,
+        groups=(),
+        masks=(),
+        executor="triton",
+        schedule=SCHEDULES[kernels.form],  # type: ignore[arg-type]
+        reasons=(
+            kernels.reason,
+            *(() if is_plain(pattern.attend) else ("vectors and terms of the score are computed before the kernels",)),
+            *(f"{source.function}: tiles of {source.tiles}" for source in stages),
+            f"for {kernels.target.name}, tiles "
+            + ("copied by the hardware" if kernels.problem.boxes else "loaded by pointers"),
+        ),
+        fallback=None,
+        exact_mask=relations.exact_mask,
+    )
+
+
+def _work(part: Part, kernels: Kernels, q_tile: int, k_tile: int) -> tuple[int, int]:
+    """Full and partial tiles of a relation."""
+    bricked = kernels.bricked.get("forward")
+    if bricked is not None and part.finder.bricks is not None:
+        found = part.finder.bricks.work(bricked.grid.q_brick, bricked.grid.k_brick)
+    else:
+        found = part.finder.natural(q_tile, k_tile)
+    return found.rows.full_tiles, found.rows.partial_tiles

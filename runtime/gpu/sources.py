@@ -1,0 +1,33 @@
+"""The texts of kernels, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernels import Heads
+from attnc.compiler.kernels.targets import Target
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.plans import Planner
+
+
+def sources(
+    planners: Sequence[tuple[str, Planner]], target: Target, head_dim: int, dtype: torch.dtype
+) -> dict[str, str]:
+    """The texts of all attentions that have kernels, by name. Raises UnsupportedError where none has."""
+    heads = Heads(head_dim, head_dim, str(dtype).removeprefix("torch."))
+    found: dict[str, str] = {}
+    without: list[str] = []
+    for name, planner in planners:
+        prefix = f"{name}." if len(planners) > 1 else ""
+        try:
+            texts = planner.gpu.kernels(heads, target, square=True).sources
+        except NotInKernelsError as error:
+            without.append(f"`{name}`: there are no kernels for {error}")
+            continue
+        found.update((f"{prefix}{kernel}", text) for kernel, text in texts.items())
+    if not found:
+        raise UnsupportedError(f"{'; '.join(without)}; on a GPU it runs as tiles in torch")
+    return found
