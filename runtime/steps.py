@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
-from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.kernels.targets import Target
+from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.rewrite import substitute, substitute_value

@@ -1,4 +1,4 @@
-"""Kernels over bricks of a grid of tokens: a tile is a box of neighbours, and live tiles are ranges along every axis."""
+"""Bricks of a grid of tokens: a tile is a box of neighbours, and live tiles are ranges along every axis."""
 
 from __future__ import annotations
 

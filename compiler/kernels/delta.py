@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from attnc.compiler.kernels.depth import pieces
-from attnc.compiler.kernels.emit import Problem
 from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.simulation.gpu_clocks import TileShape

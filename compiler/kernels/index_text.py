@@ -113,7 +113,7 @@ class IndexText:
             self._known[node] = self._made(node)
         return self._known[node]
 
-    def _made(self, node: Index) -> Text:
+    def _made(self, node: Index) -> Text:  # noqa: C901  one case a node kind
         if node in self.names:
             return self.names[node]
         match node:
@@ -266,7 +266,7 @@ def fits_32_bits(root: Index) -> bool:
     return True
 
 
-def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:
+def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:  # noqa: C901  one case a node kind
     """The largest absolute value that an integer may have; None where it is not known."""
     match node:
         case Const(value=value):

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
+from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
 from attnc.compiler.kernels.bricks import Bricked, find_bricked
 from attnc.compiler.kernels.delta import emit_delta
-from attnc.compiler.kernels.emit import Problem, emit_dkdv, emit_dq, emit_forward
+from attnc.compiler.kernels.forward import emit_forward
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.key_gradients import emit_dkdv
 from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_table_gradient
+from attnc.compiler.kernels.problem import Problem
+from attnc.compiler.kernels.query_gradient import emit_dq
 from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.scores import Score, find_score
 from attnc.compiler.kernels.source import KernelSource, Stage
@@ -21,7 +24,7 @@ from attnc.compiler.kernels.walks import Form, Listed, Ranged, Walk
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import substitute_value, walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
-from attnc.compiler.values import is_plain, is_value
+from attnc.compiler.values import is_plain
 
 FIXED = ("queries", "keys", "heads", "kv_heads", "group")
 """Sizes that every kernel is told."""
@@ -208,8 +211,11 @@ def _exact(score: Score) -> list[Index]:
     """The exact expressions that kernels compute of pairs."""
     derivatives = score.derivatives
     values = [score.formula, *(d.by for d in derivatives)]
-    found = [child for value in values for b in value.below for child in b.children() if not is_value(child)]
-    return [*found, *(d.where for d in derivatives)]
+    below = {node for value in values for part in value.below for node in part.children()}
+    return [
+        *sorted((n for n in below if not isinstance(n, VALUES)), key=lambda n: n.digest),
+        *(d.where for d in derivatives),
+    ]
 
 
 def _tensors(roots: list[Index]) -> Iterator[Tensor]:

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from typing_extensions import override
+
 from attnc.compiler.ir import Element, Tensor
-from attnc.compiler.kernels.emit import PAIRS, Problem, QueryGradient
 from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text
+from attnc.compiler.kernels.problem import PAIRS, Problem
+from attnc.compiler.kernels.query_gradient import QueryGradient
 from attnc.compiler.kernels.scores import Term
 from attnc.compiler.kernels.source import Argument, KernelSource
 from attnc.compiler.kernels.walks import Ranged
@@ -25,9 +28,9 @@ ENTRIES = 32
 def emit_distance_gradient(problem: Problem, term: Term, tiles: TileShape) -> KernelSource:
     """The gradient of a term of the distance.
 
-    `sums` (lanes, diagonals, 2 · tile - 1): of program (lane, i) the distances `(i - columns + 1) * tile + j - tile + 1`
-    for each j, in tokens of the call, where there are so many columns of tiles. Raises NotInKernelsError where tiles
-    are listed.
+    `sums` (lanes, diagonals, 2 · tile - 1): of program (lane, i) the distances
+    `(i - columns + 1) * tile + j - tile + 1` for each j, in tokens of the call, where there are so many columns of
+    tiles. Raises NotInKernelsError where tiles are listed.
     """
     if not isinstance(problem.by_query, Ranged):
         raise NotInKernelsError("gradients of tables by distance where tiles are listed")
@@ -49,9 +52,11 @@ class _Pairs(QueryGradient):
     stage: ClassVar[str] = "pairs"
     written: ClassVar[tuple[str, ...]] = ()
 
+    @override
     def more_pointers(self) -> list[Argument]:
         return [Argument("sums", "*fp32")]
 
+    @override
     def gradients(self) -> list[str]:
         return []
 
@@ -61,9 +66,11 @@ class _Distances(_Pairs):
     term: Term = field(kw_only=True)
 
     @property
+    @override
     def title(self) -> str:
         return f"d{self.term.tensor.name}"
 
+    @override
     def write(self, texts: IndexText) -> None:
         add, p, side = self.lines.add, self.problem, self.tiles.q_tile
         assert self.tiles.k_tile == side
@@ -94,10 +101,10 @@ class _Distances(_Pairs):
                 assert by is not None
                 add(f"found += {self.pushed(by, 'change', True)}")
         add("", "# Every distance on the diagonal, one after another.")
-        add("gap = tl.arange(0, {0})[:, None] - tl.arange(0, {0})[None, :]".format(side))
-        add(
-            f"at = sums + (lane.to(tl.int64) * (row_tiles + column_tiles - 1) + tl.program_id(0) // lanes) * {2 * side - 1}"
-        )
+        along = f"tl.arange(0, {side})"
+        add(f"gap = {along}[:, None] - {along}[None, :]")
+        add("number = lane.to(tl.int64) * (row_tiles + column_tiles - 1) + tl.program_id(0) // lanes")
+        add(f"at = sums + number * {2 * side - 1}")
         with self.lines.block(f"for i in range({2 * side - 1}):"):
             add(f"tl.store(at + i, tl.sum(tl.where(gap == i - {side - 1}, found, 0.0)))")
 
@@ -107,9 +114,11 @@ class _Table(_Pairs):
     tensor: Tensor = field(kw_only=True)
 
     @property
+    @override
     def title(self) -> str:
         return f"d{self.tensor.name}"
 
+    @override
     def start(self) -> None:
         self.lines.add("chunk = tl.program_id(1)", f"entry = tl.arange(0, {ENTRIES})")
         self.lines.add("", f"found = tl.zeros(({ENTRIES},), tl.float32)")
@@ -117,6 +126,7 @@ class _Table(_Pairs):
         self.moving("k", "kv_head", self.problem.dk)
         self.moving("v", "kv_head", self.problem.dv)
 
+    @override
     def tile(self, tile: str, partial: bool) -> None:
         self.change(tile, partial)
         score, add = self.problem.score, self.lines.add
@@ -138,6 +148,7 @@ class _Table(_Pairs):
             raise NotInKernelsError(f"the gradient of `{node.tensor.name}`, of which several indices differ by pair")
         return varying[0]
 
+    @override
     def finish(self) -> None:
         tiles = "tl.num_programs(0) // lanes"
         self.lines.add(f"at = (lane.to(tl.int64) * ({tiles}) + row_tile) * tl.num_programs(1) + chunk")

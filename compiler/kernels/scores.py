@@ -161,7 +161,7 @@ class _Taking:
             raise NotInKernelsError("values of pairs of queries and keys")
         return value
 
-    def _taken(self, node: Value) -> Value:
+    def _taken(self, node: Value) -> Value:  # noqa: C901  one case a node kind
         """The formula of a number."""
         if isinstance(node, Dot) and _sides(node) != {"k"}:
             return self._multiplied(node)

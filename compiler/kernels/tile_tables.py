@@ -23,9 +23,9 @@ from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_e
 class TileTables:
     """Lists by group of lanes that see the same and by tile row, and the bits of the masks.
 
-    `list_of_lane`: the group of every batch entry and query head. `tile_order`: tile rows of a group, the longest first.
-    Tiles of row r of group g are those from entry `g * (rows + 1) + r` of the pointers to the next one. There is one
-    entry too many in `full_tiles`, as kernels look one ahead.
+    `list_of_lane`: the group of every batch entry and query head. `tile_order`: tile rows of a group, the longest
+    first. Tiles of row r of group g are those from entry `g * (rows + 1) + r` of the pointers to the next one. There is
+    one entry too many in `full_tiles`, as kernels look one ahead.
     """
 
     list_of_lane: Int32

@@ -9,7 +9,6 @@ from math import isinf, isnan
 from attnc.compiler.ir import Apply, Const, Element, Index, Number, Ratio, Select, Value, is_truth
 from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text, aligned
 
-
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
 
@@ -99,7 +98,7 @@ class ValueText:
         assert is_truth(node)
         return self.exact.of(node)
 
-    def _made(self, node: Value) -> Text:
+    def _made(self, node: Value) -> Text:  # noqa: C901  one case a node kind
         if node in self.names:
             return self.names[node]
         match node:

@@ -232,9 +232,7 @@ class Plan:
     groups: tuple[Group, ...]
     masks: tuple[GridMask, ...]
     executor: Literal["cpu", "reference", "triton"]
-    schedule: Literal[
-        "pieces", "dense by row blocks", "dense", "branches", "loop bounds", "bricks", "tile lists"
-    ]
+    schedule: Literal["pieces", "dense by row blocks", "dense", "branches", "loop bounds", "bricks", "tile lists"]
     reasons: tuple[str, ...]
     fallback: str | None
     exact_mask: ExactMask = field(repr=False, compare=False)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnc.compiler.kernels.delta import ROWS
 from attnc.compiler import ir
+from attnc.compiler.kernels.delta import ROWS
 from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
 from attnc.compiler.kernels.source import VECTOR, KernelSource
@@ -67,7 +67,9 @@ class Executor:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, terms: Mapping[str, Tensor] = NOTHING) -> Pair:
         """Attention of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk) and v (B, Hkv, Nk, dv).
 
-        `terms`: what a score reads besides products, fp32 (B or 1, Hq or 1, Nq, Nk or distances), by name. Returns out (B, Hq, Nq, dv) in the dtype of q, laid out as `empty_like` has it, and the natural LSE
+        `terms`: what a score reads besides products, fp32 (B or 1, Hq or 1, Nq, Nk or distances), by name.
+
+        Returns out (B, Hq, Nq, dv) in the dtype of q, laid out as `empty_like` has it, and the natural LSE
         (B, Hq, Nq), fp32. Rows that see nothing: 0 and −inf.
         """
         out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
@@ -90,7 +92,8 @@ class Executor:
     ) -> tuple[Triple, dict[str, Tensor]]:
         """(dq, dk, dv) of `forward`, and the gradients of terms by name, (B, Hq, tokens).
 
-        `tables`: inputs read pair by pair that want gradients, (B, Hq, entries).        `kept` are q, k, v, and its results. Rows that see nothing give exactly 0.
+        `tables`: inputs read pair by pair that want gradients, (B, Hq, entries). `kept` are q, k, v, and its results.
+        Rows that see nothing give exactly 0.
         """
         q, k, v, out, lse, *_ = kept
         grads = tuple(empty_like(x, x.shape, x.dtype) for x in (q, k, v))
@@ -139,7 +142,7 @@ class Executor:
             launch(
                 source, diagonals * lanes, {**tensors, "sums": sums, **self._own(source)}, self._numbers(lanes, factor)
             )
-        # Diagonal i has the distances from (i - columns) * side + 1 on: the first `side` of them, then the next block's.
+        # Diagonal i has the distances from (i - columns) * side + 1 on: a block of `side` of them, and of the next one.
         whole = q.new_zeros((lanes, diagonals + 1, side), dtype=torch.float32)
         whole[:, :-1] += sums[:, :, :side]
         whole[:, 1:, : side - 1] += sums[:, :, side:]

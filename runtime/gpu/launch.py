@@ -17,7 +17,10 @@ def launch(
     numbers: Mapping[str, int | float],
     parts: int | None = None,
 ) -> None:
-    """Run so many programs of a kernel, times its parts. Strides are taken from the tensors, in units of 16 bytes for q, k, v and such."""
+    """Run so many programs of a kernel, times its parts.
+
+    Strides are taken from the tensors, in units of 16 bytes for q, k, v and such.
+    """
     if not programs:
         return
     arguments = []

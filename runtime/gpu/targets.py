@@ -13,6 +13,10 @@ from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.spec.suggest import did_you_mean
 
 
+def _is_rocm() -> bool:
+    return bool(getattr(torch.version, "hip", None))
+
+
 def is_interpreted() -> bool:
     """Whether Triton interprets its kernels, so that they run on a CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
@@ -55,7 +59,7 @@ def planned_target(device: torch.device | str | None, by_kernels: bool) -> Targe
 
 @cache
 def _of_cuda(index: int) -> Target:
-    if getattr(torch.version, "hip", None) is not None:
+    if _is_rocm():
         return TARGETS["gfx942"]
     major, minor = torch.cuda.get_device_capability(index)
     if major < 8:

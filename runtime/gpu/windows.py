@@ -16,7 +16,7 @@ def windows_of_documents(ids: Tensor, n_q: int, align: Align) -> tuple[Tensor, T
     Each is int32 (batch, 5, tokens): first row, last row + 1, first key, last key + 1, and what the position of a query
     in its document is more than its row in the window.
     """
-    batch, n_k = ids.shape
+    n_k = ids.shape[1]
     place = torch.arange(n_k, device=ids.device)
     new = torch.ones_like(ids, dtype=torch.bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]

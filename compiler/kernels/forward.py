@@ -1,0 +1,155 @@
+"""The forward: output and LSE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import override
+
+from attnc.compiler.kernels.depth import Accumulated, accumulated
+from attnc.compiler.kernels.kernel import Kernel
+from attnc.compiler.kernels.problem import Problem
+from attnc.compiler.kernels.scores import Term
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.value_text import LN_2, LOG2_E
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+
+def emit_forward(problem: Problem, tiles: TileShape) -> KernelSource:
+    """The forward: out and LSE."""
+    return Forward(problem, tiles).source()
+
+
+@dataclass
+class Forward(Kernel):
+    """softmax(scale * q kᵀ) v, tile by tile, with the running maximum and sum of every row."""
+
+    stage: ClassVar[str] = "forward"
+    kept = ("q", "out")
+    written: ClassVar[tuple[str, ...]] = ("out",)
+    rows_of = ("lse",)
+
+    @property
+    @override
+    def accumulated(self) -> Accumulated:
+        return accumulated(self.problem.dv)
+
+    @override
+    def start(self) -> None:
+        add, p = self.lines.add, self.problem
+        add("")
+        self.own("q", "head", p.dk)
+        self.moving("k", "kv_head", p.dk)
+        self.moving("v", "kv_head", p.dv)
+        add(f'most = tl.full(({self.sides.row_tile},), float("-inf"), tl.float32)')
+        add(f"total = tl.zeros(({self.sides.row_tile},), tl.float32)")
+        self.zero("sum", p.dv)
+
+    @override
+    def tile(self, tile: str, partial: bool) -> None:
+        self.weights(tile, partial)
+        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+        values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
+        for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
+            self.lines.add(f"{name} = {name} * rescale[:, None]")
+            self.lines.add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{self.problem.precision})")
+
+    @override
+    def full_loop(self, begin: str, end: str) -> None:
+        if not self.problem.delayed or self.accumulated.parts > 1:
+            super().full_loop(begin, end)
+            return
+        add = self.lines.add
+        add("# The weights of a tile are multiplied with its values while the next tile's are computed.")
+        with self.lines.block(f"if {begin} < {end}:"):
+            self._column_numbers(begin)
+            self.multiplied(begin, False)
+            self.softmax(False)
+            self._rescaled()
+            with self.lines.block(f"for tile in range({begin} + 1, {end}):"):
+                self._column_numbers("tile")
+                self.multiplied("tile", False)
+                self._add_values("tile - 1")
+                self.softmax(False)
+                self._rescaled()
+            self._add_values(f"{end} - 1")
+
+    def _column_numbers(self, tile: str) -> None:
+        if self.problem.score is not None:
+            self.column_numbers(tile)
+
+    def _rescaled(self) -> None:
+        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+        self.lines.add(f"kept = weight.to(tl.{self.problem.dtype})")
+        for name, _ in self.sums("sum", self.problem.dv):
+            self.lines.add(f"{name} = {name} * rescale[:, None]")
+
+    def _add_values(self, tile: str) -> None:
+        values = self.load_sum("v", "kv_head", self.problem.dv, f"({tile})", False, loaded=False)
+        for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
+            self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")
+
+    def weights(self, tile: str, partial: bool) -> None:
+        """`weight` of a tile, and what the sums so far have to be rescaled by."""
+        self.multiplied(tile, partial)
+        self.softmax(partial)
+
+    def multiplied(self, tile: str, partial: bool) -> None:
+        """The products of a tile."""
+        self.load("k", "kv_head", self.problem.dk, tile, partial)
+        self.product("q", "k", self.problem.dk, self.product_name)
+
+    def softmax(self, partial: bool) -> None:
+        """The weights of a tile from its products, against the largest score so far."""
+        add, p = self.lines.add, self.problem
+        self.scored(partial)
+        if partial:
+            add('score = tl.where(visible, score, float("-inf"))')
+        add("before = most", f"most = tl.maximum(most, tl.max(score, 1) * {self.factor})")
+        base = "most"
+        if partial or p.score is not None:
+            add('base = tl.where(most == float("-inf"), 0.0, most)')
+            base = "base"
+        add(f"weight = tl.exp2(score * {self.factor} - {base}[:, None])", f"rescale = tl.exp2(before - {base})")
+
+    @override
+    def finish(self) -> None:
+        add, p = self.lines.add, self.problem
+        if p.score is not None and p.score.extra is not None:
+            self._count_extra()
+        add("# A row that sees nothing gives 0, and an LSE of -inf.")
+        add("whole = tl.where(total > 0.0, total, 1.0)")
+        for name, _ in self.sums("sum", p.dv):
+            add(f"{name} = {name} / whole[:, None]")
+        self.store("out", "head", self.sums("sum", p.dv), p.dv)
+        add(f'found = tl.where(total > 0.0, (most + tl.log2(whole)) * {LN_2}, float("-inf"))')
+        store = "tl.store(lse + lane.to(tl.int64) * queries + row, found, mask=there)"
+        if self.accumulated.parts > 1:
+            with self.lines.block("if part == 0:"):
+                add(store)
+        else:
+            add(store)
+
+    @override
+    def given(self) -> list[Term]:
+        extra = None if self.problem.score is None else self.problem.score.extra
+        return [*super().given(), *([] if extra is None else [extra])]
+
+    @override
+    def gradients(self) -> list[str]:
+        return []
+
+    def _count_extra(self) -> None:
+        """The extra logit of a row that sees something takes its share."""
+        self.lines.add(
+            "# The extra logit takes its share of what a row sees.",
+            f"logit = of_extra_own * {LOG2_E!r}",
+            "before = most",
+            "most = tl.where(total > 0.0, tl.maximum(most, logit), most)",
+            'base = tl.where(most == float("-inf"), 0.0, most)',
+            "rescale = tl.exp2(before - base)",
+            "total = tl.where(total > 0.0, total * rescale + tl.exp2(logit - base), total)",
+        )
+        for name, _ in self.sums("sum", self.problem.dv):
+            self.lines.add(f"{name} = {name} * rescale[:, None]")

@@ -1,0 +1,155 @@
+"""The gradients of k and v, by rows of keys, over all query heads of a kv head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import override
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Index
+from attnc.compiler.kernels.depth import Accumulated, accumulated
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
+from attnc.compiler.kernels.kernel import Kernel
+from attnc.compiler.kernels.problem import PAIRS, Problem
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.value_text import LN_2
+from attnc.compiler.kernels.walks import Listed, Sides, Walk
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+
+def emit_dkdv(problem: Problem, tiles: TileShape) -> KernelSource:
+    """The gradients of k and v, by rows of keys, over all query heads of a kv head."""
+    return KeyGradients(problem, tiles).source()
+
+
+@dataclass
+class KeyGradients(Kernel):
+    """dv = Pᵀ dO and dk = scale * dSᵀ q, with Sᵀ = k qᵀ so that what is computed is what is multiplied."""
+
+    stage: ClassVar[str] = "dkdv"
+    kept = ("k", "v", "dk", "dv")
+    read = ("q", "k", "v", "dout")
+    written: ClassVar[tuple[str, ...]] = ("dk", "dv")
+    rows_of = ("lse", "delta")
+    numbers_columns = True
+    stationary = "key"
+    query_lane = "batch * heads + kv_head * group"
+
+    @property
+    @override
+    def walk(self) -> Walk:
+        return self.problem.by_key
+
+    @property
+    @override
+    def sides(self) -> Sides:
+        return Sides("row", "keys", self.tiles.k_tile, "query", "queries", self.tiles.q_tile)
+
+    @property
+    @override
+    def accumulated(self) -> Accumulated:
+        return accumulated(max(self.problem.dk, self.problem.dv))
+
+    @override
+    def heads(self) -> None:
+        self.lines.add(
+            "kv_heads = heads // group", f"batch = {self.batch_text('kv_heads')}", "kv_head = lane % kv_heads"
+        )
+
+    @override
+    def positions(self) -> None:
+        add = self.lines.add
+        if self.problem.documents:
+            self.window_places("keys")
+            add("window_first = window_row", "window_last = window_row_end - 1")
+            add("place = safe - window_key")
+        else:
+            add("place = tl.minimum(row, keys - 1)" if self.problem.grid is None else "place = row")
+
+    @override
+    def moved(self) -> str:
+        return " + window_row - window_shift" if self.problem.documents else " - shift"
+
+    @override
+    def made_texts(self) -> IndexText:
+        wide = ".to(tl.int64)" if self.walk.is_wide else ""
+        query = Text("(query + shift)", COLUMNS)
+        if self.problem.documents:
+            query = Text("(query[None, :] - (window_row - window_shift)[:, None])", PAIRS)
+        names: dict[Index, Text] = {
+            fold.place("k"): Text(f"place{wide}", ROWS),
+            fold.place("q"): query,
+            **self.size_names(),
+        }
+        return IndexText(names, self.read_exact)
+
+    @override
+    def of_place(self, dim: str, text: Text) -> Text:
+        if self.problem.documents:
+            by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
+            return Text(f"{text.at(5)} + {by}", ROWS, 5)
+        return Text(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
+
+    @override
+    def start(self) -> None:
+        p = self.problem
+        self.lines.add("")
+        self.own("k", "kv_head", p.dk)
+        self.own("v", "kv_head", p.dv)
+        self.zero("key_sum", p.dk)
+        self.zero("value_sum", p.dv)
+
+    @override
+    def loops_of(self, texts: IndexText) -> None:
+        add, p, walk = self.lines.add, self.problem, self.walk
+        by_head = walk.reads_head
+        if not by_head:
+            self.begin(texts)
+        with self.lines.block("for member in range(group):"):
+            add("head = kv_head * group + member")
+            if isinstance(walk, Listed):
+                add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
+            if by_head:
+                self.begin(texts)
+            self.moving("q", "head", p.dk)
+            self.moving("dout", "head", p.dv)
+            add("of_head = (batch * heads + head) * queries.to(tl.int64)")
+            self.load_terms(self.stationary, "there", "row", "own")
+            self.zero_gradients()
+            walk.loops(self.lines, self.sides, self.body, self.full_loop)
+            self.store_gradients("keys")
+
+    @override
+    def tile(self, tile: str, partial: bool) -> None:
+        add, p = self.lines.add, self.problem
+        inside = f', mask={self.inside()}, other=float("inf")' if partial else ""
+        self.load("q", "head", p.dk, tile, partial)
+        self.product("k", "q", p.dk, self.product_name)
+        self.scored(partial)
+        add(f"lse_of = tl.load(lse + of_head + query{inside})")
+        add(f"weight = tl.exp2(score * {self.factor} - lse_of[None, :])")
+        if partial:
+            add("weight = tl.where(visible, weight, 0.0)")
+        self.load("dout", "head", p.dv, tile, partial)
+        outputs = self.load_sum("dout", "head", p.dv, tile, partial, loaded=True)
+        for (name, _), value in zip(self.sums("value_sum", p.dv), outputs, strict=True):
+            add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{p.precision})")
+        inside = f", mask={self.inside()}, other=0.0" if partial else ""
+        add(f"delta_of = tl.load(delta + of_head + query{inside})")
+        self.product("v", "dout", p.dv, "change")
+        add("change = weight * (change - delta_of[None, :])")
+        self.add_gradients("change", partial)
+        change = self.slope("change", partial)
+        queries = self.load_sum("q", "head", p.dk, tile, partial, loaded=True)
+        for (name, _), query in zip(self.sums("key_sum", p.dk), queries, strict=True):
+            add(f"{name} = tl.dot({change}.to({query}.dtype), {query}, {name}{p.precision})")
+
+    @override
+    def finish(self) -> None:
+        p = self.problem
+        for name, _ in self.sums("key_sum", p.dk) if p.score is None else ():
+            self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        self.store("dk", "kv_head", self.sums("key_sum", p.dk), p.dk)
+        self.store("dv", "kv_head", self.sums("value_sum", p.dv), p.dv)

@@ -1,0 +1,180 @@
+"""Where a program is: its batch entry and head, its own rows, and the tokens of the tiles that it walks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Index, Lookup
+from attnc.compiler.kernels.bricks import Grid
+from attnc.compiler.kernels.frame import Frame
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
+from attnc.compiler.kernels.inputs import address
+from attnc.compiler.kernels.problem import PAIRS
+from attnc.compiler.kernels.walks import Listed
+
+
+@dataclass
+class Places(Frame):
+    """Writes places."""
+
+    def program(self) -> None:
+        """Which tile of which lane the program does."""
+        add, sides = self.lines.add, self.sides
+        add("# This program: a tile of rows of one lane, which is a batch entry and a head.")
+        add("lane = tl.program_id(0) % lanes")
+        if self.accumulated.parts > 1:
+            add("part = tl.program_id(1)")
+        self.heads()
+        if isinstance(self.walk, Listed):
+            add("tiles = tl.num_programs(0) // lanes", f"entry = tl.load(list_of_lane + {self.query_lane})")
+            add("row_tile = tl.load(tile_order + entry * tiles + tl.program_id(0) // lanes)")
+            add("entry = entry * (tiles + 1) + row_tile")
+        else:
+            add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
+        add(f"column = tl.arange(0, {sides.column_tile})")
+        if self.problem.grid is not None:
+            self.columns_of_bricks(self.problem.grid)
+        self.own_places()
+
+    def columns_of_bricks(self, grid: Grid) -> None:
+        """Where the columns of a brick are in it, as places, as tokens from its first, and as bits."""
+        add = self.lines.add
+        tokens, bits, offset = [], [], 0
+        for a, (axis, side) in enumerate(zip(grid.axes, self.column_brick, strict=True)):
+            add(f"column_{a} = {_inside('column', self.column_brick, a)}")
+            tokens.append(f"column_{a} * {axis.stride}" if axis.stride > 1 else f"column_{a}")
+            bits.append(f"({1 << offset} << column_{a})")
+            offset += side
+        add(f"column_token = {' + '.join(tokens)}", f"column_bits = {' | '.join(bits)}")
+
+    def rows_of_bricks(self, grid: Grid) -> None:
+        """The program's brick, and where its rows are in the grid."""
+        add = self.lines.add
+        counts, brick, tests, tokens = grid.bricks(self.row_brick), self.row_brick, [], []
+        add(f"inner = tl.arange(0, {self.sides.row_tile})")
+        for a, (axis, side) in enumerate(zip(grid.axes, brick, strict=True)):
+            add(
+                f"own_{a} = {_inside('row_tile', counts, a)}",
+                f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}",
+            )
+            tests.append(f"(at_{a} < {axis.extent})")
+        add(f"there = {' & '.join(tests)}")
+        for a, axis in enumerate(grid.axes):
+            add(f"at_{a} = tl.minimum(at_{a}, {axis.extent - 1})")
+            tokens.append(f"at_{a} * {axis.stride}" if axis.stride > 1 else f"at_{a}")
+        add(f"row = {' + '.join(tokens)}")
+
+    def batch_text(self, heads: str) -> str:
+        """The batch entry of a lane, where there are so many heads."""
+        return f"lane // {heads}" if self.problem.boxes else f"(lane // {heads}).to(tl.int64)"
+
+    def heads(self) -> None:
+        """The batch entry and the heads of a lane."""
+        self.lines.add(f"batch = {self.batch_text('heads')}", "head = lane % heads", "kv_head = head // group")
+
+    def own_places(self) -> None:
+        """The program's own rows."""
+        sides, add = self.sides, self.lines.add
+        if self.problem.grid is not None:
+            self.rows_of_bricks(self.problem.grid)
+        else:
+            add(f"row = row_tile * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
+            add(f"there = row < {sides.rows}")
+        self.positions()
+
+    def positions(self) -> None:
+        """Where the rows stand in the pattern."""
+        add = self.lines.add
+        if self.problem.documents:
+            self.window_places("queries")
+            add("window_first = window_key", "window_last = window_key_end - 1")
+            add("query = safe - window_row + window_shift")
+        else:
+            add("query = row" if self.problem.grid is not None else "query = tl.minimum(row, queries - 1) + shift")
+
+    def window_places(self, rows: str) -> None:
+        """Windows of every row: where their queries and keys begin and end, and how queries are shifted."""
+        add = self.lines.add
+        add(f"safe = tl.minimum(row, {rows} - 1)")
+        add("window = windows + batch * windows_0 + safe")
+        for i, name in enumerate(("row", "row_end", "key", "key_end", "shift")):
+            add(f"window_{name} = tl.load(window + {i} * {rows})" if i else f"window_{name} = tl.load(window)")
+
+    def moved(self) -> str:
+        """What a column's number is more than its place."""
+        return " + window_key" if self.problem.documents else ""
+
+    def made_texts(self) -> IndexText:
+        """Texts of what the rows, the columns and the call are."""
+        wide = ".to(tl.int64)" if self.walk.is_wide else ""
+        key = Text("(key[None, :] - window_key[:, None])", PAIRS) if self.problem.documents else Text("key", COLUMNS)
+        names: dict[Index, Text] = {
+            fold.place("q"): Text(f"query{wide}", ROWS),
+            fold.place("k"): key,
+            **self.size_names(),
+        }
+        return IndexText(names, self.read_exact)
+
+    def size_names(self) -> dict[Index, Text]:
+        """What the sizes of a call are called."""
+        documents = self.problem.documents
+        names: dict[Index, Text] = {fold.head_index(name): Text(name) for name in ("head", "kv_head", "batch")}
+        for name in ("heads", "group", *self.problem.sizes):
+            names[fold.extent(name)] = Text(name)
+        names[fold.extent("kv_heads")] = Text("heads // group", binds=7)
+        names[fold.extent("dk")], names[fold.extent("dv")] = (Text(str(n)) for n in self.problem.widths)
+        if documents:
+            names[fold.extent("queries")] = Text("(window_row_end - window_row)", ROWS)
+            names[fold.extent("keys")] = Text("(window_key_end - window_key)", ROWS)
+        else:
+            names[fold.extent("queries")], names[fold.extent("keys")] = Text("queries"), Text("keys")
+        return names
+
+    def read_exact(self, node: Lookup, indices: tuple[Text, ...]) -> Text:
+        """An element of an input of integers or truth values."""
+        where, axes = address(node.tensor, indices, self.of_place)
+        return Text(f"tl.load({where})", axes)
+
+    def of_place(self, dim: str, text: Text) -> Text:
+        """A position as an index into the tokens, queries or keys of the call."""
+        if self.problem.documents:
+            by = "window_key" if dim in ("token", "key") else "window_row - window_shift"
+            return Text(f"{text.at(5)} + {by}", ROWS, 5)
+        return Text(f"{text.at(5)} - shift", text.axes, 5) if dim == "query" else text
+
+    def column_numbers(self, tile: str) -> None:
+        """The tokens of a tile's columns."""
+        if self.problem.grid is None:
+            self.lines.add(f"{self.sides.column} = {tile} * {self.sides.column_tile} + column")
+        else:
+            self.lines.add(f"{self.sides.column} = {self.tile_token(tile)} + column_token")
+
+    def brick_of(self, tile: str) -> list[str]:
+        """The number of a brick along every axis; `tile` is that along the last."""
+        assert self.problem.grid is not None
+        last = len(self.problem.grid.axes) - 1
+        return [tile if a == last else f"brick_{a}" for a in range(last + 1)]
+
+    def tile_token(self, tile: str) -> str:
+        """The first token of a brick."""
+        assert self.problem.grid is not None
+        found = zip(self.brick_of(tile), self.column_brick, self.problem.grid.axes, strict=True)
+        return "(" + " + ".join(f"{brick} * {side * axis.stride}" for brick, side, axis in found) + ")"
+
+    def _columns_there(self, grid: Grid, tile: str) -> None:
+        """Which columns of a brick are in the grid."""
+        tests = [
+            f"({brick} * {side} + column_{a} < {axis.extent})"
+            for a, (brick, side, axis) in enumerate(zip(self.brick_of(tile), self.column_brick, grid.axes, strict=True))
+            if axis.extent % side
+        ]
+        self.lines.add(f"column_there = {' & '.join(tests) if tests else 'column >= 0'}")
+
+
+def _inside(number: str, sides: tuple[int, ...], axis: int) -> str:
+    """The place along an axis of what is numbered with the last axis fastest."""
+    below = prod(sides[axis + 1 :])
+    text = f"{number} // {below}" if below > 1 else number
+    return text if axis == 0 else f"{text} % {sides[axis]}"

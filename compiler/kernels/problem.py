@@ -1,0 +1,57 @@
+"""What kernels of one attention are made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.compiler.ir import Tensor
+from attnc.compiler.kernels.bricks import Grid
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS
+from attnc.compiler.kernels.scores import Score
+from attnc.compiler.kernels.source import VECTOR
+from attnc.compiler.kernels.walks import Walk
+from attnc.compiler.simulation.gpu_clocks import BYTES
+from attnc.compiler.values import dot, vector
+
+PAIRS = ROWS | COLUMNS
+PRODUCT = dot(vector("q"), vector("k"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What kernels are made for: how tiles are found, by rows of queries and by rows of keys, and what a head is.
+
+    `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
+    walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `score`: None for the
+    plain one; `widths`: dk and dv as it reads them. `tf32`: whether fp32 is multiplied as TF32. `delayed`: values are
+    multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA).
+    """
+
+    name: str
+    told: tuple[str, ...]
+    by_query: Walk
+    by_key: Walk
+    dk: int
+    dv: int
+    dtype: str
+    tensors: tuple[Tensor, ...] = ()
+    sizes: tuple[str, ...] = ()
+    documents: bool = False
+    grid: Grid | None = None
+    score: Score | None = None
+    widths: tuple[int, int] = (0, 0)
+    tf32: bool = False
+    delayed: bool = False
+    boxes: bool = False
+
+    @property
+    def vector(self) -> int:
+        """Entries in a unit of strides."""
+        return VECTOR // BYTES[self.dtype]
+
+    @property
+    def precision(self) -> str:
+        """What products of fp32 are asked for, as arguments of tl.dot."""
+        if self.dtype != "float32":
+            return ""
+        return f', input_precision="{"tf32" if self.tf32 else "ieee"}"'

@@ -1,0 +1,85 @@
+"""The gradient of q, by rows of queries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import override
+
+from attnc.compiler.kernels.depth import Accumulated, accumulated
+from attnc.compiler.kernels.kernel import Kernel
+from attnc.compiler.kernels.problem import Problem
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.value_text import LN_2
+from attnc.compiler.simulation.gpu_clocks import TileShape
+
+
+def emit_dq(problem: Problem, tiles: TileShape) -> KernelSource:
+    """The gradient of q, by rows of queries."""
+    return QueryGradient(problem, tiles).source()
+
+
+@dataclass
+class QueryGradient(Kernel):
+    """dq = scale * dS k with dS = P ∘ (dO vᵀ - delta), P = exp(S - LSE)."""
+
+    stage: ClassVar[str] = "dq"
+    kept = ("q", "dout", "dq")
+    read = ("q", "k", "v", "dout")
+    written: ClassVar[tuple[str, ...]] = ("dq",)
+    rows_of = ("lse", "delta")
+
+    @property
+    @override
+    def accumulated(self) -> Accumulated:
+        return accumulated(self.problem.dk)
+
+    @override
+    def start(self) -> None:
+        self.lines.add("")
+        self.own_rows()
+        self.moving("k", "kv_head", self.problem.dk)
+        self.moving("v", "kv_head", self.problem.dv)
+        self.zero("sum", self.problem.dk)
+        self.zero_gradients()
+
+    def own_rows(self) -> None:
+        """Load what the program has of its rows."""
+        add, p = self.lines.add, self.problem
+        self.own("q", "head", p.dk)
+        self.own("dout", "head", p.dv)
+        add("of_row = lane.to(tl.int64) * queries + row")
+        add('own_lse = tl.load(lse + of_row, mask=there, other=float("inf"))')
+        add("own_delta = tl.load(delta + of_row, mask=there, other=0.0)")
+
+    @override
+    def tile(self, tile: str, partial: bool) -> None:
+        add, p = self.lines.add, self.problem
+        self.change(tile, partial)
+        self.add_gradients("change", partial)
+        change = self.slope("change", partial)
+        keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
+        for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
+            add(f"{name} = tl.dot({change}.to({key}.dtype), {key}, {name}{p.precision})")
+
+    def change(self, tile: str, partial: bool) -> None:
+        """`change`: how the result changes with the scores of a tile."""
+        add, p = self.lines.add, self.problem
+        self.load("k", "kv_head", p.dk, tile, partial)
+        self.product("q", "k", p.dk, self.product_name)
+        self.scored(partial)
+        add(f"weight = tl.exp2(score * {self.factor} - own_lse[:, None])")
+        if partial:
+            add("weight = tl.where(visible, weight, 0.0)")
+        self.load("v", "kv_head", p.dv, tile, partial)
+        self.product("dout", "v", p.dv, "change")
+        add("change = weight * (change - own_delta[:, None])")
+
+    @override
+    def finish(self) -> None:
+        for name, _ in self.sums("sum", self.problem.dk):
+            if self.problem.score is None:
+                self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        self.store_gradients("queries")
+        self.store("dq", "head", self.sums("sum", self.problem.dk), self.problem.dk)

@@ -1,0 +1,131 @@
+"""Scores of a pattern's own: the formula of every pair, the terms that it reads, and their gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.compiler import fold
+from attnc.compiler.derivatives import Derivative
+from attnc.compiler.ir import Element, Truth, Value
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Text
+from attnc.compiler.kernels.inputs import address
+from attnc.compiler.kernels.loads import Loads
+from attnc.compiler.kernels.problem import PAIRS, PRODUCT
+from attnc.compiler.kernels.scores import Term
+from attnc.compiler.kernels.value_text import LOG2_E
+from attnc.compiler.values import scale
+
+
+@dataclass
+class Scored(Loads):
+    """Writes scores."""
+
+    def given(self) -> list[Term]:
+        """The terms that the kernel reads."""
+        score = self.problem.score
+        return [] if score is None else list(score.terms)
+
+    def gradients(self) -> list[str]:
+        """The gradients of terms that the kernel writes, (batch, head, token)."""
+        return [f"d{term.tensor.name}" for term in self.given() if term.varies and term.side == self.stationary]
+
+    def atoms(self) -> dict[Value, Text]:
+        """What the formula of a score is made of, by name."""
+        if self.problem.score is None:
+            return {}
+        names: dict[Value, Text] = {PRODUCT: Text("product", PAIRS), scale(): Text("scale")}
+        for term in self.problem.score.terms:
+            axes = PAIRS if term.side == "distance" else ROWS if term.side == self.stationary else COLUMNS
+            names[term.element] = Text(term.tensor.name + ("_own" if axes == ROWS else "_of"), axes)
+        return names
+
+    def element_text(self, node: Element, indices: tuple[Text, ...]) -> Text:
+        """An element of a real input, read pair by pair."""
+        where, axes = address(node.tensor, indices, self.of_place)
+        mask = ", mask=visible, other=0.0" if self.is_partial and axes == PAIRS else ""
+        return Text(f"tl.load({where}{mask}).to(tl.float32)", axes)
+
+    def load_terms(self, side: str, inside: str, place: str, suffix: str) -> None:
+        """Load the terms of a side."""
+        for term in self.given():
+            if term.side == side:
+                name = term.tensor.name
+                where = f"{name} + batch * {name}_0 + head * {name}_1 + {place} * {name}_2"
+                mask = f", mask={inside}, other=0.0" if inside else ""
+                self.lines.add(f"{name}_{suffix} = tl.load({where}{mask})")
+
+    def moving_terms(self, partial: bool) -> None:
+        """Load the terms of a tile's columns, and of its pairs."""
+        sides = self.sides
+        other = "key" if self.stationary == "query" else "query"
+        self.load_terms(other, self.inside() if partial else "", sides.column, "of")
+        for term in self.given():
+            if term.side == "distance":
+                name = term.tensor.name
+                gap = self.texts.of(fold.sub(fold.place("q"), fold.place("k")))
+                where = f"{name} + batch * {name}_0 + head * {name}_1 + ({gap.text} + distances)"
+                mask = ", mask=visible, other=0.0" if partial else ""
+                self.lines.add(f"{name}_of = tl.load({where}{mask})")
+
+    def scored(self, partial: bool) -> None:
+        """`score` of a tile from `product`, in natural logarithms; of the plain score it is the product."""
+        if self.problem.score is None:
+            return
+        self.is_partial = partial
+        self.moving_terms(partial)
+        self.values._known.clear()
+        self.lines.add(f"score = {self.values.of(self.problem.score.formula).over(PAIRS).text}")
+
+    @property
+    def product_name(self) -> str:
+        """What the product of a tile is called."""
+        return "score" if self.problem.score is None else "product"
+
+    @property
+    def factor(self) -> str:
+        """What makes a score a power of 2."""
+        return "scale" if self.problem.score is None else repr(LOG2_E)
+
+    def slope(self, change: str, partial: bool) -> str:
+        """The change of the product from that of the score."""
+        score = self.problem.score
+        if score is None:
+            return change
+        found = score.by_product
+        if found is None:
+            self.lines.add(f"pushed = tl.zeros_like({change})")
+        else:
+            self.lines.add(f"pushed = {self.pushed(found, change, partial)}")
+        return "pushed"
+
+    def pushed(self, found: Derivative, change: str, partial: bool) -> str:
+        """What a change of the score is to one of its parts."""
+        by = self.values.of(found.by)
+        text = change if by.text == "1.0" else f"{change} * {by.over(PAIRS).at(8)}"
+        tests = ["visible"] if partial else []
+        if not isinstance(found.where, Truth):
+            tests.append(self.values.truth(found.where).over(PAIRS).at(6))
+        return f"tl.where({' & '.join(tests)}, {text}, 0.0)" if tests else text
+
+    def zero_gradients(self) -> None:
+        """Set the sums of the gradients of terms to zero."""
+        for name in self.gradients():
+            self.lines.add(f"{name}_sum = tl.zeros(({self.sides.row_tile},), tl.float32)")
+
+    def add_gradients(self, change: str, partial: bool) -> None:
+        """Add a tile to the gradients of terms."""
+        score = self.problem.score
+        for term in self.given():
+            if not term.varies or term.side != self.stationary:
+                continue
+            assert score is not None
+            found = score.by_term(term)
+            if found is not None:
+                name = f"d{term.tensor.name}_sum"
+                self.lines.add(f"{name} += tl.sum({self.pushed(found, change, partial)}, 1)")
+
+    def store_gradients(self, rows: str) -> None:
+        """Write the gradients of terms of a head."""
+        for name in self.gradients():
+            where = f"(batch * heads + head).to(tl.int64) * {rows} + row"
+            self.lines.add(f"tl.store({name} + {where}, {name}_sum, mask=there)")
