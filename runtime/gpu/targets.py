@@ -34,7 +34,7 @@ def target_of(device: torch.device) -> Target:
             f'backend="triton" on {device}: kernels run on CUDA and ROCm devices, or on the CPU in Triton\'s '
             f"interpreter (TRITON_INTERPRET=1)"
         )
-    return _of_cuda(device.index if device.index is not None else torch.cuda.current_device())
+    return _of_cuda(torch.cuda.current_device() if str(device) == "cuda" else device.index)
 
 
 def named_target(name: str | None) -> Target:
