@@ -163,7 +163,10 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     check_tensors(q, k, v)
     refuse_device(q)
     rows = q.shape[:3]
-    return empty_like(q, (*rows, v.shape[3]), q.dtype), empty_like(q, rows, kernel.lse_dtype(q.dtype))
+    lse = empty_like(q, rows, kernel.lse_dtype(q.dtype))
+    if q.is_cuda:  # kernels write it head by head
+        lse = q.new_empty(rows, dtype=lse.dtype)
+    return empty_like(q, (*rows, v.shape[3]), q.dtype), lse
 
 
 def _fake_backward(

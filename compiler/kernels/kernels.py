@@ -54,6 +54,16 @@ class Kernels:
     reason: str
     bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
 
+    def listed(self, stage: Stage, runs: bool) -> KernelSource:
+        """The kernel of a stage that walks lists of tiles, or of runs of them."""
+        return self._by_runs[stage] if runs else {"forward": self.forward, "dq": self.dq, "dkdv": self.dkdv}[stage]
+
+    @cached_property
+    def _by_runs(self) -> dict[Stage, KernelSource]:
+        problem = replace(self.problem, by_query=Listed(runs=True), by_key=Listed(runs=True))
+        own = replace(self, problem=problem)
+        return {"forward": own.forward, "dq": own.dq, "dkdv": own.dkdv}
+
     @cached_property
     def forward(self) -> KernelSource:
         """Output and LSE."""

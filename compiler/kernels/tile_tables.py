@@ -16,7 +16,11 @@ from attnc.compiler.planning.plan import TileCounts
 from attnc.compiler.planning.runs import resolve
 from attnc.compiler.tile_forms.arrays import Int32, frozen
 from attnc.compiler.tile_forms.forms import Forms
+from attnc.compiler.tile_forms.tile_lists import TileLists
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
+
+MEAN_RUN = 3
+"""Full tiles that are so many in a row, or more, are walked as runs: the loop over a run starts anew for each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,8 @@ class TileTables:
 
     `list_of_lane`: the group of every batch entry and query head. `tile_order`: tile rows of a group, the longest
     first. Tiles of row r of group g are those from entry `g * (rows + 1) + r` of the pointers to the next one. There is
-    one entry too many in `full_tiles`, as kernels look one ahead.
+    one entry too many in `full_tiles`, as kernels look one ahead. `runs`: they are runs of adjacent tiles, the first of
+    each and one past its last.
     """
 
     list_of_lane: Int32
@@ -36,12 +41,13 @@ class TileTables:
     partial_tiles: Int32
     partial_kinds: Int32
     masks: Int32
+    runs: bool
     counts: TileCounts
     visible: int
 
     def arrays(self) -> dict[str, NDArray[np.int32]]:
         """What a kernel is given, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("counts", "visible")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("runs", "counts", "visible")}
 
 
 def tile_tables(relations: Relations, q_tile: int, k_tile: int, *, by_key: bool) -> TileTables:
@@ -73,30 +79,40 @@ def _joined(
 ) -> TileTables:
     parts = [runs.transposed() if by_key else runs for runs, _ in found]
     lists = [Forms(part).lists for part in parts]
+    runs = [part.full for part in parts]
+    by_runs = sum(len(one.full) for one in lists) >= MEAN_RUN * max(sum(map(len, runs)), 1)
     masks: list[NDArray[np.int32]] = []
     kinds = []
     for one in lists:
         kinds.append(one.classes.astype(np.int64) + len(masks))
         masks += [_bits(mask, one.frame.tile) for mask in one.masks]
-    live = [len(one.full) + len(one.partial) for one in lists]
     order = [np.argsort(-(np.diff(one.full.pointers) + np.diff(one.partial.pointers)), kind="stable") for one in lists]
-    shape, tile = relations.shape, found[0][0].frame.tile if found else (1, 1)
-    times = [count for _, count in found]
-    total = -(-shape.n_q // tile[0]) * -(-shape.n_k // tile[1]) * shape.batch * shape.heads
-    full = sum(len(one.full) * n for one, n in zip(lists, times, strict=True))
-    every = sum(one * n for one, n in zip(live, times, strict=True))
+    full_pointers = [one.pointers for one in runs] if by_runs else [one.full.pointers for one in lists]
+    pairs = [np.stack([one.start, one.end], axis=1).ravel() for one in runs]
+    full_tiles = pairs if by_runs else [one.full.columns for one in lists]
     return TileTables(
         frozen(lanes),
         frozen(np.concatenate([*order, _EMPTY])),
-        frozen(np.concatenate([*_pointers([one.full.pointers for one in lists]), _EMPTY])),
-        frozen(np.concatenate([*(one.full.columns for one in lists), [0]])),
+        frozen(np.concatenate([*_pointers(full_pointers), _EMPTY])),
+        frozen(np.concatenate([*full_tiles, [0]])),
         frozen(np.concatenate([*_pointers([one.partial.pointers for one in lists]), _EMPTY])),
         frozen(np.concatenate([*(one.partial.columns for one in lists), [0]])),
         frozen(np.concatenate([*kinds, [0]])),
         _read_only(np.concatenate(masks) if masks else np.zeros(1, dtype=np.int32)),
-        TileCounts(total, every, full, every - full),
-        sum(runs.visible * n for runs, n in found),
+        by_runs,
+        _counts(lists, found, relations),
+        sum(one.visible * n for one, n in found),
     )
+
+
+def _counts(lists: Sequence[TileLists], found: Sequence[tuple[TileRuns, int]], relations: Relations) -> TileCounts:
+    shape, tile = relations.shape, found[0][0].frame.tile if found else (1, 1)
+    times = [count for _, count in found]
+    total = -(-shape.n_q // tile[0]) * -(-shape.n_k // tile[1]) * shape.batch * shape.heads
+    full, partial = (
+        sum(len(getattr(one, name)) * n for one, n in zip(lists, times, strict=True)) for name in ("full", "partial")
+    )
+    return TileCounts(total, full + partial, full, partial)
 
 
 _EMPTY = np.zeros(0, dtype=np.int64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from attnc.compiler import ir
 from attnc.compiler.kernels.delta import ROWS
 from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
-from attnc.compiler.kernels.source import VECTOR, KernelSource
+from attnc.compiler.kernels.source import VECTOR, KernelSource, Stage
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.cpu.executor import empty_like
 from attnc.runtime.gpu.launch import launch, lies_evenly
@@ -36,11 +36,19 @@ FARTHEST = 1 << 24
 
 @dataclass(frozen=True)
 class Prepared:
-    """The kernels of a call, the tensors they read besides its own, by kernel, and the numbers they are given."""
+    """The kernels of a call, the tensors they read besides its own, by kernel, and the numbers they are given.
+
+    `runs`: which kernels walk runs of tiles.
+    """
 
     kernels: Kernels
     tensors: Mapping[str, Mapping[str, Tensor]]
     numbers: Mapping[str, int]
+    runs: Mapping[str, bool] = field(default_factory=dict)
+
+    def source(self, stage: Stage) -> KernelSource:
+        """The kernel of a stage."""
+        return self.kernels.listed(stage, self.runs.get(stage, False))
 
 
 class _Scaled(NamedTuple):
@@ -79,7 +87,7 @@ class Executor:
         own, factor = self._scaled(q)
         writable = out if self._fits(out) else _roomy(out)
         tensors = {"q": self._fit(own), "k": self._fit(k), "v": self._fit(v), "out": writable, "lse": lse, **terms}
-        self._launch(self.prepared.kernels.forward, q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
+        self._launch(self.prepared.source("forward"), q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
         return (out if writable is out else out.copy_(writable)), lse
 
     def backward(
@@ -116,8 +124,8 @@ class Executor:
             launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
         tensors = {**read, **written, "lse": lse2, "delta": delta, **terms}
         tensors.update((f"d{name}", x) for name, x in of_terms.items())
-        self._launch(kernels.dq, q.shape[2], lanes, tensors, factor)
-        self._launch(kernels.dkdv, k.shape[2], kv_lanes, tensors, factor)
+        self._launch(self.prepared.source("dq"), q.shape[2], lanes, tensors, factor)
+        self._launch(self.prepared.source("dkdv"), k.shape[2], kv_lanes, tensors, factor)
         found = [x if own is x else x.copy_(own) for x, own in zip(grads, written.values(), strict=True)]
         if self.prepared.kernels.problem.score is None and self.scale <= 0:
             found[0].mul_(-1 if self.scale else 0)

@@ -35,7 +35,7 @@ def launch(
             arguments.append(_stride(argument.name, tensors))
     grid = (programs, parts or source.parts)
     tiles = source.tiles
-    function_of(source)[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages)
+    function_of(source)[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
 
 
 def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:

@@ -105,8 +105,10 @@ class GpuPlanner:
             "distances": sizes.n_k - 1 - shift,
             **{name: shape.sizes[name] for name in kernels.problem.sizes},
         }
-        tables = {} if ranged else self._tables(kernels, relations_of(self._pattern, shape), q.device)
-        return Prepared(kernels, tables, numbers)
+        if ranged:
+            return Prepared(kernels, {}, numbers)
+        tables, runs = self._tables(kernels, relations_of(self._pattern, shape), q.device)
+        return Prepared(kernels, tables, numbers, runs)
 
     def _named(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         names = [tensor.name for tensor in self._pattern.tensors]
@@ -114,9 +116,11 @@ class GpuPlanner:
             raise ArgumentError(f"`{self._pattern.name}` has {len(names)} inputs and is given {len(inputs)}")
         return dict(zip(names, inputs, strict=True))
 
-    def _tables(self, kernels: Kernels, relations: Relations, device: torch.device) -> dict[str, dict[str, Tensor]]:
-        """The lists of every kernel."""
-        tables = {}
+    def _tables(
+        self, kernels: Kernels, relations: Relations, device: torch.device
+    ) -> tuple[dict[str, dict[str, Tensor]], dict[str, bool]]:
+        """The lists of every kernel, and whether they are of runs."""
+        tables, runs = {}, {}
         for source in (kernels.forward, kernels.dq, kernels.dkdv):
             tiles = source.tiles
             try:
@@ -124,8 +128,9 @@ class GpuPlanner:
             except (TooManyTilesError, TooManyClassesError) as error:
                 message = f"tiles of {tiles.q_tile}×{tiles.k_tile} that are too unlike each other to be listed"
                 raise NotInKernelsError(message) from error
+            runs[source.stage] = found.runs
             tables[source.stage] = {n: torch.from_numpy(x.copy()).to(device) for n, x in found.arrays().items()}
-        return tables
+        return tables, runs
 
     def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
         """The tensors that kernels of ranges read, by kernel."""
