@@ -79,12 +79,16 @@ def test_a_spec_that_is_not_there(spec: Any, error: type[Exception], says: str) 
 def test_options_are_checked() -> None:
     with pytest.raises(ArgumentError, match="backend is 'gpu'"):
         compile_attention("causal", backend="gpu")  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="triton"):
-        compile_attention("causal", backend="triton")
     with pytest.raises(ArgumentTypeError, match="strict"):
         compile_attention("causal", strict=1)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="tune"):
         compile_attention("causal", tune="2s")
+
+
+def test_kernels_need_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match="Triton is not installed"):
+        compile_attention("causal", backend="triton")
 
 
 # --- the call ---
@@ -310,8 +314,34 @@ def test_other_sizes_of_a_plan_are_checked() -> None:
             attend.plan(16, **options)
     with pytest.raises(ArgumentTypeError):
         attend.plan(16.0)  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError):
-        attend.plan(16, device="cuda")
+    with pytest.raises(UnsupportedError, match="device=mps"):
+        attend.plan(16, device="mps")
+
+
+def test_plans_for_a_gpu_say_what_its_kernels_walk() -> None:
+    plan = compile_attention("sliding_window", window=512).plan(4096, heads=2, device="cuda", dtype=torch.bfloat16)
+    assert (plan.executor, plan.schedule, plan.fallback) == ("triton", "loop bounds", None)
+    assert plan.visible == 2 * (512 * 513 // 2 + (4096 - 512) * 512)
+    assert plan.tiles.live == plan.tiles.full + plan.tiles.partial < plan.tiles.total
+    bricks = compile_attention("neighborhood_2d", height=32, width=32).plan(1024, device="cuda", dtype=torch.bfloat16)
+    lists = compile_attention("power").plan(4096, device="cuda", dtype=torch.bfloat16)
+    assert (bricks.schedule, lists.schedule) == ("bricks", "tile lists")
+    without = compile_attention("landmark").plan(256, device="cuda")
+    assert "no kernels for weights" in str(without.fallback)
+    with pytest.raises(UnsupportedError, match="strict: `landmark` has no kernels"):
+        compile_attention("landmark", strict=True).plan(256, device="cuda")
+
+
+def test_sources_of_kernels() -> None:
+    alibi = compile_attention("alibi")
+    assert list(alibi.source("sm_80")) == ["alibi_forward", "alibi_delta", "alibi_dq", "alibi_dkdv"]
+    assert "box" in alibi.source()["alibi_forward"]
+    assert "box" not in alibi.source("sm_80")["alibi_forward"]
+    assert alibi.source(head_dim=128) != alibi.source()
+    with pytest.raises(ArgumentError, match="did you mean `sm_90`"):
+        alibi.source("sm90")
+    with pytest.raises(UnsupportedError, match="keys of its own"):
+        compile_attention("attention_residual").source()
 
 
 def test_a_picture_needs_a_length() -> None:

@@ -81,8 +81,16 @@ def test_meta_tensors_give_shapes_and_other_devices_a_typed_error() -> None:
     q, k, v = (t.to("meta") for t in draw(kv_heads=2, dv=12))
     out, lse = attend(q, k, v, return_lse=True)
     assert (out.shape, lse.shape, out.device.type) == ((2, 4, 17, 12), (2, 4, 17), "meta")
-    with FakeTensorMode(), pytest.raises(UnsupportedError, match=r'q is on cuda:0.*backend="reference"'):
-        attend(*(torch.empty(1, 1, 4, 8, device="cuda") for _ in range(3)))
+    with FakeTensorMode(), pytest.raises(UnsupportedError, match=r'q is on mps:0.*backend="reference"'):
+        attend(*(torch.empty(1, 1, 4, 8, device="mps") for _ in range(3)))
+
+
+def test_the_shapes_and_strides_of_a_call_on_a_gpu() -> None:
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, 17, 4, 8, device="cuda").transpose(1, 2) for _ in range(3))
+        out, lse = window()(q, k, v, return_lse=True)
+    assert (out.shape, out.stride()) == (q.shape, q.stride())
+    assert (lse.shape, lse.is_contiguous(), lse.device.type) == ((2, 4, 17), True, "cuda")
 
 
 def test_the_operator_differentiates_like_the_call() -> None:
