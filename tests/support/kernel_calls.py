@@ -29,22 +29,23 @@ class Launch:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """The kernels that are started inside."""
+def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
+    """The kernels that are started inside; `run`: whether they are."""
     found: list[Launch] = []
     with pytest.MonkeyPatch.context() as patch:
         made = launch.function_of
 
         def watched(source: KernelSource) -> Any:
-            function = made(source)
+            function = made(source) if run else None
 
             class Grid:
                 def __getitem__(self, grid: object) -> Any:
-                    def run(*arguments: object, **options: object) -> None:
+                    def start(*arguments: object, **options: object) -> None:
                         found.append(Launch(source, arguments))
-                        function[grid](*arguments, **options)
+                        if run:
+                            function[grid](*arguments, **options)
 
-                    return run
+                    return start
 
             return Grid()
 
