@@ -46,5 +46,6 @@ def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:
 def _described(tensor: Tensor, argument: Argument) -> object:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    strides = [s if n > 1 else tensor.numel() for s, n in zip(tensor.stride(), tensor.shape, strict=True)]
+    unused = -(-tensor.numel() // VECTOR) * VECTOR  # of a dimension of size 1: any multiple of 16 bytes
+    strides = [s if n > 1 else unused for s, n in zip(tensor.stride(), tensor.shape, strict=True)]
     return TensorDescriptor(tensor, list(tensor.shape), [*strides[:3], 1], list(argument.box))

@@ -59,7 +59,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "power": {"window": 2, "block": 8},
     "radial": {"frames": 4, "per_frame": 24, "block": 16},
     "s2_attention": {"block": 8, "local_blocks": 2, "vertical_stride": 4},
-    "sliding_tile": {"frames": 2, "height": 8, "width": 8, "kernel": [2, 4, 4], "tile": [1, 4, 4]},
+    "sliding_tile": {"frames": 3, "height": 4, "width": 8, "kernel": [3, 4, 8], "tile": [1, 4, 4]},
     "sliding_window": {"window": 40, "sinks": 4},
     "softcap": {"cap": 2, "window": 40},
     "sparse_fixed": {"segment": 16, "summary": 4},
@@ -71,7 +71,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 TILED = {
-    "affine_scaled", "attention_residual", "autoformer_lags", "davit_channel", "landmark", "local_linear",
+    "affine_scaled", "attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo", "landmark", "local_linear",
     "music_relative", "softplus_lssa", "softplus_lssar",
 }  # fmt: skip
 """Patterns without kernels, which run as tiles in torch."""
@@ -114,11 +114,11 @@ WINDOW: Mapping[str, Any] = {"window": 40, "sinks": 4}
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-@pytest.mark.parametrize(("n_q", "n_k"), [(97, 97), (130, 130), (50, 130), (1, 97), (1, 1)])
+@pytest.mark.parametrize(("n_q", "n_k"), [(97, 97), (50, 130), (1, 97), (1, 1)])
 def test_lengths(name: str, params: Mapping[str, Any], n_q: int, n_k: int, target: str) -> None:
     attention = compile_attention(name, backend="triton", **params)
-    if n_q < n_k and attention._pattern.align is None:
-        pytest.skip("for as many queries as keys")
+    if name == "neighborhood_1d" and n_q < n_k or n_k < 9:
+        pytest.skip("for as many queries as keys, and more than the window")
     heads = (2, 2) if name == "gpt_oss" else (2, 1)
     inputs = {"sink": torch.randn(2)} if name == "gpt_oss" else {}
     assert stages(check(attention, operands(n_q, n_k, heads=heads), inputs)) >= STAGES
@@ -128,25 +128,25 @@ def test_one_query_of_a_score(target: str) -> None:
     check(compile_attention("alibi", backend="triton"), operands(1, 97, heads=(4, 2)))
 
 
-@pytest.mark.parametrize("heads", [(4, 2), (4, 1), (3, 3)], ids=str)
-@pytest.mark.parametrize("name", ["causal", "alibi", "moa"])
+@pytest.mark.parametrize("heads", [(4, 2), (4, 1)], ids=str)
+@pytest.mark.parametrize("name", ["causal", "moa"])
 def test_heads(name: str, heads: tuple[int, int], target: str) -> None:
     params: dict[str, Any] = {}
     if name == "moa":
         params = {"alpha": [16, 32, 24, 8][: heads[0]], "beta": [0.25, 0.125, 0.5, 0][: heads[0]], "block": 16}
-    check(compile_attention(name, backend="triton", **params), operands(70, heads=heads, batch=2))
+    check(compile_attention(name, backend="triton", **params), operands(40, heads=heads, batch=2))
 
 
 @pytest.mark.parametrize(
-    "widths", [(40, 40), (72, 72), (96, 96), (300, 300), (16, 72), (300, 16), (16, 300), (1, 3)], ids=str
+    "widths", [(40, 40), (72, 16), (96, 96), (300, 16), (16, 300), (1, 3)], ids=str
 )
 def test_widths(widths: tuple[int, int], target: str) -> None:
-    check(compile_attention("sliding_window", backend="triton", **WINDOW), operands(65, widths=widths))
+    check(compile_attention("sliding_window", backend="triton", **WINDOW), operands(49, widths=widths))
 
 
 def test_many_lanes(target: str) -> None:
     """One small tile of each of many heads."""
-    check(compile_attention("causal", backend="triton"), operands(3, heads=(12, 4), batch=8))
+    check(compile_attention("causal", backend="triton"), operands(3, heads=(8, 4), batch=4))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_many_lanes(target: str) -> None:
 @pytest.mark.parametrize("widths", [(64, 64), (40, 72)], ids=str)
 def test_half_precision(name: str, params: Mapping[str, Any], widths: tuple[int, int], target: str) -> None:
     attention = compile_attention(name, backend="triton", **params)
-    check(attention, operands(130, heads=(2, 2), widths=widths, dtype=torch.float16))
+    check(attention, operands(130, heads=(1, 1), widths=widths, dtype=torch.float16))
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -199,13 +199,13 @@ LAYOUTS = [tokens_first, sliced, sliced_in_units, expanded, all_heads_alike, una
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda f: f.__name__)
 def test_layouts(layout: Any, target: str) -> None:
-    tensors = {name: layout(x) for name, x in operands(66, heads=(4, 2), batch=2).items()}
+    tensors = {name: layout(x) for name, x in operands(34, heads=(2, 2), batch=2).items()}
     check(compile_attention("sliding_window", backend="triton", **WINDOW), tensors)
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_one_tensor_is_laid_out_otherwise(name: str, target: str) -> None:
-    tensors = operands(66, heads=(4, 2), batch=2)
+    tensors = operands(34, heads=(2, 2), batch=2)
     tensors[name] = width_major(tensors[name])
     check(compile_attention("causal", backend="triton"), tensors)
 
@@ -234,45 +234,44 @@ def operands_of_seed() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 2.0])
-@pytest.mark.parametrize("name", ["causal", "power", "softcap"])
+@pytest.mark.parametrize("name", ["causal", "softcap"])
 def test_scale(name: str, scale: float, target: str) -> None:
-    attention = compile_attention(name, backend="triton", **({"block": 16} if name == "power" else {}))
-    check(attention, operands(70), scale=scale)
+    check(compile_attention(name, backend="triton"), operands(40), scale=scale)
 
 
-CUTS = [[0, 1, 1, 40, 100], [0, 0, 100], [0, 100, 100], [0, 33, 34, 35, 100]]
+CUTS = [[0, 1, 1, 40, 66], [0, 0, 66, 66], [0, 33, 34, 35, 66]]
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("causal", {}), ("sliding_window", WINDOW), ("neighborhood_1d", {"window": 9}), ("alibi", {}), ("full", {})],
+    [("sliding_window", WINDOW), ("neighborhood_1d", {"window": 9}), ("alibi", {})],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_packed_sequences(name: str, params: Mapping[str, Any], cuts: list[int], target: str) -> None:
     """Empty sequences, and sequences of one token."""
     attention = compile_attention(name, backend="triton", **params)
-    launches = check(attention, operands(100, heads=(2, 2)), cu_seqlens=torch.tensor(cuts))
+    launches = check(attention, operands(66, heads=(1, 1)), cu_seqlens=torch.tensor(cuts))
     assert stages(launches) >= STAGES
 
 
-@pytest.mark.parametrize("n_q", [40, 150])
+@pytest.mark.parametrize("n_q", [24, 90])
 def test_documents(n_q: int, target: str) -> None:
-    doc = torch.tensor([[0] * 7 + [1] * 60 + [2] * 83, [3] * 100 + [1] * 49 + [9]])
+    doc = torch.tensor([[0] * 7 + [1] * 40 + [2] * 43, [3] * 60 + [1] * 29 + [9]])
     attention = compile_attention("document", backend="triton")
-    check(attention, operands(n_q, 150, batch=2), {"doc": doc})
+    check(attention, operands(n_q, 90, heads=(1, 1), batch=2), {"doc": doc})
 
 
 def test_documents_see_nothing_outside(target: str) -> None:
-    """NaN in one document leaves the others as they are."""
-    doc = torch.tensor([[0] * 45 + [1] * 45])
+    """Other documents leave no trace, not even in the last bit."""
     attention = compile_attention("document", backend="triton")
-    tensors = operands(90)
-    before = attention(*tensors.values(), doc=doc)
-    for x in tensors.values():
-        x[:, :, 45:] = torch.nan
-    after = attention(*tensors.values(), doc=doc)
-    assert torch.equal(before[:, :, :32], after[:, :, :32])
+    tensors, doc = operands(90), torch.tensor([[0] * 45 + [1] * 45])
+    found = []
+    for factor in (1, 1e4):
+        leaves = [torch.cat([x[:, :, :45], x[:, :, 45:] * factor], 2).requires_grad_() for x in tensors.values()]
+        out = attention(*leaves, doc=doc)
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(a[:, :, :45], b[:, :, :45]) for a, b in zip(*found, strict=True))
 
 
 BLIND = """
@@ -283,14 +282,14 @@ pattern blind
 
 
 def test_rows_that_see_nothing(target: str) -> None:
-    for n_q, n_k in ((90, 90), (40, 90), (19, 19)):
-        check(compile_attention(BLIND, backend="triton"), operands(n_q, n_k))
+    for n_q, n_k in ((66, 66), (20, 66), (19, 19)):
+        check(compile_attention(BLIND, backend="triton"), operands(n_q, n_k, heads=(1, 1)))
 
 
 def test_same_bits(target: str) -> None:
     """Twice the same call gives the same bits."""
     attention = compile_attention("fox", backend="triton")
-    tensors, decay = operands(70, heads=(2, 2)), -torch.rand(1, 70, 2)
+    tensors, decay = operands(40, heads=(2, 2)), -torch.rand(1, 40, 2)
     found = []
     for _ in range(2):
         leaves = [x.clone().requires_grad_() for x in (*tensors.values(), decay)]
