@@ -71,8 +71,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 TILED = {
-    "affine_scaled", "attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo", "landmark", "local_linear",
-    "music_relative", "softplus_lssa", "softplus_lssar",
+    "affine_scaled", "attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo", "landmark",
+    "local_linear", "music_relative", "softplus_lssa", "softplus_lssar",
 }  # fmt: skip
 """Patterns without kernels, which run as tiles in torch."""
 
@@ -117,7 +117,7 @@ WINDOW: Mapping[str, Any] = {"window": 40, "sinks": 4}
 @pytest.mark.parametrize(("n_q", "n_k"), [(97, 97), (50, 130), (1, 97), (1, 1)])
 def test_lengths(name: str, params: Mapping[str, Any], n_q: int, n_k: int, target: str) -> None:
     attention = compile_attention(name, backend="triton", **params)
-    if name == "neighborhood_1d" and n_q < n_k or n_k < 9:
+    if (name == "neighborhood_1d" and n_q < n_k) or n_k < 9:
         pytest.skip("for as many queries as keys, and more than the window")
     heads = (2, 2) if name == "gpt_oss" else (2, 1)
     inputs = {"sink": torch.randn(2)} if name == "gpt_oss" else {}
@@ -137,9 +137,7 @@ def test_heads(name: str, heads: tuple[int, int], target: str) -> None:
     check(compile_attention(name, backend="triton", **params), operands(40, heads=heads, batch=2))
 
 
-@pytest.mark.parametrize(
-    "widths", [(40, 40), (72, 16), (96, 96), (300, 16), (16, 300), (1, 3)], ids=str
-)
+@pytest.mark.parametrize("widths", [(40, 40), (72, 16), (96, 96), (300, 16), (16, 300), (1, 3)], ids=str)
 def test_widths(widths: tuple[int, int], target: str) -> None:
     check(compile_attention("sliding_window", backend="triton", **WINDOW), operands(49, widths=widths))
 
