@@ -57,13 +57,13 @@ def _given(program: Program) -> dict[str, Any]:
     return dict(program.parameters)
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(programs(longest=36, elements=2600), st.integers(0, 999), st.sampled_from(["sm_80", "sm_90"]))
 def test_programs(program: Program, seed: int, target: str) -> None:
     check_program(program, seed, target)
 
 
-@settings(max_examples=13)
+@settings(max_examples=10)
 @given(st.data())
 def test_programs_of_ranges(data: st.DataObject) -> None:
     """Relations that have ranges, longer than a tile, with other scores."""
@@ -78,7 +78,7 @@ def test_programs_of_ranges(data: st.DataObject) -> None:
         "sinks": draw(st.integers(0, 20)),
         "shift": draw(st.integers(0, 70)),
     }
-    n_k = draw(st.integers(1, 100))
+    n_k = draw(st.integers(1, 80))
     n_q = draw(st.integers(1, n_k)) if draw(st.booleans()) else n_k
     torch.manual_seed(draw(st.integers(0, 999)))
     attention = compile_attention(source, backend="triton", **params)

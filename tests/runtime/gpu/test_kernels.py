@@ -149,13 +149,13 @@ def test_many_lanes(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "params"),
-    [("causal", {}), ("sliding_window", WINDOW), ("power", {"block": 16}), ("alibi", {}), ("softcap", {"cap": 2})],
+    [("sliding_window", WINDOW), ("power", {"block": 16}), ("softcap", {"cap": 2})],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 @pytest.mark.parametrize("widths", [(64, 64), (40, 72)], ids=str)
 def test_half_precision(name: str, params: Mapping[str, Any], widths: tuple[int, int], target: str) -> None:
     attention = compile_attention(name, backend="triton", **params)
-    check(attention, operands(130, heads=(1, 1), widths=widths, dtype=torch.float16))
+    check(attention, operands(97, heads=(1, 1), widths=widths, dtype=torch.float16))
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
