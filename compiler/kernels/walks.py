@@ -137,7 +137,7 @@ class Ranged:
             return
         if len(self.ranges) > 1:
             lines.add("end = 0")
-            with lines.block(f"for part in range({len(self.ranges)}):"):
+            with lines.block(f"for which in range({len(self.ranges)}):"):
                 names = [_nth(name, len(self.ranges)) for name in ("low", "high", "full_low", "full_high")]
                 lines.add(f"begin = tl.maximum({names[0]}, end)", f"end = tl.maximum({names[1]}, begin)")
                 lines.add(f"full = tl.minimum(tl.maximum({names[2]}, begin), end)")
@@ -185,7 +185,7 @@ def _nth(name: str, count: int) -> str:
     """The number of the range whose turn it is."""
     text = f"{name}_{count - 1}"
     for i in reversed(range(count - 1)):
-        text = f"tl.where(part == {i}, {name}_{i}, {text})"
+        text = f"tl.where(which == {i}, {name}_{i}, {text})"
     return text
 
 

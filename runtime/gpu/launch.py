@@ -57,7 +57,8 @@ def _described(tensor: Tensor, argument: Argument) -> object:
         sides = [(batch[0] * head[0], head[1] if head[0] > 1 else batch[1])]
     sides += [(extent, stride * token[1]) for extent, stride in argument.axes] or [token]
     shape = [size for size, _ in sides]
-    strides = [stride if size > 1 else tensor.numel() for size, stride in sides]
+    unused = -(-tensor.numel() // VECTOR) * VECTOR  # of a side of size 1: any multiple of 16 bytes
+    strides = [stride if size > 1 else unused for size, stride in sides]
     return TensorDescriptor(tensor, [*shape, tensor.shape[3]], [*strides, 1], list(argument.box))
 
 

@@ -1,0 +1,377 @@
+"""Kernels on a GPU: are they right, the same bits every time, and how fast beside FlexAttention and SDPA?
+
+    python benchmarks/gpu_check.py correct|repeat|edges|graph|compile|forward|backward [--toy]
+
+Each part takes less than nine minutes and writes `results/gpu-<part>.json`. On a CPU, `TRITON_INTERPRET=1` and `--toy`
+run every line of ours at toy sizes in Triton's interpreter; what needs CUDA is left out there, and rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cpu
+import timing
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from attnc import compile_attention
+from attnc.runtime.attention import Attention
+
+Row = dict[str, object]
+
+TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Errors that are allowed, relative to the largest true entry or to 1."""
+
+REPEATS, ROUNDS, WARM_UP = 20, 25, 5
+
+L2_BYTES = 256 << 20
+"""Written between timed runs, so that each begins without its tensors in the L2."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the parts run."""
+
+    device: str
+    toy: bool
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the device is a GPU."""
+        return self.device == "cuda"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A pattern that is checked, with parameters for real and toy sizes, and inputs for (batch, heads, tokens)."""
+
+    name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    toy: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Callable[[int, int, int], dict[str, Tensor]] = lambda b, h, n: {}
+
+    def attention(self, setting: Setting) -> Attention:
+        """Compiled for kernels only."""
+        return compile_attention(self.name, backend="triton", **(self.toy if setting.toy else self.params))
+
+
+def _documents(b: int, h: int, n: int) -> dict[str, Tensor]:
+    return {"doc": cpu.document_ids(n).expand(b, n).contiguous()}
+
+
+CHECKED = (
+    Checked("full"),
+    Checked("causal"),
+    Checked("sliding_window", {"window": 512, "sinks": 4}, {"window": 20, "sinks": 4}),
+    Checked("neighborhood_1d", {"window": 129}, {"window": 9}),
+    Checked("blocked", {"block": 200}, {"block": 24}),
+    Checked("prefix_lm", inputs=lambda b, h, n: {"prefix": torch.arange(b) * 7 + n // 3}),
+    Checked("document", inputs=_documents),
+    Checked("alibi"),
+    Checked("softcap", {"cap": 20, "window": 300}, {"cap": 20, "window": 30}),
+    Checked("fox", inputs=lambda b, h, n: {"f": -torch.rand(b, n, h)}),
+    Checked("power", {"block": 64}, {"block": 8}),
+    Checked("strided", {"stride": 64, "local": 64}, {"stride": 16, "local": 16}),
+    Checked("neighborhood_2d", {"height": 32, "width": 32}, {"height": 6, "width": 8, "window": 3}),
+)
+
+
+def main() -> int:
+    """Run one part; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
+    parser.add_argument("--out", type=Path, default=None, help="the result file (results/gpu-<part>.json)")
+    options = parser.parse_args()
+    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
+    if not (setting.cuda or setting.toy):
+        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    facts = timing.header()
+    if setting.cuda:
+        facts["device"] = torch.cuda.get_device_name()
+    out = options.out or timing.RESULTS / f"gpu-{'toy-' if setting.toy else ''}{options.part}.json"
+    done: list[Row] = []
+    for row in PARTS[options.part](setting):
+        done.append(row)
+        print(row, flush=True)
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps({**facts, "rows": done}, indent=1) + "\n", encoding="utf-8")
+    wrong = [row for row in done if not row.get("ok", True)]
+    print(f"{len(done)} rows, {len(wrong)} wrong; written to {out}")
+    return 1 if wrong else 0
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def operands(
+    setting: Setting, n: int, dtype: torch.dtype, *, batch: int = 1, heads: tuple[int, int] = (4, 2), d: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v that want gradients."""
+    sizes = (heads[0], heads[1], heads[1])
+    q, k, v = (torch.randn(batch, h, n, d, device=setting.device).to(dtype).requires_grad_() for h in sizes)
+    return q, k, v
+
+
+def results(
+    function: Callable[..., Tensor], leaves: tuple[Tensor, ...], grad: Tensor, **inputs: Tensor
+) -> list[Tensor]:
+    """out, dq, dk and dv."""
+    out = function(*leaves, **inputs)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+def errors(ours: list[Tensor], true: list[Tensor]) -> dict[str, float]:
+    """By name, relative to the largest true entry or to 1; infinite for NaN."""
+    found = {}
+    for name, x, y in zip(("out", "dq", "dk", "dv"), ours, true, strict=True):
+        gap = ((x.double() - y).abs().max() / y.abs().max().clamp(min=1)).item()
+        found[name] = math.inf if math.isnan(gap) else gap
+    return found
+
+
+def correct(setting: Setting) -> Iterator[Row]:
+    """Outputs and gradients of every pattern against the reference in 64 bits."""
+    n, dtypes = (48, [torch.float32]) if setting.toy else (1024, list(TOLERANCE))
+    for case in CHECKED:
+        attention = case.attention(setting)
+        for dtype in dtypes:
+            for d in (64,) if setting.toy else (64, 128):
+                heads = (2, 1) if setting.toy else (8, 2)
+                leaves = operands(setting, n, dtype, batch=1 if setting.toy else 2, heads=heads, d=d)
+                inputs = _inputs(case, setting, leaves[0])
+                grad = torch.randn(leaves[0].shape, device=setting.device).to(dtype)
+                ours = results(attention, leaves, grad, **inputs)
+                wide = tuple(x.detach().double().requires_grad_() for x in leaves)
+                exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+                found = errors(ours, results(attention.reference, wide, grad, **exact))
+                ok = max(found.values()) <= TOLERANCE[dtype]
+                yield {"pattern": case.name, "n": n, "d": d, "dtype": str(dtype), "errors": found, "ok": ok}
+
+
+def _inputs(case: Checked, setting: Setting, q: Tensor) -> dict[str, Tensor]:
+    return {name: x.to(setting.device) for name, x in case.inputs(q.shape[0], q.shape[1], q.shape[2]).items()}
+
+
+def repeat(setting: Setting) -> Iterator[Row]:
+    """The same bits every time."""
+    n, times = (40, 2) if setting.toy else (2048, REPEATS)
+    dtype = torch.float32 if setting.toy else torch.bfloat16
+    for case in CHECKED:
+        length = (48 if setting.toy else 1024) if case.name == "neighborhood_2d" else n
+        attention = case.attention(setting)
+        leaves = operands(setting, length, dtype)
+        inputs, grad = _inputs(case, setting, leaves[0]), torch.randn(leaves[0].shape, device=setting.device)
+        first = results(attention, leaves, grad, **inputs)
+        same = all(
+            torch.equal(a, b)
+            for _ in range(times - 1)
+            for a, b in zip(first, results(attention, leaves, grad, **inputs), strict=True)
+        )
+        yield {"pattern": case.name, "n": length, "times": times, "ok": same}
+
+
+def edges(setting: Setting) -> Iterator[Row]:
+    """Very many heads, and tensors whose offsets pass 2^31 elements."""
+    attention = compile_attention("sliding_window", backend="triton", window=20)
+    batch, heads = (3, 2) if setting.toy else (32_769, 2)
+    dtype = torch.float32 if setting.toy else torch.bfloat16
+    leaves = operands(setting, 17, dtype, batch=batch, heads=(heads, heads), d=16)
+    grad = torch.randn(leaves[0].shape, device=setting.device)
+    ours = results(attention, leaves, grad)
+    wide = tuple(x.detach().double().requires_grad_() for x in leaves)
+    found = errors(ours, results(attention.reference, wide, grad))
+    ok = max(found.values()) <= TOLERANCE[dtype]
+    yield {"what": "batch × heads", "lanes": batch * heads, "errors": found, "ok": ok}
+    yield _far(setting, attention, dtype)
+
+
+def _far(setting: Setting, attention: Attention, dtype: torch.dtype) -> Row:
+    """A view whose last head lies past 2^31 elements, against the same numbers elsewhere."""
+    apart = 1 << 12 if setting.toy else (1 << 31) + (1 << 20)
+    n, d = (40, 16) if setting.toy else (1000, 64)
+    memory = torch.zeros(apart + n * d, dtype=dtype, device=setting.device)
+    view = memory.as_strided((1, 2, n, d), (2 * apart, apart, d, 1))
+    own = torch.randn(1, 2, n, d, device=setting.device).to(dtype)
+    view.copy_(own)
+    with torch.no_grad():
+        same = torch.equal(attention(view, view, view), attention(own, own, own))
+    return {"what": "offsets", "elements": apart, "ok": same}
+
+
+# --- graphs and compilers --------------------------------------------------------------------------------------------
+
+
+def graph(setting: Setting) -> Iterator[Row]:
+    """Forward and backward captured in a CUDA graph, and replayed on other numbers."""
+    for case in CHECKED[1:8]:
+        attention = case.attention(setting)
+        dtype = torch.float32 if setting.toy else torch.bfloat16
+        leaves = operands(setting, 40 if setting.toy else 1024, dtype)
+        inputs, grad = _inputs(case, setting, leaves[0]), torch.randn(leaves[0].shape, device=setting.device)
+        replayed = _captured(setting, lambda: results(attention, leaves, grad, **inputs))  # noqa: B023  used at once
+        with torch.no_grad():
+            for x in leaves:
+                x.copy_(torch.randn_like(x))
+        found = [x.clone() for x in replayed()]
+        same = all(torch.equal(a, b) for a, b in zip(found, results(attention, leaves, grad, **inputs), strict=True))
+        yield {"pattern": case.name, "captured": setting.cuda, "ok": same}
+
+
+def _captured(setting: Setting, run: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """A replay of what was captured; without CUDA a run."""
+    if not setting.cuda:
+        return run
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        results_ = run()
+
+    def replay() -> list[Tensor]:
+        recorded.replay()
+        return results_
+
+    return replay
+
+
+def compiled(setting: Setting) -> Iterator[Row]:
+    """Under torch.compile(fullgraph=True), the same bits."""
+    for case in CHECKED[1:8]:
+        attention = case.attention(setting)
+        dtype = torch.float32 if setting.toy else torch.bfloat16
+        leaves = operands(setting, 40 if setting.toy else 1024, dtype)
+        inputs, grad = _inputs(case, setting, leaves[0]), torch.randn(leaves[0].shape, device=setting.device)
+        torch._dynamo.reset()
+        # kernels in the interpreter are not compiled
+        whole: Any = torch.compile(attention, fullgraph=True) if setting.cuda else attention
+        found = zip(results(whole, leaves, grad, **inputs), results(attention, leaves, grad, **inputs), strict=True)
+        yield {"pattern": case.name, "compiled": setting.cuda, "ok": all(torch.equal(a, b) for a, b in found)}
+
+
+# --- timings ---------------------------------------------------------------------------------------------------------
+
+
+def _timed(device: str) -> tuple[cpu.Case, ...]:
+    """The patterns that are timed, by length."""
+    window = [
+        cpu.Case(f"window {w}", cpu._compiled("sliding_window", window=w, backend="triton"), cpu._window(w, 0))
+        for w in (512, 4096)
+    ]
+    causal = cpu.Case("causal", cpu._compiled("causal", backend="triton"), lambda n: lambda b, h, q, k: q >= k)
+    power = cpu.Case("power 256, 5", cpu._compiled("power", backend="triton"), cpu._power(256, 5))
+    document = cpu.Case(
+        "document", cpu._compiled("document", backend="triton"), lambda n: _same_document(n, device), _document_ids
+    )
+    picture = cpu.Case("neighborhood 13 x 13", _neighborhood_2d, cpu._neighborhood)
+    return (causal, *window, document, power, picture)
+
+
+def _document_ids(n: int) -> dict[str, Any]:
+    return {"doc": cpu.document_ids(n)}
+
+
+def _same_document(n: int, device: str) -> cpu.MaskMod:
+    doc = cpu.document_ids(n)[0].to(device)
+    return lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k)
+
+
+def _neighborhood_2d(n: int) -> Attention:
+    height, width = cpu.grid_of(n)
+    window = min(cpu.NEIGHBORS, height, width)
+    return compile_attention("neighborhood_2d", height=height, width=width, window=window, backend="triton")
+
+
+def _timings(setting: Setting, *, backward: bool) -> Iterator[Row]:
+    lengths = (64,) if setting.toy else (4096, 16384)
+    for n in lengths:
+        for case in _timed(setting.device):
+            for d in (16,) if setting.toy else (64, 128):
+                yield _timing(setting, case, n, d, backward=backward)
+
+
+def forward(setting: Setting) -> Iterator[Row]:
+    """Forward beside compiled FlexAttention and causal SDPA."""
+    return _timings(setting, backward=False)
+
+
+def backward(setting: Setting) -> Iterator[Row]:
+    """Backward alone."""
+    return _timings(setting, backward=True)
+
+
+def _timing(setting: Setting, case: cpu.Case, n: int, d: int, *, backward: bool) -> Row:
+    dtype = torch.float32 if setting.toy else torch.bfloat16
+    heads = (1, 1) if setting.toy else (16, 16)
+    q, k, v = operands(setting, n, dtype, heads=heads, d=d)
+    inputs = {name: x.to(setting.device) for name, x in case.inputs(n).items()}
+    attention = case.attention(n)
+    runs: dict[str, Callable[[], Tensor]] = {"attnc": lambda: attention(q, k, v, **inputs)}
+    if setting.cuda:
+        mask = create_block_mask(case.mask_mod(n), None, None, n, n, device=setting.device)
+        flex = torch.compile(flex_attention, dynamic=False)
+        runs["flex"] = lambda: flex(q, k, v, block_mask=mask)  # type: ignore[return-value]
+        runs["sdpa"] = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    row: Row = {"pattern": case.name, "n": n, "d": d, "dtype": str(dtype), "backward": backward}
+    times = {name: _milliseconds(setting, run, (q, k, v), backward=backward) for name, run in runs.items()}
+    row |= {f"{name}_ms": one for name, one in times.items()}
+    if "flex" in runs:
+        row["difference"] = (runs["attnc"]().float() - runs["flex"]().float()).abs().max().item()
+        row["ok"] = row["difference"] < TOLERANCE[dtype]  # type: ignore[operator]
+        row |= {f"{name}_over_attnc": one / times["attnc"] for name, one in times.items() if name != "attnc"}
+    return row
+
+
+def _milliseconds(setting: Setting, run: Callable[[], Tensor], leaves: tuple[Tensor, ...], *, backward: bool) -> float:
+    """The median, by CUDA events, with an L2 that holds nothing of the run."""
+    out = run()
+    grad = torch.randn_like(out)
+
+    def step() -> object:
+        return torch.autograd.grad(out, leaves, grad, retain_graph=True) if backward else run()
+
+    if not setting.cuda:
+        return timing.once(step)
+    flush = torch.empty(L2_BYTES, dtype=torch.int8, device=setting.device)
+    for _ in range(WARM_UP):
+        step()
+    found = []
+    for _ in range(ROUNDS):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()  # type: ignore[no-untyped-call]
+        step()
+        end.record()  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        found.append(start.elapsed_time(end))
+    return statistics.median(found)
+
+
+PARTS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {
+    "correct": correct,
+    "repeat": repeat,
+    "edges": edges,
+    "graph": graph,
+    "compile": compiled,
+    "forward": forward,
+    "backward": backward,
+}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
