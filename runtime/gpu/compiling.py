@@ -228,7 +228,7 @@ def _read_cubin(cubin: bytes) -> MachineCode:
         file.write(cubin)
         file.flush()
         texts = [
-            subprocess.run([tools / tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, option in (("nvdisasm", "-c"), ("cuobjdump", "-res-usage"))
+            subprocess.run([tools / tool, *options, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, *options in (("nvdisasm", "-c", "-ndf"), ("cuobjdump", "-res-usage"))
         ]
     return read_nvidia(*texts)
