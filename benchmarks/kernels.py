@@ -7,17 +7,18 @@ and 256 too, and in fp16. `--selection`: one pattern of each kind for heads of 6
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 from collections import Counter
 from importlib.metadata import version
+from typing import Any
 
 import timing
 
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.commands import console
 from attnc.runtime.commands.gate import Row, line, rows
-from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, whole_library
 from attnc.runtime.gpu.gate import Case
+from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, whole_library
 
 EVERY = 20
 """Rows after which what is done is written."""
@@ -31,22 +32,33 @@ def main() -> int:
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    facts = timing.header() | {"targets": options.targets, "selection": options.selection}
-    name = f"kernels-triton-{version('triton')}"
+    facts = timing.header()
     found = _chosen(options)
     done: list[Row] = []
     total = sum(isinstance(one, Case) for one in found)
     with console.progress("kernels", total) as step:
         for row in rows(found, options.processes):
             done.append(row)
-            step(f"{row['pattern']} {row['kernel']} {row['target']}")
+            if row["verdict"] != "none":
+                step(f"{row['pattern']} {row['kernel']} {row['target']}")
             if row["verdict"] != "pass":
                 print(line(row), flush=True)
             if not len(done) % EVERY:  # what is done is kept, wherever the run ends
-                timing.save(name, _sorted(done), facts | {"summary": summary(done), "asked": len(found)})
-    path = timing.save(name, _sorted(done), facts | {"summary": summary(done), "asked": len(found)})
-    print("written to", path, file=sys.stderr)
+                _save(facts | {"asked": len(found), "done": len(done)}, options.targets, done)
+    _save(facts | {"asked": len(found), "done": len(done)}, options.targets, done)
     return int(any(row["verdict"] == "fail" for row in done))
+
+
+def _save(facts: dict[str, Any], targets: list[str], done: list[Row]) -> None:
+    """Write, and keep what another run found for other targets."""
+    name = f"kernels-triton-{version('triton')}"
+    path = timing.RESULTS / f"{name}.json"
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}, "rows": []}
+    runs = {target: run for target, run in old["runs"].items() if target not in targets}
+    kept = [row for row in old["rows"] if row["target"] not in targets]
+    whole = _sorted([*kept, *done])
+    runs |= {target: facts for target in targets}
+    timing.save(name, whole, {**facts, "runs": dict(sorted(runs.items())), "summary": summary(whole)})
 
 
 def summary(done: list[Row]) -> dict[str, dict[str, int]]:

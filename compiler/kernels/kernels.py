@@ -96,7 +96,7 @@ class Kernels:
 
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, scored=p.score is not None)
 
     @property
     def sources(self) -> dict[str, str]:

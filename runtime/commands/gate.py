@@ -119,6 +119,7 @@ def _loop(loop: Loop) -> dict[str, object]:
         "products": dict(loop.products),
         "async_copies": loop.copies,
         "bytes_through_registers": loop.copied,
+        "bytes_gathered": loop.gathered,
         "waits": loop.waits,
         "barriers": loop.barriers,
         "local_loads": loop.local_loads,

@@ -81,7 +81,7 @@ def _loop(case: Case, loop: Loop) -> Iterator[str]:
         yield f"{', '.join(others)} in place of {wanted} {where}"
     if loop.local_loads:
         yield f"{loop.local_loads} local loads {where}"
-    if not loop.copies and case.source.tiles.stages > 1:  # one stage asks for none
+    if not loop.copies:
         yield f"no asynchronous copy {where}"
     copied, tile = loop.copied * 32 * case.source.tiles.warps, _tile_bytes(case)
     if 2 * copied >= tile:

@@ -31,7 +31,8 @@ class Loop:
     """An innermost loop with tensor-core instructions.
 
     `products`: those instructions, by name. `copies`: asynchronous ones, from global to shared memory. `copied`: bytes
-    that each thread takes from global to shared memory through its registers. `waits`: for products in flight.
+    that each thread takes from global to shared memory through its registers; `gathered`: those loaded one number of 32
+    bits at a time, which no tile of 16-bit numbers is. `waits`: for products in flight.
     `exponentials`, and `overlapped`: those of them that are computed while products are in flight.
     """
 
@@ -39,6 +40,7 @@ class Loop:
     products: Mapping[str, int] = field(default_factory=dict)
     copies: int = 0
     copied: int = 0
+    gathered: int = 0
     waits: int = 0
     barriers: int = 0
     local_loads: int = 0
@@ -188,11 +190,13 @@ def _dominates(parents: Mapping[int, int | None], header: int, node: int) -> boo
 def _judge(body: Sequence[Instruction]) -> Loop:
     names = Counter(x.name for x in body)
     exponentials = sum(x.opcode.startswith("MUFU.EX2") for x in body)
+    copied = _copied(body)
     return Loop(
         instructions=len(body),
         products=_products(body),
         copies=sum(names[name] for name in _COPIES),
-        copied=_copied(body),
+        copied=copied[False],
+        gathered=copied[True],
         waits=sum(x.opcode.startswith("WARPGROUP.DEPBAR") for x in body),
         barriers=names["BAR"],
         local_loads=names["LDL"],
@@ -209,7 +213,7 @@ def _products(instructions: Iterable[Instruction]) -> dict[str, int]:
 def _overlapped(body: Sequence[Instruction]) -> int:
     """Exponentials between a product and the wait for it. A wait for all but n groups leaves n of them in flight."""
     groups, is_open, count = 0, False, 0
-    for turn in (0, 1):  # in the first turn nothing is in flight yet at the loop's begin
+    for _turn in (0, 1):  # in the first turn nothing is in flight yet at the loop's begin
         count = 0
         for x in body:
             if x.name.endswith("GMMA"):
@@ -220,30 +224,41 @@ def _overlapped(body: Sequence[Instruction]) -> int:
                 groups, is_open = min(groups, int(left[1], 16) if left else 0), False
             elif x.opcode.startswith("MUFU.EX2"):
                 count += bool(groups or is_open)
-        del turn
     return count
 
 
-def _copied(body: Sequence[Instruction]) -> int:
-    """Bytes that a thread loads and stores to shared memory as they are, or moved within registers."""
-    loaded: set[int] = set()
-    count = 0
-    for turn in (0, 1):  # what is loaded in one turn may be stored in the next
-        count = 0
+def _copied(body: Sequence[Instruction]) -> dict[bool, int]:
+    """Bytes that a thread loads and stores to shared memory as they are, or moved within registers.
+
+    True: loaded one number of 32 bits at a time; False: otherwise.
+    """
+    loaded: dict[int, bool] = {}
+    found: dict[bool, int] = {}
+    for _turn in (0, 1):  # what is loaded in one turn may be stored in the next
+        found = {False: 0, True: 0}
         for x in body:
             registers = [int(n) for n in _REGISTER.findall(x.operands)]
             if x.name == "STS":
-                count += _bytes(x) * (bool(registers) and registers[-1] in loaded)
-            elif x.name == "LDG" and registers:
-                loaded.update(range(registers[0], registers[0] + max(_bytes(x) // 4, 1)))
+                if registers and registers[-1] in loaded:
+                    found[loaded[registers[-1]]] += _bytes(x)
             elif registers and x.name not in {"ST", "STG", "BAR", "RED"}:
-                hands_on = x.name in _MOVES and (x.name != "IMAD" or "MOV" in x.opcode)
-                if hands_on and loaded.intersection(registers[1:]):
-                    loaded.add(registers[0])
-                else:
-                    loaded.discard(registers[0])
-        del turn
-    return count
+                _follow(x, registers, loaded)
+    return found
+
+
+def _follow(x: Instruction, registers: Sequence[int], loaded: dict[int, bool]) -> None:
+    """What an instruction makes of the registers that hold what was loaded."""
+    written = registers[0]
+    if x.name == "LDG":
+        size = _bytes(x)
+        loaded.update(dict.fromkeys(range(written, written + max(size // 4, 1)), size == 4))
+        return
+    hands_on = x.name in _MOVES and (x.name != "IMAD" or "MOV" in x.opcode)
+    sources = [register for register in registers[1:] if register in loaded]
+    if hands_on and sources:
+        loaded[written] = loaded[sources[0]]
+    else:
+        loaded.pop(written, None)
 
 
 def _bytes(x: Instruction) -> int:
