@@ -57,7 +57,7 @@ def _save(facts: dict[str, Any], targets: list[str], done: list[Row]) -> None:
     runs = {target: run for target, run in old["runs"].items() if target not in targets}
     kept = [row for row in old["rows"] if row["target"] not in targets]
     whole = _sorted([*kept, *done])
-    runs |= {target: facts for target in targets}
+    runs |= dict.fromkeys(targets, facts)
     timing.save(name, whole, {**facts, "runs": dict(sorted(runs.items())), "summary": summary(whole)})
 
 

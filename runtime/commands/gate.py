@@ -26,7 +26,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `doctor` that are about kernels."""
     kernels = parser.add_argument_group("kernels")
     kernels.add_argument(
-        "--targets", metavar="NAMES", help=f"compile kernels for these ({','.join(TARGETS)}) and read their machine code"
+        "--targets",
+        metavar="NAMES",
+        help=f"compile kernels for these ({','.join(TARGETS)}), read their machine code",
     )
     kernels.add_argument(
         "--patterns", metavar="NAMES", help=f"library patterns, or `{WHOLE}` (one of each kind that kernels have)"

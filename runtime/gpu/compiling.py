@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -120,10 +121,8 @@ class _Child:
             return 0
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
         status = self._process.wait()
         self._process = None
         if self._said is not None:
@@ -137,7 +136,7 @@ class _Child:
             "TRITON_DISABLE_LINE_INFO": "1",
         }
         environment.pop("TRITON_INTERPRET", None)
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-c", self._text],
             stdin=subprocess.PIPE,

@@ -72,8 +72,8 @@ SELECTION = (
     Wanted("t5"),
     Wanted("graphormer"),
 )
-"""One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, scores of their own
-with terms of queries, keys and distances, and with tables."""
+"""One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, scores of their
+own with terms of queries, keys and distances, and with tables."""
 
 
 def named(names: Sequence[str]) -> list[Wanted]:
