@@ -17,8 +17,6 @@ _TENSOR = re.compile(r"([HIQ]GMMA|[HIQD]MMA|UTC[A-Z]*MMA)\b")
 _INSTRUCTION = re.compile(
     r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@(?P<guard>!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<rest>.*?)\s*;"
 )
-    r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@(?P<guard>!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)(?P<rest>.*?)\s*;"
-)
 _LABEL = re.compile(r"\s*(?P<name>[.$\w]+):\s*$")
 _TARGET = re.compile(r"`\((?P<label>[^)]+)\)")
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
