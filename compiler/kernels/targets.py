@@ -51,7 +51,7 @@ _WITH_BOXES: _Shapes = {
 _WITH_POINTERS: _Shapes = {
     "forward": ((64, TileShape(128, 64, 8, 3)), (128, TileShape(128, 32, 8, 3)), (256, TileShape(64, 32, 8, 2))),
     "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 8, 2))),
-    "dkdv": ((64, TileShape(32, 64, 4, 2)), (128, TileShape(16, 64, 8, 2)), (256, TileShape(32, 64, 8, 1))),
+    "dkdv": ((64, TileShape(16, 128, 8, 2)), (128, TileShape(16, 64, 8, 2)), (256, TileShape(32, 64, 8, 1))),
     "pairs": _PAIRS,
 }
 _SCORED_WITH_BOXES: _Shapes = _WITH_BOXES | {
