@@ -56,7 +56,7 @@ _WITH_POINTERS: _Shapes = {
 }
 _SCORED_WITH_BOXES: _Shapes = _WITH_BOXES | {
     "forward": ((64, TileShape(128, 64, 8, 3)), (256, TileShape(128, 64, 8, 2))),
-    "dkdv": ((64, TileShape(64, 64, 4, 2)), (256, TileShape(32, 64, 8, 2))),
+    "dkdv": ((64, TileShape(32, 64, 4, 2)), (256, TileShape(32, 64, 8, 2))),
 }
 """Scores of their own need registers."""
 _SCORED_WITH_POINTERS: _Shapes = _WITH_POINTERS | {
