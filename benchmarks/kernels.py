@@ -20,7 +20,7 @@ from attnc.runtime.commands.gate import Row, line, rows
 from attnc.runtime.gpu.gate import Case
 from attnc.runtime.gpu.selection import SELECTION, NoKernels, cases, whole_library
 
-EVERY = 20
+EVERY = 5
 """Rows after which what is done is written."""
 
 
