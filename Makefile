@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz report-check check clean python
+.PHONY: help demo test lint fuzz kernels report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -35,6 +35,9 @@ lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the impor
 
 fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, no hang, a place for every message
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/fuzzing.py
+
+kernels: $(VENV)/installed-dev  ## compile the library's kernels for every target and read their machine code: more than an hour
+	$(BIN)/python benchmarks/kernels.py
 
 report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless Chromium, where one is installed
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/report_check.py

@@ -117,7 +117,7 @@ class Kernels:
 
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype)
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, scored=p.score is not None)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -133,7 +133,8 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     """
     node = pattern.attend
     score = None if is_plain(node) else find_score(_with_widths(node, heads.widths or (heads.dk, heads.dv)))
-    shapes = {stage: tile_shape(target, stage, heads.dk, heads.dv, heads.dtype) for stage in BRICKED}
+    of_heads = heads.dk, heads.dv, heads.dtype
+    shapes = {stage: tile_shape(target, stage, *of_heads, scored=score is not None) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]

@@ -45,14 +45,22 @@ _PAIRS = ((128, TileShape(64, 64, 8, 1)), (256, TileShape(32, 32, 4, 1)))
 _WITH_BOXES: _Shapes = {
     "forward": ((64, TileShape(128, 64, 4, 3)), (128, TileShape(128, 128, 8, 2)), (256, TileShape(128, 64, 8, 2))),
     "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 4, 2))),
-    "dkdv": ((64, TileShape(64, 64, 4, 2)), (128, TileShape(32, 128, 8, 2)), (256, TileShape(32, 64, 8, 2))),
+    "dkdv": ((64, TileShape(64, 64, 4, 2)), (128, TileShape(32, 64, 8, 2)), (256, TileShape(32, 64, 8, 2))),
     "pairs": _PAIRS,
 }
 _WITH_POINTERS: _Shapes = {
-    "forward": ((64, TileShape(128, 64, 8, 3)), (128, TileShape(64, 64, 4, 3)), (256, TileShape(64, 32, 8, 2))),
+    "forward": ((64, TileShape(128, 64, 8, 3)), (128, TileShape(128, 32, 8, 3)), (256, TileShape(64, 32, 8, 2))),
     "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 64, 4, 2)), (256, TileShape(64, 32, 8, 2))),
-    "dkdv": ((64, TileShape(32, 128, 8, 2)), (128, TileShape(32, 64, 8, 2)), (256, TileShape(32, 64, 8, 1))),
+    "dkdv": ((64, TileShape(16, 128, 8, 2)), (128, TileShape(16, 64, 8, 2)), (256, TileShape(32, 64, 8, 1))),
     "pairs": _PAIRS,
+}
+_SCORED_WITH_BOXES: _Shapes = _WITH_BOXES | {
+    "forward": ((64, TileShape(128, 64, 8, 3)), (256, TileShape(128, 64, 8, 2))),
+    "dkdv": ((64, TileShape(32, 64, 4, 2)), (256, TileShape(32, 64, 8, 2))),
+}
+"""Scores of their own need registers."""
+_SCORED_WITH_POINTERS: _Shapes = _WITH_POINTERS | {
+    "dq": ((64, TileShape(128, 64, 8, 2)), (128, TileShape(64, 32, 4, 2)), (256, TileShape(64, 32, 8, 2))),
 }
 _ON_AMD: _Shapes = {
     "forward": ((64, TileShape(128, 64, 4, 1)), (128, TileShape(64, 64, 4, 1)), (256, TileShape(64, 32, 4, 1))),
@@ -75,9 +83,16 @@ _WIDEST: dict[Stage, TileShape] = {
 """Of heads past all of these."""
 
 
-def tile_shape(target: Target, stage: Stage, dk: int, dv: int, dtype: str) -> TileShape:
-    """The tiles and warps of a kernel: those that the machine code of its loops was read for (`attnc doctor`)."""
-    table = _IN_FP32 if dtype == "float32" else _ON_AMD if target.maker == "amd" else _WITH_POINTERS
-    if dtype != "float32" and target.boxes:
-        table = _WITH_BOXES
+def tile_shape(target: Target, stage: Stage, dk: int, dv: int, dtype: str, scored: bool = False) -> TileShape:
+    """The tiles and warps of a kernel: those that the machine code of its loops was read for (`attnc doctor`).
+
+    `scored`: its score is one of its own.
+    """
+    table = _SCORED_WITH_POINTERS if scored else _WITH_POINTERS
+    if dtype == "float32":
+        table = _IN_FP32
+    elif target.maker == "amd":
+        table = _ON_AMD
+    elif target.boxes:
+        table = _SCORED_WITH_BOXES if scored else _WITH_BOXES
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])

@@ -1,4 +1,4 @@
-"""`attnc doctor`: what this machine has, what plans are costed with, and measuring it."""
+"""`attnc doctor`: what this machine has, what plans are costed with, measuring it, and kernels for other machines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
-from attnc.runtime.commands import console
+from attnc.runtime.commands import console, gate
 from attnc.runtime.cpu import calibration
 
 
@@ -18,10 +18,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--measure", action="store_true", help="measure this machine's rates (about two seconds) and keep them"
     )
+    gate.add(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, the machine and its rates."""
+    """Print versions, the machine and its rates; or with `--targets` what became of kernels."""
+    if args.targets is not None:
+        return gate.run(args)
     if args.measure:
         calibration.save(calibration.measure())
     rates, file = calibration.rates(), calibration.rates_file()

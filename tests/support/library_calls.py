@@ -12,26 +12,9 @@ from attnc import compile_attention
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.gpu.selection import PARAMETERS
 
-PARAMS: Mapping[str, Mapping[str, Any]] = {
-    "combiner": {"segment": 64},
-    "davit_window": {"height": 24, "width": 32},
-    "freeswim": {"frames": 4, "height": 12, "width": 16, "reach": [2, 3]},
-    "halo": {"height": 24, "width": 32},
-    "hierarchical": {"group": 16},
-    "lingen_temporal": {"frames": 8, "height": 8, "width": 12},
-    "log_sparse": {"segment": 256, "window": 16},
-    "longformer": {"dilation": [1, 2]},
-    "moa": {"alpha": [64, 128], "beta": [0.25, 0.125]},
-    "monarch": {"rows": 32, "cols": 32},
-    "monarch_rt": {"frames": 4, "height": 8, "width": 8},
-    "neighborhood_2d": {"height": 32, "width": 40},
-    "neighborhood_3d": {"frames": 8, "height": 12, "width": 16},
-    "radial": {"frames": 6, "per_frame": 256},
-    "sliding_tile": {"frames": 6, "height": 16, "width": 16, "kernel": [4, 8, 8], "tile": [2, 4, 4]},
-    "svg": {"frames": 6, "per_frame": 64},
-    "videofactory": {"frames": 8, "height": 8, "width": 12},
-}
+PARAMS: Mapping[str, Mapping[str, Any]] = PARAMETERS
 """Of patterns whose parameters have no defaults."""
 
 MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4}

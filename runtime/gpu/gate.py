@@ -1,0 +1,114 @@
+"""Which kernels may go out: what their machine code must be like."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.simulation.gpu_clocks import BYTES
+from attnc.runtime.gpu.compiling import Compiled, Failure, Outcome
+from attnc.runtime.gpu.machine_code import Loop
+
+PRODUCTS = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "MFMA"}
+"""How the names of a target's tensor-core instructions begin."""
+MOST_BARRIERS = 8
+MOST_TENSOR_MEMORY = 512
+"""Columns of an SM's."""
+OF_PRODUCTS = ("forward", "dq", "dkdv")
+"""Kernels whose loops multiply tiles. Of others, `delta` and gradients pair by pair, only memory is judged."""
+CLIFF = 32
+"""Registers where ptxas has given up keeping anything in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A kernel, what it was made for, and the width of its heads."""
+
+    pattern: str
+    source: KernelSource
+    target: str
+    head_dim: int
+    dtype: str
+
+    @property
+    def stage(self) -> str:
+        """What it makes."""
+        return self.source.stage
+
+
+def judge(case: Case, outcome: Outcome) -> list[str]:
+    """The reasons why a kernel may not go out; none: it may."""
+    if isinstance(outcome, Failure):
+        return [outcome.reason]
+    reasons = [*_memory(case, outcome)]
+    if case.stage in OF_PRODUCTS and case.dtype != "float32":
+        reasons += _products(case, outcome)
+    return reasons
+
+
+def _memory(case: Case, found: Compiled) -> Iterator[str]:
+    code, most = found.code, TARGETS[case.target].shared_kib
+    if code.stack:
+        cliff = " and only 32 registers" if code.registers == CLIFF else ""
+        yield f"stack of {code.stack} bytes{cliff}"
+    if code.spilled:
+        yield f"{code.spilled} registers spilled"
+    if found.shared > most * 1024:
+        yield f"{found.shared / 1024:.1f} KiB of shared memory, there are {most}"
+    if found.tensor_memory > MOST_TENSOR_MEMORY:
+        yield f"{found.tensor_memory} columns of tensor memory, there are {MOST_TENSOR_MEMORY}"
+
+
+def _products(case: Case, found: Compiled) -> Iterator[str]:
+    wanted = PRODUCTS[case.target]
+    if not any(name.startswith(wanted) for name in found.code.products):
+        yield f"no {wanted} instruction"
+    elif TARGETS[case.target].maker == "nvidia":
+        if not found.code.loops:
+            yield f"no loop with {wanted} instructions"
+        for loop in found.code.loops:
+            yield from _loop(case, loop)
+
+
+def _loop(case: Case, loop: Loop) -> Iterator[str]:
+    where = f"in the loop of {loop.instructions} instructions"
+    wanted, dots = PRODUCTS[case.target], dots_of_loops(case.source.text)
+    others = sorted(name for name in loop.products if not name.startswith(wanted))
+    if others:
+        yield f"{', '.join(others)} in place of {wanted} {where}"
+    if loop.local_loads:
+        yield f"{loop.local_loads} local loads {where}"
+    if not loop.copies:
+        yield f"no asynchronous copy {where}"
+    copied, tile = loop.copied * 32 * case.source.tiles.warps, _tile_bytes(case)
+    if 2 * copied >= tile:
+        yield f"{copied} bytes copied through registers {where}, a tile is {tile}"
+    if loop.waits > dots:
+        yield f"{loop.waits} waits for {dots} products {where}"
+    if loop.barriers > MOST_BARRIERS:
+        yield f"{loop.barriers} barriers {where}"
+
+
+def _tile_bytes(case: Case) -> int:
+    """Of what a loop takes in: keys, or queries for the gradients of keys."""
+    tiles = case.source.tiles
+    return (tiles.q_tile if case.stage == "dkdv" else tiles.k_tile) * case.head_dim * BYTES[case.dtype]
+
+
+def dots_of_loops(text: str) -> int:
+    """The most products that one loop of a kernel's text has in its body."""
+    loops = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.For | ast.While)]
+    inner = [loop for loop in loops if not any(_dots(x) for x in ast.walk(loop) if x is not loop and _is_loop(x))]
+    return max(map(_dots, inner), default=0)
+
+
+def _is_loop(node: ast.AST) -> bool:
+    return isinstance(node, ast.For | ast.While)
+
+
+def _dots(node: ast.AST) -> int:
+    calls = [x.func for x in ast.walk(node) if isinstance(x, ast.Call)]
+    return sum(isinstance(f, ast.Attribute) and f.attr == "dot" for f in calls)

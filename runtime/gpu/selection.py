@@ -1,0 +1,146 @@
+"""Which kernels are looked at: patterns with parameters, and the kernels that they have for heads of a width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from attnc.compiler.ir import Pattern
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.lowering.lower import lower
+from attnc.runtime.gpu.gate import Case
+from attnc.runtime.library import ModuleLoader, find, library_names
+from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
+
+PARAMETERS: Mapping[str, Mapping[str, object]] = {
+    "combiner": {"segment": 64},
+    "davit_window": {"height": 24, "width": 32},
+    "freeswim": {"frames": 4, "height": 12, "width": 16, "reach": [2, 3]},
+    "halo": {"height": 24, "width": 32},
+    "hierarchical": {"group": 16},
+    "lingen_temporal": {"frames": 8, "height": 8, "width": 12},
+    "log_sparse": {"segment": 256, "window": 16},
+    "longformer": {"dilation": [1, 2]},
+    "moa": {"alpha": [64, 128], "beta": [0.25, 0.125]},
+    "monarch": {"rows": 32, "cols": 32},
+    "monarch_rt": {"frames": 4, "height": 8, "width": 8},
+    "neighborhood_2d": {"height": 32, "width": 40},
+    "neighborhood_3d": {"frames": 8, "height": 12, "width": 16},
+    "radial": {"frames": 6, "per_frame": 256},
+    "sliding_tile": {"frames": 6, "height": 16, "width": 16, "kernel": [4, 8, 8], "tile": [2, 4, 4]},
+    "svg": {"frames": 6, "per_frame": 64},
+    "videofactory": {"frames": 8, "height": 8, "width": 12},
+}
+"""Of library patterns whose parameters have no defaults."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A library pattern and values of its parameters."""
+
+    name: str
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name}={value}" for name, value in self.values.items())
+        return f"{self.name}({told})" if told else self.name
+
+    def pattern(self) -> Pattern:
+        """The pattern. Raises PatternNotFoundError, SpecError."""
+        found = find(self.name)
+        return lower(bind(load_program(found.source, ModuleLoader(found.folder), found.name), self.values, None))
+
+
+SELECTION = (
+    Wanted("causal"),
+    Wanted("sliding_window", {"window": 512}),
+    Wanted("sliding_window", {"window": 512, "sinks": 4}),
+    Wanted("prefix_lm"),
+    Wanted("document"),
+    Wanted("moa", PARAMETERS["moa"]),
+    Wanted("blocked"),
+    Wanted("power"),
+    Wanted("strided"),
+    Wanted("alibi"),
+    Wanted("softcap"),
+    Wanted("gpt_oss"),
+    Wanted("fox"),
+    Wanted("t5"),
+    Wanted("graphormer"),
+)
+"""One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, scores of their
+own with terms of queries, keys and distances, and with tables."""
+
+
+def named(names: Sequence[str]) -> list[Wanted]:
+    """Library patterns by name. Raises PatternNotFoundError."""
+    for name in names:
+        find(name)
+    return [Wanted(name, PARAMETERS.get(name, {})) for name in names]
+
+
+def whole_library() -> list[Wanted]:
+    """Every pattern of the library."""
+    return named(library_names())
+
+
+@dataclass(frozen=True, slots=True)
+class NoKernels:
+    """A pattern that runs otherwise, or a gradient that has no kernel; `reason` as the compiler gives it."""
+
+    pattern: str
+    target: str
+    head_dim: int
+    dtype: str
+    reason: str
+
+
+def cases(
+    wanted: Sequence[Wanted], targets: Sequence[str], head_dims: Sequence[int], dtypes: Sequence[str]
+) -> Iterator[Case | NoKernels]:
+    """The kernels of each pattern on each target; one that is the same for two patterns comes once."""
+    seen: set[tuple[str, str]] = set()
+    for one in wanted:
+        pattern = one.pattern()
+        for target in targets:
+            for dtype in dtypes:
+                for width in head_dims:
+                    yield from _fresh(_cases(str(one), pattern, target, Heads(width, width, dtype)), seen)
+
+
+def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Iterator[Case | NoKernels]:
+    for case in found:
+        if isinstance(case, Case):
+            text = "\n".join(line for line in case.source.text.splitlines() if not line.startswith("#"))
+            key = (case.target, text.replace(case.source.function, ""))
+            if key in seen:
+                continue
+            seen.add(key)
+        yield case
+
+
+def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[Case | NoKernels]:
+    if len(pattern.nodes) != 1:
+        yield NoKernels(name, target, heads.dk, heads.dtype, f"{len(pattern.nodes)} attentions in one pattern")
+        return
+    try:
+        kernels = find_kernels(pattern, heads, TARGETS[target])
+        sources = [kernels.forward, kernels.dq, kernels.dkdv, kernels.delta]
+    except NotInKernelsError as error:
+        yield NoKernels(name, target, heads.dk, heads.dtype, str(error))
+        return
+    for source in sources:
+        yield Case(name, source, target, heads.dk, heads.dtype)
+    try:
+        for source in _of_pairs(kernels):
+            yield Case(name, source, target, heads.dk, heads.dtype)
+    except NotInKernelsError as error:
+        yield NoKernels(name, target, heads.dk, heads.dtype, f"gradients pair by pair: {error}")
+
+
+def _of_pairs(kernels: Kernels) -> list[KernelSource]:
+    return [*kernels.of_distances.values(), *kernels.of_tables.values()]
