@@ -326,7 +326,7 @@ def _timing(setting: Setting, case: cpu.Case, n: int, d: int, *, backward: bool)
     if setting.cuda:
         mask = create_block_mask(case.mask_mod(n), None, None, n, n, device=setting.device)
         flex = torch.compile(flex_attention, dynamic=False)
-        runs["flex"] = lambda: flex(q, k, v, block_mask=mask)  # type: ignore[return-value]
+        runs["flex"] = lambda: flex(q, k, v, block_mask=mask)
         runs["sdpa"] = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     row: Row = {"pattern": case.name, "n": n, "d": d, "dtype": str(dtype), "backward": backward}
     times = {name: _milliseconds(setting, run, (q, k, v), backward=backward) for name, run in runs.items()}
@@ -354,13 +354,17 @@ def _milliseconds(setting: Setting, run: Callable[[], Tensor], leaves: tuple[Ten
     found = []
     for _ in range(ROUNDS):
         flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()  # type: ignore[no-untyped-call]
+        start, end = _event(), _event()
+        start.record()
         step()
-        end.record()  # type: ignore[no-untyped-call]
+        end.record()
         torch.cuda.synchronize()
-        found.append(start.elapsed_time(end))
+        found.append(float(start.elapsed_time(end)))
     return statistics.median(found)
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 PARTS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {

@@ -10,6 +10,7 @@ import pytest
 
 from attnc.compiler.kernels.forward import emit_forward
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.runtime.gpu.compiling import Compiled, Failure, Outcome, compile_all
@@ -96,13 +97,13 @@ def test_a_kernel_that_is_too_large_fails(outcomes: dict[int, tuple[Case, Outcom
 # --- children
 
 
-def job() -> tuple[object, str]:
+def job() -> tuple[KernelSource, str]:
     return kernels_of("causal", "sm_90", 64).delta, "sm_90"
 
 
 def only(text: str, longest: float = 60.0, count: int = 1) -> list[Outcome]:
     jobs = [job()] * count
-    return [found for _, found in compile_all(jobs, 1, text, longest)]  # type: ignore[arg-type]
+    return [found for _, found in compile_all(jobs, 1, text, longest)]
 
 
 def test_a_child_that_aborts_is_told_with_its_last_line() -> None:
@@ -127,15 +128,15 @@ def test_a_child_that_hangs_is_ended() -> None:
 
 def test_what_a_compiler_raises_is_told() -> None:
     source, target = job()
-    broken = replace(source, text=source.text.replace("tl.load", "tl.lod"))  # type: ignore[type-var]
-    ((_, found),) = compile_all([(broken, target)])  # type: ignore[list-item]
+    broken = replace(source, text=source.text.replace("tl.load", "tl.lod"))
+    ((_, found),) = compile_all([(broken, target)])
     assert isinstance(found, Failure)
     assert "lod" in found.reason
 
 
 def test_the_interpreter_of_a_test_does_not_reach_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "1")
-    ((_, found),) = compile_all([job()])  # type: ignore[list-item]
+    ((_, found),) = compile_all([job()])
     assert isinstance(found, Compiled)
 
 
@@ -151,7 +152,7 @@ FINE = Loop(instructions=500, products={"HGMMA": 8}, copies=2, waits=2, barriers
 
 def compiled(loop: Loop = FINE, shared: int = 1000, columns: int = 0, **code: int) -> Compiled:
     of_loop = dict(loop.products)
-    return Compiled(MachineCode(products=of_loop, loops=(loop,), **code), shared, columns, 1.0)  # type: ignore[arg-type]
+    return Compiled(MachineCode(products=of_loop, loops=(loop,), **code), shared, columns, 1.0)
 
 
 @pytest.mark.parametrize(
