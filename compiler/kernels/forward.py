@@ -78,6 +78,7 @@ class Forward(Kernel):
     def _column_numbers(self, tile: str) -> None:
         if self.problem.score is not None:
             self.column_numbers(tile)
+            self.moving_terms(False)
 
     def _rescaled(self) -> None:
         self.lines.add("total = total * rescale + tl.sum(weight, 1)")

@@ -153,6 +153,8 @@ class Kernel(Scored):
             self.walk.visible(self.lines, self.sides)
             if self.problem.grid is not None:
                 self._columns_there(self.problem.grid, tile)
+        if self.problem.score is not None:
+            self.moving_terms(partial)
         self.tile(tile, partial)
 
     def full_loop(self, begin: str, end: str) -> None:

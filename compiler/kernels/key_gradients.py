@@ -14,7 +14,6 @@ from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
 from attnc.compiler.kernels.kernel import Kernel
 from attnc.compiler.kernels.problem import PAIRS, Problem
 from attnc.compiler.kernels.source import KernelSource
-from attnc.compiler.kernels.value_text import LN_2
 from attnc.compiler.kernels.walks import Listed, Sides, Walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
@@ -149,7 +148,7 @@ class KeyGradients(Kernel):
     @override
     def finish(self) -> None:
         p = self.problem
-        for name, _ in self.sums("key_sum", p.dk) if p.score is None else ():
-            self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        for name, _ in self.sums("key_sum", p.dk) if self.shared_factor else ():
+            self.lines.add(f"{name} = {name} * {self.shared_factor}")
         self.store("dk", "kv_head", self.sums("key_sum", p.dk), p.dk)
         self.store("dv", "kv_head", self.sums("value_sum", p.dv), p.dv)

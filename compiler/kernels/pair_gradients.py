@@ -95,6 +95,7 @@ class _Distances(_Pairs):
                 self.load_terms("query", "there", "row", "own")
                 add(f"key = tile * {side} + column")
                 self.walk.visible(self.lines, self.sides)
+                self.moving_terms(True)
                 self.change("tile", True)
                 assert p.score is not None
                 by = p.score.by_term(self.term)

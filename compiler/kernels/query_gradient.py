@@ -11,7 +11,6 @@ from attnc.compiler.kernels.depth import Accumulated, accumulated
 from attnc.compiler.kernels.kernel import Kernel
 from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.source import KernelSource
-from attnc.compiler.kernels.value_text import LN_2
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
@@ -78,8 +77,7 @@ class QueryGradient(Kernel):
 
     @override
     def finish(self) -> None:
-        for name, _ in self.sums("sum", self.problem.dk):
-            if self.problem.score is None:
-                self.lines.add(f"{name} = {name} * (scale * {LN_2})")
+        for name, _ in self.sums("sum", self.problem.dk) if self.shared_factor else ():
+            self.lines.add(f"{name} = {name} * {self.shared_factor}")
         self.store_gradients("queries")
         self.store("dq", "head", self.sums("sum", self.problem.dk), self.problem.dk)

@@ -12,7 +12,7 @@ from attnc.compiler.kernels.inputs import address
 from attnc.compiler.kernels.loads import Loads
 from attnc.compiler.kernels.problem import PAIRS, PRODUCT
 from attnc.compiler.kernels.scores import Term
-from attnc.compiler.kernels.value_text import LOG2_E
+from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.values import scale
 
 
@@ -25,9 +25,17 @@ class Scored(Loads):
         score = self.problem.score
         return [] if score is None else list(score.terms)
 
+    def summed(self) -> list[Term]:
+        """The terms whose gradients the kernel adds up."""
+        score = self.problem.score
+        if score is None:
+            return []
+        own = (term for term in self.given() if term.varies and term.side == self.stationary)
+        return [term for term in own if not score.shifts_rows(term)]
+
     def gradients(self) -> list[str]:
         """The gradients of terms that the kernel writes, (batch, head, token)."""
-        return [f"d{term.tensor.name}" for term in self.given() if term.varies and term.side == self.stationary]
+        return [f"d{term.tensor.name}" for term in self.summed()]
 
     def atoms(self) -> dict[Value, Text]:
         """What the formula of a score is made of, by name."""
@@ -72,7 +80,6 @@ class Scored(Loads):
         if self.problem.score is None:
             return
         self.is_partial = partial
-        self.moving_terms(partial)
         self.values._known.clear()
         self.lines.add(f"score = {self.values.of(self.problem.score.formula).over(PAIRS).text}")
 
@@ -87,9 +94,9 @@ class Scored(Loads):
         return "scale" if self.problem.score is None else repr(LOG2_E)
 
     def slope(self, change: str, partial: bool) -> str:
-        """The change of the product from that of the score."""
+        """The change of the product from that of the score, but for a factor that all pairs share (`shared_factor`)."""
         score = self.problem.score
-        if score is None:
+        if score is None or self.shared_factor is not None:
             return change
         found = score.by_product
         if found is None:
@@ -97,6 +104,18 @@ class Scored(Loads):
         else:
             self.lines.add(f"pushed = {self.pushed(found, change, partial)}")
         return "pushed"
+
+    @property
+    def shared_factor(self) -> str | None:
+        """What every score's change is multiplied with for that of its product, None where pairs differ."""
+        score = self.problem.score
+        if score is None:
+            return f"(scale * {LN_2})"
+        found = score.by_product
+        if found is None or found.where is not fold.truth(True):
+            return None
+        text = self.values.of(found.by)
+        return None if text.axes else text.at(8)
 
     def pushed(self, found: Derivative, change: str, partial: bool) -> str:
         """What a change of the score is to one of its parts."""
@@ -115,9 +134,7 @@ class Scored(Loads):
     def add_gradients(self, change: str, partial: bool) -> None:
         """Add a tile to the gradients of terms."""
         score = self.problem.score
-        for term in self.given():
-            if not term.varies or term.side != self.stationary:
-                continue
+        for term in self.summed():
             assert score is not None
             found = score.by_term(term)
             if found is not None:

@@ -103,6 +103,16 @@ class Score:
         """How the formula changes with a term."""
         return next((d for d in self.derivatives if isinstance(d.atom, Element) and d.atom.tensor is term.tensor), None)
 
+    def shifts_rows(self, term: Term) -> bool:
+        """Whether a term of the query is added to all scores of a row: then no weight depends on it, but the LSE does.
+
+        So its gradient is that of the LSE, less that of an extra logit.
+        """
+        found = self.by_term(term)
+        return (
+            term.side == "query" and found is not None and found.by is number(1.0) and found.where is fold.truth(True)
+        )
+
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The real inputs that are read pair by pair."""

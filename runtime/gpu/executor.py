@@ -132,6 +132,7 @@ class Executor:
         if "of_extra" in terms:  # its value is 0, and its share what the LSE says
             share = torch.exp(terms["of_extra"] - torch.where(lse == -math.inf, math.inf, lse))
             of_terms["of_extra"] = -share * delta
+        self._add_shifts(of_terms, grad_lse, lse)
         of_pairs = {"q": read["q"], "k": read["k"], "v": read["v"], "dout": read["dout"]}
         of_pairs |= {"lse": lse2, "delta": delta, **terms}
         for name, source in kernels.of_distances.items():
@@ -139,6 +140,16 @@ class Executor:
         for name in tables:
             of_terms[name] = self._of_table(kernels.of_tables[name], name, of_pairs, factor)
         return (found[0], found[1], found[2]), of_terms
+
+    def _add_shifts(self, of_terms: dict[str, Tensor], grad_lse: Tensor | None, lse: Tensor) -> None:
+        """The gradients of what is added to all scores of a row (`Score.shifts_rows`)."""
+        score = self.prepared.kernels.problem.score
+        for term in () if score is None else score.terms:
+            if score is not None and term.varies and score.shifts_rows(term):
+                grad = torch.zeros_like(lse) if grad_lse is None else grad_lse.float()
+                if "of_extra" in of_terms:
+                    grad = grad - of_terms["of_extra"]
+                of_terms[term.tensor.name] = torch.where(lse == -math.inf, 0, grad)
 
     def _of_distance(self, source: KernelSource, tensors: Mapping[str, Tensor], factor: float) -> Tensor:
         """The gradient of a term of the distance, (B, Hq, distances)."""
@@ -189,7 +200,7 @@ class Executor:
         return {
             term.tensor.name: q.new_empty((*q.shape[:2], tokens[term.side]), dtype=torch.float32)
             for term in (() if score is None else score.terms)
-            if term.varies and term.side in tokens
+            if term.varies and term.side in tokens and not (score and score.shifts_rows(term))
         }
 
     def _fits(self, x: Tensor) -> bool:
