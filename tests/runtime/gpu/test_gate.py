@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("compiling")
 
 BF16 = "bfloat16"
 
-CASES = [
+CASES: list[tuple[str, dict[str, Any], int, str, tuple[str, ...]]] = [
     ("causal", {}, 128, "sm_90", ("forward", "dq", "dkdv", "delta")),
     ("causal", {}, 64, "sm_90", ("forward",)),
     ("causal", {}, 128, "sm_80", ("forward", "dq", "dkdv")),
@@ -38,6 +39,7 @@ CASES = [
     ("alibi", {}, 64, "sm_90", ("dkdv",)),
     ("t5", {}, 64, "sm_90", ("forward",)),
     ("graphormer", {}, 64, "sm_80", ("forward",)),
+    ("neighborhood_2d", {"height": 64, "width": 64, "window": [13, 13]}, 128, "sm_90", ("forward", "dq", "dkdv")),
 ]
 
 KNOWN = {"fox dq sm_90": "12 waits for 3 products"}
