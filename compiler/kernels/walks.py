@@ -85,7 +85,8 @@ class Ranged:
             lines.add(plain if end is None else f"last_{i} = tl.minimum({_shifted(texts.of(end), moved)}, {last})")
         if self.is_wide:
             names = [n for n, has in ((f"first_{i}", self._has_first(i)), (f"last_{i}", self._has_last(i))) if has]
-            lines.add(*(f"{name} = tl.minimum(tl.maximum({name}, -FAR), FAR).to(tl.int32)" for name in names))
+            most = f"{1 << 30}"
+            lines.add(*(f"{name} = tl.minimum(tl.maximum({name}, -{most}), {most}).to(tl.int32)" for name in names))
 
     def _has_first(self, i: int) -> bool:
         return self.windows or self.ranges[i].low is not None

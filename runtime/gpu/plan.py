@@ -29,7 +29,7 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
     heads = Heads(sizes.dk, sizes.dv, sizes.dtype)
     try:
         if sizes.dtype == "float64":
-            raise NotInKernelsError("numbers of 64 bits")
+            raise NotInKernelsError("numbers of float64")
         kernels = planner.gpu.kernels(heads, target, sizes.n_q == sizes.n_k)
         return _by_kernels(planner, kernels, sizes, inputs)
     except NotInKernelsError as error:

@@ -21,7 +21,7 @@ from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.runtime.call import call_shape, check_tensors
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
@@ -60,7 +60,7 @@ class GpuPlanner:
         Raises NotInKernelsError, and what a call of an `Attention` raises.
         """
         if q.dtype not in DTYPES:
-            raise UnsupportedError(f'q is {q.dtype}: kernels take fp32, bf16 and fp16; use backend="reference"')
+            raise NotInKernelsError(f"numbers of {q.dtype}".replace("torch.", ""))
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
         key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
         if not inputs:

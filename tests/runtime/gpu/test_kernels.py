@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc import compile_attention
+from attnc import UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.gpu import planner
-from kernel_calls import check, operands, stages
+from kernel_calls import check, operands, recorded, stages
 from library_calls import made_inputs
 from plan_calls import LIBRARY
 
@@ -294,3 +294,24 @@ def test_same_bits(target: str) -> None:
         out = attention(*leaves[:3], f=leaves[3])
         found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_ends_of_64_bits(target: str) -> None:
+    attention = compile_attention("moa", backend="triton", alpha=[64, 16], beta=[0.25, 0.125], block=16)
+    assert "to(tl.int64)" in attention.source("sm_90")["moa_dkdv"]
+    assert stages(check(attention, operands(130, 130, heads=(2, 1)))) >= STAGES
+    text = "pattern far\n    align end\n    visible k <= q and (q * 4096 > 200000 or k < 9)\n"
+    far = compile_attention(text, backend="triton")
+    assert "to(tl.int64)" in far.source("sm_90")["far_dkdv"]
+    assert stages(check(far, operands(130, 130, heads=(2, 1)))) >= STAGES
+
+
+def test_numbers_of_64_bits_run_as_tiles_in_torch() -> None:
+    attention = compile_attention("sliding_window", window=20, backend="triton")
+    q, k, v = (torch.randn(1, 2, 40, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    with recorded() as launches:
+        out = attention(q, k, v)
+    assert not launches
+    assert torch.allclose(out, attention.reference(q, k, v), atol=1e-12)
+    with pytest.raises(UnsupportedError, match="there are none for numbers of float64"):
+        compile_attention("sliding_window", window=20, backend="triton", strict=True)(q, k, v)
