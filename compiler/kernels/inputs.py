@@ -11,7 +11,7 @@ TOKENS = ("token", "key", "query")
 
 
 def address(tensor: Tensor, indices: tuple[Text, ...], of_place: Callable[[str, Text], Text]) -> tuple[str, Axes]:
-    """The address of an element as text, from the strides `name_0, name_1, …`; and along which sides it differs.
+    """The address of an element as text, from the strides `input_name_0, …`; and along which sides it differs.
 
     Places are made indices of the call by `of_place`.
     """
@@ -21,5 +21,15 @@ def address(tensor: Tensor, indices: tuple[Text, ...], of_place: Callable[[str, 
         of_place(str(dim), text) if dim in TOKENS else text for dim, text in zip(tensor.dims, indices, strict=True)
     ]
     axes, texts = aligned(*placed)
-    terms = [f"{text.at(7)} * {tensor.name}_{i}" for i, text in enumerate(texts)]
-    return " + ".join([tensor.name, *terms]), axes
+    terms = [f"{text.at(7)} * {input_name(tensor)}_{i}" for i, text in enumerate(texts)]
+    return " + ".join([input_name(tensor), *terms]), axes
+
+
+def input_name(tensor: Tensor) -> str:
+    """What an input of the pattern is called in texts, where nothing else has such a name."""
+    return f"input_{tensor.name}"
+
+
+def size_name(size: str) -> str:
+    """What a size that the pattern names is called in texts."""
+    return f"size_{size}"

@@ -8,6 +8,7 @@ from math import prod
 
 from attnc.compiler.kernels.depth import accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, IndexText
+from attnc.compiler.kernels.inputs import input_name, size_name
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.scored import Scored
 from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration, described
@@ -89,7 +90,7 @@ class Kernel(Scored):
         found += [Argument(name, "*fp32") for name in self.rows_of]
         if self.problem.documents:
             found.append(Argument("windows", "*i32"))
-        found += [Argument(tensor.name, f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
+        found += [Argument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in self.problem.tensors]
         terms = self.given()
         found += [Argument(term.tensor.name, "*fp32") for term in terms]
         found += [Argument(name, "*fp32") for name in self.gradients()]
@@ -100,11 +101,11 @@ class Kernel(Scored):
         if self.problem.documents:
             found.append(Argument("windows_0", "i64"))
         for tensor in self.problem.tensors:
-            found += [Argument(f"{tensor.name}_{i}", "i64") for i in range(len(tensor.dims))]
+            found += [Argument(f"{input_name(tensor)}_{i}", "i64") for i in range(len(tensor.dims))]
         for term in terms:
             found += [Argument(f"{term.tensor.name}_{i}", "i64") for i in range(3)]
         counts = _COUNTS + (("distances",) if any(term.side == "distance" for term in terms) else ())
-        found += [Argument(name, "i32") for name in counts + p.sizes]
+        found += [Argument(name, "i32") for name in (*counts, *map(size_name, p.sizes))]
         return (*found, Argument("scale", "fp32"))
 
     def more_pointers(self) -> list[Argument]:

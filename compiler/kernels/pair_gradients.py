@@ -30,18 +30,20 @@ def emit_distance_gradient(problem: Problem, term: Term, tiles: TileShape) -> Ke
 
     `sums` (lanes, diagonals, 2 · tile - 1): of program (lane, i) the distances
     `(i - columns + 1) * tile + j - tile + 1` for each j, in tokens of the call, where there are so many columns of
-    tiles. Raises NotInKernelsError where tiles are listed.
+    tiles. Raises NotInKernelsError where tiles are listed or bricks.
     """
     if not isinstance(problem.by_query, Ranged):
-        raise NotInKernelsError("gradients of tables by distance where tiles are listed")
+        raise NotInKernelsError("gradients of tables by distance where rows see no ranges of keys")
     return _Distances(replace(problem, boxes=False), tiles, term=term).source()
 
 
 def emit_table_gradient(problem: Problem, tensor: Tensor, tiles: TileShape) -> KernelSource:
     """The gradient of an input that is read pair by pair: `sums` (lanes, tile rows, chunks, 32).
 
-    Raises NotInKernelsError where more than one index differs from pair to pair.
+    Raises NotInKernelsError where more than one index differs from pair to pair, and where tiles are listed or bricks.
     """
+    if not isinstance(problem.by_query, Ranged):
+        raise NotInKernelsError("gradients of inputs read pair by pair where rows see no ranges of keys")
     return _Table(replace(problem, boxes=False), tiles, tensor=tensor).source()
 
 

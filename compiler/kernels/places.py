@@ -10,7 +10,7 @@ from attnc.compiler.ir import Index, Lookup
 from attnc.compiler.kernels.bricks import Grid
 from attnc.compiler.kernels.frame import Frame
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
-from attnc.compiler.kernels.inputs import address
+from attnc.compiler.kernels.inputs import address, size_name
 from attnc.compiler.kernels.problem import PAIRS
 from attnc.compiler.kernels.walks import Listed
 
@@ -121,8 +121,10 @@ class Places(Frame):
         """What the sizes of a call are called."""
         documents = self.problem.documents
         names: dict[Index, Text] = {fold.head_index(name): Text(name) for name in ("head", "kv_head", "batch")}
-        for name in ("heads", "group", *self.problem.sizes):
+        for name in ("heads", "group"):
             names[fold.extent(name)] = Text(name)
+        for name in self.problem.sizes:
+            names[fold.extent(name)] = Text(size_name(name))
         names[fold.extent("kv_heads")] = Text("heads // group", binds=7)
         names[fold.extent("dk")], names[fold.extent("dv")] = (Text(str(n)) for n in self.problem.widths)
         if documents:

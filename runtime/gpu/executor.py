@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.kernels.delta import ROWS
+from attnc.compiler.kernels.inputs import input_name
 from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
 from attnc.compiler.kernels.source import VECTOR, KernelSource, Stage
@@ -173,7 +174,8 @@ class Executor:
         """The gradient of an input that is read pair by pair, (B, Hq, entries)."""
         q = tensors["q"]
         own = self._own(source)
-        entries = own[name].shape[varying_dimension(self.tensor(name))]
+        tensor = self.tensor(name)
+        entries = own[input_name(tensor)].shape[varying_dimension(tensor)]
         rows, lanes, chunks = -(-q.shape[2] // source.tiles.q_tile), q.shape[0] * q.shape[1], -(-entries // ENTRIES)
         sums = q.new_empty((lanes, rows, chunks, ENTRIES), dtype=torch.float32)
         with _on(q):

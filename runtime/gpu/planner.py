@@ -15,12 +15,13 @@ from torch import Tensor
 from attnc.compiler.analysis.tiles import TooManyTilesError
 from attnc.compiler.ir import BOUNDARIES, Pattern
 from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
+from attnc.compiler.kernels.inputs import input_name, size_name
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
-from attnc.runtime.call import call_shape, check_tensors
+from attnc.runtime.call import call_shape, check_tensors, names_read
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
@@ -40,6 +41,8 @@ class GpuPlanner:
         self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
         self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
         self._checked = _CheckedDocuments()
+        read = names_read(pattern)
+        self._planned_from = [tensor.name in read for tensor in pattern.tensors]
 
     def kernels(self, heads: Heads, target: Target, square: bool) -> Kernels:
         """The kernels for such heads, and as many queries as keys. Raises NotInKernelsError where there are none."""
@@ -69,8 +72,10 @@ class GpuPlanner:
             shapes = tuple((x.shape, x.dtype) for x in inputs)
             alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, tf32, widths))
             return dataclasses.replace(alike, tensors=self._read(alike.kernels, q, k, inputs))
-        named = tuple(name_of(x, is_read=True) for x in inputs)
-        return self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32, widths))
+        named = tuple(name_of(x, is_read) for x, is_read in zip(inputs, self._planned_from, strict=True))
+        made = self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32, widths))
+        read = self._read(made.kernels, q, k, inputs)
+        return dataclasses.replace(made, tensors={stage: {**own, **read[stage]} for stage, own in made.tensors.items()})
 
     def _kernels_of(self, q: Tensor, k: Tensor, v: Tensor, tf32: bool, widths: tuple[int, int] | None) -> Kernels:
         heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths)
@@ -103,7 +108,7 @@ class GpuPlanner:
             "keys": sizes.n_k,
             "shift": shift,
             "distances": sizes.n_k - 1 - shift,
-            **{name: shape.sizes[name] for name in kernels.problem.sizes},
+            **{size_name(name): shape.sizes[name] for name in kernels.problem.sizes},
         }
         if ranged:
             return Prepared(kernels, {}, numbers)
@@ -135,7 +140,7 @@ class GpuPlanner:
     def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
         """The tensors that kernels of ranges read, by kernel."""
         given, device = self._named(inputs), q.device
-        read = {t.name: _as_read(given[t.name], device) for t in kernels.problem.tensors}
+        read = {input_name(t): _as_read(given[t.name], device) for t in kernels.problem.tensors}
         found: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
         documents = self._pattern.documents
         if documents is not None:

@@ -7,9 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler.ir import Value
+from attnc.compiler.analysis import exact
+from attnc.compiler.ir import Index, Value
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.ranges import find_ranges
 from attnc.compiler.kernels.scores import Score, Term
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
@@ -17,6 +21,7 @@ from attnc.compiler.values import rank, reads
 from attnc.runtime.blocks import Block, Int64, Operands
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.values import Values
+from attnc.spec.errors import EvaluationError
 
 _NONE = np.zeros(1, dtype=np.int64)
 
@@ -99,14 +104,53 @@ class Given:
         return torch.cat(_one_count(parts), 1)
 
     def _of_distances(self, operands: Operands, batch: int, value: Value) -> Tensor:
-        """From the first query back over all keys, and from the first key on to all queries."""
+        """From the first query back over all keys, and from the first key on to all queries.
+
+        Raises EvaluationError where a distance that occurs has no value, NotInKernelsError where it is not known which
+        occur.
+        """
         n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
-        shift = n_k - n_q if self._relations.pattern.align == "end" else 0
-        window = Window(0, 0, n_q, n_k, shift)
-        back = self._values(operands, batch, window, _NONE, np.arange(n_k), value)[:, 0].flip(1)
-        on = self._values(operands, batch, window, np.arange(n_q), _NONE, value)[:, :, 0]
-        parts = [back.expand(-1, n_k), on.expand(-1, n_q)[:, 1:]]
+        every = np.ones(n_q + n_k - 1, dtype=np.bool_)
+        try:
+            return self._along_distances(operands, batch, value, every)
+        except EvaluationError:
+            return self._along_distances(operands, batch, value, self._occurring())
+
+    def _along_distances(self, operands: Operands, batch: int, value: Value, asked: NDArray[np.bool_]) -> Tensor:
+        """A value of those distances that are asked for."""
+        n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
+        window = Window(0, 0, n_q, n_k, self._shift)
+        back, on = asked[:n_k][::-1][None, None], asked[n_k - 1 :][None, :, None]
+        first = self._values(operands, batch, window, _NONE, np.arange(n_k), value, back)[:, 0].flip(1)
+        then = self._values(operands, batch, window, np.arange(n_q), _NONE, value, on)[:, :, 0]
+        parts = [first.expand(-1, n_k), then.expand(-1, n_q)[:, 1:]]
         return torch.cat(_one_count(parts), 1)
+
+    @property
+    def _shift(self) -> int:
+        n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
+        return n_k - n_q if self._relations.pattern.align == "end" else 0
+
+    def _occurring(self) -> NDArray[np.bool_]:
+        """The distances that some query has from a key that it sees."""
+        n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
+        steps = np.zeros(n_q + n_k, dtype=np.int64)  # by how much the number of those that have it changes
+        for _, _, locals_ in self._relations.groups():
+            for local in locals_:
+                ranges = find_ranges(local.relation, "k")
+                if ranges is None:
+                    raise NotInKernelsError("terms that not every distance has, where rows see no ranges of keys")
+                for window in local.windows:
+                    rows = np.arange(window.n_q)
+                    for one in ranges:
+                        first = np.maximum(_ends(one.low, window.n_q, 0), 0)
+                        last = np.minimum(_ends(one.high, window.n_q, window.n_k - 1), window.n_k - 1)
+                        some = first <= last
+                        place = rows[some] + window.shift + n_k - 1 - self._shift
+                        np.add.at(steps, place - last[some], 1)
+                        np.add.at(steps, place - first[some] + 1, -1)
+        occurring: NDArray[np.bool_] = np.cumsum(steps)[:-1] > 0
+        return occurring
 
     def _values(
         self,
@@ -116,11 +160,20 @@ class Given:
         rows: Int64,
         keys: Int64,
         value: Value,
+        alive: NDArray[np.bool_] | None = None,
     ) -> Tensor:
         """(heads or 1, rows or 1, keys or 1[, width])."""
-        alive = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
+        if alive is None:
+            alive = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
         block = Block(batch, self._heads, window, rows, keys, alive)
         return Values(operands, block).of(value)
+
+
+def _ends(end: Index | None, rows: int, otherwise: int) -> Int64:
+    """An end of the range of every row."""
+    if end is None:
+        return np.full(rows, otherwise, dtype=np.int64)
+    return np.broadcast_to(exact.integers(end, (0, rows), (0, 1))[:, 0], rows)
 
 
 def _in_64_bits(operands: Operands) -> Operands:

@@ -16,6 +16,7 @@ from attnc import UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.gpu import planner
+from attnc.spec.errors import EvaluationError
 from kernel_calls import check, operands, recorded, stages
 from library_calls import made_inputs
 from plan_calls import LIBRARY
@@ -315,3 +316,74 @@ def test_numbers_of_64_bits_run_as_tiles_in_torch() -> None:
     assert torch.allclose(out, attention.reference(q, k, v), atol=1e-12)
     with pytest.raises(UnsupportedError, match="there are none for numbers of float64"):
         compile_attention("sliding_window", window=20, backend="triton", strict=True)(q, k, v)
+
+
+CLASHING = """\
+pattern clashing
+    input row: int[batch]
+    input heads_: real[head]
+    input tile: real[batch, token]
+    input lane: int[batch, query, key]
+    input words: real[head, entries]
+    align end
+    visible k <= q or k < row
+    score   scale * dot(q, k) * heads_ + tile[k] + words[lane[q, k]]
+"""
+
+
+def test_inputs_may_have_the_names_of_what_a_kernel_computes(target: str) -> None:
+    attention = compile_attention(CLASHING, backend="triton")
+    torch.manual_seed(3)
+    inputs = {
+        "row": torch.tensor([9]),
+        "heads_": torch.rand(2),
+        "tile": torch.randn(1, 40),
+        "lane": torch.randint(5, (1, 40, 40)),
+        "words": torch.randn(2, 5),
+    }
+    assert stages(check(attention, operands(40, heads=(2, 1)), inputs)) >= STAGES
+
+
+LISTED = """\
+pattern listed
+    input words: real[head, entries]
+    input lane: int[batch, query, key]
+    align end
+    visible k <= q and power_of_two(q - k + 1)
+    score   scale * dot(q, k) + words[lane[q, k]]
+"""
+
+
+def test_inputs_read_pair_by_pair_of_listed_tiles(target: str) -> None:
+    attention = compile_attention(LISTED, backend="triton")
+    torch.manual_seed(3)
+    inputs: dict[str, Any] = {"words": torch.randn(2, 5), "lane": torch.randint(5, (1, 70, 70))}
+    tensors = operands(70, heads=(2, 1))
+    q, k, v = tensors.values()
+    with torch.no_grad(), recorded() as launches:
+        out = attention(q, k, v, **inputs)
+    assert stages(launches) == {"forward"}
+    assert torch.allclose(out, attention.reference(q, k, v, **inputs), atol=1e-5)
+    assert not stages(check(attention, tensors, inputs))  # their gradients have no kernels: tiles in torch
+
+
+NEAR = """\
+pattern near
+    input table: real[head, 20]
+    align end
+    visible 0 <= q - k < 20
+    score   scale * dot(q, k) + table[q - k]
+"""
+
+
+@pytest.mark.parametrize("cu_seqlens", [None, torch.tensor([0, 3, 3, 41, 70])])
+def test_tables_of_distances_that_occur(cu_seqlens: Tensor | None, target: str) -> None:
+    attention = compile_attention(NEAR, backend="triton")
+    torch.manual_seed(3)
+    inputs: dict[str, Any] = {"table": torch.randn(2, 20)}
+    more: dict[str, Any] = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+    assert stages(check(attention, operands(70, heads=(2, 1)), {**inputs, **more})) >= STAGES
+    with pytest.raises(EvaluationError, match="`table` is read at 20"):
+        text = NEAR.replace("< 20", "< 21")
+        q, k, v = operands(70, heads=(2, 1)).values()
+        compile_attention(text, backend="triton")(q, k, v, **inputs)
