@@ -5,6 +5,7 @@ threads is left alone: thread counts change the order of summation, users run wi
 Set OMP_NUM_THREADS to try another. Tests drawn by hypothesis take their tensors from a drawn seed.
 """
 
+import importlib.util
 import os
 import random
 import sys
@@ -33,6 +34,26 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 SEED = 20250
+
+
+def import_interpreted() -> None:
+    """Import Triton so that its own functions are interpreted where ours are, which `tests/runtime/gpu` asks for."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        import triton.language as tl
+
+        if type(tl.sum).__name__ != "InterpretedFunction":
+            raise pytest.UsageError("triton was imported before tests/conftest.py: its functions are not interpreted")
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+if importlib.util.find_spec("triton"):
+    import_interpreted()
 
 # Plans depend on the machine's measured rates: tests do not, whatever the user has measured.
 os.environ["ATTNC_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "attnc-tests-have-no-cache")
