@@ -1,9 +1,9 @@
 """Kernels in Triton's interpreter.
 
 Triton decides when it is imported whether its own functions are interpreted, and when ours are decorated whether these
-are. So `tests/conftest.py` imports it with TRITON_INTERPRET=1, before anyone else does; here that is set while a test of
-this folder runs and at no other time: tests elsewhere, in the same worker or in a process of theirs, do not see it. A
-test that compiles for a GPU needs a process of its own whose environment has no TRITON_INTERPRET.
+are. So `tests/conftest.py` imports it with TRITON_INTERPRET=1, before anyone else does; here that is set while a test
+of this folder runs and at no other time: tests elsewhere, in the same worker or in a process of theirs, do not see it.
+A test that compiles for a GPU needs a process of its own whose environment has no TRITON_INTERPRET.
 """
 
 from __future__ import annotations
