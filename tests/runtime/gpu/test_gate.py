@@ -46,15 +46,15 @@ KNOWN = {"fox dq sm_90": "12 waits for 3 products"}
 """What fails today: the assembler waits for each product by itself. Whoever mends it takes it out."""
 
 
-def kernels_of(name: str, target: str, width: int, **values: object) -> Kernels:
-    return find_kernels(from_library(name, **values), Heads(width, width, BF16), TARGETS[target])
+def kernels_of(name: str, target: str, head_dim: int, /, **values: object) -> Kernels:
+    return find_kernels(from_library(name, **values), Heads(head_dim, head_dim, BF16), TARGETS[target])
 
 
 def made() -> Iterator[Case]:
-    for name, values, width, target, stages in CASES:
-        kernels = kernels_of(name, target, width, **values)
+    for name, values, head_dim, target, stages in CASES:
+        kernels = kernels_of(name, target, head_dim, **values)
         for stage in stages:
-            yield Case(name, getattr(kernels, stage), target, width, BF16)
+            yield Case(name, getattr(kernels, stage), target, head_dim, BF16)
 
 
 def spilling() -> Case:
