@@ -125,7 +125,7 @@ class BrickRanges:
             lines.add(f"whole = {' & '.join(tests)}")
             full, rest = f"tl.where(whole, {full}, end)", f"tl.where(whole, {rest}, end)"
         lines.add(f"full = {full}", f"rest = {rest}")
-        with lines.block("for step in range(begin, end - (rest - full)):"):
+        with lines.loop("step", "begin", "end - (rest - full)"):
             lines.add("tile = tl.where(step < full, step, step + (rest - full))")
             body("tile", True)
         full_loop("full", "rest")

@@ -56,4 +56,6 @@ def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
         lines.add("found -= tl.load(dlse + of_row, mask=there, other=0.0)")
     lines.add("tl.store(delta + of_row, tl.where(blind, 0.0, found), mask=there)")
     lines.add(f'tl.store(lse2 + of_row, tl.where(blind, float("inf"), own * {LOG2_E}), mask=there)')
-    return KernelSource("delta", function, str(lines), tuple(arguments), TileShape(ROWS, ROWS, 4, 1))
+    return KernelSource(
+        "delta", function, str(lines), tuple(arguments), TileShape(ROWS, ROWS, 4, 1), registers=problem.registers
+    )

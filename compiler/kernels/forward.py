@@ -35,6 +35,11 @@ class Forward(Kernel):
     def accumulated(self) -> Accumulated:
         return accumulated(self.problem.dv)
 
+    @property
+    @override
+    def is_guarded(self) -> bool:
+        return self.problem.guarded and self.problem.score is not None and not self.problem.delayed
+
     @override
     def start(self) -> None:
         add, p = self.lines.add, self.problem

@@ -107,6 +107,10 @@ class IndexText:
     helpers: dict[str, None] = field(default_factory=dict)
     _known: dict[Index, Text] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Forget texts: loads of the next ones have other masks."""
+        self._known.clear()
+
     def of(self, node: Index) -> Text:
         """The text of an expression. Raises NotInKernelsError."""
         if node not in self._known:

@@ -8,12 +8,13 @@ from attnc.compiler.ir import Tensor
 from attnc.compiler.kernels.index_text import Axes, NotInKernelsError, Text, aligned
 
 TOKENS = ("token", "key", "query")
+LANES = ("batch", "head", "kv_head")
 
 
 def address(tensor: Tensor, indices: tuple[Text, ...], of_place: Callable[[str, Text], Text]) -> tuple[str, Axes]:
     """The address of an element as text, from the strides `input_name_0, …`; and along which sides it differs.
 
-    Places are made indices of the call by `of_place`.
+    Places are made indices of the call by `of_place`. Elements of the last dimension lie side by side (`strides`).
     """
     if len(indices) != len(tensor.dims):
         raise NotInKernelsError("vectors of inputs")
@@ -21,8 +22,15 @@ def address(tensor: Tensor, indices: tuple[Text, ...], of_place: Callable[[str, 
         of_place(str(dim), text) if dim in TOKENS else text for dim, text in zip(tensor.dims, indices, strict=True)
     ]
     axes, texts = aligned(*placed)
-    terms = [f"{text.at(7)} * {input_name(tensor)}_{i}" for i, text in enumerate(texts)]
+    names = {i: f"{input_name(tensor)}_{i}" for i in strides(tensor)}
+    terms = [f"{text.at(7)} * {names[i]}" if i in names else text.at(6) for i, text in enumerate(texts)]
     return " + ".join([input_name(tensor), *terms]), axes
+
+
+def strides(tensor: Tensor) -> range:
+    """The dimensions whose strides kernels are told: all but a last one of tokens or of a table's entries."""
+    dims = tensor.dims
+    return range(len(dims) - (bool(dims) and dims[-1] not in LANES))
 
 
 def input_name(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ from math import prod
 
 from attnc.compiler.kernels.depth import accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, IndexText
-from attnc.compiler.kernels.inputs import input_name, size_name
+from attnc.compiler.kernels.inputs import input_name, size_name, strides
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.scored import Scored
 from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration, described
@@ -31,6 +31,11 @@ class Kernel(Scored):
         """Store."""
         raise NotImplementedError
 
+    @property
+    def is_guarded(self) -> bool:
+        """Whether loops stand in branches of their own."""
+        return self.problem.guarded
+
     # --- the whole
 
     @property
@@ -45,7 +50,7 @@ class Kernel(Scored):
         self.texts = texts = self.made_texts()
         self.values = ValueText(self.atoms(), texts, self.element_text)
         lines = self.lines
-        lines.depth = 1
+        lines.depth, lines.guarded = 1, self.is_guarded
         self.write(texts)
         head = Lines()
         self._head(head)
@@ -55,7 +60,8 @@ class Kernel(Scored):
         head.add(*declaration(function, arguments))
         text = str(head) + str(lines)
         bricks = None if self.problem.grid is None else prod(self.problem.grid.bricks(self.row_brick))
-        return KernelSource(self.title, function, text, arguments, self.tiles, self.accumulated.parts, bricks)
+        parts, registers = self.accumulated.parts, self.problem.registers
+        return KernelSource(self.title, function, text, arguments, self.tiles, parts, bricks, registers)
 
     def write(self, texts: IndexText) -> None:
         """All lines."""
@@ -101,9 +107,9 @@ class Kernel(Scored):
         if self.problem.documents:
             found.append(Argument("windows_0", "i64"))
         for tensor in self.problem.tensors:
-            found += [Argument(f"{input_name(tensor)}_{i}", "i64") for i in range(len(tensor.dims))]
+            found += [Argument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
         for term in terms:
-            found += [Argument(f"{term.tensor.name}_{i}", "i64") for i in range(3)]
+            found += [Argument(f"{term.tensor.name}_{i}", "i64") for i in range(2)]
         counts = _COUNTS + (("distances",) if any(term.side == "distance" for term in terms) else ())
         found += [Argument(name, "i32") for name in (*counts, *map(size_name, p.sizes))]
         return (*found, Argument("scale", "fp32"))
@@ -160,7 +166,7 @@ class Kernel(Scored):
 
     def full_loop(self, begin: str, end: str) -> None:
         """The loop over full tiles."""
-        with self.lines.block(f"for tile in range({begin}, {end}):"):
+        with self.lines.loop("tile", begin, end):
             self.body("tile", False)
 
 

@@ -19,7 +19,8 @@ from attnc.compiler.kernels.query_gradient import emit_dq
 from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.scores import Score, find_score
 from attnc.compiler.kernels.source import KernelSource, Stage
-from attnc.compiler.kernels.targets import Target, tile_shape
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.kernels.tile_shapes import Load, tile_shape
 from attnc.compiler.kernels.walks import Form, Listed, Ranged, Walk
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import substitute_value, walk
@@ -34,7 +35,8 @@ FIXED = ("queries", "keys", "heads", "kv_heads", "group")
 class Heads:
     """What is multiplied: its widths and dtype; of fp32, whether products may be TF32.
 
-    `widths`: dk and dv of the call, where vectors are made of others before.
+    `widths`: dk and dv of the call, where vectors are made of others before. `grouped`: heads of queries may share a
+    head of keys; gradients of keys then walk all of these.
     """
 
     dk: int
@@ -42,6 +44,7 @@ class Heads:
     dtype: str
     tf32: bool = False
     widths: tuple[int, int] | None = None
+    grouped: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Kernels:
 
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, scored=p.score is not None)
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), p.is_nested)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -133,8 +136,8 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     """
     node = pattern.attend
     score = None if is_plain(node) else find_score(_with_widths(node, heads.widths or (heads.dk, heads.dv)))
-    of_heads = heads.dk, heads.dv, heads.dtype
-    shapes = {stage: tile_shape(target, stage, *of_heads, scored=score is not None) for stage in BRICKED}
+    of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
+    shapes = {stage: tile_shape(target, stage, *of_heads) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]
@@ -157,10 +160,20 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,
-        delayed=target.delayed and heads.dtype != "float32",
+        delayed=target.delayed and heads.dtype != "float32" and not (score and score.reads_pairs),
         boxes=target.boxes,
+        guarded=target.delayed,
+        grouped=heads.grouped,
+        registers=target.registers,
     )
     return Kernels(problem, target, form, reason, {} if bricked is None else bricked)
+
+
+def load_of(score: Score | None) -> Load:
+    """What a kernel loads for a score."""
+    if score is None:
+        return "plain"
+    return "pairs" if score.reads_pairs else "terms"
 
 
 BRICKED: tuple[Stage, ...] = ("forward", "dq", "dkdv")

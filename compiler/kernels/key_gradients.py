@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -100,25 +102,40 @@ class KeyGradients(Kernel):
         self.zero("key_sum", p.dk)
         self.zero("value_sum", p.dv)
 
+    @property
+    @override
+    def sums_pairs(self) -> bool:
+        return self.problem.is_nested
+
     @override
     def loops_of(self, texts: IndexText) -> None:
-        add, p, walk = self.lines.add, self.problem, self.walk
-        by_head = walk.reads_head
-        if not by_head:
+        p, walk, lines = self.problem, self.walk, self.lines
+        if not walk.reads_head:
             self.begin(texts)
-        with self.lines.block("for member in range(group):"):
-            add("head = kv_head * group + member")
+        with lines.block("for member in range(group):") if p.is_nested else nullcontext():
+            head = "head = kv_head * group + member" if p.grouped else "head = kv_head"
+            of_head = [head, *self._of_head()]
+            if p.is_nested or not p.grouped:
+                lines.add(*of_head)
+            else:
+                lines.turns = tuple(of_head)
             if isinstance(walk, Listed):
-                add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
-            if by_head:
+                lines.add("entry = tl.load(list_of_lane + batch * heads + head) * (tiles + 1) + row_tile")
+            if walk.reads_head:
                 self.begin(texts)
-            self.moving("q", "head", p.dk)
-            self.moving("dout", "head", p.dv)
-            add("of_head = (batch * heads + head) * queries.to(tl.int64)")
+            self.steps("q", p.dk)
+            self.steps("dout", p.dv)
             self.load_terms(self.stationary, "there", "row", "own")
             self.zero_gradients()
-            walk.loops(self.lines, self.sides, self.body, self.full_loop)
+            walk.loops(lines, self.sides, self.body, self.full_loop)
+            lines.turns = ()
             self.store_gradients("keys")
+
+    def _of_head(self) -> Iterator[str]:
+        """Where what a program reads of a head of queries begins."""
+        if not self.problem.boxes:
+            yield from (self.head_base(name, "head") for name in ("q", "dout"))
+        yield "of_head = (batch * heads + head) * queries.to(tl.int64)"
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
@@ -148,7 +165,7 @@ class KeyGradients(Kernel):
     @override
     def finish(self) -> None:
         p = self.problem
-        for name, _ in self.sums("key_sum", p.dk) if self.shared_factor else ():
+        for name, _ in self.sums("key_sum", p.dk) if self.shared_factor not in (None, "1.0") else ():
             self.lines.add(f"{name} = {name} * {self.shared_factor}")
         self.store("dk", "kv_head", self.sums("key_sum", p.dk), p.dk)
         self.store("dv", "kv_head", self.sums("value_sum", p.dv), p.dv)

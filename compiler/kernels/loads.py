@@ -15,7 +15,8 @@ class Loads(Places):
     def base(self, name: str, head: str, moving: bool) -> None:
         """Where a tensor's head begins, and of a moving side how far apart its tiles are."""
         unit = self.problem.vector
-        self.lines.add(f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head) * {unit}")
+        if not moving:
+            self.lines.add(self.head_base(name, head))
         if self.problem.grid is not None:
             if moving:
                 self.lines.add(f"{name}_step = {name}_token.to(tl.int64) * {unit}")
@@ -30,6 +31,10 @@ class Loads(Places):
             self.lines.add(f"{name}_base += row_tile * ({name}_token.to(tl.int64) * {size * unit})")
             inner = f"tl.arange(0, {size})[:, None] * ({name}_token * {unit})"
             self.lines.add(f"{name}_rows = {inner}")
+
+    def head_base(self, name: str, head: str) -> str:
+        """The line that says where a head begins."""
+        return f"{name}_base = {name} + (batch * {name}_batch + {head} * {name}_head) * {self.problem.vector}"
 
     def own(self, name: str, head: str, size: int) -> None:
         """Load the program's own rows of a tensor."""
@@ -77,9 +82,15 @@ class Loads(Places):
 
     def moving(self, name: str, head: str, size: int) -> None:
         """Prepare the loads of a tensor's tiles."""
+        if not self.problem.boxes:
+            self.lines.add(self.head_base(name, head))
+            self.steps(name, size)
+
+    def steps(self, name: str, size: int) -> None:
+        """What the loads of a tensor's tiles need and no head changes."""
         if self.problem.boxes:
             return
-        self.base(name, head, moving=True)
+        self.base(name, "", moving=True)
         token = "column" if self.problem.grid is None else "column_token"
         self.lines.add(f"{name}_rows = {token}[:, None] * ({name}_token * {self.problem.vector})")
         for i, piece in enumerate(pieces(size)):

@@ -9,7 +9,7 @@ from attnc.compiler import fold
 from attnc.compiler.ir import Index, Lookup
 from attnc.compiler.kernels.bricks import Grid
 from attnc.compiler.kernels.frame import Frame
-from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Axes, IndexText, Text
 from attnc.compiler.kernels.inputs import address, size_name
 from attnc.compiler.kernels.problem import PAIRS
 from attnc.compiler.kernels.walks import Listed
@@ -137,7 +137,13 @@ class Places(Frame):
     def read_exact(self, node: Lookup, indices: tuple[Text, ...]) -> Text:
         """An element of an input of integers or truth values."""
         where, axes = address(node.tensor, indices, self.of_place)
-        return Text(f"tl.load({where})", axes)
+        return Text(f"tl.load({where}{self.left_out(axes)})", axes)
+
+    def left_out(self, axes: Axes) -> str:
+        """What a load in a partial tile leaves out, as arguments: pairs and columns that are not there."""
+        if not self.is_partial or axes == ROWS or not axes:
+            return ""
+        return f", mask={'visible' if axes == PAIRS else self.inside()}, other=0"
 
     def of_place(self, dim: str, text: Text) -> Text:
         """A position as an index into the tokens, queries or keys of the call."""

@@ -24,7 +24,8 @@ class Problem:
     `told`: lines about the pattern for the head of the text. `tensors` and `sizes`: inputs and named sizes that the
     walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `score`: None for the
     plain one; `widths`: dk and dv as it reads them. `tf32`: whether fp32 is multiplied as TF32. `delayed`: values are
-    multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA).
+    multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA). `guarded`: see `Lines`.
+    `grouped`: heads of queries may share a head of keys. `registers`: see `Target`.
     """
 
     name: str
@@ -43,6 +44,15 @@ class Problem:
     tf32: bool = False
     delayed: bool = False
     boxes: bool = False
+    guarded: bool = False
+    grouped: bool = True
+    registers: int | None = None
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether gradients of keys go through all tiles head by head, as what each head has of its own asks for."""
+        of_keys = self.score is not None and any(term.side == "key" for term in self.score.terms)
+        return self.grouped and (self.by_key.reads_head or of_keys)
 
     @property
     def vector(self) -> int:

@@ -77,7 +77,7 @@ class QueryGradient(Kernel):
 
     @override
     def finish(self) -> None:
-        for name, _ in self.sums("sum", self.problem.dk) if self.shared_factor else ():
+        for name, _ in self.sums("sum", self.problem.dk) if self.shared_factor not in (None, "1.0") else ():
             self.lines.add(f"{name} = {name} * {self.shared_factor}")
         self.store_gradients("queries")
         self.store("dq", "head", self.sums("sum", self.problem.dk), self.problem.dk)

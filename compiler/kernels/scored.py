@@ -50,15 +50,14 @@ class Scored(Loads):
     def element_text(self, node: Element, indices: tuple[Text, ...]) -> Text:
         """An element of a real input, read pair by pair."""
         where, axes = address(node.tensor, indices, self.of_place)
-        mask = ", mask=visible, other=0.0" if self.is_partial and axes == PAIRS else ""
-        return Text(f"tl.load({where}{mask}).to(tl.float32)", axes)
+        return Text(f"tl.load({where}{self.left_out(axes)}).to(tl.float32)", axes)
 
     def load_terms(self, side: str, inside: str, place: str, suffix: str) -> None:
         """Load the terms of a side."""
         for term in self.given():
             if term.side == side:
                 name = term.tensor.name
-                where = f"{name} + batch * {name}_0 + head * {name}_1 + {place} * {name}_2"
+                where = f"{name} + batch * {name}_0 + head * {name}_1 + {place}"
                 mask = f", mask={inside}, other=0.0" if inside else ""
                 self.lines.add(f"{name}_{suffix} = tl.load({where}{mask})")
 
@@ -80,7 +79,7 @@ class Scored(Loads):
         if self.problem.score is None:
             return
         self.is_partial = partial
-        self.values._known.clear()
+        self.values.forget()
         self.lines.add(f"score = {self.values.of(self.problem.score.formula).over(PAIRS).text}")
 
     @property
@@ -126,10 +125,16 @@ class Scored(Loads):
             tests.append(self.values.truth(found.where).over(PAIRS).at(6))
         return f"tl.where({' & '.join(tests)}, {text}, 0.0)" if tests else text
 
+    @property
+    def sums_pairs(self) -> bool:
+        """Whether gradients of terms are added up pair by pair, and rows of pairs at the end: small tiles allow it."""
+        return False
+
     def zero_gradients(self) -> None:
         """Set the sums of the gradients of terms to zero."""
+        sides = f"{self.sides.row_tile}, {self.sides.column_tile}" if self.sums_pairs else f"{self.sides.row_tile},"
         for name in self.gradients():
-            self.lines.add(f"{name}_sum = tl.zeros(({self.sides.row_tile},), tl.float32)")
+            self.lines.add(f"{name}_sum = tl.zeros(({sides}), tl.float32)")
 
     def add_gradients(self, change: str, partial: bool) -> None:
         """Add a tile to the gradients of terms."""
@@ -138,11 +143,12 @@ class Scored(Loads):
             assert score is not None
             found = score.by_term(term)
             if found is not None:
-                name = f"d{term.tensor.name}_sum"
-                self.lines.add(f"{name} += tl.sum({self.pushed(found, change, partial)}, 1)")
+                name, pushed = f"d{term.tensor.name}_sum", self.pushed(found, change, partial)
+                self.lines.add(f"{name} += {pushed}" if self.sums_pairs else f"{name} += tl.sum({pushed}, 1)")
 
     def store_gradients(self, rows: str) -> None:
         """Write the gradients of terms of a head."""
         for name in self.gradients():
             where = f"(batch * heads + head).to(tl.int64) * {rows} + row"
-            self.lines.add(f"tl.store({name} + {where}, {name}_sum, mask=there)")
+            found = f"tl.sum({name}_sum, 1)" if self.sums_pairs else f"{name}_sum"
+            self.lines.add(f"tl.store({name} + {where}, {found}, mask=there)")

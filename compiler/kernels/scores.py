@@ -114,6 +114,11 @@ class Score:
         )
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether something is loaded for every pair, which needs the registers that a late product takes."""
+        return bool(self.inputs) or any(term.side == "distance" for term in self.terms)
+
+    @property
     def inputs(self) -> tuple[Tensor, ...]:
         """The real inputs that are read pair by pair."""
         own = {term.tensor for term in self.terms}

@@ -74,7 +74,7 @@ class KernelSource:
     A program does the tile `row_tile` of `stationary` (queries, or keys for their gradients) of a lane, which is a
     batch entry and a head: query heads, or kv heads for the gradients of keys. `parts`: programs for each, along the
     width of a head; 0: as many as the call says.
-    `row_tiles`: how many tiles there are; None: as many as the tokens make.
+    `row_tiles`: how many tiles there are; None: as many as the tokens make. `registers`: what the assembler may use.
     """
 
     stage: str
@@ -84,11 +84,18 @@ class KernelSource:
     tiles: TileShape
     parts: int = 1
     row_tiles: int | None = None
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton is told beside the text."""
+        found = {"num_warps": self.tiles.warps, "num_stages": self.tiles.stages, "enable_fp_fusion": True}
+        return found if self.registers is None else {**found, "maxnreg": self.registers}
 
     @cached_property
     def digest(self) -> str:
         """Equal kernels have equal digests: the text and how it is compiled are all there is to them."""
-        told = f"{self.text}\0{self.tiles.warps}\0{self.tiles.stages}"
+        told = f"{self.text}\0{sorted(self.options.items())}"
         return hashlib.blake2b(told.encode(), digest_size=12).hexdigest()
 
     @property

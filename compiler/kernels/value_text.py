@@ -87,6 +87,11 @@ class ValueText:
     helpers: dict[str, None] = field(default_factory=dict)
     _known: dict[Value, Text] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Forget texts: loads of the next ones have other masks."""
+        self._known.clear()
+        self.exact.forget()
+
     def of(self, node: Value) -> Text:
         """The text of a number. Raises NotInKernelsError."""
         if node not in self._known:

@@ -130,7 +130,7 @@ class Ranged:
             lines.add("end = tl.maximum(high_1, begin)")
             lines.add("full = tl.minimum(tl.maximum(full_low_1, begin), end)")
             lines.add("rest = tl.minimum(tl.maximum(full_high_1, full), end)")
-            with lines.block("for step in range(0, short + (end - begin) - (rest - full)):"):
+            with lines.loop("step", "0", "short + (end - begin) - (rest - full)"):
                 lines.add("tile = tl.where(step < short, step, step - short + begin)")
                 lines.add("tile = tl.where((step < short) | (tile < full), tile, tile + (rest - full))")
                 body("tile", True)
@@ -153,7 +153,7 @@ class Ranged:
             return
         lines.add("end = tl.maximum(high_0, 0)" if self._has_last(0) else "end = high_0")
         lines.add("rest = tl.minimum(tl.maximum(full_high_0, 0), end)" if self._has_last(0) else "rest = full_high_0")
-        with lines.block("for tile in range(rest, end):"):
+        with lines.loop("tile", "rest", "end"):
             body("tile", True)
         full_loop("0", "rest")
 
@@ -191,7 +191,7 @@ def _nth(name: str, count: int) -> str:
 
 
 def _both_sides(lines: Lines, body: Body, full_loop: FullLoop) -> None:
-    with lines.block("for step in range(begin, end - (rest - full)):"):
+    with lines.loop("step", "begin", "end - (rest - full)"):
         lines.add("tile = tl.where(step < full, step, step + (rest - full))")
         body("tile", True)
     full_loop("full", "rest")
@@ -262,7 +262,7 @@ class Listed:
 
     def loops(self, lines: Lines, sides: Sides, body: Body, full_loop: FullLoop) -> None:
         """The loops."""
-        with lines.block("for at in range(partial_begin, partial_end):"):
+        with lines.loop("at", "partial_begin", "partial_end"):
             lines.add("tile = tl.load(partial_tiles + at)", "kind = tl.load(partial_kinds + at)")
             body("tile", True)
         if self.runs:
@@ -272,7 +272,7 @@ class Listed:
             return
         lines.add("# The number of the next tile is on its way while one is worked on.")
         lines.add("tile = tl.load(full_tiles + full_begin)")
-        with lines.block("for at in range(full_begin, full_end):"):
+        with lines.loop("at", "full_begin", "full_end"):
             lines.add("following = tl.load(full_tiles + at + 1)")
             body("tile", False)
             lines.add("tile = following")

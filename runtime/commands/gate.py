@@ -91,7 +91,7 @@ def row_of(case: Case, outcome: Outcome) -> Row:
     tiles = case.source.tiles
     row: Row = {
         "pattern": case.pattern,
-        "kernel": case.stage,
+        "kernel": case.title,
         "target": case.target,
         "head_dim": case.head_dim,
         "dtype": case.dtype,

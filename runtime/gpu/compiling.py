@@ -196,11 +196,10 @@ def compile_here(source: KernelSource, target: str) -> Compiled:
 
     begun = perf_counter()
     amd = target.startswith("gfx")
-    tiles = source.tiles
     kernel = triton.compile(
         _as_triton_takes_it(source),
         target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target.removeprefix("sm_")), 32),
-        options={"num_warps": tiles.warps, "num_stages": tiles.stages, "enable_fp_fusion": True},
+        options=source.options,
     )
     code = read_amd(kernel.asm["amdgcn"]) if amd else _read_cubin(kernel.asm["cubin"])
     tensor_memory = getattr(kernel.metadata, "tmem_size", None) or 0

@@ -25,18 +25,24 @@ CLIFF = 32
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kernel, what it was made for, and the width of its heads."""
+    """A kernel, what it was made for, and the width of its heads. `grouped`: heads of queries share those of keys."""
 
     pattern: str
     source: KernelSource
     target: str
     head_dim: int
     dtype: str
+    grouped: bool = False
 
     @property
     def stage(self) -> str:
         """What it makes."""
         return self.source.stage
+
+    @property
+    def title(self) -> str:
+        """What it makes, and of which heads where that matters."""
+        return f"{self.stage} of groups" if self.grouped else self.stage
 
 
 def judge(case: Case, outcome: Outcome) -> list[str]:

@@ -34,8 +34,7 @@ def launch(
         else:
             arguments.append(_stride(argument.name, tensors))
     grid = (programs, parts or source.parts)
-    tiles = source.tiles
-    function_of(source)[grid](*arguments, num_warps=tiles.warps, num_stages=tiles.stages, enable_fp_fusion=True)
+    function_of(source)[grid](*arguments, **source.options)
 
 
 def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:

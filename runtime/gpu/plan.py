@@ -26,7 +26,7 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
 
     Raises what planning for the CPU raises, and UnsupportedError for what `strict` does not allow.
     """
-    heads = Heads(sizes.dk, sizes.dv, sizes.dtype)
+    heads = Heads(sizes.dk, sizes.dv, sizes.dtype, grouped=sizes.heads != sizes.kv_heads)
     try:
         if sizes.dtype == "float64":
             raise NotInKernelsError("numbers of float64")

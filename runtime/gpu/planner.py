@@ -78,7 +78,8 @@ class GpuPlanner:
         return dataclasses.replace(made, tensors={stage: {**own, **read[stage]} for stage, own in made.tensors.items()})
 
     def _kernels_of(self, q: Tensor, k: Tensor, v: Tensor, tf32: bool, widths: tuple[int, int] | None) -> Kernels:
-        heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths)
+        grouped = q.shape[1] != k.shape[1]
+        heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
         return self.kernels(heads, target_of(q.device), q.shape[2] == k.shape[2])
 
     def _made(
@@ -187,8 +188,10 @@ def _blank(x: Tensor) -> NDArray[Any]:
 
 
 def _as_read(x: Tensor, device: torch.device) -> Tensor:
-    """An input as kernels read it: numbers of 32 bits."""
+    """An input as kernels read it: numbers of 32 bits, those of the last dimension side by side."""
     x = x.to(device)
     if x.is_floating_point():
-        return x.float()
-    return x if x.dtype == torch.bool else x.to(torch.int32)
+        x = x.float()
+    elif x.dtype != torch.bool:
+        x = x.to(torch.int32)
+    return x if not x.ndim or x.stride(-1) == 1 else x.contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
@@ -109,7 +109,9 @@ def cases(
         for target in targets:
             for dtype in dtypes:
                 for width in head_dims:
-                    yield from _fresh(_cases(str(one), pattern, target, Heads(width, width, dtype)), seen)
+                    yield from _fresh(
+                        _cases(str(one), pattern, target, Heads(width, width, dtype, grouped=False)), seen
+                    )
 
 
 def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Iterator[Case | NoKernels]:
@@ -135,6 +137,8 @@ def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[C
         return
     for source in sources:
         yield Case(name, source, target, heads.dk, heads.dtype)
+    groups = find_kernels(pattern, replace(heads, grouped=True), TARGETS[target])
+    yield Case(name, groups.dkdv, target, heads.dk, heads.dtype, grouped=True)
     try:
         for source in _of_pairs(kernels):
             yield Case(name, source, target, heads.dk, heads.dtype)

@@ -192,6 +192,7 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 
 
 def _half(x: Tensor, term: Term) -> Tensor:
-    """A term in 32 bits: itself, or the larger or smaller part of what 64 bits hold."""
+    """A term in 32 bits: itself, or the larger or smaller part of what 64 bits hold. Tokens lie side by side."""
     first = x.float()
-    return first if term.half < 2 else (x.detach() - first.detach().double()).float()
+    found = first if term.half < 2 else (x.detach() - first.detach().double()).float()
+    return found if found.stride(-1) == 1 else found.contiguous()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,15 +159,17 @@ def test_what_is_compiled_in_is_in_the_digest(
     elsewhere = find_kernels(from_library("sliding_window", **dict(params)), heads, TARGETS[other_target])
     here = find_kernels(from_library("sliding_window", **dict(params)), heads, TARGETS[target])
     for x, y in zip(sources(here), sources(elsewhere), strict=True):
-        assert (x.digest == y.digest) == ((x.text, x.tiles) == (y.text, y.tiles))
+        assert (x.digest == y.digest) == ((x.text, x.options) == (y.text, y.options))
+    forward, dq, dkdv = digests("sliding_window", replace(heads, grouped=not heads.grouped), target, **dict(params))
+    assert [forward, dq] == found[0][:2]
+    assert dkdv != found[0][2]
 
 
-def test_warps_and_stages_are_in_the_digest() -> None:
-    from dataclasses import replace
-
+def test_what_triton_is_told_is_in_the_digest() -> None:
     source = find_kernels(from_library("causal"), HEADS, TARGETS["sm_90"]).forward
-    shapes = [replace(source.tiles, **{name: 7}) for name in ("warps", "stages")]
-    assert len({source.digest, *(replace(source, tiles=shape).digest for shape in shapes)}) == 3
+    others = [replace(source, tiles=replace(source.tiles, **{name: 7})) for name in ("warps", "stages")]
+    others.append(replace(source, registers=200))
+    assert len({source.digest, *(one.digest for one in others)}) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""The tiles and warps of kernels: those that machine code was read for (`attnc doctor --targets`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from attnc.compiler.kernels.source import Stage
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.simulation.gpu_clocks import TileShape as T
+
+Load = Literal["plain", "terms", "pairs"]
+"""What a kernel loads for its score: nothing, numbers of queries and keys, or also numbers of pairs."""
+
+_Shapes = dict[Stage, tuple[tuple[int, T], ...]]
+"""For heads up to each width, the tile that is taken: queries, keys, warps, stages."""
+
+_SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
+"""Of gradients pair by pair, whose tiles are square."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """Of a target: those of plain scores, and what differs where more is loaded or tiles are walked head by head."""
+
+    plain: _Shapes
+    terms: _Shapes = field(default_factory=dict)
+    pairs: _Shapes = field(default_factory=dict)
+    nested: _Shapes = field(default_factory=dict)
+
+
+_TILES = {
+    "sm_80": _Tiles(
+        plain={
+            "forward": ((64, T(128, 64, 8, 3)), (128, T(128, 32, 8, 3)), (256, T(64, 32, 8, 2))),
+            "dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 4, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((64, T(32, 128, 8, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 1))),
+        },
+        terms={
+            "dq": ((64, T(128, 64, 8, 2)), (128, T(64, 32, 4, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((64, T(32, 128, 8, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 1))),
+        },
+        pairs={
+            "dq": ((64, T(128, 32, 8, 2)), (128, T(64, 32, 4, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((64, T(16, 128, 8, 2)), (128, T(16, 64, 8, 2)), (256, T(32, 64, 8, 1))),
+            "pairs": ((64, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1))),
+        },
+        nested={"dkdv": ((64, T(16, 64, 8, 2)), (128, T(16, 32, 8, 2)), (256, T(32, 64, 8, 1)))},
+    ),
+    "sm_90": _Tiles(
+        plain={
+            "forward": ((64, T(128, 64, 4, 3)), (128, T(128, 128, 8, 2)), (256, T(128, 64, 8, 2))),
+            "dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 4, 2)), (256, T(64, 32, 4, 2))),
+            "dkdv": ((64, T(64, 64, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 2))),
+        },
+        terms={
+            "forward": ((64, T(128, 64, 8, 3)), (256, T(128, 64, 8, 2))),
+            "dkdv": ((64, T(64, 128, 8, 2)), (256, T(32, 64, 8, 2))),
+        },
+        nested={"dkdv": ((256, T(32, 64, 8, 2)),)},
+    ),
+    "sm_100": _Tiles(
+        plain={
+            "forward": ((64, T(128, 64, 4, 3)), (128, T(128, 128, 8, 2)), (256, T(128, 64, 8, 2))),
+            "dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 4, 2)), (256, T(64, 32, 4, 2))),
+            "dkdv": ((64, T(64, 128, 8, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 2))),
+        },
+        terms={
+            "forward": ((64, T(128, 64, 4, 3)), (256, T(128, 64, 8, 2))),
+            "dq": ((128, T(128, 64, 8, 2)), (256, T(64, 32, 4, 2))),
+            "dkdv": ((128, T(64, 64, 4, 2)), (256, T(32, 64, 8, 2))),
+        },
+        pairs={"dkdv": ((64, T(64, 64, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 2)))},
+        nested={"dkdv": ((128, T(16, 64, 8, 2)), (256, T(32, 64, 8, 2)))},
+    ),
+    "gfx942": _Tiles(
+        plain={
+            "forward": ((64, T(128, 64, 4, 1)), (128, T(64, 64, 4, 1)), (256, T(64, 32, 4, 1))),
+            "dq": ((64, T(64, 64, 4, 1)), (128, T(64, 32, 4, 1)), (256, T(32, 32, 4, 1))),
+            "dkdv": ((64, T(64, 64, 4, 1)), (128, T(32, 64, 4, 1)), (256, T(32, 32, 4, 1))),
+        },
+        terms={"forward": ((64, T(128, 64, 4, 1)), (256, T(64, 32, 4, 1)))},
+    ),
+}
+_IN_FP32 = _Tiles(
+    plain={
+        "forward": ((64, T(64, 32, 4, 2)), (128, T(64, 32, 8, 2)), (256, T(64, 16, 8, 2))),
+        "dq": ((64, T(32, 32, 4, 2)), (128, T(64, 32, 8, 2)), (256, T(64, 16, 8, 2))),
+        "dkdv": ((64, T(32, 32, 4, 2)), (128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
+    },
+)
+_WIDEST: dict[Stage, T] = {
+    "forward": T(64, 32, 8, 2),
+    "dq": T(64, 16, 8, 2),
+    "dkdv": T(16, 64, 8, 2),
+    "pairs": T(32, 32, 4, 1),
+}
+"""Of heads past all of these."""
+
+
+def tile_shape(
+    target: Target, stage: Stage, dk: int, dv: int, dtype: str, load: Load = "plain", nested: bool = False
+) -> T:
+    """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head."""
+    tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
+    table = _SQUARES | tiles.plain
+    if load != "plain":
+        table = table | tiles.terms
+    if load == "pairs":
+        table = table | tiles.pairs
+    if nested:
+        table = table | tiles.nested
+    return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])
