@@ -448,7 +448,7 @@ class Attention:
         planners = [(self.name, self._planner)]
         if self._steps is not None:
             sizes = self._sizes(head_dim, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
-            planners = self._steps.planners(sizes, inputs)
+            planners = self._steps.by_kernels.planners(sizes, inputs)
         return sources(planners, named_target(target), head_dim, dtype)
 
     def simulate(

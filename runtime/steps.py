@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
+from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
@@ -92,7 +94,13 @@ class Steps:
 
     def on_gpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same by kernels."""
-        return self._run(q, k, v, given, _on_gpu)
+        return self.by_kernels._run(q, k, v, given, _on_gpu)
+
+    @cached_property
+    def by_kernels(self) -> Steps:
+        """The same for kernels: weights that are sums are attentions of their own."""
+        parts = in_parts(self._pattern)
+        return self if parts is self._pattern else Steps(f"{self._text}#parts", parts, self._strict)
 
     def densely(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same by the reference, differentiable as often as torch can."""
@@ -151,9 +159,10 @@ class Steps:
 
     def plan(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None = None) -> Plan:
         """The plans of all attentions in one; `target`: on a GPU."""
-        planners = self.planners(sizes, inputs)
+        own = self if target is None else self.by_kernels
+        planners = own.planners(sizes, inputs)
         plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
-        return plans[0][1] if len(plans) == 1 and self._pattern.combine is None else joined(plans)
+        return plans[0][1] if len(plans) == 1 and own._pattern.combine is None else joined(plans)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""

@@ -12,16 +12,21 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 ROWS = 64
 """Rows of a program."""
 
+_OF_LSE = 'float("-inf")', f'tl.where(blind, float("inf"), own * {LOG2_E})'
+
 
 def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
     """`delta` = rowsum(dO ∘ out), less dLSE where the LSE was used; `lse` to base 2, inf of rows that see nothing.
 
-    With an LSE of inf the weights of a row are 0, and so are all of its gradients.
+    With an LSE of inf the weights of a row are 0, and so are all of its gradients. Of weights that are divided by their
+    sum `total`, `share` is 1 / total, 0 where that is 0.
     """
     kind, unit = TYPES[problem.dtype], problem.vector
     names = ["out", "dout"]
     arguments = [Argument(name, f"*{kind}") for name in names]
-    arguments += [Argument(name, "*fp32") for name in ("lse", *(["dlse"] if lse_gradient else []), "lse2", "delta")]
+    shares = problem.score is not None and problem.score.kind == "share"
+    before, after = ("total", "share") if shares else ("lse", "lse2")
+    arguments += [Argument(name, "*fp32") for name in (before, *(["dlse"] if lse_gradient else []), after, "delta")]
     for name in names:
         arguments += [Argument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
     arguments += [Argument(name, "i32") for name in ("lanes", "heads", "queries")]
@@ -51,11 +56,12 @@ def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
         for name in names:
             lines.add(f"{name}_piece = tl.load({name}_rows + entry, mask=mask, other=0.0).to(tl.float32)")
         lines.add("found += tl.sum(out_piece * dout_piece, 1)")
-    lines.add("own = tl.load(lse + of_row, mask=there, other=0.0)", 'blind = own == float("-inf")')
+    nothing, shown = ("0.0", "tl.where(blind, 0.0, 1.0 / tl.where(blind, 1.0, own))") if shares else _OF_LSE
+    lines.add(f"own = tl.load({before} + of_row, mask=there, other=0.0)", f"blind = own == {nothing}")
     if lse_gradient:
         lines.add("found -= tl.load(dlse + of_row, mask=there, other=0.0)")
     lines.add("tl.store(delta + of_row, tl.where(blind, 0.0, found), mask=there)")
-    lines.add(f'tl.store(lse2 + of_row, tl.where(blind, float("inf"), own * {LOG2_E}), mask=there)')
+    lines.add(f"tl.store({after} + of_row, {shown}, mask=there)")
     return KernelSource(
         "delta", function, str(lines), tuple(arguments), TileShape(ROWS, ROWS, 4, 1), registers=problem.registers
     )

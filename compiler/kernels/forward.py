@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +18,9 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
 def emit_forward(problem: Problem, tiles: TileShape) -> KernelSource:
-    """The forward: out and LSE."""
-    return Forward(problem, tiles).source()
+    """The forward: out and LSE, or the sum of the weights where they are divided by that."""
+    made = Forward if problem.score is None or problem.score.kind == "softmax" else Weighed
+    return made(problem, tiles).source()
 
 
 @dataclass
@@ -28,7 +30,11 @@ class Forward(Kernel):
     stage: ClassVar[str] = "forward"
     kept = ("q", "out")
     written: ClassVar[tuple[str, ...]] = ("out",)
-    rows_of = ("lse",)
+
+    @property
+    @override
+    def rows_of(self) -> tuple[str, ...]:
+        return ("lse",)
 
     @property
     @override
@@ -53,11 +59,12 @@ class Forward(Kernel):
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        self.weights(tile, partial)
-        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+        self.multiplied(tile, partial)
+        self.weights(partial)
+        self.total()
         values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
-            self.lines.add(f"{name} = {name} * rescale[:, None]")
+            self.rescaled(name)
             self.lines.add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{self.problem.precision})")
 
     @override
@@ -70,14 +77,14 @@ class Forward(Kernel):
         with self.lines.block(f"if {begin} < {end}:"):
             self._column_numbers(begin)
             self.multiplied(begin, False)
-            self.softmax(False)
-            self._rescaled()
+            self.weights(False)
+            self._kept()
             with self.lines.block(f"for tile in range({begin} + 1, {end}):"):
                 self._column_numbers("tile")
                 self.multiplied("tile", False)
                 self._add_values("tile - 1")
-                self.softmax(False)
-                self._rescaled()
+                self.weights(False)
+                self._kept()
             self._add_values(f"{end} - 1")
 
     def _column_numbers(self, tile: str) -> None:
@@ -85,28 +92,33 @@ class Forward(Kernel):
             self.column_numbers(tile)
             self.moving_terms(False)
 
-    def _rescaled(self) -> None:
-        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+    def _kept(self) -> None:
+        """Keep the weights of a tile for the next turn."""
+        self.total()
         self.lines.add(f"kept = weight.to(tl.{self.problem.dtype})")
         for name, _ in self.sums("sum", self.problem.dv):
-            self.lines.add(f"{name} = {name} * rescale[:, None]")
+            self.rescaled(name)
+
+    def total(self) -> None:
+        """Add to the sum of the weights."""
+        self.lines.add("total = total * rescale + tl.sum(weight, 1)")
+
+    def rescaled(self, name: str) -> None:
+        """Make a sum so far one against the new maximum."""
+        self.lines.add(f"{name} = {name} * rescale[:, None]")
 
     def _add_values(self, tile: str) -> None:
         values = self.load_sum("v", "kv_head", self.problem.dv, f"({tile})", False, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
             self.lines.add(f"{name} = tl.dot(kept, {value}, {name}{self.problem.precision})")
 
-    def weights(self, tile: str, partial: bool) -> None:
-        """`weight` of a tile, and what the sums so far have to be rescaled by."""
-        self.multiplied(tile, partial)
-        self.softmax(partial)
-
     def multiplied(self, tile: str, partial: bool) -> None:
         """The products of a tile."""
-        self.load("k", "kv_head", self.problem.dk, tile, partial)
-        self.product("q", "k", self.problem.dk, self.product_name)
+        if self.has_product:
+            self.load("k", "kv_head", self.problem.dk, tile, partial)
+            self.product("q", "k", self.problem.dk, self.product_name)
 
-    def softmax(self, partial: bool) -> None:
+    def weights(self, partial: bool) -> None:
         """The weights of a tile from its products, against the largest score so far."""
         add, p = self.lines.add, self.problem
         self.scored(partial)
@@ -159,3 +171,51 @@ class Forward(Kernel):
         )
         for name, _ in self.sums("sum", self.problem.dv):
             self.lines.add(f"{name} = {name} * rescale[:, None]")
+
+
+@dataclass
+class Weighed(Forward):
+    """W v with weights W of a formula's own, or these divided by their sum."""
+
+    @property
+    @override
+    def rows_of(self) -> tuple[str, ...]:
+        return ("total",) if self.kind == "share" else ()
+
+    @override
+    def start(self) -> None:
+        p = self.problem
+        self.lines.add("")
+        if self.has_product:
+            self.own("q", "head", p.dk)
+            self.moving("k", "kv_head", p.dk)
+        self.moving("v", "kv_head", p.dv)
+        if self.kind == "share":
+            self.lines.add(f"whole = tl.zeros(({self.sides.row_tile},), tl.float32)")
+        self.zero("sum", p.dv)
+
+    @override
+    def weights(self, partial: bool) -> None:
+        self.scored(partial)
+        self.lines.add("weight = tl.where(visible, score, 0.0)" if partial else "weight = score")
+
+    @override
+    def total(self) -> None:
+        if self.kind == "share":
+            self.lines.add("whole += tl.sum(weight, 1)")
+
+    @override
+    def rescaled(self, name: str) -> None:
+        """Sums stay as they are."""
+
+    @override
+    def finish(self) -> None:
+        add, p = self.lines.add, self.problem
+        if self.kind == "share":
+            add("# Shares of nothing are 0.", "divisor = tl.where(whole == 0.0, 1.0, whole)")
+            for name, _ in self.sums("sum", p.dv):
+                add(f"{name} = {name} / divisor[:, None]")
+        self.store("out", "head", self.sums("sum", p.dv), p.dv)
+        if self.kind == "share":
+            with self.lines.block("if part == 0:") if self.accumulated.parts > 1 else nullcontext():
+                add("tl.store(total + lane.to(tl.int64) * queries + row, whole, mask=there)")

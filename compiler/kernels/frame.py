@@ -29,8 +29,6 @@ class Frame:
     read: ClassVar[tuple[str, ...]] = ("q", "k", "v")
     """Tensors of the call that are read, (batch, head, token, width), and below those that are written."""
     written: ClassVar[tuple[str, ...]]
-    rows_of: ClassVar[tuple[str, ...]]
-    """Numbers of every query of a head, in fp32, one after another."""
     kept: ClassVar[tuple[str, ...]]
     """Of these a program has its own rows; of the others it has tiles, one after another."""
     numbers_columns: ClassVar[bool] = False

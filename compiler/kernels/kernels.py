@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attnc.compiler import fold
-from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor
+from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Softmax, Tensor
 from attnc.compiler.kernels.bricks import Bricked, find_bricked
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
@@ -17,7 +17,7 @@ from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_t
 from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.query_gradient import emit_dq
 from attnc.compiler.kernels.ranges import ends, find_ranges
-from attnc.compiler.kernels.scores import Score, find_score
+from attnc.compiler.kernels.scores import Kind, Score, find_score
 from attnc.compiler.kernels.source import KernelSource, Stage
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_shapes import Load, tile_shape
@@ -56,6 +56,11 @@ class Kernels:
     form: Form
     reason: str
     bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """What weights are made of a score."""
+        return "softmax" if self.problem.score is None else self.problem.score.kind
 
     def listed(self, stage: Stage, runs: bool) -> KernelSource:
         """The kernel of a stage that walks lists of tiles, or of runs of them."""
@@ -125,7 +130,8 @@ class Kernels:
     @property
     def sources(self) -> dict[str, str]:
         """All texts, by name."""
-        found = [self.forward, self.delta, self.dq, self.dkdv, *self.of_distances.values(), *self.of_tables.values()]
+        found = [self.forward, *([] if self.kind == "sum" else [self.delta]), self.dq, self.dkdv]
+        found += [*self.of_distances.values(), *self.of_tables.values()]
         return {source.function: source.text for source in found}
 
 
@@ -143,6 +149,8 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]
     roots = [end for one in ranged for end in ends(one.ranges)]
     if score is not None:
+        if form != "ranges" and score.counts_keys:
+            raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
         roots += _exact(score)
     problem = Problem(
         name=pattern.name,
@@ -200,7 +208,8 @@ def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
 def _with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
     """The same for heads of these widths."""
     known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
-    return replace(node, score=substitute_value(node.score, known))
+    weights = node.weights if isinstance(node.weights, Softmax) else substitute_value(node.weights, known)
+    return replace(node, score=substitute_value(node.score, known), weights=weights)
 
 
 def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:

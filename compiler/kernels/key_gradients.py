@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
@@ -33,7 +33,6 @@ class KeyGradients(Kernel):
     kept = ("k", "v", "dk", "dv")
     read = ("q", "k", "v", "dout")
     written: ClassVar[tuple[str, ...]] = ("dk", "dv")
-    rows_of = ("lse", "delta")
     numbers_columns = True
     stationary = "key"
     query_lane = "batch * heads + kv_head * group"
@@ -140,27 +139,31 @@ class KeyGradients(Kernel):
     @override
     def tile(self, tile: str, partial: bool) -> None:
         add, p = self.lines.add, self.problem
-        inside = f', mask={self.inside()}, other=float("inf")' if partial else ""
+        of_query = {name: f"{name}_of[None, :]" for name in self.rows_of}
         self.load("q", "head", p.dk, tile, partial)
-        self.product("k", "q", p.dk, self.product_name)
-        self.scored(partial)
-        add(f"lse_of = tl.load(lse + of_head + query{inside})")
-        add(f"weight = tl.exp2(score * {self.factor} - lse_of[None, :])")
-        if partial:
-            add("weight = tl.where(visible, weight, 0.0)")
+        if self.has_product:
+            self.product("k", "q", p.dk, self.product_name)
+        self._of_queries(self.rows_of[:1], partial)
+        self.weighed(of_query, partial)
         self.load("dout", "head", p.dv, tile, partial)
         outputs = self.load_sum("dout", "head", p.dv, tile, partial, loaded=True)
         for (name, _), value in zip(self.sums("value_sum", p.dv), outputs, strict=True):
             add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{p.precision})")
-        inside = f", mask={self.inside()}, other=0.0" if partial else ""
-        add(f"delta_of = tl.load(delta + of_head + query{inside})")
+        self._of_queries(self.rows_of[1:], partial)
         self.product("v", "dout", p.dv, "change")
-        add("change = weight * (change - delta_of[None, :])")
+        self.changed(of_query, partial)
         self.add_gradients("change", partial)
         change = self.slope("change", partial)
         queries = self.load_sum("q", "head", p.dk, tile, partial, loaded=True)
         for (name, _), query in zip(self.sums("key_sum", p.dk), queries, strict=True):
             add(f"{name} = tl.dot({change}.to({query}.dtype), {query}, {name}{p.precision})")
+
+    def _of_queries(self, names: Sequence[str], partial: bool) -> None:
+        """Load numbers of a tile's queries."""
+        for name in names:
+            none = 'float("inf")' if name == "lse" else "0.0"
+            inside = f", mask={self.inside()}, other={none}" if partial else ""
+            self.lines.add(f"{name}_of = tl.load({name} + of_head + query{inside})")
 
     @override
     def finish(self) -> None:

@@ -47,10 +47,10 @@ class Lines:
         if self.turns:
             self.add(f"count = {end} - {begin}" if begin != "0" else f"count = {end}")
             whole = f"tl.full((), {1 << SHIFT}, tl.int64)"
-            self.add(f"share = {whole} // tl.maximum(count, 1) + 1  # turn // count = turn * share >> {SHIFT}")
+            self.add(f"inverse = {whole} // tl.maximum(count, 1) + 1  # turn // count = turn * inverse >> {SHIFT}")
             head = "for turn in range(0, group * count):"
             first = "" if begin == "0" else f"{begin} + "
-            own = (f"member = (turn * share >> {SHIFT}).to(tl.int32)", f"{name} = {first}turn - member * count")
+            own = (f"member = (turn * inverse >> {SHIFT}).to(tl.int32)", f"{name} = {first}turn - member * count")
         test = "0 < count" if self.turns else f"{begin} < {end}"
         with self.block(f"if {test}:") if self.guarded else nullcontext(), self.block(head):
             self.add(*own, *self.turns)

@@ -21,13 +21,15 @@ def emit_dq(problem: Problem, tiles: TileShape) -> KernelSource:
 
 @dataclass
 class QueryGradient(Kernel):
-    """dq = scale * dS k with dS = P ∘ (dO vᵀ - delta), P = exp(S - LSE)."""
+    """dq = dS k, where the score's change dS is P ∘ (dO vᵀ - delta) with P = exp(S - LSE).
+
+    Of weights P = W / ΣW, a change of W is (dO vᵀ - delta) / ΣW; of others it is dO vᵀ.
+    """
 
     stage: ClassVar[str] = "dq"
     kept = ("q", "dout", "dq")
     read = ("q", "k", "v", "dout")
     written: ClassVar[tuple[str, ...]] = ("dq",)
-    rows_of = ("lse", "delta")
 
     @property
     @override
@@ -48,9 +50,11 @@ class QueryGradient(Kernel):
         add, p = self.lines.add, self.problem
         self.own("q", "head", p.dk)
         self.own("dout", "head", p.dv)
-        add("of_row = lane.to(tl.int64) * queries + row")
-        add('own_lse = tl.load(lse + of_row, mask=there, other=float("inf"))')
-        add("own_delta = tl.load(delta + of_row, mask=there, other=0.0)")
+        if self.rows_of:
+            add("of_row = lane.to(tl.int64) * queries + row")
+        for name in self.rows_of:
+            none = 'float("inf")' if name == "lse" else "0.0"
+            add(f"own_{name} = tl.load({name} + of_row, mask=there, other={none})")
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
@@ -64,16 +68,17 @@ class QueryGradient(Kernel):
 
     def change(self, tile: str, partial: bool) -> None:
         """`change`: how the result changes with the scores of a tile."""
-        add, p = self.lines.add, self.problem
+        p, of_query = self.problem, {name: f"own_{name}[:, None]" for name in self.rows_of}
         self.load("k", "kv_head", p.dk, tile, partial)
-        self.product("q", "k", p.dk, self.product_name)
-        self.scored(partial)
-        add(f"weight = tl.exp2(score * {self.factor} - own_lse[:, None])")
-        if partial:
-            add("weight = tl.where(visible, weight, 0.0)")
+        if self.has_product:
+            self.product("q", "k", p.dk, self.product_name)
+        if self.kind == "softmax":
+            self.weighed(of_query, partial)
+        else:
+            self.scored(partial, formula=False)
         self.load("v", "kv_head", p.dv, tile, partial)
         self.product("dout", "v", p.dv, "change")
-        add("change = weight * (change - own_delta[:, None])")
+        self.changed(of_query, partial)
 
     @override
     def finish(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attnc.compiler import fold
@@ -11,7 +12,7 @@ from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Text
 from attnc.compiler.kernels.inputs import address
 from attnc.compiler.kernels.loads import Loads
 from attnc.compiler.kernels.problem import PAIRS, PRODUCT
-from attnc.compiler.kernels.scores import Term
+from attnc.compiler.kernels.scores import Kind, Term
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.values import scale
 
@@ -19,6 +20,43 @@ from attnc.compiler.values import scale
 @dataclass
 class Scored(Loads):
     """Writes scores."""
+
+    @property
+    def kind(self) -> Kind:
+        """What weights are made of a score."""
+        return "softmax" if self.problem.score is None else self.problem.score.kind
+
+    @property
+    def rows_of(self) -> tuple[str, ...]:
+        """Numbers of every query of a head, in fp32, one after another."""
+        return {"softmax": ("lse", "delta"), "share": ("share", "delta"), "sum": ()}[self.kind]
+
+    @property
+    def has_product(self) -> bool:
+        """Whether vectors are multiplied for a score."""
+        return self.problem.score is None or self.problem.score.has_product
+
+    def weighed(self, of_query: Mapping[str, str], partial: bool) -> None:
+        """`weight` of a tile from its products, as the forward had it; `of_query`: the numbers of its queries."""
+        self.scored(partial)
+        if self.kind == "softmax":
+            self.lines.add(f"weight = tl.exp2(score * {self.factor} - {of_query['lse']})")
+        elif self.kind == "share":
+            self.lines.add(f"weight = score * {of_query['share']}")
+        else:
+            self.lines.add("weight = score")
+        if partial:
+            self.lines.add("weight = tl.where(visible, weight, 0.0)")
+
+    def changed(self, of_query: Mapping[str, str], partial: bool) -> None:
+        """`change`: how the result changes with the formula of a tile, from how it does with the weights."""
+        if self.kind == "softmax":
+            self.lines.add(f"change = weight * (change - {of_query['delta']})")
+            return
+        if self.kind == "share":
+            self.lines.add(f"change = (change - {of_query['delta']}) * {of_query['share']}")
+        if partial:
+            self.lines.add("change = tl.where(visible, change, 0.0)")
 
     def given(self) -> list[Term]:
         """The terms that the kernel reads."""
@@ -74,13 +112,23 @@ class Scored(Loads):
                 mask = ", mask=visible, other=0.0" if partial else ""
                 self.lines.add(f"{name}_of = tl.load({where}{mask})")
 
-    def scored(self, partial: bool) -> None:
-        """`score` of a tile from `product`, in natural logarithms; of the plain score it is the product."""
+    def scored(self, partial: bool, formula: bool = True) -> None:
+        """`score` of a tile from `product`, in natural logarithms; of the plain score it is the product.
+
+        `formula`: the score itself is needed, besides what it is made of.
+        """
         if self.problem.score is None:
             return
         self.is_partial = partial
         self.values.forget()
-        self.lines.add(f"score = {self.values.of(self.problem.score.formula).over(PAIRS).text}")
+        if not formula:
+            return
+        found = self.values.of(self.problem.score.formula)
+        if self.has_product:
+            self.lines.add(f"score = {found.over(PAIRS).text}")
+        else:
+            sides = f"{self.sides.row_tile}, {self.sides.column_tile}"
+            self.lines.add(f"score = tl.zeros(({sides}), tl.float32) + {found.over(PAIRS).at(6)}")
 
     @property
     def product_name(self) -> str:

@@ -32,6 +32,7 @@ from attnc.compiler.ir import (
     Softmax,
     Tensor,
     Total,
+    Truth,
     Value,
     Vec,
     intern,
@@ -43,6 +44,9 @@ from attnc.spec.meaning import floating
 from attnc.spec.meaning.exact import ArithmeticFault
 
 Side = Literal["query", "key", "distance"]
+
+Kind = Literal["softmax", "share", "sum"]
+"""What a weight is: e to its score, divided by the sum of these; a formula divided by its sum; a formula as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Score:
     """What a kernel computes: `formula` over `dot(q, k)` and elements of terms and inputs.
 
     `query`, `key`, `value`: the vectors that take the places of q, k and v; None for those themselves. `extra`: a
-    logit of every query that takes its share of the weights.
+    logit of every query that takes its share of the weights. `kind`: what weights are made of the formula.
     """
 
     formula: Value
@@ -88,6 +92,12 @@ class Score:
     value: Value | None
     terms: tuple[Term, ...]
     extra: Term | None
+    kind: Kind = "softmax"
+
+    @property
+    def has_product(self) -> bool:
+        """Whether vectors are multiplied."""
+        return any(isinstance(below, Dot) for below in self.formula.below)
 
     @property
     def by_product(self) -> Derivative | None:
@@ -109,9 +119,14 @@ class Score:
         So its gradient is that of the LSE, less that of an extra logit.
         """
         found = self.by_term(term)
-        return (
-            term.side == "query" and found is not None and found.by is number(1.0) and found.where is fold.truth(True)
-        )
+        if self.kind != "softmax" or term.side != "query" or found is None:
+            return False
+        return found.by is number(1.0) and found.where is fold.truth(True)
+
+    @property
+    def counts_keys(self) -> bool:
+        """Whether it reads how many keys a query sees."""
+        return any(isinstance(below, Seen) for term in self.terms for below in term.value.below)
 
     @property
     def reads_pairs(self) -> bool:
@@ -127,17 +142,43 @@ class Score:
 
 
 def find_score(node: Attend) -> Score:
-    """The score of an attention over tokens with softmax weights.
+    """The score of an attention over tokens whose weights are made in one pass.
 
     Raises NotInKernelsError where it has another form.
     """
     if node.keys is not None or node.stack is not None or node.family is not None:
         raise NotInKernelsError("keys of its own")
-    if not isinstance(node.weights, Softmax):
-        raise NotInKernelsError("weights of its own")
-    if any(isinstance(below, Seen) for below in node.score.below):
-        raise NotInKernelsError("scores that need all keys of a row")
-    return _Taking(node).score()
+    kind, formula = weights_of(node)
+    if needs_keys(formula):
+        what = "scores" if isinstance(node.weights, Softmax) else "weights"
+        raise NotInKernelsError(f"{what} that need all keys of a row")
+    return _Taking(node).score(kind, formula)
+
+
+def weights_of(node: Attend) -> tuple[Kind, Value]:
+    """How weights are made of a formula, and the formula: of a softmax the score."""
+    match node.weights:
+        case Softmax():
+            return "softmax", node.score
+        case Apply(op="share", operands=(own, Seen(op="sum", condition=Truth(value=True), body=body))) if own is body:
+            if isinstance(own, Apply) and own.op == "exp":
+                return "softmax", own.operands[0]
+            return "share", own
+        case weights:
+            return "sum", weights
+
+
+def is_count(node: Node) -> bool:
+    """Whether a sum over the keys of a row is how many there are, times a number."""
+    match node:
+        case Seen(op="sum", condition=Truth(value=True), body=body):
+            return _constant(body) is not None
+    return False
+
+
+def needs_keys(node: Value) -> bool:
+    """Whether something is added up over the keys of a row that depends on more than which these are."""
+    return any(isinstance(below, Seen) and not is_count(below) for below in node.below)
 
 
 class _Taking:
@@ -148,14 +189,11 @@ class _Taking:
         self._terms: list[Term] = []
         self._product: tuple[Value, Value] | None = None
 
-    def score(self) -> Score:
-        node = self._node
-        formula = self._taken(node.score)
-        weights = node.weights
-        assert isinstance(weights, Softmax)
+    def score(self, kind: Kind, formula: Value) -> Score:
+        formula, weights = self._taken(formula), self._node.weights
         extra = None
-        if weights.extra is not None:
-            if "k" in reads(weights.extra) or any(isinstance(b, Seen) for b in weights.extra.below):
+        if isinstance(weights, Softmax) and weights.extra is not None:
+            if "k" in reads(weights.extra) or needs_keys(weights.extra):
                 raise NotInKernelsError("extra logits that need the keys of a row")
             extra = Term(_tensor("extra", "query"), "query", weights.extra)
         query, key = self._product or (None, None)
@@ -166,6 +204,7 @@ class _Taking:
             self._values(),
             tuple(self._terms),
             extra,
+            kind,
         )
 
     def _values(self) -> Value | None:
@@ -254,11 +293,11 @@ def _index_sides(node: Index) -> set[str]:
 
 def _is_alone(node: Value) -> bool:
     """Whether a vector can be computed beforehand."""
-    return not any(isinstance(below, Seen) for below in node.below)
+    return not needs_keys(node)
 
 
 def _is_term(node: Value) -> bool:
-    return rank(node) == 0 and not any(isinstance(below, Seen) for below in node.below)
+    return rank(node) == 0 and not needs_keys(node)
 
 
 def _is_cheap(node: Value) -> bool:

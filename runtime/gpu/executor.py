@@ -79,7 +79,8 @@ class Executor:
         `terms`: what a score reads besides products, fp32 (B or 1, Hq or 1, Nq, Nk or distances), by name.
 
         Returns out (B, Hq, Nq, dv) in the dtype of q, laid out as `empty_like` has it, and the natural LSE
-        (B, Hq, Nq), fp32. Rows that see nothing: 0 and −inf.
+        (B, Hq, Nq), fp32; in its place the sum of a row's weights, or nothing, where these are no softmax. Rows that
+        see nothing: 0 and −inf.
         """
         out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
         lse = q.new_empty(q.shape[:3], dtype=torch.float32)
@@ -87,7 +88,8 @@ class Executor:
             return out.zero_(), lse.fill_(-math.inf)
         own, factor = self._scaled(q)
         writable = out if self._fits(out) else _roomy(out)
-        tensors = {"q": self._fit(own), "k": self._fit(k), "v": self._fit(v), "out": writable, "lse": lse, **terms}
+        tensors = {"q": self._fit(own), "k": self._fit(k), "v": self._fit(v), "out": writable, **terms}
+        tensors |= {"lse": lse, "total": lse}
         self._launch(self.prepared.source("forward"), q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
         return (out if writable is out else out.copy_(writable)), lse
 
@@ -113,17 +115,19 @@ class Executor:
         read = {name: self._fit(x) for name, x in (("q", own), ("k", k), ("v", v), ("dout", grad_out), ("out", out))}
         lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
         before = {"lse": lse.contiguous(), "lse2": lse2, "delta": delta}
+        before |= {"total": before["lse"], "share": lse2}
         if grad_lse is not None:
             before["dlse"] = grad_lse.float().contiguous()
         kernels = self.prepared.kernels
         first = kernels.delta if grad_lse is None else kernels.delta_with_lse
         lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
         written = {name: x if self._fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
-        with _on(q):
-            tensors = {**read, **before}
-            numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
-            launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
-        tensors = {**read, **written, "lse": lse2, "delta": delta, **terms}
+        if kernels.kind != "sum":
+            with _on(q):
+                tensors = {**read, **before}
+                numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
+                launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
+        tensors = {**read, **written, "lse": lse2, "share": lse2, "delta": delta, **terms}
         tensors.update((f"d{name}", x) for name, x in of_terms.items())
         self._launch(self.prepared.source("dq"), q.shape[2], lanes, tensors, factor)
         self._launch(self.prepared.source("dkdv"), k.shape[2], kv_lanes, tensors, factor)
@@ -135,7 +139,7 @@ class Executor:
             of_terms["of_extra"] = -share * delta
         self._add_shifts(of_terms, grad_lse, lse)
         of_pairs = {"q": read["q"], "k": read["k"], "v": read["v"], "dout": read["dout"]}
-        of_pairs |= {"lse": lse2, "delta": delta, **terms}
+        of_pairs |= {"lse": lse2, "share": lse2, "delta": delta, **terms}
         for name, source in kernels.of_distances.items():
             of_terms[name] = self._of_distance(source, of_pairs, factor)
         for name in tables:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.lower import lower
@@ -71,9 +72,13 @@ SELECTION = (
     Wanted("fox"),
     Wanted("t5"),
     Wanted("graphormer"),
+    Wanted("softplus_lssa"),
+    Wanted("affine_scaled"),
+    Wanted("neighborhood_2d", PARAMETERS["neighborhood_2d"]),
+    Wanted("sliding_tile", PARAMETERS["sliding_tile"]),
 )
-"""One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, scores of their
-own with terms of queries, keys and distances, and with tables."""
+"""One of every kind that kernels are written for: ranges with bounds of all sorts, documents, lists, bricks, scores of
+their own with terms of queries, keys and distances, and with tables, weights of their own."""
 
 
 def named(names: Sequence[str]) -> list[Wanted]:
@@ -126,12 +131,17 @@ def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Ite
 
 
 def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[Case | NoKernels]:
+    parts = in_parts(pattern)
+    if parts is not pattern:
+        for node in parts.nodes:
+            yield from _cases(f"{name}: {node.name}", replace(parts, nodes=(node,), combine=None), target, heads)
+        return
     if len(pattern.nodes) != 1:
         yield NoKernels(name, target, heads.dk, heads.dtype, f"{len(pattern.nodes)} attentions in one pattern")
         return
     try:
         kernels = find_kernels(pattern, heads, TARGETS[target])
-        sources = [kernels.forward, kernels.dq, kernels.dkdv, kernels.delta]
+        sources = [kernels.forward, kernels.dq, kernels.dkdv, *([] if kernels.kind == "sum" else [kernels.delta])]
     except NotInKernelsError as error:
         yield NoKernels(name, target, heads.dk, heads.dtype, str(error))
         return

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.ranges import find_ranges
-from attnc.compiler.kernels.scores import Score, Term
+from attnc.compiler.kernels.ranges import Range, find_ranges
+from attnc.compiler.kernels.scores import Score, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import rank, reads
+from attnc.compiler.rewrite import substitute_value
+from attnc.compiler.values import apply, element, rank, reads
 from attnc.runtime.blocks import Block, Int64, Operands
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.values import Values
 from attnc.spec.errors import EvaluationError
 
 _NONE = np.zeros(1, dtype=np.int64)
+
+KEYS_SEEN = ir.intern(ir.Tensor("keys seen", "real", ("batch", "head", "query")))
+"""How many keys each query sees."""
 
 
 class Given:
@@ -71,8 +78,32 @@ class Given:
     def _whole(self, value: Value, of: Callable[[Operands, int, Value], Tensor], precise: bool = False) -> Tensor:
         """A value of every batch entry, or of one where all are alike; `precise`: computed in 64 bits."""
         operands = _in_64_bits(self._operands) if precise else self._operands
+        counts: dict[Index, Index] = {
+            cast("Index", below): cast("Index", _counted(below))
+            for below in value.below
+            if isinstance(below, ir.Seen) and is_count(below)
+        }
+        if counts:
+            value = substitute_value(value, counts)
+            operands = replace(operands, inputs={**operands.inputs, KEYS_SEEN.name: self._keys_seen})
         batches = len(operands.q) if "batch" in reads(value) or self._windows_differ else 1
         return torch.stack([of(operands, batch, value) for batch in range(batches)])
+
+    @cached_property
+    def _keys_seen(self) -> Tensor:
+        """`KEYS_SEEN`. Raises NotInKernelsError where rows see no ranges of keys."""
+        n_q = self._tensors["q"].shape[2]
+        found = np.zeros((self._tensors["q"].shape[0], len(self._heads), n_q), dtype=np.float32)
+        for batches, heads, locals_ in self._relations.groups():
+            for local in locals_:
+                ranges = find_ranges(local.relation, "k")
+                if ranges is None:
+                    raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
+                for window in local.windows:
+                    rows = np.arange(window.row, window.row + window.n_q)
+                    places = np.ix_(np.asarray(batches), np.asarray(heads), rows)
+                    found[places] = _covered(ranges, window)
+        return torch.from_numpy(found).to(self._tensors["q"].device)
 
     @property
     def _windows_differ(self) -> bool:
@@ -143,8 +174,7 @@ class Given:
                 for window in local.windows:
                     rows = np.arange(window.n_q)
                     for one in ranges:
-                        first = np.maximum(_ends(one.low, window.n_q, 0), 0)
-                        last = np.minimum(_ends(one.high, window.n_q, window.n_k - 1), window.n_k - 1)
+                        first, last = _range(one, window)
                         some = first <= last
                         place = rows[some] + window.shift + n_k - 1 - self._shift
                         np.add.at(steps, place - last[some], 1)
@@ -167,6 +197,28 @@ class Given:
             alive = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
         block = Block(batch, self._heads, window, rows, keys, alive)
         return Values(operands, block).of(value)
+
+
+def _range(one: Range, window: Window) -> tuple[Int64, Int64]:
+    """The first and the last key of a range, for every row."""
+    first = np.maximum(_ends(one.low, window.n_q, 0), 0)
+    return first, np.minimum(_ends(one.high, window.n_q, window.n_k - 1), window.n_k - 1)
+
+
+def _covered(ranges: Sequence[Range], window: Window) -> Int64:
+    """How many keys are in some range, for every row."""
+    ends = np.stack([np.stack(_range(one, window)) for one in ranges])
+    order = np.argsort(ends[:, 0], axis=0, kind="stable")
+    firsts, lasts = (np.take_along_axis(ends[:, i], order, 0) for i in (0, 1))
+    before = np.concatenate([np.full((1, window.n_q), -1), np.maximum.accumulate(lasts, 0)[:-1]])
+    covered: Int64 = np.maximum(lasts - np.maximum(firsts - 1, before), 0).sum(0)
+    return covered
+
+
+def _counted(node: ir.Seen) -> Value:
+    """A sum over the keys of a row that is their number, times another."""
+    places = (fold.head_index("batch"), fold.head_index("head"), fold.place("q"))
+    return apply("mul", node.body, element(KEYS_SEEN, places))
 
 
 def _ends(end: Index | None, rows: int, otherwise: int) -> Int64:

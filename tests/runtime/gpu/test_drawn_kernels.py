@@ -36,7 +36,13 @@ RELATIONS = (
     "k == q - shift or k < sinks",
 )
 
-ADDED = ("", "    score   scale * dot(q, k) - 0.1 * abs(q - k)\n", "    score   2 * tanh(scale * dot(q, k))\n")
+ADDED = (
+    "",
+    "    score   scale * dot(q, k) - 0.1 * abs(q - k)\n",
+    "    score   2 * tanh(scale * dot(q, k))\n",
+    "    weights sigmoid(score - 1)\n",
+    "    weights softplus(score) / sum(softplus(score) for k)\n",
+)
 
 
 def check_program(program: Program, seed: int, target: str) -> None:
@@ -86,4 +92,5 @@ def test_programs_of_ranges(data: st.DataObject) -> None:
         name = draw(st.sampled_from(["sm_80", "sm_90"]))
         patch.setattr(planner, "target_of", lambda device: TARGETS[name])
         level = torch.randint(-1, n_k + 1, (n_k,))
-        check(attention, operands(n_q, n_k, heads=draw(st.sampled_from([(1, 1), (2, 1)]))), {"level": level})
+        tensors = operands(n_q, n_k, heads=draw(st.sampled_from([(1, 1), (2, 1)])))
+        check(attention, tensors, {"level": level}, with_lse=attention.has_lse)
