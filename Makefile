@@ -11,11 +11,12 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
 
 VENV := .venv
+OLDER := .venv-triton-3.6
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fuzz kernels report-check check clean python
+.PHONY: help demo test test-older-triton lint fuzz kernels report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -26,6 +27,9 @@ demo: $(VENV)/installed  ## install what attnc needs and train the small byte-le
 
 test: $(VENV)/installed-dev  ## install with the development tools and run every test
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+test-older-triton: $(OLDER)/installed  ## the kernels in the interpreter of Triton 3.6, which needs an older numpy
+	PYTHONPATH=src:tests/support $(OLDER)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" tests/runtime/gpu/test_kernels.py tests/runtime/gpu/test_weights.py tests/runtime/gpu/test_drawn_kernels.py tests/runtime/gpu/test_binaries.py
 
 lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the import rules
 	$(BIN)/ruff check .
@@ -45,7 +49,7 @@ report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless
 check: lint test  ## everything that must pass before a change goes in
 
 clean:  ## remove .venv, caches and build output
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis byte_lm.svg
+	rm -rf $(VENV) $(OLDER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis byte_lm.svg
 	find src spec compiler runtime stdlib_patterns tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: made again when what they install from has changed.
@@ -58,6 +62,15 @@ $(VENV)/installed: pyproject.toml constraints.txt | python
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing the development tools into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# Triton 3.6 belongs to torch 2.11: pip would refuse it beside torch 2.13, so it comes by itself.
+$(OLDER)/installed: pyproject.toml constraints.txt | python
+	@echo "installing into $(OLDER)"
+	@$(PYTHON) -m venv $(OLDER)
+	@grep -v '^triton==\|^numpy==' constraints.txt > $(OLDER)/constraints.txt
+	@$(OLDER)/bin/python -m pip install --quiet --disable-pip-version-check -c $(OLDER)/constraints.txt $(PIP_FLAGS) --editable '.[dev]' 'numpy<2.4'
+	@$(OLDER)/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps triton==3.6.0
 	@touch $@
 
 python:

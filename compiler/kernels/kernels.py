@@ -168,7 +168,7 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,
-        delayed=target.delayed and heads.dtype != "float32" and not (score and score.reads_pairs),
+        delayed=target.delayed and heads.dtype != "float32" and (score is None or score.has_late_values),
         boxes=target.boxes,
         guarded=target.delayed,
         grouped=heads.grouped,

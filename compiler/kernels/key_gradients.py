@@ -11,9 +11,10 @@ from typing_extensions import override
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Index
-from attnc.compiler.kernels.depth import Accumulated, accumulated
+from attnc.compiler.kernels.depth import LEAST, Accumulated, accumulated
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, Text
 from attnc.compiler.kernels.kernel import Kernel
+from attnc.compiler.kernels.lines import SHIFT
 from attnc.compiler.kernels.problem import PAIRS, Problem
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.walks import Listed, Sides, Walk
@@ -23,6 +24,12 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 def emit_dkdv(problem: Problem, tiles: TileShape) -> KernelSource:
     """The gradients of k and v, by rows of keys, over all query heads of a kv head."""
     return KeyGradients(problem, tiles).source()
+
+
+def turns_fit(group: int, queries: int) -> bool:
+    """Whether turns through so many heads and queries can be told apart (`SHIFT`), whatever the tiles are."""
+    tiles = queries // LEAST + 1
+    return group * tiles * tiles < 1 << SHIFT
 
 
 @dataclass

@@ -129,8 +129,13 @@ class Score:
         return any(isinstance(below, Seen) for term in self.terms for below in term.value.below)
 
     @property
+    def has_late_values(self) -> bool:
+        """Whether there is something to do while values are multiplied, and registers for it."""
+        return self.has_product and not self.reads_pairs
+
+    @property
     def reads_pairs(self) -> bool:
-        """Whether something is loaded for every pair, which needs the registers that a late product takes."""
+        """Whether something is loaded for every pair."""
         return bool(self.inputs) or any(term.side == "distance" for term in self.terms)
 
     @property

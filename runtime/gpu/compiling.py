@@ -36,12 +36,16 @@ _TELLING = re.compile(r"LLVM ERROR|Assertion|error:|Error\b|fatal")
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What came out. `shared`: bytes of shared memory of a program; `tensor_memory`: its columns (sm_100)."""
+    """What came out. `shared`: bytes of shared memory of a program; `tensor_memory`: its columns (sm_100).
+
+    `products`: the most asynchronous products of tiles that Triton has put into one loop (sm_90).
+    """
 
     code: MachineCode
     shared: int
     tensor_memory: int
     seconds: float
+    products: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,23 @@ def compile_here(source: KernelSource, target: str) -> Compiled:
     )
     code = read_amd(kernel.asm["amdgcn"]) if amd else _read_cubin(kernel.asm["cubin"])
     tensor_memory = getattr(kernel.metadata, "tmem_size", None) or 0
-    return Compiled(code, kernel.metadata.shared, tensor_memory, perf_counter() - begun)
+    products = products_of_loops(kernel.asm["ttgir"])
+    return Compiled(code, kernel.metadata.shared, tensor_memory, perf_counter() - begun, products)
+
+
+def products_of_loops(text: str) -> int:
+    """The most asynchronous products in one loop of Triton's own text, without those of loops inside."""
+    found, loops, depth = 0, [], 0
+    for line in text.splitlines():
+        if "scf.for" in line or "scf.while" in line:
+            loops.append((depth, 0))
+        if "ttng.warp_group_dot " in line and loops:
+            level, count = loops[-1]
+            loops[-1] = level, count + 1
+        depth += line.count("{") - line.count("}")
+        while loops and depth <= loops[-1][0]:
+            found = max(found, loops.pop()[1])
+    return found
 
 
 def _as_triton_takes_it(source: KernelSource) -> Any:

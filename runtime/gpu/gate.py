@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -76,12 +75,12 @@ def _products(case: Case, found: Compiled) -> Iterator[str]:
         if not found.code.loops:
             yield f"no loop with {wanted} instructions"
         for loop in found.code.loops:
-            yield from _loop(case, loop)
+            yield from _loop(case, found, loop)
 
 
-def _loop(case: Case, loop: Loop) -> Iterator[str]:
+def _loop(case: Case, found: Compiled, loop: Loop) -> Iterator[str]:
     where = f"in the loop of {loop.instructions} instructions"
-    wanted, dots = PRODUCTS[case.target], dots_of_loops(case.source.text)
+    wanted = PRODUCTS[case.target]
     others = sorted(name for name in loop.products if not name.startswith(wanted))
     if others:
         yield f"{', '.join(others)} in place of {wanted} {where}"
@@ -92,8 +91,8 @@ def _loop(case: Case, loop: Loop) -> Iterator[str]:
     copied, tile = loop.copied * 32 * case.source.tiles.warps, _tile_bytes(case)
     if 2 * copied >= tile:
         yield f"{copied} bytes copied through registers {where}, a tile is {tile}"
-    if loop.waits > dots:
-        yield f"{loop.waits} waits for {dots} products {where}"
+    if loop.waits > found.products:
+        yield f"{loop.waits} waits for {found.products} products {where}"
     if loop.barriers > MOST_BARRIERS:
         yield f"{loop.barriers} barriers {where}"
 
@@ -102,19 +101,3 @@ def _tile_bytes(case: Case) -> int:
     """Of what a loop takes in: keys, or queries for the gradients of keys."""
     tiles = case.source.tiles
     return (tiles.q_tile if case.stage == "dkdv" else tiles.k_tile) * case.head_dim * BYTES[case.dtype]
-
-
-def dots_of_loops(text: str) -> int:
-    """The most products that one loop of a kernel's text has in its body."""
-    loops = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.For | ast.While)]
-    inner = [loop for loop in loops if not any(_dots(x) for x in ast.walk(loop) if x is not loop and _is_loop(x))]
-    return max(map(_dots, inner), default=0)
-
-
-def _is_loop(node: ast.AST) -> bool:
-    return isinstance(node, ast.For | ast.While)
-
-
-def _dots(node: ast.AST) -> int:
-    calls = [x.func for x in ast.walk(node) if isinstance(x, ast.Call)]
-    return sum(isinstance(f, ast.Attribute) and f.attr == "dot" for f in calls)

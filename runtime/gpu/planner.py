@@ -17,6 +17,7 @@ from attnc.compiler.ir import BOUNDARIES, Pattern
 from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.key_gradients import turns_fit
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
@@ -95,6 +96,8 @@ class GpuPlanner:
         sizes = check_tensors(q, k, v)
         if max(sizes.n_q, sizes.n_k) > LONGEST:
             raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
+        if sizes.heads > sizes.kv_heads and not turns_fit(sizes.heads // max(sizes.kv_heads, 1), sizes.n_q):
+            raise ArgumentError(f"there are {sizes.n_q} queries of heads that share keys: kernels take fewer of these")
         kernels = self._kernels_of(q, k, v, tf32, widths)
         ranged = kernels.form != "lists"
         given = self._named(inputs)

@@ -20,7 +20,7 @@ def compile_none(jobs: Sequence[Job], processes: int) -> Iterator[tuple[int, Out
     """All kernels are fine but the gradient of q, whose compiler dies."""
     del processes
     for i, (source, _) in enumerate(jobs):
-        fine = Compiled(MachineCode(registers=168, products={"HGMMA": 8}, loops=(LOOP,)), 65536, 0, 1.0)
+        fine = Compiled(MachineCode(registers=168, products={"HGMMA": 8}, loops=(LOOP,)), 65536, 0, 1.0, products=2)
         yield i, Failure("the compiler died (SIGABRT)") if source.stage == "dq" else fine
 
 
