@@ -21,12 +21,15 @@ _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """Of a target: those of plain scores, and what differs where more is loaded or tiles are walked head by head."""
+    """Of a target: those of plain scores, and what differs where more is loaded, where tiles are walked head by head,
+    and where they are bricks.
+    """
 
     plain: _Shapes
     terms: _Shapes = field(default_factory=dict)
     pairs: _Shapes = field(default_factory=dict)
     nested: _Shapes = field(default_factory=dict)
+    bricks: _Shapes = field(default_factory=dict)
 
 
 _TILES = {
@@ -46,6 +49,7 @@ _TILES = {
             "pairs": ((64, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1))),
         },
         nested={"dkdv": ((64, T(16, 64, 8, 2)), (128, T(16, 32, 8, 2)), (256, T(32, 64, 8, 1)))},
+        bricks={"dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2)))},
     ),
     "sm_90": _Tiles(
         plain={
@@ -102,7 +106,15 @@ _WIDEST: dict[Stage, T] = {
 
 
 def tile_shape(
-    target: Target, stage: Stage, dk: int, dv: int, dtype: str, load: Load = "plain", nested: bool = False
+    target: Target,
+    stage: Stage,
+    dk: int,
+    dv: int,
+    dtype: str,
+    load: Load = "plain",
+    *,
+    nested: bool = False,
+    bricks: bool = False,
 ) -> T:
     """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head."""
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
@@ -113,4 +125,6 @@ def tile_shape(
         table = table | tiles.pairs
     if nested:
         table = table | tiles.nested
+    if bricks:
+        table = table | tiles.bricks
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])
