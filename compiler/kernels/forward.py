@@ -14,6 +14,7 @@ from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.scores import Term
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
+from attnc.compiler.kernels.walks import Ranged
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
 
@@ -45,6 +46,13 @@ class Forward(Kernel):
     @override
     def is_guarded(self) -> bool:
         return self.problem.guarded and self.problem.score is not None and not self.problem.delayed
+
+    @property
+    @override
+    def is_specialised(self) -> bool:
+        """Where Triton makes no spills of it: plain scores of narrow heads, with bounds in the kernel."""
+        p = self.problem
+        return p.specialised and p.score is None and max(p.dk, p.dv) <= 64 and isinstance(p.by_query, Ranged)
 
     @override
     def start(self) -> None:

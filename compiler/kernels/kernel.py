@@ -32,6 +32,11 @@ class Kernel(Scored):
         raise NotImplementedError
 
     @property
+    def is_specialised(self) -> bool:
+        """Whether the warps of a program have tasks of their own: then Triton shares registers out among them."""
+        return False
+
+    @property
     def is_guarded(self) -> bool:
         """Whether loops stand in branches of their own."""
         return self.problem.guarded
@@ -60,7 +65,7 @@ class Kernel(Scored):
         head.add(*declaration(function, arguments))
         text = str(head) + str(lines)
         bricks = None if self.problem.grid is None else prod(self.problem.grid.bricks(self.row_brick))
-        parts, registers = self.accumulated.parts, self.problem.registers
+        parts, registers = self.accumulated.parts, None if self.is_specialised else self.problem.registers
         return KernelSource(self.title, function, text, arguments, self.tiles, parts, bricks, registers)
 
     def write(self, texts: IndexText) -> None:
@@ -166,7 +171,7 @@ class Kernel(Scored):
 
     def full_loop(self, begin: str, end: str) -> None:
         """The loop over full tiles."""
-        with self.lines.loop("tile", begin, end):
+        with self.lines.loop("tile", begin, end, specialised=self.is_specialised):
             self.body("tile", False)
 
 

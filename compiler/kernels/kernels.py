@@ -174,6 +174,7 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
         guarded=target.delayed,
         grouped=heads.grouped,
         registers=target.registers,
+        specialised=target.specialised and heads.dtype != "float32",
     )
     return Kernels(problem, target, form, reason, {} if bricked is None else bricked)
 

@@ -40,9 +40,10 @@ class Lines:
             self.depth -= 1
 
     @contextmanager
-    def loop(self, name: str, begin: str, end: str) -> Iterator[None]:
-        """What is done for each number from `begin` to before `end`."""
-        head = f"for {name} in range({begin}, {end}):"
+    def loop(self, name: str, begin: str, end: str, *, specialised: bool = False) -> Iterator[None]:
+        """What is done for each number from `begin` to before `end`; `specialised`: by warps with a task each."""
+        ends = f"range({begin}, {end})"
+        head = f"for {name} in {f'tl.{ends[:-1]}, warp_specialize=True)' if specialised else ends}:"
         own: tuple[str, ...] = ()
         if self.turns:
             self.add(f"count = {end} - {begin}" if begin != "0" else f"count = {end}")

@@ -25,7 +25,7 @@ class Problem:
     walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `score`: None for the
     plain one; `widths`: dk and dv as it reads them. `tf32`: whether fp32 is multiplied as TF32. `delayed`: values are
     multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA). `guarded`: see `Lines`.
-    `grouped`: heads of queries may share a head of keys. `registers`: see `Target`.
+    `grouped`: heads of queries may share a head of keys. `registers`, `specialised`: see `Target`.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Problem:
     guarded: bool = False
     grouped: bool = True
     registers: int | None = None
+    specialised: bool = False
 
     @property
     def is_nested(self) -> bool:

@@ -14,6 +14,7 @@ class Target:
 
     `delayed`: products with values overlap the next tile's softmax if they come one tile late. `registers`: what the
     assembler may use; None where it finds that out by itself, while on sm_100 it spills a few for one more program.
+    `specialised`: warps of a program can have tasks of their own.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Target:
     boxes: bool = False
     delayed: bool = False
     registers: int | None = None
+    specialised: bool = False
 
 
 TARGETS = {
@@ -30,7 +32,7 @@ TARGETS = {
     for target in (
         Target("sm_80", "nvidia", 163),
         Target("sm_90", "nvidia", 227, boxes=True, delayed=True),
-        Target("sm_100", "nvidia", 227, boxes=True, registers=255),
+        Target("sm_100", "nvidia", 227, boxes=True, registers=255, specialised=True),
         Target("gfx942", "amd", 64, warp=64),
     )
 }

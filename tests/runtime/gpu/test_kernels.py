@@ -125,6 +125,23 @@ def test_lengths(name: str, params: Mapping[str, Any], n_q: int, n_k: int, targe
     assert stages(check(attention, operands(n_q, n_k, heads=heads), inputs)) >= STAGES
 
 
+@pytest.mark.parametrize("name", ["sm_100", "gfx942"])
+def test_other_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warps with tasks of their own, and AMD's tiles."""
+    use(monkeypatch, name)
+    attention = compile_attention("sliding_window", backend="triton", **WINDOW)
+    check(attention, operands(160, heads=(2, 1), widths=(64, 64)))
+    assert ("warp_specialize=True" in attention.source(name)["sliding_window_forward"]) == (name == "sm_100")
+
+
+def test_pairs_that_are_not_there_are_not_read(target: str) -> None:
+    """In a partial tile neither a table nor the index into it is read past the last key."""
+    text = compile_attention("graphormer", backend="triton").source("sm_90")["graphormer_forward"]
+    reads = [line for line in text.splitlines() if "tl.load(input_table" in line and "visible" in line]
+    assert reads
+    assert all(line.count("tl.load(") == line.count("mask=visible") == 2 for line in reads)
+
+
 def test_one_query_of_a_score(target: str) -> None:
     check(compile_attention("alibi", backend="triton"), operands(1, 97, heads=(4, 2)))
 
