@@ -10,11 +10,13 @@ import argparse
 import json
 from collections import Counter
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import timing
 
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.simulation import seen_kernels
 from attnc.runtime.commands import console
 from attnc.runtime.commands.gate import Row, line, rows
 from attnc.runtime.gpu.gate import Case
@@ -31,7 +33,10 @@ def main() -> int:
     parser.add_argument("--selection", action="store_true", help="one pattern of each kind, bf16, heads of 64 and 128")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--facts", action="store_true", help="write what the simulator is told, from the last table")
     options = parser.parse_args()
+    if options.facts:
+        return _write_facts()
     facts = timing.header()
     found = _chosen(options)
     done: list[Row] = []
@@ -59,6 +64,39 @@ def _save(facts: dict[str, Any], targets: list[str], done: list[Row]) -> None:
     whole = _sorted([*kept, *done])
     runs |= dict.fromkeys(targets, facts)
     timing.save(name, whole, {**facts, "runs": dict(sorted(runs.items())), "summary": summary(whole)})
+
+
+def _write_facts() -> int:
+    """What the simulator is told of the kernels of causal attention (`compiler/simulation/seen_kernels.py`)."""
+    source = f"kernels-triton-{version('triton')}.json"
+    table = json.loads((timing.RESULTS / source).read_text(encoding="utf-8"))
+    found = [_fact(row) for row in table["rows"] if row["pattern"] == "causal" and row.get("loops")]
+    path = Path(seen_kernels.__file__).with_suffix(".json")
+    lines = ",\n".join(f"  {json.dumps(one)}" for one in found)
+    path.write_text(f'{{"from": "{source}", "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
+    return 0
+
+
+def _fact(row: Row) -> dict[str, object]:
+    loops: Any = row["loops"]
+    full = min(loops, key=lambda loop: loop["instructions"])
+    q_tile, k_tile = map(int, str(row["tiles"]).split("x"))
+    mix = full["mix"]
+    return {
+        "architecture": row["target"],
+        "kernel": row["kernel"],
+        "head_dim": row["head_dim"],
+        "dtype": row["dtype"],
+        "shape": [q_tile, k_tile, row["warps"], row["stages"]],
+        "seen": {
+            "registers": row["registers"],
+            "shared_kib": row["shared_kib"],
+            "issued": full["instructions"],
+            "alu": mix.get("alu", 0),
+            "fma": mix.get("fma", 0),
+            "exps": mix.get("mufu", 0),
+        },
+    }
 
 
 def summary(done: list[Row]) -> dict[str, dict[str, int]]:

@@ -1,7 +1,8 @@
 """What one tile costs on an SM, in clocks of each of its units; and which tile shapes a kernel can have.
 
-Counts of instructions for a score element are read from the machine code that Triton makes of such kernels for sm_90
-(d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
+Of the kernels that the plan takes, registers, shared memory and instructions are those of their machine code
+(`seen_kernels`). For other tiles, counts of instructions for a score element were read from what Triton makes of such
+kernels for sm_90 (d 64 and 128, tiles of 64 to 256 rows); products and shared memory follow from the sizes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from itertools import product
 from typing import Literal
 
 from attnc.compiler.simulation.machine import Machine, MachineError
+from attnc.compiler.simulation.seen_kernels import Seen, find_seen
 
 Kernel = Literal["forward", "dq", "dkdv"]
 
@@ -144,13 +146,19 @@ class TileModel:
         rescaled = own if self.kernel == "forward" else 0
         read = (shape.q_tile * heads.dk + shape.k_tile * (heads.dk + heads.dv)) * heads.bytes
         loaded = shape.q_tile if self.kernel == "dkdv" else shape.k_tile
+        seen, threads = seen_of(m, self.kernel, shape, heads), 32 * shape.warps
+        if seen is None:
+            exps, alu = scores + shape.q_tile, scores * ALU_PER_SCORE
+            fma = scores * FMA_PER_SCORE + FMA_PER_SUM * rescaled
+            issued = scores * ISSUED_PER_SCORE + ISSUED_PER_SUM * rescaled
+        else:
+            exps, alu, fma, issued = (n * threads for n in (seen.exps, seen.alu, seen.fma, seen.issued))
         return Clocks(
             products=2 * scores * depth / m.tensor_flop(heads.dtype),
-            exps=(scores * (1 + self.extra.exps) + shape.q_tile) / m["exp_per_clock"],
-            alu=scores * (ALU_PER_SCORE + mask) / m["alu_per_clock"],
-            fma=(scores * (FMA_PER_SCORE + self.extra.score) + FMA_PER_SUM * rescaled) / m["fma_per_clock"],
-            issue=(scores * (ISSUED_PER_SCORE + mask + self.extra.score) + ISSUED_PER_SUM * rescaled)
-            / m["issue_per_clock"],
+            exps=(exps + scores * self.extra.exps) / m["exp_per_clock"],
+            alu=(alu + scores * mask) / m["alu_per_clock"],
+            fma=(fma + scores * self.extra.score) / m["fma_per_clock"],
+            issue=(issued + scores * (mask + self.extra.score)) / m["issue_per_clock"],
             shared=read * (depth / (heads.dk + heads.dv)) / m["shared_bytes_per_clock"],
             l2=loaded * (heads.dk + heads.dv) * heads.bytes * m.sms / m["l2_bytes_per_clock"],
         )
@@ -175,9 +183,22 @@ class Resources:
         return f"needs {self.shared_kib:.0f} KiB of shared memory and {self.registers} registers a thread"
 
 
+def seen_of(machine: Machine, kernel: Kernel, shape: TileShape, heads: Heads) -> Seen | None:
+    """What the machine code of a kernel says, None where it was not read."""
+    if heads.dk != heads.dv:
+        return None
+    tiles = shape.q_tile, shape.k_tile, shape.warps, shape.stages
+    return find_seen(machine.architecture, kernel, heads.dk, heads.dtype, tiles)
+
+
 def resources(machine: Machine, kernel: Kernel, shape: TileShape, heads: Heads) -> Resources:
-    """What a program takes, by the formulas that fit what Triton's kernels were seen to take."""
+    """What a program takes: as its machine code says, or else by formulas that fit what others were seen to take."""
     threads = 32 * shape.warps
+    seen = seen_of(machine, kernel, shape, heads)
+    if seen is not None:
+        by_registers = int(machine["registers"] // (-(-seen.registers // 8) * 8 * threads))
+        programs = min(int(machine["shared_kib"] // seen.shared_kib), by_registers, 2048 // threads)
+        return Resources(seen.shared_kib, seen.registers, programs)
     both = heads.dk + heads.dv
     kept = {"forward": shape.q_tile * heads.dk, "dq": shape.q_tile * both, "dkdv": shape.k_tile * both}[kernel]
     moving = (shape.q_tile if kernel == "dkdv" else shape.k_tile) * both

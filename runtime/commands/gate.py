@@ -128,6 +128,7 @@ def _loop(loop: Loop) -> dict[str, object]:
         "local_stores": loop.local_stores,
         "ex2": loop.exponentials,
         "ex2_under_products": loop.overlapped,
+        "mix": dict(loop.mix),
     }
 
 

@@ -24,6 +24,11 @@ _REGISTER = re.compile(r"\bR(\d+)")
 _WAIT = re.compile(r"gsb0, 0x([0-9a-f]+)")
 _JUMPS = {"BRA", "BRX", "JMP", "CALL", "WARPSYNC"}
 _COPIES = {"LDGSTS", "UTMALDG", "UBLKCP"}
+_MEMORY = {"LDG", "STG", "LDS", "STS", "LDSM", "STSM", "LDC", "LDCU", "ULDC", "LDGSTS", "LDL", "STL", "LD", "ST", "RED"}
+_CONTROL = {
+    "BRA", "BRX", "JMP", "CALL", "RET", "EXIT", "BSSY", "BSYNC", "WARPSYNC", "WARPGROUP", "BAR", "DEPBAR", "LDGDEPBAR",
+    "NOP", "ELECT", "FENCE", "MEMBAR", "YIELD", "NANOSLEEP", "ERRBAR", "CCTL",
+}  # fmt: skip
 _MOVES = {"MOV", "PRMT", "SEL", "IMAD"}
 """What hands on loaded bits: of IMAD only its form MOV."""
 
@@ -35,7 +40,9 @@ class Loop:
     `products`: those instructions, by name. `copies`: asynchronous ones, from global to shared memory. `copied`: bytes
     that each thread takes from global to shared memory through its registers; `gathered`: those loaded one number of 32
     bits at a time, which no tile of 16-bit numbers is. `waits`: for products in flight.
-    `exponentials`, and `overlapped`: those of them that are computed while products are in flight.
+    `exponentials`, and `overlapped`: those of them that are computed while products are in flight. `mix`: instructions
+    by the unit that does them: "fma" (floating point, and integer products), "mufu" (exponentials and such), "alu"
+    (integers, compares, conversions), "memory", "uniform" (one for all threads), "products", "control".
     """
 
     instructions: int = 0
@@ -49,6 +56,7 @@ class Loop:
     local_stores: int = 0
     exponentials: int = 0
     overlapped: int = 0
+    mix: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +213,24 @@ def _judge(body: Sequence[Instruction]) -> Loop:
         local_stores=names["STL"],
         exponentials=exponentials,
         overlapped=_overlapped(body),
+        mix=dict(sorted(Counter(map(unit_of, body)).items())),
     )
+
+
+def unit_of(x: Instruction) -> str:
+    """The unit that does an instruction."""
+    name = x.name
+    if _TENSOR.match(x.opcode):
+        return "products"
+    if name.startswith(("FFMA", "FMUL", "FADD", "HFMA", "HMUL", "HADD", "IMAD", "FSWZADD")):
+        return "fma"
+    if name == "MUFU":
+        return "mufu"
+    if name in _MEMORY or name.startswith(("UTMA", "UBLK", "LDT", "STT", "UTC")):
+        return "memory"
+    if name in _CONTROL or name.startswith(("SYNCS", "UCGABAR")):
+        return "control"
+    return "uniform" if name.startswith("U") or name in {"R2UR", "S2UR"} else "alu"
 
 
 def _products(instructions: Iterable[Instruction]) -> dict[str, int]:
