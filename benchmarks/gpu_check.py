@@ -83,6 +83,8 @@ CHECKED = (
     Checked("power", {"block": 64}, {"block": 8}),
     Checked("strided", {"stride": 64, "local": 64}, {"stride": 16, "local": 16}),
     Checked("neighborhood_2d", {"height": 32, "width": 32}, {"height": 6, "width": 8, "window": 3}),
+    Checked("softplus_lssa"),
+    Checked("affine_scaled", inputs=lambda b, h, n: {"alpha": torch.rand(b, h, n), "beta": torch.randn(b, h, n) / n}),
 )
 
 
@@ -148,8 +150,7 @@ def correct(setting: Setting) -> Iterator[Row]:
     for case in CHECKED:
         attention = case.attention(setting)
         for dtype in dtypes:
-            for d in (64,) if setting.toy else (64, 128):
-                heads = (2, 1) if setting.toy else (8, 2)
+            for d, heads in _heads(setting, dtype):
                 leaves = operands(setting, n, dtype, batch=1 if setting.toy else 2, heads=heads, d=d)
                 inputs = _inputs(case, setting, leaves[0])
                 grad = torch.randn(leaves[0].shape, device=setting.device).to(dtype)
@@ -158,7 +159,16 @@ def correct(setting: Setting) -> Iterator[Row]:
                 exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
                 found = errors(ours, results(attention.reference, wide, grad, **exact))
                 ok = max(found.values()) <= TOLERANCE[dtype]
-                yield {"pattern": case.name, "n": n, "d": d, "dtype": str(dtype), "errors": found, "ok": ok}
+                row = {"pattern": case.name, "n": n, "d": d, "heads": heads, "dtype": str(dtype)}
+                yield {**row, "errors": found, "ok": ok}
+
+
+def _heads(setting: Setting, dtype: torch.dtype) -> list[tuple[int, tuple[int, int]]]:
+    """Widths, and heads of queries and of keys: shared and, where kernels are few enough, each its own."""
+    if setting.toy:
+        return [(64, (2, 1)), (64, (2, 2))]
+    shared = [(64, (8, 2)), (128, (8, 2))]
+    return [*shared, (64, (4, 4)), (128, (4, 4))] if dtype == torch.bfloat16 else shared
 
 
 def _inputs(case: Checked, setting: Setting, q: Tensor) -> dict[str, Tensor]:

@@ -17,5 +17,5 @@ def test_correct(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(out.read_text(encoding="utf-8"))
     assert {"torch", "triton", "commit", "device", "date", "command"} <= facts.keys()
-    assert len(facts["rows"]) == 13
+    assert len(facts["rows"]) == 30
     assert all(row["ok"] for row in facts["rows"])
