@@ -24,6 +24,7 @@ from attnc.compiler.rewrite import substitute_value, variables
 from attnc.compiler.values import is_own, rank, reads
 from attnc.runtime import scaled
 from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
+from attnc.runtime.constants import on_device
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.scaled import Quantity, Scaled, plain
 from attnc.runtime.sums import conjugate_gradients, covered, gathered, ranges
@@ -192,7 +193,7 @@ class Values:
         return torch.full(shape, value, dtype=self._operands.dtype, device=self._operands.device)
 
     def _tensor(self, array: NDArray[np.int64 | np.bool_]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._operands.device)
+        return on_device(array, self._operands.device)
 
     # --- nodes ---
 
@@ -301,7 +302,7 @@ class Values:
         if (self._alive(node) & (den == 0)).any():
             raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")
         exactly = np.where(alive, num, 1) / np.where(alive & (den != 0), den, 1)
-        return torch.from_numpy(exactly).to(self._operands.device, self._operands.dtype)
+        return on_device(exactly, self._operands.device, self._operands.dtype)
 
     # --- leaves ---
 
@@ -312,7 +313,7 @@ class Values:
         front = (None,) * self._loops.depth
         if node.tensor in self._vectors:
             return self._vectors[node.tensor][front]
-        heads = torch.tensor(block.heads, device=operands.device)
+        heads = on_device(np.asarray(block.heads), operands.device)
         if node.tensor == "q":
             rows = self._tensor(block.rows + block.window.row)
             return operands.q[block.batch][heads[:, None], rows].to(operands.dtype)[:, :, None][front]

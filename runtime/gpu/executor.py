@@ -23,6 +23,7 @@ from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
 from attnc.compiler.kernels.source import VECTOR, KernelSource, Stage
 from attnc.compiler.kernels.value_text import LOG2_E
+from attnc.runtime.constants import keep_captured
 from attnc.runtime.cpu.executor import empty_like
 from attnc.runtime.gpu.launch import launch, lies_evenly
 
@@ -226,9 +227,11 @@ class Executor:
     def _launch(
         self, source: KernelSource, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float
     ) -> None:
+        own = self._own(source)
+        keep_captured(own.values())
         with _on(tensors["q"]):
             programs = (source.row_tiles or -(-tokens // source.stationary)) * lanes
-            launch(source, programs, {**tensors, **self._own(source)}, self._numbers(lanes, factor))
+            launch(source, programs, {**tensors, **own}, self._numbers(lanes, factor))
 
 
 def _on(x: Tensor) -> AbstractContextManager[object]:

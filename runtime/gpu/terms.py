@@ -23,6 +23,7 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.rewrite import substitute_value
 from attnc.compiler.values import apply, element, rank, reads
 from attnc.runtime.blocks import Block, Int64, Operands
+from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.values import Values
 from attnc.spec.errors import EvaluationError
@@ -103,7 +104,7 @@ class Given:
                     rows = np.arange(window.row, window.row + window.n_q)
                     places = np.ix_(np.asarray(batches), np.asarray(heads), rows)
                     found[places] = _covered(ranges, window)
-        return torch.from_numpy(found).to(self._tensors["q"].device)
+        return on_device(found, self._tensors["q"].device)
 
     @property
     def _windows_differ(self) -> bool:

@@ -1,0 +1,78 @@
+"""What the simulator knows from machine code: that of the table, and that it is what predictions are made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.kernels.tile_shapes import tile_shape
+from attnc.compiler.simulation.gpu_clocks import Extra, Heads, Kernel, TileModel, TileShape, resources
+from attnc.compiler.simulation.machine import find_machine
+from attnc.compiler.simulation.seen_kernels import Seen, find_seen, seen_kernels
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+STORED = Path(__file__).resolve().parents[2] / "compiler" / "simulation" / "seen_kernels.json"
+H100 = find_machine("h100-sxm")
+
+
+def table() -> list[dict[str, Any]]:
+    named = json.loads(STORED.read_text(encoding="utf-8"))["from"]
+    rows: list[dict[str, Any]] = json.loads((RESULTS / named).read_text(encoding="utf-8"))["rows"]
+    return [row for row in rows if row["pattern"] == "causal" and row.get("loops")]
+
+
+def test_it_is_what_the_table_says() -> None:
+    """`python benchmarks/kernels.py --facts` writes it."""
+    rows = table()
+    assert len(rows) == len(seen_kernels()) >= 18
+    for row in rows:
+        q_tile, k_tile = map(int, row["tiles"].split("x"))
+        shape = q_tile, k_tile, row["warps"], row["stages"]
+        seen = find_seen(row["target"], row["kernel"], row["head_dim"], row["dtype"], shape)
+        full = min(row["loops"], key=lambda loop: loop["instructions"])
+        mix = full["mix"]
+        numbers = row["registers"], row["shared_kib"], full["instructions"], mix["alu"], mix["fma"], mix["mufu"]
+        assert seen == Seen(*numbers)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("kernel", ["forward", "dq", "dkdv"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_first_choice_of_the_plan_is_known(target: str, kernel: Kernel, head_dim: int) -> None:
+    tiles = tile_shape(TARGETS[target], kernel, head_dim, head_dim, "bfloat16")
+    shape = tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages
+    assert find_seen(target, kernel, head_dim, "float16", shape) is not None
+
+
+def test_predictions_are_made_of_it() -> None:
+    heads, tiles = Heads(128, 128, "bfloat16"), tile_shape(TARGETS["sm_90"], "forward", 128, 128, "bfloat16")
+    seen = find_seen("sm_90", "forward", 128, "bfloat16", (tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages))
+    assert seen is not None
+    clocks, threads = TileModel(H100, "forward", tiles, heads, Extra()).full, 32 * tiles.warps
+    assert clocks.issue == pytest.approx(seen.issued * threads / H100["issue_per_clock"])
+    assert clocks.exps == pytest.approx(seen.exps * threads / H100["exp_per_clock"])
+    found = resources(H100, "forward", tiles, heads)
+    assert (found.registers, found.shared_kib, found.programs) == (seen.registers, seen.shared_kib, 1)
+
+
+def test_formulas_for_other_tiles_are_near() -> None:
+    """Of tiles that were not compiled: what the formulas say of those that were is within a third of it."""
+    for target in ("sm_80", "sm_90"):
+        for head_dim in (64, 128):
+            tiles = tile_shape(TARGETS[target], "forward", head_dim, head_dim, "bfloat16")
+            seen = find_seen(
+                target, "forward", head_dim, "bfloat16", (tiles.q_tile, tiles.k_tile, tiles.warps, tiles.stages)
+            )
+            assert seen is not None
+            scores, threads = tiles.q_tile * tiles.k_tile, 32 * tiles.warps
+            by_formula = scores * 6.5 + 1.75 * tiles.q_tile * head_dim
+            assert by_formula == pytest.approx(seen.issued * threads, rel=0.34), (target, head_dim)
+
+
+def test_what_was_not_compiled_is_not_known() -> None:
+    assert find_seen("sm_90", "forward", 96, "bfloat16", (128, 128, 8, 2)) is None
+    assert TileShape(256, 64, 8, 2) not in {TileShape(*key[4]) for key in seen_kernels()}
