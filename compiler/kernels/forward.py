@@ -187,6 +187,11 @@ class Weighed(Forward):
 
     @property
     @override
+    def makes(self) -> str:
+        return "Output and the sums of weights" if self.kind == "share" else "Output"
+
+    @property
+    @override
     def rows_of(self) -> tuple[str, ...]:
         return ("total",) if self.kind == "share" else ()
 

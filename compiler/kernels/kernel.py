@@ -32,6 +32,11 @@ class Kernel(Scored):
         raise NotImplementedError
 
     @property
+    def makes(self) -> str:
+        """What the kernel makes, in words."""
+        return _TITLES[self.stage]
+
+    @property
     def is_specialised(self) -> bool:
         """Whether the warps of a program have tasks of their own: then Triton shares registers out among them."""
         return False
@@ -89,7 +94,7 @@ class Kernel(Scored):
     def _about(self) -> Sequence[str]:
         p, t = self.problem, self.tiles
         return [
-            f"{_TITLES[self.stage]}. Heads of {p.dk} and {p.dv} in {p.dtype}, tiles of {t.q_tile} queries and "
+            f"{self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}, tiles of {t.q_tile} queries and "
             f"{t.k_tile} keys, {t.warps} warps, {t.stages} stages."
         ]
 
