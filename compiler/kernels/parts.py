@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial, reduce
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Apply, Attend, Pattern, Seen, Softmax, Value
@@ -15,16 +16,22 @@ from attnc.compiler.values import apply, element, number, output, reads
 
 
 def in_parts(pattern: Pattern) -> Pattern:
-    """The same pattern with an attention for each summand of its weights; itself where there is one, or no kernel."""
-    if len(pattern.nodes) != 1 or pattern.combine is not None or isinstance(pattern.attend.weights, Softmax):
+    """The same pattern with an attention for each summand of its weights that has a sum over the keys, and one for the
+    others; itself where one kernel does, or none.
+    """
+    if len(pattern.nodes) != 1 or pattern.combine is not None:
         return pattern
     node = pattern.attend
-    summands = [_taken_out(part, sign) for part, sign in _summands(node.weights, 1)]  # type: ignore[arg-type]
+    if isinstance(node.weights, Softmax) or not needs_keys(weights_of(node)[1]):
+        return pattern
+    parts = list(_summands(node.weights, 1))
+    others = [apply("mul", number(float(sign)), part) for part, sign in parts if not needs_keys(part)]
+    summands = [_taken_out(part, sign) for part, sign in parts if needs_keys(part)]
+    if others:
+        summands.append(_taken_out(reduce(partial(apply, "add"), others), 1))
     nodes = [_attention(node, i, own) for i, (_, own) in enumerate(summands)]
     factors = [factor for factor, _ in summands]
     if any(needs_keys(weights_of(part)[1]) for part in nodes) or any(map(needs_keys, factors)):
-        return pattern
-    if len(nodes) == 1 and factors[0] is number(1.0):
         return pattern
     combine: Value | None = None
     for factor, part in zip(factors, nodes, strict=True):
