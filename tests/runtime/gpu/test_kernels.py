@@ -18,7 +18,7 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.gpu import planner
 from attnc.spec.errors import EvaluationError
-from kernel_calls import check, operands, recorded, stages
+from kernel_calls import Launch, check, operands, recorded, stages
 from library_calls import made_inputs
 from plan_calls import LIBRARY
 
@@ -88,6 +88,18 @@ NAMES = sorted({path.stem for path in LIBRARY.glob("*.attn")} - {"windows"})
 def test_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pattern of the library, every other one through pointers."""
     use(monkeypatch, ("sm_90", "sm_80")[NAMES.index(name) % 2])
+    launches = check_library(name, torch.float32, tolerance=LOOSE.get(name))
+    assert not launches if name in TILED else stages(launches) >= STAGES, name
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - TILED))
+def test_library_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the other kind of loads than above."""
+    use(monkeypatch, ("sm_80", "sm_90")[NAMES.index(name) % 2])
+    check_library(name, torch.float16)
+
+
+def check_library(name: str, dtype: torch.dtype, tolerance: float | None = None) -> list[Launch]:
     attention = compile_attention(name, backend="triton", **SMALL.get(name, {}))
     n, heads, d = 96, head_count(attention.bound) or 2, 64
     own = made_inputs(name, n, heads)
@@ -96,9 +108,8 @@ def test_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = example_inputs(attention.bound, n, n, own, heads=heads, sizes={"dk": d, "dv": d})
     inputs = own | {key: one.tensor for key, one in made.items()}
     by_head = any("head" in tensor.dims for tensor in attention._pattern.tensors)
-    tensors = operands(n, heads=(heads, heads if by_head else heads // 2 or 1), widths=(d, d))
-    launches = check(attention, tensors, inputs, with_lse=attention.has_lse, tolerance=LOOSE.get(name))
-    assert not launches if name in TILED else stages(launches) >= STAGES, name
+    tensors = operands(n, heads=(heads, heads if by_head else heads // 2 or 1), widths=(d, d), dtype=dtype)
+    return check(attention, tensors, inputs, with_lse=attention.has_lse, tolerance=tolerance)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
