@@ -38,6 +38,7 @@ from attnc.compiler.ir import (
     intern,
 )
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.rewrite import substitute_value
 from attnc.compiler.values import apply, dot, element, number, rank, reads, vector
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import floating
@@ -82,13 +83,14 @@ class Term:
 class Score:
     """What a kernel computes: `formula` over `dot(q, k)` and elements of terms and inputs.
 
-    `query`, `key`, `value`: the vectors that take the places of q, k and v; None for those themselves. `extra`: a
-    logit of every query that takes its share of the weights. `kind`: what weights are made of the formula.
+    `query`, `key`: the vectors that take the places of q and k, one behind the other; `value`: that of v; empty and
+    None for those themselves. `extra`: a logit of every query that takes its share of the weights. `kind`: what weights
+    are made of the formula.
     """
 
     formula: Value
-    query: Value | None
-    key: Value | None
+    query: tuple[Value, ...]
+    key: tuple[Value, ...]
     value: Value | None
     terms: tuple[Term, ...]
     extra: Term | None
@@ -186,26 +188,29 @@ def needs_keys(node: Value) -> bool:
     return any(isinstance(below, Seen) and not is_count(below) for below in node.below)
 
 
+_SEVERAL = "several products of vectors, of which more is made than a sum"
+
+
 class _Taking:
     """Takes a score apart."""
 
     def __init__(self, node: Attend) -> None:
         self._node = node
         self._terms: list[Term] = []
-        self._product: tuple[Value, Value] | None = None
+        self._products: dict[Value, tuple[Value, Value]] = {}
 
     def score(self, kind: Kind, formula: Value) -> Score:
-        formula, weights = self._taken(formula), self._node.weights
+        formula, weights = self._as_one(self._taken(formula)), self._node.weights
         extra = None
         if isinstance(weights, Softmax) and weights.extra is not None:
             if "k" in reads(weights.extra) or needs_keys(weights.extra):
                 raise NotInKernelsError("extra logits that need the keys of a row")
             extra = Term(_tensor("extra", "query"), "query", weights.extra)
-        query, key = self._product or (None, None)
+        query, key = (tuple(pair[i] for pair in self._products.values()) for i in (0, 1))
         return Score(
             formula,
-            None if query is vector("q") else query,
-            None if key is vector("k") else key,
+            () if query == (vector("q"),) else query,
+            () if key == (vector("k"),) else key,
             self._values(),
             tuple(self._terms),
             extra,
@@ -254,10 +259,37 @@ class _Taking:
             left, right = right, left
         if not (_sides(left) <= {"q"} and _sides(right) <= {"k"} and _is_alone(left) and _is_alone(right)):
             raise NotInKernelsError("products of vectors that differ from pair to pair")
-        if self._product not in (None, (left, right)):
-            raise NotInKernelsError("several products of vectors")
-        self._product = left, right
-        return dot(vector("q"), vector("k"))
+        own = dot(left, right)
+        self._products[own] = left, right
+        return own
+
+    def _as_one(self, formula: Value) -> Value:
+        """The formula of the one product that kernels compute: of vectors one behind the other, where several are added
+        up with constant factors, or nothing else is made of them than their sum.
+        """
+        one = next(iter(self._products), None) if len(self._products) < 2 else self._joined(formula)
+        values = dict.fromkeys(self._products, number(0.0))
+        if one is not None:
+            values[one] = dot(vector("q"), vector("k"))
+        return substitute_value(formula, values)  # type: ignore[arg-type]
+
+    def _joined(self, formula: Value) -> Value:
+        """The product that stands for all, of which the others' vectors have the factors."""
+        found = {d.atom: d for d in derivatives(formula) if d.where is fold.truth(True)}
+        if any(product not in found for product in self._products):
+            raise NotInKernelsError(_SEVERAL)
+        rates = {product: found[product].by for product in self._products}
+        one, whole = next(iter(rates.items()))
+        if len({*rates.values()}) > 1:
+            known = [product for product, rate in rates.items() if _constant(rate)]  # and not 0
+            if not known or not all(map(_is_cheap, rates.values())):
+                raise NotInKernelsError(_SEVERAL)
+            one, whole = known[0], rates[known[0]]
+        for product, rate in rates.items():
+            left, right = self._products[product]
+            if rate is not whole:
+                self._products[product] = apply("mul", left, apply("div", rate, whole)), right
+        return one
 
     def _term(self, node: Value, side: Side, half: Literal[0, 1, 2] = 0) -> Value:
         known = next((t for t in self._terms if (t.value, t.side, t.half) == (node, side, half)), None)

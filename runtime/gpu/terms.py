@@ -49,8 +49,8 @@ class Given:
         """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs."""
         q, k, v = self._tensors.values()
         own = [
-            q if score.query is None else self._whole(score.query, self._of_queries).to(q.dtype),
-            k if score.key is None else self._whole(score.key, self._of_keys).to(k.dtype),
+            self._joined(score.query, self._of_queries).to(q.dtype) if score.query else q,
+            self._joined(score.key, self._of_keys).to(k.dtype) if score.key else k,
             v if score.value is None else self._whole(score.value, self._of_keys).to(v.dtype),
         ]
         batch, heads = q.shape[:2]
@@ -60,6 +60,12 @@ class Given:
         for i in (1, 2):
             own[i] = _by_head(own[i], kv_heads).expand(batch, kv_heads, *own[i].shape[2:])
         return own[0], own[1], own[2]
+
+    def _joined(self, values: Sequence[Value], of: Callable[[Operands, int, Value], Tensor]) -> Tensor:
+        """Vectors one behind the other."""
+        parts = [self._whole(value, of) for value in values]
+        sizes = [max(part.shape[i] for part in parts) for i in (0, 1)]
+        return torch.cat([part.expand(*sizes, *part.shape[2:]) for part in parts], -1)
 
     def terms(self, score: Score) -> dict[str, Tensor]:
         """The terms by name, fp32 (B or 1, Hq or 1, tokens or distances)."""
