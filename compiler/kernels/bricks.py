@@ -67,6 +67,7 @@ class BrickRanges:
 
     is_wide: ClassVar[bool] = False
     reads_head: ClassVar[bool] = False
+    has_inner_loops: ClassVar[bool] = True
 
     def arguments(self, sides: object) -> tuple[Argument, ...]:
         """None of its own."""

@@ -125,8 +125,9 @@ class Kernels:
 
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
-        bricks = stage in self.bricked
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, bricks=bricks)
+        own = self._problem(stage)
+        inner = (own.by_key if stage == "dkdv" else own.by_query).has_inner_loops
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, inner=inner)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -144,7 +145,7 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     node = pattern.attend
     score = None if is_plain(node) else find_score(_with_widths(node, heads.widths or (heads.dk, heads.dv)))
     of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
-    shapes = {stage: tile_shape(target, stage, *of_heads, bricks=True) for stage in BRICKED}
+    shapes = {stage: tile_shape(target, stage, *of_heads, inner=True) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]

@@ -22,14 +22,14 @@ _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
 @dataclass(frozen=True, slots=True)
 class _Tiles:
     """Of a target: those of plain scores, and what differs where more is loaded, where tiles are walked head by head,
-    and where they are bricks.
+    and where their loops stand in loops (bricks, several ranges).
     """
 
     plain: _Shapes
     terms: _Shapes = field(default_factory=dict)
     pairs: _Shapes = field(default_factory=dict)
     nested: _Shapes = field(default_factory=dict)
-    bricks: _Shapes = field(default_factory=dict)
+    inner: _Shapes = field(default_factory=dict)
 
 
 _TILES = {
@@ -49,19 +49,27 @@ _TILES = {
             "pairs": ((64, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1))),
         },
         nested={"dkdv": ((64, T(16, 64, 8, 2)), (128, T(16, 32, 8, 2)), (256, T(32, 64, 8, 1)))},
-        bricks={"dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2)))},
+        inner={
+            "forward": ((64, T(128, 64, 8, 3)), (128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((64, T(32, 128, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(32, 64, 8, 1))),
+        },
     ),
     "sm_90": _Tiles(
         plain={
             "forward": ((64, T(128, 64, 4, 3)), (128, T(128, 128, 8, 2)), (256, T(128, 64, 8, 2))),
             "dq": ((64, T(128, 64, 8, 2)), (128, T(64, 64, 4, 2)), (256, T(64, 32, 4, 2))),
-            "dkdv": ((64, T(64, 64, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 2))),
+            "dkdv": ((64, T(64, 64, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(16, 64, 8, 2))),
         },
         terms={
             "forward": ((64, T(128, 64, 8, 3)), (256, T(128, 64, 8, 2))),
-            "dkdv": ((64, T(64, 128, 8, 2)), (256, T(32, 64, 8, 2))),
+            "dkdv": ((64, T(64, 128, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
         },
-        nested={"dkdv": ((256, T(32, 64, 8, 2)),)},
+        nested={"dkdv": ((128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2)))},
+        inner={
+            "forward": ((64, T(128, 64, 8, 3)), (256, T(128, 64, 8, 2))),
+            "dkdv": ((64, T(64, 64, 4, 2)), (128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
+        },
     ),
     "sm_100": _Tiles(
         plain={
@@ -79,7 +87,7 @@ _TILES = {
             "dkdv": ((64, T(64, 64, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(32, 64, 8, 2))),
         },
         nested={"dkdv": ((128, T(16, 64, 8, 2)), (256, T(32, 64, 8, 2)))},
-        bricks={"forward": ((64, T(128, 64, 4, 3)), (128, T(128, 32, 4, 2)), (256, T(128, 64, 8, 2)))},
+        inner={"forward": ((64, T(128, 64, 4, 3)), (128, T(128, 32, 4, 2)), (256, T(128, 64, 8, 2)))},
     ),
     "gfx942": _Tiles(
         plain={
@@ -115,9 +123,11 @@ def tile_shape(
     load: Load = "plain",
     *,
     nested: bool = False,
-    bricks: bool = False,
+    inner: bool = False,
 ) -> T:
-    """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head."""
+    """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head; `inner`: the
+    loop over tiles stands in others.
+    """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
     table = _SQUARES | tiles.plain
     if load != "plain":
@@ -126,6 +136,6 @@ def tile_shape(
         table = table | tiles.pairs
     if nested:
         table = table | tiles.nested
-    if bricks:
-        table = table | tiles.bricks
+    if inner:
+        table = table | tiles.inner
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])

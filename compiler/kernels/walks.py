@@ -56,6 +56,11 @@ class Ranged:
         return not all(map(fits_32_bits, _told(self.ranges)))
 
     @property
+    def has_inner_loops(self) -> bool:
+        """Whether loops over tiles stand in others."""
+        return len(self.ranges) > 1 and not self._begins_short
+
+    @property
     def reads_head(self) -> bool:
         """Whether heads that share keys see different things."""
         return any(isinstance(n, HeadIndex) and n.name == "head" for end in _told(self.ranges) for n in walk(end))
@@ -241,6 +246,7 @@ class Listed:
 
     is_wide: ClassVar[bool] = False
     reads_head: ClassVar[bool] = True
+    has_inner_loops: ClassVar[bool] = False
 
     def arguments(self, sides: Sides) -> tuple[Argument, ...]:
         """The lists."""
