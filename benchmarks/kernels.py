@@ -1,7 +1,9 @@
-"""What the machine code of kernels says, without a GPU: `python benchmarks/kernels.py`; results/kernels-triton-*.json.
+"""What the machine code of kernels says, without a GPU: `python benchmarks/kernels.py`.
 
-Everything: the library for heads of 64 and 128 in bf16 on every target, and one pattern of each kind for heads of 96
-and 256 too, and in fp16. `--selection`: one pattern of each kind for heads of 64 and 128 in bf16.
+Everything, into results/kernels-library-triton-*.json: the library for heads of 64 and 128 in bf16 on every target, and
+one pattern of each kind for heads of 96 and 256 too, and in fp16. `--selection`, into results/kernels-triton-*.json:
+one pattern of each kind for heads of 64 and 128 in bf16. `--changed`: only what the file does not tell of the kernels
+as they are now; the rest stays.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,39 +34,84 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
     parser.add_argument("--selection", action="store_true", help="one pattern of each kind, bf16, heads of 64 and 128")
+    parser.add_argument("--changed", action="store_true", help="of these, those that the table has not, or as others")
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--facts", action="store_true", help="write what the simulator is told, from the last table")
     options = parser.parse_args()
     if options.facts:
         return _write_facts()
-    facts = timing.header()
+    table = Table(whole=not options.selection)
     found = _chosen(options)
-    done: list[Row] = []
+    table.begin(options.targets, found, keep=options.changed)
+    if options.changed:
+        found = [one for one in found if isinstance(one, Case) and not table.has(one)]
     total = sum(isinstance(one, Case) for one in found)
     with console.progress("kernels", total) as step:
-        for row in rows(found, options.processes):
-            done.append(row)
+        for i, row in enumerate(rows(found, options.processes)):
+            table.add(row)
             if row["verdict"] != "none":
                 step(f"{row['pattern']} {row['kernel']} {row['target']}")
             if row["verdict"] != "pass":
                 print(line(row), flush=True)
-            if not len(done) % EVERY:  # what is done is kept, wherever the run ends
-                _save(facts | {"asked": len(found), "done": len(done)}, options.targets, done)
-    _save(facts | {"asked": len(found), "done": len(done)}, options.targets, done)
-    return int(any(row["verdict"] == "fail" for row in done))
+            if not i % EVERY:  # what is done is kept, wherever the run ends
+                table.save()
+    table.save()
+    return int(table.has_failed)
 
 
-def _save(facts: dict[str, Any], targets: list[str], done: list[Row]) -> None:
-    """Write, and keep what another run found for other targets."""
-    name = f"kernels-triton-{version('triton')}"
-    path = timing.RESULTS / f"{name}.json"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}, "rows": []}
-    runs = {target: run for target, run in old["runs"].items() if target not in targets}
-    kept = [row for row in old["rows"] if row["target"] not in targets]
-    whole = _sorted([*kept, *done])
-    runs |= dict.fromkeys(targets, facts)
-    timing.save(name, whole, {**facts, "runs": dict(sorted(runs.items())), "summary": summary(whole)})
+class Table:
+    """A file of results: of each kernel its row, and of each target where and when its rows were last all read."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self._name = name = f"kernels-{'library-' if whole else ''}triton-{version('triton')}"
+        self._is_whole = whole
+        path = timing.RESULTS / f"{name}.json"
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}, "rows": []}
+        self._rows: dict[Key, Row] = {_key(row): row for row in old["rows"]}
+        self._runs: dict[str, object] = old["runs"]
+        self._facts = timing.header()
+
+    def begin(self, targets: Sequence[str], asked: Sequence[Case | NoKernels], *, keep: bool) -> None:
+        """Forget the rows of targets, or `keep` those that are asked for."""
+        kept = set(map(_key_of, asked)) if keep else set()
+        self._rows = {key: row for key, row in self._rows.items() if row["target"] not in targets or key in kept}
+        if not keep:
+            self._runs |= dict.fromkeys(targets, self._facts)
+
+    def has(self, case: Case) -> bool:
+        """Whether there is a row of a kernel as it is now."""
+        row = self._rows.get(_key_of(case))
+        return row is not None and row.get("digest") == case.source.digest
+
+    def add(self, row: Row) -> None:
+        """A row, in place of the one before; of the library's, loops are told where something is wrong."""
+        if self._is_whole and row["verdict"] == "pass":
+            row = {name: value for name, value in row.items() if name != "loops"}
+        self._rows[_key(row)] = row
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a kernel may not go out."""
+        return any(row["verdict"] == "fail" for row in self._rows.values())
+
+    def save(self) -> None:
+        """Write the file."""
+        found = [self._rows[key] for key in sorted(self._rows, key=lambda key: [*map(str, key)])]
+        timing.save(
+            self._name, found, {**self._facts, "runs": dict(sorted(self._runs.items())), "summary": summary(found)}
+        )
+
+
+Key = tuple[object, ...]
+
+
+def _key(row: Row) -> Key:
+    return tuple(row[name] for name in ("target", "dtype", "head_dim", "pattern", "kernel"))
+
+
+def _key_of(one: Case | NoKernels) -> Key:
+    return one.target, one.dtype, one.head_dim, one.pattern, one.title if isinstance(one, Case) else None
 
 
 def _write_facts() -> int:
@@ -99,7 +147,7 @@ def _fact(row: Row) -> dict[str, object]:
     }
 
 
-def summary(done: list[Row]) -> dict[str, dict[str, int]]:
+def summary(done: Iterable[Row]) -> dict[str, dict[str, int]]:
     """Verdicts by target."""
     found = {target: Counter(str(row["verdict"]) for row in done if row["target"] == target) for target in TARGETS}
     return {target: dict(sorted(counts.items())) for target, counts in found.items() if counts}
@@ -113,11 +161,6 @@ def _chosen(options: argparse.Namespace) -> list[Case | NoKernels]:
     found += cases(SELECTION, targets, [96, 256], ["bfloat16"])
     found += cases(SELECTION, targets, widths, ["float16"])
     return found
-
-
-def _sorted(done: list[Row]) -> list[Row]:
-    keys = ("target", "dtype", "head_dim", "pattern", "kernel")
-    return sorted(done, key=lambda row: [str(row[key]) for key in keys])
 
 
 if __name__ == "__main__":

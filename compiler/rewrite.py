@@ -58,13 +58,18 @@ def rewrite(root: Index, change: Callable[[Index], Index | None]) -> Index:
 
 
 def substitute(root: Index, values: Mapping[Index, Index]) -> Index:
-    """`root` with leaves replaced."""
+    """`root` with nodes replaced."""
     return rewrite(root, values.get)
 
 
 def substitute_value(root: Value, values: Mapping[Index, Index]) -> Value:
-    """A floating-point value with leaves of its exact parts replaced."""
+    """A floating-point value with nodes of its exact parts replaced."""
     return cast("Value", substitute(cast("Index", root), values))
+
+
+def replace_values(root: Value, values: Mapping[Value, Value]) -> Value:
+    """A floating-point value with others below it replaced."""
+    return substitute_value(root, cast("Mapping[Index, Index]", values))
 
 
 def rebuild(node: Index, children: tuple[Index, ...]) -> Index:

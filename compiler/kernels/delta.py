@@ -24,7 +24,7 @@ def emit_delta(problem: Problem, lse_gradient: bool) -> KernelSource:
     kind, unit = TYPES[problem.dtype], problem.vector
     names = ["out", "dout"]
     arguments = [Argument(name, f"*{kind}") for name in names]
-    shares = problem.score is not None and problem.score.kind == "share"
+    shares = problem.kind == "share"
     before, after = ("total", "share") if shares else ("lse", "lse2")
     arguments += [Argument(name, "*fp32") for name in (before, *(["dlse"] if lse_gradient else []), after, "delta")]
     for name in names:

@@ -20,7 +20,7 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 
 def emit_forward(problem: Problem, tiles: TileShape) -> KernelSource:
     """The forward: out and LSE, or the sum of the weights where they are divided by that."""
-    made = Forward if problem.score is None or problem.score.kind == "softmax" else Weighed
+    made = Forward if problem.kind == "softmax" else Weighed
     return made(problem, tiles).source()
 
 
@@ -188,12 +188,12 @@ class Weighed(Forward):
     @property
     @override
     def makes(self) -> str:
-        return "Output and the sums of weights" if self.kind == "share" else "Output"
+        return "Output and the sums of weights" if self.problem.kind == "share" else "Output"
 
     @property
     @override
     def rows_of(self) -> tuple[str, ...]:
-        return ("total",) if self.kind == "share" else ()
+        return ("total",) if self.problem.kind == "share" else ()
 
     @override
     def start(self) -> None:
@@ -203,7 +203,7 @@ class Weighed(Forward):
             self.own("q", "head", p.dk)
             self.moving("k", "kv_head", p.dk)
         self.moving("v", "kv_head", p.dv)
-        if self.kind == "share":
+        if self.problem.kind == "share":
             self.lines.add(f"whole = tl.zeros(({self.sides.row_tile},), tl.float32)")
         self.zero("sum", p.dv)
 
@@ -214,7 +214,7 @@ class Weighed(Forward):
 
     @override
     def total(self) -> None:
-        if self.kind == "share":
+        if self.problem.kind == "share":
             self.lines.add("whole += tl.sum(weight, 1)")
 
     @override
@@ -224,11 +224,11 @@ class Weighed(Forward):
     @override
     def finish(self) -> None:
         add, p = self.lines.add, self.problem
-        if self.kind == "share":
+        if self.problem.kind == "share":
             add("# Shares of nothing are 0.", "divisor = tl.where(whole == 0.0, 1.0, whole)")
             for name, _ in self.sums("sum", p.dv):
                 add(f"{name} = {name} / divisor[:, None]")
         self.store("out", "head", self.sums("sum", p.dv), p.dv)
-        if self.kind == "share":
+        if self.problem.kind == "share":
             with self.lines.block("if part == 0:") if self.accumulated.parts > 1 else nullcontext():
                 add("tl.store(total + lane.to(tl.int64) * queries + row, whole, mask=there)")

@@ -17,7 +17,7 @@ from attnc.compiler.kernels.pair_gradients import emit_distance_gradient, emit_t
 from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.query_gradient import emit_dq
 from attnc.compiler.kernels.ranges import ends, find_ranges
-from attnc.compiler.kernels.scores import Kind, Score, find_score
+from attnc.compiler.kernels.scores import Score, find_score
 from attnc.compiler.kernels.source import KernelSource, Stage
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_shapes import Load, tile_shape
@@ -56,11 +56,6 @@ class Kernels:
     form: Form
     reason: str
     bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
-
-    @property
-    def kind(self) -> Kind:
-        """What weights are made of a score."""
-        return "softmax" if self.problem.score is None else self.problem.score.kind
 
     def listed(self, stage: Stage, runs: bool) -> KernelSource:
         """The kernel of a stage that walks lists of tiles, or of runs of them."""
@@ -130,11 +125,19 @@ class Kernels:
         return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, inner=inner)
 
     @property
+    def of_rows(self) -> tuple[KernelSource, ...]:
+        """Those that go through rows of queries or keys, in the order in which they run."""
+        return self.forward, *([] if self.problem.kind == "sum" else [self.delta]), self.dq, self.dkdv
+
+    @property
+    def of_pairs(self) -> tuple[KernelSource, ...]:
+        """Those of gradients pair by pair. Raises NotInKernelsError."""
+        return *self.of_distances.values(), *self.of_tables.values()
+
+    @property
     def sources(self) -> dict[str, str]:
         """All texts, by name."""
-        found = [self.forward, *([] if self.kind == "sum" else [self.delta]), self.dq, self.dkdv]
-        found += [*self.of_distances.values(), *self.of_tables.values()]
-        return {source.function: source.text for source in found}
+        return {source.function: source.text for source in (*self.of_rows, *self.of_pairs)}
 
 
 def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = True) -> Kernels:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from attnc.compiler.ir import Tensor
 from attnc.compiler.kernels.bricks import Grid
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS
-from attnc.compiler.kernels.scores import Score
+from attnc.compiler.kernels.scores import Kind, Score
 from attnc.compiler.kernels.source import VECTOR
 from attnc.compiler.kernels.walks import Walk
 from attnc.compiler.simulation.gpu_clocks import BYTES
@@ -48,6 +48,11 @@ class Problem:
     grouped: bool = True
     registers: int | None = None
     specialised: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """What weights are made of a score."""
+        return "softmax" if self.score is None else self.score.kind
 
     @property
     def is_nested(self) -> bool:

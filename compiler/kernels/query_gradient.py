@@ -72,7 +72,7 @@ class QueryGradient(Kernel):
         self.load("k", "kv_head", p.dk, tile, partial)
         if self.has_product:
             self.product("q", "k", p.dk, self.product_name)
-        if self.kind == "softmax":
+        if self.problem.kind == "softmax":
             self.weighed(of_query, partial)
         else:
             self.scored(partial, formula=False)

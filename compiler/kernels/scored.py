@@ -12,7 +12,7 @@ from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Text
 from attnc.compiler.kernels.inputs import address
 from attnc.compiler.kernels.loads import Loads
 from attnc.compiler.kernels.problem import PAIRS, PRODUCT
-from attnc.compiler.kernels.scores import Kind, Term
+from attnc.compiler.kernels.scores import Term
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.values import scale
 
@@ -22,14 +22,9 @@ class Scored(Loads):
     """Writes scores."""
 
     @property
-    def kind(self) -> Kind:
-        """What weights are made of a score."""
-        return "softmax" if self.problem.score is None else self.problem.score.kind
-
-    @property
     def rows_of(self) -> tuple[str, ...]:
         """Numbers of every query of a head, in fp32, one after another."""
-        return {"softmax": ("lse", "delta"), "share": ("share", "delta"), "sum": ()}[self.kind]
+        return {"softmax": ("lse", "delta"), "share": ("share", "delta"), "sum": ()}[self.problem.kind]
 
     @property
     def has_product(self) -> bool:
@@ -39,9 +34,9 @@ class Scored(Loads):
     def weighed(self, of_query: Mapping[str, str], partial: bool) -> None:
         """`weight` of a tile from its products, as the forward had it; `of_query`: the numbers of its queries."""
         self.scored(partial)
-        if self.kind == "softmax":
+        if self.problem.kind == "softmax":
             self.lines.add(f"weight = tl.exp2(score * {self.factor} - {of_query['lse']})")
-        elif self.kind == "share":
+        elif self.problem.kind == "share":
             self.lines.add(f"weight = score * {of_query['share']}")
         else:
             self.lines.add("weight = score")
@@ -50,10 +45,10 @@ class Scored(Loads):
 
     def changed(self, of_query: Mapping[str, str], partial: bool) -> None:
         """`change`: how the result changes with the formula of a tile, from how it does with the weights."""
-        if self.kind == "softmax":
+        if self.problem.kind == "softmax":
             self.lines.add(f"change = weight * (change - {of_query['delta']})")
             return
-        if self.kind == "share":
+        if self.problem.kind == "share":
             self.lines.add(f"change = (change - {of_query['delta']}) * {of_query['share']}")
         if partial:
             self.lines.add("change = tl.where(visible, change, 0.0)")

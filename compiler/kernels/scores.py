@@ -38,7 +38,7 @@ from attnc.compiler.ir import (
     intern,
 )
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.rewrite import substitute_value
+from attnc.compiler.rewrite import replace_values
 from attnc.compiler.values import apply, dot, element, number, rank, reads, vector
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import floating
@@ -268,10 +268,10 @@ class _Taking:
         up with constant factors, or nothing else is made of them than their sum.
         """
         one = next(iter(self._products), None) if len(self._products) < 2 else self._joined(formula)
-        values = dict.fromkeys(self._products, number(0.0))
+        values: dict[Value, Value] = dict.fromkeys(self._products, number(0.0))
         if one is not None:
             values[one] = dot(vector("q"), vector("k"))
-        return substitute_value(formula, values)  # type: ignore[arg-type]
+        return replace_values(formula, values)
 
     def _joined(self, formula: Value) -> Value:
         """The product that stands for all, of which the others' vectors have the factors."""

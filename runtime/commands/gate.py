@@ -98,6 +98,7 @@ def row_of(case: Case, outcome: Outcome) -> Row:
         "tiles": f"{tiles.q_tile}x{tiles.k_tile}",
         "warps": tiles.warps,
         "stages": tiles.stages,
+        "digest": case.source.digest,
         "verdict": "fail" if reasons else "pass",
         "reasons": reasons,
     }

@@ -123,7 +123,7 @@ class Executor:
         first = kernels.delta if grad_lse is None else kernels.delta_with_lse
         lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
         written = {name: x if self._fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
-        if kernels.kind != "sum":
+        if kernels.problem.kind != "sum":
             with _on(q):
                 tensors = {**read, **before}
                 numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.kernels import Heads, find_kernels
 from attnc.compiler.kernels.parts import in_parts
-from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.gpu.gate import Case
@@ -141,7 +140,7 @@ def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[C
         return
     try:
         kernels = find_kernels(pattern, heads, TARGETS[target])
-        sources = [kernels.forward, kernels.dq, kernels.dkdv, *([] if kernels.kind == "sum" else [kernels.delta])]
+        sources = kernels.of_rows
     except NotInKernelsError as error:
         yield NoKernels(name, target, heads.dk, heads.dtype, str(error))
         return
@@ -150,11 +149,7 @@ def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[C
     groups = find_kernels(pattern, replace(heads, grouped=True), TARGETS[target])
     yield Case(name, groups.dkdv, target, heads.dk, heads.dtype, grouped=True)
     try:
-        for source in _of_pairs(kernels):
+        for source in kernels.of_pairs:
             yield Case(name, source, target, heads.dk, heads.dtype)
     except NotInKernelsError as error:
         yield NoKernels(name, target, heads.dk, heads.dtype, f"gradients pair by pair: {error}")
-
-
-def _of_pairs(kernels: Kernels) -> list[KernelSource]:
-    return [*kernels.of_distances.values(), *kernels.of_tables.values()]

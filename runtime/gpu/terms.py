@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from attnc.compiler.kernels.ranges import Range, find_ranges
 from attnc.compiler.kernels.scores import Score, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.rewrite import substitute_value
+from attnc.compiler.rewrite import replace_values
 from attnc.compiler.values import apply, element, rank, reads
 from attnc.runtime.blocks import Block, Int64, Operands
 from attnc.runtime.constants import on_device
@@ -85,13 +84,11 @@ class Given:
     def _whole(self, value: Value, of: Callable[[Operands, int, Value], Tensor], precise: bool = False) -> Tensor:
         """A value of every batch entry, or of one where all are alike; `precise`: computed in 64 bits."""
         operands = _in_64_bits(self._operands) if precise else self._operands
-        counts: dict[Index, Index] = {
-            cast("Index", below): cast("Index", _counted(below))
-            for below in value.below
-            if isinstance(below, ir.Seen) and is_count(below)
+        counts: dict[Value, Value] = {
+            below: _counted(below) for below in value.below if isinstance(below, ir.Seen) and is_count(below)
         }
         if counts:
-            value = substitute_value(value, counts)
+            value = replace_values(value, counts)
             operands = replace(operands, inputs={**operands.inputs, KEYS_SEEN.name: self._keys_seen})
         batches = len(operands.q) if "batch" in reads(value) or self._windows_differ else 1
         return torch.stack([of(operands, batch, value) for batch in range(batches)])
@@ -101,16 +98,19 @@ class Given:
         """`KEYS_SEEN`. Raises NotInKernelsError where rows see no ranges of keys."""
         n_q = self._tensors["q"].shape[2]
         found = np.zeros((self._tensors["q"].shape[0], len(self._heads), n_q), dtype=np.float32)
+        for batches, heads, window, ranges in self._ranges("counts of keys"):
+            rows = np.arange(window.row, window.row + window.n_q)
+            found[np.ix_(np.asarray(batches), np.asarray(heads), rows)] = _covered(ranges, window)
+        return on_device(found, self._tensors["q"].device)
+
+    def _ranges(self, asker: str) -> Iterator[tuple[Sequence[int], Sequence[int], Window, Sequence[Range]]]:
+        """(batch entries, heads, window, the keys that its rows see): for all. Raises NotInKernelsError."""
         for batches, heads, locals_ in self._relations.groups():
             for local in locals_:
                 ranges = find_ranges(local.relation, "k")
                 if ranges is None:
-                    raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
-                for window in local.windows:
-                    rows = np.arange(window.row, window.row + window.n_q)
-                    places = np.ix_(np.asarray(batches), np.asarray(heads), rows)
-                    found[places] = _covered(ranges, window)
-        return on_device(found, self._tensors["q"].device)
+                    raise NotInKernelsError(f"{asker}, where rows see no ranges of keys")
+                yield from ((batches, heads, window, ranges) for window in local.windows)
 
     @property
     def _windows_differ(self) -> bool:
@@ -173,19 +173,13 @@ class Given:
         """The distances that some query has from a key that it sees."""
         n_q, n_k = self._tensors["q"].shape[2], self._tensors["k"].shape[2]
         steps = np.zeros(n_q + n_k, dtype=np.int64)  # by how much the number of those that have it changes
-        for _, _, locals_ in self._relations.groups():
-            for local in locals_:
-                ranges = find_ranges(local.relation, "k")
-                if ranges is None:
-                    raise NotInKernelsError("terms that not every distance has, where rows see no ranges of keys")
-                for window in local.windows:
-                    rows = np.arange(window.n_q)
-                    for one in ranges:
-                        first, last = _range(one, window)
-                        some = first <= last
-                        place = rows[some] + window.shift + n_k - 1 - self._shift
-                        np.add.at(steps, place - last[some], 1)
-                        np.add.at(steps, place - first[some] + 1, -1)
+        for _, _, window, ranges in self._ranges("terms that not every distance has"):
+            for one in ranges:
+                first, last = _range(one, window)
+                some = first <= last
+                place = np.flatnonzero(some) + window.shift + n_k - 1 - self._shift
+                np.add.at(steps, place - last[some], 1)
+                np.add.at(steps, place - first[some] + 1, -1)
         occurring: NDArray[np.bool_] = np.cumsum(steps)[:-1] > 0
         return occurring
 

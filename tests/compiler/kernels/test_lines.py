@@ -11,20 +11,19 @@ from attnc.compiler.kernels.key_gradients import turns_fit
 from attnc.compiler.kernels.lines import SHIFT, Lines
 
 
-def written(**options: object) -> str:
-    lines = Lines(**options)  # type: ignore[arg-type]
+def written(lines: Lines) -> str:
     with lines.loop("tile", "begin", "end"):
         lines.add("seen.append((head, tile))")
     return str(lines)
 
 
 def test_a_loop() -> None:
-    assert written() == "for tile in range(begin, end):\n    seen.append((head, tile))\n"
+    assert written(Lines()) == "for tile in range(begin, end):\n    seen.append((head, tile))\n"
 
 
 def test_a_guarded_loop_stands_in_a_branch() -> None:
     expected = "if begin < end:\n    for tile in range(begin, end):\n        seen.append((head, tile))\n"
-    assert written(guarded=True) == expected
+    assert written(Lines(guarded=True)) == expected
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 9), st.booleans())
@@ -40,7 +39,7 @@ def test_turns_are_all_tiles_of_every_head(begin: int, count: int, group: int, g
 
         maximum = staticmethod(max)
 
-    text = written(guarded=guarded, turns=("head = member",)).replace(".to(tl.int32)", "")
+    text = written(Lines(guarded=guarded, turns=("head = member",))).replace(".to(tl.int32)", "")
     names = {"tl": Language, "begin": begin, "end": begin + count, "group": group, "seen": []}
     exec(textwrap.dedent(text), names)
     assert names["seen"] == [(head, begin + i) for head in range(group) for i in range(count)]

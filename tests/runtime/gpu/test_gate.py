@@ -116,7 +116,7 @@ def test_every_path_of_the_emitter_is_compiled() -> None:
         kernels = kernels_of(name, target, head_dim, grouped="grouped" in stages, **values)
         forms.add((kernels.form, kernels.problem.boxes))
         loads.add(load_of(kernels.problem.score))
-        kinds.add(kernels.kind)
+        kinds.add(kernels.problem.kind)
         if {"dkdv", "grouped"} & set(stages):
             ways.add((kernels.problem.grouped, kernels.problem.is_nested))
     assert forms == {(form, boxes) for form in ("ranges", "bricks", "lists") for boxes in (True, False)}
