@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact
+from attnc.compiler.attentions import alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.plan import Plan, joined
-from attnc.compiler.rewrite import substitute, substitute_value
-from attnc.compiler.values import is_plain, is_scored, output, output_lse, passes, rank, values_of
+from attnc.compiler.values import is_plain, is_scored, output, output_lse, passes, rank
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.call import Sizes, call_shape, number
@@ -140,7 +140,7 @@ class Steps:
 
     def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
         assert node.family is not None
-        named = call_shape(self._part(node), sizes, inputs).sizes
+        named = call_shape(alone(self._pattern, node), sizes, inputs).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
         return range(low, high)
 
@@ -192,18 +192,9 @@ class Steps:
         name = node.name if member is None else f"{node.name}[{member}]"
 
         def make() -> Planner:
-            return Planner(f"{self._text}#{name}", self._part(node, member), self._strict)
+            return Planner(f"{self._text}#{name}", alone(self._pattern, node, member), self._strict)
 
         return self._planners.get(name, make)
-
-    def _part(self, node: ir.Attend, member: int | None = None) -> ir.Pattern:
-        """A pattern of one attention, which reads what others gave as inputs."""
-        own = node if member is None or node.family is None else _member(node, member)
-        before = [other for other in self._pattern.nodes if other.name != node.name]
-        given = tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
-        read = tuple(tensor for tensor in given if tensor in _read(own))
-        tensors = self._pattern.tensors + read
-        return replace(self._pattern, tensors=tensors, nodes=(own,), combine=None, lse=None)
 
     # --- combining ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +202,7 @@ class Steps:
         self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: Given, known: Mapping[str, Tensor]
     ) -> Tensor:
         """A value of every row: (B, Hq, Nq[, width])."""
-        pattern = self._part(self._pattern.nodes[0])
+        pattern = alone(self._pattern, self._pattern.nodes[0])
         relations = relations_of(replace(pattern, requirements=()), _on_tokens(pattern, given))
         dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)
@@ -244,35 +235,6 @@ def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
     own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
     places: Int64 = exact.integers(own, (0, 1), (0, tokens))[0]
     return places
-
-
-def _read(node: ir.Attend) -> set[ir.Tensor]:
-    return {below.tensor for root in values_of(node) for below in root.below if isinstance(below, ir.Element)}
-
-
-def _member(node: ir.Attend, member: int) -> ir.Attend:
-    """One branch of a family."""
-    assert node.family is not None
-    at: dict[ir.Index, ir.Index] = {node.family[0]: fold.const(member)}
-    weights = node.weights
-    if not isinstance(weights, ir.Softmax):
-        weights = substitute_value(weights, at)
-    elif weights.extra is not None:
-        weights = ir.Softmax(substitute_value(weights.extra, at))
-    stack = node.stack
-    if stack is not None:
-        stack = (stack[0], substitute(stack[1], at), substitute(stack[2], at))
-    return replace(
-        node,
-        visible=substitute(node.visible, at),
-        score=substitute_value(node.score, at),
-        weights=weights,
-        value=substitute_value(node.value, at),
-        keys=None if node.keys is None else substitute(node.keys, at),
-        key_of=None if node.key_of is None else substitute(node.key_of, at),
-        stack=stack,
-        family=None,
-    )
 
 
 def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:

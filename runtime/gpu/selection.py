@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from attnc.compiler.attentions import alone
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernels import Heads, find_kernels
@@ -131,12 +132,10 @@ def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Ite
 
 def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[Case | NoKernels]:
     parts = in_parts(pattern)
-    if parts is not pattern:
+    if len(parts.nodes) > 1:
         for node in parts.nodes:
-            yield from _cases(f"{name}: {node.name}", replace(parts, nodes=(node,), combine=None), target, heads)
-        return
-    if len(pattern.nodes) != 1:
-        yield NoKernels(name, target, heads.dk, heads.dtype, f"{len(pattern.nodes)} attentions in one pattern")
+            own = alone(parts, node, None if node.family is None else 0)
+            yield from _cases(f"{name}: {node.name}", own, target, heads)
         return
     try:
         kernels = find_kernels(pattern, heads, TARGETS[target])
