@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
@@ -14,10 +15,12 @@ from torch.compiler import is_dynamo_compiling
 from typing_extensions import ParamSpec
 
 from attnc.compiler.ir import Pattern
+from attnc.compiler.last_rows import OtherRowsError
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.values import is_plain, is_scored
-from attnc.runtime import identity, operators, reference
+from attnc.runtime import identity, operators, reference, serving
+from attnc.runtime.caches import Cache, read_cache
 from attnc.runtime.call import (
     FLOATS,
     Sizes,
@@ -33,8 +36,9 @@ from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.gpu.targets import check_triton, named_target, planned_target
+from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
-from attnc.runtime.planners import packed_planner, shared_planner
+from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import relations_of
 from attnc.runtime.steps import Given, Steps
 from attnc.runtime.transforms import cast_for_autocast
@@ -137,17 +141,22 @@ class Attention:
     """
 
     def __init__(
-        self, bound: BoundProgram, options: Options, modules: Mapping[str, SourceFile], alone: Attention | None = None
+        self,
+        bound: BoundProgram,
+        options: Options,
+        modules: Mapping[str, SourceFile],
+        form: Form = "whole",
+        pattern: Pattern | None = None,
     ) -> None:
-        """`alone`: the same pattern, of which this is the one for calls with `cu_seqlens`."""
+        """`pattern`: the same lowered, of which this is another form. Raises OtherRowsError."""
         self._bound = bound
         self._options = options
         self._modules = modules
-        text = identity.write(bound, modules, options.strict, packed=alone is not None)
+        text = identity.write(bound, modules, options.strict, form)
         self._planner = (
             shared_planner(text, bound, options.strict)
-            if alone is None
-            else packed_planner(text, alone._pattern, options.strict)
+            if pattern is None
+            else planner_in(form, text, pattern, options.strict)
         )
         self._pattern: Pattern = self._planner.pattern
         nodes = self._pattern.nodes
@@ -157,8 +166,8 @@ class Attention:
         self._is_reference = options.backend == "reference"
         self._skips_direct = options.backend in ("reference", "triton")
         # Made here, as a call that is traced must not make it.
-        packs = self._pattern.documents is None and all(node.keys is None for node in nodes)
-        self._packed = Attention(bound, options, modules, self) if packs else None
+        packs = form == "whole" and self._pattern.documents is None and all(node.keys is None for node in nodes)
+        self._packed = Attention(bound, options, modules, "packed", self._pattern) if packs else None
 
     # --- what it is ---
 
@@ -367,6 +376,87 @@ class Attention:
         if dtype is not None:
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         return self._lse_of(self._dense(q, k, v, scale, inputs), return_lse)
+
+    # --- against a cache ---
+
+    def decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: int | Sequence[int] | Tensor,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: bool = False,
+        **inputs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of the last 1 to 16 tokens of each batch entry over a cache: out (B, Hq, Nq, dv), as a call of all
+        tokens gives it in its last rows. No slot is read but those of keys that these rows see.
+
+        q (B, Hq, Nq, dk). `kv_len`: the tokens of each entry so far, those of q included, whose keys and values are in
+        the cache already: a number, or one for each entry. k_cache (B, Hkv, S, dk) and v_cache (B, Hkv, S, dv) hold
+        token t in slot t. With `block_table`, int (B, columns), they are (pages, Hkv, page, d), and token t of entry b
+        is in slot `t % page` of page `block_table[b, t // page]`. With `ring` the oldest slots are written again: a
+        cache of `need.first + need.last + Nq - 1` slots is enough, need being what the plan says (`Plan.cache`); token
+        t is in slot t before `need.first`, and in `need.first + (t - need.first) % (S - need.first)` from there on.
+        Inputs by token have an entry for each slot, or, with a block table, for each token.
+
+        Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
+        """
+        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+        factor = None if scale is None else _finite(scale)
+        run = _untraced(serving.decode)
+        return self._lse_of(run(self._last_rows, q, cache, factor, inputs, dense=self._is_reference), return_lse)
+
+    def prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: int | Sequence[int] | Tensor,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: bool = False,
+        **inputs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The same of a chunk of any number of tokens, as a call computes it; differentiable.
+
+        Takes what `decode` takes. No slot past `kv_len` is read; others may be, seen or not. Raises what `decode`
+        raises.
+        """
+        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+        factor = None if scale is None else _finite(scale)
+        return self._lse_of(serving.prefill(self._last_rows, q, cache, factor, inputs), return_lse)
+
+    def _cache(self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool) -> Cache:
+        if not isinstance(ring, bool):
+            raise ArgumentTypeError(f"ring is {ring!r}: it must be True or False")
+        if ring and block_table is not None:
+            raise ArgumentError("ring and block_table are both given: a cache is one of them")
+        cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
+        return replace(cache, ring=serving.check_ring(self._pattern, q.shape[1], cache, q.shape[2])) if ring else cache
+
+    @cached_property
+    def _last_rows(self) -> serving.LastRows:
+        """Raises UnsupportedError where a row needs what no cache holds."""
+        try:
+            own = Attention(self._bound, self._options, self._modules, "last rows", self._pattern)
+        except OtherRowsError as error:
+            raise UnsupportedError(
+                f"a cache of keys is not enough for `{self.name}`: a row needs {error}; call it on all tokens"
+            ) from error
+
+        def call(
+            q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+        ) -> tuple[Tensor, Tensor | None]:
+            found = own._call(q, k, v, scale, own.has_lse, inputs)
+            return found if isinstance(found, tuple) else (found, None)
+
+        return serving.LastRows(own._pattern, Steps(own._planner.text, own._pattern, self._options.strict), call)
 
     # --- looking at it ---
 

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Literal, get_args
 
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.library import ModuleLoader
@@ -19,7 +20,10 @@ from attnc.spec.program import BoundProgram, Value
 from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
-FORMAT = 2
+FORMAT = 3
+Form = Literal["whole", "packed", "last rows"]
+"""A pattern as it stands, over several sequences in one, or of the last queries of as many as there are keys."""
+
 _FRACTION = re.compile(r"-?[0-9]+(/[1-9][0-9]*)?")
 
 
@@ -30,7 +34,7 @@ def bound_program(
     return bind(load_program(source, ModuleLoader(None, dict(modules)), name), values)
 
 
-def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, *, packed: bool = False) -> str:
+def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, form: Form = "whole") -> str:
     """The text of a pattern and of what changes what a call does. Equal patterns have equal texts."""
     program = bound.program
     return json.dumps(
@@ -39,7 +43,7 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, 
             "pattern": program.name,
             "values": {name: _written(value) for name, value in bound.values.items()},
             "strict": strict,
-            "packed": packed,
+            "form": form,
             "source": _file(program.source),
             "modules": {name: _file(source) for name, source in sorted(modules.items())},
         },
@@ -47,8 +51,8 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, 
     )
 
 
-def read(text: str) -> tuple[BoundProgram, bool, bool]:
-    """The pattern of a text, and whether it is strict, and packed.
+def read(text: str) -> tuple[BoundProgram, bool, Form]:
+    """The pattern of a text, whether it is strict, and its form.
 
     Raises ArgumentError for a text that `write` never made.
     """
@@ -57,7 +61,9 @@ def read(text: str) -> tuple[BoundProgram, bool, bool]:
         if data["attnc"] != FORMAT:
             raise ValueError(f"format {data['attnc']!r}")
         source, name, strict = _source(data["source"]), _text(data["pattern"]), data["strict"] is True
-        packed = data["packed"] is True
+        form: Form = data["form"]
+        if form not in get_args(Form):
+            raise ValueError(f"form {form!r}")
         modules = {_text(module): _source(file) for module, file in data["modules"].items()}
         values = {_text(parameter): _value(value) for parameter, value in data["values"].items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -65,7 +71,7 @@ def read(text: str) -> tuple[BoundProgram, bool, bool]:
             f"the pattern of an attnc operator cannot be read ({type(error).__name__}: {error}): it must be the text "
             f"that this version of attnc put into the graph; export the model again"
         ) from error
-    return bound_program(source, name, values, modules), strict, packed
+    return bound_program(source, name, values, modules), strict, form
 
 
 def _written(value: Value) -> object:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from weakref import WeakValueDictionary
 
 from attnc.compiler.ir import Pattern
+from attnc.compiler.last_rows import last_rows
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime import identity
+from attnc.runtime.identity import Form
 from attnc.runtime.plans import Planner
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
@@ -16,21 +18,19 @@ _alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
 
 
-def shared_planner(text: str, bound: BoundProgram, strict: bool, packed: bool = False) -> Planner:
-    """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held.
-
-    `packed`: for several sequences in one.
-    """
-    return _alive.get(text) or _held(text, lower(bound), strict, packed)
+def shared_planner(text: str, bound: BoundProgram, strict: bool, form: Form = "whole") -> Planner:
+    """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held."""
+    return _alive.get(text) or _held(text, lower(bound), strict, form)
 
 
-def packed_planner(text: str, pattern: Pattern, strict: bool) -> Planner:
-    """The planner for several sequences in one of a pattern that is lowered; `text` is that of the packed pattern."""
-    return _alive.get(text) or _held(text, pattern, strict, packed=True)
+def planner_in(form: Form, text: str, pattern: Pattern, strict: bool) -> Planner:
+    """The planner of a form of a pattern that is lowered; `text` is that of the form. Raises OtherRowsError."""
+    return _alive.get(text) or _held(text, pattern, strict, form)
 
 
-def _held(text: str, pattern: Pattern, strict: bool, packed: bool) -> Planner:
-    return _alive.setdefault(text, Planner(text, pattern.packed if packed else pattern, strict))
+def _held(text: str, pattern: Pattern, strict: bool, form: Form) -> Planner:
+    own = {"whole": lambda: pattern, "packed": lambda: pattern.packed, "last rows": lambda: last_rows(pattern)}[form]()
+    return _alive.setdefault(text, Planner(text, own, strict))
 
 
 def planner_of(text: str) -> Planner:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attnc.compiler.cache_need import CacheNeed, cache_need
 from attnc.compiler.ir import BOUNDARIES, Pattern
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
@@ -31,6 +33,8 @@ from attnc.runtime.settings import SETTINGS
 if TYPE_CHECKING:
     from attnc.runtime.gpu.planner import GpuPlanner
 
+T = TypeVar("T")
+
 _SHORT = 256
 """Input data of up to this many bytes is its own key."""
 
@@ -49,6 +53,7 @@ class Planner:
         self._last: tuple[Hashable, Plan] | None = None
         self.direct: Direct | None = None
         self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
+        self._kept: Recent[Any] = Recent(SETTINGS.plans)
         read = names_read(pattern)
         self._read = [tensor.name in read for tensor in pattern.tensors]
 
@@ -73,9 +78,16 @@ class Planner:
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         shape = call_shape(self.pattern, sizes, given)
+        return self._by_shape.get((sizes, *self._names(shape)), lambda: self._build(shape))
+
+    def kept(self, name: Hashable, shape: CallShape, make: Callable[[], T]) -> T:
+        """What was made before by this name for inputs like these, made now if it is not known."""
+        return cast("T", self._kept.get((name, *self._names(shape)), make))
+
+    def _names(self, shape: CallShape) -> list[Hashable]:
+        """What tells apart the data that the relation reads."""
         named = zip(self.pattern.tensors, self._read, strict=True)
-        arrays = [shape.inputs[tensor.name] for tensor, is_read in named if is_read]
-        return self._by_shape.get((sizes, *map(_contents, arrays)), lambda: self._build(shape))
+        return [_contents(shape.inputs[tensor.name]) for tensor, is_read in named if is_read]
 
     def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
         """The plan of a call on q, k, v and the pattern's inputs in their order, all checked. Raises as `plan`.
@@ -97,13 +109,28 @@ class Planner:
         return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
 
     def _build(self, shape: CallShape) -> Plan:
-        plan = build_plan(relations_of(self.pattern, shape))
+        own = build_plan(relations_of(self.pattern, shape))
+        plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(
                 f"strict: `{self.pattern.name}` has no tile plan at {shape.n_q} × {shape.n_k} ({plan.fallback}); it "
                 f"would run {plan.schedule}; compile it without strict to allow that"
             )
         return plan
+
+
+def cache_of(pattern: Pattern, heads: int, kv_heads: int) -> Callable[[], CacheNeed | None]:
+    """What a cache needs, found when it is asked for."""
+    return partial(need_of, pattern, heads, max(heads // max(kv_heads, 1), 1))
+
+
+def need_of(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
+    """`cache_need`, found once."""
+    key = (*(node.visible for node in pattern.nodes), pattern.documents, heads, group)
+    return _NEEDS.get(key, lambda: cache_need(pattern, heads, group))
+
+
+_NEEDS: Recent[CacheNeed | None] = Recent(SETTINGS.specs)
 
 
 def relations_of(pattern: Pattern, shape: CallShape) -> Relations:

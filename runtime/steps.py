@@ -22,8 +22,9 @@ from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.values import is_plain, is_scored, output, output_lse, passes, rank
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.caches import Cache
 from attnc.runtime.call import Sizes, call_shape, number
-from attnc.runtime.cpu import rows, scored
+from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
 from attnc.runtime.cpu.kernel import lse_dtype
@@ -101,6 +102,16 @@ class Steps:
         """The same for kernels: weights that are sums are attentions of their own."""
         parts = in_parts(self._pattern)
         return self if parts is self._pattern else Steps(f"{self._text}#parts", parts, self._strict)
+
+    def on_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, given: Given) -> tuple[Tensor, Tensor | None]:
+        """The same of queries against a cache, for which k and v only stand; not differentiable."""
+
+        def run(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
+            del k, v
+            relations, parts = decoding.parts_of(planner, given.sizes, given.inputs)
+            return decoding.attend(q, cache, relations, parts, given.scale, _real(planner.pattern, known))
+
+        return self._run(q, k, v, given, run)
 
     def densely(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same by the reference, differentiable as often as torch can."""

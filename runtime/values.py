@@ -63,6 +63,8 @@ def _is_word(node: ir.Index) -> bool:
             return True
 
 
+_HEAD = ir.intern(ir.Var("a head", 0))
+
 AT_ONCE = 1 << 23
 """Terms of an aggregate that are computed at once, over all lanes."""
 
@@ -275,26 +277,28 @@ class Values:
         return self._by_head(node, evaluate)
 
     def _by_head(self, node: ir.Index, evaluate: Callable[[ir.Index, _Lanes], NDArray[S]]) -> NDArray[S]:
-        """An exact expression, specialised to each head that it differs for."""
-        block, operands = self._block, self._operands
-        axes, alive, loops = self._axes(node), self._alive(node), self._loops.of(node)
-        rows = block.rows if axes[-2] else block.rows[:1]
-        keys = block.keys if axes[-1] else block.keys[:1]
-        found = []
-        for i, head in enumerate(block.heads if axes[-3] else block.heads[:1]):
-            own = specialise(
-                node,
-                operands.sizes,
-                operands.slices,
-                block.place,
-                batch=block.batch,
-                head=head,
-                group=operands.group,
-            )
+        """An exact expression for each head that it differs for: at once, unless it is tabulated for each."""
+        block, axes = self._block, self._axes(node)
+        alive, bound = self._alive(node), self._loops.of(node)
+        places = block.rows if axes[-2] else block.rows[:1], block.keys if axes[-1] else block.keys[:1]
+        counts = block.window.n_q, block.window.n_k
+        heads = block.heads if axes[-3] else block.heads[:1]
+        if len(heads) > 1 and not any(isinstance(below, ir.Whole) for below in node.below):
+            bound[_HEAD] = np.array(heads)[:, None, None]
+            found = evaluate(self._specialised(node, _HEAD), _Lanes(places, bound, alive, counts))
+            return np.asarray(np.broadcast_to(found, np.broadcast_shapes(found.shape, (len(heads), 1, 1))))
+        parts = []
+        for i, head in enumerate(heads):
             here = alive[..., min(i, alive.shape[-3] - 1), :, :]
-            bound = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in loops.items()}
-            found.append(evaluate(own, _Lanes((rows, keys), bound, here, (block.window.n_q, block.window.n_k))))
-        return np.stack(found, -3)
+            own = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in bound.items()}
+            parts.append(evaluate(self._specialised(node, head), _Lanes(places, own, here, counts)))
+        return np.stack(parts, -3)
+
+    def _specialised(self, node: ir.Index, head: int | ir.Var) -> ir.Index:
+        block, operands = self._block, self._operands
+        return specialise(
+            node, operands.sizes, operands.slices, block.place, batch=block.batch, head=head, group=operands.group
+        )
 
     def _ratio(self, node: ir.Ratio) -> Tensor:
         num, den = self._floats(node.num), self._floats(node.den)

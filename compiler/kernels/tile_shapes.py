@@ -127,7 +127,7 @@ def tile_shape(
     inner: bool = False,
 ) -> T:
     """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head; `inner`: the
-    loop over tiles stands in others.
+    loop over tiles stands in others, which counts where both are so: bricks are cut for those tiles.
     """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
     table = _SQUARES | tiles.plain
@@ -135,8 +135,8 @@ def tile_shape(
         table = table | tiles.terms
     if load == "pairs":
         table = table | tiles.pairs
-    if inner:
-        table = table | tiles.inner
     if nested:
         table = table | tiles.nested
+    if inner:
+        table = table | tiles.inner
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor, Whole
+from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor, Var, Whole
 from attnc.compiler.lowering.tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
 
@@ -68,17 +68,22 @@ class Slices:
 
 
 def specialise(
-    relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int, head: int, group: int
+    relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int, head: int | Var, group: int
 ) -> Index:
-    """The relation of one batch entry, head and window, over local rows (place q) and local keys (place k)."""
+    """The relation of one batch entry, head and window, over local rows (place q) and local keys (place k).
+
+    The head may be a variable.
+    """
     local = {"queries": window.n_q, "keys": window.n_k}
+    own = fold.const(head) if isinstance(head, int) else head
+    indices = {"head": own, "kv_head": fold.floordiv(own, fold.const(group)), "batch": fold.const(batch)}
 
     def change(node: Index) -> Index | None:
         match node:
             case Extent():
                 return fold.const(local[node.name] if node.name in local else sizes.values[node.name])
             case HeadIndex():
-                return fold.const({"head": head, "kv_head": head // group, "batch": batch}[node.name])
+                return indices[node.name]
             case Place(name="q"):
                 return fold.add(node, fold.const(window.shift))
             case Lookup():

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.cache_need import CacheNeed, needed_by_all
+
 Mask = NDArray[np.bool_]
 """A relation on some rows and keys: bool (rows, keys)."""
 
@@ -237,6 +239,12 @@ class Plan:
     fallback: str | None
     exact_mask: ExactMask = field(repr=False, compare=False)
     branches: tuple[tuple[str, Plan], ...] = ()
+    cache_of: Callable[[], CacheNeed | None] = field(default=lambda: None, repr=False, compare=False)
+
+    @property
+    def cache(self) -> CacheNeed | None:
+        """The tokens that a cache must hold for the next ones; None: all, or it is not known."""
+        return self.cache_of()
 
     def __str__(self) -> str:
         from attnc.compiler.planning.print_plan import print_plan
@@ -261,4 +269,5 @@ def joined(plans: Sequence[tuple[str, Plan]]) -> Plan:
         reasons=(f"{len(own)} attentions, one after another, then what joins them",),
         fallback=fallback,
         branches=tuple(plans),
+        cache_of=lambda: needed_by_all(plan.cache for plan in own),
     )

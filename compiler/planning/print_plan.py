@@ -21,6 +21,8 @@ def print_plan(plan: Plan) -> str:
         lines.append(f"no tile plan: {plan.fallback}")
     for group in plan.groups:
         lines.extend(_group(plan, group))
+    if (cache := plan.cache) is not None:
+        lines.append(f"a cache needs {cache}")
     lines.extend(f"why: {reason}" for reason in plan.reasons)
     for name, branch in plan.branches:
         lines.append(f"{name}:")

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import is_own, rank, reads, values_of
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.cpu.kernel import lse_dtype
-from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
 from attnc.runtime.values import Values
 
 
 @dataclass(frozen=True)
-class _Leaves:
+class Leaves:
     """What a block is computed from: vectors of its rows and keys, whole tensors of its batch entry, real inputs."""
 
     own: dict[str, Tensor]
@@ -45,7 +46,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor
     tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
     for block in _blocks(call, node):
         leaves = _leaves(block, tensors, node, inputs)
-        found, own = _computed(block, leaves, call, node)
+        found, own = computed(block, leaves, call.relations, call.scale)
         if out is None:
             out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
         heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
@@ -76,7 +77,7 @@ def _pair_rank(node: ir.Attend) -> int:
     return max((rank(b) for b in below if not isinstance(b, ir.Outer) and {"q", "k"} <= reads(b)), default=0)
 
 
-def _leaves(block: RowBlock, tensors: dict[str, Tensor], node: ir.Attend, inputs: Sequence[Tensor]) -> _Leaves:
+def _leaves(block: RowBlock, tensors: dict[str, Tensor], node: ir.Attend, inputs: Sequence[Tensor]) -> Leaves:
     """Vectors at their places by block, others whole."""
     group = max(tensors["q"].shape[1] // max(tensors["k"].shape[1], 1), 1)
     heads, rows, keys = torch.tensor(block.heads), torch.from_numpy(block.rows), torch.from_numpy(block.keys)
@@ -84,13 +85,14 @@ def _leaves(block: RowBlock, tensors: dict[str, Tensor], node: ir.Attend, inputs
     own = {"q": whole["q"][heads[:, None], rows][:, :, None]}
     for name in ("k", "v") if node.keys is None else ():
         own[name] = whole[name][heads[:, None] // group, keys][:, None]
-    return _Leaves(own, whole, inputs)
+    return Leaves(own, whole, inputs)
 
 
-def _computed(block: RowBlock, leaves: _Leaves, call: Call, node: ir.Attend) -> tuple[Tensor, Tensor | None]:
+def computed(block: RowBlock, leaves: Leaves, relations: Relations, scale: float) -> tuple[Tensor, Tensor | None]:
     """(out, lse) of a block, for each of its heads and rows."""
+    node = relations.pattern.attend
     q, k, v = ([leaves.whole[name]] * (block.batch + 1) for name in ("q", "k", "v"))
-    operands = call.operands(q, k, v, leaves.inputs)
+    operands = operands_of(relations, scale, (q, k, v), leaves.inputs)
     window, seen = block.window, block.mask[None]
     first_key = 0 if operands.spaced else window.key
     place = Block(block.batch, block.heads, window, block.rows - window.row, block.keys - first_key, seen, seen=seen)
@@ -120,7 +122,7 @@ def backward(
         with torch.enable_grad():
             own = {name: x.detach().requires_grad_() for name, x in leaves.own.items()}
             whole = {n: x.detach().requires_grad_() if n in elsewhere else x for n, x in leaves.whole.items()}
-            out, lse = _computed(block, _Leaves(own, whole, inputs), call, node)
+            out, lse = computed(block, Leaves(own, whole, inputs), call.relations, call.scale)
             lse = None if lse is None else lse.expand(len(block.heads), len(block.rows))
         wanted = [*own.values(), *(whole[n] for n in elsewhere), *(x for x in inputs if x.requires_grad)]
         results, grads = [], []

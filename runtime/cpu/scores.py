@@ -121,6 +121,11 @@ class Scores:
         block = Block(0, (0,), Window(0, 0, 1, 1, 0), anywhere, anywhere, np.ones((1, 1, 1), dtype=np.bool_))
         return float(Values(self._operands, block).of(self._additive.factor))
 
+    @property
+    def has_bias(self) -> bool:
+        """Whether something is added to the multiple of `dot(q, k)`."""
+        return self._additive is not None and self._additive.bias is not None
+
     def bias(self, tile: Tile) -> Tensor:
         """The bias of a tile, (heads or 1, rows, keys), -inf where nothing is seen."""
         return self._bias(tile, record=False)[0]

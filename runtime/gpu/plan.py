@@ -16,7 +16,7 @@ from attnc.compiler.values import is_plain
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.work import without_kernels
-from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.plans import Planner, cache_of, relations_of
 
 SCHEDULES = {"ranges": "loop bounds", "bricks": "bricks", "lists": "tile lists", "runs": "tile lists"}
 
@@ -80,6 +80,7 @@ def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mappin
         ),
         fallback=None,
         exact_mask=relations.exact_mask,
+        cache_of=cache_of(pattern, sizes.heads, sizes.kv_heads),
     )
 
 

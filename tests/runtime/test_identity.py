@@ -32,8 +32,8 @@ pattern exact(ratio: real = 0.2, on: bool = true, table: int[2, 2] = [[1, 2], [3
 @pytest.mark.parametrize("params", [{}, {"ratio": 0.1, "on": False, "table": [[0, -1], [2, 3]]}])
 def test_a_pattern_and_its_text_are_the_same(params: dict[str, Any]) -> None:
     attend = compile_attention(EXACT, strict=True, **params)
-    bound, strict, packed = identity.read(text_of(attend))
-    assert not packed
+    bound, strict, form = identity.read(text_of(attend))
+    assert form == "whole"
     assert (bound.values, strict) == (attend.bound.values, True)
     assert identity.write(bound, {}, strict) == text_of(attend)
 

@@ -1,0 +1,121 @@
+"""How many tokens of a cache a pattern needs, whatever the length: some first ones, and some last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+
+from attnc.compiler import fold, presburger
+from attnc.compiler.analysis.intervals import FALSE, Boxes, classify
+from attnc.compiler.counted_isl import UndecidedError, is_available
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Whole
+from attnc.compiler.lowering.specialise import of_any_length, reads_head
+from attnc.compiler.rewrite import substitute, walk
+
+MOST = 1 << 24
+"""Tokens; a pattern that needs more needs all."""
+
+FAR = 1 << 40
+"""Past every token."""
+
+SECONDS = 2.0
+"""What the search may take, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheNeed:
+    """The tokens that a query at the end, and any after it, may see: the `first` ones, and the `last` up to its own."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        last = f"the last {self.last} token{'s' * (self.last != 1)}"
+        return last if not self.first else f"the first {self.first} and {last}"
+
+
+def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
+    """Of a pattern over any number of tokens whose relation reads no inputs, for so many heads, `group` to a kv head.
+
+    None where it may need all tokens, or that is not known after a few seconds.
+    """
+    if pattern.documents is not None or pattern.segments or any(node.keys is not None for node in pattern.nodes):
+        return None
+    search = _Search(monotonic() + SECONDS)
+    relations = []
+    for node in pattern.nodes:
+        if node.family is not None or any(isinstance(below, Lookup | Whole) for below in walk(node.visible)):
+            return None
+        differing = range(heads) if reads_head(node.visible) else range(1)
+        try:
+            relations += [of_any_length(node.visible, head, heads, group) for head in differing]
+        except KeyError:  # it reads other sizes
+            return None
+    return needed_by_all(map(search.need, dict.fromkeys(relations)))
+
+
+def needed_by_all(needs: Iterable[CacheNeed | None]) -> CacheNeed | None:
+    """What is enough for each of them."""
+    first, last = 0, 0
+    for one in needs:
+        if one is None:
+            return None
+        first, last = max(first, one.first), max(last, one.last)
+    return CacheNeed(first, last)
+
+
+class _Search:
+    """For one pattern, until a moment of `time.monotonic`, after which nothing more is shown."""
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+
+    def need(self, relation: Index) -> CacheNeed | None:
+        """The smallest numbers for which nothing else is ever seen: `first` as small as may be, then `last`."""
+        if not self._is_never(relation, MOST, MOST):
+            return None
+        first = _smallest(lambda first: self._is_never(relation, first, MOST))
+        return CacheNeed(first, _smallest(lambda last: self._is_never(relation, first, last)))
+
+    def _is_never(self, relation: Index, first: int, last: int) -> bool:
+        """Whether it is shown that no query sees a key past the first ones that is before its own last ones."""
+        q, k = fold.place("q"), fold.place("k")
+        moved = substitute(relation, {q: fold.add(q, k, fold.const(first + last)), k: fold.add(k, fold.const(first))})
+        if moved is fold.truth(False):
+            return True
+        if not any(isinstance(node, Extent) for node in walk(moved)):
+            zero, far = (np.array([x], dtype=np.int64) for x in (0, FAR))
+            state = classify(moved, Boxes(zero, far, zero, far), keyed=False).state
+            if np.ravel(state)[0] == FALSE:
+                return True
+        left = self._until - monotonic()
+        if left <= 0 or not is_available():
+            return False
+        try:
+            return presburger.first_point(_outside(relation, first, last), fold.truth(False), (), left) is None
+        except UndecidedError:
+            return False
+
+
+def _smallest(holds: Callable[[int], bool]) -> int:
+    """The smallest number for which a condition holds that holds for all larger ones, and for `MOST`."""
+    low, high = 0, 1
+    while high < MOST and not holds(high):
+        low, high = high + 1, high * 2
+    if high == 1 and holds(0):
+        return 0
+    low, high = max(low, 1), min(high, MOST)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _outside(relation: Index, first: int, last: int) -> Index:
+    q, k = fold.place("q"), fold.place("k")
+    past = fold.less_equal(fold.const(first), k)
+    before = fold.less_equal(fold.const(last), fold.sub(q, k))
+    return fold.conjunction(relation, past, before)

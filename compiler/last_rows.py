@@ -1,0 +1,88 @@
+"""A pattern as its last rows: what a few queries see of a cache of keys is what they see in a call of all tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Attend, Element, Index, Lookup, Loop, Pattern, Place, Softmax, Value, Vec
+from attnc.compiler.lowering.attends import TOKENS
+from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.compiler.values import values_of
+
+
+class OtherRowsError(Exception):
+    """A row needs other rows' queries, which no cache holds. The message says what it reads."""
+
+
+def last_rows(pattern: Pattern) -> Pattern:
+    """The same of the last queries of as many as there are keys: query i of n stands at `keys - n + i`.
+
+    Raises OtherRowsError.
+    """
+    for node in pattern.nodes:
+        _check(pattern, node)
+    return replace(
+        pattern,
+        align="end",
+        requirements=tuple((_of_index(root, "keys"), span) for root, span in pattern.requirements),
+        nodes=tuple(map(_of_node, pattern.nodes)),
+        combine=None if pattern.combine is None else _of_value(pattern.combine, "keys"),
+        lse=None if pattern.lse is None else _of_value(pattern.lse, "keys"),
+    )
+
+
+def _of_node(node: Attend) -> Attend:
+    """Queries are counted by the tokens, which are the keys unless these are no tokens."""
+    count = "keys" if node.keys is None else TOKENS
+    weights = node.weights
+    if not isinstance(weights, Softmax):
+        weights = _of_value(weights, count)
+    elif weights.extra is not None:
+        weights = Softmax(_of_value(weights.extra, count))
+    return replace(
+        node,
+        visible=_of_index(node.visible, count),
+        score=_of_value(node.score, count),
+        weights=weights,
+        value=_of_value(node.value, count),
+        keys=None if node.keys is None else _of_index(node.keys, count),
+        key_of=None if node.key_of is None else _of_index(node.key_of, count),
+        stack=_of_loop(node.stack, count),
+        family=_of_loop(node.family, count),
+    )
+
+
+def _of_index(root: Index, count: str) -> Index:
+    return substitute(root, {fold.extent("queries"): fold.extent(count)})
+
+
+def _of_value(root: Value, count: str) -> Value:
+    return substitute_value(root, {fold.extent("queries"): fold.extent(count)})
+
+
+def _of_loop(loop: Loop | None, count: str) -> Loop | None:
+    return None if loop is None else (loop[0], _of_index(loop[1], count), _of_index(loop[2], count))
+
+
+def _check(pattern: Pattern, node: Attend) -> None:
+    roots = [*values_of(node), *(root for root in (pattern.combine, pattern.lse) if root is not None)]
+    for read in _read([*roots, node.visible]):
+        raise OtherRowsError(f"{read} of other rows")
+
+
+def _read(roots: list[Value | Index]) -> Iterator[str]:
+    """What is read of queries, by name, elsewhere than at the row's own place."""
+    own = fold.place("q")
+    for root in roots:
+        for below in root.below:
+            match below:
+                case Vec(tensor="q", at=at) if at is not own:
+                    yield "`q`"
+                case Element(tensor=tensor, indices=indices) | Lookup(tensor=tensor, indices=indices):
+                    places = [index for dim, index in zip(tensor.dims, indices, strict=False) if dim == "query"]
+                    if any(not isinstance(index, Place) or index is not own for index in places):
+                        yield f"`{tensor.name}`"
+                case _:
+                    pass

@@ -1,0 +1,186 @@
+"""Caches of keys and values: which slot holds which token, and how these are read. No other slots are read.
+
+A cache is k (B, Hkv, S, dk) and v (B, Hkv, S, dv), token t in slot t; as a ring it is in slot `first + (t - first) %
+(S - first)` from token `first` on. With a block table it is k (pages, Hkv, page, dk) and v (pages, Hkv, page, dv),
+token t of batch entry b in slot `t % page` of page `block_table[b, t // page]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.runtime.constants import on_device
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """The tokens of a batch: `lengths` of each entry; `table` int (B, columns) of pages; `ring` its first token.
+
+    `entries`: where those of the batch stand in k and v, or in the table.
+    """
+
+    k: Tensor
+    v: Tensor
+    lengths: tuple[int, ...]
+    entries: tuple[int, ...]
+    table: Int64 | None = None
+    ring: int | None = None
+
+    def of(self, some: Sequence[int]) -> Cache:
+        """That of some batch entries."""
+        lengths, entries = (tuple(x[i] for i in some) for x in (self.lengths, self.entries))
+        return replace(self, lengths=lengths, entries=entries)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys."""
+        return self.k.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """Slots of a batch entry, or of a page."""
+        return self.k.shape[2]
+
+    def stretch(self, batches: Sequence[int], first: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of adjacent tokens as they lie there, (b, Hkv, tokens, d); None where they lie apart."""
+        if self.table is not None or (self.ring is not None and stop > self.slots):
+            return None
+        some = self._places(batches)
+        if not isinstance(some, slice):
+            return None
+        return self.k[some, :, first:stop], self.v[some, :, first:stop]
+
+    def gathered(self, batches: Sequence[int], tokens: Int64) -> tuple[Tensor, Tensor]:
+        """Copies of keys and values of tokens: (b, Hkv, tokens, d)."""
+        if self.table is not None:
+            rows = self.table[[self.entries[i] for i in batches]]
+            pages, at = (on_device(x, self.k.device) for x in (rows[:, tokens // self.slots], tokens % self.slots))
+            return self.k[pages, :, at].transpose(1, 2), self.v[pages, :, at].transpose(1, 2)
+        slots, some = on_device(self._slots(tokens), self.k.device), self._places(batches)
+        if isinstance(some, slice):
+            return self.k[some].index_select(2, slots), self.v[some].index_select(2, slots)
+        at = torch.tensor(some, device=self.k.device)[:, None]
+        return self.k[at, :, slots].transpose(1, 2), self.v[at, :, slots].transpose(1, 2)
+
+    def placeholders(self, length: int) -> tuple[Tensor, Tensor]:
+        """Zeros like all tokens of all entries, without memory of their own."""
+        shape = len(self.lengths), self.kv_heads, length
+        k, v = (x.new_zeros(()).expand(*shape, x.shape[3]) for x in (self.k, self.v))
+        return k, v
+
+    def _places(self, batches: Sequence[int]) -> slice | list[int]:
+        places = [self.entries[i] for i in batches]
+        first, last = places[0], places[-1]
+        return slice(first, last + 1) if places == list(range(first, last + 1)) else places
+
+    def _slots(self, tokens: Int64) -> Int64:
+        if self.ring is None:
+            return tokens
+        turning = self.ring + (tokens - self.ring) % max(self.slots - self.ring, 1)
+        return np.where(tokens < self.ring, tokens, turning)
+
+    def whole(self, batches: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """All tokens of batch entries of one length; those that a ring holds no more are zeros."""
+        found = self.stretch(batches, 0, length)
+        if found is not None:
+            return found
+        if self.ring is None:
+            return self.gathered(batches, np.arange(length))
+        held = np.arange(max(length - (self.slots - self.ring), self.ring), length)
+        held = np.concatenate([np.arange(min(self.ring, length)), held])
+        result = []
+        for x in self.gathered(batches, held):
+            own = x.new_zeros((*x.shape[:2], length, x.shape[3]))
+            own[:, :, on_device(held, x.device)] = x
+            result.append(own)
+        return result[0], result[1]
+
+
+def read_cache(q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, *, ring: bool) -> Cache:
+    """The cache of a call, checked. Raises ArgumentError, ArgumentTypeError."""
+    for name, x in (("q", q), ("k_cache", k), ("v_cache", v)):
+        if not isinstance(x, Tensor):
+            raise ArgumentTypeError(f"{name} is {type(x).__name__}: it must be a torch tensor")
+        if x.dim() != 4:
+            raise ArgumentError(f"{name} has {x.dim()} dimensions, shape {tuple(x.shape)}: it must have 4")
+    if k.shape[:3] != v.shape[:3]:
+        raise ArgumentError(
+            f"k_cache and v_cache disagree: shapes {tuple(k.shape)} and {tuple(v.shape)}; all but the last dimension "
+            f"must be the same"
+        )
+    batch, n_q = q.shape[0], q.shape[2]
+    table = None if block_table is None else _table(block_table, batch)
+    if table is None and k.shape[0] != batch:
+        raise ArgumentError(
+            f"q has batch {batch} and k_cache {k.shape[0]} (dimension 0): they must be the same without a block_table"
+        )
+    lengths = _lengths(kv_len, batch)
+    slots = k.shape[2]
+    for i, length in enumerate(lengths):
+        if length < n_q:
+            raise ArgumentError(
+                f"kv_len of batch entry {i} is {length} and q has {n_q} tokens (dimension 2): kv_len counts the tokens "
+                f"of q too, whose keys and values must be in the cache"
+            )
+        if table is not None:
+            _check_pages(table[i], length, slots, k.shape[0], i)
+        elif not ring and length > slots:
+            raise ArgumentError(
+                f"kv_len of batch entry {i} is {length} and the cache has {slots} slots (dimension 2): give ring=True "
+                f"where token t stands in slot t % {slots}"
+            )
+    return Cache(k, v, lengths, tuple(range(batch)), table)
+
+
+def _lengths(kv_len: object, batch: int) -> tuple[int, ...]:
+    """One for each batch entry."""
+    if isinstance(kv_len, Tensor):
+        if kv_len.dtype not in _INTEGERS:
+            raise ArgumentTypeError(f"kv_len has dtype {kv_len.dtype}: it must be integers")
+        kv_len = kv_len.tolist()
+    given: list[object] = list(kv_len) if isinstance(kv_len, list | tuple) else [kv_len] * batch
+    if len(given) != batch:
+        raise ArgumentError(f"kv_len has {len(given)} entries and q has batch {batch}: give a number, or one for each")
+    found = []
+    for one in given:
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise ArgumentTypeError(f"kv_len is {one!r}: it must be a whole number, or one for each batch entry")
+        found.append(one)
+    return tuple(found)
+
+
+_INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+def _table(given: object, batch: int) -> Int64:
+    table = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    if table.dtype not in _INTEGERS:
+        raise ArgumentTypeError(f"block_table has dtype {table.dtype}: it must be integers")
+    if table.dim() != 2 or table.shape[0] != batch:
+        raise ArgumentError(
+            f"block_table has shape {tuple(table.shape)}: it must be (batch, pages of an entry), and batch is {batch}"
+        )
+    found: Int64 = table.detach().cpu().numpy().astype(np.int64)
+    return found
+
+
+def _check_pages(pages: Int64, length: int, size: int, count: int, entry: int) -> None:
+    needed = -(-length // max(size, 1))
+    if len(pages) < needed:
+        raise ArgumentError(
+            f"block_table has {len(pages)} columns and batch entry {entry} needs {needed} pages of {size} tokens for "
+            f"kv_len {length}"
+        )
+    wrong = (pages[:needed] < 0) | (pages[:needed] >= count)
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise ArgumentError(f"block_table[{entry}, {at}] is {pages[at]}: k_cache has {count} pages (dimension 0)")

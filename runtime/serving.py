@@ -1,0 +1,147 @@
+"""Queries against a cache of keys and values: a few at a time (decode), or a chunk of a prompt (prefill).
+
+Batch entries of one length are one call of the pattern's last rows (`compiler.last_rows`), so results are those of a
+call of all tokens at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Pattern
+from attnc.runtime.caches import Cache
+from attnc.runtime.call import check_tensors, input_tensors
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.plans import need_of
+from attnc.runtime.steps import Given, Steps
+
+MOST_QUERIES = 16
+"""Queries that `decode` takes."""
+
+Result = tuple[Tensor, "Tensor | None"]
+Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], Result]
+"""(q, k, v, scale, inputs) → (out, lse) of the last rows."""
+
+
+@dataclass(frozen=True)
+class LastRows:
+    """A pattern's last rows, and how they are computed: `steps` against a cache, `call` from keys and values."""
+
+    pattern: Pattern
+    steps: Steps
+    call: Call
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Batch entries of one length."""
+
+    entries: tuple[int, ...]
+    cache: Cache
+    inputs: Mapping[str, object]
+
+    @property
+    def length(self) -> int:
+        return self.cache.lengths[0]
+
+
+def decode(
+    rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object], *, dense: bool
+) -> Result:
+    """(out, lse) of the last queries. `dense`: from all keys. Raises ArgumentError, UnsupportedError."""
+    if not 1 <= q.shape[2] <= MOST_QUERIES:
+        raise ArgumentError(
+            f"q has {q.shape[2]} tokens (dimension 2): decode takes 1 to {MOST_QUERIES}; `prefill` takes any number"
+        )
+    if torch.is_grad_enabled() and (q.requires_grad or cache.k.requires_grad or cache.v.requires_grad):
+        raise UnsupportedError("decode has no gradient: call it under torch.no_grad(), or call `prefill`")
+    if dense:
+        return prefill(rows, q, cache, scale, inputs)
+    if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
+        raise UnsupportedError(
+            f'decode on {q.device}: there are no kernels for it yet; use `prefill`, backend="reference", or move the '
+            f"tensors to the CPU"
+        )
+
+    def of(share: _Share) -> Result:
+        own = q[list(share.entries)]
+        k, v = share.cache.placeholders(share.length)
+        sizes = check_tensors(own, k, v)
+        tensors = input_tensors(rows.pattern, share.inputs)
+        real = {t.name: x for t, x in zip(rows.pattern.tensors, tensors, strict=True)}
+        factor = float(sizes.dk**-0.5) if scale is None else scale
+        return rows.steps.on_cache(own, k, v, share.cache, Given(sizes, share.inputs, real, factor))
+
+    shares = list(_shares(rows.pattern, cache, inputs))
+    return _together(q, [of(share) for share in shares], shares)
+
+
+def prefill(rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
+    """(out, lse) of the last queries, however many, from all keys; differentiable. Raises what a call raises."""
+    shares = list(_shares(rows.pattern, cache, inputs))
+    found = []
+    for share in shares:
+        k, v = share.cache.whole(range(len(share.entries)), share.length)
+        own = q if len(shares) == 1 else q[list(share.entries)]
+        found.append(rows.call(own, k, v, scale, share.inputs))
+    return _together(q, found, shares)
+
+
+def check_ring(pattern: Pattern, heads: int, cache: Cache, n_q: int) -> int:
+    """The first token that turns in a ring. Raises ArgumentError, UnsupportedError."""
+    read = [tensor.name for tensor in pattern.tensors if {"token", "key"} & set(tensor.dims)]
+    if read:
+        raise UnsupportedError(f"ring: `{pattern.name}` reads `{read[0]}` by token, whose old entries would be missing")
+    need = need_of(pattern, heads, max(heads // max(cache.kv_heads, 1), 1))
+    if need is None:
+        raise ArgumentError(
+            f"ring: `{pattern.name}` may need all tokens; give a cache with a slot for each, or a block_table"
+        )
+    needed = need.first + need.last + n_q - 1
+    if cache.slots < needed and max(cache.lengths) > cache.slots:
+        raise ArgumentError(
+            f"ring: the cache has {cache.slots} slots and `{pattern.name}` needs {needed} with {n_q} queries: {need}, "
+            f"and the other queries' own"
+        )
+    return need.first
+
+
+def _shares(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[_Share]:
+    for length in sorted(set(cache.lengths)):
+        entries = tuple(i for i, own in enumerate(cache.lengths) if own == length)
+        yield _Share(entries, cache.of(entries), dict(_cut(pattern, inputs, cache, entries, length)))
+
+
+def _cut(
+    pattern: Pattern, inputs: Mapping[str, object], cache: Cache, entries: Sequence[int], length: int
+) -> Iterator[tuple[str, object]]:
+    """Inputs of some batch entries, by token those of the first ones."""
+    dims = {tensor.name: tensor.dims for tensor in pattern.tensors}
+    for name, value in inputs.items():
+        own: Any = value
+        if name in dims and not hasattr(own, "shape") and own is not None:
+            own = torch.as_tensor(own)
+        known = dims.get(name, ())
+        for axis, dim in enumerate(known if len(getattr(own, "shape", ())) == len(known) else ()):
+            at: list[Any] = [slice(None)] * len(known)
+            if dim in ("token", "key") and own.shape[axis] >= length:
+                at[axis] = slice(length)
+            elif dim == "batch" and own.shape[axis] == len(cache.lengths) and len(entries) < len(cache.lengths):
+                at[axis] = list(entries)
+            own = own[tuple(at)]
+        yield name, own
+
+
+def _together(q: Tensor, results: Sequence[Result], shares: Sequence[_Share]) -> Result:
+    """The results of all batch entries in their order."""
+    if len(results) == 1:
+        return results[0]
+    order = torch.tensor([entry for share in shares for entry in share.entries], device=q.device).argsort()
+    outs, lses = zip(*results, strict=True)
+    lse = None if any(x is None for x in lses) else torch.cat(lses)[order]
+    return torch.cat(outs)[order], lse
