@@ -286,7 +286,8 @@ class Values:
         if len(heads) > 1 and not any(isinstance(below, ir.Whole) for below in node.below):
             bound[_HEAD] = np.array(heads)[:, None, None]
             found = evaluate(self._specialised(node, _HEAD), _Lanes(places, bound, alive, counts))
-            return np.asarray(np.broadcast_to(found, np.broadcast_shapes(found.shape, (len(heads), 1, 1))))
+            shape = np.broadcast_shapes(found.shape, (len(heads), 1, 1))
+            return found if found.shape == shape else np.array(np.broadcast_to(found, shape))
         parts = []
         for i, head in enumerate(heads):
             here = alive[..., min(i, alive.shape[-3] - 1), :, :]
