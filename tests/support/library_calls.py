@@ -17,6 +17,40 @@ from attnc.runtime.gpu.selection import PARAMETERS
 PARAMS: Mapping[str, Mapping[str, Any]] = PARAMETERS
 """Of patterns whose parameters have no defaults."""
 
+SMALL: Mapping[str, Mapping[str, Any]] = {
+    "bigbird": {"block": 16},
+    "blocked": {"block": 24},
+    "combiner": {"segment": 24},
+    "davit_window": {"height": 8, "width": 12, "window": 4},
+    "dilated_window": {"window": 40, "dilation": 2},
+    "freeswim": {"frames": 2, "height": 6, "width": 8, "reach": [2, 3]},
+    "gpt_oss": {"window": 20},
+    "halo": {"height": 8, "width": 12, "block": 4, "halo": 1},
+    "hierarchical": {"group": 12},
+    "landmark": {"block": 16},
+    "lingen_temporal": {"frames": 4, "height": 4, "width": 6, "window": [2, 2, 2]},
+    "log_sparse": {"segment": 24, "window": 4},
+    "longformer": {"window": 16, "dilation": [1, 2]},
+    "moa": {"alpha": [16, 32], "beta": [0.25, 0.125], "block": 16},
+    "monarch": {"rows": 8, "cols": 12},
+    "monarch_rt": {"frames": 3, "height": 4, "width": 8},
+    "neighborhood_2d": {"height": 8, "width": 12, "window": [3, 5]},
+    "neighborhood_3d": {"frames": 3, "height": 4, "width": 8, "window": [3, 3, 5]},
+    "power": {"window": 2, "block": 8},
+    "radial": {"frames": 4, "per_frame": 24, "block": 16},
+    "s2_attention": {"block": 8, "local_blocks": 2, "vertical_stride": 4},
+    "sliding_tile": {"frames": 3, "height": 4, "width": 8, "kernel": [3, 4, 8], "tile": [1, 4, 4]},
+    "sliding_window": {"window": 40, "sinks": 4},
+    "softcap": {"cap": 2, "window": 40},
+    "sparse_fixed": {"segment": 16, "summary": 4},
+    "sparse_transformer": {"stride": 16},
+    "streaming": {"sinks": 3, "window": 30},
+    "strided": {"stride": 16, "local": 16},
+    "svg": {"frames": 4, "per_frame": 24, "block": 16},
+    "videofactory": {"frames": 4, "height": 4, "width": 6, "window": [2, 2, 2]},
+}
+"""Parameters for which few tokens show what a pattern is."""
+
 MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4}
 """What the lengths of some have to be multiples of."""
 

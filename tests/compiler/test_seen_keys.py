@@ -1,0 +1,77 @@
+"""The keys that a few rows see, against the relation at every pair."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import expression_trees as trees
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.tiles import Grid
+from attnc.compiler.ir import Index
+from attnc.compiler.planning.seen_keys import LEAF, Int64, Mask, SeenKeys, find_seen_keys
+from expression_trees import Tree
+from relations import relations
+from tile_grids import mask_of
+
+Q, K = fold.place("q"), fold.place("k")
+
+
+def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
+    wanted = mask_of(relation, Grid(rows[1], n_k, 64, 64))[rows[0] :]
+    found = find_seen_keys(relation, rows, n_k)
+    keys, mask = found.every
+    assert (np.diff(keys) > 0).all()
+    assert keys.tolist() == np.flatnonzero(wanted.any(axis=0)).tolist()
+    assert (mask == wanted[:, keys]).all()
+    assert found.count == len(keys)
+    whole = np.zeros(n_k, dtype=np.bool_)
+    for first, stop in zip(found.first, found.stop, strict=True):
+        assert first < stop
+        whole[first:stop] = True
+    assert (whole == wanted.all(axis=0)).all()
+    assert (found.first[1:] > found.stop[:-1]).all()
+    return found
+
+
+@settings(max_examples=200)
+@given(relations(), st.integers(1, 700), st.integers(1, 16), st.integers(0, 100))
+def test_they_are_those_of_the_relation(tree: Tree, n_k: int, rows: int, first: int) -> None:
+    check(trees.build(tree), (first, first + rows), n_k)
+
+
+@pytest.mark.parametrize("n_k", [1, 31, 32, 33, 512, 513, 5000])
+@pytest.mark.parametrize("rows", [1, 2, 16])
+def test_a_window_at_the_end(n_k: int, rows: int) -> None:
+    rows = min(rows, n_k)
+    gap = fold.sub(Q, K)
+    window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(40)))
+    found = check(window, (n_k - rows, n_k), n_k)
+    assert len(found.first) <= 1
+    assert len(found.keys) <= 2 * (rows - 1)
+
+
+def test_nothing_is_seen_of_no_keys() -> None:
+    assert find_seen_keys(fold.less_equal(K, Q), (0, 3), 0).count == 0
+
+
+def test_what_is_far_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that are evaluated one by one stay few, however many keys there are."""
+    looked: list[int] = []
+    mask_at = exact.mask_at
+
+    def counted(relation: Index, q: Int64, k: Int64, alive: Mask, *rest: Any, wide: bool) -> Mask:
+        looked.append(len(k))
+        return mask_at(relation, q, k, alive, *rest, wide=wide)
+
+    monkeypatch.setattr(exact, "mask_at", counted)
+    gap = fold.sub(Q, K)
+    window = fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(4096)))
+    n = 1 << 22
+    assert find_seen_keys(window, (n - 3, n), n).count == 4098
+    assert 0 < sum(looked) <= 4 * LEAF
