@@ -1,4 +1,4 @@
-"""Benchmarks of this machine: `python benchmarks/run.py cpu|plan|compile|simulator|weights`; results/*.json."""
+"""Benchmarks of this machine: `python benchmarks/run.py cpu|plan|compile|simulator|weights|decode`; results/*.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, object]
 def main() -> int:
     """Run a suite and print its rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", choices=["cpu", "plan", "compile", "simulator", "weights"])
+    parser.add_argument("suite", choices=["cpu", "plan", "compile", "simulator", "weights", "decode"])
     parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
@@ -40,7 +40,7 @@ def main() -> int:
 
 def _summary(suite: str, done: list[Row]) -> Row:
     """The suite's targets beside what was measured."""
-    if suite in ("plan", "weights"):
+    if suite in ("plan", "weights", "decode"):
         return {}
     if suite == "compile":
         import compiling
@@ -65,6 +65,11 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
         import weights
 
         return weights.rows(options.lengths or [1024, 4096], options.rounds, options.pattern), weights.line
+    if options.suite == "decode":
+        import decode
+
+        lengths = options.lengths or [1 << 14, 1 << 16, 1 << 18, 1 << 20]
+        return decode.rows(lengths, options.rounds, options.pattern), decode.line
     if options.suite == "compile":
         import compiling
 

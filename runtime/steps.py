@@ -108,8 +108,8 @@ class Steps:
 
         def run(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
             del k, v
-            relations, parts = decoding.parts_of(planner, given.sizes, given.inputs)
-            return decoding.attend(q, cache, relations, parts, given.scale, _real(planner.pattern, known))
+            looked = decoding.look(planner, given.sizes, given.inputs)
+            return decoding.attend(q, cache, looked, given.scale, _real(planner.pattern, known))
 
         return self._run(q, k, v, given, run)
 

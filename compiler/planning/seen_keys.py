@@ -1,9 +1,10 @@
-"""The keys that a few rows see, found without looking at all: from the ends of ranges, else by halving what is open."""
+"""The keys that a few rows see, found without looking at all: what analysis leaves open is cut into parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ FIRST = 16
 """Stretches of keys to begin with."""
 PARTS = 8
 """Parts of a stretch that is open."""
+KEPT = 1 << 16
+"""Keys up to which they are kept one by one."""
 LEAF = 32
 """Keys of a stretch that are looked at one by one."""
 
@@ -44,31 +47,18 @@ class SeenKeys:
     @property
     def every(self) -> tuple[Int64, Mask]:
         """All keys, in order, and who sees them: (rows, keys)."""
+        return self._every if self.count <= KEPT else self._found()
+
+    @cached_property
+    def _every(self) -> tuple[Int64, Mask]:
+        return self._found()
+
+    def _found(self) -> tuple[Int64, Mask]:
         whole = spread(self.first, self.stop)
         keys = np.concatenate([whole, self.keys])
         mask = np.concatenate([np.ones((len(self.mask), len(whole)), dtype=np.bool_), self.mask], axis=1)
         order = np.argsort(keys, kind="stable")
         return keys[order], mask[:, order]
-
-
-def from_ranges(ends: Sequence[tuple[Int64, Int64]], n_k: int) -> SeenKeys:
-    """Of rows that see the keys from `low` to `high`, both included, of each of some ranges: `ends` (rows,) of each."""
-    low, high = (np.stack(side) for side in zip(*ends, strict=True))  # (ranges, rows)
-    low, stop = np.maximum(low, 0), np.minimum(high + 1, n_k)
-    stop = np.maximum(stop, low)
-    cuts = np.unique(np.concatenate([low, stop], axis=None))
-    starts = cuts[:-1, None, None]
-    seen = ((low <= starts) & (starts < stop)).any(axis=1)  # (stretches, rows)
-    return _seen(cuts[:-1], cuts[1:], seen)
-
-
-def _seen(first: Int64, stop: Int64, seen: Mask) -> SeenKeys:
-    """Of stretches, each of which a row sees whole or not at all: (stretches, rows)."""
-    whole, some = seen.all(axis=1), seen.any(axis=1)
-    part = some & ~whole
-    lengths = (stop - first)[part]
-    mask = np.repeat(seen[part], lengths, axis=0).T
-    return SeenKeys(*_joined(first[whole], stop[whole]), spread(first[part], stop[part]), np.ascontiguousarray(mask))
 
 
 def find_seen_keys(

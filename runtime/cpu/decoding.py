@@ -58,13 +58,23 @@ class Part:
         return slice(self.window.row, self.window.row + self.window.n_q)
 
 
-def parts_of(planner: Planner, sizes: Sizes, given: Mapping[str, object]) -> tuple[Relations, tuple[Part, ...]]:
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """Who sees what in a call, and what its attention is like."""
+
+    relations: Relations
+    parts: tuple[Part, ...]
+    is_plain: bool
+    is_scored: bool
+
+
+def look(planner: Planner, sizes: Sizes, given: Mapping[str, object]) -> Looked:
     """Who sees what in a call; kept for calls like it. Raises what planning raises, and EvaluationError."""
     shape = call_shape(planner.pattern, sizes, given)
-    return planner.kept(("parts", sizes), shape, lambda: _parts(relations_of(planner.pattern, shape)))
+    return planner.kept(("looked", sizes), shape, lambda: _look(relations_of(planner.pattern, shape)))
 
 
-def _parts(relations: Relations) -> tuple[Relations, tuple[Part, ...]]:
+def _look(relations: Relations) -> Looked:
     found = []
     for batches, heads, locals_ in relations.groups():
         for local in locals_:
@@ -73,23 +83,22 @@ def _parts(relations: Relations) -> tuple[Relations, tuple[Part, ...]]:
                 seen = find_seen_keys(local.relation, (0, window.n_q), window.n_k, origins)
                 if seen.count:
                     found.append(Part(batches, heads, window, seen))
-    return relations, tuple(found)
-
-
-def attend(
-    q: Tensor, cache: Cache, relations: Relations, parts: Sequence[Part], scale: float, inputs: Sequence[Tensor]
-) -> Pair:
-    """(out, lse) of queries (B, Hq, Nq, dk) of one attention; batch entries of the cache have as many tokens each."""
     node = relations.pattern.attend
-    if is_plain(node):
+    return Looked(relations, tuple(found), is_plain(node), is_scored(node))
+
+
+def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequence[Tensor]) -> Pair:
+    """(out, lse) of queries (B, Hq, Nq, dk) of one attention; batch entries of the cache have as many tokens each."""
+    relations, parts = looked.relations, looked.parts
+    if looked.is_plain:
         return _by_kernel(q, cache, parts, scale)
     k, v = cache.placeholders(cache.lengths[0])
     vectors = q.unbind(0), k.unbind(0), v.unbind(0)
-    scores = Scores(relations, operands_of(relations, scale, vectors, inputs)) if is_scored(node) else None
+    scores = Scores(relations, operands_of(relations, scale, vectors, inputs)) if looked.is_scored else None
     if scores is None or scores.factor is None:
         return _in_torch(q, cache, relations, parts, scale, inputs)
     pair = _by_kernel(q, cache, parts, scores.factor, scores)
-    return pair if extra_of(node) is None else _with_extra(q, pair, scores)
+    return pair if extra_of(scores.node) is None else _with_extra(q, pair, scores)
 
 
 # --- softmax of multiples of `dot(q, k)` and a bias ------------------------------------------------------------------
