@@ -78,6 +78,24 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
     return Sizes(q.shape[2], k.shape[2], q.shape[0], heads, kv_heads, q.shape[3], v.shape[3], _name(q.dtype))
 
 
+def check_counts(least: int, **counts: object) -> None:
+    """Raise ArgumentTypeError, ArgumentError for what is no whole number, or too small."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArgumentTypeError(f"{name} is {value!r}: it must be a whole number")
+        if value < least:
+            raise ArgumentError(f"{name} is {value}: it must be at least {least}")
+
+
+def finite(scale: float) -> float:
+    """A scale. Raises ArgumentTypeError, ArgumentError."""
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise ArgumentTypeError(f"scale is {type(scale).__name__}: it must be a number")
+    if not abs(scale) < float("inf"):
+        raise ArgumentError(f"scale is {scale}: it must be finite")
+    return float(scale)
+
+
 def check_are_tensors(q: object, k: object, v: object) -> None:
     """Raise ArgumentTypeError for the first that is no dense tensor."""
     for name, tensor in (("q", q), ("k", k), ("v", v)):

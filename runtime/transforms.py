@@ -1,10 +1,18 @@
-"""What torch may have put around a call: autocast, forward-mode differentiation."""
+"""What torch may have put around a call: autocast, forward-mode differentiation, torch.compile."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from typing_extensions import ParamSpec
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,3 +31,10 @@ def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
 def is_forward_mode() -> bool:
     """Whether forward-mode derivatives are being taken."""
     return forward_ad._current_level >= 0
+
+
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """`function` kept from torch.compile, whose parts take seconds to import: where they are not, nothing compiles."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    return cast("Callable[P, R]", torch.compiler.disable(function))  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from attnc.spec.meaning.values import shown
 from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
-    from attnc.runtime.attention import Attention
+    from attnc.runtime.shown import Shown
 
 __all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 
@@ -34,7 +34,7 @@ _NONE: Mapping[str, object] = {}
 
 
 def draw(
-    attention: Attention,
+    attention: Shown,
     n_q: int,
     n_k: int | None = None,
     /,
@@ -47,7 +47,7 @@ def draw(
 
 
 def make_drawing(
-    attention: Attention,
+    attention: Shown,
     n_q: int,
     n_k: int,
     inputs: Mapping[str, object] = _NONE,
@@ -113,7 +113,7 @@ def _power_of_two(n: int) -> int:
 
 
 def _counts(
-    attention: Attention, n_q: int, n_k: int, head: int, inputs: Mapping[str, object], steps: Steps
+    attention: Shown, n_q: int, n_k: int, head: int, inputs: Mapping[str, object], steps: Steps
 ) -> list[Counts]:
     heads = max(head_count(attention.bound) or 1, head + 1)
     if n_q * n_k <= _SMALL:

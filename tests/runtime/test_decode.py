@@ -158,7 +158,7 @@ def test_chunks_of_a_prompt(name: str, kind: Kind) -> None:
     for a, b in pairwise(ends):
         cache = filled(k, v, [b, b], seen, kind)
         chunks.append(attention.prefill(q[:, :, a:b], cache.k, cache.v, **cache.given))
-    torch.testing.assert_close(torch.cat(chunks, 2), whole, rtol=1e-5, atol=1e-5)  # type: ignore[arg-type]  # tensors
+    torch.testing.assert_close(torch.cat(chunks, 2), whole, rtol=1e-5, atol=1e-5)
     with torch.enable_grad():
         leaves = [x.requires_grad_() for x in (q, k, v)]
         out = attention.prefill(q[:, :, 33:], k, v, kv_len=130)
@@ -204,7 +204,7 @@ def test_another_document_and_what_comes_after_change_nothing() -> None:
     for x in (k, v):
         x[:, :, :20] = float("inf")
         x[:, :, 45:] = float("nan")
-    assert torch.equal(attention.decode(q[:, :, -1:], k, v, kv_len=45, doc=doc), first)  # type: ignore[arg-type]
+    assert torch.equal(attention.decode(q[:, :, -1:], k, v, kv_len=45, doc=doc), first)
 
 
 def test_rows_that_see_nothing() -> None:
@@ -269,7 +269,7 @@ def test_wrong_caches() -> None:
     with pytest.raises(ArgumentError, match="q has batch 2 and k_cache 1"):
         attention.decode(q[:, :, :1], k[:1], v[:1], kv_len=9)
     with pytest.raises(ArgumentTypeError, match="k_cache is list"):
-        attention.decode(q[:, :, :1], [], v, kv_len=9)  # type: ignore[arg-type]
+        attention.decode(q[:, :, :1], [], v, kv_len=9)  # type: ignore[call-overload]
     with pytest.raises(ArgumentError, match="k_cache has 3 dimensions"):
         attention.decode(q[:, :, :1], k[0], v, kv_len=9)
     with pytest.raises(UnsupportedError, match="ring: `fox` reads `f` by token"):

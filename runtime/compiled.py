@@ -1,0 +1,163 @@
+"""A compiled pattern: what it is, and what every use of it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from attnc.compiler.ir import Pattern
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.values import is_plain, is_scored
+from attnc.runtime import identity
+from attnc.runtime.call import Sizes, call_shape, check_counts, names_read
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.identity import Form
+from attnc.runtime.planners import planner_in, shared_planner
+from attnc.runtime.plans import relations_of
+from attnc.runtime.steps import Steps
+from attnc.spec.program import BoundProgram
+from attnc.spec.source import SourceFile
+
+Backend = Literal["auto", "cpu", "reference", "triton"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an `Attention` runs."""
+
+    backend: Backend = "auto"
+    strict: bool = False
+    deterministic: bool = True
+    tune: str = "model"
+
+
+class Compiled:
+    """A pattern with its options, immutable and stateless."""
+
+    def __init__(
+        self,
+        bound: BoundProgram,
+        options: Options,
+        modules: Mapping[str, SourceFile],
+        form: Form = "whole",
+        pattern: Pattern | None = None,
+    ) -> None:
+        """`pattern`: the same lowered, of which this is another form. Raises OtherRowsError."""
+        self._bound = bound
+        self._options = options
+        self._modules = modules
+        text = identity.write(bound, modules, options.strict, form)
+        self._planner = (
+            shared_planner(text, bound, options.strict)
+            if pattern is None
+            else planner_in(form, text, pattern, options.strict)
+        )
+        self._pattern: Pattern = self._planner.pattern
+        nodes = self._pattern.nodes
+        single = len(nodes) == 1 and self._pattern.combine is None and is_scored(nodes[0])
+        self._plain = single and is_plain(nodes[0])
+        self._steps = None if single else Steps(self._planner.text, self._pattern, options.strict)
+        self._is_reference = options.backend == "reference"
+        self._skips_direct = options.backend in ("reference", "triton")
+
+    def _in(self, form: Form) -> Self:
+        """Another form of the same. Raises OtherRowsError."""
+        return type(self)(self._bound, self._options, self._modules, form, self._pattern)
+
+    # --- what it is ---
+
+    @property
+    def name(self) -> str:
+        """The pattern's name."""
+        return self._bound.program.name
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The value of every parameter."""
+        return dict(self._bound.values)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the softmax of `scale * dot(q, k)`."""
+        return self._plain
+
+    @property
+    def has_lse(self) -> bool:
+        """Whether the result is one softmax, so that `return_lse` may be asked."""
+        return self._steps is None or self._steps.has_lse
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
+        return self._steps is None or self._steps.has_tokens
+
+    @property
+    def relation_inputs(self) -> frozenset[str]:
+        """The inputs that the relation reads: what `mask`, `plan` and `picture` need."""
+        return frozenset(names_read(self._pattern))
+
+    @property
+    def bound(self) -> BoundProgram:
+        """The checked program with its parameters."""
+        return self._bound
+
+    @property
+    def ir(self) -> str:
+        """The pattern IR, as text."""
+        return str(self._pattern)
+
+    def __repr__(self) -> str:
+        values = "".join(f", {name}={value}" for name, value in self.parameters.items())
+        return f"Attention({self.name!r}{values})"
+
+    # --- inside ---
+
+    def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """What a call returns."""
+        out, lse = pair
+        if not return_lse:
+            return out
+        if lse is None:
+            raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, as its result is not one softmax")
+        return out, lse
+
+    def _sizes(
+        self,
+        n_q: int,
+        n_k: int | None,
+        heads: int | None,
+        kv_heads: int | None,
+        inputs: Mapping[str, object],
+        *,
+        at_least: int = 1,
+        batch: int | None = None,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+    ) -> Sizes:
+        n_k = n_q if n_k is None else n_k
+        known = self._known_counts(inputs)
+        heads = max(known.get("head", 1), at_least) if heads is None else heads
+        kv_heads = known.get("kv_head", heads) if kv_heads is None else kv_heads
+        batch = known.get("batch", 1) if batch is None else batch
+        check_counts(0, n_q=n_q, n_k=n_k)
+        check_counts(1, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim)
+        if heads % kv_heads:
+            raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
+        return Sizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, str(dtype).removeprefix("torch."))
+
+    def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
+        """Batch and heads as far as inputs and per-head parameters tell."""
+        counts: dict[str, int] = {}
+        counts.update(("head", length) for _, length in self._pattern.head_lists)
+        for tensor in self._pattern.tensors:
+            shape = getattr(inputs.get(tensor.name), "shape", ())
+            counts.update({str(dim): int(size) for dim, size in zip(tensor.dims, shape, strict=False)})
+        return counts
+
+    def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
+        return relations_of(self._pattern, call_shape(self._pattern, sizes, inputs))

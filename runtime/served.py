@@ -1,0 +1,170 @@
+"""A compiled pattern served: queries against a cache of keys and values."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Literal, TypeAlias, overload
+
+from torch import Tensor
+
+from attnc.compiler.last_rows import OtherRowsError
+from attnc.runtime import serving
+from attnc.runtime.caches import Cache, read_cache
+from attnc.runtime.call import finite
+from attnc.runtime.compiled import Compiled
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.steps import Steps
+from attnc.runtime.transforms import untraced
+
+Lengths: TypeAlias = "int | Sequence[int] | Tensor"
+
+
+class Served(Compiled):
+    """The last rows of a call of all tokens."""
+
+    @overload
+    def decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        **inputs: object,
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: Literal[True],
+        **inputs: object,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: bool = False,
+        **inputs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attention of the last 1 to 16 tokens of each batch entry over a cache: out (B, Hq, Nq, dv), as a call of all
+        tokens gives it in its last rows. No slot is read but those of keys that these rows see.
+
+        q (B, Hq, Nq, dk). `kv_len`: the tokens of each entry so far, those of q included, whose keys and values are in
+        the cache already: a number, or one for each entry. k_cache (B, Hkv, S, dk) and v_cache (B, Hkv, S, dv) hold
+        token t in slot t. With `block_table`, int (B, columns), they are (pages, Hkv, page, d), and token t of entry b
+        is in slot `t % page` of page `block_table[b, t // page]`. With `ring` the oldest slots are written again: a
+        cache of `need.first + need.last + Nq - 1` slots is enough, need being what the plan says (`Plan.cache`); token
+        t is in slot t before `need.first`, and in `need.first + (t - need.first) % (S - need.first)` from there on.
+        Inputs by token have an entry for each slot, or, with a block table, for each token.
+
+        Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
+        """
+        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+        factor = None if scale is None else finite(scale)
+        run = untraced(serving.decode)
+        return self._lse_of(run(self._last_rows, q, cache, factor, inputs, dense=self._is_reference), return_lse)
+
+    @overload
+    def prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        **inputs: object,
+    ) -> Tensor: ...
+
+    @overload
+    def prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: Literal[True],
+        **inputs: object,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: bool = False,
+        **inputs: object,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The same of a chunk of any number of tokens, as a call computes it; differentiable.
+
+        Takes what `decode` takes. No slot past `kv_len` is read; others may be, seen or not. Raises what `decode`
+        raises.
+        """
+        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+        factor = None if scale is None else finite(scale)
+        return self._lse_of(serving.prefill(self._last_rows, q, cache, factor, inputs), return_lse)
+
+    def _cache(self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool) -> Cache:
+        if not isinstance(ring, bool):
+            raise ArgumentTypeError(f"ring is {ring!r}: it must be True or False")
+        if ring and block_table is not None:
+            raise ArgumentError("ring and block_table are both given: a cache is one of them")
+        cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
+        return replace(cache, ring=serving.check_ring(self._pattern, q.shape[1], cache, q.shape[2])) if ring else cache
+
+    @cached_property
+    def _last_rows(self) -> serving.LastRows:
+        """Raises UnsupportedError where a row needs what no cache holds."""
+        try:
+            own = self._in("last rows")
+        except OtherRowsError as error:
+            raise UnsupportedError(
+                f"a cache of keys is not enough for `{self.name}`: a row needs {error}; call it on all tokens"
+            ) from error
+
+        def call(
+            q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+        ) -> tuple[Tensor, Tensor | None]:
+            found = own._call(q, k, v, scale, own.has_lse, inputs)
+            return found if isinstance(found, tuple) else (found, None)
+
+        return serving.LastRows(own._pattern, Steps(own._planner.text, own._pattern, self._options.strict), call)
+
+    @abstractmethod
+    def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
+    ) -> Tensor | tuple[Tensor, Tensor]: ...

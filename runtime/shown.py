@@ -1,0 +1,178 @@
+"""A compiled pattern looked at: masks, plans, texts, simulations, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.planning.plan import Plan
+from attnc.runtime.call import FLOATS, Sizes, check_counts
+from attnc.runtime.compiled import Compiled
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.gpu.targets import named_target, planned_target
+
+if TYPE_CHECKING:
+    from attnc.compiler.growth.growth import Growth
+    from attnc.compiler.simulation.simulation import Simulation
+    from attnc.runtime.floors import Floor
+
+
+class Shown(Compiled):
+    """What can be known before anything runs."""
+
+    def mask(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        head: int = 0,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        **inputs: object,
+    ) -> Tensor:
+        """The relation, bool (Nq, Nk); with a leading batch dimension where an input has one.
+
+        Of several branches it is the pairs that one of them sees; a unit of keys stands for its tokens.
+
+        `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
+        say.
+        """
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
+        if not 0 <= head < sizes.heads:
+            raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
+        batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
+        masks = [self._mask(sizes, inputs, b, head) for b in range(sizes.batch if batched else 1)]
+        return torch.stack(masks) if batched else masks[0]
+
+    def _mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
+        if self._steps is not None:
+            return self._steps.mask(sizes, inputs, batch, head)
+        relations = self._relations(sizes, inputs)
+        return torch.from_numpy(relations.mask(batch, head, 0, sizes.n_q, 0, sizes.n_k))
+
+    def plan(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int = 1,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **inputs: object,
+    ) -> Plan:
+        """What a call of this shape would do, and why.
+
+        `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
+        """
+        target = planned_target(device, self._options.backend == "triton")
+        if dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        if self._steps is None:
+            return self._planner.plan_on(target, sizes, inputs)
+        return self._steps.plan(sizes, inputs, target)
+
+    def source(
+        self,
+        target: str | None = None,
+        *,
+        head_dim: int = 64,
+        dtype: torch.dtype = torch.bfloat16,
+        **inputs: object,
+    ) -> dict[str, str]:
+        """The Triton text of every kernel of calls with such heads, by name.
+
+        `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU that is there, or else sm_90. `inputs` are
+        needed only by patterns whose number of attentions depends on them.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError.
+        """
+        from attnc.runtime.gpu.sources import sources
+
+        check_counts(1, head_dim=head_dim)
+        if dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        planners = [(self.name, self._planner)]
+        if self._steps is not None:
+            sizes = self._sizes(head_dim, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
+            planners = self._steps.by_kernels.planners(sizes, inputs)
+        return sources(planners, named_target(target), head_dim, dtype)
+
+    def simulate(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        head_dim: int = 128,
+        dtype: torch.dtype | None = None,
+        device: str = "h100",
+        stage: Literal["forward", "backward", "decode"] = "forward",
+        baseline: Literal["full", "causal"] = "full",
+        tile: tuple[int, int] | None = None,
+        order: Literal["natural", "bricks", "residues"] | None = None,
+        **inputs: object,
+    ) -> Simulation:
+        """How fast a call of this shape can be on a machine, without it: a ladder of bounds, time and schedule.
+
+        `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this one.
+        `dtype`: bf16 unless given, fp32 on the CPU. `tile` (queries, keys) and `order` leave the search less to choose.
+
+        Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
+        """
+        from attnc.compiler.simulation.candidates import Wish
+        from attnc.runtime.simulating import default_dtype, find_device, simulated
+
+        machine = find_device(device)
+        dtype = default_dtype(machine) if dtype is None else dtype
+        if dtype not in FLOATS:
+            raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        if self._steps is None:
+            attends = [self._relations(sizes, inputs)]
+        else:
+            attends = [relations for _, relations in self._steps.relations(sizes, inputs)]
+        plan = self._planner.plan if self._steps is None else self._steps.plan
+        return simulated(
+            self.name,
+            self._bound.values,
+            attends,
+            sizes,
+            machine,
+            lambda: plan(sizes, inputs),
+            stage,
+            baseline,
+            Wish(tile, order),
+        )
+
+    def growth(self, *, heads: int | None = None) -> Growth:
+        """How the visible pairs grow with the length: a formula with its derivation, or a law that is fitted.
+
+        Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
+        """
+        from attnc.runtime.simulating import growth
+
+        return growth(self._bound, self._pattern, heads)
+
+    def floors(
+        self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
+    ) -> tuple[Floor, ...]:
+        """How sparse the pattern can become by its real parameters, and what is visible even then."""
+        from attnc.runtime.simulating import floors
+
+        return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
+
+    def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
+        """The pattern at length n as an SVG: element view, tile view, keys per row."""
+        from attnc.runtime.pictures.draw import draw, to_svg
+
+        check_counts(0, n=n, head=head)
+        return to_svg(draw(self, n, None, head=head, **inputs))
