@@ -84,6 +84,10 @@ class Planner:
         """What was made before by this name for inputs like these, made now if it is not known."""
         return cast("T", self._kept.get((name, *self._names(shape)), make))
 
+    def remembered(self, name: Hashable, make: Callable[[], T]) -> T:
+        """What was made before by this name, whatever the call, made now if it is not known."""
+        return cast("T", self._kept.get(name, make))
+
     def _names(self, shape: CallShape) -> list[Hashable]:
         """What tells apart the data that the relation reads."""
         named = zip(self.pattern.tensors, self._read, strict=True)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from torch import Tensor
 
@@ -19,7 +19,17 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.steps import Steps
 from attnc.runtime.transforms import untraced
 
+if TYPE_CHECKING:
+    from attnc.runtime.gpu.device_cache import DeviceCache
+
 Lengths: TypeAlias = "int | Sequence[int] | Tensor"
+
+
+def _check_ring(ring: object, block_table: object) -> None:
+    if not isinstance(ring, bool):
+        raise ArgumentTypeError(f"ring is {ring!r}: it must be True or False")
+    if ring and block_table is not None:
+        raise ArgumentError("ring and block_table are both given: a cache is one of them")
 
 
 class Served(Compiled):
@@ -81,8 +91,13 @@ class Served(Compiled):
 
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
-        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         factor = None if scale is None else finite(scale)
+        if self._is_by_kernels(q):
+            own = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
+            return self._lse_of(
+                untraced(serving.decode_by_kernels)(self._last_rows, q, own, factor, inputs), return_lse
+            )
+        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         run = untraced(serving.decode)
         return self._lse_of(run(self._last_rows, q, cache, factor, inputs, dense=self._is_reference), return_lse)
 
@@ -138,13 +153,23 @@ class Served(Compiled):
         factor = None if scale is None else finite(scale)
         return self._lse_of(serving.prefill(self._last_rows, q, cache, factor, inputs), return_lse)
 
+    def _is_by_kernels(self, q: object) -> bool:
+        return not self._is_reference and (self._options.backend == "triton" or bool(getattr(q, "is_cuda", False)))
+
     def _cache(self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool) -> Cache:
-        if not isinstance(ring, bool):
-            raise ArgumentTypeError(f"ring is {ring!r}: it must be True or False")
-        if ring and block_table is not None:
-            raise ArgumentError("ring and block_table are both given: a cache is one of them")
+        _check_ring(ring, block_table)
         cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
-        return replace(cache, ring=serving.check_ring(self._pattern, q.shape[1], cache, q.shape[2])) if ring else cache
+        first = serving.check_ring(self._pattern, q, k, max(cache.lengths, default=0)) if ring else None
+        return replace(cache, ring=first)
+
+    def _device_cache(
+        self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool
+    ) -> DeviceCache:
+        from attnc.runtime.gpu.device_cache import read_device_cache
+
+        _check_ring(ring, block_table)
+        first = serving.check_ring(self._pattern, q, k, None) if ring else None
+        return read_device_cache(q, k, v, kv_len, block_table, ring=first)
 
     @cached_property
     def _last_rows(self) -> serving.LastRows:
@@ -162,7 +187,7 @@ class Served(Compiled):
             found = own._call(q, k, v, scale, own.has_lse, inputs)
             return found if isinstance(found, tuple) else (found, None)
 
-        return serving.LastRows(own._pattern, Steps(own._planner.text, own._pattern, self._options.strict), call)
+        return serving.LastRows(own._planner, Steps(own._planner.text, own._pattern, self._options.strict), call)
 
     @abstractmethod
     def _call(

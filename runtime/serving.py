@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Pattern
+from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.runtime.caches import Cache
 from attnc.runtime.call import check_tensors, input_tensors
 from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.runtime.plans import need_of
+from attnc.runtime.plans import Planner, need_of
 from attnc.runtime.steps import Given, Steps
+
+if TYPE_CHECKING:
+    from attnc.runtime.gpu.device_cache import DeviceCache
 
 MOST_QUERIES = 16
 """Queries that `decode` takes."""
@@ -32,9 +36,14 @@ Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], 
 class LastRows:
     """A pattern's last rows, and how they are computed: `steps` against a cache, `call` from keys and values."""
 
-    pattern: Pattern
+    planner: Planner
     steps: Steps
     call: Call
+
+    @property
+    def pattern(self) -> Pattern:
+        """The last rows."""
+        return self.planner.pattern
 
 
 @dataclass(frozen=True)
@@ -53,20 +62,12 @@ class _Share:
 def decode(
     rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object], *, dense: bool
 ) -> Result:
-    """(out, lse) of the last queries. `dense`: from all keys. Raises ArgumentError, UnsupportedError."""
-    if not 1 <= q.shape[2] <= MOST_QUERIES:
-        raise ArgumentError(
-            f"q has {q.shape[2]} tokens (dimension 2): decode takes 1 to {MOST_QUERIES}; `prefill` takes any number"
-        )
-    if torch.is_grad_enabled() and (q.requires_grad or cache.k.requires_grad or cache.v.requires_grad):
-        raise UnsupportedError("decode has no gradient: call it under torch.no_grad(), or call `prefill`")
+    """(out, lse) of the last queries on the CPU. `dense`: from all keys. Raises ArgumentError, UnsupportedError."""
+    _check_queries(q, cache.k, cache.v)
     if dense:
         return prefill(rows, q, cache, scale, inputs)
     if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
-        raise UnsupportedError(
-            f'decode on {q.device}: there are no kernels for it yet; use `prefill`, backend="reference", or move the '
-            f"tensors to the CPU"
-        )
+        raise UnsupportedError(f"decode on {q.device}: there are no kernels for it; move the tensors to the CPU")
 
     def of(share: _Share) -> Result:
         own = q[list(share.entries)]
@@ -81,6 +82,38 @@ def decode(
     return _together(q, [of(share) for share in shares], shares)
 
 
+def decode_by_kernels(
+    rows: LastRows, q: Tensor, cache: DeviceCache, scale: float | None, inputs: Mapping[str, object]
+) -> Result:
+    """The same by kernels. Raises ArgumentError, UnsupportedError."""
+    from attnc.runtime.gpu.decoding import decode as by_kernels
+
+    _check_queries(q, cache.k, cache.v)
+    pattern = rows.pattern
+    check_tensors(q, *cache.placeholders(q.shape[2]))
+    tensors = input_tensors(pattern, inputs)
+    real = {t.name: x for t, x in zip(pattern.tensors, tensors, strict=True)}
+    factor = float(q.shape[3] ** -0.5) if scale is None else scale
+    try:
+        if len(pattern.nodes) > 1 or pattern.combine is not None or pattern.nodes[0].family is not None:
+            raise NotInKernelsError("decoding with several attentions")
+        return by_kernels(rows.planner, q, cache, factor, real, inputs)
+    except NotInKernelsError as error:
+        raise UnsupportedError(
+            f"decode of `{pattern.name}` by kernels: there are none for {error}; call `prefill`, which has kernels for "
+            f"more, or decode on the CPU"
+        ) from error
+
+
+def _check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if not 1 <= q.shape[2] <= MOST_QUERIES:
+        raise ArgumentError(
+            f"q has {q.shape[2]} tokens (dimension 2): decode takes 1 to {MOST_QUERIES}; `prefill` takes any number"
+        )
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        raise UnsupportedError("decode has no gradient: call it under torch.no_grad(), or call `prefill`")
+
+
 def prefill(rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
     """(out, lse) of the last queries, however many, from all keys; differentiable. Raises what a call raises."""
     shares = list(_shares(rows.pattern, cache, inputs))
@@ -92,20 +125,21 @@ def prefill(rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs
     return _together(q, found, shares)
 
 
-def check_ring(pattern: Pattern, heads: int, cache: Cache, n_q: int) -> int:
-    """The first token that turns in a ring. Raises ArgumentError, UnsupportedError."""
+def check_ring(pattern: Pattern, q: Tensor, k: Tensor, longest: int | None) -> int:
+    """The first token that turns in a ring k; `longest`: tokens, if known. Raises ArgumentError, UnsupportedError."""
+    heads, n_q, slots = q.shape[1], q.shape[2], k.shape[2]
     read = [tensor.name for tensor in pattern.tensors if {"token", "key"} & set(tensor.dims)]
     if read:
         raise UnsupportedError(f"ring: `{pattern.name}` reads `{read[0]}` by token, whose old entries would be missing")
-    need = need_of(pattern, heads, max(heads // max(cache.kv_heads, 1), 1))
+    need = need_of(pattern, heads, max(heads // max(k.shape[1], 1), 1))
     if need is None:
         raise ArgumentError(
             f"ring: `{pattern.name}` may need all tokens; give a cache with a slot for each, or a block_table"
         )
     needed = need.first + need.last + n_q - 1
-    if cache.slots < needed and max(cache.lengths) > cache.slots:
+    if slots < needed and (longest is None or longest > slots):
         raise ArgumentError(
-            f"ring: the cache has {cache.slots} slots and `{pattern.name}` needs {needed} with {n_q} queries: {need}, "
+            f"ring: the cache has {slots} slots and `{pattern.name}` needs {needed} with {n_q} queries: {need}, "
             f"and the other queries' own"
         )
     return need.first
@@ -114,10 +148,10 @@ def check_ring(pattern: Pattern, heads: int, cache: Cache, n_q: int) -> int:
 def _shares(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[_Share]:
     for length in sorted(set(cache.lengths)):
         entries = tuple(i for i, own in enumerate(cache.lengths) if own == length)
-        yield _Share(entries, cache.of(entries), dict(_cut(pattern, inputs, cache, entries, length)))
+        yield _Share(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
 
 
-def _cut(
+def cut(
     pattern: Pattern, inputs: Mapping[str, object], cache: Cache, entries: Sequence[int], length: int
 ) -> Iterator[tuple[str, object]]:
     """Inputs of some batch entries, by token those of the first ones."""

@@ -146,7 +146,7 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     Raises NotInKernelsError where there are none.
     """
     node = pattern.attend
-    score = None if is_plain(node) else find_score(_with_widths(node, heads.widths or (heads.dk, heads.dv)))
+    score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
     of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
     shapes = {stage: tile_shape(target, stage, *of_heads, inner=True) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
@@ -156,16 +156,16 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     if score is not None:
         if form != "ranges" and score.counts_keys:
             raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
-        roots += _exact(score)
+        roots += exact_parts(score)
     problem = Problem(
         name=pattern.name,
-        told=_told(pattern, node),
+        told=told_of(pattern, node),
         by_query=by_query,
         by_key=by_key,
         dk=heads.dk,
         dv=heads.dv,
         dtype=heads.dtype,
-        tensors=tuple(dict.fromkeys([*_tensors(roots), *(score.inputs if score else ())])),
+        tensors=tuple(dict.fromkeys([*read_tensors(roots), *(score.inputs if score else ())])),
         sizes=tuple(
             sorted({n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - {*FIXED, "dk", "dv"})
         ),
@@ -211,7 +211,7 @@ def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
     return "bricks", bricked.by_query, bricked.by_key, reason
 
 
-def _with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
+def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
     """The same for heads of these widths."""
     known: dict[Index, Index] = {fold.extent(n): fold.const(w) for n, w in zip(("dk", "dv"), widths, strict=True)}
     weights = node.weights if isinstance(node.weights, Softmax) else substitute_value(node.weights, known)
@@ -221,7 +221,7 @@ def _with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
 def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:
     by_query, by_key = find_ranges(node.visible, "k"), find_ranges(node.visible, "q")
     windows = pattern.documents is not None
-    if by_query and by_key and _is_told(by_query, by_key):
+    if by_query and by_key and is_told(by_query, by_key):
         count = len(by_query)
         reason = f"each row sees {'one range' if count == 1 else f'{count} ranges'} of keys: bounds in the kernel"
         return "ranges", Ranged(by_query, windows), Ranged(by_key, windows), reason
@@ -230,7 +230,7 @@ def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:
     return "lists", Listed(runs=False), Listed(runs=False), "rows see no few ranges of keys: listed tiles"
 
 
-def _is_told(*ranges: object) -> bool:
+def is_told(*ranges: object) -> bool:
     """Whether a kernel can compute the ends: inputs are read at the row's own place only."""
     for one in ranges:
         for end in ends(one):  # type: ignore[arg-type]
@@ -246,7 +246,7 @@ def _is_own(dim: str | int, index: Index) -> bool:
     return dim in ("query", "key", "token") and isinstance(index, Place)
 
 
-def _exact(score: Score) -> list[Index]:
+def exact_parts(score: Score) -> list[Index]:
     """The exact expressions that kernels compute of pairs."""
     derivatives = score.derivatives
     values = [score.formula, *(d.by for d in derivatives)]
@@ -257,12 +257,13 @@ def _exact(score: Score) -> list[Index]:
     ]
 
 
-def _tensors(roots: list[Index]) -> Iterator[Tensor]:
+def read_tensors(roots: list[Index]) -> Iterator[Tensor]:
+    """The inputs that expressions read."""
     for root in roots:
         yield from (n.tensor for n in walk(root) if isinstance(n, Lookup))
 
 
-def _told(pattern: Pattern, node: Attend) -> tuple[str, ...]:
+def told_of(pattern: Pattern, node: Attend) -> tuple[str, ...]:
     """What the text says about itself: the pattern, its parameters, and whom a row sees."""
     values = ", ".join(f"{name} = {value}" for name, value in pattern.parameters.items())
     title = f"{pattern.name}({values})" if values else pattern.name

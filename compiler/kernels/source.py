@@ -10,7 +10,7 @@ from typing import Literal
 
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
-Stage = Literal["forward", "delta", "dq", "dkdv", "pairs"]
+Stage = Literal["forward", "delta", "dq", "dkdv", "pairs", "decode", "merge"]
 
 TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "int32": "i32", "int64": "i64", "bool": "i1"}
 """What Triton calls dtypes."""

@@ -124,7 +124,7 @@ class Executor:
         lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
         written = {name: x if self._fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
         if kernels.problem.kind != "sum":
-            with _on(q):
+            with on(q):
                 tensors = {**read, **before}
                 numbers = {"lanes": lanes, "heads": q.shape[1], "queries": q.shape[2]}
                 launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
@@ -163,7 +163,7 @@ class Executor:
         rows, columns = (-(-x.shape[2] // side) for x in (q, k))
         diagonals, lanes = rows + columns - 1, q.shape[0] * q.shape[1]
         sums = q.new_empty((lanes, diagonals, 2 * side - 1), dtype=torch.float32)
-        with _on(q):
+        with on(q):
             launch(
                 source, diagonals * lanes, {**tensors, "sums": sums, **self._own(source)}, self._numbers(lanes, factor)
             )
@@ -183,7 +183,7 @@ class Executor:
         entries = own[input_name(tensor)].shape[varying_dimension(tensor)]
         rows, lanes, chunks = -(-q.shape[2] // source.tiles.q_tile), q.shape[0] * q.shape[1], -(-entries // ENTRIES)
         sums = q.new_empty((lanes, rows, chunks, ENTRIES), dtype=torch.float32)
-        with _on(q):
+        with on(q):
             numbers = self._numbers(lanes, factor)
             launch(source, rows * lanes, {**tensors, "sums": sums, **own}, numbers, chunks)
         return sums.sum(1).flatten(1)[:, :entries].reshape(*q.shape[:2], entries)
@@ -229,12 +229,22 @@ class Executor:
     ) -> None:
         own = self._own(source)
         keep_captured(own.values())
-        with _on(tensors["q"]):
+        with on(tensors["q"]):
             programs = (source.row_tiles or -(-tokens // source.stationary)) * lanes
             launch(source, programs, {**tensors, **own}, self._numbers(lanes, factor))
 
 
-def _on(x: Tensor) -> AbstractContextManager[object]:
+def scaled_queries(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a positive factor whose products are those of the scale."""
+    return _scaled(q, scale)
+
+
+def fitting(x: Tensor) -> Tensor:
+    """The tensor, copied where kernels cannot address it."""
+    return x if _fits(x) else _roomy(x).copy_(x)
+
+
+def on(x: Tensor) -> AbstractContextManager[object]:
     """The device of a tensor as the current one."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 

@@ -144,7 +144,7 @@ class GpuPlanner:
     def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
         """The tensors that kernels of ranges read, by kernel."""
         given, device = self._named(inputs), q.device
-        read = {input_name(t): _as_read(given[t.name], device) for t in kernels.problem.tensors}
+        read = {input_name(t): as_read(given[t.name], device) for t in kernels.problem.tensors}
         found: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
         documents = self._pattern.documents
         if documents is not None:
@@ -190,7 +190,7 @@ def _blank(x: Tensor) -> NDArray[Any]:
     return np.broadcast_to(np.zeros((), dtype=kind), tuple(x.shape))
 
 
-def _as_read(x: Tensor, device: torch.device) -> Tensor:
+def as_read(x: Tensor, device: torch.device) -> Tensor:
     """An input as kernels read it: numbers of 32 bits, those of the last dimension side by side."""
     x = x.to(device)
     if x.is_floating_point():

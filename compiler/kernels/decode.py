@@ -1,0 +1,307 @@
+"""A few queries against a cache: each program takes a share of the keys, and a second kernel merges the shares.
+
+The heads of queries that share a head of keys stand together as rows, so that a key is loaded once for all of them.
+Only keys that one of the rows sees are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from typing_extensions import override
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Extent, Index, Place
+from attnc.compiler.kernels.depth import Piece, pieces
+from attnc.compiler.kernels.forward import Forward
+from attnc.compiler.kernels.index_text import ROWS, NotInKernelsError, Text
+from attnc.compiler.kernels.inputs import input_name, size_name, strides
+from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
+from attnc.compiler.kernels.problem import Problem
+from attnc.compiler.kernels.scores import Score, Term
+from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, declaration
+from attnc.compiler.kernels.value_text import LN_2, LOG2_E
+from attnc.compiler.kernels.walks import Ranged
+from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
+from attnc.compiler.values import reads
+
+CacheKind = Literal["slots", "pages", "ring"]
+
+MOST_SPLITS = 256
+"""Shares of the keys of a lane."""
+
+
+def emit_decode(problem: Problem, tiles: TileShape, kind: CacheKind) -> KernelSource:
+    """The kernel of a share: `out_parts` (splits, B, Hq, Nq, dv) and `lse_parts` (splits, B, Hq, Nq), fp32.
+
+    Raises NotInKernelsError.
+    """
+    if problem.kind != "softmax":
+        raise NotInKernelsError("decoding with weights that are no softmax")
+    if problem.score is not None:
+        _check(problem.score)
+    if problem.dv > 256:
+        raise NotInKernelsError("decoding with values wider than 256")
+    return Decode(problem, tiles, kind=kind).source()
+
+
+def _check(score: Score) -> None:
+    """Raise NotInKernelsError for what would be computed of all tokens before a step."""
+    if score.query or score.key or score.value is not None:
+        raise NotInKernelsError("decoding with vectors of a pattern's own")
+    for term in (*score.terms, *([] if score.extra is None else [score.extra])):
+        lengths = any(isinstance(n, Place | Extent) and n.name in _LENGTHS for n in term.value.below)
+        if term.side != "query" or lengths or {"q", "k"} & reads(term.value):
+            raise NotInKernelsError("decoding with terms that differ from token to token")
+
+
+_LENGTHS = ("q", "k", "keys", "queries")
+
+
+@dataclass
+class Decode(Forward):
+    """A share of the keys of a lane, which is a batch entry and a head of keys."""
+
+    kind: CacheKind = field(kw_only=True)
+
+    stage: ClassVar[str] = "decode"
+    written: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    @override
+    def makes(self) -> str:
+        return "A share of output and LSE"
+
+    @property
+    @override
+    def rows_of(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def _is_listed(self) -> bool:
+        return not isinstance(self.walk, Ranged)
+
+    # --- arguments
+
+    @override
+    def given(self) -> list[Term]:
+        """Extra logits are counted where shares are merged."""
+        return [] if self.problem.score is None else list(self.problem.score.terms)
+
+    @override
+    def _arguments(self) -> tuple[Argument, ...]:
+        p = self.problem
+        found = [Argument(name, f"*{TYPES[p.dtype]}") for name in self.read]
+        found += [Argument("kv_len", "*i32"), Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32")]
+        if self.kind == "pages":
+            found.append(Argument("block_table", "*i32"))
+        found += [Argument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
+        if self._is_listed:
+            found += [Argument(name, "*i32") for name in ("listed_pointers", "listed_keys", "listed_rows")]
+        terms = self.given()
+        found += [Argument(term.tensor.name, "*fp32") for term in terms]
+        for name in self.read:
+            found += [Argument(f"{name}_{dim}", i) for dim, i in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
+        for tensor in p.tensors:
+            found += [Argument(f"{input_name(tensor)}_{i}", "i64") for i in strides(tensor)]
+        found += [Argument(f"{term.tensor.name}_{i}", "i64") for term in terms for i in range(2)]
+        more = {"slots": (), "pages": ("page_bits", "columns"), "ring": ("ring_first", "ring_slots")}[self.kind]
+        listed = ("listed_words",) if self._is_listed else ()
+        counts = (*_COUNTS, *more, *listed, *map(size_name, p.sizes))
+        return (*found, *(Argument(name, "i32") for name in counts), Argument("scale", "fp32"))
+
+    # --- places
+
+    @override
+    def program(self) -> None:
+        add, sides = self.lines.add, self.sides
+        add(
+            "# This program: a share of the keys of one lane, and a tile of its rows: queries of heads that share keys."
+        )
+        add("lane = tl.program_id(0) % lanes", "split = tl.program_id(0) // lanes")
+        add("batch = (lane // kv_heads).to(tl.int64)", "kv_head = lane % kv_heads", "keys = tl.load(kv_len + batch)")
+        add(f"inner = tl.program_id(1) * {sides.row_tile} + tl.arange(0, {sides.row_tile})")
+        add("there = inner < group * queries", "inner = tl.minimum(inner, group * queries - 1)")
+        add("member = inner // queries", "head = kv_head * group + member", "row = inner - member * queries")
+        add("shift = keys - queries", "query = row + shift", f"column = tl.arange(0, {sides.column_tile})")
+
+    @override
+    def size_names(self) -> dict[Index, Text]:
+        return {**super().size_names(), fold.head_index("head"): Text("head", ROWS)}
+
+    # --- loads
+
+    @override
+    def start(self) -> None:
+        add, p, unit = self.lines.add, self.problem, self.problem.vector
+        add("", f"q_rows = q + (batch * q_batch + head * q_head + row * q_token)[:, None] * {unit}")
+        for i, piece in enumerate(pieces(p.dk)):
+            mask = conjunction("there[:, None]", validity(piece))
+            add(f"q_{i} = tl.load(q_rows + {entry_numbers(piece)}, mask={mask}, other=0.0)")
+        for name in ("k", "v"):
+            paged = self.kind == "pages"
+            add(f"{name}_base = {name} + ({'' if paged else f'batch * {name}_batch + '}kv_head * {name}_head) * {unit}")
+        add(f'most = tl.full(({self.sides.row_tile},), float("-inf"), tl.float32)')
+        add(f"total = tl.zeros(({self.sides.row_tile},), tl.float32)")
+        self.zero("sum", p.dv)
+
+    @override
+    def load(self, name: str, head: str, size: int, tile: str, partial: bool) -> None:
+        page = f"page * {name}_batch + " if self.kind == "pages" else ""
+        rows = f"({page}slot * {name}_token)[:, None] * {self.problem.vector}"
+        for i, piece in enumerate(pieces(size)):
+            mask = conjunction("seen[:, None]", validity(piece))
+            where = f"{name}_base + {rows} + {entry_numbers(piece)}"
+            self.lines.add(f"{name}_{i} = tl.load({where}, mask={mask}, other=0.0)")
+
+    @override
+    def inside(self) -> str:
+        return "seen"
+
+    def _slots(self) -> None:
+        """Where the keys of a tile are, of those that a row sees."""
+        add = self.lines.add
+        add("seen = tl.max(tl.where(visible & there[:, None], 1, 0), 0) > 0")
+        if self.kind == "slots":
+            add("slot = key.to(tl.int64)")
+        elif self.kind == "ring":
+            add("turned = ring_first + (key - ring_first) % (ring_slots - ring_first)")
+            add("slot = tl.where(key < ring_first, key, turned).to(tl.int64)")
+        else:
+            add("page = tl.load(block_table + batch * columns + (key >> page_bits), mask=seen, other=0).to(tl.int64)")
+            add("slot = (key & ((1 << page_bits) - 1)).to(tl.int64)")
+
+    # --- loops
+
+    @override
+    def begin(self, texts: object) -> None:
+        if not self._is_listed:
+            super().begin(self.texts)
+            return
+        self.lines.add(
+            "",
+            "# The keys that some row sees are listed.",
+            "listed_begin = tl.load(listed_pointers + lane)",
+            "listed_end = tl.load(listed_pointers + lane + 1)",
+            "",
+        )
+
+    @override
+    def loops_of(self, texts: object) -> None:
+        self.begin(texts)
+        add, size = self.lines.add, self.sides.column_tile
+        if self._is_listed:
+            add(f"count = (listed_end - listed_begin + {size - 1}) // {size}")
+            with self.lines.block("for tile in range(count * split // splits, count * (split + 1) // splits):"):
+                add(f"at = listed_begin + tile * {size} + column", "here = at < listed_end")
+                add("key = tl.load(listed_keys + at, mask=here, other=0)")
+                add("own = tl.where(listed_words > 1, member, 0)")
+                add("words = listed_rows + at[None, :] * listed_words + own[:, None]")
+                add("visible = ((tl.load(words, mask=here[None, :], other=0) >> row[:, None]) & 1) != 0")
+                self._tile()
+            return
+        walk = self.walk
+        assert isinstance(walk, Ranged)
+        add("end = 0")
+        for i, one in enumerate(walk.ranges):
+            low = f"low_{i}" if one.low is not None or len(walk.ranges) > 1 else "0"
+            add(f"begin = tl.maximum({low}, end)", f"end = tl.maximum(high_{i}, begin)", "count = end - begin")
+            with self.lines.block(
+                "for tile in range(begin + count * split // splits, begin + count * (split + 1) // splits):"
+            ):
+                self.column_numbers("tile")
+                walk.visible(self.lines, self.sides)
+                self._tile()
+
+    def _tile(self) -> None:
+        self.is_partial = True
+        self._slots()
+        self.tile("tile", True)
+
+    # --- results
+
+    @override
+    def finish(self) -> None:
+        add, p = self.lines.add, self.problem
+        add("# A row that sees nothing of this share gives 0, and an LSE of -inf.")
+        add("whole = tl.where(total > 0.0, total, 1.0)")
+        add("batches = lanes // kv_heads", "place = ((split * batches + batch) * heads + head) * queries + row")
+        for name, piece in self.sums("sum", p.dv):
+            mask = conjunction("there[:, None]", validity(piece))
+            where = f"out_parts + place[:, None] * {p.dv} + {entry_numbers(piece)}"
+            add(f"tl.store({where}, {name} / whole[:, None], mask={mask})")
+        add(f'found = tl.where(total > 0.0, (most + tl.log2(whole)) * {LN_2}, float("-inf"))')
+        add("tl.store(lse_parts + place, found, mask=there)")
+
+
+_KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
+_COUNTS = ("lanes", "heads", "kv_heads", "group", "queries", "splits")
+
+
+def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bool) -> KernelSource:
+    """The kernel that merges shares: out (B, Hq, Nq, dv) and `lse`, one row a program.
+
+    `extra`: `of_extra`, (B or 1, Hq or 1, Nq), is an extra logit of every row.
+    """
+    pointers = [Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32"), Argument("out", f"*{TYPES[dtype]}")]
+    pointers += [Argument("lse", "*fp32"), *([Argument("of_extra", "*fp32")] if extra else [])]
+    numbers = [Argument(f"out_{dim}", kind) for dim, kind in (("batch", "i64"), ("head", "i64"), ("token", "i32"))]
+    numbers += [Argument(f"of_extra_{i}", "i64") for i in range(2)] if extra else []
+    numbers += [Argument(n, "i32") for n in ("rows", "heads", "queries", "splits")]
+    function = f"{name}_merge"
+    lines = Lines()
+    lines.add(*(f"# {line}".rstrip() for line in told))
+    lines.add(f"# Shares of output and LSE merged. Heads of {dv} in {dtype}, a row each program.", "")
+    lines.add("import triton", "import triton.language as tl", "", "")
+    lines.add(*declaration(function, (*pointers, *numbers)))
+    lines.depth = 1
+    unit = VECTOR // BYTES[dtype]
+    lines.add(
+        "place = tl.program_id(0).to(tl.int64)",
+        "row = place % queries",
+        "head = place // queries % heads",
+        "batch = place // queries // heads",
+        f"split = tl.arange(0, {MOST_SPLITS})",
+        'own = tl.load(lse_parts + split * rows.to(tl.int64) + place, mask=split < splits, other=float("-inf"))',
+        "most = tl.max(own, 0)",
+    )
+    if extra:
+        lines.add(
+            "logit = tl.load(of_extra + batch * of_extra_0 + head * of_extra_1 + row)",
+            "# The extra logit takes its share of what the row sees.",
+            'most = tl.where(most > float("-inf"), tl.maximum(most, logit), most)',
+        )
+    lines.add('base = tl.where(most > float("-inf"), most, 0.0)')
+    lines.add(f"whole = tl.sum(tl.exp2((own - base) * {LOG2_E!r}), 0)")
+    if extra:
+        lines.add(f"whole = tl.where(whole > 0.0, whole + tl.exp2((logit - base) * {LOG2_E!r}), whole)")
+    found = pieces(dv)
+    for i, piece in enumerate(found):
+        lines.add(f"sum_{i} = tl.zeros(({piece.width},), tl.float32)")
+    with lines.block("for i in range(splits):"):
+        lines.add("where = i * rows.to(tl.int64) + place")
+        lines.add(f"weight = tl.exp2((tl.load(lse_parts + where) - base) * {LOG2_E!r})")
+        for i, piece in enumerate(found):
+            lines.add(f"sum_{i} += weight * tl.load(out_parts + where * {dv} + {_entries(piece)}{_valid(piece, True)})")
+    lines.add("divisor = tl.where(whole > 0.0, whole, 1.0)")
+    lines.add(f"at = out + (batch * out_batch + head * out_head + row * out_token) * {unit}")
+    for i, piece in enumerate(found):
+        value = f"(sum_{i} / divisor).to(tl.{dtype})"
+        lines.add(f"tl.store(at + {_entries(piece)}, {value}{_valid(piece, False)})")
+    lines.add(f'tl.store(lse + place, tl.where(whole > 0.0, base + tl.log2(divisor) * {LN_2}, float("-inf")))')
+    tiles = TileShape(1, max(piece.width for piece in found), 4, 1)
+    return KernelSource("merge", function, str(lines), (*pointers, *numbers), tiles)
+
+
+def _entries(piece: Piece) -> str:
+    start = f"{piece.start} + " if piece.start else ""
+    return f"({start}tl.arange(0, {piece.width}))" if start else f"tl.arange(0, {piece.width})"
+
+
+def _valid(piece: Piece, loads: bool) -> str:
+    if not piece.is_padded:
+        return ""
+    return f", mask=tl.arange(0, {piece.width}) < {piece.valid}" + (", other=0.0" if loads else "")

@@ -1,0 +1,103 @@
+"""The kernels of a pattern's last rows against a cache, for one kind of head on one target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from attnc.compiler.ir import Extent, Pattern
+from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
+from attnc.compiler.kernels.kernels import Heads, exact_parts, is_told, read_tensors, told_of, with_widths
+from attnc.compiler.kernels.problem import Problem
+from attnc.compiler.kernels.ranges import ends, find_ranges
+from attnc.compiler.kernels.scores import find_score
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.kernels.walks import Listed, Ranged
+from attnc.compiler.rewrite import walk
+from attnc.compiler.simulation.gpu_clocks import TileShape
+from attnc.compiler.values import is_plain
+
+ROW_TILES = (16, 32, 64)
+"""Rows of a program: queries of heads that share keys."""
+
+
+@dataclass(frozen=True)
+class DecodeKernels:
+    """The texts. `listed`: the keys that a row sees are listed by the host, which must know the lengths then."""
+
+    problem: Problem
+    target: Target
+    kind: CacheKind
+    listed: bool
+    reason: str
+
+    def decode(self, rows: int) -> KernelSource:
+        """The kernel of a share, for so many rows of a head of keys. Raises NotInKernelsError."""
+        return _decode(self.problem, self.kind, self.target, row_tile(rows))
+
+    @property
+    def merge(self) -> KernelSource:
+        """The kernel that merges shares."""
+        p = self.problem
+        return _merge(p.name, p.told, p.dv, p.dtype, p.score is not None and p.score.extra is not None)
+
+
+def row_tile(rows: int) -> int:
+    """The rows of a program for so many."""
+    return next((tile for tile in ROW_TILES if rows <= tile), ROW_TILES[-1])
+
+
+@cache
+def _decode(problem: Problem, kind: CacheKind, target: Target, rows: int) -> KernelSource:
+    return emit_decode(problem, _tiles(problem, target, rows), kind)
+
+
+@cache
+def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool) -> KernelSource:
+    return emit_merge(name, told, dv, dtype, extra=extra)
+
+
+def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:
+    """Few keys at once where they are wide or listed: registers, and shared memory, hold no more."""
+    width, listed = max(problem.dk, problem.dv), isinstance(problem.by_query, Listed)
+    if problem.dtype == "float32":
+        return TileShape(rows, 32 if width <= 128 else 16, 4, 2)
+    narrow = width <= 64 or (width <= 128 and rows == ROW_TILES[0] and not listed)
+    warps = 8 if rows == ROW_TILES[-1] and width > 64 else 4
+    return TileShape(rows, 64 if narrow else 32, warps, 1 if target.name == "gfx942" else 3)
+
+
+def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind) -> DecodeKernels:
+    """The kernels of a pattern of one attention, whose last rows it is (`last_rows`). Raises NotInKernelsError."""
+    node = pattern.attend
+    score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
+    ranges = None if pattern.documents is not None else find_ranges(node.visible, "k")
+    listed = ranges is None or not is_told(ranges)
+    roots = [] if listed or ranges is None else list(ends(ranges))
+    if score is not None:
+        roots += exact_parts(score)
+    sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)}
+    walked = Listed(runs=False) if listed or ranges is None else Ranged(ranges)
+    problem = Problem(
+        name=pattern.name,
+        told=told_of(pattern, node),
+        by_query=walked,
+        by_key=walked,
+        dk=heads.dk,
+        dv=heads.dv,
+        dtype=heads.dtype,
+        tensors=tuple(dict.fromkeys([*read_tensors(roots), *(score.inputs if score else ())])),
+        sizes=tuple(sorted(sizes - {"keys", "heads", "kv_heads", "group", "dk", "dv"})),
+        score=score,
+        widths=heads.widths or (heads.dk, heads.dv),
+        tf32=heads.tf32,
+        grouped=heads.grouped,
+    )
+    reason = "each row sees few ranges of keys: bounds in the kernel, which reads the lengths"
+    found = DecodeKernels(problem, target, kind, listed, "the keys that rows see are listed" if listed else reason)
+    found.decode(1)
+    return found
+
+
+__all__ = ["DecodeKernels", "find_decode", "row_tile"]

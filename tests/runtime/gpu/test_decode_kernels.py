@@ -1,0 +1,144 @@
+"""Decode by kernels, in Triton's interpreter: the last rows of a call of all tokens, from what they see alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import ArgumentError, ArgumentTypeError, UnsupportedError, compile_attention
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.gpu import decoding, planner
+from cache_calls import Kind, filled, seen_by_last
+from kernel_calls import poisoned, recorded
+
+pytest.importorskip("triton")
+
+LENGTHS = (1, 16, 17, 40, 41, 64, 65, 130)
+"""Around a page of 16, windows of 40, a tile of 64."""
+
+CASES: list[tuple[str, Mapping[str, Any], tuple[int, int], bool]] = [
+    ("causal", {}, (4, 1), False),
+    ("sliding_window", {"window": 40, "sinks": 4}, (6, 2), False),
+    ("blocked", {"block": 24}, (4, 2), False),
+    ("moa", {"alpha": [16, 32], "beta": [0.25, 0.125], "block": 16}, (2, 1), False),
+    ("softcap", {"cap": 2, "window": 40}, (4, 2), False),
+    ("gpt_oss", {"window": 20}, (4, 4), False),
+    ("alibi", {}, (4, 4), False),
+    ("power", {"window": 2, "block": 8}, (4, 2), True),
+    ("strided", {"stride": 16, "local": 16}, (4, 2), True),
+    ("sparse_transformer", {"stride": 16}, (4, 2), True),
+    ("document", {}, (4, 2), True),
+]
+"""Patterns, heads of queries and of keys, and whether keys are listed."""
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch.manual_seed(0)
+    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS["sm_90"])
+    monkeypatch.setattr(decoding, "LEAST_KEYS", 40)  # so that keys are shared out
+    with torch.no_grad():
+        yield
+
+
+def inputs_of(name: str, heads: int, n: int, batch: int) -> dict[str, Any]:
+    if name == "document":
+        return {"doc": (torch.arange(n) // 30).expand(batch, n)}
+    return {"sink": torch.randn(heads)} if name == "gpt_oss" else {}
+
+
+RINGS = ("sliding_window", "blocked", "softcap", "gpt_oss")
+"""Patterns that need not all tokens."""
+
+CALLS: list[tuple[Kind, torch.dtype]] = [("slots", torch.float32), ("ring", torch.float32), ("pages", torch.float16)]
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "heads", "listed", "kind", "dtype"),
+    [(*case, *one) for one in CALLS for case in CASES if one[0] != "ring" or case[0] in RINGS],
+    ids=[f"{case[0]}-{one[0]}" for one in CALLS for case in CASES if one[0] != "ring" or case[0] in RINGS],
+)
+def test_last_rows(
+    name: str, params: Mapping[str, Any], heads: tuple[int, int], listed: bool, kind: Kind, dtype: torch.dtype
+) -> None:
+    attention = compile_attention(name, backend="triton", **params)
+    need = attention.plan(1, 100, heads=heads[0], kv_heads=heads[1], **inputs_of(name, heads[0], 100, 1)).cache
+    assert (need is None) == (name not in RINGS)
+    shapes = (heads[0], 32), (heads[1], 32), (heads[1], 24)
+    q, k, v = (torch.randn(len(LENGTHS), h, 130, d).to(dtype) for h, d in shapes)
+    inputs = inputs_of(name, heads[0], 130, len(LENGTHS))
+    for n_q in (1, 5, 16):
+        lengths = [max(n, n_q) for n in LENGTHS]
+        seen = torch.zeros(len(lengths), heads[1], 130, dtype=torch.bool)
+        for entry, n in enumerate(lengths):
+            own = {key: x[:1, :n] if key == "doc" else x for key, x in inputs.items()}
+            seen[entry, :, :n] = seen_by_last(attention, n, n_q, *heads, own)
+        slots, first = (need.first + need.last + n_q - 1, need.first) if kind == "ring" and need else (None, 0)
+        cache = filled(k, v, lengths, seen, kind, slots=slots, first=first)
+        last = torch.stack([q[entry, :, n - n_q : n] for entry, n in enumerate(lengths)])
+        with recorded() as launches, poisoned():
+            out, lse = attention.decode(last, cache.k, cache.v, return_lse=True, scale=0.3, **inputs, **cache.given)
+        assert [launch.source.stage for launch in launches] == ["decode", "merge"]
+        assert ("listed_keys" in {a.name for a in launches[0].source.arguments}) == listed
+        assert out.dtype == dtype
+        for entry, n in enumerate(lengths):
+            own = {key: x[:1, :n] if key == "doc" else x.double() for key, x in inputs.items()}
+            tensors = [x[entry : entry + 1, :, :n] for x in (q, k, v)]
+            true, of_true = attention.reference(*tensors, dtype=torch.float64, return_lse=True, scale=0.3, **own)
+            tolerance = 2e-3 if dtype == torch.float16 else 2e-6
+            assert error(out[entry], true[0, :, n - n_q :]) <= tolerance, (n, n_q)
+            assert error(lse[entry], of_true[0, :, n - n_q :]) <= tolerance, (n, n_q)
+
+
+def error(x: Tensor, true: Tensor) -> float:
+    assert torch.equal(x == float("-inf"), true == float("-inf"))
+    gap = torch.where(true == float("-inf"), 0, x.double() - true)
+    return float(gap.abs().max() / true[true > float("-inf")].abs().max().clamp(min=1))
+
+
+@pytest.mark.parametrize("splits", [1, 2, 7, 256])
+def test_any_number_of_shares(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More shares than keys too: those of nothing count nothing."""
+    monkeypatch.setattr(decoding, "_splits", lambda device, programs, capacity: splits)
+    attention = compile_attention("sliding_window", window=40, sinks=4, backend="triton")
+    q, k, v = (torch.randn(1, h, 300, 16) for h in (2, 1, 1))
+    out = attention.decode(q[:, :, -3:], k, v, kv_len=300)
+    torch.testing.assert_close(out, attention.reference(q, k, v)[:, :, -3:])
+
+
+def test_many_heads_share_keys_in_several_tiles_of_rows() -> None:
+    attention = compile_attention("causal", backend="triton")
+    q, k, v = (torch.randn(1, h, 90, 16) for h in (10, 1, 1))
+    out = attention.decode(q[:, :, -9:], k, v, kv_len=90)  # 90 rows
+    torch.testing.assert_close(out, attention.reference(q, k, v)[:, :, -9:])
+
+
+def test_lengths_that_change_make_no_kernels() -> None:
+    attention = compile_attention("sliding_window", window=40, backend="triton")
+    q, k, v = (torch.randn(1, h, 200, 16) for h in (2, 1, 1))
+    digests = set()
+    for n in range(50, 100):
+        with recorded(run=False) as launches:
+            attention.decode(q[:, :, -1:], k, v, kv_len=n)
+        digests |= {launch.source.digest for launch in launches}
+    assert len(digests) == 2
+
+
+def test_what_has_no_kernels_says_what_to_do() -> None:
+    q, k, v = (torch.randn(1, 2, 50, 16) for _ in range(3))
+    attention = compile_attention("fox", backend="triton")
+    with pytest.raises(UnsupportedError, match=r"decode of `fox` by kernels: there are none for .*; call `prefill`"):
+        attention.decode(q[:, :, -1:], k, v, kv_len=50, f=torch.ones(1, 2, 50))
+    causal = compile_attention("causal", backend="triton")
+    with pytest.raises(UnsupportedError, match="pages of 10 tokens: kernels take pages of a power of two"):
+        pages = k.reshape(5, 2, 10, 16), v.reshape(5, 2, 10, 16)
+        causal.decode(q[:, :, -1:], *pages, kv_len=50, block_table=torch.arange(5)[None])
+    with pytest.raises(ArgumentTypeError, match=r"k_cache has strides .* kernels need multiples of 16 bytes"):
+        odd = torch.randn(1, 2, 50, 17)[..., :16]
+        causal.decode(q[:, :, -1:], odd, odd, kv_len=50)
+    with pytest.raises(ArgumentError, match="kv_len of batch entry 0 is 51"):
+        causal.decode(q[:, :, -1:], k, v, kv_len=51)
