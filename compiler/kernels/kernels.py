@@ -122,7 +122,8 @@ class Kernels:
         p = self.problem
         own = self._problem(stage)
         inner = (own.by_key if stage == "dkdv" else own.by_query).has_inner_loops
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, inner=inner)
+        nested = p.is_nested and stage not in self.bricked  # bricks are cut for one shape of tiles
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=nested, inner=inner)
 
     @property
     def of_rows(self) -> tuple[KernelSource, ...]:

@@ -128,7 +128,7 @@ def tile_shape(
     inner: bool = False,
 ) -> T:
     """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head; `inner`: the
-    loop over tiles stands in others, which counts where both are so: bricks are cut for those tiles.
+    loop over tiles stands in others.
     """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
     table = _SQUARES | tiles.plain
