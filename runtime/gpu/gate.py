@@ -51,7 +51,20 @@ def judge(case: Case, outcome: Outcome) -> list[str]:
     reasons = [*_memory(case, outcome)]
     if case.stage in OF_PRODUCTS and case.dtype != "float32":
         reasons += _products(case, outcome)
+    if case.stage == "decode" and case.dtype != "float32":
+        reasons += _of_few_rows(case, outcome)
     return reasons
+
+
+def _of_few_rows(case: Case, found: Compiled) -> Iterator[str]:
+    """Few rows are multiplied by whatever tensor-core instruction takes them; what counts is how keys come in."""
+    if not found.code.products:
+        yield "no tensor-core instruction"
+    elif TARGETS[case.target].maker == "nvidia":
+        if not found.code.loops:
+            yield "no loop with tensor-core instructions"
+        for loop in found.code.loops:
+            yield from _copies(case, loop)
 
 
 def _memory(case: Case, found: Compiled) -> Iterator[str]:
@@ -84,6 +97,15 @@ def _loop(case: Case, found: Compiled, loop: Loop) -> Iterator[str]:
     others = sorted(name for name in loop.products if not name.startswith(wanted))
     if others:
         yield f"{', '.join(others)} in place of {wanted} {where}"
+    yield from _copies(case, loop)
+    if loop.waits > found.products:
+        yield f"{loop.waits} waits for {found.products} products {where}"
+    if loop.barriers > MOST_BARRIERS:
+        yield f"{loop.barriers} barriers {where}"
+
+
+def _copies(case: Case, loop: Loop) -> Iterator[str]:
+    where = f"in the loop of {loop.instructions} instructions"
     if loop.local_loads:
         yield f"{loop.local_loads} local loads {where}"
     if not loop.copies:
@@ -91,10 +113,6 @@ def _loop(case: Case, found: Compiled, loop: Loop) -> Iterator[str]:
     copied, tile = loop.copied * 32 * case.source.tiles.warps, _tile_bytes(case)
     if 2 * copied >= tile:
         yield f"{copied} bytes copied through registers {where}, a tile is {tile}"
-    if loop.waits > found.products:
-        yield f"{loop.waits} waits for {found.products} products {where}"
-    if loop.barriers > MOST_BARRIERS:
-        yield f"{loop.barriers} barriers {where}"
 
 
 def _tile_bytes(case: Case) -> int:

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from attnc.compiler.attentions import alone
 from attnc.compiler.ir import Pattern
+from attnc.compiler.kernels.decode_kernels import ROW_TILES, find_decode
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernels import Heads, find_kernels
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.last_rows import OtherRowsError, last_rows
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.gpu.gate import Case
 from attnc.runtime.library import ModuleLoader, find, library_names
@@ -152,3 +154,9 @@ def _cases(name: str, pattern: Pattern, target: str, heads: Heads) -> Iterator[C
             yield Case(name, source, target, heads.dk, heads.dtype)
     except NotInKernelsError as error:
         yield NoKernels(name, target, heads.dk, heads.dtype, f"gradients pair by pair: {error}")
+    try:
+        served = find_decode(last_rows(pattern), heads, TARGETS[target], "pages")
+        yield Case(name, served.decode(ROW_TILES[0]), target, heads.dk, heads.dtype)
+        yield Case(name, served.merge, target, heads.dk, heads.dtype)
+    except (NotInKernelsError, OtherRowsError) as error:
+        yield NoKernels(name, target, heads.dk, heads.dtype, f"decode: {error}")

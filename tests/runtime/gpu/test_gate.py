@@ -9,6 +9,8 @@ from typing import get_args
 
 import pytest
 
+from attnc.compiler.kernels.decode import CacheKind
+from attnc.compiler.kernels.decode_kernels import find_decode
 from attnc.compiler.kernels.forward import emit_forward
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels, load_of
 from attnc.compiler.kernels.parts import in_parts
@@ -16,6 +18,7 @@ from attnc.compiler.kernels.scores import Kind
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_shapes import Load
+from attnc.compiler.last_rows import last_rows
 from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.runtime.gpu.compiling import Compiled, Failure, Outcome, compile_all, products_of_loops
 from attnc.runtime.gpu.gate import Case, judge
@@ -56,7 +59,18 @@ CASES: list[tuple[str, Mapping[str, object], int, str, tuple[str, ...]]] = [
     ("affine_scaled", {}, 64, "sm_90", ("sum",)),
     ("neighborhood_2d", NEIGHBORS, 128, "sm_90", ("forward", *BACKWARD)),
     ("neighborhood_2d", NEIGHBORS, 64, "sm_80", ("forward",)),
+    ("sliding_window", SINKS, 128, "sm_90", ("decode of rings",)),
+    ("power", {}, 128, "sm_80", ("decode of pages",)),
+    ("gpt_oss", {}, 64, "sm_100", ("decode of slots", "merge")),
+    ("alibi", {}, 64, "gfx942", ("decode of pages",)),
 ]
+
+SERVED: Mapping[str, CacheKind] = {
+    "decode of slots": "slots",
+    "decode of pages": "pages",
+    "decode of rings": "ring",
+    "merge": "slots",
+}
 
 
 def kernels_of(name: str, target: str, head_dim: int, /, *, grouped: bool = False, **values: object) -> Kernels:
@@ -76,6 +90,10 @@ def sources(name: str, values: Mapping[str, object], head_dim: int, target: str,
         parts = in_parts(from_library(name, **values))
         alone = replace(parts, nodes=parts.nodes[1:], combine=None)
         return [find_kernels(alone, Heads(head_dim, head_dim, BF16, grouped=False), TARGETS[target]).forward]
+    if stage in SERVED:
+        heads, kind = Heads(head_dim, head_dim, BF16), SERVED[stage]
+        served = find_decode(last_rows(from_library(name, **values)), heads, TARGETS[target], kind)
+        return [served.merge if stage == "merge" else served.decode(16)]
     kernels = kernels_of(name, target, head_dim, grouped=stage == "grouped", **values)
     if stage == "pairs":
         return [*kernels.of_distances.values(), *kernels.of_tables.values()]
@@ -113,6 +131,8 @@ def test_every_path_of_the_emitter_is_compiled() -> None:
         if stages == ("sum",):
             kinds.add("sum")
             continue
+        if set(stages) <= set(SERVED):
+            continue
         kernels = kernels_of(name, target, head_dim, grouped="grouped" in stages, **values)
         forms.add((kernels.form, kernels.problem.boxes))
         loads.add(load_of(kernels.problem.score))
@@ -124,7 +144,8 @@ def test_every_path_of_the_emitter_is_compiled() -> None:
     assert kinds == set(get_args(Kind))
     assert ways == {(False, False), (True, False), (True, True)}
     assert {target for *_, target, _ in CASES} == set(TARGETS)
-    assert {stage for *_, stages in CASES for stage in stages} >= {"forward", "delta", "dq", "dkdv", "pairs"}
+    stages_seen = {stage for *_, stages in CASES for stage in stages}
+    assert stages_seen >= {"forward", "delta", "dq", "dkdv", "pairs", *SERVED}
     assert sum(1 for _ in made()) <= 60
 
 
