@@ -1,6 +1,6 @@
 """Kernels on a GPU: are they right, the same bits every time, and how fast beside FlexAttention and SDPA?
 
-    python benchmarks/gpu_check.py correct|repeat|edges|graph|compile|forward|backward [--toy]
+    python benchmarks/gpu_check.py correct|repeat|edges|graph|compile|decode|forward|backward [--toy]
 
 Each part takes less than nine minutes and writes `results/gpu-<part>.json`. On a CPU, `TRITON_INTERPRET=1` and `--toy`
 run every line of ours at toy sizes in Triton's interpreter; what needs CUDA is left out there, and rows say so.
@@ -275,6 +275,80 @@ def compiled(setting: Setting) -> Iterator[Row]:
         yield {"pattern": case.name, "compiled": setting.cuda, "ok": all(torch.equal(a, b) for a, b in found)}
 
 
+# --- decode ----------------------------------------------------------------------------------------------------------
+
+
+def decode(setting: Setting) -> Iterator[Row]:
+    """A step against caches by slot and by page: right, captured in a CUDA graph with other lengths, and how fast."""
+    dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
+    for case in CHECKED[1:3]:
+        for dtype in dtypes:
+            yield _decoded(setting, case, dtype)
+    if setting.cuda:
+        for batch in (1, 8, 32):
+            for n in (1024, 4096, 16384, 65536):
+                yield _decode_timing(setting, batch, n)
+
+
+def _decoded(setting: Setting, case: Checked, dtype: torch.dtype) -> Row:
+    """The last rows against the reference, from slots and from pages, and replayed for other lengths."""
+    n, page, batch, d = (64, 16, 2, 16) if setting.toy else (4096, 64, 4, 128)
+    attention = case.attention(setting)
+    q, k, v = (x.detach() for x in operands(setting, n, dtype, batch=batch, d=d))
+    lengths = torch.arange(batch, dtype=torch.int32, device=setting.device) * 3 + n // 2
+    table = torch.randperm(batch * n // page, device=setting.device).reshape(batch, -1).to(torch.int32)
+    pages = []
+    for x in (k, v):
+        own = torch.empty(table.numel(), x.shape[1], page, d, dtype=dtype, device=setting.device)
+        own[table.long()] = x.reshape(*x.shape[:2], -1, page, d).movedim(2, 1)
+        pages.append(own)
+    last = q[:, :, :3].contiguous()
+
+    def step() -> list[Tensor]:
+        with torch.no_grad():
+            by_slot = attention.decode(last, k, v, kv_len=lengths)
+            by_page = attention.decode(last, pages[0], pages[1], kv_len=lengths, block_table=table)
+        return [by_slot, by_page]
+
+    replay = _captured(setting, step)
+    found: dict[str, float] = {}
+    for more in (0, 7, n // 2 - 20):
+        lengths += more
+        for name, out in zip(("slots", "pages"), replay(), strict=True):
+            for i, length in enumerate(lengths.tolist()):
+                own_k, own_v = (x[i : i + 1, :, :length].double() for x in (k, v))
+                rows = torch.zeros(1, q.shape[1], length, d, dtype=torch.float64, device=setting.device)
+                rows[:, :, -3:] = last[i].double()
+                true = attention.reference(rows, own_k, own_v)[0, :, -3:]
+                gap = ((out[i].double() - true).abs().max() / true.abs().max().clamp(min=1)).item()
+                found[name] = max(found.get(name, 0.0), math.inf if math.isnan(gap) else gap)
+    ok = max(found.values()) <= TOLERANCE[dtype]
+    return {"pattern": case.name, "n": n, "dtype": str(dtype), "captured": setting.cuda, "errors": found, "ok": ok}
+
+
+def _decode_timing(setting: Setting, batch: int, n: int) -> Row:
+    """Causal and a window, beside SDPA over the same keys, and what share of the memory's speed that is."""
+    heads, kv_heads, d, dtype = 32, 8, 128, torch.bfloat16
+    q = torch.randn(batch, heads, 1, d, device=setting.device, dtype=dtype)
+    k, v = (torch.randn(batch, kv_heads, n, d, device=setting.device, dtype=dtype) for _ in range(2))
+    lengths = torch.full((batch,), n, dtype=torch.int32, device=setting.device)
+    causal = compile_attention("causal", backend="triton")
+    window = compile_attention("sliding_window", window=1024, backend="triton")
+    runs: dict[str, Callable[[], Tensor]] = {
+        "attnc": lambda: causal.decode(q, k, v, kv_len=lengths),
+        "attnc_window": lambda: window.decode(q, k, v, kv_len=lengths),
+        "sdpa": lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=True),
+        "copy": k.clone,
+    }
+    with torch.no_grad():
+        difference = (runs["attnc"]().float() - runs["sdpa"]().float()).abs().max().item()
+        times = {name: _milliseconds(setting, run, (), backward=False) for name, run in runs.items()}
+    copied = 2 * k.numel() * k.element_size() / times["copy"]
+    read = (k.numel() + v.numel()) * k.element_size() / times["attnc"]
+    row: Row = {"pattern": "causal", "batch": batch, "n": n, "difference": difference, "ok": difference < 4e-2}
+    return {**row, **{f"{name}_ms": one for name, one in times.items()}, "share_of_copy_speed": read / copied}
+
+
 # --- timings ---------------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +457,7 @@ PARTS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {
     "edges": edges,
     "graph": graph,
     "compile": compiled,
+    "decode": decode,
     "forward": forward,
     "backward": backward,
 }

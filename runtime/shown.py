@@ -86,7 +86,7 @@ class Shown(Compiled):
         dtype: torch.dtype = torch.bfloat16,
         **inputs: object,
     ) -> dict[str, str]:
-        """The Triton text of every kernel of calls with such heads, by name.
+        """The Triton text of every kernel of calls with such heads, by name, and of decode from pages where it has one.
 
         `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU that is there, or else sm_90. `inputs` are
         needed only by patterns whose number of attentions depends on them.

@@ -6,11 +6,23 @@ from collections.abc import Sequence
 
 import torch
 
+from attnc.compiler.ir import Pattern
+from attnc.compiler.kernels.decode_kernels import ROW_TILES, find_decode
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernels import Heads
 from attnc.compiler.kernels.targets import Target
+from attnc.compiler.last_rows import OtherRowsError, last_rows
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import Planner
+
+
+def _decode(pattern: Pattern, heads: Heads, target: Target) -> dict[str, str]:
+    """The texts of a step against a cache of pages, of few rows, where it has kernels."""
+    try:
+        kernels = find_decode(last_rows(pattern), heads, target, "pages")
+    except (NotInKernelsError, OtherRowsError):
+        return {}
+    return {source.function: source.text for source in (kernels.decode(ROW_TILES[0]), kernels.merge)}
 
 
 def sources(
@@ -28,6 +40,8 @@ def sources(
             without.append(f"`{name}`: there are no kernels for {error}")
             continue
         found.update((f"{prefix}{kernel}", text) for kernel, text in texts.items())
+        if len(planners) == 1:
+            found.update(_decode(planner.pattern, heads, target))
     if not found:
         raise UnsupportedError(f"{'; '.join(without)}; on a GPU it runs as tiles in torch")
     return found

@@ -334,7 +334,9 @@ def test_plans_for_a_gpu_say_what_its_kernels_walk() -> None:
 
 def test_sources_of_kernels() -> None:
     alibi = compile_attention("alibi")
-    assert list(alibi.source("sm_80")) == ["alibi_forward", "alibi_delta", "alibi_dq", "alibi_dkdv"]
+    stages = ("forward", "delta", "dq", "dkdv", "decode", "merge")
+    assert list(alibi.source("sm_80")) == [f"alibi_{stage}" for stage in stages]
+    assert "fox_decode" not in compile_attention("fox").source()
     assert "box" in alibi.source()["alibi_forward"]
     assert "box" not in alibi.source("sm_80")["alibi_forward"]
     assert alibi.source(head_dim=128) != alibi.source()
