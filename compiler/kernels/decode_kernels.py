@@ -59,11 +59,12 @@ def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool) -
 
 
 def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:
-    """Few keys at once where they are wide or listed: registers, and shared memory, hold no more."""
+    """Few keys at once where they are wide, listed, or more is loaded for each: registers hold no more."""
     width, listed = max(problem.dk, problem.dv), isinstance(problem.by_query, Listed)
     if problem.dtype == "float32":
         return TileShape(rows, 32 if width <= 128 else 16, 4, 2)
-    narrow = width <= 64 or (width <= 128 and rows == ROW_TILES[0] and not listed)
+    loads = problem.score is not None and problem.score.reads_pairs
+    narrow = not loads and (width <= 64 or (width <= 128 and rows == ROW_TILES[0] and not listed))
     warps = 8 if rows == ROW_TILES[-1] and width > 64 else 4
     return TileShape(rows, 64 if narrow else 32, warps, 1 if target.name == "gfx942" else 3)
 
