@@ -9,6 +9,9 @@ from attnc.compiler import ir
 from attnc.compiler.values import rank
 from attnc.runtime.scaled import plain
 from attnc.runtime.values import Values
+from attnc.runtime.vector_math import settle
+
+settle()
 
 
 def attend(values: Values, node: ir.Attend) -> tuple[Tensor, Tensor | None]:

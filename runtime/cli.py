@@ -20,6 +20,7 @@ from attnc.spec.suggest import did_you_mean
 _MODULES = {
     "check": "check",
     "doctor": "doctor",
+    "emit": "emit",
     "explain": "explain",
     "fmt": "fmt",
     "list": "library",
@@ -34,6 +35,7 @@ COMMANDS = tuple(_MODULES)
 _SUMMARIES = {
     "check": "find what is wrong in .attn files",
     "doctor": "versions, the machine, and the rates that plans are costed with",
+    "emit": "a pattern's kernels as one file that needs torch and triton alone, and checks itself",
     "explain": "what the code of a message means, with an example",
     "fmt": "write .attn files in their one form",
     "list": "the patterns of the library",

@@ -107,6 +107,11 @@ class Compiled:
         return self._bound
 
     @property
+    def pattern(self) -> Pattern:
+        """The pattern IR."""
+        return self._pattern
+
+    @property
     def ir(self) -> str:
         """The pattern IR, as text."""
         return str(self._pattern)

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnc.runtime.vector_math import settle
+
+settle()
+
 
 def _larger(*operands: Tensor) -> Tensor:
     """The largest; of equal ones the first, which has all of the gradient."""

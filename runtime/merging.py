@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.vector_math import settle
+
+settle()
 
 Part = tuple[Tensor, Tensor]
 

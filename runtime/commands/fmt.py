@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 from attnc.runtime.commands import console
@@ -73,19 +71,5 @@ def _format(name: str, *, check: bool) -> bool:
     if text.encode() == data:
         return False
     if not check:
-        _replace(path, text)
+        console.write_whole(path, text)
     return True
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write the whole file, or leave the old one."""
-    target = path.resolve()
-    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode())
-        Path(part).chmod(target.stat().st_mode & 0o7777)
-        Path(part).replace(target)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise

@@ -8,7 +8,7 @@ true by `tests/runtime/test_kernel.py`:
   with few rows of q, also a single one); all other strides are free, 0 and overlaps included;
 - dk ≠ dv is refused, so the narrower side is padded with zeros, which changes no score and no visible output;
 - a mask is additive, 2-D ones are broadcast, and it must have the dtype of q: a fp32 mask with fp64
-  queries is taken and gives wrong numbers;
+  queries is taken, and gives wrong numbers with AVX2 (right ones with AVX-512);
 - a row whose mask leaves it no key gets output 0 (NaN if a value is not finite) and LSE 0 instead of −inf;
 - a mask may come together with `causal`, which then saves what is above the diagonal and changes no bit;
 - the output has the strides of `torch.empty_like(q)`;

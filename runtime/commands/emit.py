@@ -1,0 +1,85 @@
+"""`attnc emit`: a pattern's kernels as one file that needs torch and triton alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from attnc import __version__
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernels import Heads, find_kernels
+from attnc.compiler.kernels.standalone import Provenance, emit_standalone
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.simulation.gpu_clocks import BYTES
+from attnc.runtime.attention import Attention
+from attnc.runtime.commands import console
+from attnc.runtime.commands.patterns import add_pattern, compiled, value_json
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.targets import named_target
+from attnc.spec.program import Value
+from attnc.spec.suggest import did_you_mean
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `emit`."""
+    add_pattern(parser)
+    parser.add_argument("--target", metavar="NAME", default="sm_90", help=f"{', '.join(TARGETS)} (sm_90)")
+    parser.add_argument("--head-dim", metavar="N", type=int, default=64, help="the width of a head (64)")
+    parser.add_argument("--value-dim", metavar="N", type=int, help="the width of its values (that of the head)")
+    parser.add_argument("--dtype", metavar="NAME", default="bfloat16", help=f"{', '.join(BYTES)} (bfloat16)")
+    parser.add_argument("-o", dest="out", metavar="FILE.py", type=Path, help="write it there instead of to stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file."""
+    _check(args)
+    attention = compiled(args)
+    text = emitted(attention, args.target, args.head_dim, args.value_dim or args.head_dim, args.dtype)
+    if args.out is not None:
+        console.write_whole(args.out, text)
+    if args.json:
+        console.print_json({"file": None if args.out is None else str(args.out), "text": text})
+    elif args.out is None:
+        print(text, end="")
+    else:
+        print(f"{args.out}: {console.counted(text.count(chr(10)), 'line')}; `python {args.out}` checks it")
+    return console.FINE
+
+
+def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> str:
+    """The file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
+    heads, bound = Heads(dk, dv, dtype), attention.bound
+    params = "".join(f" -p {name}={_shown(value)}" for name, value in bound.values.items())
+    widths = f"--head-dim {dk}" + ("" if dv == dk else f" --value-dim {dv}")
+    command = f"attnc emit {attention.name}{params} --target {target} {widths} --dtype {dtype}"
+    try:
+        if len(attention.pattern.nodes) > 1 or attention.pattern.combine is not None:
+            raise NotInKernelsError("several attentions")
+        kernels = find_kernels(attention.pattern, heads, named_target(target))
+        provenance = Provenance(__version__, bound.program.source.text, command)
+        return emit_standalone(attention.pattern, kernels, provenance)
+    except NotInKernelsError as error:
+        raise UnsupportedError(
+            f"emit `{attention.name}`: a file alone cannot do {error}; `attend.source()` shows the kernels that attnc "
+            f"runs"
+        ) from error
+
+
+def _shown(value: Value) -> str:
+    """A parameter as `-p` takes it."""
+    found = value_json(value)
+    text = json.dumps(found, separators=(",", ":")).replace('"', "")
+    return shlex.quote(text)
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.dtype not in BYTES:
+        known = f"it must be one of {', '.join(BYTES)}"
+        raise console.UsageError(f"--dtype {args.dtype}: {did_you_mean(args.dtype, list(BYTES), known)}")
+    for option, value in (("--head-dim", args.head_dim), ("--value-dim", args.value_dim)):
+        if value is not None and value < 1:
+            raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+    if args.out is not None and args.out.suffix != ".py":
+        raise console.UsageError(f"-o {args.out}: the file is Python; give it a name that ends in .py")
