@@ -43,10 +43,13 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "no command; the commands are check, doctor, emit, explain, fmt, list, receptive, same, show, simulate, verify"),
+        (
+            [],
+            "no command; the commands are check, doctor, emit, explain, fmt, list, receptive, same, show, simulate, verify",
+        ),
         (
             ["tune", "a.attn"],
-            "there is no command `tune`; the commands are check, doctor, emit, explain, fmt, list, receptive, same",
+            "there is no command `tune`; the commands are check, doctor, emit, explain, fmt, list, receptive",
         ),
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
