@@ -45,7 +45,7 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
     [
         (
             [],
-            "no command; the commands are check, doctor, emit, explain, fmt, list, receptive, same, show, simulate, verify",
+            "no command; the commands are check, doctor, emit, explain, fmt, list, receptive, same",
         ),
         (
             ["tune", "a.attn"],
