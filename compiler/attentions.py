@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Index, Pattern, Softmax, Tensor
-from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.compiler.ir import Attend, Element, Pattern, Tensor
+from attnc.compiler.rewrite import substitute_attend
 from attnc.compiler.values import output, output_lse, values_of
 
 
@@ -26,23 +26,4 @@ def _read(node: Attend) -> set[Tensor]:
 def _member(node: Attend, member: int) -> Attend:
     """One branch of a family."""
     assert node.family is not None
-    at: dict[Index, Index] = {node.family[0]: fold.const(member)}
-    weights = node.weights
-    if not isinstance(weights, Softmax):
-        weights = substitute_value(weights, at)
-    elif weights.extra is not None:
-        weights = Softmax(substitute_value(weights.extra, at))
-    stack = node.stack
-    if stack is not None:
-        stack = (stack[0], substitute(stack[1], at), substitute(stack[2], at))
-    return replace(
-        node,
-        visible=substitute(node.visible, at),
-        score=substitute_value(node.score, at),
-        weights=weights,
-        value=substitute_value(node.value, at),
-        keys=None if node.keys is None else substitute(node.keys, at),
-        key_of=None if node.key_of is None else substitute(node.key_of, at),
-        stack=stack,
-        family=None,
-    )
+    return replace(substitute_attend(node, {node.family[0]: fold.const(member)}), family=None)

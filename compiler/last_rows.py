@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Index, Lookup, Loop, Pattern, Place, Softmax, Value, Vec
+from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Place, Value, Vec
 from attnc.compiler.lowering.attends import TOKENS
-from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
 from attnc.compiler.values import values_of
 
 
@@ -26,44 +26,20 @@ def last_rows(pattern: Pattern) -> Pattern:
     return replace(
         pattern,
         align="end",
-        requirements=tuple((_of_index(root, "keys"), span) for root, span in pattern.requirements),
+        requirements=tuple((substitute(root, _COUNTED), span) for root, span in pattern.requirements),
         nodes=tuple(map(_of_node, pattern.nodes)),
-        combine=None if pattern.combine is None else _of_value(pattern.combine, "keys"),
-        lse=None if pattern.lse is None else _of_value(pattern.lse, "keys"),
+        combine=None if pattern.combine is None else substitute_value(pattern.combine, _COUNTED),
+        lse=None if pattern.lse is None else substitute_value(pattern.lse, _COUNTED),
     )
 
 
 def _of_node(node: Attend) -> Attend:
     """Queries are counted by the tokens, which are the keys unless these are no tokens."""
     count = "keys" if node.keys is None else TOKENS
-    weights = node.weights
-    if not isinstance(weights, Softmax):
-        weights = _of_value(weights, count)
-    elif weights.extra is not None:
-        weights = Softmax(_of_value(weights.extra, count))
-    return replace(
-        node,
-        visible=_of_index(node.visible, count),
-        score=_of_value(node.score, count),
-        weights=weights,
-        value=_of_value(node.value, count),
-        keys=None if node.keys is None else _of_index(node.keys, count),
-        key_of=None if node.key_of is None else _of_index(node.key_of, count),
-        stack=_of_loop(node.stack, count),
-        family=_of_loop(node.family, count),
-    )
+    return substitute_attend(node, {fold.extent("queries"): fold.extent(count)})
 
 
-def _of_index(root: Index, count: str) -> Index:
-    return substitute(root, {fold.extent("queries"): fold.extent(count)})
-
-
-def _of_value(root: Value, count: str) -> Value:
-    return substitute_value(root, {fold.extent("queries"): fold.extent(count)})
-
-
-def _of_loop(loop: Loop | None, count: str) -> Loop | None:
-    return None if loop is None else (loop[0], _of_index(loop[1], count), _of_index(loop[2], count))
+_COUNTED = {fold.extent("queries"): fold.extent("keys")}
 
 
 def _check(pattern: Pattern, node: Attend) -> None:

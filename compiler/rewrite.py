@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from attnc.compiler import fold
@@ -10,6 +11,7 @@ from attnc.compiler.ir import (
     VALUES,
     Apply,
     Arith,
+    Attend,
     Bool,
     Choice,
     Coord,
@@ -19,6 +21,7 @@ from attnc.compiler.ir import (
     Index,
     Linear,
     Lookup,
+    Loop,
     Not,
     Part,
     Ratio,
@@ -27,6 +30,7 @@ from attnc.compiler.ir import (
     Seen,
     Select,
     Sign,
+    Softmax,
     Solve,
     TableRead,
     Total,
@@ -70,6 +74,30 @@ def substitute_value(root: Value, values: Mapping[Index, Index]) -> Value:
 def replace_values(root: Value, values: Mapping[Value, Value]) -> Value:
     """A floating-point value with others below it replaced."""
     return substitute_value(root, cast("Mapping[Index, Index]", values))
+
+
+def substitute_attend(node: Attend, values: Mapping[Index, Index]) -> Attend:
+    """An attention with nodes of its exact parts replaced."""
+    weights = node.weights
+    if not isinstance(weights, Softmax):
+        weights = substitute_value(weights, values)
+    elif weights.extra is not None:
+        weights = Softmax(substitute_value(weights.extra, values))
+    return replace(
+        node,
+        visible=substitute(node.visible, values),
+        score=substitute_value(node.score, values),
+        weights=weights,
+        value=substitute_value(node.value, values),
+        keys=None if node.keys is None else substitute(node.keys, values),
+        key_of=None if node.key_of is None else substitute(node.key_of, values),
+        stack=_of_loop(node.stack, values),
+        family=_of_loop(node.family, values),
+    )
+
+
+def _of_loop(loop: Loop | None, values: Mapping[Index, Index]) -> Loop | None:
+    return None if loop is None else (loop[0], substitute(loop[1], values), substitute(loop[2], values))
 
 
 def rebuild(node: Index, children: tuple[Index, ...]) -> Index:

@@ -11,7 +11,7 @@ from attnc.compiler.lowering.expressions import Lowered, Lowering, Scope, as_val
 from attnc.compiler.lowering.rational import Rational
 from attnc.compiler.lowering.rounding import is_list, members_of
 from attnc.compiler.lowering.units import Stretch
-from attnc.compiler.rewrite import substitute, substitute_value
+from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import Measures
 from attnc.spec.diagnostics import Diagnostic, Label
@@ -338,29 +338,8 @@ class AttentionLowering(Lowering):
 
 def _on_tokens(node: ir.Attend) -> ir.Attend:
     """A node whose keys are no tokens, with the number of tokens by a name of its own."""
-    changes: dict[Index, Index] = {fold.extent("keys"): fold.extent(TOKENS)}
-    weights = node.weights
-    if isinstance(weights, ir.Softmax):
-        extra = None if weights.extra is None else substitute_value(weights.extra, changes)
-        weights = ir.Softmax(extra)
-    else:
-        weights = substitute_value(weights, changes)
     assert node.keys is not None
-    return replace(
-        node,
-        visible=substitute(node.visible, changes),
-        score=substitute_value(node.score, changes),
-        weights=weights,
-        value=substitute_value(node.value, changes),
-        keys=substitute(node.keys, changes),
-        key_of=None if node.key_of is None else substitute(node.key_of, changes),
-        stack=_changed(node.stack, changes),
-        family=_changed(node.family, changes),
-    )
-
-
-def _changed(loop: ir.Loop | None, changes: dict[Index, Index]) -> ir.Loop | None:
-    return None if loop is None else (loop[0], substitute(loop[1], changes), substitute(loop[2], changes))
+    return substitute_attend(node, {fold.extent("keys"): fold.extent(TOKENS)})
 
 
 def _product(factors: tuple[Index, ...]) -> Index:
