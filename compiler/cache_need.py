@@ -11,9 +11,10 @@ import numpy as np
 from attnc.compiler import fold, presburger
 from attnc.compiler.analysis.intervals import FALSE, Boxes, classify
 from attnc.compiler.counted_isl import UndecidedError, is_available
-from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Whole
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Vec, Whole
 from attnc.compiler.lowering.specialise import of_any_length, reads_head
 from attnc.compiler.rewrite import substitute, walk
+from attnc.compiler.values import is_own, values_of
 
 MOST = 1 << 24
 """Tokens; a pattern that needs more needs all."""
@@ -21,7 +22,7 @@ MOST = 1 << 24
 FAR = 1 << 40
 """Past every token."""
 
-SECONDS = 2.0
+SECONDS = 10.0
 """What the search may take, about."""
 
 
@@ -43,6 +44,12 @@ def cache_need(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
     None where it may need all tokens, or that is not known after a few seconds.
     """
     if pattern.documents is not None or pattern.segments or any(node.keys is not None for node in pattern.nodes):
+        return None
+    values = [value for node in pattern.nodes for value in values_of(node)]
+    joining = [value for value in (pattern.combine, pattern.lse) if value is not None]
+    read = [below for value in values for below in value.below if isinstance(below, Vec) and not is_own(below)]
+    read += [below for value in joining for below in value.below if isinstance(below, Vec)]
+    if any(below.tensor != "q" for below in read):
         return None
     search = _Search(monotonic() + SECONDS)
     relations = []
@@ -72,13 +79,15 @@ class _Search:
 
     def __init__(self, until: float) -> None:
         self._until = until
+        self._is_late = False
 
     def need(self, relation: Index) -> CacheNeed | None:
         """The smallest numbers for which nothing else is ever seen: `first` as small as may be, then `last`."""
         if not self._is_never(relation, MOST, MOST):
             return None
         first = _smallest(lambda first: self._is_never(relation, first, MOST))
-        return CacheNeed(first, _smallest(lambda last: self._is_never(relation, first, last)))
+        last = _smallest(lambda last: self._is_never(relation, first, last))
+        return None if self._is_late else CacheNeed(first, last)
 
     def _is_never(self, relation: Index, first: int, last: int) -> bool:
         """Whether it is shown that no query sees a key past the first ones that is before its own last ones."""
@@ -92,6 +101,8 @@ class _Search:
             if np.ravel(state)[0] == FALSE:
                 return True
         left = self._until - monotonic()
+        if left <= 0:  # what is found then depends on the machine: where a ring begins must not
+            self._is_late = True
         if left <= 0 or not is_available():
             return False
         try:

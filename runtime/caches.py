@@ -107,46 +107,66 @@ class Cache:
 
 def read_cache(q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, *, ring: bool) -> Cache:
     """The cache of a call, checked. Raises ArgumentError, ArgumentTypeError."""
+    check_cache(q, k, v, paged=block_table is not None)
+    table = None if block_table is None else read_table(block_table, q.shape[0])
+    lengths = read_lengths(kv_len, q.shape[0])
+    check_lengths(lengths, q.shape[2], k.shape[2], None if table is None else table.shape[1], ring=ring)
+    if table is not None:
+        for i, length in enumerate(lengths):
+            _check_pages(table[i], length, k.shape[2], k.shape[0], i)
+    return Cache(k, v, lengths, tuple(range(q.shape[0])), table)
+
+
+def check_cache(q: object, k: object, v: object, *, paged: bool) -> None:
+    """Raise ArgumentError, ArgumentTypeError for shapes that do not fit."""
     for name, x in (("q", q), ("k_cache", k), ("v_cache", v)):
         if not isinstance(x, Tensor):
             raise ArgumentTypeError(f"{name} is {type(x).__name__}: it must be a torch tensor")
         if x.dim() != 4:
             raise ArgumentError(f"{name} has {x.dim()} dimensions, shape {tuple(x.shape)}: it must have 4")
+    assert isinstance(q, Tensor)
+    assert isinstance(k, Tensor)
+    assert isinstance(v, Tensor)
     if k.shape[:3] != v.shape[:3]:
         raise ArgumentError(
             f"k_cache and v_cache disagree: shapes {tuple(k.shape)} and {tuple(v.shape)}; all but the last dimension "
             f"must be the same"
         )
-    batch, n_q = q.shape[0], q.shape[2]
-    table = None if block_table is None else _table(block_table, batch)
-    if table is None and k.shape[0] != batch:
+    if not paged and k.shape[0] != q.shape[0]:
         raise ArgumentError(
-            f"q has batch {batch} and k_cache {k.shape[0]} (dimension 0): they must be the same without a block_table"
+            f"q has batch {q.shape[0]} and k_cache {k.shape[0]} (dimension 0): they must be the same without a "
+            f"block_table"
         )
-    lengths = _lengths(kv_len, batch)
-    slots = k.shape[2]
+
+
+def check_lengths(lengths: Sequence[int], n_q: int, slots: int, columns: int | None, *, ring: bool) -> None:
+    """Raise ArgumentError for lengths that the cache cannot hold; `columns` of its table, if it has one."""
     for i, length in enumerate(lengths):
         if length < n_q:
             raise ArgumentError(
                 f"kv_len of batch entry {i} is {length} and q has {n_q} tokens (dimension 2): kv_len counts the tokens "
                 f"of q too, whose keys and values must be in the cache"
             )
-        if table is not None:
-            _check_pages(table[i], length, slots, k.shape[0], i)
+        if columns is not None:
+            needed = -(-length // max(slots, 1))
+            if columns < needed:
+                raise ArgumentError(
+                    f"block_table has {columns} columns and batch entry {i} needs {needed} pages of {slots} tokens for "
+                    f"kv_len {length}"
+                )
         elif not ring and length > slots:
             raise ArgumentError(
                 f"kv_len of batch entry {i} is {length} and the cache has {slots} slots (dimension 2): give ring=True "
                 f"where token t stands in slot t % {slots}"
             )
-    return Cache(k, v, lengths, tuple(range(batch)), table)
 
 
-def _lengths(kv_len: object, batch: int) -> tuple[int, ...]:
-    """One for each batch entry."""
+def read_lengths(kv_len: object, batch: int) -> tuple[int, ...]:
+    """One for each batch entry. Raises ArgumentError, ArgumentTypeError."""
     if isinstance(kv_len, Tensor):
-        if kv_len.dtype not in _INTEGERS:
+        if kv_len.dtype not in INTEGERS:
             raise ArgumentTypeError(f"kv_len has dtype {kv_len.dtype}: it must be integers")
-        kv_len = kv_len.tolist()
+        kv_len = kv_len.tolist() if kv_len.dim() else [int(kv_len)] * batch
     given: list[object] = list(kv_len) if isinstance(kv_len, list | tuple) else [kv_len] * batch
     if len(given) != batch:
         raise ArgumentError(f"kv_len has {len(given)} entries and q has batch {batch}: give a number, or one for each")
@@ -158,28 +178,29 @@ def _lengths(kv_len: object, batch: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-_INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 
 
-def _table(given: object, batch: int) -> Int64:
+def read_table(given: object, batch: int) -> Int64:
+    """The pages of each batch entry. Raises ArgumentError, ArgumentTypeError."""
     table = given if isinstance(given, Tensor) else torch.as_tensor(given)
-    if table.dtype not in _INTEGERS:
+    check_table(table, batch)
+    found: Int64 = table.detach().cpu().numpy().astype(np.int64)
+    return found
+
+
+def check_table(table: Tensor, batch: int) -> None:
+    """Raise ArgumentError, ArgumentTypeError for a table of another shape or dtype."""
+    if table.dtype not in INTEGERS:
         raise ArgumentTypeError(f"block_table has dtype {table.dtype}: it must be integers")
     if table.dim() != 2 or table.shape[0] != batch:
         raise ArgumentError(
             f"block_table has shape {tuple(table.shape)}: it must be (batch, pages of an entry), and batch is {batch}"
         )
-    found: Int64 = table.detach().cpu().numpy().astype(np.int64)
-    return found
 
 
 def _check_pages(pages: Int64, length: int, size: int, count: int, entry: int) -> None:
     needed = -(-length // max(size, 1))
-    if len(pages) < needed:
-        raise ArgumentError(
-            f"block_table has {len(pages)} columns and batch entry {entry} needs {needed} pages of {size} tokens for "
-            f"kv_len {length}"
-        )
     wrong = (pages[:needed] < 0) | (pages[:needed] >= count)
     if wrong.any():
         at = int(np.flatnonzero(wrong)[0])

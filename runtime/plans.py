@@ -23,6 +23,7 @@ from attnc.compiler.planning.documents import (
     packed_windows,
 )
 from attnc.compiler.planning.plan import Plan
+from attnc.compiler.values import values_of
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
 from attnc.runtime.errors import ArgumentError, UnsupportedError
@@ -89,9 +90,10 @@ class Planner:
         return cast("T", self._kept.get(name, make))
 
     def _names(self, shape: CallShape) -> list[Hashable]:
-        """What tells apart the data that the relation reads."""
+        """What tells apart the data that the relation reads, and the sizes that inputs tell."""
         named = zip(self.pattern.tensors, self._read, strict=True)
-        return [_contents(shape.inputs[tensor.name]) for tensor, is_read in named if is_read]
+        data = [_contents(shape.inputs[tensor.name]) for tensor, is_read in named if is_read]
+        return [*data, tuple(sorted(shape.sizes.items()))]
 
     def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
         """The plan of a call on q, k, v and the pattern's inputs in their order, all checked. Raises as `plan`.
@@ -130,7 +132,8 @@ def cache_of(pattern: Pattern, heads: int, kv_heads: int) -> Callable[[], CacheN
 
 def need_of(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
     """`cache_need`, found once."""
-    key = (*(node.visible for node in pattern.nodes), pattern.documents, heads, group)
+    nodes = tuple((node.visible, node.keys, node.family, *values_of(node)) for node in pattern.nodes)
+    key = (nodes, pattern.combine, pattern.lse, pattern.documents, pattern.segments, pattern.head_lists, heads, group)
     return _NEEDS.get(key, lambda: cache_need(pattern, heads, group))
 
 

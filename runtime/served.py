@@ -168,8 +168,11 @@ class Served(Compiled):
         from attnc.runtime.gpu.device_cache import read_device_cache
 
         _check_ring(ring, block_table)
-        first = serving.check_ring(self._pattern, q, k, None) if ring else None
-        return read_device_cache(q, k, v, kv_len, block_table, ring=first)
+        cache = read_device_cache(q, k, v, kv_len, block_table, ring=0 if ring else None)
+        if not ring:
+            return cache
+        longest = None if cache.known_lengths is None else max(cache.known_lengths, default=0)
+        return replace(cache, ring=serving.check_ring(self._pattern, q, k, longest))
 
     @cached_property
     def _last_rows(self) -> serving.LastRows:

@@ -64,6 +64,8 @@ def decode(
 ) -> Result:
     """(out, lse) of the last queries on the CPU. `dense`: from all keys. Raises ArgumentError, UnsupportedError."""
     _check_queries(q, cache.k, cache.v)
+    if not (q.shape[0] and q.shape[1]):
+        return _nothing(q, cache)
     if dense:
         return prefill(rows, q, cache, scale, inputs)
     if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
@@ -116,6 +118,8 @@ def _check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 def prefill(rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
     """(out, lse) of the last queries, however many, from all keys; differentiable. Raises what a call raises."""
+    if not (q.shape[0] and q.shape[1]):
+        return _nothing(q, cache)
     shares = list(_shares(rows.pattern, cache, inputs))
     found = []
     for share in shares:
@@ -169,6 +173,12 @@ def cut(
                 at[axis] = list(entries)
             own = own[tuple(at)]
         yield name, own
+
+
+def _nothing(q: Tensor, cache: Cache) -> Result:
+    """Of no batch entries or heads."""
+    lse = q.new_empty(q.shape[:3], dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return q.new_empty((*q.shape[:3], cache.v.shape[3])), lse
 
 
 def _together(q: Tensor, results: Sequence[Result], shares: Sequence[_Share]) -> Result:

@@ -105,6 +105,9 @@ class Steps:
 
     def on_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same of queries against a cache, for which k and v only stand; not differentiable."""
+        joining = [root for root in (self._pattern.combine, self._pattern.lse) if root is not None]
+        if any(isinstance(below, ir.Vec) and below.tensor != "q" for root in joining for below in root.below):
+            k, v = cache.whole(range(len(cache.lengths)), cache.lengths[0])
 
         def run(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
             del k, v

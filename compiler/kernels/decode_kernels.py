@@ -7,6 +7,7 @@ from functools import cache
 
 from attnc.compiler.ir import Extent, Pattern
 from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
+from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernels import Heads, exact_parts, is_told, read_tensors, told_of, with_widths
 from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.ranges import ends, find_ranges
@@ -69,6 +70,9 @@ def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:
     return TileShape(rows, 64 if narrow else 32, warps, 1 if target.name == "gfx942" else 3)
 
 
+_KNOWN = {"keys", "heads", "kv_heads", "group", "dk", "dv"}
+
+
 def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind) -> DecodeKernels:
     """The kernels of a pattern of one attention, whose last rows it is (`last_rows`). Raises NotInKernelsError."""
     node = pattern.attend
@@ -78,7 +82,9 @@ def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind)
     roots = [] if listed or ranges is None else list(ends(ranges))
     if score is not None:
         roots += exact_parts(score)
-    sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)}
+    sizes = {n.name for root in roots for n in walk(root) if isinstance(n, Extent)} - _KNOWN
+    if sizes:
+        raise NotInKernelsError(f"decoding with the size `{min(sizes)}`, which the length of a cache may tell")
     walked = Listed(runs=False) if listed or ranges is None else Ranged(ranges)
     problem = Problem(
         name=pattern.name,
@@ -89,7 +95,6 @@ def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind)
         dv=heads.dv,
         dtype=heads.dtype,
         tensors=tuple(dict.fromkeys([*read_tensors(roots), *(score.inputs if score else ())])),
-        sizes=tuple(sorted(sizes - {"keys", "heads", "kv_heads", "group", "dk", "dv"})),
         score=score,
         widths=heads.widths or (heads.dk, heads.dv),
         tf32=heads.tf32,

@@ -36,7 +36,7 @@ def emit_standalone(pattern: Pattern, kernels: Kernels, provenance: Provenance) 
 
     Raises NotInKernelsError for what a file cannot do alone.
     """
-    _check(kernels)
+    _check(pattern, kernels)
     sources = [kernels.forward, kernels.delta, kernels.dq, kernels.dkdv]
     boxed = any(argument.box for source in sources for argument in source.arguments)
     parts = [_head(pattern, kernels, provenance), _IMPORTS]
@@ -54,8 +54,12 @@ def emit_standalone(pattern: Pattern, kernels: Kernels, provenance: Provenance) 
     return "".join(parts)
 
 
-def _check(kernels: Kernels) -> None:
+def _check(pattern: Pattern, kernels: Kernels) -> None:
     problem, score = kernels.problem, kernels.problem.score
+    if any(root is not fold.truth(True) for root, _ in pattern.requirements):
+        raise NotInKernelsError("requirements of lengths in one file")
+    if problem.sizes:
+        raise NotInKernelsError(f"the size `{problem.sizes[0]}`, which an input or the length tells")
     if kernels.form not in ("ranges", "bricks"):
         raise NotInKernelsError("tiles that are listed: a planner must make the lists")
     if problem.documents or problem.tensors:
@@ -128,6 +132,8 @@ def _constants(pattern: Pattern, kernels: Kernels, sources: Sequence[KernelSourc
     grid = kernels.bricked.get("forward")
     tokens = prod(axis.extent for axis in grid.grid.axes) if grid is not None else None
     lines.append(f"TOKENS = {tokens}  # that a call must have; None: any number")
+    heads = next((length for _, length in pattern.head_lists), None)
+    lines.append(f"HEADS = {heads}  # of queries, that a call must have; None: any number")
     lines.append(f"ALIGN = {pattern.align!r}  # where queries stand if there are fewer of them than keys")
     lines.append(f"NEEDS_ALIGN = {pattern.needs_align or tokens is not None}")
     lines.append(f"SCALED = {problem.score is None}  # the scale is folded into powers of 2")
@@ -180,6 +186,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}: it must be {DTYPE} {shape}")
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"q has {heads} heads and k {kv_heads}: the former must be a multiple of the latter")
+    if HEADS is not None and heads != HEADS:
+        raise ValueError(f"q has {heads} heads: the pattern has {HEADS}")
     if TOKENS is not None and (queries, keys) != (TOKENS, TOKENS):
         raise ValueError(f"there are {queries} queries and {keys} keys: there must be {TOKENS} of each")
     if queries != keys and NEEDS_ALIGN and (ALIGN is None or (ALIGN == "end" and queries > keys)):
@@ -428,7 +436,7 @@ def check() -> int:
     torch.manual_seed(0)
     wrong = 0
     for n in (1, 65, 130) if TOKENS is None else (TOKENS,):
-        for heads, kv_heads in ((2, 2), (4, 2)):
+        for heads, kv_heads in ((2, 2), (4, 2)) if HEADS is None else ((HEADS, HEADS), (HEADS, 1)):
             shapes = (1, heads, n, DK), (1, kv_heads, n, DK), (1, kv_heads, n, DV)
             leaves = [torch.randn(shape, device=device).to(DTYPE).requires_grad_() for shape in shapes]
             grad = torch.randn(1, heads, n, DV, device=device).to(DTYPE)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler.ir import Vec
+from attnc.compiler.ir import Attend, Vec
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_keys
@@ -69,12 +69,19 @@ class Looked:
 
 
 def look(planner: Planner, sizes: Sizes, given: Mapping[str, object]) -> Looked:
-    """Who sees what in a call; kept for calls like it. Raises what planning raises, and EvaluationError."""
+    """Who sees what in a call; parts are kept for calls like it. Raises what planning raises, and EvaluationError."""
     shape = call_shape(planner.pattern, sizes, given)
-    return planner.kept(("looked", sizes), shape, lambda: _look(relations_of(planner.pattern, shape)))
+    relations = relations_of(planner.pattern, shape)  # of this call: it has inputs that only scores read
+    parts = planner.kept(("parts", sizes), shape, lambda: _parts(relations))
+    plain, is_softmax = planner.remembered("kind", lambda: _kind(planner.pattern.attend))
+    return Looked(relations, parts, plain, is_softmax)
 
 
-def _look(relations: Relations) -> Looked:
+def _kind(node: Attend) -> tuple[bool, bool]:
+    return is_plain(node), is_scored(node)
+
+
+def _parts(relations: Relations) -> tuple[Part, ...]:
     found = []
     for batches, heads, locals_ in relations.groups():
         for local in locals_:
@@ -83,8 +90,7 @@ def _look(relations: Relations) -> Looked:
                 seen = find_seen_keys(local.relation, (0, window.n_q), window.n_k, origins)
                 if seen.count:
                     found.append(Part(batches, heads, window, seen))
-    node = relations.pattern.attend
-    return Looked(relations, tuple(found), is_plain(node), is_scored(node))
+    return tuple(found)
 
 
 def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequence[Tensor]) -> Pair:

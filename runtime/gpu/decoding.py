@@ -7,23 +7,26 @@ are looked at by the host, which must know the lengths, and the keys are listed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attnc.compiler import fold
+from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.decode import MOST_SPLITS, CacheKind
 from attnc.compiler.kernels.decode_kernels import DecodeKernels, find_decode, row_tile
 from attnc.compiler.kernels.index_text import NotInKernelsError
-from attnc.compiler.kernels.inputs import input_name, size_name
+from attnc.compiler.kernels.inputs import input_name
 from attnc.compiler.kernels.kernels import Heads
 from attnc.compiler.kernels.scores import Score
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.decoding import Part, look
+from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.device_cache import DeviceCache
 from attnc.runtime.gpu.executor import fitting, on, scaled_queries
 from attnc.runtime.gpu.launch import launch
@@ -65,6 +68,8 @@ def decode(
     Raises NotInKernelsError, ArgumentError.
     """
     kernels = _kernels(planner, q, cache)
+    if not kernels.listed:
+        _check(planner.pattern, q, cache, given)
     problem, score = kernels.problem, kernels.problem.score
     batch, heads, queries, _ = q.shape
     group, lanes = heads // cache.kv_heads, batch * cache.kv_heads
@@ -91,7 +96,6 @@ def decode(
         "splits": splits,
         "scale": factor * LOG2_E if score is None else factor,
         **_of_cache(cache, tensors),
-        **{size_name(name): 0 for name in problem.sizes},
     }
     if kernels.listed:
         listed = _listed(planner, q, cache, given)
@@ -115,6 +119,39 @@ def _kernels(planner: Planner, q: Tensor, cache: DeviceCache) -> DecodeKernels:
     target = target_of(q.device)
     made = lambda: find_decode(planner.pattern, heads, target, kind)  # noqa: E731
     return planner.remembered(("decode", heads, target, kind), made)
+
+
+def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, given: Mapping[str, object]) -> None:
+    """What planning would check, where nothing is planned. Raises ArgumentError, SpecError, NotInKernelsError."""
+    batch, heads, queries, dk = q.shape
+    known = cache.known_lengths
+    if pattern.requirements or pattern.segments:
+        if known is None:
+            raise NotInKernelsError("decoding with requirements of lengths that only the device knows")
+        for length in sorted(set(known)):
+            entries = tuple(i for i, own in enumerate(known) if own == length)
+            own = dict(cut(pattern, given, cache.known(), entries, length))
+            sizes = Sizes(queries, length, len(entries), heads, cache.kv_heads, dk, cache.v.shape[3], "float32")
+            relations_of(pattern, call_shape(pattern, sizes, own))
+    for name, count in pattern.head_lists:
+        if count != heads:
+            raise ArgumentError(f"the parameter `{name}` has {count} entries, one a head, and q has {heads} heads")
+    least = cache.capacity if known is None else max(known, default=0)
+    fixed = {"head": heads, "kv_head": cache.kv_heads, "query": queries, "dk": dk, "dv": cache.v.shape[3]}
+    for tensor in pattern.tensors:
+        shape = tuple(getattr(_input(given[tensor.name]), "shape", ()))
+        if len(shape) != len(tensor.dims):
+            raise ArgumentError(
+                f"the input `{tensor.name}` has shape {shape}: it must have {len(tensor.dims)} dimensions"
+            )
+        for axis, (dim, size) in enumerate(zip(tensor.dims, shape, strict=True)):
+            wanted = dim if isinstance(dim, int) else fixed.get(dim, size)
+            few = dim in ("token", "key") and size < least
+            if few or size != wanted or (dim == "batch" and size not in (1, batch)):
+                must = f"at least {least}" if few else batch if dim == "batch" else wanted
+                raise ArgumentError(
+                    f"the input `{tensor.name}` has size {size} in dimension {axis} (`{dim}`): it must be {must}"
+                )
 
 
 def processors(device: torch.device) -> int:
@@ -145,7 +182,9 @@ def _terms(
     """Terms by head, whatever the lengths are."""
     if not score.terms and score.extra is None:
         return {}
-    pattern, queries = planner.pattern, q.shape[2]
+    queries = q.shape[2]
+    node = replace(planner.pattern.attend, visible=fold.truth(True))  # no term reads who sees whom, or lengths
+    pattern = replace(planner.pattern, requirements=(), segments=(), documents=None, nodes=(node,))
     sizes = Sizes(queries, queries, q.shape[0], q.shape[1], cache.kv_heads, q.shape[3], cache.v.shape[3], "float32")
     relations = relations_of(pattern, call_shape(pattern, sizes, {}))
     inputs = [real[tensor.name] for tensor in pattern.tensors if tensor.kind == "real"]

@@ -7,19 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.runtime.caches import Cache, read_cache
+from attnc.runtime.caches import (
+    INTEGERS,
+    Cache,
+    check_cache,
+    check_lengths,
+    check_table,
+    read_cache,
+    read_lengths,
+    read_table,
+)
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceCache:
-    """`lengths` int32 (B,), `table` int32 (B, columns) of pages, `ring`: its first token; see `Cache`."""
+    """`lengths` int32 (B,), `table` int32 (B, columns) of pages, `ring`: its first token; see `Cache`.
+
+    `known_lengths`: the same where the host was told them.
+    """
 
     k: Tensor
     v: Tensor
     lengths: Tensor
     table: Tensor | None = None
     ring: int | None = None
+    known_lengths: tuple[int, ...] | None = None
 
     @property
     def kv_heads(self) -> int:
@@ -44,7 +57,7 @@ class DeviceCache:
 
     def known(self) -> Cache:
         """The same with lengths that the host knows; waits for the device. The table is not looked at."""
-        lengths = tuple(self.lengths.tolist())
+        lengths = tuple(self.lengths.tolist()) if self.known_lengths is None else self.known_lengths
         return Cache(self.k, self.v, lengths, tuple(range(len(lengths))), None, self.ring)
 
 
@@ -55,22 +68,32 @@ def read_device_cache(
 
     Raises ArgumentError, ArgumentTypeError, UnsupportedError.
     """
-    given = kv_len if isinstance(kv_len, Tensor) and kv_len.is_cuda else None
+    check_cache(q, k, v, paged=block_table is not None)
+    batch, device = len(q), q.device
     table = block_table if isinstance(block_table, Tensor) and block_table.is_cuda else None
-    if given is None and (table is None or block_table is None):
-        own = read_cache(q, k, v, kv_len, block_table, ring=ring is not None)
-        kv_len = torch.tensor(own.lengths, dtype=torch.int32)
-        block_table = None if own.table is None else torch.from_numpy(own.table)
-    elif given is not None and (given.dim() != 1 or len(given) != len(q) or given.is_floating_point()):
-        raise ArgumentError(f"kv_len has shape {tuple(given.shape)}: it must be integers (batch,), {len(q)}")
-    if not isinstance(kv_len, Tensor):
-        kv_len = torch.as_tensor(kv_len).expand(len(q))
-    pages = None if block_table is None else torch.as_tensor(block_table).to(q.device, torch.int32).contiguous()
-    cache = DeviceCache(k, v, kv_len.to(q.device, torch.int32).contiguous(), pages, ring)
+    pages: Tensor | None = None
+    if table is not None:
+        check_table(table, batch)
+        pages = table
+    elif block_table is not None:
+        pages = torch.from_numpy(read_table(block_table, batch))
+    known: tuple[int, ...] | None = None
+    if isinstance(kv_len, Tensor) and kv_len.is_cuda:
+        if kv_len.dtype not in INTEGERS or tuple(kv_len.shape) != (batch,):
+            raise ArgumentError(f"kv_len is {kv_len.dtype} {tuple(kv_len.shape)}: it must be integers, ({batch},)")
+        lengths = kv_len
+    else:
+        known = read_lengths(kv_len, batch)
+        columns = None if pages is None else pages.shape[1]
+        check_lengths(known, q.shape[2], k.shape[2], columns, ring=ring is not None)
+        if table is None:
+            read_cache(q, k, v, known, block_table, ring=ring is not None)  # and its pages
+        lengths = torch.tensor(known, dtype=torch.int32)
     if pages is not None and k.shape[2] & (k.shape[2] - 1):
         raise UnsupportedError(f"pages of {k.shape[2]} tokens: kernels take pages of a power of two")
     _check_strides(k, v)
-    return cache
+    own = None if pages is None else pages.to(device, torch.int32).contiguous()
+    return DeviceCache(k, v, lengths.to(device, torch.int32).contiguous(), own, ring, known)
 
 
 def _check_strides(*tensors: Tensor) -> None:

@@ -226,6 +226,60 @@ def test_the_reference_decodes_too(kind: Kind) -> None:
     torch.testing.assert_close(out, attention(q, k, v, sink=sink)[:, :, -3:])
 
 
+# --- what was wrong once ---------------------------------------------------------------------------------------------
+
+
+def last(attention: Attention, n: int, **inputs: Any) -> float:
+    """How far decode's last row is from the reference's, after a call of other inputs."""
+    q, k, v = draw(2, 2, n)
+    found = attention.decode(q[:, :, -1:], k, v, kv_len=n, **inputs)
+    return float((found - attention.reference(q, k, v, **inputs)[:, :, -1:]).abs().max())
+
+
+def test_inputs_that_only_the_score_reads_are_this_calls() -> None:
+    text = "pattern p\n    input pos: int[token]\n    visible k <= q\n    score scale * dot(q, k) * pos[k]\n"
+    attention = compile_attention(text)
+    assert max(last(attention, 20, pos=torch.randint(5, (20,))) for _ in range(3)) < 1e-5
+
+
+def test_sizes_that_inputs_tell_are_this_calls() -> None:
+    text = "pattern p\n    input x: real[m]\n    visible k <= q and q - k < m\n    score scale * dot(q, k) + x[0]\n"
+    attention = compile_attention(text)
+    for m in (7, 3, 12):
+        x = torch.randn(m)
+        assert last(attention, 20, x=x) < 1e-5
+        q, k, v = draw(2, 2, 20)
+        torch.testing.assert_close(attention(q, k, v, x=x), attention.reference(q, k, v, x=x))
+
+
+def test_what_joins_branches_may_read_values() -> None:
+    text = (
+        "pattern p\n    branch a\n        visible k <= q\n    branch b\n        visible k <= q and q - k < 4\n"
+        "    combine a + b + v[q]\n"
+    )
+    assert last(compile_attention(text), 20) < 1e-5
+
+
+def test_rings_of_patterns_that_read_elsewhere_are_refused() -> None:
+    head = "pattern p\n    align end\n"
+    elsewhere = compile_attention(f"{head}    visible 0 <= q - k < 4\n    score scale * dot(q, k[max(k - 6, 0)])\n")
+    assert elsewhere.plan(1, 20).cache is None
+    own = "    over j in 0 .. keys\n    visible 0 <= q - j < 4\n    score scale * dot(q, k[j])\n    value v[j]\n"
+    over = compile_attention(f"{head}{own}")
+    plain = compile_attention(f"{head}    visible 0 <= q - k < 4\n")
+    for _ in range(2):  # in whatever order they are asked
+        assert over.plan(1, 20).cache is None
+        assert str(plain.plan(1, 20).cache) == "the last 4 tokens"
+
+
+def test_no_batch_entries() -> None:
+    attention = compile_attention("causal")
+    q, k, v = (x[:0] for x in draw(2, 2, 9))
+    out, lse = attention.decode(q[:, :, -1:], k, v, kv_len=[], return_lse=True)
+    assert (out.shape, lse.shape) == ((0, 2, 1, 8), (0, 2, 1))
+    assert attention.prefill(q[:, :, -4:], k, v, kv_len=[]).shape == (0, 2, 4, 8)
+
+
 # --- what cannot be --------------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc import ArgumentError, ArgumentTypeError, UnsupportedError, compile_attention
+from attnc import ArgumentError, ArgumentTypeError, SpecError, UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.gpu import decoding, planner
+from attnc.runtime.gpu.device_cache import DeviceCache, read_device_cache
 from cache_calls import Kind, filled, seen_by_last
 from kernel_calls import poisoned, recorded
 
@@ -142,3 +143,80 @@ def test_what_has_no_kernels_says_what_to_do() -> None:
         causal.decode(q[:, :, -1:], odd, odd, kv_len=50)
     with pytest.raises(ArgumentError, match="kv_len of batch entry 0 is 51"):
         causal.decode(q[:, :, -1:], k, v, kv_len=51)
+
+
+# --- what was wrong once ---------------------------------------------------------------------------------------------
+
+
+def test_calls_are_checked_where_nothing_is_planned() -> None:
+    q, k, v = (torch.randn(1, 2, 41, 16) for _ in range(3))
+
+    def decode(text: str, **inputs: Any) -> None:
+        attention = compile_attention(text, backend="triton", **inputs.pop("params", {}))
+        attention.decode(q[:, :, -1:], k, v, kv_len=41, **inputs)
+
+    with pytest.raises(SpecError, match="keys % 4 == 0"):
+        decode("pattern p\n    require keys % 4 == 0\n    visible k <= q\n")
+    with pytest.raises(ArgumentError, match="the parameter `w` has 3 entries, one a head, and q has 2 heads"):
+        decode("pattern p(w: int[head])\n    visible 0 <= q - k < w\n", params={"w": [3, 5, 9]})
+    pre = "pattern p\n    input pre: int[batch, token]\n    visible k <= q and k >= pre[q]\n"
+    with pytest.raises(ArgumentError, match="the input `pre` has size 7 in dimension 1"):
+        decode(pre, pre=torch.zeros(1, 7, dtype=torch.int64))
+    sized = "pattern p\n    input x: int[m]\n    visible k <= q and q - k < m\n    score scale * dot(q, k) + x[0]\n"
+    with pytest.raises(UnsupportedError, match="the size `m`"):
+        decode(sized, x=torch.zeros(3, dtype=torch.int64))
+
+
+def test_extra_logits_of_patterns_with_requirements_and_inputs() -> None:
+    text = (
+        "pattern p\n    input pre: int[batch, token]\n    learned sink: real[head]\n    require keys % 4 == 0\n"
+        "    visible k <= q and k >= pre[q]\n    weights softmax(score, extra = sink)\n"
+    )
+    attention = compile_attention(text, backend="triton")
+    q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
+    given: dict[str, Any] = {"pre": torch.full((1, 40), 3), "sink": torch.randn(2)}
+    out = attention.decode(q[:, :, -2:], k, v, kv_len=40, **given)
+    torch.testing.assert_close(out, attention.reference(q, k, v, **given)[:, :, -2:])
+
+
+class OnDevice(Tensor):
+    """A tensor that says that it is on a GPU, and must not be looked at."""
+
+    is_cuda = True
+
+    def tolist(self) -> Any:
+        raise AssertionError("the host waits for the device")
+
+
+def device(x: Tensor) -> Tensor:
+    return x.as_subclass(OnDevice)
+
+
+def test_shapes_are_checked_where_contents_are_on_the_device() -> None:
+    q, k, v = (torch.randn(2, 2, 16, 16) for _ in range(3))
+    table = torch.arange(4, dtype=torch.int32).reshape(2, 2)
+
+    def read(kv_len: object, block_table: object = None, k: Tensor = k, v: Tensor = v) -> DeviceCache:
+        return read_device_cache(q[:, :, :1], k, v, kv_len, block_table, ring=None)
+
+    lengths = device(torch.tensor([9, 12]))
+    assert read(lengths).known_lengths is None
+    pages = torch.randn(4, 2, 8, 16)
+    assert read([9, 12], device(table), pages, pages).known_lengths == (9, 12)
+    assert read(torch.tensor(9), device(table), pages, pages).known_lengths == (9, 9)
+    with pytest.raises(ArgumentError, match="k_cache and v_cache disagree"):
+        read(lengths, v=v[:, :, :8])
+    with pytest.raises(ArgumentError, match="q has batch 2 and k_cache 1"):
+        read(lengths, k=k[:1], v=v[:1])
+    with pytest.raises(ArgumentError, match="k_cache has 3 dimensions"):
+        read(lengths, k=k[0], v=v[0])
+    with pytest.raises(ArgumentTypeError, match=r"kv_len is 40\.7"):
+        read([40.7, 3.2], device(table), pages, pages)
+    with pytest.raises(ArgumentError, match="kv_len of batch entry 0 is 0"):
+        read([0, 0], device(table), pages, pages)
+    with pytest.raises(ArgumentError, match="block_table has 2 columns and batch entry 0 needs 125 pages"):
+        read([1000, 3], device(table), pages, pages)
+    with pytest.raises(ArgumentError, match=r"block_table has shape \(1, 4\)"):
+        read(lengths, table.reshape(1, 4), pages, pages)
+    with pytest.raises(ArgumentError, match=r"kv_len is torch.int64 \(3,\)"):
+        read(device(torch.tensor([1, 2, 3])))
