@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from math import prod
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Index, Pattern, Value
+from attnc.compiler.analysis import exact
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Value
 from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text
 from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.problem import PAIRS, PRODUCT
 from attnc.compiler.kernels.scores import Score, Term
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.value_text import ValueText
+from attnc.compiler.rewrite import substitute, walk
 from attnc.compiler.values import reads, scale
 
 _HELPERS = ("bit_length", "floor_div", "floor_mod", "tanh", "softplus", "whole_power", "power")
@@ -56,7 +58,7 @@ def emit_standalone(pattern: Pattern, kernels: Kernels, provenance: Provenance) 
 
 def _check(pattern: Pattern, kernels: Kernels) -> None:
     problem, score = kernels.problem, kernels.problem.score
-    if any(root is not fold.truth(True) for root, _ in pattern.requirements):
+    if not all(_holds(root, pattern) for root, _ in pattern.requirements):
         raise NotInKernelsError("requirements of lengths in one file")
     if problem.sizes:
         raise NotInKernelsError(f"the size `{problem.sizes[0]}`, which an input or the length tells")
@@ -73,6 +75,17 @@ def _check(pattern: Pattern, kernels: Kernels) -> None:
     for term in score.terms:
         if term.varies or term.side == "distance" or {"k"} & reads(term.value):
             raise NotInKernelsError("terms with inputs in one file")
+
+
+def _holds(requirement: Index, pattern: Pattern) -> bool:
+    """Whether a requirement is known to hold, of the number of heads that the pattern has."""
+    heads = next((length for _, length in pattern.head_lists), None)
+    if heads is None:
+        return requirement is fold.truth(True)
+    found = substitute(requirement, {fold.extent("heads"): fold.const(heads)})
+    if any(isinstance(node, Extent | Lookup) for node in walk(found)):
+        return False
+    return bool(exact.mask(found, (0, 1), (0, 1))[0, 0])
 
 
 def _head(pattern: Pattern, kernels: Kernels, provenance: Provenance) -> str:
