@@ -122,8 +122,7 @@ class Kernels:
         p = self.problem
         own = self._problem(stage)
         inner = (own.by_key if stage == "dkdv" else own.by_query).has_inner_loops
-        nested = p.is_nested and stage not in self.bricked  # bricks are cut for one shape of tiles
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=nested, inner=inner)
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, inner=inner)
 
     @property
     def of_rows(self) -> tuple[KernelSource, ...]:
@@ -149,7 +148,8 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
     of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
-    shapes = {stage: tile_shape(target, stage, *of_heads, inner=True) for stage in BRICKED}
+    nested = heads.grouped and score is not None and score.has_terms_of_keys  # bricks are those of all heads
+    shapes = {stage: tile_shape(target, stage, *of_heads, nested=nested, inner=True) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]

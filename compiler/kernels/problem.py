@@ -57,7 +57,7 @@ class Problem:
     @property
     def is_nested(self) -> bool:
         """Whether gradients of keys go through all tiles head by head, as what each head has of its own asks for."""
-        of_keys = self.score is not None and any(term.side == "key" for term in self.score.terms)
+        of_keys = self.score is not None and self.score.has_terms_of_keys
         return self.grouped and (self.by_key.reads_head or of_keys)
 
     @property

@@ -126,6 +126,11 @@ class Score:
         return found.by is number(1.0) and found.where is fold.truth(True)
 
     @property
+    def has_terms_of_keys(self) -> bool:
+        """Whether heads that share keys have numbers of their own for these."""
+        return any(term.side == "key" for term in self.terms)
+
+    @property
     def counts_keys(self) -> bool:
         """Whether it reads how many keys a query sees."""
         return any(isinstance(below, Seen) for term in self.terms for below in term.value.below)

@@ -136,8 +136,8 @@ def tile_shape(
         table = table | tiles.terms
     if load == "pairs":
         table = table | tiles.pairs
-    if nested:
-        table = table | tiles.nested
     if inner:
         table = table | tiles.inner
+    if nested:
+        table = table | tiles.nested
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])
