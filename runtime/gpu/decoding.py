@@ -117,8 +117,8 @@ def _kernels(planner: Planner, q: Tensor, cache: DeviceCache) -> DecodeKernels:
     heads = Heads(q.shape[3], cache.v.shape[3], str(q.dtype).removeprefix("torch."), tf32)
     kind: CacheKind = "pages" if cache.table is not None else "slots" if cache.ring is None else "ring"
     target = target_of(q.device)
-    made = lambda: find_decode(planner.pattern, heads, target, kind)  # noqa: E731
-    return planner.remembered(("decode", heads, target, kind), made)
+    key = "decode", heads, target, kind
+    return planner.remembered(key, lambda: find_decode(planner.pattern, heads, target, kind))
 
 
 def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, given: Mapping[str, object]) -> None:

@@ -83,11 +83,11 @@ def read_device_cache(
             raise ArgumentError(f"kv_len is {kv_len.dtype} {tuple(kv_len.shape)}: it must be integers, ({batch},)")
         lengths = kv_len
     else:
-        known = read_lengths(kv_len, batch)
-        columns = None if pages is None else pages.shape[1]
-        check_lengths(known, q.shape[2], k.shape[2], columns, ring=ring is not None)
         if table is None:
-            read_cache(q, k, v, known, block_table, ring=ring is not None)  # and its pages
+            known = read_cache(q, k, v, kv_len, block_table, ring=ring is not None).lengths
+        else:
+            known = read_lengths(kv_len, batch)
+            check_lengths(known, q.shape[2], k.shape[2], table.shape[1], ring=ring is not None)
         lengths = torch.tensor(known, dtype=torch.int32)
     if pages is not None and k.shape[2] & (k.shape[2] - 1):
         raise UnsupportedError(f"pages of {k.shape[2]} tokens: kernels take pages of a power of two")
