@@ -586,6 +586,24 @@ BOUNDARIES = "cu_seqlens.size"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class General:
+    """A pattern whose extents of a grid are left open: each is a size `Extent(name)`, which has its value in `sizes`.
+
+    `extents` are those of the axes. `known` gives for a relation of the pattern the one that it is for these sizes:
+    with the values put in, that is the relation itself, so one that was changed since is not found here.
+    """
+
+    sizes: Mapping[str, int]
+    extents: tuple[Index, ...]
+    known: Mapping[Index, Index]
+
+    @property
+    def numbers(self) -> dict[Index, Index]:
+        """The values of the sizes, as what to put in."""
+        return {intern(Extent(name)): intern(Const(value)) for name, value in self.sizes.items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
     """A whole pattern, parameters bound. `requirements` are conditions decided at the call, each with its place.
     `head_lists` are the parameters with an entry a head, and their lengths.
@@ -595,7 +613,7 @@ class Pattern:
 
     `documents` has an id for each token, or, where its dimension is `BOUNDARIES`, the cumulative lengths of sequences.
 
-    `origins` gives the place in the source where a node first arose.
+    `origins` gives the place in the source where a node first arose. `general`: None where extents cannot be left open.
     """
 
     name: str
@@ -611,6 +629,7 @@ class Pattern:
     origins: Mapping[Index, Span]
     combine: Value | None = None
     lse: Value | None = None
+    general: General | None = None
 
     @property
     def packed(self) -> Pattern:

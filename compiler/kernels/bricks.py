@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.separation import Axis, NotSeparableError, grid_of, separate_axes
-from attnc.compiler.ir import Const, Index, Pattern
+from attnc.compiler.ir import Const, Coord, Index, Pattern
 from attnc.compiler.kernels.index_text import ROWS, IndexText, NotInKernelsError, Text, fits_32_bits
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.ranges import Range, Side, find_ranges
 from attnc.compiler.kernels.source import Argument
-from attnc.compiler.simulation.brick_work import find_bricks
+from attnc.compiler.rewrite import rewrite, substitute
+from attnc.compiler.simulation.brick_work import BrickFinder, find_bricks
 from attnc.spec.errors import EvaluationError
 
 MOST_AXES = 3
@@ -28,11 +29,16 @@ WORD = 31
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The axes of a grid of tokens, the slowest first, and the sides of bricks of queries and of keys."""
+    """The axes of a grid of tokens, the slowest first, and the sides of bricks of queries and of keys.
+
+    `extents`, `strides`: as a text has them, numbers or sizes that it is told.
+    """
 
     axes: tuple[Axis, ...]
     q_brick: tuple[int, ...]
     k_brick: tuple[int, ...]
+    extents: tuple[Index, ...]
+    strides: tuple[Index, ...]
 
     @property
     def tokens(self) -> int:
@@ -60,7 +66,6 @@ class BrickRanges:
     Along every axis a row sees what lies in its range of the product.
     """
 
-    axes: tuple[Axis, ...]
     brick: tuple[int, ...]
     products: tuple[tuple[Range, ...], ...]
     row_place: Side
@@ -82,7 +87,7 @@ class BrickRanges:
 
     def _ends(self, lines: Lines, texts: IndexText, name: str, a: int, one: Range) -> None:
         own = IndexText({**texts.names, fold.place(self.row_place): Text(f"at_{a}", ROWS)}, texts.read, texts.helpers)
-        most, side = self.axes[a].extent - 1, self.brick[a]
+        most, side = f"extent_{a} - 1", self.brick[a]
         low, high = one.low, one.high
         flat = " + tl.zeros_like(row)"
         first = "tl.zeros_like(row)" if low is None else f"tl.maximum({_of(own, low)}, 0)"
@@ -102,7 +107,7 @@ class BrickRanges:
     ) -> None:
         """A loop over bricks along every axis; along the last one full bricks apart, where the others are full."""
         for p in range(len(self.products)):
-            for a in range(len(self.axes)):
+            for a in range(len(self.brick)):
                 lines.add(f"first_{a} = first_{p}_{a}", f"last_{a} = last_{p}_{a}")
             self._nest(lines, p, 0, body, full_loop)
 
@@ -114,7 +119,7 @@ class BrickRanges:
         body: Callable[[str, bool], None],
         full_loop: Callable[[str, str], None],
     ) -> None:
-        if a < len(self.axes) - 1:
+        if a < len(self.brick) - 1:
             with lines.block(f"for brick_{a} in range(low_{p}_{a}, high_{p}_{a}):"):
                 self._nest(lines, p, a + 1, body, full_loop)
             return
@@ -162,38 +167,130 @@ class Bricked:
 
 
 Tiles = tuple[int, int]
+_Shape = tuple[tuple[int, ...], tuple[int, ...]]
+
+MENU = 2
+"""Grids of all sizes that are left open share so many shapes of bricks."""
+
+USUAL = 128
+"""Extents up to this have the same shapes to choose from."""
 
 
-def find_bricked(pattern: Pattern, relation: Index, tiles: Tiles) -> Bricked | None:
-    """The relation in the bricks of so many queries and keys that leave the fewest live; None where it has none.
+def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> list[Bricked] | None:
+    """The relation in bricks of so many queries and keys, which leave few live, each; None where it has none.
 
-    Every query and every key must be a token of the grid.
+    Every query and every key must be a token of the grid. Where the pattern's extents can be left open they are, and
+    the bricks are few for all extents, so that grids of other sizes have the same kernels.
     """
     tokens = _tokens(pattern)
-    found = None if tokens is None else find_separable(relation, tokens)
-    if tokens is None or found is None:
+    axes = None if tokens is None else grid_of(relation, tokens)
+    finder = None if tokens is None else _finder(relation, tokens)
+    if tokens is None or axes is None or finder is None:
         return None
-    axes, by_query, by_key = found
-    finder = find_bricks(relation, tokens, tokens, _never)  # type: ignore[arg-type]
-    if finder is None:
+    extents = tuple(fold.const(axis.extent) for axis in axes)
+    strides = tuple(fold.const(axis.stride) for axis in axes)
+    opened = _opened(pattern, relation, axes)
+    found = None if opened is None else find_separable(opened.relation, tokens)
+    if opened is not None and found is not None:
+        extents, strides = opened.extents, opened.strides
+    else:
+        opened, found = None, find_separable(relation, tokens)
+    if found is None:
         return None
+    by_query, by_key = found
+    bricked = []
+    for tiles in wanted:
+        shape = _shape(finder, None if opened is None else opened.usual, tiles, len(axes))
+        if shape is None:
+            return None
+        grid = Grid(axes, *shape, extents, strides)
+        q_brick, k_brick = shape
+        bricked.append(Bricked(grid, BrickRanges(k_brick, by_query, "q"), BrickRanges(q_brick, by_key, "k")))
+    return bricked
+
+
+def _shape(finder: BrickFinder, usual: BrickFinder | None, tiles: Tiles, axes: int) -> _Shape | None:
+    """The sides of the bricks of queries and keys: of those that are good for usual extents the best for these."""
+    menu: list[_Shape] = []
+    for shape in _fitting(usual or finder, tiles, axes) or _fitting(finder, tiles, axes):
+        if len(menu) < MENU and all(shape[0] != other[0] for other in menu):
+            menu.append(shape)
+    return min(menu, key=lambda shape: finder.live(*shape), default=None)
+
+
+def _fitting(finder: BrickFinder, tiles: Tiles, axes: int) -> list[_Shape]:
+    """Shapes that a kernel can have, those that leave the fewest bricks live first."""
     try:
         shapes = finder.best(*tiles)
     except EvaluationError:
+        return []
+    fitting = [(q, k) for q, k in shapes if len(q) == axes and sum(q) <= WORD and sum(k) <= WORD]
+    return [(q, k) for q, k in fitting if (prod(q), prod(k)) == tiles]
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A relation whose extents are left open, but for those that its coordinates are told apart by.
+
+    `usual`: the relation for extents of a usual size.
+    """
+
+    relation: Index
+    extents: tuple[Index, ...]
+    strides: tuple[Index, ...]
+    usual: BrickFinder | None
+
+
+def _opened(pattern: Pattern, relation: Index, axes: tuple[Axis, ...]) -> _Opened | None:
+    """The relation with its extents left open, where they can be."""
+    general = pattern.general
+    opened = None if general is None else general.known.get(relation)
+    if general is None or opened is None:
         return None
-    fitting = [(q, k) for q, k in shapes if len(q) == len(axes) and sum(q) <= WORD and sum(k) <= WORD]
-    if not fitting or (prod(fitting[0][0]), prod(fitting[0][1])) != tiles:
+    strides = [fold.const(1)]
+    for extent in reversed(general.extents[1:]):
+        strides.insert(0, fold.mul(extent, strides[0]))
+    numbers = general.numbers
+    if [(_number(e, numbers), _number(s, numbers)) for e, s in zip(general.extents, strides, strict=True)] != [
+        (axis.extent, axis.stride) for axis in axes
+    ]:
         return None
-    q_brick, k_brick = fitting[0]
-    grid = Grid(axes, q_brick, k_brick)
-    return Bricked(grid, BrickRanges(axes, k_brick, by_query, "q"), BrickRanges(axes, q_brick, by_key, "k"))
+
+    def told(node: Index) -> Index | None:
+        if not isinstance(node, Coord):
+            return None
+        extent = None if node.extent is None else substitute(node.extent, numbers)
+        return fold.coord(
+            node.position, substitute(node.offset, numbers), substitute(node.stride, numbers), extent, node.name
+        )
+
+    usual = {fold.extent(name): fold.const(_usual(value)) for name, value in general.sizes.items()}
+    count = prod(_number(extent, usual) or 0 for extent in general.extents)
+    return _Opened(rewrite(opened, told), general.extents, tuple(strides), _finder(substitute(opened, usual), count))
+
+
+def _usual(extent: int) -> int:
+    """The extent for which bricks are chosen: the next power of two."""
+    return max(USUAL, 1 << (extent - 1).bit_length())
+
+
+def _number(size: Index, numbers: Mapping[Index, Index]) -> int | None:
+    found = substitute(size, numbers)
+    return found.value if isinstance(found, Const) else None
+
+
+def _finder(relation: Index, tokens: int) -> BrickFinder | None:
+    try:
+        return find_bricks(relation, tokens, tokens, _never)  # type: ignore[arg-type]
+    except EvaluationError:
+        return None
 
 
 _Products = tuple[tuple[Range, ...], ...]
 
 
-def find_separable(relation: Index, tokens: int) -> tuple[tuple[Axis, ...], _Products, _Products] | None:
-    """The axes of a relation and its ranges along them, of keys by query and of queries by key; None for none."""
+def find_separable(relation: Index, tokens: int) -> tuple[_Products, _Products] | None:
+    """The ranges of a relation along its axes, of keys by query and of queries by key; None for none."""
     axes = grid_of(relation, tokens)
     if axes is None or not 2 <= len(axes) <= MOST_AXES:
         return None
@@ -213,7 +310,7 @@ def find_separable(relation: Index, tokens: int) -> tuple[tuple[Axis, ...], _Pro
             if not all(map(fits_32_bits, ends)):
                 return None
             parts.append(tuple(one[0] for one in ranges if one))
-    return axes, tuple(found[0]), tuple(found[1])
+    return tuple(found[0]), tuple(found[1])
 
 
 def _tokens(pattern: Pattern) -> int | None:

@@ -88,7 +88,7 @@ def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind)
     walked = Listed(runs=False) if listed or ranges is None else Ranged(ranges)
     problem = Problem(
         name=pattern.name,
-        told=told_of(pattern, node),
+        told=told_of(pattern, node, "lists" if listed else "ranges"),
         by_query=walked,
         by_key=walked,
         dk=heads.dk,

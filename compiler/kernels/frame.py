@@ -73,4 +73,4 @@ class Frame:
 
     def inside(self) -> str:
         """Whether the columns of a partial tile are there."""
-        return "column_there" if self.problem.grid is not None else f"{self.sides.column} < {self.sides.columns}"
+        return f"{self.sides.column} < {self.sides.columns}"

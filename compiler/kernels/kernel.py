@@ -168,8 +168,6 @@ class Kernel(Scored):
             self.column_numbers(tile)
         if partial:
             self.walk.visible(self.lines, self.sides)
-            if self.problem.grid is not None:
-                self._columns_there(self.problem.grid, tile)
         if self.problem.score is not None:
             self.moving_terms(partial)
         self.tile(tile, partial)

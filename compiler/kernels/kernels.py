@@ -154,13 +154,15 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]
     roots = [end for one in ranged for end in ends(one.ranges)]
+    if bricked is not None:
+        roots += _sizes_of(bricked["forward"])
     if score is not None:
         if form != "ranges" and score.counts_keys:
             raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
         roots += exact_parts(score)
     problem = Problem(
         name=pattern.name,
-        told=told_of(pattern, node),
+        told=told_of(pattern, node, form),
         by_query=by_query,
         by_key=by_key,
         dk=heads.dk,
@@ -198,18 +200,20 @@ def _bricks(pattern: Pattern, node: Attend, shapes: Mapping[Stage, TileShape]) -
     """The relation in bricks, for the tiles of every kernel; None where it has none."""
     if pattern.documents is not None or find_ranges(node.visible, "k") is not None:
         return None
-    found: dict[Stage, Bricked] = {}
-    for stage, tiles in shapes.items():
-        one = find_bricked(pattern, node.visible, (tiles.q_tile, tiles.k_tile))
-        if one is None:
-            return None
-        found[stage] = one
-    return found
+    wanted = [(tiles.q_tile, tiles.k_tile) for tiles in shapes.values()]
+    found = find_bricked(pattern, node.visible, wanted)
+    return None if found is None else dict(zip(shapes, found, strict=True))
 
 
 def _of_bricks(bricked: Bricked) -> tuple[Form, Walk, Walk, str]:
     reason = f"each row sees a range along every axis: {bricked.grid}, bounds in the kernel"
     return "bricks", bricked.by_query, bricked.by_key, reason
+
+
+def _sizes_of(bricked: Bricked) -> list[Index]:
+    """What kernels of bricks read of sizes."""
+    products = (*bricked.by_query.products, *bricked.by_key.products)
+    return [*bricked.grid.extents, *(end for ranges in products for end in ends(ranges))]
 
 
 def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
@@ -264,10 +268,18 @@ def read_tensors(roots: list[Index]) -> Iterator[Tensor]:
         yield from (n.tensor for n in walk(root) if isinstance(n, Lookup))
 
 
-def told_of(pattern: Pattern, node: Attend) -> tuple[str, ...]:
-    """What the text says about itself: the pattern, its parameters, and whom a row sees."""
-    values = ", ".join(f"{name} = {value}" for name, value in pattern.parameters.items())
+def told_of(pattern: Pattern, node: Attend, form: Form) -> tuple[str, ...]:
+    """What the text says about itself: the pattern, its parameters, and whom a row sees.
+
+    Where tiles are listed it is the lists that say so; where extents are left open they have no values.
+    """
+    if form == "lists":
+        return (f"{pattern.name}: made by attnc. The tiles that are walked are listed.",)
+    relation, sizes = node.visible, set[str]()
+    if form == "bricks" and pattern.general is not None and relation in pattern.general.known:
+        relation, sizes = pattern.general.known[relation], set(pattern.general.sizes)
+    values = ", ".join(name if name in sizes else f"{name} = {value}" for name, value in pattern.parameters.items())
     title = f"{pattern.name}({values})" if values else pattern.name
-    visible = print_index(node.visible)
+    visible = print_index(relation)
     shown = visible if len(visible) <= 400 else f"{visible[:397]}..."
     return (f"{title}: made by attnc from", f"    visible {shown}")

@@ -35,36 +35,43 @@ class Places(Frame):
             add("row_tile = tl.num_programs(0) // lanes - 1 - tl.program_id(0) // lanes")
         add(f"column = tl.arange(0, {sides.column_tile})")
         if self.problem.grid is not None:
+            self.axes_of(self.problem.grid)
             self.columns_of_bricks(self.problem.grid)
         self.own_places()
+
+    def axes_of(self, grid: Grid) -> None:
+        """How many places lie along every axis, how many tokens apart, and the bricks of rows along all but one."""
+        for a, (extent, stride) in enumerate(zip(grid.extents, grid.strides, strict=True)):
+            self.lines.add(f"extent_{a} = {self.texts.of(extent).text}", f"stride_{a} = {self.texts.of(stride).text}")
+        for a, side in enumerate(self.row_brick):
+            if a:
+                self.lines.add(f"bricks_{a} = (extent_{a} + {side - 1}) // {side}")
 
     def columns_of_bricks(self, grid: Grid) -> None:
         """Where the columns of a brick are in it, as places, as tokens from its first, and as bits."""
         add = self.lines.add
-        tokens, bits, offset = [], [], 0
-        for a, (axis, side) in enumerate(zip(grid.axes, self.column_brick, strict=True)):
+        bits, offset = [], 0
+        for a, side in enumerate(self.column_brick):
             add(f"column_{a} = {_inside('column', self.column_brick, a)}")
-            tokens.append(f"column_{a} * {axis.stride}" if axis.stride > 1 else f"column_{a}")
             bits.append(f"({1 << offset} << column_{a})")
             offset += side
-        add(f"column_token = {' + '.join(tokens)}", f"column_bits = {' | '.join(bits)}")
+        add(f"column_token = {_tokens(grid, 'column')}", f"column_bits = {' | '.join(bits)}")
 
     def rows_of_bricks(self, grid: Grid) -> None:
         """The program's brick, and where its rows are in the grid."""
         add = self.lines.add
-        counts, brick, tests, tokens = grid.bricks(self.row_brick), self.row_brick, [], []
+        brick, last = self.row_brick, len(grid.axes) - 1
         add(f"inner = tl.arange(0, {self.sides.row_tile})")
-        for a, (axis, side) in enumerate(zip(grid.axes, brick, strict=True)):
-            add(
-                f"own_{a} = {_inside('row_tile', counts, a)}",
-                f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}",
-            )
-            tests.append(f"(at_{a} < {axis.extent})")
-        add(f"there = {' & '.join(tests)}")
-        for a, axis in enumerate(grid.axes):
-            add(f"at_{a} = tl.minimum(at_{a}, {axis.extent - 1})")
-            tokens.append(f"at_{a} * {axis.stride}" if axis.stride > 1 else f"at_{a}")
-        add(f"row = {' + '.join(tokens)}")
+        rest = "row_tile"
+        for a in range(last, 0, -1):
+            add(f"own_{a} = {rest} % bricks_{a}")
+            rest = f"{rest} // bricks_{a}"
+        add(f"own_0 = {rest}")
+        for a, side in enumerate(brick):
+            add(f"at_{a} = own_{a} * {side} + {_inside('inner', brick, a)}")
+        add(f"there = {' & '.join(f'(at_{a} < extent_{a})' for a in range(last + 1))}")
+        add(*(f"at_{a} = tl.minimum(at_{a}, extent_{a} - 1)" for a in range(last + 1)))
+        add(f"row = {_tokens(grid, 'at')}")
 
     def batch_text(self, heads: str) -> str:
         """The batch entry of a lane, where there are so many heads."""
@@ -168,17 +175,14 @@ class Places(Frame):
     def tile_token(self, tile: str) -> str:
         """The first token of a brick."""
         assert self.problem.grid is not None
-        found = zip(self.brick_of(tile), self.column_brick, self.problem.grid.axes, strict=True)
-        return "(" + " + ".join(f"{brick} * {side * axis.stride}" for brick, side, axis in found) + ")"
+        *first, last = (f"{brick} * {side}" for brick, side in zip(self.brick_of(tile), self.column_brick, strict=True))
+        return f"({' + '.join([*(f'{place} * stride_{a}' for a, place in enumerate(first)), last])})"
 
-    def _columns_there(self, grid: Grid, tile: str) -> None:
-        """Which columns of a brick are in the grid."""
-        tests = [
-            f"({brick} * {side} + column_{a} < {axis.extent})"
-            for a, (brick, side, axis) in enumerate(zip(self.brick_of(tile), self.column_brick, grid.axes, strict=True))
-            if axis.extent % side
-        ]
-        self.lines.add(f"column_there = {' & '.join(tests) if tests else 'column >= 0'}")
+
+def _tokens(grid: Grid, at: str) -> str:
+    """The token at places, or so many places on."""
+    last = len(grid.axes) - 1
+    return " + ".join(f"{at}_{a} * stride_{a}" if a < last else f"{at}_{a}" for a in range(last + 1))
 
 
 def _inside(number: str, sides: tuple[int, ...], axis: int) -> str:

@@ -52,12 +52,24 @@ class Scope:
         return next(v for b, v in reversed(self.names) if b is binder)
 
 
+class OpenSizeError(Exception):
+    """A number is needed where a parameter is left open."""
+
+
+def number_of(index: Index) -> int:
+    """An integer that parameters alone make. Raises OpenSizeError."""
+    if isinstance(index, ir.Const):
+        return index.value
+    raise OpenSizeError
+
+
 @dataclass
 class Lowering:
-    """One run of the lowering: parameter values in, origins of nodes out."""
+    """One run of the lowering: parameter values in, origins of nodes out. `left_open`: parameters that become sizes."""
 
     parameters: Mapping[str, checked.Value]
     per_head: frozenset[str]
+    left_open: frozenset[str] = frozenset()
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
     units: dict[checked.Unit, Members] = field(default_factory=dict)
@@ -145,6 +157,8 @@ class Lowering:
         return None
 
     def _parameter(self, expr: checked.ParameterRead, scope: Scope) -> Lowered:
+        if expr.name in self.left_open:
+            return fold.extent(expr.name)
         value = self.parameters[expr.name]
         if expr.name in self.per_head:
             assert isinstance(value, tuple)
@@ -223,10 +237,8 @@ class Lowering:
         if expr.op == "solve":
             return values.solve(as_value(operands[0]), as_value(operands[1]), self.steps)
         if expr.op == "part":
-            number, of = (as_index(operand) for operand in operands[1:])
-            assert isinstance(number, ir.Const)
-            assert isinstance(of, ir.Const)
-            return values.part(as_value(operands[0]), number.value, of.value)
+            number, of = (number_of(as_index(operand)) for operand in operands[1:])
+            return values.part(as_value(operands[0]), number, of)
         if _is_floating(expr.op, operands) or (expr.floating and _is_decay(expr.op, operands)):
             return _floating(expr.op, tuple(map(as_value, operands)))
         if _is_binary64(expr.op, operands):

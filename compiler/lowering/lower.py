@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 from attnc.compiler import fold, ir
 from attnc.compiler.lowering.attends import AttentionLowering
-from attnc.compiler.lowering.expressions import Lowering, Scope
+from attnc.compiler.lowering.expressions import Lowering, OpenSizeError, Scope, number_of
 from attnc.compiler.lowering.rounding import lower_round
+from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
+from attnc.spec.checks.measure import below
+from attnc.spec.errors import SpecError
+from attnc.spec.names.builtins import SIZES
 from attnc.spec.types import Dim
 
 
@@ -17,9 +22,35 @@ def lower(bound: checked.BoundProgram) -> ir.Pattern:
 
     Raises SpecError (code A7xx) where an exact expression has no integer form.
     """
+    pattern = _lower(bound, frozenset())
+    return replace(pattern, general=_general(bound, pattern))
+
+
+def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.General | None:
+    """The pattern with the extents of its grid left open, as far as it can be."""
+    program = bound.program
+    if len(program.segments) != 1 or program.round is not None:
+        return None
+    extents = [axis.extent for axis in program.segments[0].axes]
+    read = {node.name for node in below(extents) if isinstance(node, checked.ParameterRead)}
+    taken = {dim for tensor in pattern.tensors for dim in tensor.dims} | SIZES
+    sizes = {p.name: bound.values[p.name] for p in program.parameters if p.name in read - taken and not p.per_head}
+    if not sizes or not all(type(value) is int for value in sizes.values()):
+        return None
+    try:
+        opened = _lower(bound, frozenset(sizes))
+    except (OpenSizeError, SpecError):
+        return None
+    general = ir.General(cast("dict[str, int]", sizes), tuple(extent for _, extent in opened.segments[0].axes), {})
+    pairs = [(own.visible, other.visible) for own, other in zip(pattern.nodes, opened.nodes, strict=True)]
+    return replace(general, known={own: other for own, other in pairs if substitute(other, general.numbers) is own})
+
+
+def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern:
+    """The pattern, without its general form. Raises OpenSizeError and as `lower`."""
     program = bound.program
     per_head = frozenset(p.name for p in program.parameters if p.per_head)
-    lowering = AttentionLowering(bound.values, per_head, program=program)
+    lowering = AttentionLowering(bound.values, per_head, left_open, program=program)
     lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
     tensors = lowering.tensors
     segments = _segments(program.segments, lowering)
@@ -65,9 +96,7 @@ def _dim(dim: Dim, lowering: Lowering) -> str | int:
 
 def _number(expr: checked.Expr, lowering: Lowering) -> int:
     """An integer that the parameters alone make."""
-    value = lowering.integer(expr, Scope())
-    assert isinstance(value, ir.Const)
-    return value.value
+    return number_of(lowering.integer(expr, Scope()))
 
 
 def _segments(segments: tuple[checked.Segment, ...], lowering: Lowering) -> tuple[ir.Segment, ...]:

@@ -139,12 +139,15 @@ class BrickFinder:
         ranked = []
         for q_brick in self.shapes(q_tile):
             for k_brick in self.shapes(k_tile):
-                live = sum(
-                    prod(axis.live(a, b) for axis, a, b in zip(product, q_brick, k_brick, strict=True))
-                    for product in self._main.products
-                )
-                ranked.append((live, q_brick != k_brick, q_brick, k_brick))
+                ranked.append((self.live(q_brick, k_brick), q_brick != k_brick, q_brick, k_brick))
         return [(q, k) for _, _, q, k in sorted(ranked)]
+
+    def live(self, q_brick: tuple[int, ...], k_brick: tuple[int, ...]) -> int:
+        """Live pairs of bricks whose sides are powers of two, a pair of several products once for each."""
+        return sum(
+            prod(axis.live(a, b) for axis, a, b in zip(product, q_brick, k_brick, strict=True))
+            for product in self._main.products
+        )
 
     def work(self, q_brick: tuple[int, ...], k_brick: tuple[int, ...]) -> TileWork:
         """The live bricks. Raises TooManyTilesError where there are too many to look at, and as `natural` does."""

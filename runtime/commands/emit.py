@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from attnc import __version__
@@ -57,7 +58,7 @@ def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> 
     try:
         if len(attention.pattern.nodes) > 1 or attention.pattern.combine is not None:
             raise NotInKernelsError("several attentions")
-        kernels = find_kernels(attention.pattern, heads, named_target(target))
+        kernels = find_kernels(replace(attention.pattern, general=None), heads, named_target(target))
         provenance = Provenance(__version__, bound.program.source.text, command)
         return emit_standalone(attention.pattern, kernels, provenance)
     except NotInKernelsError as error:

@@ -105,6 +105,7 @@ class GpuPlanner:
             sizes = dataclasses.replace(sizes, dk=widths[0], dv=widths[1])
         shape = call_shape(self._pattern, sizes, {n: _blank(x) for n, x in given.items()} if ranged else given)
         shift = sizes.n_k - sizes.n_q if self._pattern.align == "end" else 0
+        sizes_of = {**shape.sizes, **(self._pattern.general.sizes if self._pattern.general else {})}
         numbers = {
             "heads": sizes.heads,
             "group": sizes.heads // max(sizes.kv_heads, 1),
@@ -112,7 +113,7 @@ class GpuPlanner:
             "keys": sizes.n_k,
             "shift": shift,
             "distances": sizes.n_k - 1 - shift,
-            **{size_name(name): shape.sizes[name] for name in kernels.problem.sizes},
+            **{size_name(name): sizes_of[name] for name in kernels.problem.sizes},
         }
         if ranged:
             return Prepared(kernels, {}, numbers)

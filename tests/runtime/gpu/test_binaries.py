@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import random
 import subprocess
@@ -90,6 +91,39 @@ def test_lengths_make_no_binaries(
     assert max(counts.values()) <= 2, counts
 
 
+VIDEO = [
+    ("neighborhood_2d", ("height", "width"), (7, 40), {"window": 7}),
+    ("neighborhood_2d", ("height", "width"), (7, 40), {"window": [4, 6], "causal": [True, False], "stride": [1, 2]}),
+    ("neighborhood_3d", ("frames", "height", "width"), (4, 12), {"window": [3, 4, 4]}),
+]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("name", "axes", "extents", "params"), VIDEO, ids=["picture", "causal", "video"])
+def test_extents_make_no_binaries(
+    name: str,
+    axes: tuple[str, ...],
+    extents: tuple[int, int],
+    params: Mapping[str, Any],
+    target: str,
+    specialised: Specialised,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """50 sizes of a picture or video: at most 2 binaries of a kernel."""
+    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS[target])
+    chosen = random.Random(7)
+    found: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for _ in range(50):
+        sizes: dict[str, Any] = {axis: chosen.randint(*extents) for axis in axes}
+        attention = compile_attention(name, backend="triton", **params, **sizes)
+        tensors = operands(math.prod(sizes.values()), heads=(2, 2), dtype=torch.float16)
+        for one in launches_of(attention, tensors, len(tensors["q"][0, 0])):
+            found[one.source.stage].add(specialised.key(one))
+    assert found.keys() >= {"forward", "delta", "dq", "dkdv"}
+    counts = {stage: len(keys) for stage, keys in found.items()}
+    assert max(counts.values()) <= 2, counts
+
+
 def launches_of(attention: Any, tensors: Mapping[str, Tensor], n: int) -> list[Launch]:
     batch = len(tensors["q"])
     inputs: dict[str, Tensor] = {}
@@ -125,6 +159,7 @@ def digests(name: str, heads: Heads, target: str, **params: Any) -> list[str]:
 
 
 HEADS = Heads(64, 64, "bfloat16")
+GRID: dict[str, Any] = {"height": 40, "width": 40}
 
 WIDTHS = st.sampled_from([16, 32, 40, 64, 72, 96, 128, 192, 256])
 
@@ -181,13 +216,28 @@ def test_what_triton_is_told_is_in_the_digest() -> None:
         ("moa", {"alpha": [64, 32], "beta": [0.25, 0.5], "block": 16}, [{"alpha": [32, 64]}, {"block": 32}]),
         ("softcap", {}, [{"cap": 49}, {"window": 4095}]),
         ("neighborhood_1d", {}, [{"window": 9}, {"stride": 2}, {"causal": True}]),
-        ("power", {}, [{"window": 6}, {"sink": 2}, {"block": 128}]),
+        ("neighborhood_2d", GRID, [{"window": 9}, {"stride": 2}, {"causal": True}, {"dilation": 2}]),
     ],
 )  # fmt: skip
 def test_specs_that_differ_share_no_kernel(name: str, base: dict[str, Any], others: list[dict[str, Any]]) -> None:
     found = [digests(name, HEADS, "sm_90", **{**base, **other}) for other in [{}, *others]]
     every = [digest for one in found for digest in one]
     assert len(set(every)) == len(every)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "others"),
+    [
+        ("power", {}, [{"window": 6}, {"sink": 2}, {"block": 128}]),
+        ("radial", {"frames": 4, "per_frame": 300}, [{"frames": 9}, {"per_frame": 40}, {"block": 64}]),
+    ],
+)
+def test_specs_that_differ_in_what_is_listed_share_kernels(
+    name: str, base: dict[str, Any], others: list[dict[str, Any]]
+) -> None:
+    """Lists are data: nothing that they hold is in a text."""
+    found = [digests(name, HEADS, "sm_90", **{**base, **other}) for other in [{}, *others]]
+    assert found == found[:1] * len(found)
 
 
 TEXTS = """

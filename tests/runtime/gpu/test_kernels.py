@@ -104,6 +104,17 @@ def test_lengths(name: str, params: Mapping[str, Any], n_q: int, n_k: int, targe
     assert stages(check(attention, operands(n_q, n_k, heads=heads), inputs)) >= STAGES
 
 
+@pytest.mark.parametrize("extents", [(5, 7), (16, 8), (9, 23), (17, 33)])
+def test_pictures(extents: tuple[int, int], target: str) -> None:
+    """Kernels that are told the extents, which are multiples of nothing."""
+    height, width = extents
+    params: dict[str, Any] = {"window": [3, 5], "stride": [1, 2], "causal": [True, False]}
+    attention = compile_attention("neighborhood_2d", backend="triton", height=height, width=width, **params)
+    launches = check(attention, operands(height * width))
+    assert stages(launches) >= STAGES
+    assert all("size_width" in one.source.text for one in launches if one.source.stage != "delta")
+
+
 @pytest.mark.parametrize("name", ["sm_100", "gfx942"])
 def test_other_targets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Warps with tasks of their own, and AMD's tiles."""
