@@ -22,9 +22,9 @@ from attnc import compile_attention
 from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.schedule import dense_choice
-from attnc.runtime import operators
 from attnc.runtime.attention import Attention
 from attnc.runtime.call import input_tensors
+from attnc.runtime.operators import plain
 from attnc.runtime.plans import Planner, relations_of
 
 Row = dict[str, object]
@@ -217,7 +217,7 @@ def _dense_blocks(
     planner = _DensePlanner(own.text, own.pattern, strict=False)
 
     def run() -> Tensor:
-        return operators.attend(q, k, v, input_tensors(own.pattern, inputs), planner, None, return_lse=False)[0]
+        return plain.attend(q, k, v, input_tensors(own.pattern, inputs), planner, None, return_lse=False)[0]
 
     return run, _with_backward(run, (q, k, v))
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from attnc import Attention, compile_attention
 from attnc.runtime.call import Sizes
 from attnc.runtime.cpu.decoding import look
+from attnc.runtime.general import steps_of
 
 Row = dict[str, Any]
 
@@ -68,7 +69,7 @@ def _row(name: str, params: dict[str, Any], n: int, rounds: int) -> Row:
 def _seen(attend: Attention, n: int) -> Tensor:
     """The keys that the last row sees, in order."""
     sizes = Sizes(1, n, 1, HEADS, KV_HEADS, DIM, DIM, "float32")
-    ((_, planner),) = attend._last_rows.steps.planners(sizes, {})
+    ((_, planner),) = steps_of(attend._last_rows._planner).planners(sizes, {})
     return torch.from_numpy(look(planner, sizes, {}).parts[0].seen.every[0])
 
 

@@ -25,10 +25,10 @@ from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
 from attnc.compiler.planning.schedule import Choice, Problem, alternatives
-from attnc.runtime import operators
 from attnc.runtime.attention import Attention
 from attnc.runtime.call import input_tensors
 from attnc.runtime.cpu import calibration
+from attnc.runtime.operators import plain
 from attnc.runtime.plans import Planner, relations_of
 
 Row = dict[str, object]
@@ -217,7 +217,7 @@ def _alternatives(
 
 
 def _run(q: Tensor, k: Tensor, v: Tensor, tensors: list[Tensor], planner: Planner) -> Tensor:
-    return operators.attend(q, k, v, tensors, planner, None, return_lse=False)[0]
+    return plain.attend(q, k, v, tensors, planner, None, return_lse=False)[0]
 
 
 def line(row: Row) -> str:

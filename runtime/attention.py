@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.compiler import is_dynamo_compiling
 
 from attnc.compiler.ir import Pattern
-from attnc.runtime import identity, operators, reference
+from attnc.runtime import identity, reference
 from attnc.runtime.call import (
     FLOATS,
     check_are_tensors,
@@ -23,12 +24,11 @@ from attnc.runtime.call import (
     refuse_options,
 )
 from attnc.runtime.compiled import Backend, Options
-from attnc.runtime.cpu import scored
-from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
 from attnc.runtime.shown import Shown
 from attnc.runtime.steps import Given
@@ -54,8 +54,8 @@ NOT_COMPILED_HERE = (
 
 
 NOT_TRANSFORMED = (
-    "torch.compile and torch.func over scores, weights or branches of a pattern's own are not supported yet: call it "
-    "outside of them, or leave fullgraph=True out"
+    "torch.func over scores, weights or branches of a pattern's own is not supported: use torch.autograd, or the "
+    'reference executor, backend="reference"'
 )
 
 
@@ -207,17 +207,32 @@ class Attention(Shown, Served):
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else finite(scale)
         if not self._plain:
-            if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
-                raise UnsupportedError(NOT_TRANSFORMED)
-            if torch.compiler.is_dynamo_compiling():
-                torch._dynamo.graph_break(msg=NOT_TRANSFORMED)
-            return self._lse_of(untraced(self._general)(q, k, v, factor, inputs, tensors), return_lse)
-        if self._options.backend == "triton" and not q.is_cuda:
-            if torch.compiler.is_compiling():
-                raise UnsupportedError(NOT_COMPILED_HERE)
-            return _result(operators.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
-        pair = operators.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
+            return self._lse_of(self._call_general(q, k, v, factor, inputs, tensors), return_lse)
+        if self._is_interpreted(q):
+            return _result(plain.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
+        pair = plain.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
+
+    def _call_general(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A call with scores, weights, values or branches of its own."""
+        if torch._C._are_functorch_transforms_active():
+            raise UnsupportedError(NOT_TRANSFORMED)
+        q, k, v = cast_for_autocast(q, k, v)
+        check_tensors(q, k, v)
+        plain.refuse_device(q)
+        by_kernels = q.is_cuda or self._is_interpreted(q)
+        if torch.compiler.is_compiling() or is_fake(q) or q.is_meta:
+            return general.attend(self._general, q, k, v, tensors, scale)
+        return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
+
+    def _is_interpreted(self, q: Tensor) -> bool:
+        """Whether kernels run in Triton's interpreter. Raises UnsupportedError where that would be traced."""
+        found = self._options.backend == "triton" and not q.is_cuda
+        if found and torch.compiler.is_compiling():
+            raise UnsupportedError(NOT_COMPILED_HERE)
+        return found
 
     @overload
     def reference(
@@ -309,28 +324,6 @@ class Attention(Shown, Served):
             return self._steps.densely(q, k, v, Given(sizes, inputs, real, factor))
         out, lse = reference.attend(q, k, v, self._relations(sizes, inputs), factor, real)
         return out.to(q.dtype), lse
-
-    def _general(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """A call with scores, weights, values or branches of its own, in torch."""
-        q, k, v = cast_for_autocast(q, k, v)
-        sizes = check_tensors(q, k, v)
-        operators.refuse_device(q)
-        factor = float(sizes.dk**-0.5) if scale is None else scale
-        by_kernels = q.is_cuda or self._options.backend == "triton"
-        if self._steps is not None:
-            named = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
-            given = Given(sizes, inputs, named, factor)
-            return self._steps.on_gpu(q, k, v, given) if by_kernels else self._steps.on_cpu(q, k, v, given)
-        real = [x for x, tensor in zip(tensors, self._pattern.tensors, strict=True) if tensor.kind == "real"]
-        relations = self._relations(sizes, inputs)
-        if by_kernels:
-            from attnc.runtime.gpu import scored as scored_on_gpu
-
-            return scored_on_gpu.attend(q, k, v, relations, factor, self._planner, real, tensors)
-        call = Call(self._planner.plan_of(q, k, v, tensors), relations, factor)
-        return scored.attend(q, k, v, call, real)
 
 
 def _restored(

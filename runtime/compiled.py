@@ -12,14 +12,13 @@ from typing_extensions import Self
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import is_plain, is_scored
 from attnc.runtime import identity
 from attnc.runtime.call import Sizes, call_shape, check_counts, names_read
 from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.general import general_of
 from attnc.runtime.identity import Form
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import relations_of
-from attnc.runtime.steps import Steps
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
@@ -58,10 +57,10 @@ class Compiled:
             else planner_in(form, text, pattern, options.strict)
         )
         self._pattern: Pattern = self._planner.pattern
-        nodes = self._pattern.nodes
-        single = len(nodes) == 1 and self._pattern.combine is None and is_scored(nodes[0])
-        self._plain = single and is_plain(nodes[0])
-        self._steps = None if single else Steps(self._planner.text, self._pattern, options.strict)
+        self._rows_text = identity.write(bound, modules, options.strict, "last rows")  # for what is traced
+        self._general = general_of(self._planner)
+        self._steps = self._general.steps
+        self._plain = self._general.is_plain
         self._is_reference = options.backend == "reference"
         self._skips_direct = options.backend in ("reference", "triton")
 
@@ -89,7 +88,7 @@ class Compiled:
     @property
     def has_lse(self) -> bool:
         """Whether the result is one softmax, so that `return_lse` may be asked."""
-        return self._steps is None or self._steps.has_lse
+        return self._general.has_lse
 
     @property
     def has_mask(self) -> bool:

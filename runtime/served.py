@@ -8,19 +8,25 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
+import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime import serving
-from attnc.runtime.caches import Cache, read_cache
-from attnc.runtime.call import finite
+from attnc.runtime.caches import Cache, check_cache, read_cache
+from attnc.runtime.call import finite, input_tensors
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.runtime.steps import Steps
-from attnc.runtime.transforms import untraced
+from attnc.runtime.operators import cached
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
+
+NOT_TRACED = (
+    "a step of decoding by the reference or in Triton's interpreter is not traced by torch.compile: use the default "
+    "backend, or leave fullgraph=True out"
+)
 
 Lengths: TypeAlias = "int | Sequence[int] | Tensor"
 
@@ -92,14 +98,20 @@ class Served(Compiled):
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
         factor = None if scale is None else finite(scale)
-        if self._is_by_kernels(q):
+        check_cache(q, k_cache, v_cache, paged=block_table is not None)
+        serving.check_queries(q, k_cache, v_cache)
+        if torch.compiler.is_compiling():
+            found = self._traced(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs)
+        elif self._is_by_kernels(q):
             own = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
-            return self._lse_of(
-                untraced(serving.decode_by_kernels)(self._last_rows, q, own, factor, inputs), return_lse
-            )
-        cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
-        run = untraced(serving.decode)
-        return self._lse_of(run(self._last_rows, q, cache, factor, inputs, dense=self._is_reference), return_lse)
+            found = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
+        else:
+            cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+            if self._is_reference:
+                found = self._prefilled(q, cache, factor, inputs)
+            else:
+                found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
+        return self._lse_of(found, return_lse)
 
     @overload
     def prefill(
@@ -151,7 +163,34 @@ class Served(Compiled):
         """
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         factor = None if scale is None else finite(scale)
-        return self._lse_of(serving.prefill(self._last_rows, q, cache, factor, inputs), return_lse)
+        return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
+
+    def _prefilled(self, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
+        rows = self._last_rows
+
+        def call(q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
+            found = rows._call(q, k, v, scale, rows.has_lse, inputs)
+            return found if isinstance(found, tuple) else (found, None)
+
+        return serving.prefill(rows._pattern, call, q, cache, scale, inputs)
+
+    def _traced(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_len: Lengths,
+        block_table: object,
+        ring: bool,
+        scale: float | None,
+        inputs: Mapping[str, object],
+    ) -> serving.Result:
+        """A step as one node of a graph."""
+        if self._is_reference or (self._options.backend == "triton" and not q.is_cuda):
+            raise UnsupportedError(NOT_TRACED)
+        _check_ring(ring, block_table)
+        step = cached.Step(self._rows_text, scale, ring, self.has_lse)
+        return cached.decode(step, q, k, v, kv_len, block_table, input_tensors(self._pattern, inputs))
 
     def _is_by_kernels(self, q: object) -> bool:
         return not self._is_reference and (self._options.backend == "triton" or bool(getattr(q, "is_cuda", False)))
@@ -175,22 +214,12 @@ class Served(Compiled):
         return replace(cache, ring=serving.check_ring(self._pattern, q, k, longest))
 
     @cached_property
-    def _last_rows(self) -> serving.LastRows:
+    def _last_rows(self) -> Self:
         """Raises UnsupportedError where a row needs what no cache holds."""
         try:
-            own = self._in("last rows")
+            return self._in("last rows")
         except OtherRowsError as error:
-            raise UnsupportedError(
-                f"a cache of keys is not enough for `{self.name}`: a row needs {error}; call it on all tokens"
-            ) from error
-
-        def call(
-            q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-        ) -> tuple[Tensor, Tensor | None]:
-            found = own._call(q, k, v, scale, own.has_lse, inputs)
-            return found if isinstance(found, tuple) else (found, None)
-
-        return serving.LastRows(own._planner, Steps(own._planner.text, own._pattern, self._options.strict), call)
+            raise serving.not_served(self.name, error) from error
 
     @abstractmethod
     def _call(

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime.caches import Cache
 from attnc.runtime.call import check_tensors, input_tensors
 from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.general import steps_of
 from attnc.runtime.plans import Planner, need_of
-from attnc.runtime.steps import Given, Steps
+from attnc.runtime.steps import Given
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
@@ -30,20 +32,6 @@ MOST_QUERIES = 16
 Result = tuple[Tensor, "Tensor | None"]
 Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], Result]
 """(q, k, v, scale, inputs) → (out, lse) of the last rows."""
-
-
-@dataclass(frozen=True)
-class LastRows:
-    """A pattern's last rows, and how they are computed: `steps` against a cache, `call` from keys and values."""
-
-    planner: Planner
-    steps: Steps
-    call: Call
-
-    @property
-    def pattern(self) -> Pattern:
-        """The last rows."""
-        return self.planner.pattern
 
 
 @dataclass(frozen=True)
@@ -59,15 +47,14 @@ class _Share:
         return self.cache.lengths[0]
 
 
-def decode(
-    rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object], *, dense: bool
-) -> Result:
-    """(out, lse) of the last queries on the CPU. `dense`: from all keys. Raises ArgumentError, UnsupportedError."""
-    _check_queries(q, cache.k, cache.v)
+def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
+    """(out, lse) of the last queries on the CPU; `rows` are those of a pattern.
+
+    Raises ArgumentError, UnsupportedError.
+    """
+    steps = steps_of(rows)
     if not (q.shape[0] and q.shape[1]):
         return _nothing(q, cache)
-    if dense:
-        return prefill(rows, q, cache, scale, inputs)
     if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
         raise UnsupportedError(f"decode on {q.device}: there are no kernels for it; move the tensors to the CPU")
 
@@ -78,19 +65,18 @@ def decode(
         tensors = input_tensors(rows.pattern, share.inputs)
         real = {t.name: x for t, x in zip(rows.pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else scale
-        return rows.steps.on_cache(own, k, v, share.cache, Given(sizes, share.inputs, real, factor))
+        return steps.on_cache(own, k, v, share.cache, Given(sizes, share.inputs, real, factor))
 
     shares = list(_shares(rows.pattern, cache, inputs))
     return _together(q, [of(share) for share in shares], shares)
 
 
 def decode_by_kernels(
-    rows: LastRows, q: Tensor, cache: DeviceCache, scale: float | None, inputs: Mapping[str, object]
+    rows: Planner, q: Tensor, cache: DeviceCache, scale: float | None, inputs: Mapping[str, object]
 ) -> Result:
     """The same by kernels. Raises ArgumentError, UnsupportedError."""
     from attnc.runtime.gpu.decoding import decode as by_kernels
 
-    _check_queries(q, cache.k, cache.v)
     pattern = rows.pattern
     check_tensors(q, *cache.placeholders(q.shape[2]))
     tensors = input_tensors(pattern, inputs)
@@ -99,7 +85,7 @@ def decode_by_kernels(
     try:
         if len(pattern.nodes) > 1 or pattern.combine is not None or pattern.nodes[0].family is not None:
             raise NotInKernelsError("decoding with several attentions")
-        return by_kernels(rows.planner, q, cache, factor, real, inputs)
+        return by_kernels(rows, q, cache, factor, real, inputs)
     except NotInKernelsError as error:
         raise UnsupportedError(
             f"decode of `{pattern.name}` by kernels: there are none for {error}; call `prefill`, which has kernels for "
@@ -107,7 +93,13 @@ def decode_by_kernels(
         ) from error
 
 
-def _check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
+def not_served(name: str, reason: OtherRowsError) -> UnsupportedError:
+    """What is said of a pattern that has no last rows."""
+    return UnsupportedError(f"a cache of keys is not enough for `{name}`: a row needs {reason}; call it on all tokens")
+
+
+def check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ArgumentError, UnsupportedError for what `decode` does not take."""
     if not 1 <= q.shape[2] <= MOST_QUERIES:
         raise ArgumentError(
             f"q has {q.shape[2]} tokens (dimension 2): decode takes 1 to {MOST_QUERIES}; `prefill` takes any number"
@@ -116,16 +108,21 @@ def _check_queries(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise UnsupportedError("decode has no gradient: call it under torch.no_grad(), or call `prefill`")
 
 
-def prefill(rows: LastRows, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> Result:
-    """(out, lse) of the last queries, however many, from all keys; differentiable. Raises what a call raises."""
+def prefill(
+    pattern: Pattern, call: Call, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]
+) -> Result:
+    """(out, lse) of the last queries, however many, from all keys, by a `call` of the pattern's last rows.
+
+    Raises what the call raises.
+    """
     if not (q.shape[0] and q.shape[1]):
         return _nothing(q, cache)
-    shares = list(_shares(rows.pattern, cache, inputs))
+    shares = list(_shares(pattern, cache, inputs))
     found = []
     for share in shares:
         k, v = share.cache.whole(range(len(share.entries)), share.length)
         own = q if len(shares) == 1 else q[list(share.entries)]
-        found.append(rows.call(own, k, v, scale, share.inputs))
+        found.append(call(own, k, v, scale, share.inputs))
     return _together(q, found, shares)
 
 

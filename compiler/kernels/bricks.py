@@ -23,9 +23,6 @@ MOST_AXES = 3
 
 MOST_PRODUCTS = 2
 
-BITS = 16
-"""A row keeps its range along an axis as two halves of a word, which is half of the registers: extents fit into 15."""
-
 WORD = 31
 """Bits in which a row says which places of a brick it sees: one for each place along each axis."""
 
@@ -100,8 +97,6 @@ class BrickRanges:
         lines.add(f"high_{name} = (tl.max(last_{name}, 0) + {side}) // {side}")
         lines.add(f"full_low_{name} = (tl.max(first_{name}, 0) + {side - 1}) // {side}")
         lines.add(f"full_high_{name} = (tl.min(last_{name}, 0) + 1) // {side}")
-        past = f"tl.maximum(last_{name} + 1, 0)"
-        lines.add(f"ends_{name} = tl.minimum(first_{name}, extent_{a}) | ({past} << {BITS})")
 
     def loops(
         self,
@@ -113,7 +108,7 @@ class BrickRanges:
         """A loop over bricks along every axis; along the last one full bricks apart, where the others are full."""
         for p in range(len(self.products)):
             for a in range(len(self.brick)):
-                lines.add(f"ends_{a} = ends_{p}_{a}")
+                lines.add(f"first_{a} = first_{p}_{a}", f"last_{a} = last_{p}_{a}")
             self._nest(lines, p, 0, body, full_loop)
 
     def _nest(
@@ -148,8 +143,8 @@ class BrickRanges:
         for a, side in enumerate(self.brick):
             brick = f"{'tile' if a == len(self.brick) - 1 else f'brick_{a}'} * {side}"
             lines.add(
-                f"low = tl.maximum((ends_{a} & {(1 << BITS) - 1}) - {brick}, 0)",
-                f"high = tl.minimum((ends_{a} >> {BITS}) - 1 - {brick}, {side - 1})",
+                f"low = tl.maximum(first_{a} - {brick}, 0)",
+                f"high = tl.minimum(last_{a} - {brick}, {side - 1})",
                 f"seen_{a} = tl.where(low <= high, (2 << tl.maximum(high, 0)) - (1 << tl.minimum(low, {side})), 0)",
             )
             words.append(f"(seen_{a} << {offset})" if offset else f"seen_{a}")
@@ -190,7 +185,7 @@ def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> 
     tokens = _tokens(pattern)
     axes = None if tokens is None else grid_of(relation, tokens)
     finder = None if tokens is None else _finder(relation, tokens)
-    if tokens is None or axes is None or finder is None or max(axis.extent for axis in axes) >= 1 << (BITS - 1):
+    if tokens is None or axes is None or finder is None:
         return None
     extents = tuple(fold.const(axis.extent) for axis in axes)
     strides = tuple(fold.const(axis.stride) for axis in axes)

@@ -302,7 +302,11 @@ def _visible_pairs(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> int:
         raise UnsupportedError(
             "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
         )
-    plan = _planned(q, k, v, *call).plan
+    return visible_pairs(_planned(q, k, v, *call).plan)
+
+
+def visible_pairs(plan: Plan) -> int:
+    """Over batch and heads."""
     return _counted(plan) if plan.visible is None else plan.visible
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from attnc import ArgumentError, ArgumentTypeError, Attention, UnsupportedError, compile_attention
 from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.general import steps_of
 from cache_calls import Kind, filled, of_last, seen_by_last
 from library_calls import MULTIPLES, SMALL, made_inputs
 from plan_calls import LIBRARY
@@ -351,5 +352,5 @@ def test_memory_of_plans_is_bounded() -> None:
     q, k, v = draw(2, 2, 300)
     for n in range(100, 300):
         attention.decode(q[:, :, :1], k, v, kv_len=n)
-    (planner,) = attention._last_rows.steps._planners._values.values()
+    (planner,) = steps_of(attention._last_rows._planner)._planners._values.values()
     assert len(planner._kept._values) <= SETTINGS.plans

@@ -1,0 +1,93 @@
+"""Attention with scores, weights, values or branches of its own, in torch, from a planner and tensors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.planning.plan import Plan
+from attnc.compiler.values import is_plain, is_scored
+from attnc.runtime.call import call_shape, check_tensors
+from attnc.runtime.cpu import scored
+from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.steps import Given, Steps
+
+Result = tuple[Tensor, "Tensor | None"]
+
+
+@dataclass(frozen=True)
+class General:
+    """The attention of a planner; `steps`: its parts, None where it is one softmax over tokens."""
+
+    planner: Planner
+    steps: Steps | None
+
+    @property
+    def pattern(self) -> ir.Pattern:
+        """What is computed."""
+        return self.planner.pattern
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the softmax of `scale * dot(q, k)`, for which the operator `attnc::attend` is made."""
+        return self.steps is None and is_plain(self.pattern.attend)
+
+    @property
+    def has_lse(self) -> bool:
+        """Whether the result is one softmax."""
+        return self.steps is None or self.steps.has_lse
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Mapping[str, object],
+        tensors: Sequence[Tensor],
+        scale: float | None,
+        *,
+        by_kernels: bool,
+    ) -> Result:
+        """(out, lse), differentiable once, in q, k, v and real inputs; lse is None where there is none.
+
+        `inputs` as they were given, `tensors` the same in the pattern's order. `by_kernels`: by Triton's.
+        """
+        sizes = check_tensors(q, k, v)
+        factor = float(sizes.dk**-0.5) if scale is None else scale
+        if self.steps is not None:
+            named = {t.name: x for t, x in zip(self.pattern.tensors, tensors, strict=True)}
+            given = Given(sizes, inputs, named, factor)
+            return self.steps.on_gpu(q, k, v, given) if by_kernels else self.steps.on_cpu(q, k, v, given)
+        real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.kind == "real"]
+        relations = relations_of(self.pattern, call_shape(self.pattern, sizes, inputs))
+        if by_kernels:
+            from attnc.runtime.gpu import scored as scored_on_gpu
+
+            return scored_on_gpu.attend(q, k, v, relations, factor, self.planner, real, list(tensors))
+        call = Call(self.planner.plan_of(q, k, v, tensors), relations, factor)
+        return scored.attend(q, k, v, call, real)
+
+    def plan(self, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Plan:
+        """The plan of a call on the CPU."""
+        sizes, given = check_tensors(q, k, v), self.named(tensors)
+        return self.planner.plan(sizes, given) if self.steps is None else self.steps.plan(sizes, given)
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The inputs by name."""
+        return {tensor.name: x for tensor, x in zip(self.pattern.tensors, tensors, strict=True)}
+
+
+def general_of(planner: Planner) -> General:
+    """The attention of a planner."""
+    pattern = planner.pattern
+    single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
+    return General(planner, None if single else steps_of(planner))
+
+
+def steps_of(planner: Planner) -> Steps:
+    """The attentions of a planner's pattern one by one. Raises UnsupportedError for what `strict` does not allow."""
+    return planner.remembered("steps", lambda: Steps(planner.text, planner.pattern, planner.strict))

@@ -1,0 +1,121 @@
+"""`attnc::decode`: a step against a cache as an operator of torch, for what is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.library import Library, register_fake
+
+from attnc.compiler.last_rows import OtherRowsError
+from attnc.runtime import identity, serving
+from attnc.runtime.caches import check_cache, read_cache
+from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.general import general_of
+from attnc.runtime.operators.plain import refuse_device
+from attnc.runtime.planners import planner_of
+from attnc.runtime.plans import Planner
+from attnc.runtime.serving import Result
+
+Pair = tuple[Tensor, Tensor]
+
+_LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor? block_table, Tensor[] inputs, "
+    "str pattern, float? scale, bool ring) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_DECODE = torch.ops.attnc.decode.default
+
+
+class Step(NamedTuple):
+    """The text of a pattern's last rows, the scale, whether the cache is a ring, and whether there is an LSE."""
+
+    pattern: str
+    scale: float | None
+    ring: bool
+    has_lse: bool
+
+
+def decode(
+    step: Step, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
+) -> Result:
+    """(out, lse) as one node of a graph. Lengths that are numbers are part of it, a tensor of them is data."""
+    if isinstance(kv_len, Tensor):
+        lengths = kv_len.expand(q.shape[0]) if kv_len.dim() == 0 else kv_len
+    elif isinstance(kv_len, (list, tuple)):
+        lengths = torch.tensor(kv_len)
+    else:
+        lengths = torch.full((q.shape[0],), kv_len, dtype=torch.int64)  # type: ignore[call-overload]
+    table = block_table if block_table is None or isinstance(block_table, Tensor) else torch.as_tensor(block_table)
+    out, lse = _DECODE(q, k, v, lengths, table, tensors, step.pattern, step.scale, step.ring)
+    return out, lse if step.has_lse else None
+
+
+def _rows(pattern: str) -> Planner:
+    """Raises UnsupportedError where a row needs what no cache holds."""
+    try:
+        return planner_of(pattern)
+    except OtherRowsError as error:
+        bound, _, _ = identity.read(pattern)
+        raise serving.not_served(bound.program.name, error) from error
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_len: Tensor,
+    block_table: Tensor | None,
+    inputs: Sequence[Tensor],
+    pattern: str,
+    scale: float | None,
+    ring: bool,
+) -> Pair:
+    rows = _rows(pattern)
+    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs, strict=True)}
+    with torch.no_grad():
+        if q.is_cuda:
+            from attnc.runtime.gpu.device_cache import read_device_cache
+
+            first = serving.check_ring(rows.pattern, q, k, None) if ring else None
+            own = read_device_cache(q, k, v, kv_len, block_table, ring=first)
+            out, lse = serving.decode_by_kernels(rows, q, own, scale, named)
+        else:
+            cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
+            if ring:
+                first = serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0))
+                cache = replace(cache, ring=first)
+            out, lse = serving.decode(rows, q, cache, scale, named)
+    return out.contiguous(), q.new_empty((0,), dtype=lse_dtype(q.dtype)) if lse is None else lse.contiguous()
+
+
+def _fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_len: Tensor,
+    block_table: Tensor | None,
+    inputs: Sequence[Tensor],
+    pattern: str,
+    scale: float | None,
+    ring: bool,
+) -> Pair:
+    check_cache(q, k, v, paged=block_table is not None)
+    refuse_device(q)
+    shape = q.shape[:3] if general_of(_rows(pattern)).has_lse else (0,)
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(shape, dtype=lse_dtype(q.dtype))
+
+
+def _unrecorded(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Pair:
+    serving.check_queries(q, k, v)
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast("Pair", _DECODE(q, k, v, *rest))
+
+
+for _key, _kernel in (("CPU", _forward), ("CUDA", _forward), ("Autograd", _unrecorded)):
+    _LIBRARY.impl("decode", _kernel, _key)  # type: ignore[no-untyped-call]
+register_fake("attnc::decode", _fake, lib=_LIBRARY)

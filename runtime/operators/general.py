@@ -1,0 +1,243 @@
+"""`attnc::attend_general`: attention with scores, weights, values or branches of its own as an operator of torch.
+
+It is taken where a call is traced (`torch.compile`, `torch.export`); elsewhere `General` runs as torch does. Its
+gradient is the operator `attnc::attend_general_backward`, which computes the forward again: kept are q, k, v and the
+inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
+from torch._subclasses.fake_tensor import is_fake
+from torch.library import Library, register_fake
+from torch.utils.flop_counter import register_flop_formula
+
+from attnc.runtime.call import check_tensors
+from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.general import General, Result, general_of
+from attnc.runtime.operators.plain import refuse_device, visible_pairs
+from attnc.runtime.planners import planner_of
+from attnc.runtime.transforms import cast_for_autocast
+
+_LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _schema in (
+    "attend_general(Tensor q, Tensor k, Tensor v, Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor)",
+    "attend_general_backward(Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[] inputs, "
+    "str pattern, float? scale) -> Tensor[]",
+):
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+_ATTEND = torch.ops.attnc.attend_general.default
+_ATTEND_BACKWARD = torch.ops.attnc.attend_general_backward.default
+
+Pair = tuple[Tensor, Tensor]
+
+
+class _What(NamedTuple):
+    """The pattern's text, and the scale."""
+
+    pattern: str
+    scale: float | None
+
+    @property
+    def general(self) -> General:
+        return general_of(planner_of(self.pattern))
+
+
+def attend(general: General, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], scale: float | None) -> Result:
+    """`General.attend` as one node of a graph."""
+    out, lse = _ATTEND(q, k, v, tensors, general.planner.text, scale)
+    return out, lse if general.has_lse else None
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Pair:
+    with torch.no_grad():
+        out, lse = _computed(_What(pattern, scale), q, k, v, inputs)
+    return out.contiguous(), _no_lse(q) if lse is None else lse.contiguous()
+
+
+def _computed(what: _What, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Result:
+    general = what.general
+    return general.attend(q, k, v, general.named(inputs), inputs, what.scale, by_kernels=q.is_cuda)
+
+
+def _no_lse(q: Tensor) -> Tensor:
+    return q.new_empty((0,), dtype=lse_dtype(q.dtype))
+
+
+def _backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    pattern: str,
+    scale: float | None,
+) -> list[Tensor]:
+    """The gradients of q, k, v and of the real inputs in their order."""
+    with _recording():
+        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (q, k, v, *inputs)]
+        q, k, v, *rest = leaves
+        out, lse = _computed(_What(pattern, scale), q, k, v, rest)
+        outputs, grads = ([out], [grad_out]) if grad_out is not None else ([], [])
+        if lse is not None and grad_lse is not None:
+            outputs, grads = [*outputs, lse], [*grads, grad_lse]
+        wanted = [x for x in leaves if x.requires_grad]
+        found = torch.autograd.grad(outputs, wanted, grads, materialize_grads=True)
+    return [grad.contiguous() for grad in found]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd, which is not looked for below an operator."""
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for key in (DispatchKey.AutogradFunctionality, DispatchKey.AutogradOther, DispatchKey.AutogradNestedTensor):
+        exclude = exclude - DispatchKeySet(key)
+    with torch._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
+
+
+# --- fake kernels ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Pair:
+    check_tensors(q, k, v)
+    refuse_device(q)
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    if not _What(pattern, scale).general.has_lse:
+        return out, _no_lse(q)
+    return out, q.new_empty(q.shape[:3], dtype=lse_dtype(q.dtype))
+
+
+def _fake_backward(
+    grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], *_: Any
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (q, k, v, *inputs) if x.is_floating_point()]
+
+
+# --- autograd --------------------------------------------------------------------------------------------------------
+
+
+class _Recorded(FirstOrder):
+    """The operator, recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, what: _What, *tensors: Tensor) -> Pair:
+        ctx.what = what
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        q, k, v, *inputs = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            return cast("Pair", _ATTEND(q, k, v, inputs, *what))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_lse = grads
+        tensors = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return (None,) * (1 + len(tensors))
+        return (None, *_in_place(_Gradient.apply(ctx.what, grad_out, grad_lse, *tensors), tensors))  # type: ignore[no-untyped-call]
+
+
+class _Gradient(FirstOrder):
+    """The operator of the gradient, which is not differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, what: _What, grad_out: Tensor | None, grad_lse: Tensor | None, *tensors: Tensor) -> Any:
+        q, k, v, *inputs = tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(_ATTEND_BACKWARD(grad_out, grad_lse, q, k, v, inputs, *what))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        refuse_second()
+
+
+def _in_place(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Tensor | None]:
+    """The gradients where their tensors stand, None for those of integers."""
+    left = iter(grads)
+    return (next(left) if x.is_floating_point() else None for x in tensors)
+
+
+def _forward_recorded(
+    q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None
+) -> Pair:
+    what = _What(pattern, scale)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *inputs)):
+        return cast("Pair", _Recorded.apply(what, q, k, v, *inputs))  # type: ignore[no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast("Pair", _ATTEND(q, k, v, inputs, *what))
+
+
+def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Pair:
+    q, k, v = cast_for_autocast(q, k, v)
+    keys = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        return cast("Pair", _ATTEND(q, k, v, *rest))
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def _forward_flops(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    pattern: str,
+    scale: float | None,
+    out_val: object = None,
+) -> int:
+    """Q Kᵀ and P V over the visible pairs of every attention, whatever its scores are made of."""
+    return 2 * _pairs(q, k, v, inputs, pattern) * (q.shape[3] + v.shape[3])
+
+
+def _backward_flops(
+    grad_out: object,
+    grad_lse: object,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    pattern: str,
+    scale: float | None,
+    out_val: object = None,
+) -> int:
+    """The forward again, then 2.5 times as much where dk = dv."""
+    return 2 * _pairs(q, k, v, inputs, pattern) * (4 * q.shape[3] + 3 * v.shape[3])
+
+
+def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str) -> int:
+    if any(is_fake(x) for x in inputs):
+        raise UnsupportedError(
+            "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
+        )
+    plan = general_of(planner_of(pattern)).plan(q, k, v, inputs)
+    return sum(visible_pairs(own) for own in ([plan] if not plan.branches else [p for _, p in plan.branches]))
+
+
+for _name, _key, _kernel in (
+    ("attend_general", "CPU", _forward),
+    ("attend_general", "CUDA", _forward),
+    ("attend_general", "Autograd", _forward_recorded),
+    ("attend_general", "AutocastCPU", _forward_under_autocast),
+    ("attend_general", "AutocastCUDA", _forward_under_autocast),
+    ("attend_general_backward", "CPU", _backward),
+    ("attend_general_backward", "CUDA", _backward),
+):
+    _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
+register_fake("attnc::attend_general", _fake_forward, lib=_LIBRARY)
+register_fake("attnc::attend_general_backward", _fake_backward, lib=_LIBRARY)
+register_flop_formula(torch.ops.attnc.attend_general, get_raw=True)(_forward_flops)
+register_flop_formula(torch.ops.attnc.attend_general_backward, get_raw=True)(_backward_flops)
