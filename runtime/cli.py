@@ -18,6 +18,7 @@ from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean
 
 _MODULES = {
+    "cache": "cache",
     "check": "check",
     "doctor": "doctor",
     "emit": "emit",
@@ -33,6 +34,7 @@ _MODULES = {
 COMMANDS = tuple(_MODULES)
 
 _SUMMARIES = {
+    "cache": "put kernels that were compiled ahead of time where Triton looks for them",
     "check": "find what is wrong in .attn files",
     "doctor": "versions, the machine, and the rates that plans are costed with",
     "emit": "a pattern's kernels as one file that needs torch and triton alone, and checks itself",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
-from dataclasses import replace
+import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnc import __version__
 from attnc.compiler.kernels.index_text import NotInKernelsError
@@ -18,9 +21,12 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_pattern, compiled, value_json
 from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.gpu.targets import named_target
+from attnc.runtime.gpu.targets import check_triton, named_target
 from attnc.spec.program import Value
 from attnc.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from attnc.runtime.gpu.binaries import Manifest
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +37,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--value-dim", metavar="N", type=int, help="the width of its values (that of the head)")
     parser.add_argument("--dtype", metavar="NAME", default="bfloat16", help=f"{', '.join(BYTES)} (bfloat16)")
     parser.add_argument("-o", dest="out", metavar="FILE.py", type=Path, help="write it there instead of to stdout")
+    parser.add_argument(
+        "--binaries",
+        metavar="FILE.zip",
+        type=Path,
+        help="compile what compile_attention runs ahead of time, for `attnc cache load`",
+    )
+    parser.add_argument("--heads", metavar="Q[,KV]", default="8", help="of queries and keys, for --binaries (8)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
     _check(args)
     attention = compiled(args)
+    if args.binaries is not None:
+        manifest = _compile_ahead(attention, args)
+        if args.out is None:
+            if args.json:
+                console.print_json({"file": str(args.binaries), "binaries": asdict(manifest)})
+            else:
+                print(f"{args.binaries}: {manifest}")
+            return console.FINE
     text = emitted(attention, args.target, args.head_dim, args.value_dim or args.head_dim, args.dtype)
     if args.out is not None:
         console.write_whole(args.out, text)
@@ -68,6 +89,32 @@ def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> 
         ) from error
 
 
+def _compile_ahead(attention: Attention, args: argparse.Namespace) -> Manifest:
+    """Write the file of binaries."""
+    from attnc.runtime.gpu.ahead import Calls, compile_ahead
+    from attnc.runtime.gpu.binaries import pack
+
+    check_triton()
+    heads, kv_heads = _heads(args.heads)
+    target, dk = named_target(args.target).name, args.head_dim
+    calls = Calls(attention._planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype)
+    with tempfile.TemporaryDirectory(prefix="attnc-binaries-") as folder, console.progress("kernels", 12) as step:
+        kernels = []
+        for kernel in compile_ahead(calls, Path(folder)):
+            step(kernel.function)
+            kernels.append(kernel)
+        manifest, content = pack(calls, kernels, Path(folder))
+    console.write_whole(args.binaries, content)
+    return manifest
+
+
+def _heads(text: str) -> tuple[int, int]:
+    numbers = [int(part) for part in text.split(",")] if re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})?", text) else []
+    if not numbers or min(numbers) < 1 or numbers[0] % numbers[-1]:
+        raise console.UsageError(f"--heads {text}: give a number, or two, of which the first is a multiple: 32,8")
+    return numbers[0], numbers[-1]
+
+
 def _shown(value: Value) -> str:
     """A parameter as `-p` takes it."""
     found = value_json(value)
@@ -82,5 +129,7 @@ def _check(args: argparse.Namespace) -> None:
     for option, value in (("--head-dim", args.head_dim), ("--value-dim", args.value_dim)):
         if value is not None and value < 1:
             raise console.UsageError(f"{option} {value}: give a whole number, at least 1")
+    if args.binaries is not None and args.binaries.suffix != ".zip":
+        raise console.UsageError(f"--binaries {args.binaries}: give it a name that ends in .zip")
     if args.out is not None and args.out.suffix != ".py":
         raise console.UsageError(f"-o {args.out}: the file is Python; give it a name that ends in .py")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from torch import Tensor
 
 from attnc.compiler.kernels.source import VECTOR, Argument, KernelSource
 from attnc.runtime.gpu.modules import function_of
+
+Start = Callable[[KernelSource, tuple[int, int], Sequence[object]], None]
+"""(kernel, grid, arguments): what is done with a launch."""
 
 
 def launch(
@@ -33,8 +38,24 @@ def launch(
             arguments.append(numbers[argument.name])
         else:
             arguments.append(_stride(argument.name, tensors))
-    grid = (programs, parts or source.parts)
+    _START.get()(source, (programs, parts or source.parts), arguments)
+
+
+def _start(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
     function_of(source)[grid](*arguments, **source.options)
+
+
+_START: ContextVar[Start] = ContextVar("how kernels are started", default=_start)
+
+
+@contextmanager
+def started_by(start: Start) -> Iterator[None]:
+    """Inside, kernels are not run but handed to `start`."""
+    token = _START.set(start)
+    try:
+        yield
+    finally:
+        _START.reset(token)
 
 
 def _stride(name: str, tensors: Mapping[str, Tensor]) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -11,6 +14,18 @@ import torch
 from attnc.compiler.kernels.targets import TARGETS, Target
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.spec.suggest import did_you_mean
+
+_PRETENDED: ContextVar[Target | None] = ContextVar("target that is pretended", default=None)
+
+
+@contextmanager
+def pretending(target: Target) -> Iterator[None]:
+    """Inside, every device is of this target: for kernels that are compiled and not run."""
+    token = _PRETENDED.set(target)
+    try:
+        yield
+    finally:
+        _PRETENDED.reset(token)
 
 
 def _is_rocm() -> bool:
@@ -27,6 +42,9 @@ def target_of(device: torch.device) -> Target:
 
     Raises UnsupportedError.
     """
+    pretended = _PRETENDED.get()
+    if pretended is not None:
+        return pretended
     if device.type == "cpu" and is_interpreted():
         return TARGETS["sm_90"]
     if device.type != "cuda":

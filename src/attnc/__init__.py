@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime.attention import Attention, compile_attention
     from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
+    from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Attention": "attnc.runtime.attention",
     "compile_attention": "attnc.runtime.attention",
+    "load_binaries": "attnc.runtime.gpu.binaries",
     "merge": "attnc.runtime.merging",
     "AttncError": "attnc.spec.errors",
     "SpecError": "attnc.spec.errors",
@@ -43,6 +45,7 @@ __all__ = [
     "SpecError",
     "UnsupportedError",
     "compile_attention",
+    "load_binaries",
     "merge",
 ]
 

@@ -32,24 +32,13 @@ class Launch:
 def recorded(*, run: bool = True) -> Iterator[list[Launch]]:
     """The kernels that are started inside; `run`: whether they are."""
     found: list[Launch] = []
-    with pytest.MonkeyPatch.context() as patch:
-        made = modules.function_of
 
-        def watched(source: KernelSource) -> Any:
-            function: Any = made(source) if run else None
+    def start(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
+        found.append(Launch(source, tuple(arguments)))
+        if run:
+            modules.function_of(source)[grid](*arguments, **source.options)
 
-            class Grid:
-                def __getitem__(self, grid: object) -> Any:
-                    def start(*arguments: object, **options: object) -> None:
-                        found.append(Launch(source, arguments))
-                        if run:
-                            function[grid](*arguments, **options)
-
-                    return start
-
-            return Grid()
-
-        patch.setattr(launch, "function_of", watched)
+    with launch.started_by(start):
         yield found
 
 

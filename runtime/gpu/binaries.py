@@ -1,0 +1,172 @@
+"""Compiled kernels as one file: written where there is no GPU, put into Triton's cache where there is one.
+
+A zip: `manifest.json` says what was compiled, with which choice of tiles and by which Triton, and has the digest of
+every file; the others are entries of Triton's cache. Loading checks all of it first. The binaries are code for a GPU:
+load files that you would run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.gpu.ahead import Calls, Kernel
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+BINARIES = (".cubin", ".hsaco")
+_NAME = re.compile(r"[A-Z2-7]{20,60}/[A-Za-z0-9_]+\.(json|cubin|hsaco)")
+_MOST = 1 << 28
+"""Bytes of a file that is read."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a file of binaries holds. `files`: SHA-256 by name. `pattern`: as text (`identity`)."""
+
+    attnc: str
+    triton: str
+    calls: Calls
+    kernels: tuple[Kernel, ...]
+    files: Mapping[str, str]
+
+    def __str__(self) -> str:
+        c = self.calls
+        heads = f"heads {c.heads}/{c.kv_heads} of {c.dk} and {c.dv} in {c.dtype}"
+        lines = [f"{len(self.kernels)} kernels for {c.target}, {heads}, by Triton {self.triton}"]
+        lines += [f"  {k.function}: tiles of {k.tiles}, {k.shared / 1024:.1f} KiB shared" for k in self.kernels]
+        return "\n".join(lines)
+
+
+def pack(calls: Calls, kernels: Sequence[Kernel], folder: Path) -> tuple[Manifest, bytes]:
+    """What lies in a folder that was compiled into, as the bytes of a file: the same for the same kernels."""
+    import triton
+
+    from attnc import __version__
+
+    found = {}
+    for kernel in kernels:
+        for path in sorted((folder / kernel.key).iterdir()):
+            if path.suffix in (*BINARIES, ".json") and not path.name.startswith("__grp__"):
+                found[f"{kernel.key}/{path.name}"] = path.read_bytes()
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in found.items()}
+    manifest = Manifest(__version__, triton.__version__, calls, tuple(kernels), digests)
+    told = json.dumps({"schema": SCHEMA, **asdict(manifest)}, indent=1, ensure_ascii=False)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in [(MANIFEST, told.encode()), *sorted(found.items())]:
+            file.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)  # without the time
+    return manifest, buffer.getvalue()
+
+
+def load_binaries(path: str | os.PathLike[str]) -> Manifest:
+    """Put the kernels of a file that `attnc emit --binaries` wrote where Triton looks for them.
+
+    A call that needs one of them then compiles nothing. Returns what the file holds; entries that are there already are
+    left alone.
+
+    Raises ArgumentError for a file that is none, that is damaged, or that this Triton or this GPU would not take.
+    """
+    import triton
+
+    try:
+        with zipfile.ZipFile(path) as file:
+            manifest = _manifest(file)
+            entries = dict(_entries(file, manifest))
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArgumentError(
+            f"{os.fspath(path)}: no file of binaries, or a damaged one ({type(error).__name__}: {error}); write it "
+            f"again with `attnc emit --binaries`"
+        ) from error
+    if manifest.triton != triton.__version__:
+        raise ArgumentError(
+            f"{os.fspath(path)}: compiled by Triton {manifest.triton}, here is {triton.__version__}, which would "
+            f"compile again; write the file with the version that runs it"
+        )
+    _check_device(path, manifest.calls.target)
+    _install(entries, Path(_cache()))
+    return manifest
+
+
+def _cache() -> str:
+    import triton
+
+    return str(triton.knobs.cache.dir)
+
+
+def _manifest(file: zipfile.ZipFile) -> Manifest:
+    data = json.loads(_read(file, MANIFEST))
+    if data.pop("schema") != SCHEMA:
+        raise ValueError("another schema")
+    kernels = tuple(Kernel(**kernel) for kernel in data.pop("kernels"))
+    return Manifest(calls=Calls(**data.pop("calls")), kernels=kernels, **data)
+
+
+def _entries(file: zipfile.ZipFile, manifest: Manifest) -> Iterator[tuple[str, bytes]]:
+    for name, digest in manifest.files.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a file {name!r}")
+        data = _read(file, name)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError(f"{name} is not what was written")
+        yield name, data
+
+
+def _read(file: zipfile.ZipFile, name: str) -> bytes:
+    if file.getinfo(name).file_size > _MOST:
+        raise ValueError(f"{name} is too long")
+    return file.read(name)
+
+
+def _check_device(path: str | os.PathLike[str], target: str) -> None:
+    if not torch.cuda.is_available():
+        return
+    if torch.version.hip:
+        own = torch.cuda.get_device_properties(0).gcnArchName.partition(":")[0]
+    else:
+        major, minor = torch.cuda.get_device_capability()
+        own = f"sm_{major}{minor}"
+    if own != target:
+        raise ArgumentError(f"{os.fspath(path)}: compiled for {target}, and the GPU here is {own}")
+
+
+def _install(entries: Mapping[str, bytes], cache: Path) -> None:
+    """Write entries; the group that makes one of them known to Triton comes last."""
+    groups: dict[str, list[str]] = {}
+    for name, data in entries.items():
+        key, file = name.split("/")
+        _write(cache / key / file, data)
+        groups.setdefault(key, []).append(file)
+    for key, files in groups.items():
+        told = json.dumps({"child_paths": {file: str(cache / key / file) for file in files}})
+        stem = next(file for file in files if file.endswith(".json"))
+        _write(cache / key / f"__grp__{stem}", told.encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all; what is there already stays."""
+    if path.exists():
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+__all__ = ["Manifest", "load_binaries", "pack"]
