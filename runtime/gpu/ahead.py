@@ -1,8 +1,8 @@
 """Kernels compiled ahead of time: what calls of a pattern would start, as Triton keeps it, without a GPU.
 
 A child process (`python -m attnc.runtime.gpu.ahead`) makes the calls on tensors without meaning; each kernel that a
-call would start is given to Triton's JIT instead, for a GPU that is not there. What lies in Triton's cache afterwards is
-what the same call finds there on that GPU.
+call would start is given to Triton's JIT instead, for a GPU that is not there. What then lies in Triton's cache is what
+the same call finds there on that GPU.
 """
 
 from __future__ import annotations
