@@ -205,15 +205,6 @@ def test_missing_and_wrong_inputs() -> None:
         attend(q, q, q, f=torch.zeros(1, 4, 2))
 
 
-def test_compiled_calls_are_refused() -> None:
-    attend = attention("capped")
-    q = torch.randn(1, 1, 8, 8)
-    with pytest.raises(Exception, match=r"outside of them"):
-        torch.compile(lambda: attend(q, q, q), backend="eager", fullgraph=True)()
-    with pytest.raises(UnsupportedError, match=r"outside of them"):
-        torch.func.grad(lambda x: attend(x, q, q).sum())(q)
-
-
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
