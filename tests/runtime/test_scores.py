@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc import compile_attention
 from attnc.runtime.attention import Attention
 from attnc.runtime.cpu import tiles
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
 
