@@ -97,7 +97,6 @@ CODES: dict[str, str] = {
     "A606": "no pattern, or no clear choice of one",
     # A7xx: not supported yet
     "A701": "an expression that is not supported yet",
-    "A702": "recurrences are not supported yet",
     "A703": "a statement that is not supported yet",
     "A704": "a type that is not supported yet",
     "A705": "defaults of inputs are not supported yet",

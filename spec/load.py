@@ -58,7 +58,7 @@ def load_program(source: SourceFile, loader: Loader, name: str | None = None) ->
 def _check(module: Module, loader: Loader, report: Report) -> tuple[Program, ...]:
     scope = Modules(loader, report).scope(module)
     resolved = [resolve_pattern(scope, pattern, report) for pattern in scope.patterns]
-    programs = [check_pattern(r, report) for r in resolved if r is not None]
+    programs = [check_pattern(r, report) for r in resolved]
     check_definitions(scope, report)
     return tuple(programs)
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Literal as OneOf
 
 from attnc.spec.source import SourceFile, Span
-from attnc.spec.types import Type
+from attnc.spec.types import Dim, Type
 
 Scalar = int | Fraction | bool
 Value = Scalar | tuple["Value", ...]
@@ -171,6 +171,14 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StateRead:
+    """A state as it is where this stands: after the steps above it, before those below."""
+
+    span: Span
+    state: State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class DefinitionUse:
     """A `let`, or a call of a parametrised `let` or of a `def`. Places mean what they mean here, at the use."""
 
@@ -277,6 +285,7 @@ Expr = (
     | Share
     | BranchRead
     | Merge
+    | StateRead
     | DefinitionUse
     | Operation
     | Choice
@@ -441,6 +450,63 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """`state S: [dk, dv] = start`: what a recurrence carries from token to token, for each batch entry and head."""
+
+    span: Span
+    name: str
+    dims: tuple[Dim, ...]
+    start: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Let:
+    """A `let` that reads a state: its value where it stands, which later lines read as `binder`."""
+
+    span: Span
+    binder: Binder
+    value: Expr
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """`step S = value for j in 0 .. n`: the state becomes the value, once or for each place of a range in turn."""
+
+    span: Span
+    state: State
+    value: Expr
+    repeat: Range | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Read:
+    """`read value`: what a token gets."""
+
+    span: Span
+    value: Expr
+
+
+Line = Let | Step | Read
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recurrence:
+    """Tokens one after another: for each of them the lines in their order, which read and update the states.
+
+    In the lines `q`, `k`, `v` and the inputs are those of the token; `Place("q")` is its position. Tokens come by
+    increasing `scan` where it is given, else by their positions. The states are as at the start before a token for
+    which `reset` holds.
+    """
+
+    span: Span
+    name: str
+    states: tuple[State, ...]
+    lines: tuple[Line, ...]
+    scan: Expr | None = None
+    reset: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """One pattern, checked. `visible` are the lines of the relation that all attentions share; `round` blocks it.
 
@@ -448,6 +514,8 @@ class Program:
 
     `attends` are its attentions, those that others read first. The result is `combine`, where there is one, else the
     output of the only attention.
+
+    `recurrence` in their place: a `recurrence` has no relation and no attentions.
 
     `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
     unequal lengths must be refused without it.
@@ -471,6 +539,7 @@ class Program:
     combine: Expr | None = None
     pads: tuple[Pad, ...] = ()
     approximate: Expr | None = None
+    recurrence: Recurrence | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -26,8 +26,9 @@ from attnc.spec.checks.forms import (
     of_type,
 )
 from attnc.spec.checks.guards import Facts, Guards
-from attnc.spec.checks.measure import Measures, below, children, expressions, first_use, inputs_read
+from attnc.spec.checks.measure import Measures, below, children, expressions, first_use, inputs_read, lines_of
 from attnc.spec.checks.operations import OperationRules
+from attnc.spec.checks.recurrent import RecurrentChecker
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import SIZES
 from attnc.spec.names.resolve import Resolved
@@ -43,6 +44,7 @@ _Leaf = (
     | program.Size
     | program.InSegment
     | program.Scale
+    | program.StateRead
 )
 
 _PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
@@ -63,12 +65,17 @@ def check_pattern(resolved: Resolved, report: Report) -> program.Program:
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
     needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.attends()
+    recurrent = RecurrentChecker(checker, checker.complain)
+    if pattern.recurrence is not None:
+        recurrent.check(pattern.recurrence)
     if resolved.whole and not report.failed:
         checker.check_learned()
+        if pattern.recurrence is not None:
+            recurrent.check_states(pattern.recurrence)
     for definition in spare:
         if not definition.parameters:
             checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
-    needs_align = pattern.documents is not None or {"q", "k"} <= needs
+    needs_align = pattern.recurrence is not None or pattern.documents is not None or {"q", "k"} <= needs
     return replace(pattern, requirements=requirements, needs_align=needs_align)
 
 
@@ -78,7 +85,7 @@ class Checker:
     def __init__(self, pattern: program.Program, report: Report) -> None:
         self._pattern = pattern
         self._report = report
-        self._rules = OperationRules(self._complain)
+        self._rules = OperationRules(self._complain, by_name=pattern.recurrence is not None)
         self._guards = Guards()
         self._measures = Measures()
         self._parameters = {p.name: p for p in pattern.parameters}
@@ -167,6 +174,8 @@ class Checker:
         """Every expression of the relation and the attentions."""
         pattern = self._pattern
         combined = [] if pattern.combine is None else [pattern.combine]
+        if pattern.recurrence is not None:
+            combined += lines_of(pattern.recurrence)
         return [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
 
     def check_learned(self) -> None:
@@ -219,6 +228,16 @@ class Checker:
         found = self.find(node, {}, facts)
         self._rules.integer(node, found, what)
         return found
+
+    @property
+    def complain(self) -> Callable[..., None]:
+        """Report (code, message, span, label, also=…, help=…), once for each place."""
+        return self._complain
+
+    @property
+    def everywhere(self) -> Facts:
+        """What is known of a token before anything is asked."""
+        return self._everywhere()
 
     def condition(self, node: program.Expr, env: Environment, facts: Facts) -> Finding:
         """What is known of an expression; a complaint where it is no truth value."""
@@ -315,6 +334,8 @@ class Checker:
                 return Finding(BOOL, frozenset({place, "length"}))
             case program.Scale():
                 return Finding(FLOAT, frozenset({"size"}))
+            case program.StateRead(state=state):
+                return Finding(floating(state.dims), frozenset({"data", "head", "batch"}))
             case _:
                 assert_never(node)
 

@@ -8,6 +8,7 @@ from attnc.spec import program
 from attnc.spec.checks.forms import FLOAT, UNKNOWN, Finding, Form, as_number, floating
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import FLOAT_BUILTINS, VECTOR_FUNCTIONS, WORD_OF
+from attnc.spec.types import Dim
 
 Complain = Callable[..., None]
 
@@ -44,11 +45,21 @@ _HOW = {
 }
 
 
+def _lies_in(axes: tuple[Dim, ...], others: tuple[Dim, ...]) -> bool:
+    """Whether axes are some of others, in their order, each of which is there once."""
+    if axes == others:
+        return True
+    rest = iter(others)
+    return len(set(others)) == len(others) and all(axis in rest for axis in axes)
+
+
 class FloatRules:
     """What each operation gives where an operand is floating point."""
 
-    def __init__(self, complain: Complain) -> None:
+    def __init__(self, complain: Complain, *, by_name: bool = False) -> None:
+        """`by_name`: a vector goes with a matrix over its axis, entry by entry."""
         self._complain = complain
+        self._by_name = by_name
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         """The form of an operation; UNKNOWN after a complaint."""
@@ -56,6 +67,8 @@ class FloatRules:
             return UNKNOWN
         if node.op in ("part", "outer", "eye", "solve"):
             return self._of_matrices(node, found)
+        if node.op in ("matmul", "diag", "softmax"):
+            return self._of_axes(node, found)
         if node.op in VECTOR_FUNCTIONS:
             return self._of_vectors(node, found)
         if node.op in _ELEMENTWISE:
@@ -79,6 +92,10 @@ class FloatRules:
 
     def _elementwise(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         vectors = [(o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.axes]
+        if self._by_name:
+            widest = max((form for _, form in vectors), key=lambda form: len(form.axes), default=FLOAT)
+            if all(_lies_in(form.axes, widest.axes) for _, form in vectors):
+                return widest
         for operand, form in vectors[1:]:
             if form.axes != vectors[0][1].axes:
                 message = f"{vectors[0][1]} and {form} do not go together"
@@ -87,6 +104,30 @@ class FloatRules:
                 self._complain("A314", message, operand.span, str(form), also=also, help=help_)
                 return UNKNOWN
         return vectors[0][1] if vectors else FLOAT
+
+    def _of_axes(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        """`a @ b`, `diag(x)`, `softmax(x)`."""
+        forms = [f.form for f in found]
+        if node.op == "matmul":
+            return self._product(node, *forms)
+        if len(forms[0].axes) != 1:
+            help_ = f"a vector: `{node.op}(x)`"
+            message = f"`{node.op}` needs a vector, and this is {forms[0]}"
+            self._complain("A314", message, node.operands[0].span, str(forms[0]), help=help_)
+            return UNKNOWN
+        return floating(forms[0].axes * 2) if node.op == "diag" else forms[0]
+
+    def _product(self, node: program.Operation, left: Form, right: Form) -> Form:
+        """Over the axis that both have: where they meet, or else the only one."""
+        shared = [axis for axis in left.axes if axis in right.axes]
+        if left.axes and right.axes and left.axes[-1] == right.axes[0]:
+            return floating(left.axes[:-1] + right.axes[1:])
+        if len(shared) == 1 and left.axes.count(shared[0]) == right.axes.count(shared[0]) == 1:
+            return floating(tuple(a for a in left.axes + right.axes if a != shared[0]))
+        message = f"`@` of {left} and {right}"
+        help_ = "it adds up over an axis that both have: `k @ S` over `dk`, `S @ v` over `dv`"
+        self._complain("A314", message, node.span, "no axis to add up over", help=help_)
+        return UNKNOWN
 
     def _of_matrices(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         """`part(x, i, n)`, `outer(a, b)`, `eye(n)`, `solve(A, b)`."""

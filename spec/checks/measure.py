@@ -68,7 +68,7 @@ def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
             return tuple(e for e in (member, at) if e is not None)
         case program.Merge(parts=parts):
             return parts
-        case _:
+        case _:  # a state, and what stands alone
             return ()
 
 
@@ -126,6 +126,12 @@ def expressions(attend: program.Attend) -> Iterator[program.Expr]:
             yield from (item.low, item.high)
     weights = attend.weights.extra if isinstance(attend.weights, program.Softmax) else attend.weights
     yield from (e for e in (attend.score, weights, attend.value) if e is not None)
+
+
+def lines_of(item: program.Recurrence) -> list[program.Expr]:
+    """The expressions of a recurrence."""
+    ends = [e for x in item.lines if isinstance(x, program.Step) and x.repeat for e in (x.repeat.low, x.repeat.high)]
+    return [*(x.value for x in item.lines), *ends, *(e for e in (item.scan, item.reset) if e is not None)]
 
 
 def _implied(node: program.Vector | program.Score | program.Share | program.BranchRead | program.Merge) -> set[str]:

@@ -37,9 +37,10 @@ _RANGE = "integers have 64 bits; write a formula whose parts are all defined and
 class OperationRules:
     """What each operation takes and gives. Faults go to `complain(code, message, span, label, help=…)`."""
 
-    def __init__(self, complain: Complain) -> None:
+    def __init__(self, complain: Complain, *, by_name: bool = False) -> None:
+        """`by_name`: see `FloatRules`."""
         self._complain = complain
-        self._floating = FloatRules(complain)
+        self._floating = FloatRules(complain, by_name=by_name)
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Finding:
         """What is known of an operation whose operands are known."""

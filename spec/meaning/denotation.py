@@ -167,6 +167,8 @@ class Meanings:
                 return self._item(node)
             case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
                 return self._of_attention(node)
+            case program.StateRead():
+                raise AssertionError("a state outside of a recurrence")
             case _:
                 return self._leaf(node)
 

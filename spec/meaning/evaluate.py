@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
-from typing import cast
+from typing import Any, cast
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result, constantly
+from attnc.spec.meaning.recurrent import Tokens
 from attnc.spec.meaning.rows import Heads, Rows
 from attnc.spec.meaning.segments import TokenLayout
 from attnc.spec.meaning.tensors import Tensors
@@ -137,6 +138,30 @@ class Evaluator:
             [[[lse for _, lse in head] for head in batch] for batch in results],
         )
 
+    def recur(
+        self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None, states: Mapping[str, object] | None = None
+    ) -> tuple[list[list[list[tuple[float, ...]]]], dict[str, list[list[object]]]]:
+        """(out, states after the last token) of a recurrence, by its lines; states [batch][head] by name, nested.
+
+        `states`: those before the first token.
+        """
+        assert self.program.recurrence is not None
+        self.vectors = {"q": q, "k": k, "v": v}
+        self.factor = len(q[0][0][0]) ** -0.5 if scale is None else scale
+        tokens = Tokens(self, self.program.recurrence)
+        names = [state.name for state in self.program.recurrence.states]
+        last: dict[str, list[list[object]]] = {name: [[] for _ in q] for name in names}
+        outs = []
+        for b, heads in enumerate(q):
+            outs.append(list[list[tuple[float, ...]]]())
+            for h in range(len(heads)):
+                begun = None if states is None else {name: cast("Any", states[name])[b][h] for name in names}
+                out, final = tokens.run(b, h, begun)
+                outs[b].append(out)
+                for name in names:
+                    last[name][b].append(final[name])
+        return outs, last
+
     # --- checks ------------------------------------------------------------------------------------------------------
 
     def _check_sizes(self, queries: int, keys: int, heads: int, kv_heads: int) -> None:
@@ -169,13 +194,20 @@ class Evaluator:
         documents = self.program.documents
         if documents is None:
             return self.whole
-        if batch not in self._runs:
-            self._runs[batch] = self._documents(documents, batch)
         position = row + self.whole.shift
         if not 0 <= position < self.keys:
             message = f"row {row} stands at position {position}, outside the {self.keys} tokens"
             raise EvaluationError("A907", message, documents.span, "call with as many queries as tokens, or fewer")
-        return next((view for view in self._runs[batch] if view.holds(position) and view.holds(key)), None)
+        return next((view for view in self.views(batch) if view.holds(position) and view.holds(key)), None)
+
+    def views(self, batch: int) -> list[View]:
+        """The whole call, or its documents."""
+        documents = self.program.documents
+        if documents is None:
+            return [self.whole]
+        if batch not in self._runs:
+            self._runs[batch] = self._documents(documents, batch)
+        return self._runs[batch]
 
     def _documents(self, documents: program.Input, batch: int) -> list[View]:
         ids = self.tensors.row(documents, batch)

@@ -59,7 +59,7 @@ class Tensors:
             else:
                 at = next(written, None)
                 if at is None:
-                    return tuple(map(float, data))
+                    return _floats(data)  # type: ignore[no-any-return]
                 index, span = at[0], at[1].span
             low, high = limits.get(dim, (0, len(data))) if isinstance(dim, str) else (0, len(data))
             if not low <= index < high:
@@ -129,6 +129,10 @@ class Tensors:
         if tensor.type.kind == "int" and not INT_MIN <= entry <= INT_MAX:  # type: ignore[operator]  # an int
             message = f"an entry of `{tensor.name}` does not fit in 64 bits"
             raise EvaluationError("A909", message, tensor.span, "integers go from -2**63 to 2**63 - 1")
+
+
+def _floats(data: Any) -> Any:
+    return tuple(map(_floats, data)) if isinstance(data, list | tuple) else float(data)
 
 
 def _nested(data: object) -> Any:

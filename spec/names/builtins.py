@@ -52,18 +52,22 @@ FLOAT_BUILTINS: dict[str, Builtin] = {
         Builtin("outer", ("a", "b")),
         Builtin("eye", ("n",)),
         Builtin("solve", ("A", "b")),
+        Builtin("diag", ("x",)),
     )
 }
 """Functions of scores."""
 
-VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms", "part", "outer", "solve"})
+VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms", "part", "outer", "solve", "diag"})
 """Functions whose arguments are vectors: there `q` and `k` are the vectors of this query and key."""
 
-FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "diag", "merge", "conjugate_gradient")}
+FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "merge", "conjugate_gradient")}
 """Functions of scores, weights, values and steps."""
 
-LATER_FUNCTIONS = frozenset({"order"})
-"""Exact functions that are not supported yet."""
+LATER_FUNCTIONS = {
+    "order": ("A701", "compute the ranks before the call, and declare them: `input place: int[batch, token]`"),
+    **dict.fromkeys(("real", "imag", "conj"), ("A704", "a state holds real numbers: `state S: [dk, dv]`")),
+}
+"""Functions that are not there yet: a code, and what to do instead."""
 
 AGGREGATES = frozenset({"sum", "mean", "max", "min", "any", "all", "count"})
 """Functions that take `for`."""
@@ -82,7 +86,7 @@ def call_of(name: str) -> str:
     return f"{name}({', '.join(builtin.parameters)})" if builtin else _SPECIAL_CALLS.get(name, f"{name}(…)")
 
 
-FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | LATER_FUNCTIONS | AGGREGATES
+FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | LATER_FUNCTIONS.keys() | AGGREGATES
 
 POSITIONS = frozenset({"q", "k"})
 HEAD_INDICES = frozenset({"head", "kv_head", "batch"})
@@ -105,6 +109,9 @@ FIXED_DIMENSIONS = frozenset({"batch", "head", "kv_head", "dk", "dv", "query", "
 IMPLIED_DIMENSIONS = frozenset({"batch", "head", "kv_head"})
 """Dimensions whose index is never written."""
 
+TOKEN_DIMENSIONS = frozenset({"token", "query", "key"})
+"""Dimensions whose index a recurrence does not write: it is the token."""
+
 CALL_NAMES = frozenset(
     {
         *("scale", "return_lse", "cu_seqlens", "state", "return_state", "preset", "backend", "strict"),
@@ -118,6 +125,7 @@ REFINEMENTS = frozenset({"unit", "log_decay", "positive"})
 
 WORD_OF = {
     "neg": "-", "add": "+", "sub": "-", "mul": "*", "div": "/", "share": "/", "floordiv": "//", "mod": "%", "pow": "**",
+    "matmul": "@",
     "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "not": "not", "and": "and", "or": "or",
 }  # fmt: skip
 """How an operation is written."""

@@ -83,6 +83,26 @@ class Dimensions:
             return None
         return Type(kind[0], dims, kind[1])
 
+    def of_state(self, type_: syntax.TypeExpr) -> tuple[Dim, ...]:
+        """The dimensions of a state, whose sizes must be known: dk, dv, numbers, parameters, sizes of inputs."""
+        if type_.name is not None and type_.name.id != "real":
+            help_ = "a state holds real numbers: `state S: [dk, dv]`"
+            known = type_.name.id == "complex"
+            message = "complex states are not supported yet" if known else f"a state is no `{type_.name.id}`"
+            self._report.error("A704" if known else "A302", message, type_.name.span, "not compiled yet", help=help_)
+        found: list[Dim] = []
+        for dim in type_.dims:
+            is_name = isinstance(dim, syntax.Name)
+            if is_name and dim.id in FIXED_DIMENSIONS - {"dk", "dv"}:  # type: ignore[union-attr]
+                help_ = "a state is of each batch entry and head by itself, and of all tokens in turn"
+                self._report.error("A303", f"a state has no `{dim.span.text}` dimension", dim.span, help=help_)
+            elif is_name and dim.id not in self._names and dim.id not in FIXED_DIMENSIONS:  # type: ignore[union-attr]
+                help_ = "it is `dk`, `dv`, a number, a parameter, or a dimension of an input"
+                self._report.error("A303", f"nothing tells the size `{dim.span.text}`", dim.span, help=help_)
+            else:
+                found.append(self._dim(dim))
+        return tuple(found)
+
     def segment(self, line: syntax.Places) -> program.Segment:
         """The stretch of tokens that a `tokens` line lays down."""
         axes = []

@@ -238,9 +238,13 @@ class ExpressionResolver(NameResolver):
 
     def _binary(self, node: syntax.Binary) -> program.Expr:
         if node.op == "@":
-            if self._world != "exact":
-                return self.refuse("A703", "`@` is not supported yet", node.span, "write `dot(a, b)`, `outer(a, b)`")
-            return self.refuse("A401", "`@` multiplies vectors, which are floating-point", node.span, EXACT_ONLY)
+            if self._world == "exact":
+                return self.refuse("A401", "`@` multiplies vectors, which are floating-point", node.span, EXACT_ONLY)
+            if not self._resolver.surroundings.recurrent:
+                help_ = "write `dot(a, b)`, `outer(a, b)`"
+                return self.refuse("A703", "`@` is not supported in a pattern yet", node.span, help_)
+            inner = self._in("vector")
+            return self._applied(node.span, "matmul", inner.resolve(node.left), inner.resolve(node.right))
         left, right = self.resolve(node.left), self.resolve(node.right)
         op = "share" if node.op == "/" and _is_sum(right) else OPERATORS[node.op]
         return self._applied(node.span, op, left, right)
@@ -266,10 +270,13 @@ class ExpressionResolver(NameResolver):
             return self.unknown(node.span)
         if not isinstance(symbol, SegmentSymbol):
             return self._no_set(node, right)
-        if not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS:
-            return self.refuse(
-                "A209", "only `q` and `k` can be in a segment", node.first.span, "write `q in …` or `k in …`"
-            )
+        recurrent = self._resolver.surroundings.recurrent
+        if recurrent and isinstance(node.first, syntax.Name) and node.first.id == "t":
+            own = program.InSegment(node.span, "q", symbol.segment)
+            return own if op == "in" else program.Operation(node.span, "not", (own,))
+        if not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS or recurrent:
+            help_ = "write `t in …`" if recurrent else "write `q in …` or `k in …`"
+            return self.refuse("A209", "only places can be in a segment", node.first.span, help_)
         place: program.PlaceName = "q" if node.first.id == "q" else "k"
         test = program.InSegment(node.span, place, symbol.segment)
         return test if op == "in" else program.Operation(node.span, "not", (test,))
@@ -303,11 +310,18 @@ class ExpressionResolver(NameResolver):
         if base.id in self._binders:
             message = "a coordinate of a definition's parameter is not supported yet"
             return self.refuse("A701", message, node.span, "pass the coordinate itself, as in `f(q.y)`")
-        if base.id not in self.known() and symbol is None:
+        return self._of_place(node, base)
+
+    def _of_place(self, node: syntax.Attribute, base: syntax.Name) -> program.Expr:
+        """`q.y`; in a recurrence `t.y`."""
+        recurrent = self._resolver.surroundings.recurrent
+        places = frozenset({"t"}) if recurrent else POSITIONS
+        if base.id in places:
+            return self._coordinate(node, "k" if base.id == "k" else "q")
+        if base.id not in self.known() and base.id not in self._names:
             return self._unknown_name(base, "name", self.known())
-        if base.id not in POSITIONS:
-            return self.refuse("A202", f"`{base.id}` has no coordinates", node.span, "write `q.axis` or `k.axis`")
-        return self._coordinate(node, "q" if base.id == "q" else "k")
+        help_ = "write `t.axis`" if recurrent else "write `q.axis` or `k.axis`"
+        return self.refuse("A202", f"`{base.id}` has no coordinates", node.span, help_)
 
     def _of_unit(self, node: syntax.Attribute, unit: program.Unit) -> program.Expr:
         """`b.start`, `b.end` and `b.size`, of the tokens that exist."""
@@ -419,7 +433,7 @@ class ExpressionResolver(NameResolver):
 
     def _builtin_call(self, node: syntax.Call, function: syntax.Name) -> program.Expr:
         name = function.id
-        if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS and self._resolver.surroundings.alone:
+        if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS.keys() and self._resolver.surroundings.alone:
             return self.unknown(node.span)
         if self._world != "exact":
             special = self._special_call(node, name)
@@ -428,8 +442,8 @@ class ExpressionResolver(NameResolver):
         if name in FLOAT_FUNCTIONS and self._world == "exact":
             return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
         if name in LATER_FUNCTIONS:
-            help_ = "compute the ranks before the call, and declare them: `input place: int[batch, token]`"
-            return self.refuse("A701", f"`{name}` is not supported yet", node.span, help_)
+            code, help_ = LATER_FUNCTIONS[name]
+            return self.refuse(code, f"`{name}` is not supported yet", node.span, help_)
         builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
         if builtin is None and name in AGGREGATES:
             return self.refuse("A204", f"`{name}` needs a `for`", node.span, self._over_what(name, node))
@@ -446,6 +460,8 @@ class ExpressionResolver(NameResolver):
 
     def _special_call(self, node: syntax.Call, name: str) -> program.Expr | None:
         """Functions that take more than values: `softmax`, `merge`, and aggregates of a unit's vectors."""
+        if name == "diag" and not self._resolver.surroundings.recurrent:
+            return self.refuse("A703", "`diag` is not supported in a pattern yet", node.span, SCORES_ONLY)
         if name == "softmax":
             return self._softmax(node)
         if name == "merge":
@@ -491,6 +507,8 @@ class ExpressionResolver(NameResolver):
             self._report.error("A305", "`softmax` takes the score and `extra`", at, help=help_)
             return self.unknown(node.span)
         inner = self._in("float")
+        if self._resolver.surroundings.recurrent and plain and not extra:
+            return self._applied(node.span, "softmax", self._in("vector").resolve(plain[0]))
         score = None if not plain or self._is_score(plain[0]) else inner.resolve(plain[0])
         return program.Share(node.span, score, inner.resolve(extra[0].value) if extra else None)
 

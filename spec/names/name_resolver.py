@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from typing import Literal as OneOf
 
 from typing_extensions import assert_never
 
@@ -19,6 +20,7 @@ from attnc.spec.names.builtins import (
     POSITIONS,
     SELECTION_NAMES,
     SIZES,
+    TOKEN_DIMENSIONS,
     call_of,
 )
 from attnc.spec.names.scope import (
@@ -32,6 +34,7 @@ from attnc.spec.names.scope import (
     SegmentSymbol,
     SilentSymbol,
     SizeSymbol,
+    StateSymbol,
     Symbol,
     UnitSymbol,
 )
@@ -90,6 +93,8 @@ class Surroundings:
     """Whether a `def` is read by itself: coordinates and the names of other bodies are taken on trust."""
     visible: list[program.Expr] = field(default_factory=list)
     """The lines of the relation so far."""
+    recurrent: bool = False
+    """Whether there is one token, of which `q`, `k`, `v` and the inputs are, and whose position is `t`."""
 
 
 class NameResolver:
@@ -120,7 +125,7 @@ class NameResolver:
             return self._symbol(node, symbol)
         return self._place(node)
 
-    def _symbol(self, node: syntax.Name, symbol: Symbol) -> program.Expr:
+    def _symbol(self, node: syntax.Name, symbol: Symbol) -> program.Expr:  # noqa: C901  one case a kind
         match symbol:
             case ParameterSymbol():
                 return program.ParameterRead(node.span, node.id)
@@ -143,6 +148,12 @@ class NameResolver:
                 return program.DefinitionUse(node.span, definition, ())
             case BranchSymbol():
                 return self.branch(node.span, symbol, ())
+            case StateSymbol(state=state):
+                if self._world == "exact":
+                    return self.refuse(
+                        "A401", f"`{node.id}` is a state, which is floating-point", node.span, EXACT_ONLY
+                    )
+                return program.StateRead(node.span, state)
             case SilentSymbol():
                 return self.unknown(node.span)
             case _:
@@ -168,6 +179,10 @@ class NameResolver:
 
     def _place(self, node: syntax.Name) -> program.Expr:
         name, span = node.id, node.span
+        if self._resolver.surroundings.recurrent:
+            own = self._of_token(node)
+            if own is not None:
+                return own
         match name:
             case "q" | "k":
                 return program.Vector(span, name) if self._world == "vector" else program.Place(span, name)
@@ -182,6 +197,24 @@ class NameResolver:
             case "visible":
                 return self._resolver.relation_so_far(span)
         return program.Size(span, name) if name in SIZES else self._not_a_value(node)
+
+    def _of_token(self, node: syntax.Name) -> program.Expr | None:
+        """What stands for the token of a recurrence: its position, and its vectors."""
+        match node.id:
+            case "t":
+                return program.Place(node.span, "q")
+            case "q" | "k" if self._world == "exact":
+                help_ = "the position of the token is `t`"
+                return self.refuse("A206", f"`{node.id}` is a vector of the token", node.span, help_, "no position")
+            case "q":
+                return program.Vector(node.span, "q")
+            case "k" | "v" if self._world != "exact":
+                tensor: OneOf["k", "v"] = "k" if node.id == "k" else "v"
+                return program.Vector(node.span, tensor, program.Place(node.span, "q"))
+            case "score" | "visible":
+                help_ = "it is of a query and a key; a recurrence has one token at a time"
+                return self.refuse("A206", f"`{node.id}` has no meaning here", node.span, help_)
+        return None
 
     def _not_a_value(self, node: syntax.Name) -> program.Expr:
         name = node.id
@@ -243,6 +276,8 @@ class NameResolver:
 
     def read(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input; complains about a wrong number of indices."""
+        if self._resolver.surroundings.recurrent:
+            return self._read_of_token(span, tensor, indices)
         written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
         if tensor.type.kind == "real" and self._world == "exact":
             return self.refuse("A401", f"`{tensor.name}` holds floating-point numbers", span, EXACT_ONLY)
@@ -261,6 +296,42 @@ class NameResolver:
             help=f"write `{example}`; `batch`, `head` and `kv_head` are implied",
         )
         return self.unknown(span)
+
+    def _read_of_token(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
+        """An element of an input at the token: the indices of tokens are implied too."""
+        if tensor.type.kind == "real" and self._world == "exact":
+            return self.refuse("A401", f"`{tensor.name}` holds floating-point numbers", span, EXACT_ONLY)
+        written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
+        own = [d for d in written if d not in TOKEN_DIMENSIONS]
+        if len(indices) > len(own) or (tensor.type.kind != "real" and len(indices) < len(own)):
+            names = ", ".join("i" if isinstance(d, str) else "…" for d in own)
+            example = f"{tensor.name}[{names}]" if own else tensor.name
+            message = f"`{tensor.name}` takes {_count(len(own), 'index', 'indices')} here and is given {len(indices)}"
+            also = (Label(tensor.span, "declared here"),)
+            help_ = f"write `{example}`; `batch`, `head` and the token are implied"
+            self._report.error("A306", message, span, also=also, help=help_)
+            return self.unknown(span)
+        given, found = iter(indices), list[program.Expr]()
+        left = len(indices)
+        for dim in written:
+            if dim in TOKEN_DIMENSIONS:
+                found.append(program.Place(span, "q"))
+            elif left:
+                found.append(next(given))
+                left -= 1
+            else:
+                break
+        vector = written[len(found) :]
+        if any(d in TOKEN_DIMENSIONS for d in vector):
+            help_ = "declare the dimensions of the token before those of the vector"
+            also = (Label(tensor.span, "declared here"),)
+            self._report.error("A306", f"`{tensor.name}` is read as a vector over tokens", span, also=also, help=help_)
+            return self.unknown(span)
+        return (
+            self._part_of(span, tensor, tuple(found), written)
+            if vector
+            else program.InputRead(span, tensor, tuple(found))
+        )
 
     def _part_of(
         self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...], written: list[Dim]

@@ -18,6 +18,7 @@ from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.modules import Scope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
+from attnc.spec.names.recurrent import RECURRENT, Recurrent, stateful_lets
 from attnc.spec.names.rounding import resolve_round
 from attnc.spec.names.scope import (
     DefinitionSource,
@@ -35,7 +36,22 @@ from attnc.spec.types import Type
 
 _T = TypeVar("_T")
 
-_ONCE = ("approximate", "align", "documents", "round", "score", "weights", "value", "over", "per", "pad", "combine")
+_ONCE = (
+    "read",
+    "scan",
+    "reset",
+    "approximate",
+    "align",
+    "documents",
+    "round",
+    "score",
+    "weights",
+    "value",
+    "over",
+    "per",
+    "pad",
+    "combine",
+)
 _LATER_WORDS = {
     "select": "selections",
 }
@@ -79,12 +95,8 @@ class Resolved:
     whole: bool
 
 
-def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved | None:
-    """The pattern with its names resolved; None where it is of a kind that is not supported yet."""
-    if pattern.word.id == "recurrence":
-        help_ = "a state that adds up `outer(k, v)` is a pattern: `visible k <= q`, `weights dot(q, k)`"
-        report.error("A702", "recurrences are not supported yet", pattern.word.span, "not compiled yet", help=help_)
-        return None
+def resolve_pattern(scope: Scope, pattern: syntax.Pattern, report: Report) -> Resolved:
+    """The pattern with its names resolved."""
     return _PatternResolver(scope, pattern, report).resolve()
 
 
@@ -95,15 +107,19 @@ class _PatternResolver:
         self._own: dict[str, Symbol] = {}
         self._outer = scope.names
         self._names: ChainMap[str, Symbol] = ChainMap(self._own, scope.names)
-        self._around = Surroundings(align=self._align(), patterns=frozenset(p.name.id for p in scope.patterns))
+        patterns = frozenset(p.name.id for p in scope.patterns)
+        recurrent = pattern.word.id == "recurrence"
+        self._around = Surroundings(align=self._align(), patterns=patterns, recurrent=recurrent)
         self._resolver = Resolver(report, self._around)
         self._dimensions = Dimensions(report, self._resolver, self._names, self._declare)
         self._unsupported = False
+        self._is_recurrence = pattern.word.id == "recurrence"
 
     def resolve(self) -> Resolved:
         for parameter in self._pattern.parameters:
             self._declare(parameter.name, ParameterSymbol(parameter.name.span, parameter.name.id), of_call=True)
-        lets = self._declare_lets()
+        stateful = stateful_lets(self._pattern.body.statements) if self._is_recurrence else frozenset[str]()
+        lets = self._declare_lets(stateful)
         self._check_statements()
         parameters = tuple(self._parameter(p) for p in self._pattern.parameters)
         inputs = tuple(self._inputs())
@@ -114,7 +130,15 @@ class _PatternResolver:
         )
         pads = tuple(self._pads(segments))
         branches = [] if self._unsupported else self._declare_branches()
-        relation, attends = self._attends(branches)
+        documents, recurrence = self._documents(), None
+        relation: tuple[program.Expr, ...] = ()
+        attends: tuple[program.Attend, ...] = ()
+        if self._is_recurrence:
+            recurrence = Recurrent(
+                self._pattern, self._names, self._declare, self._dimensions, self._resolver, self._report
+            ).resolve(stateful)
+        else:
+            relation, attends = self._attends(branches)
         result = program.Program(
             span=self._pattern.name.span,
             source=self._pattern.span.source,
@@ -127,13 +151,14 @@ class _PatternResolver:
             inputs=inputs,
             align="end" if self._around.align == "end" else "start" if self._around.align == "start" else None,
             needs_align=False,
-            documents=self._documents(),
+            documents=documents,
             visible=relation,
             round=self._round(),
             attends=attends,
             combine=self._combine() if branches else None,
             pads=pads,
             approximate=self._approximate(),
+            recurrence=recurrence,
         )
         spare = [*lets, *(source for branch in branches for source in branch.spare())]
         return Resolved(result, self._spare(spare), not self._unsupported)
@@ -149,11 +174,11 @@ class _PatternResolver:
         else:
             declare(self._report, self._own, self._outer, name, symbol)
 
-    def _declare_lets(self) -> list[DefinitionSource]:
-        """Every `let`, before anything that may use it."""
+    def _declare_lets(self, others: frozenset[str]) -> list[DefinitionSource]:
+        """Every `let`, before anything that may use it, but for those that are lines of a recurrence."""
         sources = []
         for item in self._statements(syntax.Definition):
-            if item.word.id == "let":
+            if item.word.id == "let" and item.name.id not in others:
                 source = let_source(item, self._names)
                 self._declare(item.name, DefinitionSymbol(item.name.span, source))
                 sources.append(source)
@@ -182,10 +207,14 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         for item in self._pattern.body.statements:
             word = item.word.id
-            later = _LATER_WORDS.get(word) or _later_inside(item)
+            later = None if self._is_recurrence else _LATER_WORDS.get(word) or _later_inside(item)
             if later:
                 self._later(item, later)
-            elif word in _HOME:
+            elif self._is_recurrence and word not in RECURRENT:
+                help_ = f"it belongs in {_HOME.get(word, 'a `pattern`')}; a recurrence has one token at a time"
+                self._report.error("A214", f"`{word}` does not belong in a `recurrence`", item.word.span, help=help_)
+                self._silence(item)
+            elif word in _HOME and not self._is_recurrence:
                 help_ = f"it belongs in {_HOME[word]}"
                 self._report.error("A214", f"`{word}` does not belong in a `pattern`", item.word.span, help=help_)
                 self._silence(item)
@@ -430,6 +459,8 @@ class _PatternResolver:
         found = []
         floating = ("score", "weights", "value", "combine")
         world: World = "float" if any(self._clauses(word) for word in floating) else "exact"
+        if self._is_recurrence:
+            world = "vector"
         for source in lets:
             if self._resolver.is_used(source) or self._resolver.takes_units(source):
                 continue

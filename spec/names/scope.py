@@ -116,6 +116,14 @@ class BranchSymbol:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StateSymbol:
+    """A state of a recurrence."""
+
+    span: Span
+    state: program.State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SilentSymbol:
     """A name whose declaration was refused: its uses are not reported again."""
 
@@ -132,6 +140,7 @@ Symbol = (
     | RangeSymbol
     | PartSymbol
     | BranchSymbol
+    | StateSymbol
     | SilentSymbol
 )
 

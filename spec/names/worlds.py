@@ -54,6 +54,8 @@ class Worlds:
             case syntax.Call(function=syntax.Name() as function):
                 found = [(function, world), *((a.value, world) for a in node.arguments)]
                 return [(e, w if e is function else self.of_argument(node, e, names, w)) for e, w in found]
+            case syntax.Binary(op="@", left=left, right=right):
+                return [(left, "vector"), (right, "vector")]
             case syntax.Index(base=base, indices=indices):
                 return [(base, world), *((i, "float") for i in indices)]
             case syntax.Choice(then=then, condition=condition, otherwise=otherwise):

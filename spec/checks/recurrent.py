@@ -1,0 +1,75 @@
+"""The lines of a recurrence: what each gives, and whether it is what a state or a token takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from attnc.spec import program
+from attnc.spec.checks.forms import INT, UNKNOWN, Finding, Form, floating
+from attnc.spec.checks.measure import below
+
+if TYPE_CHECKING:
+    from attnc.spec.checks.check import Checker
+
+
+class RecurrentChecker:
+    """Checks one recurrence."""
+
+    def __init__(self, checker: Checker, complain: Callable[..., None]) -> None:
+        self._checker = checker
+        self._complain = complain
+
+    def check(self, item: program.Recurrence) -> None:
+        """Forms of all lines; the order of the tokens, and where states begin anew."""
+        checker, facts = self._checker, self._checker.everywhere
+        env: dict[program.Binder, Finding] = {}
+        for line in item.lines:
+            if isinstance(line, program.Let):
+                found = checker.find(line.value, env, facts)
+                env[line.binder] = Finding(found.form, found.needs | {"data"})
+            elif isinstance(line, program.Read):
+                self._check_read(line, checker.find(line.value, env, facts).form)
+            else:
+                self._check_step(line, env)
+        if item.scan is not None:
+            found = checker.integer(item.scan, "the order of the tokens", facts)
+            if "batch" in found.needs:
+                help_ = "give it no batch dimension: one route for all"
+                self._complain("A406", "a route that differs from sequence to sequence", item.scan.span, help=help_)
+        if item.reset is not None:
+            checker.condition(item.reset, env, facts)
+
+    def _check_step(self, line: program.Step, env: dict[program.Binder, Finding]) -> None:
+        checker, facts = self._checker, self._checker.everywhere
+        inner = dict(env)
+        if line.repeat is not None:
+            ends = [checker.integer(e, "the end of a range", facts) for e in (line.repeat.low, line.repeat.high)]
+            for end, found in zip((line.repeat.low, line.repeat.high), ends, strict=True):
+                if found.needs - {"size"}:
+                    help_ = "use parameters, and sizes of inputs"
+                    self._complain("A406", "a step is repeated alike for all tokens", end.span, help=help_)
+            inner[line.repeat.binder] = Finding(INT, frozenset(), None, ends[0].natural)
+        form = checker.find(line.value, inner, facts).form
+        wanted = floating(line.state.dims)
+        if form.kind != "unknown" and (not _is_number(form) or form.axes != wanted.axes):
+            message = f"the state `{line.state.name}` is {wanted}, and this is {form}"
+            help_ = "products go by the names of axes: `outer(k, v)`, `k @ S`, `exp(g) * S`"
+            self._complain("A314", message, line.value.span, str(form), help=help_)
+
+    def _check_read(self, line: program.Read, form: Form) -> None:
+        if form is not UNKNOWN and form.kind != "unknown" and (form.kind != "float" or len(form.axes) != 1):
+            help_ = "read a vector: `q @ S`"
+            self._complain("A310", f"a token gets a vector, and this is {form}", line.value.span, str(form), help=help_)
+
+    def check_states(self, item: program.Recurrence) -> None:
+        """A state that nothing reads but its own steps is of no use."""
+        for state in item.states:
+            others = [x.value for x in item.lines if not (isinstance(x, program.Step) and x.state is state)]
+            if not any(isinstance(node, program.StateRead) and node.state is state for node in below(others)):
+                help_ = f"read it: `read q @ {state.name}`; or drop it"
+                self._complain("A222", f"nothing reads the state `{state.name}`", state.span, help=help_)
+
+
+def _is_number(form: Form) -> bool:
+    return form.kind in ("int", "real", "approximate", "float")

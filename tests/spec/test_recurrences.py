@@ -1,0 +1,195 @@
+"""Recurrences: what may stand in one, what is said of mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnc.spec import program
+from attnc.spec.errors import SpecError
+from attnc.spec.load import load_program
+from attnc.spec.source import SourceFile
+
+HEAD = """recurrence r
+    input g: log_decay[batch, token, head]
+    input s: real[batch, token, head, slots]
+    input fresh: bool[batch, token]
+    input doc: int[batch, token]
+    state S: [dk, dv]
+"""
+
+
+def load(lines: str, head: str = HEAD) -> program.Recurrence:
+    source = head + "".join(f"    {line}\n" for line in lines.splitlines())
+    found = load_program(SourceFile("r.attn", source), lambda name, asker: None).recurrence
+    assert found is not None
+    return found
+
+
+def test_lines_stay_in_their_order() -> None:
+    found = load("let old = q @ S\nstep S = exp(g) * S + outer(k, v)\nread old + q @ S")
+    assert [type(line).__name__ for line in found.lines] == ["Let", "Step", "Read"]
+
+
+def test_a_let_without_a_state_may_stand_anywhere() -> None:
+    found = load("read q @ S * factor\nstep S = S + outer(k, v)\nlet factor = 2 * scale")
+    assert [type(line).__name__ for line in found.lines] == ["Read", "Step"]
+
+
+def test_states_of_other_sizes_and_starts() -> None:
+    lines = "state z: [slots] = -inf\nstep z = logaddexp(z, s)\nread q @ S * sum(exp(z[i]) for i in slots)"
+    found = load(f"step S = S + outer(k, v)\n{lines}")
+    assert [(state.name, state.dims, state.start) for state in found.states] == [
+        ("S", ("dk", "dv"), 0.0),
+        ("z", ("slots",), float("-inf")),
+    ]
+
+
+def test_the_order_of_tokens_and_where_states_begin_anew() -> None:
+    found = load("scan -t\nreset fresh and t > 0\nstep S = S + outer(k, v)\nread q @ S")
+    assert found.scan is not None
+    assert found.reset is not None
+
+
+STEP = "step S = S + outer(k, v)"
+READ = "read q @ S"
+
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "never read": (
+        f"{STEP}\nread v",
+        "A222",
+        "nothing reads the state `S`",
+    ),
+    "never updated": (
+        READ,
+        "A222",
+        "the state `S` is never updated",
+    ),
+    "no read": (
+        STEP,
+        "A215",
+        "nothing is read",
+    ),
+    "two reads": (
+        f"{STEP}\n{READ}\n{READ}",
+        "A216",
+        "`read` is said twice",
+    ),
+    "shapes": (
+        f"step S = S + outer(v, k)\n{READ}",
+        "A314",
+        "a vector over `dk`, `dv`|a matrix over `dk`, `dv`",
+    ),
+    "no axis in common": (
+        f"{STEP}\nread v @ q",
+        "A314",
+        "no axis to add up over",
+    ),
+    "a matrix is read": (
+        f"{STEP}\nread S",
+        "A310",
+        "a token gets a vector, and this is a matrix",
+    ),
+    "a number is a step": (
+        f"step S = dot(q, k)\n{READ}",
+        "A314",
+        "the state `S` is a matrix",
+    ),
+    "unknown state": (
+        f"{STEP}\nstep T = S\n{READ}",
+        "A201",
+        "there is no state `T`",
+    ),
+    "unknown size": (
+        f"state z: [rooms]\nstep z = z\n{STEP}\nread q @ S * z[0]",
+        "A303",
+        "nothing tells the size `rooms`",
+    ),
+    "tokens in a state": (
+        f"state z: [token]\nstep z = z\n{STEP}\n{READ}",
+        "A303",
+        "a state has no `token` dimension",
+    ),
+    "too early": (
+        f"{STEP}\nread new\nlet new = q @ S",
+        "A215",
+        "`new` is read before its line",
+    ),
+    "a relation": (
+        f"visible k <= q\n{STEP}\n{READ}",
+        "A214",
+        "`visible` does not belong in a `recurrence`",
+    ),
+    "a position": (
+        f"{STEP}\nread q @ S if q > 3 else v",
+        "A401",
+        "compare and round positions",
+    ),
+    "the token is implied": (
+        f"step S = exp(g[t]) * S + outer(k, v)\n{READ}",
+        "A306",
+        "takes 0 indices here and is given 1",
+    ),
+    "a state in a scan": (
+        f"scan S\n{STEP}\n{READ}",
+        "A401",
+        "`S` is a state",
+    ),
+    "a vector in a scan": (
+        f"scan q\n{STEP}\n{READ}",
+        "A206",
+        "the position of the token is `t`",
+    ),
+    "vectors of other axes": (
+        f"{STEP}\nread q * v",
+        "A314",
+        "do not go together",
+    ),
+    "a list begins a state": (
+        f"state z: [dk] = [1, 2]\nstep z = z + k\n{STEP}\nread q @ S * dot(q, z)",
+        "A301",
+        "begins with a number",
+    ),
+    "complex": (
+        "state x: complex[dv]\nstep x = x + v\nread x",
+        "A704",
+        "complex states",
+    ),
+    "repeated by tokens": (
+        f"step S = S + outer(k, v) for j in 0 .. t\n{READ}",
+        "A406",
+        "repeated alike for all tokens",
+    ),
+    "a score": (
+        f"{STEP}\nread score * v + q @ S",
+        "A206",
+        "`score` has no meaning here",
+    ),
+    "an unknown axis": (
+        f"scan t.y\n{STEP}\n{READ}",
+        "A203",
+        "no axis is named `y`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str) -> None:
+    lines, code, says = MISTAKES[name]
+    with pytest.raises(SpecError, match=says) as caught:
+        load(lines)
+    found = caught.value.diagnostics
+    assert code in {d.code for d in found}
+    assert all(d.help and d.primary.span.text for d in found)
+
+
+def test_what_belongs_in_a_recurrence_is_refused_in_a_pattern() -> None:
+    for line in ("state S: [dk, dv]", "step S = S", "read q", "scan t", "reset true"):
+        source = f"pattern p\n    visible k <= q\n    {line}\n"
+        with pytest.raises(SpecError, match="does not belong in a `pattern`"):
+            load_program(SourceFile("p.attn", source), lambda name, asker: None)
+
+
+@pytest.mark.parametrize("line", ["score dot(q, k) + dot(q @ q, k)", "score dot(diag(q), k)"])
+def test_products_of_matrices_are_for_recurrences(line: str) -> None:
+    with pytest.raises(SpecError, match="A703"):
+        load_program(SourceFile("p.attn", f"pattern p\n    {line}\n"), lambda name, asker: None)
