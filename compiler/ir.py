@@ -349,13 +349,15 @@ def is_truth(node: Index) -> bool:
 class Tensor(Node):
     """An input of each call; `dims` are fixed names (batch head kv_head query key token dk dv), new sizes, or numbers.
 
-    `real` ones enter values only. `learned`: a module owns it.
+    `real` ones enter values only. `learned`: a module owns it. `refinement`: what its entries promise to be, 0 to 1,
+    at most 0, or above 0.
     """
 
     name: str
     kind: Literal["int", "bool", "real"]
     dims: tuple[str | int, ...]
     learned: bool = False
+    refinement: Literal["unit", "log_decay", "positive"] | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -424,7 +426,8 @@ class Apply(Node):
     add sub mul div neg pow abs min max clamp sqrt exp log log2 tanh sigmoid softplus relu elu silu sin cos logaddexp;
     share, a division in which 0 / 0 is 0; and of a vector as a whole, normalised and rms. In derivatives also sign,
     if_at_least (of a, b, then, otherwise: `then` where a >= b) and chain, a product that is 0 where its first factor
-    is, whatever the second.
+    is, whatever the second. In recurrences also softmax, of a vector as a whole, and a vector goes with a matrix over
+    its axis.
     """
 
     operand_fields = ("operands",)
@@ -472,6 +475,36 @@ class Outer(Node):
 
     left: Value
     right: Value
+
+
+@dataclass(frozen=True, eq=False)
+class Contract(Node):
+    """The sum over an axis of each: axis `left_axis` of the one, `right_axis` of the other; the other axes in order."""
+
+    operand_fields = ("left", "right")
+
+    left: Value
+    right: Value
+    left_axis: int
+    right_axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal(Node):
+    """The matrix with a vector on its diagonal."""
+
+    operand_fields = ("vector",)
+
+    vector: Value
+
+
+@dataclass(frozen=True, eq=False)
+class StateAt(Node):
+    """A state of a recurrence after so many of its steps; in a repeated step its own version is the running one."""
+
+    name: str
+    version: int
+    dims: tuple[str | int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -533,8 +566,30 @@ class Seen(Node):
     body: Value
 
 
-Value = Number | Ratio | Vec | Scale | Element | Apply | Dot | Pick | Part | Outer | Eye | Solve | Select | Total | Seen
-VALUES = (Number, Ratio, Vec, Scale, Element, Apply, Dot, Pick, Part, Outer, Eye, Solve, Select, Total, Seen)
+Value = (
+    Number
+    | Ratio
+    | Vec
+    | Scale
+    | Element
+    | Apply
+    | Dot
+    | Pick
+    | Part
+    | Outer
+    | Contract
+    | Diagonal
+    | StateAt
+    | Eye
+    | Solve
+    | Select
+    | Total
+    | Seen
+)
+VALUES = (
+    *(Number, Ratio, Vec, Scale, Element, Apply, Dot, Pick, Part, Outer, Contract, Diagonal, StateAt, Eye, Solve),
+    *(Select, Total, Seen),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -581,6 +636,41 @@ class Attend:
     family: Loop | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """What a recurrence carries, of each batch entry and head; every entry is `start` before the first token."""
+
+    name: str
+    dims: tuple[str | int, ...]
+    start: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """The version of a state that follows `version`: once, or as often as `repeat` says, one after another."""
+
+    state: str
+    version: int
+    value: Value
+    repeat: Loop | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recur:
+    """Tokens one after another, by increasing `order` (None: their places). For each: `steps`, and what it gets.
+
+    `read` and the values of steps are of the token at place q and of versions of the states. Where `reset` holds of a
+    token the states are as at the start before it.
+    """
+
+    name: str
+    states: tuple[State, ...]
+    steps: tuple[Step, ...]
+    read: Value
+    order: Index | None = None
+    reset: Index | None = None
+
+
 BOUNDARIES = "cu_seqlens.size"
 """The dimension of cumulative lengths."""
 
@@ -613,6 +703,8 @@ class Pattern:
 
     `documents` has an id for each token, or, where its dimension is `BOUNDARIES`, the cumulative lengths of sequences.
 
+    A recurrence has `recur` in place of nodes.
+
     `origins` gives the place in the source where a node first arose. `general`: None where extents cannot be left open.
     """
 
@@ -630,6 +722,7 @@ class Pattern:
     combine: Value | None = None
     lse: Value | None = None
     general: General | None = None
+    recur: Recur | None = None
 
     @property
     def packed(self) -> Pattern:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 
 from attnc.compiler.derivatives import Derivative, derivatives
@@ -13,8 +13,10 @@ from attnc.compiler.ir import (
     Bool,
     Choice,
     Const,
+    Contract,
     Coord,
     DataRead,
+    Diagonal,
     Dot,
     Element,
     Extent,
@@ -32,6 +34,7 @@ from attnc.compiler.ir import (
     Pick,
     Place,
     Ratio,
+    Recur,
     Reduce,
     Round,
     Scale,
@@ -41,6 +44,7 @@ from attnc.compiler.ir import (
     Sign,
     Softmax,
     Solve,
+    StateAt,
     TableRead,
     Tensor,
     Total,
@@ -65,6 +69,8 @@ def print_pattern(pattern: Pattern) -> str:
     lines.extend(f"    require {print_index(condition)}" for condition, _ in pattern.requirements)
     for node in pattern.nodes:
         lines.extend(f"    {line}" for line in _attend(node))
+    if pattern.recur is not None:
+        lines.extend(f"    {line}" for line in _recur(pattern.recur))
     if pattern.combine is not None:
         lines.append(f"    combine {print_value(pattern.combine)}")
     return "\n".join(lines)
@@ -103,6 +109,21 @@ def _attend(node: Attend) -> list[str]:
         f"    weights {_weights(node.weights)}",
         f"    value   {print_value(node.value)}",
     ]
+
+
+def _recur(recur: Recur) -> Iterator[str]:
+    """The lines of a recurrence; a state with so many strokes is the state after so many of its steps."""
+    for state in recur.states:
+        start = f" = {state.start}" if state.start else ""
+        yield f"state {state.name}: [{', '.join(map(str, state.dims))}]{start}"
+    if recur.order is not None:
+        yield f"scan {print_index(recur.order)}"
+    if recur.reset is not None:
+        yield f"reset {print_index(recur.reset)}"
+    for step in recur.steps:
+        each = "" if step.repeat is None else f" for {_loop(step.repeat)}"
+        yield f"step {step.state}{chr(39) * (step.version + 1)} = {print_value(step.value)}{each}"
+    yield f"read {print_value(recur.read)}"
 
 
 def _derivatives(node: Attend) -> tuple[Derivative, ...]:
@@ -340,6 +361,10 @@ def _value_atom(node: Value) -> str:
         case Dot() | Outer():
             name = "dot" if isinstance(node, Dot) else "outer"
             return f"{name}({print_value(node.left)}, {print_value(node.right)})"
+        case Contract():
+            return f"({_value_text(node.left, Level.UNARY)} @ {_value_text(node.right, Level.UNARY)})"
+        case StateAt():
+            return node.name + "'" * node.version
         case Total():
             ends = f"{_text(node.low, Level.SUM)} .. {_text(node.high, Level.SUM)}"
             always = isinstance(node.condition, Truth) and node.condition.value
@@ -361,6 +386,8 @@ def _matrix_atom(node: Value) -> str:
             return f"part({print_value(node.vector)}, {node.number}, {node.of})"
         case Eye():
             return f"eye({print_index(node.size)})"
+        case Diagonal():
+            return f"diag({print_value(node.vector)})"
         case Solve():
             steps = "" if node.steps is None else f", {node.steps} steps"
             return f"solve({print_value(node.matrix)}, {print_value(node.vector)}{steps})"

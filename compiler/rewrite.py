@@ -14,6 +14,7 @@ from attnc.compiler.ir import (
     Attend,
     Bool,
     Choice,
+    Contract,
     Coord,
     DataRead,
     Dot,
@@ -32,6 +33,7 @@ from attnc.compiler.ir import (
     Sign,
     Softmax,
     Solve,
+    StateAt,
     TableRead,
     Total,
     Truth,
@@ -166,6 +168,10 @@ def _vector(node: Any, children: tuple[Any, ...]) -> Any:
             return intern(Part(children[0], node.number, node.of))
         case Solve():
             return intern(Solve(children[0], children[1], node.steps))
+        case Contract():
+            return intern(Contract(children[0], children[1], node.left_axis, node.right_axis))
+        case StateAt():
+            return node
         case _:
             return intern(type(node)(*children))
 

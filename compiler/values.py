@@ -13,8 +13,12 @@ from attnc.compiler.ir import (
     VALUES,
     Apply,
     Attend,
+    Const,
+    Contract,
+    Diagonal,
     Dot,
     Element,
+    Extent,
     Eye,
     HeadIndex,
     Index,
@@ -32,6 +36,7 @@ from attnc.compiler.ir import (
     Select,
     Softmax,
     Solve,
+    StateAt,
     Tensor,
     Total,
     Truth,
@@ -144,6 +149,63 @@ def output_lse(node: Attend) -> Tensor:
     return intern(Tensor(f"{node.name}.lse", "real", ("batch", "head", "query", *family)))
 
 
+def contract(left: Value, right: Value) -> Value:
+    """The sum over the axis that both have: where they meet, or else the only one."""
+    a, b = axes(left), axes(right)
+    if a[-1] == b[0]:
+        return intern(Contract(left, right, len(a) - 1, 0))
+    shared = next(axis for axis in a if axis in b)
+    return intern(Contract(left, right, a.index(shared), b.index(shared)))
+
+
+def diagonal(vector: Value) -> Value:
+    """The matrix with a vector on its diagonal."""
+    return intern(Diagonal(vector))
+
+
+def state_at(name: str, version: int, dims: tuple[str | int, ...]) -> Value:
+    """A state after so many of its steps."""
+    return intern(StateAt(name, version, dims))
+
+
+Axes = tuple[str | int, ...]
+
+
+def axes(node: Value) -> Axes:  # noqa: C901  one case a node kind
+    """The axes of a value, by name; numbered ones by how many entries they have."""
+    match node:
+        case Vec(tensor=tensor):
+            return ("dv" if tensor == "v" else "dk",)
+        case Element(tensor=tensor, indices=indices):
+            return tensor.dims[len(indices) :]
+        case StateAt(dims=dims):
+            return dims
+        case Apply(operands=operands):
+            return max((axes(operand) for operand in operands), key=len)
+        case Pick(vector=inner):
+            return axes(inner)[1:]
+        case Part(vector=inner, of=of):
+            return (f"{axes(inner)[0]}/{of}",)
+        case Outer(left=left, right=right):
+            return axes(left) + axes(right)
+        case Contract(left=left, right=right, left_axis=i, right_axis=j):
+            a, b = axes(left), axes(right)
+            return a[:i] + a[i + 1 :] + b[:j] + b[j + 1 :]
+        case Diagonal(vector=inner):
+            return axes(inner) * 2
+        case Eye(size=size):
+            own: str | int = size.name if isinstance(size, Extent) else size.value if isinstance(size, Const) else ""
+            return (own, own)
+        case Solve(vector=inner):
+            return axes(inner)
+        case Select(then=then, otherwise=otherwise):
+            return max(axes(then), axes(otherwise), key=len)
+        case Total(body=body) | Seen(body=body):
+            return axes(body)
+        case _:
+            return ()
+
+
 def rank(node: Value) -> int:
     """Axes of a value: 0 of a number, 1 of a vector, 2 of a matrix."""
     match node:
@@ -157,6 +219,8 @@ def rank(node: Value) -> int:
             return rank(inner) - 1
         case Outer() | Eye():
             return 2
+        case Contract() | Diagonal() | StateAt():
+            return len(axes(node))
         case Select(then=then, otherwise=otherwise):
             return max(rank(then), rank(otherwise))
         case Total(body=body) | Seen(body=body):

@@ -23,10 +23,12 @@ from attnc.compiler.ir import (
     Not,
     Pattern,
     Place,
+    Recur,
     Reduce,
     Round,
     Sign,
     Softmax,
+    StateAt,
     TableRead,
     Tensor,
     Total,
@@ -76,8 +78,10 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
     names = [node.name for node in pattern.nodes]
     if len(set(names)) != len(names):
         yield "two nodes have one name"
-    if pattern.combine is None and len(names) != 1:
+    if pattern.combine is None and len(names) != (pattern.recur is None):
         yield "several nodes, and nothing that combines them"
+    if pattern.recur is not None:
+        yield from _recurrence(pattern.recur)
     if len({tensor.name for tensor in pattern.tensors}) != len(pattern.tensors):
         yield "two tensors have one name"
     if pattern.documents is not None and pattern.documents not in pattern.tensors:
@@ -88,6 +92,23 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
     for segment in pattern.segments:
         for expression in (segment.offset, segment.length, *(extent for _, extent in segment.axes)):
             yield from _number(expression, pattern.tensors, f"segment `{segment.name}`")
+
+
+def _recurrence(recur: Recur) -> Iterator[str]:
+    """Steps count the versions of their states, and read none that is not known yet."""
+    versions = {state.name: 0 for state in recur.states}
+    for step in recur.steps:
+        if versions.get(step.state) != step.version:
+            yield f"the step of `{step.state}` from version {step.version} is out of order"
+        yield from _versions(step.value, versions, f"a step of `{step.state}`")
+        versions[step.state] = step.version + 1
+    yield from _versions(recur.read, None, "the read")
+
+
+def _versions(value: Value, known: dict[str, int] | None, where: str) -> Iterator[str]:
+    for node in value.below:
+        if isinstance(node, StateAt) and known is not None and node.version > known.get(node.name, -1):
+            yield f"{where} reads version {node.version} of `{node.name}` before it is known"
 
 
 def _nodes(pattern: Pattern) -> Iterator[str]:

@@ -73,6 +73,8 @@ class Lowering:
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
     units: dict[checked.Unit, Members] = field(default_factory=dict)
+    states: dict[checked.State, ir.Value] = field(default_factory=dict)
+    """Each state as it is at the line at hand."""
     origins: dict[Index, Span] = field(default_factory=dict)
     steps: int | None = None
     """Of every `solve`, None for an exact one."""
@@ -141,6 +143,8 @@ class Lowering:
                 return self._item(expr, scope)
             case checked.Scale():
                 return values.scale()
+            case checked.StateRead(state=state):
+                return self.states[state]
             case _:
                 return self.of_attention(expr, scope)
 
@@ -467,6 +471,10 @@ def _floating(op: str, operands: tuple[ir.Value, ...]) -> ir.Value:
             return values.dot(*operands)
         case "outer":
             return values.outer(*operands)
+        case "matmul":
+            return values.contract(*operands)
+        case "diag":
+            return values.diagonal(*operands)
         case _:
             return values.apply(op, *operands)
 

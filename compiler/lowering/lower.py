@@ -8,6 +8,7 @@ from typing import cast
 from attnc.compiler import fold, ir
 from attnc.compiler.lowering.attends import AttentionLowering
 from attnc.compiler.lowering.expressions import Lowering, OpenSizeError, Scope, number_of
+from attnc.compiler.lowering.recurrent import lower_recurrence
 from attnc.compiler.lowering.rounding import lower_round
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
@@ -61,6 +62,9 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         lowering.steps = _number(program.approximate, lowering)
     nodes = tuple(lowering.attend(attend, visible) for attend in program.attends)
     combine, lse = lowering.combined()
+    recur = None
+    if program.recurrence is not None:
+        recur = lower_recurrence(program.recurrence, lowering, lambda dim: _dim(dim, lowering))
     requirements = tuple(
         (lowering.truth(r.condition, Scope()), r.span) for r in program.requirements if r.stage == "call"
     )
@@ -78,13 +82,15 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         origins=lowering.origins,
         combine=combine,
         lse=lse,
+        recur=recur,
     )
 
 
 def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
     kind = item.type.kind
     assert kind != "complex"
-    return ir.intern(ir.Tensor(item.name, kind, tuple(_dim(d, lowering) for d in item.type.dims), item.learned))
+    dims = tuple(_dim(d, lowering) for d in item.type.dims)
+    return ir.intern(ir.Tensor(item.name, kind, dims, item.learned, item.type.refinement))
 
 
 def _dim(dim: Dim, lowering: Lowering) -> str | int:

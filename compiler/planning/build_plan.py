@@ -61,6 +61,17 @@ class _Local:
         return self.relation, self.windows.contents
 
 
+def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Index]:
+    """A condition over the sizes and inputs of a call, for every batch entry and head that differ."""
+    by_batch = range(shape.batch) if reads_batch(pattern, condition) else [0]
+    by_head = range(shape.heads) if reads_head(condition) else [0]
+    window = whole(shape.n_q, shape.n_k, pattern.align)
+    group, sizes, slices = max(shape.heads // max(shape.kv_heads, 1), 1), Sizes(shape.sizes), Slices(shape.inputs)
+    return [
+        specialise(condition, sizes, slices, window, batch=b, head=h, group=group) for b in by_batch for h in by_head
+    ]
+
+
 class Relations:
     """The relation of every batch entry and head of a call, specialised once for each that differs."""
 
@@ -159,15 +170,7 @@ class Relations:
 
     def conditions(self, condition: Index) -> list[Index]:
         """Another condition over the sizes and inputs of the call, for every batch entry and head that differ."""
-        by_batch = range(self.shape.batch) if reads_batch(self.pattern, condition) else [0]
-        by_head = range(self.shape.heads) if reads_head(condition) else [0]
-        window = whole(self.shape.n_q, self.shape.n_k, self.pattern.align)
-        group = max(self.shape.heads // max(self.shape.kv_heads, 1), 1)
-        return [
-            specialise(condition, self.sizes, self.slices, window, batch=b, head=h, group=group)
-            for b in by_batch
-            for h in by_head
-        ]
+        return conditions(self.pattern, self.shape, condition)
 
     def mask(self, batch: int, head: int, row: int, row_stop: int, key: int, key_stop: int) -> Mask:
         """The relation on rows and keys of the call: bool (rows, keys)."""

@@ -15,7 +15,7 @@ from attnc import compile_attention
 from attnc.compiler.analysis import exact
 from attnc.compiler.planning import pieces
 from attnc.compiler.planning.runs import run_mask
-from attnc.runtime.library import library_names
+from attnc.runtime.library import pattern_names
 
 LENGTH = 1 << 16
 TEXT = 256
@@ -68,7 +68,7 @@ WORDS = {"log_sparse", "sparse_fixed"}
 """Their largest arrays are of integers, eight bytes an element; their masks are looked at one by one."""
 
 
-@pytest.mark.parametrize("name", sorted(set(library_names()) - READS_INPUTS))
+@pytest.mark.parametrize("name", sorted(set(pattern_names()) - READS_INPUTS))
 def test_nothing_quadratic_is_allocated(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in bytes, which are no fewer than elements."""
     parameters, n, heads = CASES.get(name, ({}, LENGTH, 2))

@@ -23,7 +23,7 @@ from attnc.compiler.growth.periods import find_period
 from attnc.compiler.ir import Index, Pattern
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import alone, other_sizes
-from attnc.runtime.library import ModuleLoader, library_names, library_source
+from attnc.runtime.library import ModuleLoader, library_source, pattern_names
 from attnc.spec.errors import EvaluationError
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
@@ -132,7 +132,7 @@ def check(pattern: Pattern, growth: Growth, lengths: Iterable[int], number: int 
     return said
 
 
-STATIC = sorted(set(library_names()) - set(REFUSED) - GRIDS)
+STATIC = sorted(set(pattern_names()) - set(REFUSED) - GRIDS)
 
 
 @pytest.mark.parametrize("name", STATIC)

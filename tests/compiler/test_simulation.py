@@ -21,7 +21,7 @@ from attnc.compiler.simulation.machine import MachineError, find_machine
 from attnc.compiler.simulation.problem import Part, Problem
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape, Simulation
 from attnc.runtime.errors import ArgumentError
-from attnc.runtime.library import library_names
+from attnc.runtime.library import pattern_names
 from expression_trees import Tree, build
 from library_calls import library_call
 from relations import relations
@@ -84,7 +84,7 @@ def test_exact_counts_and_searched_bricks_beat_the_published_bounds(
 
 
 @pytest.mark.parametrize("n", [389, 1000])
-@pytest.mark.parametrize("name", library_names())
+@pytest.mark.parametrize("name", pattern_names())
 def test_rungs_are_ordered(name: str, n: int) -> None:
     call = library_call(name, n)
     for device in ("h100", "cpu"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attnc.compiler.warnings import warnings_of
-from attnc.runtime.library import ModuleLoader, library_files, library_names
+from attnc.runtime.library import ModuleLoader, library_files, pattern_names
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
@@ -82,7 +82,7 @@ def test_the_library_has_no_warning(name: str) -> None:
     path: Path = library_files()[name]
     source, loader = decode(path.read_bytes(), path.name), ModuleLoader(None)
     assert check_source(source, loader) == ()
-    if name not in library_names():
+    if name not in pattern_names():
         return
     program = load_program(source, loader, name)
     choices = [preset.name for preset in program.presets]

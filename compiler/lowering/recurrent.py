@@ -1,0 +1,51 @@
+"""Lowering a recurrence: lines become versions of its states, and lets are written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from attnc.compiler import ir, values
+from attnc.compiler.ir import Index
+from attnc.compiler.lowering.expressions import Lowering, Scope, as_value
+from attnc.spec import program as checked
+from attnc.spec.types import Dim
+
+
+def lower_recurrence(item: checked.Recurrence, lowering: Lowering, dim: Callable[[Dim], str | int]) -> ir.Recur:
+    """The recurrence. `dim` gives a dimension's name or its number.
+
+    Raises SpecError where an exact expression has no integer form.
+    """
+    states = {state: ir.State(state.name, tuple(map(dim, state.dims)), state.start) for state in item.states}
+    versions = dict.fromkeys(item.states, 0)
+    for state, own in states.items():
+        lowering.states[state] = values.state_at(own.name, 0, own.dims)
+    scope, steps, read = Scope(), list[ir.Step](), None
+    for line in item.lines:
+        if isinstance(line, checked.Let):
+            scope = scope.bind(line.binder, lowering.lower(line.value, scope))
+        elif isinstance(line, checked.Read):
+            read = lowering.value(line.value, scope)
+        else:
+            own, version = states[line.state], versions[line.state]
+            steps.append(_step(line, version, lowering, scope))
+            versions[line.state] = version + 1
+            lowering.states[line.state] = values.state_at(own.name, version + 1, own.dims)
+    assert read is not None
+    order = None if item.scan is None else lowering.integer(item.scan, Scope())
+    reset = None if item.reset is None else lowering.truth(item.reset, Scope())
+    return ir.Recur(item.name, tuple(states.values()), tuple(steps), read, order, reset)
+
+
+def _step(line: checked.Step, version: int, lowering: Lowering, scope: Scope) -> ir.Step:
+    repeat = None
+    if line.repeat is not None:
+        variable = lowering.variable(line.repeat.binder.name)
+        low, high = (lowering.integer(end, scope) for end in (line.repeat.low, line.repeat.high))
+        repeat = variable, low, high
+        scope = scope.bind(line.repeat.binder, cast("Index", variable))
+    return ir.Step(line.state.name, version, as_value(lowering.lower(line.value, scope)), repeat)
+
+
+__all__ = ["lower_recurrence"]

@@ -1,0 +1,1 @@
+"""From the lines of a recurrence to forms that are computed chunk by chunk."""

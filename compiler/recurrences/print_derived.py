@@ -1,0 +1,85 @@
+"""The derivation of a recurrence, as a person reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from attnc.compiler.ir import Value
+from attnc.compiler.print_ir import print_value
+
+if TYPE_CHECKING:
+    from attnc.compiler.recurrences.derive import Derived, Micro, Pass
+
+
+def print_derived(derived: Derived) -> str:
+    """Every pass with its class, and what is read."""
+    from attnc.compiler.recurrences.derive import LogSum
+
+    lines: list[str] = []
+    for stage in derived.stages:
+        name = stage.state.name
+        if isinstance(stage, LogSum):
+            lines.append(f"{name}: log-sum-exp of {_text(stage.added)}")
+            continue
+        dims = ", ".join(map(str, stage.state.dims))
+        lines.append(f"{name}[{dims}]: {class_of(stage)}")
+        for micro in stage.steps:
+            lines += [f"    {line}" for line in _step(name, micro)]
+        for taken in stage.reads:
+            when = " before its steps" if taken.before else ""
+            lines.append(f"    {taken.name.removeprefix('#')} = {_factor(taken.query)} @ {name}{when}")
+    return "\n".join([*lines, f"out = {_text(derived.result)}"])
+
+
+def class_of(stage: Pass) -> str:
+    """What decays and what is corrected, in words."""
+    decays = [micro.decay for micro in stage.steps if micro.decay is not None]
+    corrections = [micro.correction for micro in stage.steps if micro.correction is not None]
+    sides = {"scalar": "a scalar decay", "rows": "a decay of each row", "columns": "a decay of each column"}
+    words = [sides[decays[0].side] if decays else "no decay"]
+    if corrections:
+        words.append(
+            "delta rule" if corrections[0].merged else f"a correction of rank one of the {corrections[0].sees} state"
+        )
+    if any(micro.repeat for micro in stage.steps) or len(stage.steps) > 1:
+        words.append("several steps a token")
+    return ", ".join(words)
+
+
+def _step(name: str, micro: Micro) -> Iterator[str]:
+    if micro.decay is not None:
+        yield f"{name} = exp({_text(micro.decay.log)}) * {name}"
+    parts = []
+    if micro.correction is not None:
+        parts.append(f"outer({_text(micro.correction.left)}, {_factor(micro.correction.read)} @ {name})")
+    if micro.write is not None:
+        parts.append(f"outer({', '.join(map(_text, micro.write))})")
+    if parts:
+        yield f"{name} = {name} + {' + '.join(parts)}" + (f" for {micro.repeat[0].name}" if micro.repeat else "")
+
+
+_OWN = frozenset({"batch", "head", "kv_head", "q"})
+"""Indices that mean the token and head at hand."""
+
+_SERIAL = re.compile(r"'-?\d+")
+_INDICES = re.compile(r"\[([^\[\]]*)\]")
+
+
+def _text(value: Value) -> str:
+    """As it is written in a recurrence: inputs and vectors are the token's own."""
+    return _INDICES.sub(_others, _SERIAL.sub("", print_value(value))).replace("#", "")
+
+
+def _others(found: re.Match[str]) -> str:
+    left = [index for index in found[1].split(", ") if index not in _OWN]
+    return f"[{', '.join(left)}]" if left else ""
+
+
+def _factor(value: Value) -> str:
+    text = _text(value)
+    return text if text.isidentifier() else f"({text})"
+
+
+__all__ = ["class_of", "print_derived"]

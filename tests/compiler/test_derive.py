@@ -1,0 +1,139 @@
+"""Recurrences as passes: classes, what is merged, what has no form and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attnc.compiler.ir import Recur
+from attnc.compiler.lowering.lower import lower
+from attnc.compiler.print_ir import print_pattern
+from attnc.compiler.recurrences.derive import NoFormError, Pass, derive
+from attnc.compiler.recurrences.print_derived import class_of
+from attnc.compiler.verify_ir import verify
+from attnc.runtime.library import ModuleLoader, library_source, recurrence_names
+from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
+from attnc.spec.source import SourceFile
+
+INPUTS = """
+    input g: log_decay[batch, token, head]
+    input w: log_decay[batch, token, head, dk]
+    input c: log_decay[batch, token, head, dv]
+    input f: unit[batch, token, head, dk]
+    input free: real[batch, token, head]
+    input beta: unit[batch, token, head]
+    input a: real[batch, token, head, dk]
+    input b: real[batch, token, head, dk]
+"""
+
+
+def recur_of(source: SourceFile, name: str | None = None, **values: Any) -> Recur:
+    pattern = lower(bind(load_program(source, ModuleLoader(None), name), values, None))
+    verify(pattern)
+    print_pattern(pattern)
+    assert pattern.recur is not None
+    return pattern.recur
+
+
+def written(lines: str) -> Recur:
+    body = "".join(f"    {line}\n" for line in lines.splitlines())
+    return recur_of(SourceFile("r.attn", f"recurrence r{INPUTS}    state S: [dk, dv]\n{body}"))
+
+
+def classes(recur: Recur) -> list[str]:
+    return [class_of(stage) if isinstance(stage, Pass) else "log-sum-exp" for stage in derive(recur).stages]
+
+
+LIBRARY = {
+    "comba": ["a scalar decay, delta rule"],
+    "delta_net": ["no decay, delta rule"],
+    "gated_delta_net": ["a scalar decay, delta rule"],
+    "gated_delta_product": ["a scalar decay, delta rule, several steps a token"],
+    "gla": ["a decay of each row"],
+    "gsa": ["a decay of each column", "a decay of each row"],
+    "hgrn2": ["a decay of each row"],
+    "kimi_delta": ["a decay of each row, delta rule"],
+    "lightnet": ["log-sum-exp", "a decay of each row"],
+    "lightning": ["a scalar decay"],
+    "linear_attention": ["no decay", "no decay"],
+    "mamba1": "a decay of its own for every entry of `S`",
+    "mamba2_ssd": ["a scalar decay"],
+    "mesa": "a read that is not linear in a state",
+    "mhs_vm": "a decay of its own for every entry of `S`",
+    "retention": ["a scalar decay"],
+    "rwkv6": ["a decay of each row"],
+    "rwkv7": ["a decay of each row, a correction of rank one of the old state"],
+    "titans_linear": "a step of `M` reads `P`",
+    "yaad_linear": "`min` of a state",
+}
+
+
+@pytest.mark.parametrize("name", recurrence_names())
+def test_library(name: str) -> None:
+    source = library_source(name)
+    assert source is not None
+    recur = recur_of(source, name, **({"height": 4, "width": 5} if name == "mhs_vm" else {}))
+    wanted = LIBRARY[name]
+    if isinstance(wanted, str):
+        with pytest.raises(NoFormError, match=wanted.replace("`", ".")):
+            derive(recur)
+    else:
+        assert classes(recur) == wanted
+        assert str(derive(recur)).endswith(tuple("]*v)1234567890"))
+
+
+RANK_ONE = "a correction of rank one"
+SAME: dict[str, tuple[str, list[str]]] = {
+    "one line or two": (
+        "step S = exp(g) * S + beta * outer(k, v - exp(g) * (k @ S))",
+        [f"a scalar decay, {RANK_ONE} of the old state"],
+    ),
+    "a difference": ("step S = S - (1 - f) * S + outer(k, v)", ["a decay of each row"]),
+    "a share": ("step S = (1 - f) * S + outer(k, v)", ["a decay of each row"]),
+    "columns": ("step S = exp(c) * S + outer(k, v)", ["a decay of each column"]),
+    "a negative gate": ("step S = exp(-softplus(free)) * S + outer(k, v)", ["a scalar decay"]),
+    "rank one": (
+        "step S = exp(w) * S\nstep S = S + outer(b, a @ S) + outer(k, v)",
+        [f"a decay of each row, {RANK_ONE} of the decayed state"],
+    ),
+    "a choice": ("step S = (exp(g) if t % 2 == 0 else 1) * S + outer(k, v)", []),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_ways_to_write(name: str) -> None:
+    lines, wanted = SAME[name]
+    recur = written(f"{lines}\nread q @ S")
+    if wanted:
+        assert classes(recur) == wanted
+    else:
+        with pytest.raises(NoFormError, match="may be above 1"):
+            derive(recur)
+
+
+REFUSED = {
+    "a free gate": ("step S = exp(free) * S + outer(k, v)", "declare its gate `log_decay`"),
+    "a free factor": ("step S = free * S + outer(k, v)", "declare its gate `unit`"),
+    "nonlinear": ("step S = tanh(S) + outer(k, v)", "`tanh` of a state"),
+    "quadratic": ("step S = S * S + outer(k, v)", "a product of the states"),
+    "a later decay": ("step S = S + outer(k, v - k @ S)\nstep S = exp(g) * S", "a decay of `S` after its correction"),
+    "forgotten": ("step S = outer(k, v)", "forgets `S` whole"),
+    "on columns": ("step S = S + outer(k, S @ v)", "|not of its first axis|a matrix that is no product"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_form(name: str) -> None:
+    lines, says = REFUSED[name]
+    if name == "on columns":
+        lines = "step S = S + outer(S @ v, v)"
+    with pytest.raises(NoFormError, match=says.replace("`", ".")):
+        derive(written(f"{lines}\nread q @ S"))
+
+
+def test_a_read_between_steps_has_no_form() -> None:
+    recur = written("step S = exp(g) * S\nlet seen = q @ S\nstep S = S + outer(k, v)\nread seen")
+    with pytest.raises(NoFormError, match="between its steps"):
+        derive(recur)
