@@ -31,6 +31,7 @@ from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
 from attnc.runtime.shown import Shown
+from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.steps import Given
 from attnc.runtime.transforms import cast_for_autocast, untraced
 from attnc.spec.load import load_program
@@ -100,7 +101,7 @@ def _check_options(options: Options) -> None:
         raise UnsupportedError(f'tune={options.tune!r}: tuning is not supported yet; leave it at "model"')
 
 
-class Attention(Shown, Served):
+class Attention(Shown, Served, Stateful):
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
     `name`, `parameters` and `program` say what it is; calling it runs it.
@@ -137,6 +138,8 @@ class Attention(Shown, Served):
         scale: float | None = None,
         return_lse: Literal[False] = False,
         cu_seqlens: object = None,
+        state: States | None = None,
+        return_state: Literal[False] = False,
         **inputs: object,
     ) -> Tensor: ...
 
@@ -150,8 +153,25 @@ class Attention(Shown, Served):
         scale: float | None = None,
         return_lse: Literal[True],
         cu_seqlens: object = None,
+        state: None = None,
+        return_state: Literal[False] = False,
         **inputs: object,
     ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        cu_seqlens: object = None,
+        state: States | None = None,
+        return_state: Literal[True],
+        **inputs: object,
+    ) -> tuple[Tensor, States]: ...
 
     def __call__(
         self,
@@ -162,8 +182,10 @@ class Attention(Shown, Served):
         scale: float | None = None,
         return_lse: bool = False,
         cu_seqlens: object = None,
+        state: States | None = None,
+        return_state: bool = False,
         **inputs: object,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         """Attention over q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv): out (B, Hq, Nq, dv) in their dtype.
 
         `scale` is dk^-1/2 unless given. With `return_lse`, (out, lse): lse (B, Hq, Nq), natural log, fp32 (fp64 for
@@ -171,17 +193,24 @@ class Attention(Shown, Served):
         `cu_seqlens`, int (sequences + 1,) from 0 to Nk: several sequences in one, the i-th from entry i to entry i + 1,
         each as if it were called alone; empty ones are allowed.
 
+        Of a recurrence: `state`, the states before the first token by name (`init_state` where it is left out), and
+        with `return_state` (out, states after the last token), fp32 (B, Hq, …), fp64 for fp64.
+
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
         if cu_seqlens is not None:
-            given: Any = {**inputs, "cu_seqlens": cu_seqlens}
-            return self._on_sequences()._call(q, k, v, scale, return_lse, given)
-        if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
-            direct = self._planner.direct
-            out = None if direct is None else direct.attend(q, k, v, scale)
-            if out is not None:
-                return out
-        return self._call(q, k, v, scale, return_lse, inputs)
+            own, inputs = self._on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
+        else:
+            own = self
+            if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
+                direct = self._planner.direct
+                out = None if direct is None else direct.attend(q, k, v, scale)
+                if out is not None:
+                    return out
+        if state is not None or return_state:
+            found = own._with_state(q, k, v, scale, state, inputs)
+            return found if return_state else found[0]
+        return own._call(q, k, v, scale, return_lse, inputs)
 
     def _on_sequences(self) -> Attention:
         """The same pattern for calls with `cu_seqlens`."""
@@ -212,6 +241,20 @@ class Attention(Shown, Served):
             return _result(plain.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
         pair = plain.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
+
+    def _with_state(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]
+    ) -> tuple[Tensor, States]:
+        recurrent = self._general.recurrent
+        if recurrent is None:
+            raise self._has_no_state()
+        if torch.compiler.is_compiling():
+            raise UnsupportedError("`state` in torch.compile is not supported yet: leave fullgraph=True out")
+        check_are_tensors(q, k, v)
+        q, k, v = cast_for_autocast(q, k, v)
+        factor = None if scale is None else finite(scale)
+        tensors = input_tensors(self._pattern, inputs)
+        return recurrent.attend(q, k, v, inputs, tensors, factor, state, dense=self._is_reference)
 
     def _call_general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
@@ -318,7 +361,10 @@ class Attention(Shown, Served):
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
         tensors = input_tensors(self._pattern, inputs)
-        check_promises(self._bound.program.inputs, tensors[: len(self._bound.program.inputs)])
+        check_promises(self._pattern.tensors, tensors)
+        recurrent = self._general.recurrent
+        if recurrent is not None:
+            return recurrent.attend(q, k, v, inputs, tensors, factor, dense=True)[0], None
         real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
         if self._steps is not None:
             return self._steps.densely(q, k, v, Given(sizes, inputs, real, factor))

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler import ir
+from attnc.compiler import fold, ir
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
@@ -20,7 +20,6 @@ from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
-from attnc.spec.program import Input
 from attnc.spec.suggest import did_you_mean
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -34,8 +33,6 @@ REFUSED: Mapping[str, str] = {
     "dropout_p": "dropout on attention weights is not supported; apply dropout to the output",
     "dropout": "dropout on attention weights is not supported; apply dropout to the output",
     "enable_gqa": "grouped heads are recognised by the shapes; leave it out",
-    "state": "this pattern has no state; recurrences are not supported yet",
-    "return_state": "this pattern has no state; recurrences are not supported yet",
 }
 """Options of other attention functions that are refused, each with what to do instead."""
 
@@ -184,8 +181,8 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
 
 def _places(pattern: ir.Pattern, sizes: Sizes, named: Mapping[str, int]) -> tuple[int, int | None]:
     """How many keys a row may have, and where query 0 stands if these are no tokens."""
-    keys = pattern.nodes[0].keys
-    if len(pattern.nodes) > 1 or keys is None:
+    keys = pattern.nodes[0].keys if len(pattern.nodes) == 1 else None
+    if keys is None:
         return sizes.n_k, None
     shift = sizes.n_k - sizes.n_q if pattern.align == "end" else 0
     return max(number(keys, sizes, named), 0), shift
@@ -223,17 +220,23 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
     return value
 
 
-def check_promises(declared: Sequence[Input], tensors: Sequence[Tensor]) -> None:
+def check_promises(declared: Sequence[ir.Tensor], tensors: Sequence[Tensor]) -> None:
     """Raise ArgumentError where a real input is not what its type promises: `unit`, `log_decay`, `positive`."""
     for item, tensor in zip(declared, tensors, strict=True):
-        if item.type.refinement is None or not tensor.numel():
+        if item.refinement is None or not tensor.numel():
             continue
-        words, kept = _PROMISES[item.type.refinement]
-        broken = ~kept(tensor.detach())
+        words, kept = _PROMISES[item.refinement]
+        values = tensor.detach()
+        broken = ~kept(values)
         if broken.any():
-            value = tensor.detach()[broken][0].item()
+            help_ = ""
+            if item.refinement == "log_decay" and bool(((values >= 0) & (values <= 1)).all()):
+                help_ = f"; factors between 0 and 1 are given as their logarithms: {item.name}.log()"
+            if item.refinement == "unit" and bool((values <= 0).all()):
+                help_ = f"; logarithms of factors are given as these: {item.name}.exp()"
             raise ArgumentError(
-                f"the input `{item.name}` holds {value:g}: as {item.type.refinement} it must be {words}"
+                f"the input `{item.name}` holds {values[broken][0].item():g}: as {item.refinement} it must be {words}"
+                f"{help_}"
             )
 
 
@@ -265,10 +268,20 @@ def names_read(pattern: ir.Pattern) -> set[str]:
     for item in pattern.nodes:
         roots += [item.visible] if item.keys is None else [item.visible, item.keys]
         roots += [end for loop in (item.family, item.stack) if loop is not None for end in loop[1:]]
+    if pattern.recur is not None:
+        roots += _read_by(pattern.recur)
     nodes = [node for root in roots for node in walk(root)]
     found = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
     found |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
     return found if pattern.documents is None else found | {pattern.documents.name}
+
+
+def _read_by(recur: ir.Recur) -> list[ir.Index]:
+    """What a recurrence reads of sizes and integer inputs: nothing of real ones."""
+    values: list[ir.Index] = [cast("ir.Index", value) for value in (*(step.value for step in recur.steps), recur.read)]
+    ends = [end for step in recur.steps if step.repeat is not None for end in step.repeat[1:]]
+    dims = [fold.extent(dim) for state in recur.states for dim in state.dims if isinstance(dim, str)]
+    return [*values, *ends, *dims, *(node for node in (recur.order, recur.reset) if node is not None)]
 
 
 _FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv", TOKENS}

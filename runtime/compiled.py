@@ -93,7 +93,12 @@ class Compiled:
     @property
     def has_mask(self) -> bool:
         """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
-        return self._steps is None or self._steps.has_tokens
+        return not self.is_recurrence and (self._steps is None or self._steps.has_tokens)
+
+    @property
+    def is_recurrence(self) -> bool:
+        """Whether tokens update a state one after another: there are no pairs of queries and keys."""
+        return self._pattern.recur is not None
 
     @property
     def relation_inputs(self) -> frozenset[str]:
@@ -120,6 +125,11 @@ class Compiled:
         return f"Attention({self.name!r}{values})"
 
     # --- inside ---
+
+    def _refuse_recurrence(self, what: str) -> None:
+        """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""
+        if self.is_recurrence:
+            raise UnsupportedError(f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}")
 
     def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
         """What a call returns."""

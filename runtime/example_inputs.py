@@ -14,6 +14,7 @@ from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.program import BoundProgram, Expr, Input
 
 DOCUMENTS = 3
+OWN_SIZE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ def example_inputs(
 
     Ids of documents: three of nearly equal length; other integers by token: thirds of the sequence; a lone integer: a
     quarter of the keys; integers by query and key: their distance; booleans by token: every fourth; real numbers:
-    random, within their refinement; a size that only an input shows: as many as there are keys. Raises ArgumentError
-    for an input that has no such example.
+    random, within their refinement; a size that only an input shows: as many as there are keys. In a recurrence vectors
+    of a head's width have length 1, so that states stay bounded, and a size that only an input shows is 3. Raises
+    ArgumentError for an input that has no such example.
     """
     known = {"batch": batch, "head": heads, "kv_head": heads, "query": n_q, "key": n_k, "token": n_k, **(sizes or {})}
     wanted = [i for i in bound.program.inputs if i.name not in given and (names is None or i.name in names)]
@@ -57,7 +59,7 @@ def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Ex
     shape = []
     for dim in wanted.type.dims:
         if wanted.type.kind == "real" and isinstance(dim, str):
-            shape.append(sizes.get(dim, max(sizes["key"], 1)))
+            shape.append(sizes.get(dim, max(sizes["key"], 1) if bound.program.recurrence is None else OWN_SIZE))
             continue
         if isinstance(dim, str) and dim not in sizes:
             raise _no_example(wanted)
@@ -65,7 +67,7 @@ def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Ex
             dim if isinstance(dim, int) else sizes[dim] if isinstance(dim, str) else _constant_size(bound, dim)
         )
     if wanted.type.kind == "real":
-        return _real(wanted, shape)
+        return _real(wanted, shape, of_length_1=bound.program.recurrence is not None)
     along = [axis for axis, dim in enumerate(wanted.type.dims) if dim in ("token", "key", "query")]
     if wanted.type.kind == "int" and wanted.type.dims[-2:] == ("query", "key"):
         apart = (torch.arange(sizes["query"])[:, None] - torch.arange(sizes["key"])[None]).abs()
@@ -86,8 +88,8 @@ def _constant_size(bound: BoundProgram, dim: object) -> int:
     return value
 
 
-def _real(wanted: Input, shape: list[int]) -> Example:
-    """Random numbers, the same each time."""
+def _real(wanted: Input, shape: list[int], *, of_length_1: bool) -> Example:
+    """Random numbers, the same each time; `of_length_1`: vectors of a head's width, where they have one."""
     normal = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     match wanted.type.refinement:
         case "unit":
@@ -96,6 +98,8 @@ def _real(wanted: Input, shape: list[int]) -> Example:
             return Example(-normal.abs(), "random numbers below 0")
         case "positive":
             return Example(normal.exp(), "random numbers above 0")
+    if of_length_1 and wanted.type.dims[-1:] in (("dk",), ("dv",)):
+        return Example(torch.nn.functional.normalize(normal, dim=-1), "random vectors of length 1")
     return Example(normal, "random numbers")
 
 

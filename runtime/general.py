@@ -14,6 +14,7 @@ from attnc.runtime.call import call_shape, check_tensors
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.recurrent.call import Recurrent, no_kernels
 from attnc.runtime.steps import Given, Steps
 
 Result = tuple[Tensor, "Tensor | None"]
@@ -21,10 +22,14 @@ Result = tuple[Tensor, "Tensor | None"]
 
 @dataclass(frozen=True)
 class General:
-    """The attention of a planner; `steps`: its parts, None where it is one softmax over tokens."""
+    """The attention of a planner; `steps`: its parts, None where it is one softmax over tokens.
+
+    `recurrent`: the recurrence that it is, with neither.
+    """
 
     planner: Planner
     steps: Steps | None
+    recurrent: Recurrent | None = None
 
     @property
     def pattern(self) -> ir.Pattern:
@@ -34,12 +39,12 @@ class General:
     @property
     def is_plain(self) -> bool:
         """Whether it is the softmax of `scale * dot(q, k)`, for which the operator `attnc::attend` is made."""
-        return self.steps is None and is_plain(self.pattern.attend)
+        return self.recurrent is None and self.steps is None and is_plain(self.pattern.attend)
 
     @property
     def has_lse(self) -> bool:
         """Whether the result is one softmax."""
-        return self.steps is None or self.steps.has_lse
+        return self.recurrent is None and (self.steps is None or self.steps.has_lse)
 
     def attend(
         self,
@@ -56,6 +61,10 @@ class General:
 
         `inputs` as they were given, `tensors` the same in the pattern's order. `by_kernels`: by Triton's.
         """
+        if self.recurrent is not None and by_kernels:
+            raise no_kernels(self.pattern, "Triton")
+        if self.recurrent is not None:
+            return self.recurrent.attend(q, k, v, inputs, tensors, scale)[0], None
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else scale
         if self.steps is not None:
@@ -84,6 +93,10 @@ class General:
 def general_of(planner: Planner) -> General:
     """The attention of a planner."""
     pattern = planner.pattern
+    if pattern.recur is not None:
+        recur = pattern.recur
+        recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
+        return General(planner, None, recurrent)
     single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
     return General(planner, None if single else steps_of(planner))
 

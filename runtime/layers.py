@@ -37,6 +37,10 @@ def _given(pattern: ir.Pattern, inputs: Mapping[str, Tensor]) -> list[tuple[ir.T
 
 
 def _refuse(pattern: ir.Pattern) -> None:
+    if pattern.recur is not None:
+        raise UnsupportedError(
+            f"`{pattern.name}` is a recurrence: a token knows of all before it, as much as the state holds"
+        )
     given: set[str] = set()
     for node in pattern.nodes:
         if node.keys is not None and node.key_of is None:

@@ -80,8 +80,24 @@ def library_files() -> dict[str, Path]:
 @cache
 def library_names() -> tuple[str, ...]:
     """The patterns of the standard library: files that define a pattern of their own name."""
-    pattern = re.compile(r"^(pattern|recurrence)[ ]", re.MULTILINE)
-    return tuple(stem for stem, file in _texts().items() if pattern.search(file.read_text(encoding="utf-8")))
+    return tuple(sorted((*pattern_names(), *recurrence_names())))
+
+
+@cache
+def pattern_names() -> tuple[str, ...]:
+    """Those of queries and keys."""
+    return _that_open_with("pattern ")
+
+
+@cache
+def recurrence_names() -> tuple[str, ...]:
+    """Those of states that tokens update one after another."""
+    return _that_open_with("recurrence ")
+
+
+def _that_open_with(word: str) -> tuple[str, ...]:
+    line = re.compile(f"^{word}", re.MULTILINE)
+    return tuple(stem for stem, file in _texts().items() if line.search(file.read_text(encoding="utf-8")))
 
 
 def library_source(module: str) -> SourceFile | None:

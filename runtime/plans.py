@@ -19,6 +19,7 @@ from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
 from attnc.compiler.planning.documents import (
     BoundariesError,
     DocumentsNotContiguousError,
+    Windows,
     document_windows,
     packed_windows,
 )
@@ -146,24 +147,26 @@ def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
     Raises SpecError for a requirement that it breaks, ArgumentError for documents whose tokens are scattered.
     """
     relations = Relations(pattern, shape)
-    check_requirements(relations)
-    _check(pattern, relations.check_documents)
+    check_requirements(pattern, shape)
+    _checked(pattern, relations.check_documents)
     return relations
 
 
-def check_documents(pattern: Pattern, ids: NDArray[Any], n_q: int, n_k: int) -> None:
-    """Raise ArgumentError for documents whose tokens are scattered, and for boundaries that are none."""
+def documents_of_call(pattern: Pattern, ids: NDArray[Any], n_q: int, n_k: int) -> list[Windows]:
+    """The documents of a call, of each batch entry or of all of them alike, from what `pattern.documents` is given.
+
+    Raises ArgumentError for documents whose tokens are scattered, and for boundaries that are none.
+    """
     assert pattern.documents is not None
     if BOUNDARIES in pattern.documents.dims:
-        _check(pattern, lambda: packed_windows(ids, n_q, n_k, pattern.align))
-        return
-    for row in ids if "batch" in pattern.documents.dims else ids[None]:
-        _check(pattern, lambda row=row: document_windows(row, n_q, pattern.align))  # type: ignore[misc]
+        return [_checked(pattern, lambda: packed_windows(ids, n_q, n_k, pattern.align))]
+    rows = ids if "batch" in pattern.documents.dims else ids[None]
+    return [_checked(pattern, partial(document_windows, row, n_q, pattern.align)) for row in rows]
 
 
-def _check(pattern: Pattern, look: Callable[[], object]) -> None:
+def _checked(pattern: Pattern, look: Callable[[], T]) -> T:
     try:
-        look()
+        return look()
     except DocumentsNotContiguousError as error:
         raise _not_contiguous(pattern, error) from error
     except BoundariesError as error:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from attnc.compiler.analysis import exact
-from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.ir import Pattern
+from attnc.compiler.planning.build_plan import CallShape, conditions
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 
 
-def check_requirements(relations: Relations) -> None:
+def check_requirements(pattern: Pattern, sizes: CallShape) -> None:
     """Raise SpecError (A805) for the first requirement that this call's sizes and heads break."""
-    for condition, span in relations.pattern.requirements:
-        for local in relations.conditions(condition):
-            if not exact.mask(local, (0, 1), (0, 1), relations.pattern.origins).all():
-                sizes = relations.shape
+    for condition, span in pattern.requirements:
+        for local in conditions(pattern, sizes, condition):
+            if not exact.mask(local, (0, 1), (0, 1), pattern.origins).all():
                 raise SpecError(
                     (
                         Diagnostic(

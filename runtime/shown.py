@@ -40,6 +40,7 @@ class Shown(Compiled):
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
         say.
         """
+        self._refuse_recurrence("mask")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
@@ -70,6 +71,7 @@ class Shown(Compiled):
 
         `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
         """
+        self._refuse_recurrence("plan")
         target = planned_target(device, self._options.backend == "triton")
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
@@ -93,6 +95,7 @@ class Shown(Compiled):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
+        self._refuse_recurrence("kernels yet")
         from attnc.runtime.gpu.sources import sources
 
         check_counts(1, head_dim=head_dim)
@@ -128,6 +131,7 @@ class Shown(Compiled):
 
         Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
+        self._refuse_recurrence("simulation yet")
         from attnc.compiler.simulation.candidates import Wish
         from attnc.runtime.simulating import default_dtype, find_device, simulated
 
@@ -158,6 +162,7 @@ class Shown(Compiled):
 
         Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
         """
+        self._refuse_recurrence("growth")
         from attnc.runtime.simulating import growth
 
         return growth(self._bound, self._pattern, heads)
@@ -166,12 +171,14 @@ class Shown(Compiled):
         self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
     ) -> tuple[Floor, ...]:
         """How sparse the pattern can become by its real parameters, and what is visible even then."""
+        self._refuse_recurrence("floors")
         from attnc.runtime.simulating import floors
 
         return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
+        self._refuse_recurrence("picture")
         from attnc.runtime.pictures.draw import draw, to_svg
 
         check_counts(0, n=n, head=head)

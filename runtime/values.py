@@ -225,7 +225,9 @@ class Values:
             case _:
                 return self._of_vectors(node)
 
-    def _of_vectors(self, node: ir.Pick | ir.Part | ir.Outer | ir.Eye | ir.Solve) -> Tensor:
+    def _of_vectors(
+        self, node: ir.Pick | ir.Part | ir.Outer | ir.Eye | ir.Solve | ir.Contract | ir.Diagonal | ir.StateAt
+    ) -> Tensor:
         match node:
             case ir.Pick():
                 return self._pick(node)
@@ -239,6 +241,8 @@ class Values:
                 return eye.reshape((1,) * self._dims + (size, size))
             case ir.Solve():
                 return self._solve(node)
+            case _:
+                raise AssertionError(f"{type(node).__name__} in a pattern")
 
     def _solve(self, node: ir.Solve) -> Tensor:
         matrix, vector = self.of(node.matrix), self.of(node.vector)

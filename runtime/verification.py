@@ -24,6 +24,9 @@ ORACLE_PAIRS = 4096
 ORACLE_TERMS = 1 << 15
 """Scores, weights and values are, where there are up to this many pairs times keys over all heads."""
 
+ORACLE_ENTRIES = 1 << 18
+"""Recurrences are, where there are up to this many tokens times dk times dv over all heads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
@@ -54,12 +57,13 @@ class Trial:
 
 @dataclass(slots=True)
 class Verdict:
-    """All that was tried: pairs compared with the evaluator and those that differ, errors, inputs.
+    """All that was tried: pairs, or tokens, compared with the evaluator, those that differ, errors, inputs.
 
     `left_out` are the shapes that the pattern's `require` refuses.
     """
 
     pairs: int = 0
+    tokens: int = 0
     differing: list[str] = field(default_factory=list)
     errors: list[Trial] = field(default_factory=list)
     left_out: list[Case] = field(default_factory=list)
@@ -145,6 +149,8 @@ def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) 
             (case.batch, case.heads, case.n_q),
         )
     )
+    if attention.is_recurrence:  # as delta rules need it for bounded states
+        q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     _check_scores(attention, case, inputs, (q, k, v), verdict)
     for executor, dtype in RUNS:
         call = attention if executor == "cpu" else attention.reference
@@ -173,6 +179,9 @@ def _check_scores(
     attention: Attention, case: Case, inputs: dict[str, object], tensors: tuple[Tensor, ...], verdict: Verdict
 ) -> None:
     """The reference's output and LSE against the evaluator's, where that is quick."""
+    if attention.is_recurrence:
+        _check_tokens(attention, case, inputs, tensors, verdict)
+        return
     if attention.is_plain or case.n_q * case.n_k**2 * case.batch * case.heads > ORACLE_TERMS:
         return
     counts = {"heads": case.heads, "kv_heads": case.kv_heads, "dk": case.dk, "dv": case.dv}
@@ -182,6 +191,27 @@ def _check_scores(
     found = _called(attention.reference, attention, inputs, q, k, v)
     for name, a, b in list(zip(("out", "lse"), wanted, found, strict=True))[: 2 if attention.has_lse else 1]:
         error = float(torch.where(a == b, 0, (a - b).abs()).max())
+        if not error <= SCORE_TOLERANCE:
+            verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")
+
+
+def _check_tokens(
+    attention: Attention, case: Case, inputs: dict[str, object], tensors: tuple[Tensor, ...], verdict: Verdict
+) -> None:
+    """The same of a recurrence: what tokens get, and the states after them."""
+    if case.n_q * case.dk * case.dv * case.batch * case.heads > ORACLE_ENTRIES:
+        return
+    counts = {"heads": case.heads, "kv_heads": case.kv_heads, "dk": case.dk, "dv": case.dv}
+    oracle = Evaluator(attention.bound, queries=case.n_q, keys=case.n_k, inputs=inputs, **counts)
+    out, states = oracle.recur(*(x.tolist() for x in tensors))
+    q, k, v = tensors
+    given: dict[str, Any] = dict(inputs)
+    found = attention.reference(q, k, v, **given)
+    _, last = attention(q, k, v, return_state=True, **given)
+    verdict.tokens += case.n_q * case.batch * case.heads
+    for name, a, b in [("out", out, found), *((name, states[name], last[name]) for name in states)]:
+        wanted = torch.tensor(a, dtype=torch.float64).reshape(b.shape)
+        error = float(torch.where(wanted == b, 0, (wanted - b).abs()).max()) if b.numel() else 0.0
         if not error <= SCORE_TOLERANCE:
             verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")
 

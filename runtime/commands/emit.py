@@ -77,6 +77,8 @@ def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> 
     widths = f"--head-dim {dk}" + ("" if dv == dk else f" --value-dim {dv}")
     command = f"attnc emit {attention.name}{params} --target {target} {widths} --dtype {dtype}"
     try:
+        if attention.is_recurrence:
+            raise NotInKernelsError("recurrences")
         if len(attention.pattern.nodes) > 1 or attention.pattern.combine is not None:
             raise NotInKernelsError("several attentions")
         kernels = find_kernels(replace(attention.pattern, general=None), heads, named_target(target))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from attnc.runtime.commands import console
+from attnc.runtime.commands.patterns import add_parameters, compiled
 from attnc.spec.codes import CODES
 from attnc.spec.explain import page
 from attnc.spec.suggest import did_you_mean
@@ -13,10 +14,14 @@ from attnc.spec.suggest import did_you_mean
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `explain`."""
     parser.add_argument("code", metavar="CODE", nargs="?", help="such as A201; left out, all codes are listed")
+    parser.add_argument("--derivation", dest="spec", metavar="SPEC", help="what is derived from a recurrence instead")
+    add_parameters(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """2 for a code that there is none of."""
+    if args.spec is not None:
+        return _derivation(args)
     if args.code is None:
         return _list(as_json=args.json)
     code = args.code.upper().removeprefix("ERROR").removeprefix("WARNING").strip("[]")
@@ -28,6 +33,19 @@ def run(args: argparse.Namespace) -> int:
         console.print_json({"code": code, "title": CODES[code], "page": text})
     else:
         print(text, end="")
+    return console.FINE
+
+
+def _derivation(args: argparse.Namespace) -> int:
+    """The passes of a recurrence, or why it runs token by token."""
+    if args.code is not None:
+        raise console.UsageError(f"{args.code} and --derivation: one of them")
+    attention = compiled(args)
+    text = attention.derivation()
+    if args.json:
+        console.print_json({"pattern": attention.name, "derivation": text})
+    else:
+        print(text)
     return console.FINE
 
 

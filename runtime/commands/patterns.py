@@ -31,6 +31,11 @@ def add_pattern(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "spec", metavar="SPEC", help="a library pattern, a path to an .attn file, file.attn:name, or source text"
     )
+    add_parameters(parser)
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    """`-p` and `--preset`."""
     parser.add_argument(
         "-p",
         dest="params",

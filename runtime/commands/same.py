@@ -211,6 +211,8 @@ def _alone(question: Question, n: int, head: int, group: int) -> tuple[Index, In
 def _relation(pattern: Attention) -> Index:
     lowered = lower(pattern.bound)
     nodes = lowered.nodes
+    if pattern.is_recurrence:
+        raise console.UsageError(f"`{pattern.name}` is a recurrence, which has no pairs: not compared")
     if len(nodes) != 1 or nodes[0].keys is not None or lowered.documents is not None:
         raise console.UsageError(f"`{pattern.name}` has branches, documents or keys that are no tokens: not compared")
     reads = [b for b in walk(nodes[0].visible) if isinstance(b, Lookup | DataRead)]

@@ -34,7 +34,8 @@ def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
         print(f"  {case}{'  (left out: `require` refuses it)' if case in verdict.left_out else ''}")
     if verdict.examples:
         print(f"  inputs with example values: {', '.join(verdict.examples)}")
-    print(f"\nrelation   {verdict.pairs:,} pairs compared with the evaluator: {_relation(verdict)}\n")
+    what = f"tokens     {verdict.tokens:,}" if attention.is_recurrence else f"relation   {verdict.pairs:,} pairs"
+    print(f"\n{what} compared with the evaluator: {_relation(verdict)}\n")
     print("largest error against fp64, the worst of all shapes; allowed: twice that of dense torch in the same dtype,")
     print("and a few units in the last place\n")
     print(f"{'executor':<10} {'dtype':<9} {'tensor':<6} {'error':>9} {'dense':>9} {'allowed':>9}")

@@ -170,9 +170,10 @@ def _make(calls: Calls) -> None:
     q, k, v = (torch.zeros(1, *shape, dtype=dtype, requires_grad=True) for shape in shapes)
     made = example_inputs(bound, n, n, {}, heads=calls.heads, sizes={"dk": calls.dk, "dv": calls.dv})
     inputs: dict[str, Any] = {name: one.tensor for name, one in made.items()}
-    for with_lse in (False, True) if attention.has_lse else (False,):
-        found = attention(q, k, v, return_lse=with_lse, **inputs)
-        outputs = found if isinstance(found, tuple) else (found,)
+    results: list[tuple[torch.Tensor, ...]] = [(attention(q, k, v, **inputs),)]
+    if attention.has_lse:
+        results.append(attention(q, k, v, return_lse=True, **inputs))
+    for outputs in results:
         torch.autograd.grad(outputs, (q, k, v), tuple(map(torch.zeros_like, outputs)))
     with torch.no_grad(), suppress(UnsupportedError):  # what has no kernels for steps has none here
         for rows in QUERIES:

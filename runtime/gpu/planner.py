@@ -27,7 +27,7 @@ from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
-from attnc.runtime.plans import check_documents, name_of, relations_of
+from attnc.runtime.plans import documents_of_call, name_of, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 
@@ -179,7 +179,7 @@ class _CheckedDocuments:
             return
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():
             return
-        check_documents(pattern, ids.detach().cpu().numpy(), n_q, n_k)
+        documents_of_call(pattern, ids.detach().cpu().numpy(), n_q, n_k)
         if len(self._seen) >= SETTINGS.plans:
             self._seen.clear()
         self._seen[id(ids)] = (weakref.ref(ids), ids._version)

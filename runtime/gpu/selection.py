@@ -15,7 +15,7 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.last_rows import OtherRowsError, last_rows
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.gpu.gate import Case
-from attnc.runtime.library import ModuleLoader, find, library_names
+from attnc.runtime.library import ModuleLoader, find, pattern_names
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 
@@ -92,7 +92,7 @@ def named(names: Sequence[str]) -> list[Wanted]:
 
 def whole_library() -> list[Wanted]:
     """Every pattern of the library."""
-    return named(library_names())
+    return named(pattern_names())
 
 
 @dataclass(frozen=True, slots=True)

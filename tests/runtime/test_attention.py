@@ -146,8 +146,8 @@ def test_a_relation_of_one_place_needs_no_align() -> None:
         ({"attn_mask": torch.ones(9, 9)}, "attn_mask"),
         ({"is_causal": True}, "is_causal"),
         ({"dropout_p": 0.1}, "dropout_p"),
-        ({"state": torch.zeros(1)}, "state"),
-        ({"return_state": True}, "return_state"),
+        ({"state": torch.zeros(1)}, "has no state"),
+        ({"return_state": True}, "has no state"),
     ],
 )
 def test_refusals(option: dict[str, Any], says: str) -> None:

@@ -1,0 +1,195 @@
+"""A call of a recurrence: its tensors checked and laid out, its states begun, an executor chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.ir import Pattern, Recur
+from attnc.compiler.lowering.specialise import Sizes, Slices
+from attnc.compiler.planning.build_plan import CallShape
+from attnc.compiler.planning.documents import Windows
+from attnc.compiler.recurrences.derive import Derived, NoFormError, derive
+from attnc.runtime.call import call_shape, check_promises, check_tensors
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.recurrent import passes, token_loop
+from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
+from attnc.runtime.recurrent.token_values import Tokens
+from attnc.runtime.requirements import check_requirements
+
+PLACE = "t"
+"""The state that counts tokens, int64 (B,)."""
+
+States = dict[str, Tensor]
+Result = tuple[Tensor, States]
+
+
+class Recurrent:
+    """The recurrence of a pattern. `strict`: refuse what would run token by token.
+
+    Raises UnsupportedError.
+    """
+
+    def __init__(self, pattern: Pattern, recur: Recur, *, strict: bool) -> None:
+        self.pattern = pattern
+        self.recur = recur
+        self.derived: Derived | None = None
+        self._reads_places = reads_places(recur)
+        self._reads_whole = reads_whole(recur)
+        self.reason = ""
+        """Why it runs token by token, where it does."""
+        try:
+            self.derived = derive(recur)
+        except NoFormError as error:
+            self.reason = str(error)
+            if strict:
+                raise UnsupportedError(
+                    f"strict: `{pattern.name}` would run token by token, for {error}; compile it without strict to "
+                    f"allow that"
+                ) from error
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Mapping[str, object],
+        tensors: Sequence[Tensor],
+        scale: float | None,
+        state: object = None,
+        *,
+        dense: bool = False,
+    ) -> Result:
+        """(out (B, H, T, width) in the dtype of q, states after the last token, fp32 or fp64; `PLACE` among them).
+
+        `state`: those before the first token by name, None: as the recurrence begins. Differentiable, once by chunks;
+        `dense`: token by token, straight from the lines.
+
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError, SpecError.
+        """
+        sizes = check_tensors(q, k, v)
+        if not dense and q.device.type != "cpu":
+            raise no_kernels(self.pattern, q.device.type)
+        if sizes.n_q != sizes.n_k:
+            raise ArgumentError(
+                f"q has {sizes.n_q} tokens and k has {sizes.n_k} (dimension 2): a recurrence takes as many of both; "
+                f"for later tokens give `state`"
+            )
+        shape = call_shape(self.pattern, sizes, inputs)
+        check_requirements(self.pattern, shape)
+        check_promises(self.pattern.tensors, tensors)
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        group = sizes.heads // max(sizes.kv_heads, 1)
+        keys, values = (x.to(dtype).repeat_interleave(group, 1) if group > 1 else x.to(dtype) for x in (k, v))
+        named = zip(self.pattern.tensors, tensors, strict=True)
+        real = {tensor.name: x.to(dtype) for tensor, x in named if tensor.kind == "real"}
+        factor = float(sizes.dk**-0.5) if scale is None else scale
+        own = Sizes({**shape.sizes, "queries": sizes.n_q, "keys": sizes.n_k})
+        tokens = Tokens(
+            q.to(dtype), keys, values, real, own, Slices(dict(shape.inputs)), factor, group, self.pattern.origins
+        )
+        begun = token_loop.beginning(self.recur, own.values, sizes.batch, sizes.heads, tokens.q)
+        documents = documents_of(self.pattern, shape.inputs, sizes.n_q)
+        self._check_continued(state, documents)
+        begun |= count_of(self.recur, sizes.batch)
+        states = _given(self.recur, begun, state)
+        if documents is not None and self._reads_places:
+            out, last = self._apart(tokens, documents, shape, states, dense=dense)
+        else:
+            fresh = None if documents is None else first_tokens(documents, sizes.n_q)
+            out, last = self._run(tokens, states, fresh, dense=dense)
+        return out.to(q.dtype), last
+
+    def _check_continued(self, state: object, documents: Sequence[Windows] | None) -> None:
+        if state is None:
+            return
+        if documents is not None:
+            raise ArgumentError(
+                f"`{self.pattern.name}` with `state` and documents: each document begins anew, so nothing would read "
+                f"the state; call without documents"
+            )
+        if self._reads_whole:
+            raise UnsupportedError(
+                f"`{self.pattern.name}` with `state`: it has an order of its own, or reads how many tokens there are, "
+                f"and needs all of them in one call"
+            )
+
+    def _run(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, *, dense: bool) -> Result:
+        own = {state.name: states[state.name] for state in self.recur.states}
+        count = states.get(PLACE)
+        if count is not None:
+            before = count.tolist()
+            tokens = replace(tokens, before=tuple(before) if len(set(before)) > 1 else tuple(before[:1]))
+        if dense or self.derived is None:
+            out, last = token_loop.run(self.recur, tokens, own, fresh)
+        else:
+            out, last = passes.run(self.derived, self.recur, tokens, own, fresh)
+        return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+
+    def _apart(
+        self, tokens: Tokens, documents: Sequence[Windows], shape: CallShape, states: States, *, dense: bool
+    ) -> Result:
+        """Document by document, as places of tokens count within each."""
+        outs, lasts = [], []
+        for batch in range(shape.batch):
+            last, parts = (
+                {name: x[batch : batch + 1] for name, x in states.items()},
+                [tokens.v[batch : batch + 1, :, :0]],
+            )
+            start = last
+            for window in documents[min(batch, len(documents) - 1)]:
+                own = cut(self.pattern, tokens, shape.inputs, batch, window)
+                out, last = self._run(own, start, None, dense=dense)
+                parts.append(out)
+            outs.append(torch.cat(parts if len(parts) == 1 else parts[1:], 2))
+            lasts.append(last)
+        return torch.cat(outs), {name: torch.cat([last[name] for last in lasts]) for name in states}
+
+
+def count_of(recur: Recur, batch: int) -> States:
+    """How many tokens came before, where that is a part of the state: for a recurrence that reads places of tokens."""
+    if reads_whole(recur) or not reads_places(recur):
+        return {}
+    return {PLACE: torch.zeros(batch, dtype=torch.int64)}
+
+
+def no_kernels(pattern: Pattern, where: str) -> UnsupportedError:
+    """What is said where kernels are asked for."""
+    return UnsupportedError(
+        f"`{pattern.name}` on {where}: recurrences have no kernels yet; use the reference executor, "
+        f'backend="reference" (token by token), or move the tensors to the CPU'
+    )
+
+
+def _given(recur: Recur, begun: States, state: object) -> States:
+    """The states that a call begins with. Raises ArgumentError, ArgumentTypeError."""
+    if state is None:
+        return begun
+    if not isinstance(state, Mapping):
+        example = ", ".join(f'"{name}": …' for name in begun)
+        raise ArgumentTypeError(f"state is {type(state).__name__}: give a tensor for each state, {{{example}}}")
+    missing, strange = begun.keys() - state.keys(), state.keys() - begun.keys()
+    if missing or strange:
+        raise ArgumentError(
+            f"`{recur.name}` has the states {', '.join(begun)}, and `state` has {', '.join(map(str, state)) or 'none'}"
+        )
+    for name, wanted in begun.items():
+        found = state[name]
+        if not isinstance(found, Tensor):
+            raise ArgumentTypeError(f"state[{name!r}] is {type(found).__name__}: it must be a tensor")
+        if found.shape != wanted.shape or found.device != wanted.device:
+            raise ArgumentError(
+                f"state[{name!r}] is {tuple(found.shape)} on {found.device}: it must be {tuple(wanted.shape)} on "
+                f"{wanted.device}"
+            )
+        if name == PLACE and (found.is_floating_point() or bool((found < 0).any())):
+            raise ArgumentError(f"state[{name!r}] counts tokens: whole numbers from 0")
+    return {name: state[name].to(wanted.dtype) for name, wanted in begun.items()}
+
+
+__all__ = ["PLACE", "Recurrent", "Result", "States", "count_of", "no_kernels"]

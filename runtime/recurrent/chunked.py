@@ -1,0 +1,132 @@
+"""The recurrence of a whole call, stretch of chunks by stretch: forward, and backward from the states before chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.recurrent.columns import DecayedColumns
+from attnc.runtime.recurrent.decays import Segments
+from attnc.runtime.recurrent.forms import DeltaRule, Gradients, RankOneCorrection, Rows, Uncorrected
+from attnc.runtime.recurrent.layout import Layout, Stretch
+from attnc.runtime.recurrent.states import advance, retreat
+from attnc.runtime.vector_math import settle
+
+settle()
+
+ONCE_A_TOKEN = frozenset({"q", "bonus"})
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call, (B, H, N, F) each, q and bonus (B, H, T, R); `state` (B, H, R, C), `resets` int.
+
+    β and resets have F = 1, and so has a gate that all rows share.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    state: Tensor
+    gate: Tensor | None
+    columns: Tensor | None
+    beta: Tensor | None
+    read: Tensor | None
+    left: Tensor | None
+    bonus: Tensor | None
+    resets: Tensor | None
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """Where the tokens stand, and when the state is read: `before`, `old` as in `Rows`. Computed in `dtype`."""
+
+    layout: Layout
+    before: bool
+    old: bool
+    dtype: torch.dtype
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """(out (B, H, T, C) in q's dtype, states before each chunk and after the last (B · H, chunks + 1, R, C))."""
+        out = inputs.q.new_empty(*inputs.q.shape[:3], inputs.v.shape[-1])
+        first = inputs.state.flatten(0, 1).to(self.dtype)
+        states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
+        states[:, 0] = first
+        for stretch in self.layout.stretches():
+            rows = self._rows(inputs, stretch)
+            form = _form(rows)
+            solved = advance(states[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector)
+            result = form.outputs(states[:, stretch.start : stretch.stop].flatten(0, 1), solved)
+            if inputs.bonus is not None:
+                bonus = self._token_rows(inputs.bonus, stretch)
+                result.addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), rows.v)
+            stretch.put_tokens(result, out)
+        return out, states
+
+    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
+        """The gradients by name, in their inputs' dtypes."""
+        results = {
+            name: torch.empty_like(x, memory_format=torch.contiguous_format)
+            for name, x in inputs._asdict().items()
+            if x is not None and x.is_floating_point()
+        }
+        last = d_final.flatten(0, 1)
+        for stretch in reversed(self.layout.stretches()):
+            rows = self._rows(inputs, stretch)
+            form = _form(rows)
+            d_rows = self._token_rows(d_out, stretch)
+            reads, corrector = form.reads(d_rows)
+            ends, last, d_right = retreat(last, form.keep, reads, corrector)
+            gradients = form.adjoint(d_rows, states[:, stretch.start : stretch.stop].flatten(0, 1), ends, d_right)
+            if inputs.bonus is not None:
+                _add_bonus_adjoint(gradients, rows, self._token_rows(inputs.bonus, stretch), d_rows)
+            for name in gradients.keys() & results.keys():
+                put = stretch.put_tokens if name in ONCE_A_TOKEN else stretch.put
+                put(gradients[name], results[name])
+        results["state"].copy_(last.view_as(results["state"]))
+        return results
+
+    def _rows(self, inputs: Inputs, stretch: Stretch) -> Rows:
+        def laid(x: Tensor | None) -> Tensor | None:
+            return None if x is None else stretch.rows(x).to(self.dtype)
+
+        k, v, gate = stretch.rows(inputs.k).to(self.dtype), stretch.rows(inputs.v).to(self.dtype), laid(inputs.gate)
+        segments = None
+        if inputs.resets is not None:
+            segments = Segments(stretch.rows(inputs.resets)[..., 0].cumsum(-1), self.dtype)
+        return Rows(
+            q=self._token_rows(inputs.q, stretch),
+            k=k,
+            v=v,
+            gate=k.new_zeros(*k.shape[:2], 1) if gate is None else gate,
+            columns=laid(inputs.columns),
+            beta=laid(inputs.beta),
+            read=laid(inputs.read),
+            left=laid(inputs.left),
+            segments=segments,
+            before=self.before,
+            old=self.old,
+        )
+
+    def _token_rows(self, x: Tensor, stretch: Stretch) -> Tensor:
+        return stretch.token_rows(x).to(self.dtype)
+
+
+def _form(rows: Rows) -> Uncorrected:
+    """The form that computes these rows."""
+    if rows.columns is not None:
+        return DecayedColumns(rows)
+    if rows.left is not None:
+        return RankOneCorrection(rows)
+    return Uncorrected(rows) if rows.beta is None else DeltaRule(rows)
+
+
+def _add_bonus_adjoint(gradients: Gradients, rows: Rows, bonus: Tensor, d_out: Tensor) -> None:
+    """Of o += (q ⊙ bonus · k) v, whose decay is none."""
+    d_weight = (d_out * rows.v).sum(-1, keepdim=True)
+    gradients["bonus"] = d_weight * rows.q * rows.k
+    gradients["q"].addcmul_(d_weight * bonus, rows.k)
+    gradients["k"].addcmul_(d_weight * bonus, rows.q)
+    gradients["v"].addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), d_out)

@@ -1,0 +1,104 @@
+"""Documents of a recurrence: each is a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, Pattern, Recur
+from attnc.compiler.lowering.specialise import Sizes, Slices, Window
+from attnc.compiler.planning.documents import Windows
+from attnc.runtime.plans import documents_of_call
+from attnc.runtime.recurrent.token_values import TOKEN, Tokens
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_BY_TOKEN = frozenset({"token", "query", "key"})
+
+
+def documents_of(pattern: Pattern, inputs: Arrays, count: int) -> list[Windows] | None:
+    """The documents of each batch entry, or of all of them alike; None for a pattern without. Raises ArgumentError."""
+    documents = pattern.documents
+    return None if documents is None else documents_of_call(pattern, inputs[documents.name], count, count)
+
+
+def first_tokens(documents: list[Windows], count: int) -> NDArray[np.bool_]:
+    """The first tokens of documents, (B or 1, 1, T)."""
+    fresh = np.zeros((len(documents), 1, count), dtype=np.bool_)
+    for row, windows in zip(fresh, documents, strict=True):
+        row[0, windows.key] = True
+    return fresh
+
+
+def reads_whole(recur: Recur) -> bool:
+    """Whether it matters which tokens come later: for an order of its own, or a line that reads how many there are."""
+    lengths = (n for root in _roots(recur) for n in root.below if isinstance(n, ir.Extent))
+    return recur.order is not None or any(n.name in ("queries", "keys") for n in lengths)
+
+
+def reads_places(recur: Recur) -> bool:
+    """Whether it matters where tokens stand, beyond their order one after another."""
+    known: dict[Index, bool] = {}
+    return reads_whole(recur) or any(_reads(root, known) for root in _roots(recur))
+
+
+def _roots(recur: Recur) -> list[Any]:
+    ends = [end for step in recur.steps if step.repeat is not None for end in step.repeat[1:]]
+    clauses = [node for node in (recur.order, recur.reset) if node is not None]
+    return [recur.read, *(step.value for step in recur.steps), *ends, *clauses]
+
+
+def _reads(node: Index, known: dict[Index, bool]) -> bool:
+    if node not in known:
+        known[node] = node is TOKEN or any(_reads(child, known) for child in _beside_its_own(node))
+    return known[node]
+
+
+def _beside_its_own(node: Any) -> Iterator[Index]:
+    """What a node reads, but for the token's own place in what is by token."""
+    match node:
+        case ir.Vec(at=at):
+            yield from () if at is TOKEN else (at,)
+        case ir.Element(tensor=tensor, indices=indices) | ir.Lookup(tensor=tensor, indices=indices):
+            for dim, index in zip(tensor.dims, indices, strict=False):
+                if not (dim in _BY_TOKEN and index is TOKEN):
+                    yield index
+        case _:
+            yield from node.children()
+
+
+def cut(pattern: Pattern, tokens: Tokens, arrays: Arrays, batch: int, window: Window) -> Tokens:
+    """The tokens of one document as a call of their own."""
+    real = {tensor.name: tensor for tensor in pattern.tensors}
+    span = slice(window.key, window.key + window.n_k)
+    own: Arrays = {name: array[_places(real[name], array.shape, batch, span)] for name, array in arrays.items()}
+    inputs: dict[str, Tensor] = {}
+    for name, x in tokens.inputs.items():
+        inputs[name] = x[_places(real[name], x.shape, batch, span)]
+    return replace(
+        tokens,
+        q=tokens.q[batch : batch + 1, :, span],
+        k=tokens.k[batch : batch + 1, :, span],
+        v=tokens.v[batch : batch + 1, :, span],
+        inputs=inputs,
+        sizes=Sizes({**tokens.sizes.values, "queries": window.n_k, "keys": window.n_k}),
+        slices=Slices(own),
+        before=(0,),
+    )
+
+
+def _places(tensor: ir.Tensor, shape: tuple[int, ...], batch: int, span: slice) -> tuple[slice, ...]:
+    entry = [slice(batch, batch + 1) if size > 1 else slice(None) for size in shape]
+    return tuple(
+        at if dim == "batch" else span if dim in _BY_TOKEN else slice(None)
+        for dim, at in zip(tensor.dims, entry, strict=True)
+    )
+
+
+__all__ = ["cut", "documents_of", "first_tokens", "reads_places", "reads_whole"]

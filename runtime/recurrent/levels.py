@@ -1,0 +1,162 @@
+"""Sums of log decays over blocks of 1, 2, 4, … tokens, and the gradient of the decays through them.
+
+A pair of tokens j < t of a chunk belongs to the level of the highest bit in which t and j differ: there t is in an odd
+block and j in its even sibling, and the decay between them is the product of `rise` at t and `fall` at j. Every factor
+is the exponential of a sum of terms ≤ 0 inside one block: nothing is subtracted, so nothing overflows, a log decay of
+-inf is legal, and no digit is lost beside a strong decay. The levels are those of a Fenwick tree (Guo et al. 2025,
+"Log-Linear Attention", section 3); the split of the exponent between the operands of a matrix product is secondary
+chunking (Yang et al. 2024, "Gated Linear Attention Transformers with Hardware-Efficient Training", section 4.3).
+
+Tensors are (n, L, F): n chunks, L tokens (a power of two), F channels or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Level:
+    """Blocks of `block` tokens; both factors are (n, L / (2 block), block, F).
+
+    `rise`: exp of the sum from the start of an odd block to the token. `fall`: exp of the sum after the token to the
+    end of an even block.
+    """
+
+    block: int
+    rise: Tensor
+    fall: Tensor
+
+    def rises(self, exclusive: bool) -> Tensor:
+        """`rise`; exclusive: without the token's own decay."""
+        return delayed(self.rise, 1) if exclusive else self.rise
+
+
+@dataclass(frozen=True)
+class BlockSums:
+    """The levels, and what leads into a chunk and out of it.
+
+    `into` (n, L, F): exp of the sum from the chunk's start to the token; `out_of` (n, L, F): after the token to the
+    end; `total` (n, 1, F).
+    """
+
+    levels: tuple[Level, ...]
+    into: Tensor
+    out_of: Tensor
+    total: Tensor
+
+    def enter(self, exclusive: bool) -> Tensor:
+        """`into`; exclusive: without the token's own decay."""
+        return delayed(self.into, 1) if exclusive else self.into
+
+
+@dataclass(frozen=True)
+class SumAdjoints:
+    """Adjoints of the exponents: of `rise` and `fall` per level, smallest block first, of `into`, `out_of`, `total`."""
+
+    levels: Sequence[tuple[Tensor, Tensor]]
+    into: Tensor
+    out_of: Tensor
+    total: Tensor
+
+
+def block_sums(gate: Tensor) -> BlockSums:
+    """All factors of log decays `gate` (n, L, F), by one sweep from small blocks to large ones."""
+    before, after = gate.clone(), torch.zeros_like(gate)
+    levels = []
+    for block in _blocks(gate.shape[-2]):
+        left, right = even(before, block), odd(before, block)
+        levels.append(Level(block, right.exp(), even(after, block).exp()))
+        even(after, block).add_(right[..., -1:, :])
+        right.add_(left[..., -1:, :])
+    if not levels:
+        return BlockSums((), before.exp(), after.exp(), before.exp())
+    into, out_of = _whole(levels[-1], before, after)
+    return BlockSums(tuple(levels), into, out_of, into[:, -1:])
+
+
+def gate_gradient(adjoints: SumAdjoints) -> Tensor:
+    """The gradient of the log decays (n, L, F): the sums' own, from large blocks to small ones.
+
+    A decay gets what crosses its token and nothing else: no difference of large terms is taken.
+    """
+    before, after, total = adjoints.into.clone(), adjoints.out_of.clone(), adjoints.total[:, None]
+    for block, (rise, fall) in reversed(list(zip(_blocks(before.shape[-2]), adjoints.levels, strict=True))):
+        left = total + odd(before, block).sum(-2, keepdim=True)
+        right = total + even(after, block).sum(-2, keepdim=True)
+        total = torch.stack((left, right), 2).flatten(1, 2)
+        odd(before, block).add_(rise)
+        even(after, block).add_(fall)
+    return before.add_(total.flatten(1, 2))
+
+
+def odd(x: Tensor, block: int) -> Tensor:
+    """The odd blocks of (…, L, F): a view (…, L / (2 block), block, F)."""
+    return _pairs(x, block).select(-3, 1)
+
+
+def even(x: Tensor, block: int) -> Tensor:
+    """The even blocks of (…, L, F): a view (…, L / (2 block), block, F)."""
+    return _pairs(x, block).select(-3, 0)
+
+
+def weighted(weights: Tensor, rows: Tensor) -> Tensor:
+    """weights (…, b, b) times rows (…, b, F): batches of products too small for a matrix library column by column."""
+    if rows.shape[-2] > 2:
+        return weights @ rows
+    first, *rest = (weights[..., at : at + 1] * rows[..., at : at + 1, :] for at in range(rows.shape[-2]))
+    for each in rest:
+        first += each
+    return first
+
+
+def siblings(matrices: Tensor, block: int, row: int, column: int) -> Tensor:
+    """The blocks at (row, column) of each pair of siblings on the diagonal of (n, L, L): a view (n, pairs, b, b)."""
+    n, length, _ = matrices.shape
+    chunk, down, right = matrices.stride()
+    return matrices.as_strided(
+        (n, length // (2 * block), block, block),
+        (chunk, 2 * block * (down + right), down, right),
+        matrices.storage_offset() + block * (row * down + column * right),
+    )
+
+
+def below(matrices: Tensor, block: int) -> Tensor:
+    """The pairs (t, j) of one level: rows in an odd block, columns in its even sibling."""
+    return siblings(matrices, block, 1, 0)
+
+
+def delayed(x: Tensor, first: float) -> Tensor:
+    """Each row of (…, L, F) one later, and `first` in the first."""
+    return torch.cat((torch.full_like(x[..., :1, :], first), x[..., :-1, :]), -2)
+
+
+def advanced(x: Tensor) -> Tensor:
+    """Each row of (…, L, F) one earlier, and 0 in the last: the adjoint of `delayed`."""
+    return torch.cat((x[..., 1:, :], torch.zeros_like(x[..., :1, :])), -2)
+
+
+def _whole(last: Level, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """`into` and `out_of` of two blocks that are a chunk: exponentials are dear, and half of them are known."""
+    into, out_of = torch.empty_like(before), torch.empty_like(after)
+    first, second = even(into, last.block), odd(into, last.block)
+    torch.exp(even(before, last.block), out=first)
+    torch.mul(last.rise, first[..., -1:, :], out=second)
+    torch.exp(odd(after, last.block), out=odd(out_of, last.block))
+    torch.mul(last.fall, last.rise[..., -1:, :], out=even(out_of, last.block))
+    return into, out_of
+
+
+def _pairs(x: Tensor, block: int) -> Tensor:
+    return x.view(*x.shape[:-2], x.shape[-2] // (2 * block), 2, block, x.shape[-1])
+
+
+def _blocks(length: int) -> Iterator[int]:
+    block = 1
+    while block < length:
+        yield block
+        block *= 2

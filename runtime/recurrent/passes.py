@@ -1,0 +1,223 @@
+"""A derived recurrence: its passes chunk by chunk, and what tokens get of their reads. Differentiable once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.ir import Recur, Value
+from attnc.compiler.recurrences.derive import Derived, LogSum, Micro, Pass
+from attnc.compiler.values import rank
+from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.recurrent.token_loop import States, order_of
+from attnc.runtime.recurrent.token_values import Bound, Tokens, TokenValues
+
+
+def run(
+    derived: Derived, recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None
+) -> tuple[Tensor, States]:
+    """What `token_loop.run` gives, for a recurrence that has passes."""
+    known = dict(tokens.inputs)
+    tokens = replace(tokens, inputs=known)
+    plain = TokenValues(tokens)
+    order = order_of(recur, plain)
+    passing = _Passing(tokens, TokenValues(tokens, order), None if order is None else np.argsort(order, 1))
+    if recur.reset is not None:
+        given = plain.integers(recur.reset) != 0
+        fresh = given if fresh is None else fresh | given
+    if fresh is not None:
+        if order is not None:
+            fresh, places = np.broadcast_arrays(fresh, order[None])
+            fresh = np.take_along_axis(fresh, places, 2)
+        passing.fresh = fresh
+    last: States = {}
+    for stage in derived.stages:
+        name = stage.state.name
+        if isinstance(stage, LogSum):
+            last[name] = passing.log_sum(stage, states[name], known)
+        else:
+            last[name] = passing.passed(stage, states[name], known)
+    batch, heads, count = tokens.counts
+    out = TokenValues(tokens).by_place(derived.result)
+    return out.expand(batch, heads, count, out.shape[-1]), {state.name: last[state.name] for state in recur.states}
+
+
+class _Passing:
+    """The passes of one call. `fresh`: see `token_loop.run`, in the order in which tokens are taken."""
+
+    def __init__(self, tokens: Tokens, values: TokenValues, back: NDArray[np.int64] | None) -> None:
+        self._tokens = tokens
+        self._values = values
+        self._back = back
+        self.fresh: NDArray[np.bool_] | None = None
+
+    def log_sum(self, stage: LogSum, state: Tensor, known: dict[str, Tensor]) -> Tensor:
+        """The state before and after each token, by name; what it is in the end."""
+        added = self._whole(stage.added)
+        after = _log_cumulative(added, state, self._fresh_tensor())
+        before = torch.cat([state[:, :, None], after[:, :, :-1]], 2)
+        fresh = self._fresh_tensor()
+        if fresh is not None:
+            before = torch.where(fresh[..., None], stage.state.start, before)
+        known[stage.before], known[stage.after] = self._placed(before), self._placed(after)
+        return after[:, :, -1] if after.shape[2] else state
+
+    def passed(self, stage: Pass, state: Tensor, known: dict[str, Tensor]) -> Tensor:
+        """Every read by its name; what the state is in the end, (B, H, …)."""
+        narrow = len(stage.state.dims) == 1
+        start = state[..., None] if narrow else state
+        steps = [step for micro in stage.steps for step in self._steps(micro)]
+        given = self._arguments(stage, steps, start)
+        final = start
+        for taken in stage.reads:
+            q = self._over_tokens(taken.query)
+            out, final = self._run(q, given, start, before=taken.before)
+            known[taken.name] = self._placed(out[..., 0] if narrow else out)
+        if not stage.reads:
+            q = self._tokens.q.new_zeros((*self._tokens.counts, start.shape[-2]))
+            _, final = self._run(q, given, start, before=False)
+        return final[..., 0] if narrow else final
+
+    def _run(self, q: Tensor, given: dict[str, object], start: Tensor, *, before: bool) -> tuple[Tensor, Tensor]:
+        """By batch entries; where heads begin anew at tokens of their own, each as an entry."""
+        fresh = self._fresh_tensor()
+        if fresh is None:
+            return linear_recurrence(q, state=start, before=before, **given)  # type: ignore[arg-type]
+        batch, heads, count, _ = q.shape
+        if fresh.shape[1] == 1:
+            resets = fresh[:, 0].expand(batch, count)
+            return linear_recurrence(q, state=start, before=before, resets=resets, **given)  # type: ignore[arg-type]
+        resets = fresh.expand(batch, heads, count).reshape(batch * heads, count)
+        own = {name: _folded(x, batch, heads) for name, x in given.items()}
+        out, final = linear_recurrence(
+            _folded(q, batch, heads),  # type: ignore[arg-type]
+            state=_folded(start, batch, heads),  # type: ignore[arg-type]
+            before=before,
+            resets=resets,
+            **own,  # type: ignore[arg-type]
+        )
+        return out.reshape(batch, heads, *out.shape[2:]), final.reshape(start.shape)
+
+    def _steps(self, micro: Micro) -> list[tuple[Micro, Bound, bool]]:
+        """A step as often as it is repeated; whether it is the first time."""
+        if micro.repeat is None:
+            return [(micro, (), True)]
+        variable, *ends = micro.repeat
+        low, high = (int(self._values.integers(end).flat[0]) for end in ends)
+        return [(micro, ((variable, j),), j == low) for j in range(low, high)]
+
+    def _arguments(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], start: Tensor) -> dict[str, object]:
+        """What `linear_recurrence` takes beside q and the state."""
+        rows, columns = start.shape[-2:]
+        keys, values, lefts, reads = [], [], [], []
+        for micro, bound, _ in steps:
+            key, value = micro.write if micro.write is not None else (None, None)
+            keys.append(self._side(key, rows, bound))
+            values.append(self._side(value, columns, bound))
+            if micro.correction is not None:
+                lefts.append(self._side(micro.correction.left, rows, bound))
+                reads.append(self._side(micro.correction.read, rows, bound))
+        given: dict[str, object] = {"k": _joined(keys), "v": _joined(values), "micro": len(steps)}
+        given["chunk"] = max(64, 1 << (len(steps) - 1).bit_length())
+        correction = stage.steps[0].correction
+        if correction is not None and correction.merged:
+            read = _joined(reads)
+            given["correction"] = Delta(read.new_ones(read.shape[:-1]), read)
+        elif correction is not None:
+            given["correction"] = RankOne(_joined(lefts), _joined(reads), correction.sees)
+        given |= self._gates(stage, steps, rows, columns)
+        return given
+
+    def _gates(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], rows: int, columns: int) -> dict[str, object]:
+        decays = [micro.decay for micro in stage.steps if micro.decay is not None]
+        if not decays:
+            return {}
+        side = decays[0].side
+        if len(steps) == 1 and side == "scalar":
+            gate = self._whole(decays[0].log)
+            if gate.shape[0] == gate.shape[2] == 1:
+                return {"gate": gate[0, :, 0].expand(self._tokens.counts[1])}
+        parts = []
+        for micro, bound, first in steps:
+            if micro.decay is None or not first:
+                parts.append(torch.zeros((), dtype=self._tokens.q.dtype, device=self._tokens.q.device))
+            else:
+                parts.append(self._values.whole(micro.decay.log, bound))
+        width = {"scalar": (), "rows": (rows,), "columns": (columns,)}[side]
+        shape = (*self._tokens.counts, *width)
+        return {"gate_columns" if side == "columns" else "gate": _joined([part.expand(shape) for part in parts])}
+
+    # --- values ------------------------------------------------------------------------------------------------------
+
+    def _whole(self, node: Value) -> Tensor:
+        return self._values.whole(node)
+
+    def _over_tokens(self, node: Value) -> Tensor:
+        found = self._whole(node)
+        return found.expand(*self._tokens.counts, *found.shape[3:])
+
+    def _side(self, node: Value | None, width: int, bound: Bound) -> Tensor:
+        """A vector of every token."""
+        shape = (*self._tokens.counts, width)
+        if node is None:
+            return self._tokens.q.new_zeros(()).expand(shape)
+        found = self._values.whole(node, bound)
+        return (found if rank(node) else found[..., None]).expand(shape)
+
+    def _fresh_tensor(self) -> Tensor | None:
+        if self.fresh is None or not self.fresh.any():
+            return None
+        batch, _, count = self._tokens.counts
+        own = np.broadcast_to(self.fresh, (batch, self.fresh.shape[1], count))
+        return torch.from_numpy(own.copy()).to(self._tokens.q.device)
+
+    def _placed(self, x: Tensor) -> Tensor:
+        """Of tokens by their places, what is in the order in which they are taken."""
+        if self._back is None:
+            return x
+        back = torch.from_numpy(self._back).to(x.device)
+        return torch.take_along_dim(x, back.reshape(1, *back.shape, *(1,) * (x.ndim - 3)), 2)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The micro-steps of each token one after another: (B, H, T · n, …) of n tensors (B, H, T, …)."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = torch.stack(parts, 3)
+    return whole.flatten(2, 3)
+
+
+def _folded(x: object, batch: int, heads: int) -> object:
+    """Heads as batch entries."""
+    if isinstance(x, Delta):
+        read = None if x.read is None else cast("Tensor", _folded(x.read, batch, heads))
+        return Delta(cast("Tensor", _folded(x.beta, batch, heads)), read)
+    if isinstance(x, RankOne):
+        left, read = (cast("Tensor", _folded(y, batch, heads)) for y in (x.left, x.read))
+        return RankOne(left, read, x.sees)
+    if not isinstance(x, Tensor):
+        return x
+    if x.ndim == 1:  # of each head
+        x = x.expand(batch, heads)
+        return x.reshape(batch * heads, 1, 1)
+    return x.reshape(batch * heads, 1, *x.shape[2:])
+
+
+def _log_cumulative(x: Tensor, start: Tensor, fresh: Tensor | None) -> Tensor:
+    """`logaddexp` of all tokens so far and a start (B, H, …), anew from -inf where tokens are fresh."""
+    if fresh is None:
+        return torch.logcumsumexp(torch.cat([start[:, :, None], x], 2), 2)[:, :, 1:]
+    found, last = [], start
+    for token in range(x.shape[2]):
+        last = torch.where(fresh[:, :, token, None], -torch.inf, last)
+        last = torch.logaddexp(last, x[:, :, token])
+        found.append(last)
+    return torch.stack(found, 2) if found else x
+
+
+__all__ = ["run"]

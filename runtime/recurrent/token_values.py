@@ -1,0 +1,390 @@
+"""Floating-point values of the IR of a recurrence as torch tensors: of all tokens at once, or of one with its states.
+
+A value is a tensor (B or 1, H or 1, T or 1, …), the axes of the value last, in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.ir import Index, Value, Var
+from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.rewrite import rebuild, rewrite, substitute
+from attnc.compiler.values import axes, rank
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.functions import FUNCTIONS
+from attnc.runtime.sums import conjugate_gradients
+from attnc.spec.errors import EvaluationError
+from attnc.spec.source import Span
+
+LEAD = 3
+"""Batch, heads and tokens."""
+
+TOKEN = fold.place("q")
+
+Bound = tuple[tuple[Var, int], ...]
+"""Values of variables that run around a value."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One call: q, k (B, H, T, dk) and v (B, H, T, dv), keys and values repeated for the heads that share them.
+
+    `inputs`: the real ones, by name. Values are computed in the dtype of q. `before`: how many tokens came before
+    these, of each batch entry or of all.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    inputs: Mapping[str, Tensor]
+    sizes: Sizes
+    slices: Slices
+    scale: float
+    group: int
+    origins: Mapping[Index, Span]
+    before: tuple[int, ...] = (0,)
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Batch, heads, tokens."""
+        b, h, t, _ = self.q.shape
+        return b, h, t
+
+
+States = Mapping[Value, Tensor]
+"""What states are, each (B, H, 1, …)."""
+
+
+@dataclass
+class TokenValues:
+    """Values of one call. Those that read no state are computed for all tokens, once.
+
+    `order`: the places of the tokens as they are taken, (H or 1, T); None: one after another.
+    """
+
+    tokens: Tokens
+    order: NDArray[np.int64] | None = None
+    _whole: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
+    _by_place: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
+
+    def of(self, node: Value, states: States, token: int, bound: Bound = ()) -> Tensor:
+        """A value of the token that is taken as the so manieth, (B or 1, H or 1, 1, …)."""
+        if not reads_state(node):
+            whole = self.whole(node, bound)
+            return whole if whole.shape[2] == 1 else whole[:, :, token : token + 1]
+        return _Once(self, states, token, bound).of(node)
+
+    def whole(self, node: Value, bound: Bound = ()) -> Tensor:
+        """A value that reads no state, of all tokens in the order in which they are taken."""
+        if self.order is None:
+            return self.by_place(node, bound)
+        key = node, _free(node, bound)
+        if key not in self._whole:
+            self._whole[key] = self._taken(self.by_place(node, bound))
+        return self._whole[key]
+
+    def by_place(self, node: Value, bound: Bound = ()) -> Tensor:
+        """The same by the places of tokens."""
+        free = _free(node, bound)
+        if (node, free) not in self._by_place:
+            self._by_place[node, free] = _Once(self, {}, None, free).fresh(node)
+        return self._by_place[node, free]
+
+    def _taken(self, x: Tensor) -> Tensor:
+        """A value of all tokens in the order in which they are taken."""
+        if self.order is None or x.shape[2] == 1:
+            return x
+        order = torch.from_numpy(self.order).to(x.device)
+        x = x.expand(x.shape[0], max(x.shape[1], len(order)), *x.shape[2:])
+        return torch.take_along_dim(x, order.reshape(1, *order.shape, *(1,) * (x.ndim - LEAD)), 2)
+
+    # --- exact parts -------------------------------------------------------------------------------------------------
+
+    def integers_taken(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
+        """The same in the order in which tokens are taken."""
+        found = self.integers(node, bound)
+        if self.order is None or found.shape[2] == 1:
+            return found
+        found = np.broadcast_to(found, (found.shape[0], max(found.shape[1], len(self.order)), found.shape[2]))
+        return np.take_along_axis(found, np.broadcast_to(self.order, found.shape), 2)
+
+    def integers(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
+        """An integer, or a condition as 0 and 1: (B or 1, H or 1, T or 1), by the places of tokens."""
+        own = substitute(node, {variable: fold.const(value) for variable, value in bound})
+        return np.stack([np.stack([self._row(own, b, h) for h in self._heads(own)]) for b in self._batches(own)])
+
+    def _row(self, node: Index, batch: int, head: int) -> NDArray[np.int64]:
+        t = self.tokens
+        count = t.counts[2] if TOKEN in node.below else 1
+        window = Window(0, 0, t.counts[2], t.counts[2], 0)
+        node = _later(node, t.before[min(batch, len(t.before) - 1)])
+        own = specialise(node, t.sizes, t.slices, window, batch=batch, head=head, group=t.group)
+        places, one = np.arange(count, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        alive = np.ones((count, 1), dtype=np.bool_)
+        wide = not fits_word(own, (0, max(count, 1)), (0, 1))
+        return exact.integers_at(own, places, one, alive, t.origins, wide=wide)[:, 0]
+
+    def _heads(self, node: Index) -> range:
+        reads = any(isinstance(n, ir.HeadIndex) and n.name != "batch" for n in node.below) or _by(node, "head")
+        return range(self.tokens.counts[1] if reads else 1)
+
+    def _batches(self, node: Index) -> range:
+        reads = any(isinstance(n, ir.HeadIndex) and n.name == "batch" for n in node.below) or _by(node, "batch")
+        reads |= len(self.tokens.before) > 1 and TOKEN in node.below
+        return range(self.tokens.counts[0] if reads else 1)
+
+
+def _later(node: Index, before: int) -> Index:
+    """The same where tokens came before those of the call: inputs are read where they were."""
+    if not before or TOKEN not in node.below:
+        return node
+    here = rewrite(node, lambda n: rebuild(n, _with_here(n)) if isinstance(n, ir.Lookup) else None)
+    moved = substitute(here, {TOKEN: fold.add(TOKEN, fold.const(before))})
+    return substitute(moved, {_HERE: TOKEN})
+
+
+def _with_here(node: Index) -> tuple[Index, ...]:
+    return tuple(_HERE if index is TOKEN else index for index in node.children())
+
+
+_HERE = ir.intern(Var("here", -1))
+
+
+def _free(node: Value, bound: Bound) -> Bound:
+    return tuple(pair for pair in bound if pair[0] in node.below)
+
+
+def _by(node: Index, dim: str) -> bool:
+    return any(isinstance(n, ir.Lookup) and dim in n.tensor.dims for n in node.below)
+
+
+def reads_state(node: Value) -> bool:
+    """Whether a value depends on a state."""
+    return any(isinstance(below, ir.StateAt) for below in node.below)
+
+
+class _Once:
+    """Values of one token, or of all of them (`token` None)."""
+
+    def __init__(self, values: TokenValues, states: States, token: int | None, bound: Bound) -> None:
+        self._values = values
+        self._tokens = values.tokens
+        self._states = states
+        self._token = token
+        self._bound = bound
+        self._known: dict[Value, Tensor] = {}
+
+    def of(self, node: Value) -> Tensor:
+        """A value."""
+        if self._token is None:
+            return self._values.by_place(node, self._bound)
+        if not reads_state(node):
+            whole = self._values.whole(node, self._bound)
+            return whole if whole.shape[2] == 1 else whole[:, :, self._token : self._token + 1]
+        if node not in self._known:
+            self._known[node] = self.fresh(node)
+        return self._known[node]
+
+    def fresh(self, node: Value) -> Tensor:  # noqa: C901  one case a node kind
+        """A value that is not known yet."""
+        match node:
+            case ir.Number(value=value):
+                return self._number(value)
+            case ir.Scale():
+                return self._number(self._tokens.scale)
+            case ir.Ratio():
+                return self._ratio(node)
+            case ir.Vec():
+                return self._vector(node)
+            case ir.Element():
+                return self._element(node)
+            case ir.StateAt():
+                return self._states[node]
+            case ir.Apply(op=op, operands=operands):
+                return self._apply(node, op, operands)
+            case ir.Select():
+                return self._select(node)
+            case ir.Total():
+                return self._total(node)
+            case ir.Seen():
+                raise UnsupportedError("a sum over the keys of a row in a recurrence")
+            case _:
+                return self._of_vectors(node)
+
+    # --- numbers -----------------------------------------------------------------------------------------------------
+
+    def _number(self, value: float) -> Tensor:
+        return self._tokens.q.new_full((1,) * LEAD, value)
+
+    def _ratio(self, node: ir.Ratio) -> Tensor:
+        num, den = (self._integers(part).astype(np.float64) for part in (node.num, node.den))
+        if (den == 0).any():
+            raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")
+        return self._tensor(num / den).to(self._tokens.q.dtype)
+
+    def _integers(self, node: Index) -> NDArray[np.int64]:
+        if self._token is None:
+            return self._values.integers(node, self._bound)
+        found = self._values.integers_taken(node, self._bound)
+        return found if found.shape[2] == 1 else found[:, :, self._token : self._token + 1]
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._tokens.q.device)
+
+    # --- operands ----------------------------------------------------------------------------------------------------
+
+    def _vector(self, node: ir.Vec) -> Tensor:
+        if node.head is not fold.head_index("head") or node.at is not TOKEN:
+            raise UnsupportedError(f"`{node.tensor}` of another token or head in a recurrence")
+        t = self._tokens
+        return {"q": t.q, "k": t.k, "v": t.v}[node.tensor]
+
+    def _element(self, node: ir.Element) -> Tensor:
+        """An input's element: its dimensions of batch, heads and tokens first, others by their indices."""
+        tokens, tensor = self._tokens, node.tensor
+        x, lead, rest = tokens.inputs[tensor.name], [-1] * LEAD, list[tuple[int, Index]]()
+        for i, (dim, index) in enumerate(zip(tensor.dims, node.indices, strict=False)):
+            where = _LEADING.get(str(dim))
+            if where is None:
+                rest.append((i, index))
+            else:
+                lead[where] = i
+        width = len(tensor.dims) - len(node.indices)
+        order = [i for i in lead if i >= 0] + [i for i, _ in rest] + list(range(x.ndim - width, x.ndim))
+        x = x.permute(order)
+        for place, i in enumerate(lead):
+            if i < 0:
+                x = x.unsqueeze(place)
+        if "kv_head" in tensor.dims:
+            x = x.repeat_interleave(tokens.group, 1)
+        for _, index in rest:
+            x = self._picked(x, index)
+        return x
+
+    def _picked(self, x: Tensor, index: Index) -> Tensor:
+        """The entries of the first axis behind those of the lead."""
+        at = self._integers(index)
+        size = x.shape[LEAD]
+        if (at < 0).any() or (at >= size).any():
+            worst = int(at[(at < 0) | (at >= size)][0])
+            raise EvaluationError("A902", f"the index {worst} is out of range", None, f"there are {size} entries")
+        if (at == at.flat[0]).all():
+            return x.select(LEAD, int(at.flat[0]))
+        places = self._tensor(at)
+        shape = tuple(map(max, x.shape[:LEAD], places.shape))
+        places = places.expand(shape).reshape(*shape, *(1,) * (x.ndim - LEAD))
+        x = x.expand(*shape, *x.shape[LEAD:])
+        return torch.take_along_dim(x, places.expand(*shape, 1, *x.shape[LEAD + 1 :]), LEAD).squeeze(LEAD)
+
+    # --- functions ---------------------------------------------------------------------------------------------------
+
+    def _apply(self, node: Value, op: str, operands: tuple[Value, ...]) -> Tensor:
+        wanted = axes(node)
+        found = [_aligned(self.of(operand), axes(operand), wanted) for operand in operands]
+        if op == "softmax":
+            return torch.softmax(found[0], -1)
+        if op == "share":
+            top, whole = found
+            empty = (whole == 0) & (top == 0)
+            return torch.where(empty, 0, top / torch.where(empty, 1, whole))
+        return FUNCTIONS[op](*found)
+
+    def _select(self, node: ir.Select) -> Tensor:
+        wanted = axes(node)
+        condition = self._tensor(self._integers(node.condition) != 0)
+        condition = condition.reshape(*condition.shape, *(1,) * len(wanted))
+        then, otherwise = (_aligned(self.of(side), axes(side), wanted) for side in (node.then, node.otherwise))
+        return torch.where(condition, then, otherwise)
+
+    def _total(self, node: ir.Total) -> Tensor:
+        low, high = (self._integers(end) for end in (node.low, node.high))
+        parts = []
+        empty = {"sum": 0.0, "min": float("inf"), "max": -float("inf")}[node.op]
+        for j in range(int(low.min()), int(high.max())):
+            inner = _Once(self._values, self._states, self._token, (*self._bound, (node.var, j)))
+            there = (low <= j) & (j < high) & (inner._integers(node.condition) != 0)
+            value = inner.of(node.body)
+            mask = self._tensor(there).reshape(*there.shape, *(1,) * (value.ndim - LEAD))
+            parts.append(torch.where(mask, value, empty))
+        if not parts:
+            return self._number(empty)
+        join = FUNCTIONS["add" if node.op == "sum" else node.op]
+        return reduce(join, parts)
+
+    # --- vectors -----------------------------------------------------------------------------------------------------
+
+    def _of_vectors(self, node: Value) -> Tensor:
+        match node:
+            case ir.Dot(left=left, right=right):
+                return (self.of(left) * self.of(right)).sum(-1)
+            case ir.Outer(left=left, right=right):
+                return self.of(left)[..., :, None] * self.of(right)[..., None, :]
+            case ir.Contract():
+                return self._contract(node)
+            case ir.Pick(vector=vector, index=index):
+                return self._picked(self.of(vector), index)
+            case ir.Part(vector=vector, number=number, of=count):
+                return self.of(vector).chunk(count, -1)[number]
+            case ir.Diagonal(vector=vector):
+                return torch.diag_embed(self.of(vector))
+            case ir.Eye(size=size):
+                width = int(self._integers(size).flat[0])
+                q = self._tokens.q
+                return torch.eye(width, dtype=q.dtype, device=q.device).reshape(*(1,) * LEAD, width, width)
+            case ir.Solve():
+                return self._solve(node)
+        raise AssertionError(type(node).__name__)
+
+    def _contract(self, node: ir.Contract) -> Tensor:
+        left, right = self.of(node.left), self.of(node.right)
+        names = iter("abcdefgh")
+        a = [next(names) for _ in range(rank(node.left))]
+        b = [next(names) for _ in range(rank(node.right))]
+        b[node.right_axis] = a[node.left_axis]
+        shared = a[node.left_axis]
+        out = [x for x in a + b if x != shared]
+        return torch.einsum(f"...{''.join(a)},...{''.join(b)}->...{''.join(out)}", left, right)
+
+    def _solve(self, node: ir.Solve) -> Tensor:
+        matrix, vector = self.of(node.matrix), self.of(node.vector)
+        lead = tuple(map(max, matrix.shape[:LEAD], vector.shape[:LEAD]))
+        matrix, vector = matrix.expand(*lead, *matrix.shape[LEAD:]), vector.expand(*lead, *vector.shape[LEAD:])
+        if node.steps is not None:
+            return conjugate_gradients(matrix, vector, node.steps)
+        solved: Tensor
+        solved, singular = torch.linalg.solve_ex(matrix, vector[..., None])
+        if singular.any():
+            help_ = "add something to its diagonal: `… + 0.01 * eye(dk)`"
+            raise EvaluationError("A901", "`solve` of a matrix that is singular", None, help_)
+        return solved[..., 0]
+
+
+_LEADING = {"batch": 0, "head": 1, "kv_head": 1, "token": 2, "query": 2, "key": 2}
+
+
+def _aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]) -> Tensor:
+    """A value with axes of size 1 where it has none of the wanted ones."""
+    if own == wanted:
+        return x
+    rest = list(own)
+    for place, axis in enumerate(wanted):
+        if rest and rest[0] == axis:
+            rest.pop(0)
+        else:
+            x = x.unsqueeze(LEAD + place)
+    return x
+
+
+__all__ = ["TokenValues", "Tokens", "reads_state"]

@@ -1,0 +1,87 @@
+"""A compiled recurrence from token to token: its states, handed on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.call import check_counts
+from attnc.runtime.compiled import Compiled
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.recurrent import token_loop
+from attnc.runtime.recurrent.call import count_of
+
+States: TypeAlias = "dict[str, Tensor]"
+"""The states of a recurrence by name, (B, H, …) in fp32 (fp64 for calls in fp64)."""
+
+
+class Stateful(Compiled):
+    """What only recurrences have."""
+
+    def derivation(self) -> str:
+        """What is derived from the steps of a recurrence: passes that are computed chunk by chunk, or why none are.
+
+        Raises UnsupportedError for a pattern.
+        """
+        recurrent = self._general.recurrent
+        if recurrent is None:
+            raise self._has_no_state()
+        if recurrent.derived is None:
+            return f"token by token: {recurrent.reason}"
+        return str(recurrent.derived)
+
+    def init_state(
+        self,
+        batch: int,
+        heads: int,
+        dk: int,
+        dv: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        **sizes: int,
+    ) -> States:
+        """The states before the first token: a tensor (batch, heads, …) for each, by name.
+
+        One that reads places of tokens counts them in a state more, `t`, int64 (batch,).
+
+        `sizes`: others that states are of, as the inputs have them (`slots=64`).
+
+        Raises UnsupportedError for a pattern, ArgumentError.
+        """
+        recur = self._pattern.recur
+        if recur is None:
+            raise self._has_no_state()
+        check_counts(0, batch=batch)
+        check_counts(1, heads=heads, dk=dk, dv=dv)
+        known = {"dk": dk, "dv": dv, **sizes}
+        for state in recur.states:
+            for dim in state.dims:
+                if isinstance(dim, str) and dim not in known:
+                    raise ArgumentError(f"the state `{state.name}` is of `{dim}`: say how many, {dim}=…")
+        like = torch.empty((), dtype=dtype, device=device)
+        return token_loop.beginning(recur, known, batch, heads, like) | count_of(recur, batch)
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, state: States, *, scale: float | None = None, **inputs: object
+    ) -> tuple[Tensor, States]:
+        """(out, state) of the next token, or of the next ones: q (B, Hq, T, dk), k (B, Hkv, T, dk), v (B, Hkv, T, dv).
+
+        A call with `state` and `return_state=True`. Raises what a call raises.
+        """
+        return self._with_state(q, k, v, scale, state, inputs)
+
+    def _has_no_state(self) -> UnsupportedError:
+        return UnsupportedError(f"`{self.name}` is a pattern, which has no state: only a `recurrence` has one")
+
+    @abstractmethod
+    def _with_state(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]
+    ) -> tuple[Tensor, States]: ...
+
+
+__all__ = ["Stateful", "States"]

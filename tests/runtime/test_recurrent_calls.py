@@ -1,0 +1,289 @@
+"""Calls of recurrences: documents, resets, orders, states handed on, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import ArgumentError, ArgumentTypeError, UnsupportedError, compile_attention
+from command_calls import run
+
+DECAY = """recurrence decaying
+    input g: log_decay[batch, token, head]
+    {}
+    state S: [dk, dv]
+    step  S = exp(g) * S + outer(k, v)
+    read  q @ S
+"""
+BEFORE = """recurrence before
+    input w: log_decay[batch, token, head, dk]
+    {}
+    state S: [dk, dv]
+    read  q @ S
+    step  S = exp(w) * S + outer(k, v)
+"""
+
+
+def draw(n: int, *, batch: int = 2, heads: int = 3, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [torch.randn(batch, heads, n, d, dtype=dtype) for d in (6, 6, 4)]
+
+
+def gates(n: int, *shape: int, batch: int = 2, heads: int = 3) -> Tensor:
+    return torch.nn.functional.logsigmoid(torch.randn(batch, n, heads, *shape, dtype=torch.float64))
+
+
+def pieces(cuts: list[int]) -> list[slice]:
+    return [slice(a, b) for a, b in itertools.pairwise(cuts)]
+
+
+def only(given: dict[str, Any], tokens: slice) -> dict[str, Any]:
+    return {name: x[:, tokens] for name, x in given.items()}
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(("spec", "name", "shape"), [(DECAY, "g", ()), (BEFORE, "w", (6,))], ids=["after", "before"])
+def test_documents_are_runs_of_their_own(spec: str, name: str, shape: tuple[int, ...], backend: Any) -> None:
+    """By ids, by a reset of one's own, and packed; a token that reads before it writes sees nothing of the last one."""
+    cuts = [0, 7, 8, 70, 135]
+    q, k, v = draw(135)
+    gate = gates(135, *shape)
+    given: dict[str, Any] = {name: gate}
+    alone = compile_attention(spec.format(""), backend=backend)
+    want = torch.cat([alone(q[:, :, s], k[:, :, s], v[:, :, s], **only(given, s)) for s in pieces(cuts)], 2)
+    ids = torch.repeat_interleave(torch.tensor([5, 1, 3, 2]), torch.tensor([7, 1, 62, 65]))
+    by_id = compile_attention(spec.format("input doc: int[batch, token]\n    documents doc"), backend=backend)
+    fresh = torch.zeros(135, dtype=torch.bool)
+    fresh[cuts[:-1]] = True
+    by_reset = compile_attention(spec.format("input fresh: bool[batch, token]\n    reset fresh"), backend=backend)
+    found = [
+        by_id(q, k, v, doc=ids.expand(2, -1), **given),
+        by_reset(q, k, v, fresh=fresh.expand(2, -1), **given),
+        alone(q, k, v, cu_seqlens=torch.tensor(cuts), **given),
+    ]
+    for out in found:
+        torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("scan -t", "exp(g) * S + outer(k, v)"),
+        ("", "exp(g) * S + outer(t * k, v / queries)"),
+        ("reset t % 5 == 0", "S + exp(g) * outer(k, v)"),
+    ],
+    ids=["order", "place", "reset"],
+)
+def test_places_count_in_each_document(line: str, step: str, backend: Any) -> None:
+    """Also where lists of documents differ by batch entry."""
+    lines = (
+        f"recurrence placed\n    input g: log_decay[batch, token, head]\n    {{}}\n    {line}\n    state S: [dk, dv]\n"
+    )
+    lines += f"    step S = {step}\n    read q @ S\n"
+    alone = compile_attention(lines.format(""), backend=backend)
+    q, k, v = draw(40)
+    given: dict[str, Any] = {"g": gates(40)}
+    cuts = [[0, 7, 8, 40], [0, 22, 40, 40]]
+    ids = torch.stack([torch.bucketize(torch.arange(40), torch.tensor(ends[1:-1]), right=True) for ends in cuts])
+    by_id = compile_attention(lines.format("input doc: int[batch, token]\n    documents doc"), backend=backend)
+    out, last = by_id(q, k, v, doc=ids, return_state=True, **given)
+    for b, ends in enumerate(cuts):
+        for s in pieces(ends)[: 3 - b]:
+            only_it = {name: x[b : b + 1] for name, x in only(given, s).items()}
+            tensors = (x[b : b + 1, :, s] for x in (q, k, v))
+            want, state = alone(*tensors, return_state=True, **only_it)
+            torch.testing.assert_close(out[b : b + 1, :, s], want, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(last["S"][b : b + 1], state["S"], rtol=1e-12, atol=1e-12)
+    with pytest.raises(ArgumentError, match="each document begins anew"):
+        by_id(q, k, v, doc=ids, state=last, **given)
+    with pytest.raises(ArgumentError, match="contiguous"):
+        by_id(q, k, v, doc=torch.arange(40)[None] % 2, **given)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_places_go_on(backend: Any) -> None:
+    lines = "input fresh: bool[batch, token]\n    reset fresh and t != 12 or t % 9 == 0"
+    attend = compile_attention(DECAY.format(lines).replace("outer(k, v)", "outer(k, t * v)"), backend=backend)
+    q, k, v = draw(40)
+    given: dict[str, Any] = {"g": gates(40), "fresh": torch.arange(40).expand(2, -1) % 12 == 0}
+    whole, last = attend(q, k, v, return_state=True, **given)
+    state, outs = attend.init_state(2, 3, 6, 4, dtype=torch.float64), []
+    for s in pieces([0, 1, 13, 14, 40]):
+        out, state = attend.step(q[:, :, s], k[:, :, s], v[:, :, s], state, **only(given, s))
+        outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, 2), whole, rtol=1e-12, atol=1e-12)
+    assert state["t"].tolist() == last["t"].tolist() == [40, 40]
+    apart = {"S": state["S"], "t": torch.tensor([0, 7])}
+    both = attend(q, k, v, state=apart, **given)
+    for b, start in enumerate((0, 7)):
+        at = {"S": state["S"][b : b + 1], "t": torch.tensor([start])}
+        own: dict[str, Any] = {name: x[b : b + 1] for name, x in given.items()}
+        alone = attend(q[b : b + 1], k[b : b + 1], v[b : b + 1], state=at, **own)
+        torch.testing.assert_close(both[b : b + 1], alone, rtol=1e-12, atol=1e-12)
+    for wrong in (torch.tensor([0.5, 0]), torch.tensor([0, -1])):
+        with pytest.raises(ArgumentError, match="whole numbers from 0"):
+            attend(q, k, v, state={**state, "t": wrong}, **given)
+    backwards = compile_attention(DECAY.format("scan -t"), backend=backend)
+    with pytest.raises(UnsupportedError, match="all of them in one call"):
+        backwards(q, k, v, g=given["g"], state={"S": state["S"]})
+
+
+def test_documents_differ_by_batch_entry() -> None:
+    attend = compile_attention(DECAY.format("input doc: int[batch, token]\n    documents doc"))
+    alone = compile_attention(DECAY.format(""))
+    q, k, v = draw(20)
+    g, doc = gates(20), torch.zeros(2, 20, dtype=torch.int64)
+    doc[1, 11:] = 1
+    out = attend(q, k, v, g=g, doc=doc)
+    torch.testing.assert_close(out[:1], alone(q[:1], k[:1], v[:1], g=g[:1]))
+    late = alone(*(x[1:, :, 11:] for x in (q, k, v)), g=g[1:, 11:])
+    torch.testing.assert_close(out[1:, :, 11:], late)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_orders(backend: Any) -> None:
+    """Backwards is the flipped call; by head, every other head backwards."""
+    q, k, v = draw(70)
+    g = gates(70)
+    plain = compile_attention(DECAY.format(""), backend=backend)
+    back = compile_attention(DECAY.format("scan -t"), backend=backend)
+    flipped = plain(*(x.flip(2) for x in (q, k, v)), g=g.flip(1)).flip(2)
+    torch.testing.assert_close(back(q, k, v, g=g), flipped, rtol=1e-12, atol=1e-12)
+    by_head = compile_attention(DECAY.format("scan t if head % 2 == 0 else -t"), backend=backend)
+    out = by_head(q, k, v, g=g)
+    torch.testing.assert_close(out[:, ::2], plain(q, k, v, g=g)[:, ::2], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(out[:, 1], flipped[:, 1], rtol=1e-12, atol=1e-12)
+    routed = compile_attention(DECAY.format("input place: int[token]\n    scan place"), backend=backend)
+    order = torch.randperm(70)
+    there = routed(q, k, v, g=g, place=order)
+    back_again = plain(*(x[:, :, order.argsort()] for x in (q, k, v)), g=g[:, order.argsort()])
+    torch.testing.assert_close(there, back_again[:, :, order], rtol=1e-12, atol=1e-12)
+    with pytest.raises(ArgumentError, match="two tokens the same place"):
+        routed(q, k, v, g=g, place=torch.zeros(70, dtype=torch.int64))
+
+
+def test_resets_along_routes_of_heads() -> None:
+    lines = "input fresh: bool[batch, token]\n    reset fresh\n    scan t if head % 2 == 0 else -t"
+    ours, theirs = (compile_attention(DECAY.format(lines), backend=b) for b in ("auto", "reference"))
+    q, k, v = draw(70)
+    given: dict[str, Any] = {"g": gates(70), "fresh": torch.rand(2, 70) < 0.1}
+    torch.testing.assert_close(ours(q, k, v, **given), theirs(q, k, v, **given), rtol=1e-12, atol=1e-12)
+
+
+def test_states_are_handed_on() -> None:
+    attend = compile_attention("gated_delta_net")
+    q, k, v = draw(9)
+    k = torch.nn.functional.normalize(k, dim=-1)
+    g, beta = gates(9), torch.rand(2, 9, 3, dtype=torch.float64)
+    whole, last = attend(q, k, v, g=g, beta=beta, return_state=True)
+    state = attend.init_state(2, 3, 6, 4, dtype=torch.float64)
+    assert {name: tuple(x.shape) for name, x in state.items()} == {"S": (2, 3, 6, 4)}
+    outs = []
+    for t in range(9):
+        s = slice(t, t + 1)
+        out, state = attend.step(q[:, :, s], k[:, :, s], v[:, :, s], state, g=g[:, s], beta=beta[:, s])
+        outs.append(out)
+    torch.testing.assert_close(torch.cat(outs, 2), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state["S"], last["S"], rtol=1e-12, atol=1e-12)
+    narrow, of_it = attend(*(x.bfloat16() for x in (q, k, v)), g=g.float(), beta=beta.float(), return_state=True)
+    assert (narrow.dtype, of_it["S"].dtype) == (torch.bfloat16, torch.float32)
+    slots = compile_attention("gsa").init_state(1, 2, 6, 4, slots=5)
+    assert {name: tuple(x.shape) for name, x in slots.items()} == {"K": (1, 2, 6, 5), "V": (1, 2, 5, 4)}
+
+
+def test_what_is_wrong_is_said() -> None:
+    attend, (q, k, v), g = compile_attention("gla"), draw(5), gates(5, 6)
+    wrong: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (ArgumentError, r"as log_decay it must be at most 0; factors .* g\.log\(\)", {"g": g.exp()}),
+        (ArgumentError, "as log_decay it must be at most 0$", {"g": g + 3}),
+        (ArgumentError, "has the states S, and `state` has T", {"g": g, "state": {"T": g}}),
+        (ArgumentTypeError, "give a tensor for each state", {"g": g, "state": g}),
+        (ArgumentError, r"state\['S'\] is \(2, 3\)", {"g": g, "state": {"S": torch.zeros(2, 3)}}),
+        (ArgumentTypeError, "needs the input `g`", {}),
+        (UnsupportedError, "has no LSE", {"g": g, "return_lse": True}),
+    ]
+    for error, says, given in wrong:
+        with pytest.raises(error, match=says):
+            attend(q, k, v, **given)
+    with pytest.raises(ArgumentError, match="takes as many of both; for later tokens give `state`"):
+        attend(q[:, :, :1], k, v, g=g)
+    with pytest.raises(ArgumentError, match=r"given as these: f\.exp\(\)"):
+        compile_attention("hgrn2")(q, k, v, f=g)
+    with pytest.raises(ArgumentError, match="the state `K` is of `slots`: say how many"):
+        compile_attention("gsa").init_state(1, 2, 6, 4)
+    pattern = compile_attention("causal")
+    for call in (
+        lambda: pattern(q, k, v, return_state=True),
+        lambda: pattern.init_state(1, 1, 1, 1),
+        pattern.derivation,
+    ):
+        with pytest.raises(UnsupportedError, match="`causal` is a pattern, which has no state"):
+            call()
+
+
+def test_what_only_pairs_have_is_refused() -> None:
+    attend, (q, k, v) = compile_attention("retention"), draw(4)
+    calls: list[Callable[[], object]] = [
+        lambda: attend.mask(4),
+        lambda: attend.plan(4),
+        lambda: attend.source("sm_90"),
+        lambda: attend.simulate(4),
+        attend.growth,
+        lambda: attend.floors(4),
+        lambda: attend.picture(4),
+        lambda: attend.decode(q[:, :, :1], k, v, kv_len=4),
+        lambda: attend.prefill(q, k, v, kv_len=4),
+    ]
+    for call in calls:
+        with pytest.raises(UnsupportedError, match="`retention` is a recurrence, which has no pairs"):
+            call()
+    assert attend.is_recurrence
+    assert not attend.has_mask
+    with pytest.raises(UnsupportedError, match="recurrences have no kernels yet"):
+        attend(*(x.to("meta") for x in (q, k, v)), return_state=True)
+
+
+def test_same_bits_and_pickling() -> None:
+    attend, (q, k, v) = compile_attention("kimi_delta"), draw(100, dtype=torch.float32)
+    given: dict[str, Any] = {"g": gates(100, 6).float(), "beta": torch.rand(2, 100, 3)}
+    first = attend(q, k, v, **given)
+    assert torch.equal(first, pickle.loads(pickle.dumps(attend))(q, k, v, **given))
+
+
+def test_a_compiled_call() -> None:
+    attend = compile_attention("gated_delta_net")
+    tensors = [x.requires_grad_() for x in draw(33)]
+    g, beta = gates(33).requires_grad_(), torch.rand(2, 33, 3, dtype=torch.float64, requires_grad=True)
+
+    def call(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+        out: Tensor = attend(q * 0.5, k / 3, v, g=g, beta=beta)
+        return out.sin().sum()
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    inputs = [*tensors, g, beta]
+    ours, theirs = (torch.autograd.grad(f(*inputs), inputs) for f in (compiled, call))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    torch._dynamo.reset()
+
+
+def test_commands() -> None:
+    done = run("explain", "--derivation", "rwkv6")
+    assert done.status == 0
+    assert "S[dk, dv]: a decay of each row" in done.out
+    assert "before its steps" in done.out
+    assert "token by token" in run("explain", "--derivation", "mesa").out
+    assert run("explain", "--derivation", "causal").status == 2
+    assert run("explain", "A201", "--derivation", "gla").status == 2
+    assert run("show", "gla").status == 2
+    assert run("emit", "gla").status == 2
+    assert run("same", "gla", "retention").status == 2
+    assert run("receptive", "gla").status == 2
+    done = run("verify", "gated_delta_net")
+    assert done.status == 0, done
