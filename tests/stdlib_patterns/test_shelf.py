@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from attnc import compile_attention
-from attnc.runtime.library import ModuleLoader, library_files, library_names
+from attnc.runtime.library import ModuleLoader, library_files, library_names, recurrence_names
 from attnc.spec.load import check_source
 from attnc.spec.reading.text import decode
 
@@ -112,7 +112,7 @@ def test_a_file_checks_without_a_word_and_names_its_source(name: str) -> None:
     source = decode(path.read_bytes(), path.name)
     assert check_source(source, ModuleLoader(None)) == ()
     if name in library_names():
-        assert f"pattern {name}" in source.text
+        assert f"{'recurrence' if name in recurrence_names() else 'pattern'} {name}" in source.text
         assert "Source:" in source.text
 
 
@@ -126,6 +126,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "lingen_temporal": GRID,
     "log_sparse": {"segment": 16, "window": 64},
     "longformer": {"dilation": [1, 2]},
+    "mhs_vm": {"height": 8, "width": 8},
     "monarch": {"rows": 16, "cols": 16},
     "monarch_rt": {"frames": 4, "height": 8, "width": 8},
     "moa": {"alpha": [0, 64], "beta": [0.5, 0]},

@@ -15,7 +15,7 @@ from torch import Tensor
 import static_masks as truth
 from attnc import Attention, SpecError, compile_attention
 from attnc.runtime.accuracy import Probe, compare
-from attnc.runtime.library import library_names
+from attnc.runtime.library import pattern_names
 from score_calls import SYSTEMS
 from static_masks import Mask
 from weight_calls import SYSTEMS as WEIGHTED
@@ -413,7 +413,7 @@ def test_all_static_patterns_are_here() -> None:
     shelf = {"full", "causal", "sliding_window", "blocked", "prefix_lm", "document"}
     with_scores = {system.name for system in SYSTEMS}  # held against references of their own in test_scores.py
     with_weights = {system.name for system in WEIGHTED} - {"longformer"}  # and in test_weights.py
-    assert {case.name for case in CASES} == set(library_names()) - shelf - with_scores - with_weights
+    assert {case.name for case in CASES} == set(pattern_names()) - shelf - with_scores - with_weights
 
 
 # --- parts of a call --------------------------------------------------------------------------------------------------
