@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime.library import library_files, library_names
+from attnc.runtime.library import library_files, library_names, pattern_names, recurrence_names
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent
@@ -109,9 +109,17 @@ Every pattern by name: `compile_attention("sliding_window", window=512)`. The pi
 """
 
 
+RECURRENCES = """## Recurrences
+
+Tokens update a state one after another. Below each text is what is derived from it (`attnc explain --derivation NAME`):
+the passes that are computed chunk by chunk, or why it runs token by token.
+"""
+PARAMETERS: dict[str, dict[str, Any]] = {"mhs_vm": {"height": 8, "width": 8}}
+
+
 def pictures() -> dict[str, str]:
     """Each SVG by its path below docs/."""
-    drawn = [name for name in library_names() if name not in NO_TOKENS]
+    drawn = [name for name in pattern_names() if name not in NO_TOKENS]
     return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in drawn}
 
 
@@ -119,16 +127,25 @@ def library_page() -> str:
     """`library.md`: a section a pattern, then the modules of definitions."""
     files = library_files()
     parts = [HEAD]
-    for name in library_names():
+    for name in pattern_names():
         parts.append(f"## {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
         if name not in NO_TOKENS:
             parts.append(f"![{name}: who sees whom](pictures/{name}.svg)\n")
+    parts.append(RECURRENCES)
+    for name in recurrence_names():
+        parts.append(f"### {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
+        parts.append(f"```text\n{derivation(name)}\n```\n")
     modules = [name for name in files if name not in library_names()]
     if modules:
         parts.append("## Modules\n\nDefinitions for other patterns, brought in by `use`.\n")
     for name in modules:
         parts.append(f"### {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
     return "\n".join(parts)
+
+
+def derivation(name: str) -> str:
+    """The passes of a recurrence, or why there are none."""
+    return compile_attention(name, **PARAMETERS.get(name, {})).derivation()
 
 
 def generated() -> dict[Path, str]:

@@ -56,6 +56,12 @@ def test_serving(tmp_path: Path) -> None:
     assert "from a ring of 1028 slots (the first 4 and the last 1024 tokens)" in done.stdout
 
 
+def test_recurrence(tmp_path: Path) -> None:
+    done = run("recurrence.py", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a scalar decay, delta rule" in done.stdout
+
+
 def test_papers(tmp_path: Path) -> None:
     done = run("papers.py", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
