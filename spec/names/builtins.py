@@ -65,6 +65,7 @@ FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "merge", "conjugate_
 
 LATER_FUNCTIONS = {
     "order": ("A701", "compute the ranks before the call, and declare them: `input place: int[batch, token]`"),
+    "token": ("A701", "write the position of the coordinates: `y * width + x`"),
     **dict.fromkeys(("real", "imag", "conj"), ("A704", "a state holds real numbers: `state S: [dk, dv]`")),
 }
 """Functions that are not there yet: a code, and what to do instead."""
@@ -86,7 +87,7 @@ def call_of(name: str) -> str:
     return f"{name}({', '.join(builtin.parameters)})" if builtin else _SPECIAL_CALLS.get(name, f"{name}(…)")
 
 
-FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | LATER_FUNCTIONS.keys() | AGGREGATES
+FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | {"order"} | AGGREGATES
 
 POSITIONS = frozenset({"q", "k"})
 HEAD_INDICES = frozenset({"head", "kv_head", "batch"})
