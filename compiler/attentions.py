@@ -5,18 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Pattern, Tensor
+from attnc.compiler.ir import Attend, Element, Pattern, Recur, Softmax, Tensor
 from attnc.compiler.rewrite import substitute_attend
-from attnc.compiler.values import output, output_lse, values_of
+from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
 
 
 def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     """A pattern of one attention, which reads what others gave as inputs; `member`: one of a family."""
     own = node if member is None or node.family is None else _member(node, member)
+    states = tuple(map(output_of_state, pattern.stateful))
     before = [other for other in pattern.nodes if other.name != node.name]
-    given = tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
+    given = states + tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
     read = tuple(tensor for tensor in given if tensor in _read(own))
-    return replace(pattern, tensors=pattern.tensors + read, nodes=(own,), combine=None, lse=None)
+    return replace(pattern, tensors=pattern.tensors + read, nodes=(own,), combine=None, lse=None, stateful=())
+
+
+def stateful_alone(pattern: Pattern, recur: Recur) -> Pattern:
+    """A pattern that is one of the branches with a state."""
+    return replace(pattern, nodes=(), combine=None, lse=None, stateful=(), recur=recur)
+
+
+def rows_of(pattern: Pattern) -> Pattern:
+    """A pattern of one attention with the rows of another one."""
+    if pattern.nodes:
+        return alone(pattern, pattern.nodes[0])
+    score = apply("mul", scale(), dot(vector("q"), vector("k")))
+    node = Attend(pattern.name, fold.truth(True), score, Softmax(), vector("v"))
+    return replace(pattern, nodes=(node,), combine=None, stateful=())
 
 
 def _read(node: Attend) -> set[Tensor]:

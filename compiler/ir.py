@@ -703,7 +703,7 @@ class Pattern:
 
     `documents` has an id for each token, or, where its dimension is `BOUNDARIES`, the cumulative lengths of sequences.
 
-    A recurrence has `recur` in place of nodes.
+    A recurrence has `recur` in place of nodes. `stateful` are branches with a state, which come before the nodes.
 
     `origins` gives the place in the source where a node first arose. `general`: None where extents cannot be left open.
     """
@@ -723,6 +723,7 @@ class Pattern:
     lse: Value | None = None
     general: General | None = None
     recur: Recur | None = None
+    stateful: tuple[Recur, ...] = ()
 
     @property
     def packed(self) -> Pattern:

@@ -67,6 +67,9 @@ def print_pattern(pattern: Pattern) -> str:
     if pattern.documents is not None:
         lines.append(f"    documents {pattern.documents.name}")
     lines.extend(f"    require {print_index(condition)}" for condition, _ in pattern.requirements)
+    for recur in pattern.stateful:
+        lines.append(f"    branch {recur.name}")
+        lines.extend(f"        {line}" for line in _recur(recur))
     for node in pattern.nodes:
         lines.extend(f"    {line}" for line in _attend(node))
     if pattern.recur is not None:

@@ -31,6 +31,7 @@ from attnc.compiler.ir import (
     Pick,
     Place,
     Ratio,
+    Recur,
     Scale,
     Seen,
     Select,
@@ -141,6 +142,11 @@ def output(node: Attend) -> Tensor:
     family = () if node.family is None else (f"{node.name}.members",)
     width = (f"{node.name}.width",) if rank(node.value) or node.stack is not None else ()
     return intern(Tensor(node.name, "real", ("batch", "head", "query", *family, *width)))
+
+
+def output_of_state(recur: Recur) -> Tensor:
+    """What a branch with a state gave, as a tensor."""
+    return intern(Tensor(recur.name, "real", ("batch", "head", "query", f"{recur.name}.width")))
 
 
 def output_lse(node: Attend) -> Tensor:

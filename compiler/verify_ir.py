@@ -41,7 +41,7 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import output, output_lse
+from attnc.compiler.values import output, output_lse, output_of_state
 
 ARITY = {
     "mul": 2,
@@ -78,10 +78,10 @@ def find_violations(pattern: Pattern) -> Iterator[str]:
     names = [node.name for node in pattern.nodes]
     if len(set(names)) != len(names):
         yield "two nodes have one name"
-    if pattern.combine is None and len(names) != (pattern.recur is None):
+    if pattern.combine is None and (len(names) != (pattern.recur is None) or pattern.stateful):
         yield "several nodes, and nothing that combines them"
-    if pattern.recur is not None:
-        yield from _recurrence(pattern.recur)
+    for recur in pattern.stateful if pattern.recur is None else (pattern.recur,):
+        yield from _recurrence(recur)
     if len({tensor.name for tensor in pattern.tensors}) != len(pattern.tensors):
         yield "two tensors have one name"
     if pattern.documents is not None and pattern.documents not in pattern.tensors:
@@ -112,7 +112,7 @@ def _versions(value: Value, known: dict[str, int] | None, where: str) -> Iterato
 
 
 def _nodes(pattern: Pattern) -> Iterator[str]:
-    known = pattern.tensors
+    known = pattern.tensors + tuple(map(output_of_state, pattern.stateful))
     for node in pattern.nodes:
         yield from _attend(node, known)
         known += (output(node), output_lse(node))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime.library import library_files, library_names, pattern_names, recurrence_names
+from attnc.runtime.library import hybrid_names, library_files, library_names, pattern_names, recurrence_names
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent
@@ -132,9 +132,10 @@ def library_page() -> str:
         if name not in NO_TOKENS:
             parts.append(f"![{name}: who sees whom](pictures/{name}.svg)\n")
     parts.append(RECURRENCES)
-    for name in recurrence_names():
+    for name in (*recurrence_names(), *hybrid_names()):
         parts.append(f"### {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
-        parts.append(f"```text\n{derivation(name)}\n```\n")
+        if name in recurrence_names():
+            parts.append(f"```text\n{derivation(name)}\n```\n")
     modules = [name for name in files if name not in library_names()]
     if modules:
         parts.append("## Modules\n\nDefinitions for other patterns, brought in by `use`.\n")

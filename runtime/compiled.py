@@ -93,12 +93,14 @@ class Compiled:
     @property
     def has_mask(self) -> bool:
         """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
-        return not self.is_recurrence and (self._steps is None or self._steps.has_tokens)
+        if self._pattern.recur is not None or self._pattern.stateful:
+            return False
+        return self._steps is None or self._steps.has_tokens
 
     @property
     def is_recurrence(self) -> bool:
         """Whether tokens update a state one after another: there are no pairs of queries and keys."""
-        return self._pattern.recur is not None
+        return not self._pattern.nodes
 
     @property
     def relation_inputs(self) -> frozenset[str]:
@@ -130,6 +132,13 @@ class Compiled:
         """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""
         if self.is_recurrence:
             raise UnsupportedError(f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}")
+
+    def _refuse_states(self, what: str) -> None:
+        """The same, and where a branch has a state beside branches with keys."""
+        self._refuse_recurrence(what)
+        if self._pattern.stateful:
+            name = self._pattern.stateful[0].name
+            raise UnsupportedError(f"`{self.name}` has a branch with a state, `{name}`, which has no {what}")
 
     def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
         """What a call returns."""

@@ -80,23 +80,32 @@ def library_files() -> dict[str, Path]:
 @cache
 def library_names() -> tuple[str, ...]:
     """The patterns of the standard library: files that define a pattern of their own name."""
-    return tuple(sorted((*pattern_names(), *recurrence_names())))
+    return tuple(sorted((*pattern_names(), *recurrence_names(), *hybrid_names())))
 
 
 @cache
 def pattern_names() -> tuple[str, ...]:
-    """Those of queries and keys."""
-    return _that_open_with("pattern ")
+    """Those of queries and keys alone."""
+    return tuple(name for name in _that_have("^pattern ") if name not in _that_have(_STATE))
 
 
 @cache
 def recurrence_names() -> tuple[str, ...]:
     """Those of states that tokens update one after another."""
-    return _that_open_with("recurrence ")
+    return _that_have("^recurrence ")
 
 
-def _that_open_with(word: str) -> tuple[str, ...]:
-    line = re.compile(f"^{word}", re.MULTILINE)
+@cache
+def hybrid_names() -> tuple[str, ...]:
+    """Those with branches that have a state."""
+    return tuple(name for name in _that_have("^pattern ") if name in _that_have(_STATE))
+
+
+_STATE = "^ +state "
+
+
+def _that_have(line_start: str) -> tuple[str, ...]:
+    line = re.compile(line_start, re.MULTILINE)
     return tuple(stem for stem, file in _texts().items() if line.search(file.read_text(encoding="utf-8")))
 
 

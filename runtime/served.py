@@ -97,7 +97,7 @@ class Served(Compiled):
 
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
-        self._refuse_recurrence("cache; its state is handed on by `step`, or by `state`")
+        self._refuse_states("cache: the state of a recurrence is handed on by `step`, or by `state`")
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
         serving.check_queries(q, k_cache, v_cache)
@@ -162,7 +162,7 @@ class Served(Compiled):
         Takes what `decode` takes. No slot past `kv_len` is read; others may be, seen or not. Raises what `decode`
         raises.
         """
-        self._refuse_recurrence("cache; its state is handed on by `step`, or by `state`")
+        self._refuse_states("cache: the state of a recurrence is handed on by `step`, or by `state`")
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         factor = None if scale is None else finite(scale)
         return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)

@@ -13,13 +13,21 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
-from attnc.compiler.attentions import alone
+from attnc.compiler.attentions import alone, rows_of, stateful_alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.plan import Plan, joined
-from attnc.compiler.values import is_plain, is_scored, output, output_lse, passes, rank
+from attnc.compiler.values import (
+    is_plain,
+    is_scored,
+    output,
+    output_lse,
+    output_of_state,
+    passes,
+    rank,
+)
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.caches import Cache
@@ -32,6 +40,7 @@ from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
+from attnc.runtime.recurrent.call import Recurrent, no_kernels
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.values import Values
 
@@ -61,6 +70,7 @@ class Steps:
         self._text = text
         self._strict = strict
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
+        self._stateful = [Recurrent(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
         if strict:
             self._check_passes()
 
@@ -95,6 +105,8 @@ class Steps:
 
     def on_gpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same by kernels."""
+        if self._stateful:
+            raise no_kernels(self._pattern, "Triton")
         return self.by_kernels._run(q, k, v, given, _on_gpu)
 
     @cached_property
@@ -122,6 +134,11 @@ class Steps:
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern, known = self._pattern, dict(given.real)
+        for recurrent in self._stateful:
+            tensors = [given.real[tensor.name] for tensor in pattern.tensors]
+            dense = run is _densely
+            out, _ = recurrent.attend(q, k, v, given.inputs, tensors, given.scale, dense=dense)
+            known[output_of_state(recurrent.recur).name] = out
         for node in pattern.nodes:
             own = self._node(node, q, k, v, given, run, known)
             known[output(node).name], known[output_lse(node).name] = own
@@ -176,7 +193,10 @@ class Steps:
         own = self if target is None else self.by_kernels
         planners = own.planners(sizes, inputs)
         plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
-        return plans[0][1] if len(plans) == 1 and own._pattern.combine is None else joined(plans)
+        if len(plans) == 1 and own._pattern.combine is None:
+            return plans[0][1]
+        whole = joined(plans)
+        return replace(whole, reasons=(*whole.reasons, *(f"before them {x.how}" for x in self._stateful)))
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
@@ -216,7 +236,7 @@ class Steps:
         self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: Given, known: Mapping[str, Tensor]
     ) -> Tensor:
         """A value of every row: (B, Hq, Nq[, width])."""
-        pattern = alone(self._pattern, self._pattern.nodes[0])
+        pattern = rows_of(self._pattern)
         relations = relations_of(replace(pattern, requirements=()), _on_tokens(pattern, given))
         dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)

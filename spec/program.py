@@ -515,7 +515,8 @@ class Program:
     `attends` are its attentions, those that others read first. The result is `combine`, where there is one, else the
     output of the only attention.
 
-    `recurrence` in their place: a `recurrence` has no relation and no attentions.
+    `recurrence` in their place: a `recurrence` has no relation and no attentions. `stateful` are branches with a state,
+    by their names, which attentions and `combine` may read.
 
     `align` is None where the text does not say; `needs_align` tells whether the relation reads both positions, so that
     unequal lengths must be refused without it.
@@ -540,6 +541,7 @@ class Program:
     pads: tuple[Pad, ...] = ()
     approximate: Expr | None = None
     recurrence: Recurrence | None = None
+    stateful: tuple[Recurrence, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,6 +46,8 @@ class AttentionLowering(Lowering):
     """Lowers attentions one after another; later ones may read what earlier ones give."""
 
     program: checked.Program = field(kw_only=True)
+    stateful: dict[str, ir.Recur] = field(default_factory=dict, init=False)
+    """The branches with a state."""
     _nodes: dict[str, ir.Attend] = field(default_factory=dict, init=False)
     _around: _Around | None = field(default=None, init=False)
     _measures: Measures = field(default_factory=Measures, init=False)
@@ -272,6 +274,10 @@ class AttentionLowering(Lowering):
     # --- branches ---
 
     def _branch(self, expr: checked.BranchRead, scope: Scope) -> ir.Value:
+        if expr.branch in self.stateful:
+            place = scope.q if expr.at is None else self.integer(expr.at, scope)
+            output = values.output_of_state(self.stateful[expr.branch])
+            return values.element(output, (fold.head_index("batch"), scope.head, place))
         node = self._nodes[expr.branch]
         if expr.part == "weight":
             return self._weight(expr, scope)
@@ -331,7 +337,7 @@ class AttentionLowering(Lowering):
             return self._merged(expr, scope)
         result = self.value(expr, scope)
         whole = isinstance(expr, checked.BranchRead) and expr.part == "out" and expr.at is None
-        if not whole or not isinstance(self._nodes[expr.branch].weights, ir.Softmax):  # type: ignore[union-attr]
+        if not whole or expr.branch in self.stateful or not isinstance(self._nodes[expr.branch].weights, ir.Softmax):  # type: ignore[union-attr]
             return result, None
         return result, self._branch(replace(expr, part="lse"), scope)  # type: ignore[arg-type]
 

@@ -60,6 +60,8 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         visible = lower_round(program.round, program, lowering)
     if program.approximate is not None:
         lowering.steps = _number(program.approximate, lowering)
+    for branch in program.stateful:
+        lowering.stateful[branch.name] = lower_recurrence(branch, lowering, lambda dim: _dim(dim, lowering))
     nodes = tuple(lowering.attend(attend, visible) for attend in program.attends)
     combine, lse = lowering.combined()
     recur = None
@@ -83,6 +85,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         combine=combine,
         lse=lse,
         recur=recur,
+        stateful=tuple(lowering.stateful.values()),
     )
 
 

@@ -27,7 +27,7 @@ class AttendChecker:
         self._checker = checker
         self._pattern = pattern
         self._complain = complain
-        self._outputs: dict[str, Form] = {}
+        self.outputs: dict[str, Form] = {}
         self._branches = {attend.name: attend for attend in pattern.attends}
         self._clause: Clause | None = None
         self._attend: program.Attend | None = None
@@ -52,7 +52,7 @@ class AttendChecker:
         if attend.score is not None:
             needs |= self._number("score", attend.score, "the score", env, facts).needs
         needs |= self._weights(attend, env, facts, everywhere)
-        self._outputs[attend.name] = self._value(attend, env, facts)
+        self.outputs[attend.name] = self._value(attend, env, facts)
         return needs
 
     def _places(self, attend: program.Attend, facts: Facts) -> Mapping[program.Binder, Finding]:
@@ -231,7 +231,7 @@ class AttendChecker:
     def _branch(self, node: program.BranchRead) -> Finding:
         attend = self._branches.get(node.branch)
         if attend is None:
-            return Finding(UNKNOWN)
+            return Finding(self.outputs.get(node.branch, UNKNOWN), _DATA | {"row"})
         if node.part != "out" and not is_softmax(attend):
             help_ = "only a softmax has one: leave `weights` out, or write `weights softmax(…)`"
             message = f"`{node.branch}` has no `{node.part}`: its weights are no softmax"
@@ -239,7 +239,7 @@ class AttendChecker:
         if node.part == "weight":
             self._check_weight(node, attend)
         if node.part == "out":
-            return Finding(self._outputs.get(node.branch, UNKNOWN), _DATA | {"row"})
+            return Finding(self.outputs.get(node.branch, UNKNOWN), _DATA | {"row"})
         return Finding(FLOAT, _DATA | ({"q", "k", "key"} if node.part == "weight" else {"row"}))
 
     def _check_weight(self, node: program.BranchRead, attend: program.Attend) -> None:
@@ -258,13 +258,14 @@ class AttendChecker:
         form: Form | None = None
         for part in node.parts:
             attend = self._branches.get(part.branch)
-            if attend is None:
+            if attend is None and part.branch not in self.outputs:
                 return Finding(UNKNOWN)
-            if not is_softmax(attend):
-                message = f"`{part.branch}` has no LSE to merge by: its weights are no softmax"
+            if attend is None or not is_softmax(attend):
+                why = "it has a state" if attend is None else "its weights are no softmax"
+                message = f"`{part.branch}` has no LSE to merge by: {why}"
                 help_ = "add the outputs, with factors: `a * near + b * far`"
                 self._complain("A206", message, part.span, help=help_)
-            own = self._outputs.get(part.branch, UNKNOWN)
+            own = self.outputs.get(part.branch, UNKNOWN)
             if form is not None and own != form and UNKNOWN not in (own, form):
                 self._complain("A314", f"{form} and {own} do not merge", part.span, str(own), help="make them alike")
             form = own if form is None else form

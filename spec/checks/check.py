@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
 
@@ -26,7 +27,16 @@ from attnc.spec.checks.forms import (
     of_type,
 )
 from attnc.spec.checks.guards import Facts, Guards
-from attnc.spec.checks.measure import Measures, below, children, expressions, first_use, inputs_read, lines_of
+from attnc.spec.checks.measure import (
+    Measures,
+    below,
+    children,
+    expressions,
+    first_use,
+    inputs_read,
+    lines_of,
+    recurrences_of,
+)
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.checks.recurrent import RecurrentChecker
 from attnc.spec.diagnostics import Label
@@ -65,17 +75,14 @@ def check_pattern(resolved: Resolved, report: Report) -> program.Program:
     checker.check_declarations()
     requirements = tuple(checker.requirement(r) for r in pattern.requirements)
     needs = checker.relation(pattern.visible) | checker.round(pattern.round) | checker.attends()
-    recurrent = RecurrentChecker(checker, checker.complain)
-    if pattern.recurrence is not None:
-        recurrent.check(pattern.recurrence)
     if resolved.whole and not report.failed:
         checker.check_learned()
-        if pattern.recurrence is not None:
-            recurrent.check_states(pattern.recurrence)
+        for recurrence in recurrences_of(pattern):
+            checker.recurrent.check_states(recurrence)
     for definition in spare:
         if not definition.parameters:
             checker.find(program.DefinitionUse(definition.span, definition, ()), {}, None)
-    needs_align = pattern.recurrence is not None or pattern.documents is not None or {"q", "k"} <= needs
+    needs_align = bool(recurrences_of(pattern)) or pattern.documents is not None or {"q", "k"} <= needs
     return replace(pattern, requirements=requirements, needs_align=needs_align)
 
 
@@ -85,7 +92,8 @@ class Checker:
     def __init__(self, pattern: program.Program, report: Report) -> None:
         self._pattern = pattern
         self._report = report
-        self._rules = OperationRules(self._complain, by_name=pattern.recurrence is not None)
+        self._rules = OperationRules(self._complain)
+        self.recurrent = RecurrentChecker(self, self._complain)
         self._guards = Guards()
         self._measures = Measures()
         self._parameters = {p.name: p for p in pattern.parameters}
@@ -145,6 +153,8 @@ class Checker:
         for line in self._pattern.visible if self._pattern.round is None else ():
             facts = self._guards.after(line, True, facts)
         attention = AttendChecker(self, self._pattern, self._complain)
+        for recurrence in recurrences_of(self._pattern):
+            attention.outputs[recurrence.name] = self.recurrent.check(recurrence)
         for attend in self._pattern.attends:
             needs |= attention.check(attend, facts, self._everywhere())
         if self._pattern.combine is not None:
@@ -174,8 +184,8 @@ class Checker:
         """Every expression of the relation and the attentions."""
         pattern = self._pattern
         combined = [] if pattern.combine is None else [pattern.combine]
-        if pattern.recurrence is not None:
-            combined += lines_of(pattern.recurrence)
+        for recurrence in recurrences_of(pattern):
+            combined += lines_of(recurrence)
         return [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
 
     def check_learned(self) -> None:
@@ -228,6 +238,20 @@ class Checker:
         found = self.find(node, {}, facts)
         self._rules.integer(node, found, what)
         return found
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether some recurrence is a branch."""
+        return bool(self._pattern.stateful)
+
+    @contextmanager
+    def by_name(self) -> Iterator[None]:
+        """While this holds, a vector goes with a matrix over its axis."""
+        self._rules.floating.by_name = True
+        try:
+            yield
+        finally:
+            self._rules.floating.by_name = False
 
     @property
     def complain(self) -> Callable[..., None]:

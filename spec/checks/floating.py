@@ -56,10 +56,10 @@ def _lies_in(axes: tuple[Dim, ...], others: tuple[Dim, ...]) -> bool:
 class FloatRules:
     """What each operation gives where an operand is floating point."""
 
-    def __init__(self, complain: Complain, *, by_name: bool = False) -> None:
-        """`by_name`: a vector goes with a matrix over its axis, entry by entry."""
+    def __init__(self, complain: Complain) -> None:
         self._complain = complain
-        self._by_name = by_name
+        self.by_name = False
+        """Whether a vector goes with a matrix over its axis, entry by entry, as in recurrences."""
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         """The form of an operation; UNKNOWN after a complaint."""
@@ -92,7 +92,7 @@ class FloatRules:
 
     def _elementwise(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         vectors = [(o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.axes]
-        if self._by_name:
+        if self.by_name:
             widest = max((form for _, form in vectors), key=lambda form: len(form.axes), default=FLOAT)
             if all(_lies_in(form.axes, widest.axes) for _, form in vectors):
                 return widest

@@ -128,6 +128,11 @@ def expressions(attend: program.Attend) -> Iterator[program.Expr]:
     yield from (e for e in (attend.score, weights, attend.value) if e is not None)
 
 
+def recurrences_of(pattern: program.Program) -> tuple[program.Recurrence, ...]:
+    """The recurrence that a pattern is, or its branches with a state."""
+    return pattern.stateful if pattern.recurrence is None else (pattern.recurrence,)
+
+
 def lines_of(item: program.Recurrence) -> list[program.Expr]:
     """The expressions of a recurrence."""
     ends = [e for x in item.lines if isinstance(x, program.Step) and x.repeat for e in (x.repeat.low, x.repeat.high)]

@@ -37,10 +37,9 @@ _RANGE = "integers have 64 bits; write a formula whose parts are all defined and
 class OperationRules:
     """What each operation takes and gives. Faults go to `complain(code, message, span, label, help=…)`."""
 
-    def __init__(self, complain: Complain, *, by_name: bool = False) -> None:
-        """`by_name`: see `FloatRules`."""
+    def __init__(self, complain: Complain) -> None:
         self._complain = complain
-        self._floating = FloatRules(complain, by_name=by_name)
+        self.floating = FloatRules(complain)
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Finding:
         """What is known of an operation whose operands are known."""
@@ -48,7 +47,7 @@ class OperationRules:
         if any(f.form.kind == "unknown" for f in found):
             return Finding(self._unknown_form(node.op), needs)
         if node.op in FLOAT_BUILTINS or node.op == "share" or any(f.form.kind == "float" for f in found):
-            return Finding(self._floating.of(node, found), needs)
+            return Finding(self.floating.of(node, found), needs)
         form = self._form(node, found)
         if form is None:
             return Finding(UNKNOWN, needs)

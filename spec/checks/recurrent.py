@@ -20,16 +20,21 @@ class RecurrentChecker:
         self._checker = checker
         self._complain = complain
 
-    def check(self, item: program.Recurrence) -> None:
-        """Forms of all lines; the order of the tokens, and where states begin anew."""
+    def check(self, item: program.Recurrence) -> Form:
+        """Forms of all lines; the order of the tokens, and where states begin anew. What a token gets."""
+        with self._checker.by_name():
+            return self._check(item)
+
+    def _check(self, item: program.Recurrence) -> Form:
         checker, facts = self._checker, self._checker.everywhere
         env: dict[program.Binder, Finding] = {}
+        out = UNKNOWN
         for line in item.lines:
             if isinstance(line, program.Let):
                 found = checker.find(line.value, env, facts)
                 env[line.binder] = Finding(found.form, found.needs | {"data"})
             elif isinstance(line, program.Read):
-                self._check_read(line, checker.find(line.value, env, facts).form)
+                out = self._check_read(line, checker.find(line.value, env, facts).form)
             else:
                 self._check_step(line, env)
         if item.scan is not None:
@@ -39,6 +44,7 @@ class RecurrentChecker:
                 self._complain("A406", "a route that differs from sequence to sequence", item.scan.span, help=help_)
         if item.reset is not None:
             checker.condition(item.reset, env, facts)
+        return out
 
     def _check_step(self, line: program.Step, env: dict[program.Binder, Finding]) -> None:
         checker, facts = self._checker, self._checker.everywhere
@@ -57,10 +63,16 @@ class RecurrentChecker:
             help_ = "products go by the names of axes: `outer(k, v)`, `k @ S`, `exp(g) * S`"
             self._complain("A314", message, line.value.span, str(form), help=help_)
 
-    def _check_read(self, line: program.Read, form: Form) -> None:
+    def _check_read(self, line: program.Read, form: Form) -> Form:
+        if form.kind == "float" and len(form.axes) == 2 and self._checker.has_branches:
+            help_ = "read a vector of it, and write a state of one axis, or a branch for each of a few rows"
+            message = f"a branch that gives {form} is not supported yet"
+            self._complain("A703", message, line.value.span, str(form), help=help_)
+            return UNKNOWN
         if form is not UNKNOWN and form.kind != "unknown" and (form.kind != "float" or len(form.axes) != 1):
             help_ = "read a vector: `q @ S`"
             self._complain("A310", f"a token gets a vector, and this is {form}", line.value.span, str(form), help=help_)
+        return form
 
     def check_states(self, item: program.Recurrence) -> None:
         """A state that nothing reads but its own steps is of no use."""

@@ -10,6 +10,7 @@ from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import floating
 from attnc.spec.meaning.denotation import Frame, Meaning, Result, constantly, when_needed
+from attnc.spec.meaning.recurrent import Tokens
 
 if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator, View
@@ -27,6 +28,8 @@ class Rows:
     def __init__(self, call: Evaluator) -> None:
         self._call = call
         self._attends = {attend.name: attend for attend in call.program.attends}
+        self._stateful = {item.name: item for item in call.program.stateful}
+        self._tokens: dict[tuple[str, int, int], list[tuple[float, ...]]] = {}
         self._known: dict[tuple[str, int | None, int, int, int], Output] = {}
 
     def result(self, batch: int, head: int, row: int) -> tuple[list[float], float]:
@@ -57,11 +60,19 @@ class Rows:
         return view, view.frame(row + whole.shift - view.first_key, 0, head, batch)
 
     def of(self, name: str, member: int | None, batch: int, head: int, row: int) -> Output:
-        """(out, lse) of a row of an attention."""
+        """(out, lse) of a row of an attention, or of a branch with a state, which has no LSE."""
+        if name in self._stateful:
+            return self._of_token(name, batch, head, row), math.nan
         key = (name, member, batch, head, row)
         if key not in self._known:
             self._known[key] = self._row(self._attends[name], member, batch, head, row).output()
         return self._known[key]
+
+    def _of_token(self, name: str, batch: int, head: int, row: int) -> tuple[float, ...]:
+        key = (name, batch, head)
+        if key not in self._tokens:
+            self._tokens[key], _ = Tokens(self._call, self._stateful[name]).run(batch, head, None)
+        return self._tokens[key][row]
 
     def weight(self, name: str, member: int | None, frame: Frame, row: int) -> float:
         """The weight that an attention gives to the key of a frame, 0 where its row does not see it."""

@@ -74,7 +74,7 @@ class Resolver:
         self.order = DefinitionOrder(report)
         self.worlds = Worlds()
         self.measures = Measures()
-        self._definitions: dict[tuple[DefinitionSource, World, Lines, Units], program.Definition] = {}
+        self._definitions: dict[tuple[DefinitionSource, World, Lines, Units, bool], program.Definition] = {}
         self._so_far: dict[Lines, program.Definition] = {}
         self._taking: dict[DefinitionSource, bool] = {}
 
@@ -98,7 +98,7 @@ class Resolver:
 
     def define(self, source: DefinitionSource, world: World, units: Units = ()) -> program.Definition | None:
         """The definition as it reads in a world, with units for some parameters, or None where it was refused."""
-        key = (source, world, self._lines(source), units)
+        key = (source, world, self._lines(source), units, self.surroundings.recurrent)
         if source in self.order.broken:
             return None
         if self.order.uses_excessive(source):
@@ -349,6 +349,9 @@ class ExpressionResolver(NameResolver):
         out = self.branch(node.span, symbol, indices)
         if not isinstance(out, program.BranchRead):
             return out
+        if symbol.is_stateful:
+            help_ = f"its output is `{symbol.name}`, at token j `{symbol.name}[j]`"
+            return self.refuse("A202", f"a branch with a state has no `{node.name.id}`", node.name.span, help_)
         if node.name.id in ("lse", "weight"):
             return replace(out, part="lse" if node.name.id == "lse" else "weight")
         help_ = did_you_mean(node.name.id, ("lse", "weight"), "a branch has `lse` and `weight`")

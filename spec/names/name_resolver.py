@@ -263,6 +263,10 @@ class NameResolver:
         """The output of a branch: of a family with its index first, at this query or at a position."""
         if self._world == "exact":
             return self.refuse("A401", f"`{symbol.name}` is what a branch computes", span, EXACT_ONLY)
+        if self._resolver.surroundings.recurrent:
+            help_ = "read it in `combine`, or in a branch with keys"
+            message = "a branch with a state that reads other branches is not supported yet"
+            return self.refuse("A703", message, span, help_)
         rest = list(indices)
         if symbol.is_family and not rest:
             help_ = f"say which: `{symbol.name}[i]`"

@@ -43,15 +43,16 @@ class Recurrent:
 
     def __init__(
         self,
-        block: syntax.Pattern,
+        name: syntax.Name,
+        statements: tuple[syntax.Statement, ...],
         names: ChainMap[str, Symbol],
         declare: Declare,
         dimensions: Dimensions,
         resolver: Resolver,
         report: Report,
     ) -> None:
-        self._block = block
-        self._statements = block.body.statements
+        self._name = name
+        self._statements = statements
         self._names = names
         self._declare = declare
         self._dimensions = dimensions
@@ -80,8 +81,8 @@ class Recurrent:
                 lines.append(program.Read(item.span, self._line(item.value)))
         self._check_whole(states, lines)
         return program.Recurrence(
-            self._block.name.span,
-            self._block.name.id,
+            self._name.span,
+            self._name.id,
             states,
             tuple(lines),
             self._clause("scan"),
@@ -196,10 +197,10 @@ class Recurrent:
     def _check_whole(self, states: tuple[program.State, ...], lines: list[program.Line]) -> None:
         if not states:
             help_ = "declare one: `state S: [dk, dv]`"
-            self._report.error("A215", "a recurrence has a state, and here is none", self._block.name.span, help=help_)
+            self._report.error("A215", "a recurrence has a state, and here is none", self._name.span, help=help_)
         if not any(isinstance(line, program.Read) for line in lines):
             help_ = "say what a token gets: `read scale * q @ S`"
-            self._report.error("A215", "nothing is read", self._block.name.span, "no `read`", help=help_)
+            self._report.error("A215", "nothing is read", self._name.span, "no `read`", help=help_)
         stepped = {line.state for line in lines if isinstance(line, program.Step)}
         for state in states:
             if state not in stepped:

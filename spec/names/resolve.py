@@ -29,6 +29,7 @@ from attnc.spec.names.scope import (
     SilentSymbol,
     Symbol,
 )
+from attnc.spec.names.stateful_branches import StatefulBranch, is_stateful
 from attnc.spec.names.worlds import World
 from attnc.spec.report import Report
 from attnc.spec.suggest import did_you_mean
@@ -77,9 +78,8 @@ def _later_inside(item: syntax.Statement) -> str | None:
         return SEVERAL if any(isinstance(binder, syntax.Unit) for binder in item.binders) else None
     if not isinstance(item, syntax.Block) or item.word.id != "branch":
         return None
-    words = {inner.word.id for inner in item.body.statements}
-    if words & {"state", "step", "scan", "reset", "read"}:
-        return "branches with a state"
+    if is_stateful(item):
+        return "a family of branches with a state" if item.binders else None
     return next((found for inner in item.body.statements if (found := _later_inside(inner))), None)
 
 
@@ -133,11 +133,19 @@ class _PatternResolver:
         documents, recurrence = self._documents(), None
         relation: tuple[program.Expr, ...] = ()
         attends: tuple[program.Attend, ...] = ()
+        stateful_branches: tuple[program.Recurrence, ...] = ()
         if self._is_recurrence:
             recurrence = Recurrent(
-                self._pattern, self._names, self._declare, self._dimensions, self._resolver, self._report
+                self._pattern.name,
+                self._pattern.body.statements,
+                self._names,
+                self._declare,
+                self._dimensions,
+                self._resolver,
+                self._report,
             ).resolve(stateful)
         else:
+            stateful_branches = tuple(b.recurrence() for b in branches if isinstance(b, StatefulBranch))
             relation, attends = self._attends(branches)
         result = program.Program(
             span=self._pattern.name.span,
@@ -159,6 +167,7 @@ class _PatternResolver:
             pads=pads,
             approximate=self._approximate(),
             recurrence=recurrence,
+            stateful=stateful_branches,
         )
         spare = [*lets, *(source for branch in branches for source in branch.spare())]
         return Resolved(result, self._spare(spare), not self._unsupported)
@@ -326,7 +335,9 @@ class _PatternResolver:
                 low, high = (self._resolver.resolve(e, self._names) for e in (binder.domain.low, binder.domain.high))
                 yield program.Pad(binder.span, *axes[binder.name.id], low, high)
 
-    def _attends(self, branches: list[Branch]) -> tuple[tuple[program.Expr, ...], tuple[program.Attend, ...]]:
+    def _attends(
+        self, branches: list[Branch | StatefulBranch]
+    ) -> tuple[tuple[program.Expr, ...], tuple[program.Attend, ...]]:
         """The relation of all attentions, and the attentions."""
         body, name = self._pattern.body.statements, self._pattern.name
         clauses = Clauses(body, self._own, self._outer, self._resolver, self._report)
@@ -335,21 +346,31 @@ class _PatternResolver:
         clauses.places()
         own = clauses.attend(name.id, name.span)
         relation, own = own.visible, replace(own, visible=())
-        attends = tuple(branch.attend(own) for branch in branches)
+        attends = tuple(branch.attend(own) for branch in branches if isinstance(branch, Branch))
         self._check_combine(branches)
-        return relation, ordered(attends, self._report) or (own,)
+        with_state = next((branch for branch in branches if isinstance(branch, StatefulBranch)), None)
+        if with_state is not None and relation:
+            also = (Label(relation[0].span, "which keys a query sees"),)
+            message = f"`{with_state.name.id}` has a state, and no keys for which `visible` could hold"
+            help_ = "move `visible` into the branches that have keys"
+            self._report.error("A215", message, with_state.name.span, also=also, help=help_)
+        return relation, ordered(attends, self._report) or (() if branches else (own,))
 
-    def _declare_branches(self) -> list[Branch]:
+    def _declare_branches(self) -> list[Branch | StatefulBranch]:
         """The branches, their names known before anything that may read them."""
-        found = []
+        found: list[Branch | StatefulBranch] = []
         for block in self._statements(syntax.Block):
             if block.word.id == "branch" and block.name is not None:
-                branch = Branch(block, self._names, self._resolver, self._report)
+                branch: Branch | StatefulBranch
+                if is_stateful(block):
+                    branch = StatefulBranch(block, self._names, self._dimensions, self._resolver, self._report)
+                else:
+                    branch = Branch(block, self._names, self._resolver, self._report)
                 self._declare(block.name, branch.symbol)
                 found.append(branch)
         return found
 
-    def _check_combine(self, branches: list[Branch]) -> None:
+    def _check_combine(self, branches: list[Branch | StatefulBranch]) -> None:
         clauses = self._clauses("combine")
         if branches and not clauses:
             names = ", ".join(f"`{branch.name.id}`" for branch in branches)

@@ -113,6 +113,7 @@ class BranchSymbol:
     span: Span
     name: str
     is_family: bool
+    is_stateful: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

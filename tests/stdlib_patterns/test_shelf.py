@@ -123,6 +123,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "freeswim": GRID,
     "halo": {"height": 8, "width": 8},
     "hierarchical": {"group": 64},
+    "lingen_ma": GRID,
     "lingen_temporal": GRID,
     "log_sparse": {"segment": 16, "window": 64},
     "longformer": {"dilation": [1, 2]},
@@ -134,6 +135,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "neighborhood_3d": {**GRID, "window": 3},
     "radial": {"frames": 4, "per_frame": 64},
     "sliding_tile": {**GRID, "tile": 4, "kernel": 4},
+    "spatial_mamba": {"height": 8, "width": 8},
     "svg": {"frames": 4, "per_frame": 64},
     "videofactory": GRID,
 }

@@ -1,0 +1,94 @@
+"""Branches with a state: tokens one after another, beside branches with keys."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import MutableMapping
+
+from attnc.spec import program, syntax
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.dimensions import Dimensions
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.modules import declare, let_source
+from attnc.spec.names.recurrent import Recurrent, stateful_lets
+from attnc.spec.names.scope import BranchSymbol, DefinitionSource, DefinitionSymbol, Symbol
+from attnc.spec.report import Report
+
+STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
+"""The words that make a branch one with a state; `let` may stand beside them."""
+
+
+def is_stateful(block: syntax.Block) -> bool:
+    """Whether a branch has a state."""
+    return any(item.word.id in STATEFUL for item in block.body.statements)
+
+
+class StatefulBranch:
+    """One `branch` with a state. Its names are declared first, as those of other branches."""
+
+    def __init__(
+        self,
+        block: syntax.Block,
+        names: MutableMapping[str, Symbol],
+        dimensions: Dimensions,
+        resolver: Resolver,
+        report: Report,
+    ) -> None:
+        assert block.name is not None
+        self.name = block.name
+        self._block = block
+        self._own: dict[str, Symbol] = {}
+        self._outer = names
+        maps = names.maps if isinstance(names, ChainMap) else [names]
+        self._names: ChainMap[str, Symbol] = ChainMap(self._own, *maps)
+        self._dimensions = dimensions
+        self._resolver = resolver
+        self._report = report
+
+    @property
+    def symbol(self) -> BranchSymbol:
+        """What its name stands for."""
+        return BranchSymbol(self.name.span, self.name.id, is_family=False, is_stateful=True)
+
+    def recurrence(self) -> program.Recurrence:
+        """The recurrence that it is."""
+        self._check_statements()
+        statements = self._block.body.statements
+        stateful = stateful_lets(statements)
+        for item in statements:
+            if isinstance(item, syntax.Definition) and item.word.id == "let" and item.name.id not in stateful:
+                source = let_source(item, self._names)
+                self._declare(item.name, DefinitionSymbol(item.name.span, source))
+        around = self._resolver.surroundings
+        around.recurrent = True
+        try:
+            recurrent = Recurrent(
+                self.name, statements, self._names, self._declare, self._dimensions, self._resolver, self._report
+            )
+            return recurrent.resolve(stateful)
+        finally:
+            around.recurrent = False
+
+    def spare(self) -> list[DefinitionSource]:
+        """Lets that may be unused: they are read with the lines, or not at all."""
+        return []
+
+    def _declare(self, name: syntax.Name, symbol: Symbol) -> None:
+        declare(self._report, self._own, self._outer, name, symbol)
+
+    def _check_statements(self) -> None:
+        first: dict[str, syntax.Statement] = {}
+        for item in self._block.body.statements:
+            word = item.word.id
+            if word not in STATEFUL and word != "let":
+                message = f"`{word}` does not belong in a branch with a state"
+                help_ = "such a branch has one token at a time: `state`, `let`, `step`, `read`, `scan`, `reset`"
+                self._report.error("A214", message, item.word.span, help=help_)
+            elif word in first and word in ("read", "scan", "reset"):
+                also = (Label(first[word].span, "first here"),)
+                message = f"`{word}` is said twice"
+                self._report.error("A216", message, item.span, "again here", also=also, help="keep one")
+            first.setdefault(word, item)
+
+
+__all__ = ["STATEFUL", "StatefulBranch", "is_stateful"]

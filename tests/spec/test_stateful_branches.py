@@ -1,0 +1,73 @@
+"""Branches with a state: what may stand in one, what is said of mistakes."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnc.spec import program
+from attnc.spec.errors import SpecError
+from attnc.spec.load import load_program
+from attnc.spec.source import SourceFile
+
+HEAD = """pattern p
+    input g: log_decay[batch, token, head]
+    branch near
+        visible 0 <= q - k < 9
+"""
+FAR = """    branch far
+        state S: [dk, dv]
+        step  S = exp(g) * S + outer(k, v)
+        read  q @ S
+"""
+BOTH = "    combine near + far\n"
+
+
+def load(source: str) -> program.Program:
+    return load_program(SourceFile("p.attn", source), lambda name, asker: None)
+
+
+def test_order_and_names() -> None:
+    """Branches stand in any order; a let of the pattern means the token in one, and the query and key in another."""
+    let = "    let even = t % 2 == 0\n"
+    found = load(HEAD + let + BOTH + FAR.replace("state S", "reset even\n        state S"))
+    assert [item.name for item in found.stateful] == ["far"]
+    assert [item.name for item in found.attends] == ["near"]
+    assert found.recurrence is None
+
+
+def test_states_alone() -> None:
+    found = load("pattern p\n    input g: log_decay[batch, token, head]\n" + FAR + "    combine far\n")
+    assert found.attends == ()
+
+
+MISTAKES: dict[str, tuple[str, str, str]] = {
+    "visible of all": (HEAD + FAR + BOTH + "    visible k <= q\n", "A215", "`far` has a state, and no keys"),
+    "visible inside": (
+        HEAD + FAR + "        visible k <= q\n" + BOTH,
+        "A214",
+        "does not belong in a branch with a state",
+    ),
+    "two reads": (HEAD + FAR + "        read q @ S\n" + BOTH, "A216", "`read` is said twice"),
+    "no read": (HEAD + FAR.replace("        read  q @ S\n", "") + BOTH, "A215", "nothing is read"),
+    "lse": (HEAD + FAR + "    combine near + far.lse * near\n", "A202", "a branch with a state has no `lse`"),
+    "merge": (HEAD + FAR + "    combine merge(near, far)\n", "A206", "`far` has no LSE to merge by: it has a state"),
+    "reads a branch": (HEAD + FAR.replace("read  q @ S", "read  q @ S + near") + BOTH, "A703", "reads other branches"),
+    "family": (HEAD + FAR.replace("branch far", "branch far[i in 0 .. 2]") + BOTH, "A703", "a family of branches"),
+    "state in the pattern": (HEAD + FAR + BOTH + "    state T: [dv]\n", "A214", "does not belong in a `pattern`"),
+    "a matrix": (HEAD + FAR.replace("q @ S", "S") + "    combine near\n", "A703", "gives a matrix over `dk`, `dv`"),
+    "axes by name elsewhere": (
+        HEAD.replace("near\n", "near\n        value q * outer(q, k)\n") + FAR + BOTH,
+        "A314",
+        "do not go together",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name: str) -> None:
+    source, code, says = MISTAKES[name]
+    with pytest.raises(SpecError, match=says) as caught:
+        load(source)
+    found = caught.value.diagnostics
+    assert code in {d.code for d in found}
+    assert all(d.help and d.primary.span.text for d in found)

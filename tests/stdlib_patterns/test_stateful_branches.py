@@ -1,0 +1,124 @@
+"""Branches with a state, against references written from the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import Attention, UnsupportedError, compile_attention
+from attnc.runtime.library import hybrid_names
+from attnc.spec.meaning.evaluate import Evaluator
+from recurrence_references import REFERENCES, example
+
+CASES: dict[str, list[dict[str, int]]] = {
+    "hybrid_window_linear": [{}],
+    "lingen_ma": [{"layer": layer} for layer in range(4)],
+    "spatial_mamba": [{}],
+}
+PARAMETERS = ("height", "width", "frames", "window", "layer")
+GRIDS = {"lingen_ma": (2, 3, 4), "spatial_mamba": (4, 5)}
+
+
+def test_every_one_has_a_case() -> None:
+    assert set(CASES) == set(hybrid_names())
+
+
+def draw(name: str, tokens: int = 60, **numbers: int) -> tuple[list[Tensor], dict[str, Tensor], dict[str, int]]:
+    dk = 1 if name == "spatial_mamba" else 6
+    q, k, v, given = example(name, B=2, H=3, T=tokens, dk=dk, dv=5, grid=GRIDS.get(name))
+    numbers = {key: x for key, x in given.items() if not isinstance(x, Tensor)} | numbers
+    inputs = {key: x.requires_grad_() for key, x in given.items() if isinstance(x, Tensor)}
+    return [x.requires_grad_() for x in (q, k, v)], inputs, numbers
+
+
+def ours(
+    name: str, tensors: list[Tensor], inputs: dict[str, Tensor], numbers: dict[str, int]
+) -> tuple[Attention, list[Tensor], dict[str, Any]]:
+    """The pattern, and the arguments of its call."""
+    own: dict[str, Any] = {key: x for key, x in numbers.items() if key in PARAMETERS}
+    attend = compile_attention(name, **own)
+    q, k, v = tensors
+    given: dict[str, Any] = dict(inputs)
+    if name == "spatial_mamba":  # one state a channel: B and C are numbers
+        given |= {"b": k[..., 0].transpose(1, 2), "c": q[..., 0].transpose(1, 2), "A": inputs["A"][:, 0]}
+    return attend, [q, k, v], given
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("name", "own"), [(name, own) for name, each in CASES.items() for own in each])
+def test_output_and_gradients(name: str, own: dict[str, int], backend: str) -> None:
+    tensors, inputs, numbers = draw(name, 40, **own)
+    attend, qkv, given = ours(name, tensors, inputs, numbers)
+    q, k, v = qkv
+    run: Any = attend if backend == "cpu" else attend.reference
+    out = run(q, k, v, scale=0.4, **given)
+    wanted, _ = REFERENCES[name](q, k, v, scale=0.4, **inputs, **numbers)
+    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-12)
+    weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    leaves = [*tensors, *inputs.values()]
+    grads = [
+        torch.autograd.grad((x * weights).sum(), leaves, allow_unused=True, materialize_grads=True)
+        for x in (out, wanted)
+    ]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_evaluator(name: str) -> None:
+    tensors, inputs, numbers = draw(name, 9)
+    attend, qkv, given = ours(name, tensors, inputs, numbers)
+    with torch.no_grad():
+        q, k, v = (x[:1] for x in qkv)
+        own: dict[str, Any] = {
+            key: x[:1] if x.shape[0] == 2 and key not in ("A", "mix", "D") else x for key, x in given.items()
+        }
+        out = attend(q, k, v, scale=0.4, **own)
+    n = q.shape[2]
+    sizes: dict[str, Any] = {"queries": n, "keys": n, "heads": 3, "kv_heads": 3, "dk": q.shape[3], "dv": 5}
+    evaluator = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in own.items()}, **sizes)
+    found, _ = evaluator.attend(*(x.tolist() for x in (q, k, v)), scale=0.4)
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), out, rtol=1e-11, atol=1e-12)
+
+
+def test_grouped_heads_documents_and_16_bits() -> None:
+    attend = compile_attention("hybrid_window_linear", window=5)
+    q, k, v = torch.randn(1, 4, 30, 8), torch.randn(1, 2, 30, 8), torch.randn(1, 2, 30, 8)
+    given: dict[str, Any] = {"g": -torch.rand(1, 30, 4), "gate": torch.rand(1, 30, 4)}
+    whole = attend(q, k, v, cu_seqlens=torch.tensor([0, 11, 30]), **given)
+    for s in (slice(0, 11), slice(11, 30)):
+        own: dict[str, Any] = {name: x[:, s] for name, x in given.items()}
+        torch.testing.assert_close(whole[:, :, s], attend(q[:, :, s], k[:, :, s], v[:, :, s], **own))
+    narrow = attend(*(x.bfloat16() for x in (q, k, v)), **given)
+    assert narrow.dtype == torch.bfloat16
+    assert (narrow - attend(q, k, v, **given)).abs().max() < 0.1
+
+
+def test_what_it_is_and_is_not() -> None:
+    attend = compile_attention("hybrid_window_linear", window=5)
+    assert not attend.is_recurrence
+    assert not attend.has_mask
+    plan = attend.plan(64, heads=2)
+    assert plan.schedule == "branches"
+    assert "before them the state of `far`, chunk by chunk" in plan.reasons
+    q = torch.randn(1, 1, 4, 8)
+    calls: list[Callable[[], object]] = [
+        lambda: attend.mask(8),
+        lambda: attend.source("sm_90"),
+        lambda: attend.simulate(64),
+        lambda: attend.decode(q[:, :, :1], q, q, kv_len=4),
+    ]
+    for call in calls:
+        with pytest.raises(UnsupportedError, match="has a branch with a state, `far`"):
+            call()
+    assert compile_attention("lingen_ma", frames=1, height=2, width=2).is_recurrence
+    with pytest.raises(UnsupportedError, match="strict"):
+        compile_attention(
+            "pattern p\n    branch a\n        visible q >= k\n    branch b\n        state S: [dv]\n"
+            "        step S = tanh(S + v)\n        read S\n    combine a + b\n",
+            strict=True,
+        )
