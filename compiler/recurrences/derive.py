@@ -7,138 +7,104 @@ token reads is taken apart into reads `qᵀ S` that are linear in one state, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 from attnc.compiler import fold, ir
-from attnc.compiler.ir import Loop, Recur, StateAt, Step, Value
-from attnc.compiler.recurrences.monomials import (
-    Expansion,
-    Factor,
-    Labels,
-    Monomial,
-    NonlinearError,
-    product_of,
-    reads_state,
+from attnc.compiler.ir import Recur, StateAt, Step, Value
+from attnc.compiler.recurrences.affine import affine_of
+from attnc.compiler.recurrences.derived import (
+    Correction,
+    Decay,
+    Derived,
+    Micro,
+    NoFormError,
+    Pass,
+    Running,
+    Scan,
+    Side,
+    Stage,
+    Taken,
 )
+from attnc.compiler.recurrences.monomials import Expansion, Labels, Monomial, NonlinearError, product_of, reads_state
 from attnc.compiler.recurrences.signs import is_one, sign_of
+from attnc.compiler.recurrences.terms import correction_of, is_merged, signed, summed, write_of
 from attnc.compiler.rewrite import replace_values
 from attnc.compiler.values import apply, axes, element, number, state_at
 
-Side = Literal["scalar", "rows", "columns"]
+CLOSED = 2.0**-100
+"""What a factor of 0 is taken for: too little to be seen, and enough for the gradient of the factor to be told."""
 
 
-class NoFormError(Exception):
-    """A recurrence that is run token by token. The message says why."""
+def derive(recur: Recur, *, trusting: bool = True) -> Derived:
+    """The passes of a recurrence. `trusting`: factors that are numbers of each head are taken to lie between 0 and 1.
+
+    Raises NoFormError where it has no such form.
+    """
+    first: NonlinearError | NoFormError | None = None
+    for entrywise in _choices(recur):
+        try:
+            return replace(_Deriving(recur, entrywise, trusting).derive(), reason="" if first is None else str(first))
+        except (NonlinearError, NoFormError) as error:
+            first = first or error
+    assert first is not None
+    raise NoFormError(str(first)) from first
 
 
-@dataclass(frozen=True)
-class Decay:
-    """`D`: its logarithm, at most 0, of each row, of each column, or one for all."""
-
-    log: Value
-    side: Side
-
-
-@dataclass(frozen=True)
-class Correction:
-    """`u (rᵀ S)`, of the decayed state or of the one before. `merged`: u is minus the write's key (delta rules)."""
-
-    left: Value
-    read: Value
-    sees: Literal["decayed", "old"]
-    merged: bool
-
-
-@dataclass(frozen=True)
-class Micro:
-    """One step of a state: decay, correction and write `k vᵀ`; so often as `repeat` says, the decay the first time."""
-
-    decay: Decay | None = None
-    correction: Correction | None = None
-    write: tuple[Value, Value] | None = None
-    repeat: Loop | None = None
-
-
-@dataclass(frozen=True)
-class Taken:
-    """`qᵀ S` of every token, before its steps or after them, as the tensor `name`."""
-
-    name: str
-    query: Value
-    before: bool
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A state with its steps, and what is read of it. A vector is a matrix of one column."""
-
-    state: ir.State
-    steps: tuple[Micro, ...]
-    reads: tuple[Taken, ...]
-
-
-@dataclass(frozen=True)
-class LogSum:
-    """A state that becomes `logaddexp(state, x)`: before and after each token, as the tensors of these names."""
-
-    state: ir.State
-    added: Value
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Derived:
-    """Passes in their order, and what a token gets of their reads."""
-
-    stages: tuple[Pass | LogSum, ...]
-    result: Value
-
-    def __str__(self) -> str:
-        from attnc.compiler.recurrences.print_derived import print_derived
-
-        return print_derived(self)
-
-
-def derive(recur: Recur) -> Derived:
-    """The passes of a recurrence. Raises NoFormError where it has no such form."""
-    try:
-        return _Deriving(recur).derive()
-    except NonlinearError as error:
-        raise NoFormError(str(error)) from error
+def _choices(recur: Recur) -> Iterator[frozenset[str]]:
+    """Which states are taken entry by entry: none; those of one axis; those of two; all that can be."""
+    yield frozenset()
+    able = []
+    for state in recur.states:
+        with suppress(NonlinearError):
+            affine_of(state, [step for step in recur.steps if step.state == state.name])
+            able.append(state)
+    vectors = frozenset(state.name for state in able if len(state.dims) == 1)
+    whole = frozenset(state.name for state in able)
+    for found in dict.fromkeys((vectors, whole - vectors, whole)):
+        if found:
+            yield found
 
 
 @dataclass
 class _Deriving:
     recur: Recur
+    entrywise: frozenset[str]
+    trusting: bool
     _known: dict[Value, Value] = field(default_factory=dict)
     """States and reads that are computed before, as elements of tensors."""
 
     def derive(self) -> Derived:
         recur = self.recur
         last = {state.name: sum(step.state == state.name for step in recur.steps) for state in recur.states}
-        stages: list[Pass | LogSum] = [
-            found for state in recur.states if (found := self._log_sum(state, self._steps(state))) is not None
+        stages: list[Stage] = [
+            found for state in recur.states if (found := self._running(state, self._steps(state))) is not None
         ]
         others = [state for state in recur.states if state not in [stage.state for stage in stages]]
-        steps = {state.name: self._passed(state) for state in others}
+        scanned = [state for state in others if state.name in self.entrywise]
+        for state in scanned:
+            self._name_entries(state, last[state.name])
+        chunked = [state for state in others if state not in scanned]
+        steps = {state.name: self._passed(state) for state in chunked}
         result, taken = self._result(last)
-        stages += [Pass(state, steps[state.name], tuple(taken.get(state.name, ()))) for state in others]
-        return Derived(self._in_order(stages, taken), result)
+        stages += [Pass(state, steps[state.name], tuple(taken.get(state.name, ()))) for state in chunked]
+        stages += [self._scan(state, last[state.name]) for state in scanned]
+        return Derived(self._in_order(_without_unread(stages, result), taken), result)
 
     def _steps(self, state: ir.State) -> list[Step]:
         return [step for step in self.recur.steps if step.state == state.name]
 
-    def _in_order(self, stages: list[Pass | LogSum], taken: dict[str, list[Taken]]) -> tuple[Pass | LogSum, ...]:
+    def _in_order(self, stages: list[Stage], taken: dict[str, list[Taken]]) -> tuple[Stage, ...]:
         """Those whose reads others use first."""
         names = {one.name: state for state, many in taken.items() for one in many}
-        order, waiting = list[Pass | LogSum](), list(stages)
+        names |= {name: state for state, many in self._entries.items() for name, _ in many}
+        order, waiting = list[Stage](), list(stages)
         while waiting:
             done = {stage.state.name for stage in order}
             ready = next(
-                (s for s in waiting if isinstance(s, LogSum) or _needs(s, names) <= done | {s.state.name}), None
+                (s for s in waiting if isinstance(s, Running) or _needs(s, names) <= done | {s.state.name}), None
             )
             if ready is None:
                 raise NoFormError("states that read each other")
@@ -148,11 +114,12 @@ class _Deriving:
 
     # --- named sums --------------------------------------------------------------------------------------------------
 
-    def _log_sum(self, state: ir.State, steps: Sequence[Step]) -> LogSum | None:
+    def _running(self, state: ir.State, steps: Sequence[Step]) -> Running | None:
+        """Of a state that only grows, to the largest so far or to a sum of exponentials."""
         if len(steps) != 1 or steps[0].repeat is not None:
             return None
         value, own = steps[0].value, state_at(state.name, 0, state.dims)
-        if not (isinstance(value, ir.Apply) and value.op == "logaddexp" and own in value.operands):
+        if not (isinstance(value, ir.Apply) and value.op in ("logaddexp", "max") and own in value.operands):
             return None
         (added,) = (operand for operand in value.operands if operand is not own)
         if reads_state(added):
@@ -161,10 +128,48 @@ class _Deriving:
         self._known[own] = _tensor(before, state.dims)
         self._known[value] = self._known[state_at(state.name, 1, state.dims)] = _tensor(after, state.dims)
         self._bounded.add((self._known[own], self._known[value]))
-        return LogSum(state, added, before, after)
+        return Running(state, "max" if value.op == "max" else "logaddexp", added, before, after)
 
     _bounded: set[tuple[Value, Value]] = field(default_factory=set)
     """Pairs of values of which the first is at most the second."""
+
+    # --- entry by entry ----------------------------------------------------------------------------------------------
+
+    _entries: dict[str, list[tuple[str, Value]]] = field(default_factory=dict)
+    """What is read of states that are taken entry by entry, as tensors of these names."""
+
+    def _name_entries(self, state: ir.State, last: int) -> None:
+        """A vector is kept whole of every token, before it and after it."""
+        self._entries[state.name] = []
+        if len(state.dims) == 1:
+            for name, version in (("before", 0), ("after", last)):
+                self._known[state_at(state.name, version, state.dims)] = self._entry(
+                    f"#{state.name}.{name}", state_at(state.name, version, state.dims), state
+                )
+
+    def _entry(self, name: str, node: Value, state: ir.State) -> Value:
+        self._entries[state.name].append((name, node))
+        return _tensor(name, axes(node))
+
+    def _scan(self, state: ir.State, last: int) -> Scan:
+        known = {node: x for node, x in self._known.items() if not _is_of(node, state)}
+        steps = [replace(step, value=replace_values(step.value, known)) for step in self._steps(state)]
+        decay, write = affine_of(state, steps)
+        if reads_state(decay) or reads_state(write):
+            raise NoFormError(f"a step of `{state.name}` reads another state")
+        return Scan(state, decay, write, last, tuple(self._entries[state.name]))
+
+    def _read_of_entries(self, node: Value, last: dict[str, int]) -> Value | None:
+        """A read of one state that is taken entry by entry, and of no other, as a tensor."""
+        read = {below for below in node.below if isinstance(below, StateAt)}
+        names = {below.name for below in read}
+        if len(names) != 1 or not names <= self.entrywise:
+            return None
+        (name,) = names
+        if any(below.version not in (0, last[name]) for below in read):
+            raise NoFormError(f"a read of `{name}` between its steps")
+        state = next(state for state in self.recur.states if state.name == name)
+        return self._entry(f"#{name}.{len(self._entries[name])}", node, state)
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -195,13 +200,13 @@ class _Deriving:
         writes: list[tuple[Value, Value, Monomial]] = []
         for term in expansion.of(value, labels):
             if term.state is None:
-                writes.append((*_write(term, labels), term))
+                writes.append((*write_of(term, labels), term))
             elif term.state.name != state.name:
                 raise NoFormError(f"a step of `{state.name}` reads `{term.state.name}`")
             elif term.labels == labels:
                 decays.append(term)
             else:
-                corrections.append((*_correction(term, labels, state), term))
+                corrections.append((*correction_of(term, labels, state), term))
         decay = self._decay(decays, labels, state)
         if len(writes) > 1 or len(corrections) > 1:
             raise NoFormError(f"several writes or corrections in one step of `{state.name}`")
@@ -209,7 +214,7 @@ class _Deriving:
         correction = None
         if corrections:
             left, read, term = corrections[0]
-            merged = bool(writes) and decay is None and _is_merged(term, writes[0][2], labels)
+            merged = bool(writes) and decay is None and is_merged(term, writes[0][2], labels)
             correction = Correction(left, read, "old" if decay is not None else "decayed", merged)
         if step.repeat is not None and decay is not None:
             raise NoFormError(f"a repeated step of `{state.name}` with a decay")
@@ -225,7 +230,7 @@ class _Deriving:
             raise NoFormError(f"a decay of `{state.name}` that sums over an axis")
         if used == set(labels) and len(labels) == 2:
             raise NoFormError(f"a decay of its own for every entry of `{state.name}`")
-        parts = [_signed(product_of([f.value for f in term.factors]), term.negative) for term in terms]
+        parts = [signed(product_of([f.value for f in term.factors]), term.negative) for term in terms]
         whole = parts[0]
         for part in parts[1:]:
             whole = apply("add", whole, part)
@@ -237,10 +242,12 @@ class _Deriving:
         if isinstance(decay, ir.Apply) and decay.op == "exp":
             gate = decay.operands[0]
             bounded = isinstance(gate, ir.Apply) and gate.op == "sub" and gate.operands in self._bounded
-            if not bounded and sign_of(gate) != "negative" and not _is_constant(gate):
+            if not bounded and sign_of(gate) != "negative" and not (self.trusting and is_constant(gate)):
                 raise NoFormError(f"the decay of `{state.name}` may be above 1: declare its gate `log_decay`")
             return gate
-        if _is_constant(decay) or _is_share(decay):
+        if _is_share(decay):
+            return apply("log", apply("add", decay, number(CLOSED)))
+        if self.trusting and is_constant(decay):
             return apply("log", decay)
         raise NoFormError(f"the decay of `{state.name}` may be above 1: declare its gate `unit`, or write `exp(g)`")
 
@@ -255,7 +262,8 @@ class _Deriving:
             found = next((node for node in nodes if _is_read(node)), None)
             if found is None:
                 raise NoFormError("a read that is not linear in a state")
-            value = replace_values(value, {found: self._taken(found, taken, last)})
+            own = self._read_of_entries(found, last)
+            value = replace_values(value, {found: self._taken(found, taken, last) if own is None else own})
         return value, taken
 
     def _taken(self, node: Value, taken: dict[str, list[Taken]], last: dict[str, int]) -> Value:
@@ -272,7 +280,7 @@ class _Deriving:
     def _term(self, term: Monomial, labels: Labels, taken: dict[str, list[Taken]], last: dict[str, int]) -> Value:
         state = term.state
         if state is None:
-            return _summed(term, labels)
+            return summed(term, labels)
         if state.version not in (0, last[state.name]):
             raise NoFormError(f"a read of `{state.name}` between its steps")
         row, *rest = term.labels
@@ -286,79 +294,11 @@ class _Deriving:
         after = [f.value for f in others if f.labels]
         many = taken.setdefault(state.name, [])
         name = f"#{state.name}.{len(many)}"
-        many.append(Taken(name, _signed(product_of([*scalars, *query]), term.negative), state.version == 0))
+        many.append(Taken(name, signed(product_of([*scalars, *query]), term.negative), state.version == 0))
         return product_of([_tensor(name, state.dims[1:]), *after])
 
 
-# --- terms -----------------------------------------------------------------------------------------------------------
-
-
-def _write(term: Monomial, labels: Labels) -> tuple[Value, Value]:
-    """(k, v) of a term without a state."""
-    rows, columns, scalars = _sides(term.factors, labels)
-    key = _signed(product_of([*scalars, *rows]), term.negative)
-    return key, product_of(columns)
-
-
-def _correction(term: Monomial, labels: Labels, state: ir.State) -> tuple[Value, Value]:
-    """(u, r) of a term that reads the state's rows."""
-    first, *rest = term.labels
-    if first in labels or tuple(rest) != labels[1:]:
-        raise NoFormError(f"a correction of `{state.name}` that is not of its first axis")
-    read = [f.value for f in term.factors if f.labels == (first,)]
-    others = tuple(f for f in term.factors if f.labels != (first,))
-    if not read or any(first in f.labels for f in others):
-        raise NoFormError(f"a correction of `{state.name}` by a matrix")
-    rows, columns, scalars = _sides(others, labels)
-    if columns:
-        raise NoFormError(f"a correction of `{state.name}` that differs from column to column")
-    return _signed(product_of([*scalars, *rows]), term.negative), product_of(read)
-
-
-def _sides(factors: Sequence[Factor], labels: Labels) -> tuple[list[Value], list[Value], list[Value]]:
-    """Factors of rows, of columns, and of neither. Raises NoFormError for one of both, or of another axis."""
-    found: tuple[list[Value], list[Value], list[Value]] = ([], [], [])
-    for factor in factors:
-        if not factor.labels:
-            found[2].append(factor.value)
-        elif factor.labels == labels[:1]:
-            found[0].append(factor.value)
-        elif factor.labels == labels[1:]:
-            found[1].append(factor.value)
-        else:
-            raise NoFormError("a matrix that is no product of two vectors")
-    return found
-
-
-def _is_merged(correction: Monomial, write: Monomial, labels: Labels) -> bool:
-    """Whether a correction writes minus what the state holds, by the key and the factor of the write."""
-
-    def by_row(term: Monomial) -> list[bytes]:
-        return sorted(f.value.digest for f in term.factors if f.labels in ((), labels[:1]))
-
-    return correction.negative and not write.negative and by_row(correction) == by_row(write)
-
-
-def _summed(term: Monomial, labels: Labels) -> Value:
-    """A term without a state, summed over the axes that it has beside `labels`."""
-    inner = {label for f in term.factors for label in f.labels} - set(labels)
-    if len(inner) > 1 or any(len(f.labels) > 1 and inner & set(f.labels) for f in term.factors):
-        raise NoFormError("a product over several axes")
-    summed = [f.value for f in term.factors if inner & set(f.labels)]
-    rest = [f.value for f in term.factors if not inner & set(f.labels)]
-    if summed:
-        from attnc.compiler.values import dot
-
-        first, *others = summed
-        rest.insert(0, dot(first, product_of(others) if others else number(1.0)))
-    return _signed(product_of(rest), term.negative)
-
-
-def _signed(value: Value, negative: bool) -> Value:
-    return apply("neg", value) if negative else value
-
-
-def _is_constant(node: Value) -> bool:
+def is_constant(node: Value) -> bool:
     """Whether a value is a number of each head, and no more."""
     return not any(
         isinstance(below, ir.Vec | ir.Element | StateAt | ir.Lookup) or below is fold.place("q") for below in node.below
@@ -397,19 +337,42 @@ def _tensor(name: str, dims: Sequence[str | int]) -> Value:
     return element(tensor, (fold.head_index("batch"), fold.head_index("head"), fold.place("q")))
 
 
-def _needs(stage: Pass, names: dict[str, str]) -> set[str]:
-    """The states whose reads a stage uses."""
+def _without_unread(stages: list[Stage], result: Value) -> list[Stage]:
+    """The same without reads of entries that nothing uses."""
+    values = [result, *(value for stage in stages if not isinstance(stage, Running) for value in _values(stage))]
+    used = {below.tensor.name for value in values for below in value.below if isinstance(below, ir.Element)}
+    return [
+        replace(stage, reads=tuple(read for read in stage.reads if read[0] in used))
+        if isinstance(stage, Scan)
+        else stage
+        for stage in stages
+    ]
+
+
+def _is_of(node: Value, state: ir.State) -> bool:
+    return isinstance(node, StateAt) and node.name == state.name
+
+
+def _values(stage: Pass | Scan) -> list[Value]:
+    """What a stage is made of."""
+    if isinstance(stage, Scan):
+        return [stage.decay, stage.write, *(node for _, node in stage.reads)]
     values = [one.query for one in stage.reads]
     for micro in stage.steps:
         values += [micro.decay.log] if micro.decay else []
         values += [micro.correction.left, micro.correction.read] if micro.correction else []
         values += list(micro.write or ())
+    return values
+
+
+def _needs(stage: Pass | Scan, names: dict[str, str]) -> set[str]:
+    """The states whose reads a stage uses."""
     return {
         names[below.tensor.name]
-        for value in values
+        for value in _values(stage)
         for below in value.below
         if isinstance(below, ir.Element) and below.tensor.name in names
     }
 
 
-__all__ = ["Correction", "Decay", "Derived", "LogSum", "Micro", "NoFormError", "Pass", "Taken", "derive"]
+__all__ = ["derive", "is_constant"]

@@ -10,20 +10,26 @@ from attnc.compiler.ir import Value
 from attnc.compiler.print_ir import print_value
 
 if TYPE_CHECKING:
-    from attnc.compiler.recurrences.derive import Derived, Micro, Pass
+    from attnc.compiler.recurrences.derived import Derived, Micro, Pass
 
 
 def print_derived(derived: Derived) -> str:
     """Every pass with its class, and what is read."""
-    from attnc.compiler.recurrences.derive import LogSum
+    from attnc.compiler.recurrences.derived import Running, Scan
 
     lines: list[str] = []
     for stage in derived.stages:
         name = stage.state.name
-        if isinstance(stage, LogSum):
-            lines.append(f"{name}: log-sum-exp of {_text(stage.added)}")
+        if isinstance(stage, Running):
+            what = "largest" if stage.op == "max" else "log-sum-exp"
+            lines.append(f"{name}: {what} of {_text(stage.added)}, so far")
             continue
         dims = ", ".join(map(str, stage.state.dims))
+        if isinstance(stage, Scan):
+            lines.append(f"{name}[{dims}]: entry by entry, for {derived.reason}")
+            lines.append(f"    {name} = {_factor(stage.decay)} * {name} + {_text(stage.write)}")
+            lines += [f"    {each.removeprefix('#')} = {_state_text(node)}" for each, node in stage.reads]
+            continue
         lines.append(f"{name}[{dims}]: {class_of(stage)}")
         for micro in stage.steps:
             lines += [f"    {line}" for line in _step(name, micro)]
@@ -70,6 +76,11 @@ _INDICES = re.compile(r"\[([^\[\]]*)\]")
 def _text(value: Value) -> str:
     """As it is written in a recurrence: inputs and vectors are the token's own."""
     return _INDICES.sub(_others, _SERIAL.sub("", print_value(value))).replace("#", "")
+
+
+def _state_text(value: Value) -> str:
+    """A read of a state, which is named as it is after the token, or with a stroke less before it."""
+    return _text(value)
 
 
 def _others(found: re.Match[str]) -> str:

@@ -14,7 +14,8 @@ from attnc.compiler.ir import Pattern, Recur
 from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.documents import Windows
-from attnc.compiler.recurrences.derive import Derived, NoFormError, derive
+from attnc.compiler.recurrences.derive import derive
+from attnc.compiler.recurrences.derived import Derived, NoFormError
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.recurrent import passes, token_loop
@@ -38,6 +39,7 @@ class Recurrent:
     def __init__(self, pattern: Pattern, recur: Recur, *, strict: bool) -> None:
         self.pattern = pattern
         self.recur = recur
+        self._strict = strict
         self.derived: Derived | None = None
         self._reads_places = reads_places(recur)
         self._reads_whole = reads_whole(recur)
@@ -52,6 +54,13 @@ class Recurrent:
                     f"strict: `{pattern.name}` would run token by token, for {error}; compile it without strict to "
                     f"allow that"
                 ) from error
+
+    @property
+    def how(self) -> str:
+        """How it runs, as a phrase."""
+        if self.derived is None:
+            return f"the state of `{self.recur.name}`, token by token: {self.reason}"
+        return f"the state of `{self.recur.name}`, chunk by chunk"
 
     def attend(
         self,
@@ -128,8 +137,27 @@ class Recurrent:
         if dense or self.derived is None:
             out, last = token_loop.run(self.recur, tokens, own, fresh)
         else:
-            out, last = passes.run(self.derived, self.recur, tokens, own, fresh)
+            out, last = self._by_passes(tokens, own, fresh)
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+
+    def _by_passes(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None) -> Result:
+        assert self.derived is not None
+        try:
+            return passes.run(self.derived, self.recur, tokens, states, fresh)
+        except passes.GrowingError:
+            return self._growing(tokens, states, fresh)
+
+    def _growing(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None) -> Result:
+        """By passes for which factors may be any numbers, where there are some."""
+        try:
+            return passes.run(derive(self.recur, trusting=False), self.recur, tokens, states, fresh)
+        except NoFormError as error:
+            if self._strict:
+                raise UnsupportedError(
+                    f"strict: `{self.pattern.name}` would run token by token: a factor of its state is above 1, "
+                    f"or below 0"
+                ) from error
+            return token_loop.run(self.recur, tokens, states, fresh)
 
     def _apart(
         self, tokens: Tokens, documents: Sequence[Windows], shape: CallShape, states: States, *, dense: bool

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.ir import Recur, Value
-from attnc.compiler.recurrences.derive import Derived, LogSum, Micro, Pass
-from attnc.compiler.values import rank
+from attnc.compiler.recurrences.derive import is_constant
+from attnc.compiler.recurrences.derived import Derived, Micro, Pass, Running, Scan
+from attnc.compiler.values import axes, rank
+from attnc.runtime.recurrent.entries import scan
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
+from attnc.runtime.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.recurrent.token_loop import States, order_of
-from attnc.runtime.recurrent.token_values import Bound, Tokens, TokenValues
+from attnc.runtime.recurrent.token_values import Bound, Tokens, TokenValues, aligned
 
 
 def run(
@@ -38,13 +41,19 @@ def run(
     last: States = {}
     for stage in derived.stages:
         name = stage.state.name
-        if isinstance(stage, LogSum):
-            last[name] = passing.log_sum(stage, states[name], known)
+        if isinstance(stage, Running):
+            last[name] = passing.running(stage, states[name], known)
+        elif isinstance(stage, Scan):
+            last[name] = passing.scanned(stage, states[name], known)
         else:
             last[name] = passing.passed(stage, states[name], known)
     batch, heads, count = tokens.counts
     out = TokenValues(tokens).by_place(derived.result)
     return out.expand(batch, heads, count, out.shape[-1]), {state.name: last[state.name] for state in recur.states}
+
+
+class GrowingError(Exception):
+    """A factor of the text that was taken for a decay is none: it is above 1, or below 0."""
 
 
 class _Passing:
@@ -56,12 +65,14 @@ class _Passing:
         self._back = back
         self.fresh: NDArray[np.bool_] | None = None
 
-    def log_sum(self, stage: LogSum, state: Tensor, known: dict[str, Tensor]) -> Tensor:
+    def running(self, stage: Running, state: Tensor, known: dict[str, Tensor]) -> Tensor:
         """The state before and after each token, by name; what it is in the end."""
-        added = self._whole(stage.added)
-        after = _log_cumulative(added, state, self._fresh_tensor())
-        before = torch.cat([state[:, :, None], after[:, :, :-1]], 2)
+        added = aligned(self._whole(stage.added), axes(stage.added), stage.state.dims)
+        added = added.expand(*self._tokens.counts, *state.shape[2:])
         fresh = self._fresh_tensor()
+        run = running_max if stage.op == "max" else running_log_sum
+        after = run(added, state, fresh if fresh is None or fresh.shape[1] > 1 else fresh[:, 0])
+        before = torch.cat([state[:, :, None], after[:, :, :-1]], 2)
         if fresh is not None:
             before = torch.where(fresh[..., None], stage.state.start, before)
         known[stage.before], known[stage.after] = self._placed(before), self._placed(after)
@@ -82,6 +93,12 @@ class _Passing:
             q = self._tokens.q.new_zeros((*self._tokens.counts, start.shape[-2]))
             _, final = self._run(q, given, start, before=False)
         return final[..., 0] if narrow else final
+
+    def scanned(self, stage: Scan, state: Tensor, known: dict[str, Tensor]) -> Tensor:
+        """Every read by its name; what the state is in the end."""
+        outs, final = scan(stage, self._values, state, self._fresh_tensor())
+        known.update({name: self._placed(out) for (name, _), out in zip(stage.reads, outs, strict=True)})
+        return final
 
     def _run(self, q: Tensor, given: dict[str, object], start: Tensor, *, before: bool) -> tuple[Tensor, Tensor]:
         """By batch entries; where heads begin anew at tokens of their own, each as an entry."""
@@ -140,6 +157,8 @@ class _Passing:
         side = decays[0].side
         if len(steps) == 1 and side == "scalar":
             gate = self._whole(decays[0].log)
+            if is_constant(decays[0].log) and not bool((gate <= 0).all()):
+                raise GrowingError
             if gate.shape[0] == gate.shape[2] == 1:
                 return {"gate": gate[0, :, 0].expand(self._tokens.counts[1])}
         parts = []
@@ -208,16 +227,4 @@ def _folded(x: object, batch: int, heads: int) -> object:
     return x.reshape(batch * heads, 1, *x.shape[2:])
 
 
-def _log_cumulative(x: Tensor, start: Tensor, fresh: Tensor | None) -> Tensor:
-    """`logaddexp` of all tokens so far and a start (B, H, …), anew from -inf where tokens are fresh."""
-    if fresh is None:
-        return torch.logcumsumexp(torch.cat([start[:, :, None], x], 2), 2)[:, :, 1:]
-    found, last = [], start
-    for token in range(x.shape[2]):
-        last = torch.where(fresh[:, :, token, None], -torch.inf, last)
-        last = torch.logaddexp(last, x[:, :, token])
-        found.append(last)
-    return torch.stack(found, 2) if found else x
-
-
-__all__ = ["run"]
+__all__ = ["GrowingError", "run"]

@@ -110,6 +110,10 @@ class TokenValues:
         x = x.expand(x.shape[0], max(x.shape[1], len(order)), *x.shape[2:])
         return torch.take_along_dim(x, order.reshape(1, *order.shape, *(1,) * (x.ndim - LEAD)), 2)
 
+    def condition(self, node: Index) -> Tensor:
+        """A condition of all tokens in the order in which they are taken, bool (B or 1, H or 1, T or 1)."""
+        return torch.from_numpy(self.integers_taken(node) != 0).to(self.tokens.q.device)
+
     # --- exact parts -------------------------------------------------------------------------------------------------
 
     def integers_taken(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
@@ -292,7 +296,7 @@ class _Once:
 
     def _apply(self, node: Value, op: str, operands: tuple[Value, ...]) -> Tensor:
         wanted = axes(node)
-        found = [_aligned(self.of(operand), axes(operand), wanted) for operand in operands]
+        found = [aligned(self.of(operand), axes(operand), wanted) for operand in operands]
         if op == "softmax":
             return torch.softmax(found[0], -1)
         if op == "share":
@@ -301,11 +305,14 @@ class _Once:
             return torch.where(empty, 0, top / torch.where(empty, 1, whole))
         return FUNCTIONS[op](*found)
 
+    def _condition(self, node: Index) -> Tensor:
+        return self._tensor(self._integers(node) != 0)
+
     def _select(self, node: ir.Select) -> Tensor:
         wanted = axes(node)
-        condition = self._tensor(self._integers(node.condition) != 0)
+        condition = self._condition(node.condition)
         condition = condition.reshape(*condition.shape, *(1,) * len(wanted))
-        then, otherwise = (_aligned(self.of(side), axes(side), wanted) for side in (node.then, node.otherwise))
+        then, otherwise = (aligned(self.of(side), axes(side), wanted) for side in (node.then, node.otherwise))
         return torch.where(condition, then, otherwise)
 
     def _total(self, node: ir.Total) -> Tensor:
@@ -371,10 +378,29 @@ class _Once:
         return solved[..., 0]
 
 
+class Stretch(_Once):
+    """Values of some tokens, of values and conditions that are known of them."""
+
+    def __init__(self, values: TokenValues, known: Mapping[Value | Index, Tensor]) -> None:
+        super().__init__(values, {}, None, ())
+        self._given = known
+
+    def of(self, node: Value) -> Tensor:
+        """A value."""
+        if node in self._given:
+            return self._given[node]
+        if node not in self._known:
+            self._known[node] = self.fresh(node)
+        return self._known[node]
+
+    def _condition(self, node: Index) -> Tensor:
+        return self._given[node]
+
+
 _LEADING = {"batch": 0, "head": 1, "kv_head": 1, "token": 2, "query": 2, "key": 2}
 
 
-def _aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]) -> Tensor:
+def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]) -> Tensor:
     """A value with axes of size 1 where it has none of the wanted ones."""
     if own == wanted:
         return x
@@ -387,4 +413,4 @@ def _aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...
     return x
 
 
-__all__ = ["TokenValues", "Tokens", "reads_state"]
+__all__ = ["Stretch", "TokenValues", "Tokens", "aligned", "reads_state"]

@@ -233,7 +233,6 @@ def test_what_only_pairs_have_is_refused() -> None:
         lambda: attend.mask(4),
         lambda: attend.plan(4),
         lambda: attend.source("sm_90"),
-        lambda: attend.simulate(4),
         attend.growth,
         lambda: attend.floors(4),
         lambda: attend.picture(4),
@@ -247,6 +246,89 @@ def test_what_only_pairs_have_is_refused() -> None:
     assert not attend.has_mask
     with pytest.raises(UnsupportedError, match="recurrences have no kernels yet"):
         attend(*(x.to("meta") for x in (q, k, v)), return_state=True)
+
+
+GROWING = {
+    "twice": "step S = 2 * S + outer(k, v)",
+    "minus a half": "step S = (outer(k, v) - S) / 2",
+    "by head": "step S = (0.5 + head) * S + outer(k, v)",
+    "corrected": "step S = 1.5 * S\n    step S = S - 0.5 * outer(k, k @ S) + outer(k, v)",
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+def test_numbers_that_are_no_decays(name: str) -> None:
+    attend = compile_attention(f"recurrence r\n    state S: [dk, dv]\n    {GROWING[name]}\n    read q @ S\n")
+    q, k, v = (x.requires_grad_() for x in draw(12))
+    ours, theirs = attend(q, k, v), attend.reference(q, k, v)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    grads = [torch.autograd.grad(x.sin().sum(), (q, k, v)) for x in (ours, theirs)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    if name == "corrected":
+        strict = compile_attention(
+            f"recurrence r\n    state S: [dk, dv]\n    {GROWING[name]}\n    read q @ S\n", strict=True
+        )
+        with pytest.raises(UnsupportedError, match="above 1, or below 0"):
+            strict(q, k, v)
+
+
+def test_a_running_maximum() -> None:
+    """The online softmax of a learned query, as it is written with its maximum, sum and weighted values."""
+    attend = compile_attention(
+        """recurrence online
+    learned w: real[head, dk]
+    input   fresh: int[token]
+    reset   fresh != 0
+    let   s = scale * dot(w, k)
+    state m: [dv] = -inf
+    state u: [dv]
+    state S: [dv]
+    let   most = max(m, s)
+    step  u = exp(m - most) * u + exp(s - most)
+    step  S = exp(m - most) * S + exp(s - most) * v
+    step  m = most
+    read  S / u
+"""
+    )
+    q, k, v = (x.requires_grad_() for x in draw(150))
+    w = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    fresh = torch.zeros(150, dtype=torch.int64)
+    fresh[[0, 7, 64, 65]] = 1
+    ours, theirs = (call(q, k, v, w=w, fresh=fresh) for call in (attend, attend.reference))
+    assert "m: largest of" in attend.derivation()
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    grads = [torch.autograd.grad(x.sin().sum(), (k, v, w)) for x in (ours, theirs)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["hgrn2", "rwkv7"])
+def test_factors_of_0_and_1(name: str) -> None:
+    """A gate that is closed, or open, has a gradient like any other."""
+    attend = compile_attention(name)
+    q, k, v = draw(70)
+    unit = torch.rand(2, 70, 3, 6, dtype=torch.float64)
+    unit[:, 5:9], unit[0, 20], unit[:, 40] = 0, 1, 0
+    given: dict[str, Any] = {"f": unit}
+    if name == "rwkv7":
+        a = -torch.nn.functional.normalize(torch.randn(2, 70, 3, 6, dtype=torch.float64), dim=-1)
+        given = {"w": unit, "a": a, "b": -a, "r_k": torch.randn(3, 6, dtype=torch.float64)}
+    leaves = [q, k, v, *given.values()]
+    for x in leaves:
+        x.requires_grad_()
+    grads = []
+    for call in (attend, attend.reference):
+        out = call(q, k, v, **given)
+        grads.append([out, *torch.autograd.grad(out.sin().sum(), leaves, allow_unused=True, materialize_grads=True)])
+    for x, y in zip(*grads, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-10)
+    narrow = [x.detach().float().requires_grad_() for x in leaves]
+    own: dict[str, Any] = dict(zip(given, narrow[3:], strict=True))
+    out = attend(narrow[0], narrow[1], narrow[2], **own)
+    found = torch.autograd.grad(out.sin().sum(), narrow, allow_unused=True, materialize_grads=True)
+    for x, y in zip(found, grads[1][1:], strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-4)
 
 
 def test_same_bits_and_pickling() -> None:

@@ -1,0 +1,76 @@
+"""States that are taken entry by entry: what their steps are made of, cut into stretches of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.ir import Index, Value
+from attnc.compiler.recurrences.derived import Scan
+from attnc.compiler.values import axes, rank, state_at
+from attnc.runtime.recurrent.scan import scan_stretches
+from attnc.runtime.recurrent.stretches import States
+from attnc.runtime.recurrent.token_values import Stretch, TokenValues, aligned
+
+Leaf = Value | Index
+"""What is known of all tokens before a stretch: a value, or a condition."""
+
+
+def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """What tokens get of each read, in the order in which they are taken; the state after the last.
+
+    `fresh`: bool (B, H or 1, T).
+    """
+    leaves = _leaves([stage.decay, stage.write, *(node for _, node in stage.reads)])
+    tensors = [values.condition(leaf) if is_condition else values.whole(leaf) for leaf, is_condition in leaves.items()]  # type: ignore[arg-type]
+    first, last = (state_at(stage.state.name, version, stage.state.dims) for version in (0, stage.versions))
+    dims = stage.state.dims
+
+    def of_stretch(given: Sequence[Tensor], states: dict[Leaf, Tensor]) -> Stretch:
+        known: dict[Leaf, Tensor] = dict(zip(leaves, given, strict=True))
+        known.update(states)
+        return Stretch(values, known)
+
+    def make(*given: Tensor) -> tuple[Tensor, Tensor]:
+        known = of_stretch(given, {})
+        decay, write = (aligned(known.of(node), axes(node), dims) for node in (stage.decay, stage.write))
+        return decay, write
+
+    before_too = any(first in cast("tuple[Value, ...]", node.below) for _, node in stage.reads)
+
+    def read(states: States, *given: Tensor) -> list[Tensor]:
+        known = of_stretch(given, {last: states.after, **({first: states.before} if before_too else {})})
+        return [known.of(node) for _, node in stage.reads]
+
+    if fresh is not None and fresh.shape[1] == 1:
+        fresh = fresh[:, 0]
+    tokens = values.tokens.counts[2]
+    outs, final = scan_stretches(make, read, tensors, tokens=tokens, state=state, resets=fresh)
+    return [out.expand(*values.tokens.counts, *out.shape[3:]) for out in outs], final
+
+
+def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:
+    """What the values of a stretch are made of, conditions among them: a vector a token, where it can be."""
+    found: dict[Leaf, bool] = {}
+    stack = list(reversed(roots))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ir.StateAt) or node in found:
+            continue
+        reads = any(isinstance(below, ir.StateAt) for below in node.below)
+        if not reads and (rank(node) <= 1 or not isinstance(node, ir.Apply | ir.Outer | ir.Select | ir.Diagonal)):
+            found[node] = False
+            continue
+        if isinstance(node, ir.Select):
+            found[node.condition] = True
+            stack += [node.then, node.otherwise]
+        else:
+            stack += [getattr(node, name) for name in ("left", "right", "vector", "matrix") if hasattr(node, name)]
+            stack += list(getattr(node, "operands", ()))
+    return found
+
+
+__all__ = ["scan"]

@@ -1,0 +1,162 @@
+"""Recurrences whose step is affine entry by entry, x_t = a_t · x_{t-1} + b_t, real or complex. Differentiable once.
+
+HGRN (Qin et al. 2023), Mamba (Gu and Dao 2023), S5 (Smith et al. 2023) and the recurrences of images and of videos that
+are made of them. No logarithms, no quotients: any a and b, zeros and growing ones too, as a token loop has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.recurrent.stretches import Make, Read, Scan, stretch_length
+
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def linear_scan(decay: Tensor, write: Tensor, *, state: Tensor, resets: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x_t = decay_t · x_{t-1} + write_t: (states after each token (B, H, T, …), the final state), in the state's dtype.
+
+    Args:
+        decay: (B, H, T, …), an axis of size 1 where it is the same along it, that of tokens as well.
+        write: likewise; T is the larger of both.
+        state: the state before the first token (B, H, …), fp32, fp64 or complex; complex where decay or write is.
+        resets: bool (B, T) or (B, H, T): nothing is left of the state, whatever it is, before the token's step.
+
+    Differentiable once in decay, write and state. The states of all tokens take memory: a recurrence whose tokens read
+    less than their states is one for `scan_stretches`.
+
+    Raises:
+        ArgumentError: on a shape that does not fit.
+        ArgumentTypeError: on a dtype that does not.
+        UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
+    """
+    if min(decay.ndim, write.ndim, state.ndim + 1) < 3:
+        raise ArgumentError("decay and write: (B, H, T, …), and state (B, H, …)")
+    tokens = write.shape[2] if decay.shape[2] == 1 else decay.shape[2]
+    (out,), final = scan_stretches(
+        lambda decay, write: (decay, write),
+        None,
+        (decay, write),
+        tokens=tokens,
+        state=state,
+        resets=resets,
+    )
+    return out, final
+
+
+def scan_stretches(
+    make: Make,
+    read: Read | None,
+    tensors: Sequence[Tensor],
+    shared: Sequence[Tensor] = (),
+    *,
+    tokens: int,
+    state: Tensor,
+    resets: Tensor | None = None,
+    length: int | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """The scan of what `make` makes, stretch by stretch: (what `read` reads of all tokens, the final state).
+
+    Args:
+        make: of the tensors of a stretch of S tokens, then the shared ones: decay and write, each of a shape that
+            broadcasts to (B, H, S, …), one axis for one.
+        read: of the `States` of the stretch and the same tensors: what the tokens get, any number of tensors
+            (B or 1, H or 1, S or 1, …). None: the states after the tokens.
+        tensors: what they depend on: (·, ·, T, …) are cut along their third axis, others given whole.
+        shared: more of it, given whole whatever the shape.
+        tokens: T.
+        state, resets: as in `linear_scan`.
+        length: tokens of a stretch; None: what fits the cache, and at least √T / 2.
+
+    What is read and the final state are differentiable once in `tensors`, `shared` and `state`; not in what `make` and
+    `read` know otherwise. Both are called once for each stretch, and again by the backward, which keeps the tensors and
+    the states before stretches. They must do the same again, and not write to what they are given.
+
+    Mamba's step S = exp(dt * A) * S + outer(k, dt * v), read q @ S, with dt and v (B, H, T, dv), k and q (B, H, T, dk):
+
+        def make(q, k, v, dt, A):
+            return torch.exp(dt[..., None, :] * A), k[..., :, None] * (dt * v)[..., None, :]
+
+        def read(states, q, k, v, dt, A):
+            return [(q[..., None, :] @ states.after).squeeze(-2)]
+
+        (out,), final = scan_stretches(make, read, [q, k, v, dt], [A], tokens=T, state=S)
+
+    Raises as `linear_scan` does, and what `make` and `read` raise.
+    """
+    _check(tokens, state, resets, length)
+    split = (*(x.ndim > 2 and x.shape[2] == tokens for x in tensors), *[False] * len(shared))
+    scan = Scan(make, read, tokens, length or stretch_length(tokens, state), split)
+    places = resets[:, None] if resets is not None and resets.ndim == 2 else resets
+    *outs, final, _ = _Scan.apply(scan, places, state, *tensors, *shared)  # type: ignore[no-untyped-call]
+    return cast("list[Tensor]", outs), cast("Tensor", final)
+
+
+class _Scan(FirstOrder):
+    """The scan under autograd; its last result is what the backward pass needs."""
+
+    @staticmethod
+    def forward(scan: Scan, resets: Tensor | None, state: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outs, kept = scan.forward(tensors, state, resets)
+        return (*outs, kept[-1].clone(), kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        scan, resets, _, *tensors = inputs
+        ctx.scan = scan
+        ctx.save_for_backward(output[-1], resets, output[0] if scan.read is None else None, *tensors)
+        ctx.mark_non_differentiable(output[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *d_outs, d_final, _ = grads
+        needed = tuple(ctx.needs_input_grad[3:])
+        given = (ctx.scan, needed, len(d_outs), *d_outs, d_final, *ctx.saved_tensors)
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            found = _Gradient.apply(*given)  # type: ignore[no-untyped-call]
+        else:
+            found = _Gradient.forward(*given)
+        return (None, None, *found)
+
+
+class _Gradient(FirstOrder):
+    """The gradients of the state and of the tensors, recorded where they may be differentiated."""
+
+    @staticmethod
+    def forward(scan: Scan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
+        d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
+        gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)
+        return (d_state, *gradients)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        refuse_second()
+
+
+def _check(tokens: int, state: Tensor, resets: Tensor | None, length: int | None) -> None:
+    if state.ndim < 2:
+        raise ArgumentError(f"state: (B, H, …), not shape {tuple(state.shape)}")
+    if state.dtype not in DTYPES:
+        raise ArgumentTypeError(f"state: fp32, fp64 or complex numbers of these, not {state.dtype}")
+    if length is not None and length < 1:
+        raise ArgumentError(f"length: at least 1, not {length}")
+    batch, heads = state.shape[:2]
+    if resets is None:
+        return
+    if resets.shape not in ((batch, tokens), (batch, heads, tokens)):
+        raise ArgumentError(f"resets: shape {(batch, tokens)} or {(batch, heads, tokens)}, not {tuple(resets.shape)}")
+    if resets.dtype != torch.bool:
+        raise ArgumentTypeError(f"resets: bool, not {resets.dtype}")
+
+
+__all__ = ["linear_scan", "scan_stretches"]
