@@ -40,7 +40,7 @@ class Shown(Compiled):
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
         say.
         """
-        self._refuse_recurrence("mask")
+        self._refuse_states("mask")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
@@ -95,7 +95,7 @@ class Shown(Compiled):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
-        self._refuse_recurrence("kernels yet")
+        self._refuse_states("kernels yet")
         from attnc.runtime.gpu.sources import sources
 
         check_counts(1, head_dim=head_dim)
@@ -128,10 +128,16 @@ class Shown(Compiled):
 
         `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this one.
         `dtype`: bf16 unless given, fp32 on the CPU. `tile` (queries, keys) and `order` leave the search less to choose.
+        Of a recurrence: a `RecurrenceSimulation`, against dense causal attention whatever `baseline` says; sizes of its
+        own are given by name, `slots=64`.
 
         Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
-        self._refuse_recurrence("simulation yet")
+        recurrent = self._general.recurrent
+        if recurrent is None:
+            self._refuse_states("simulation yet")
+        elif tile is not None or order is not None:
+            raise ArgumentError("tile and order are of pairs; the chunks of a recurrence are chosen by their time")
         from attnc.compiler.simulation.candidates import Wish
         from attnc.runtime.simulating import default_dtype, find_device, simulated
 
@@ -140,6 +146,10 @@ class Shown(Compiled):
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        if recurrent is not None:
+            from attnc.runtime.simulating_recurrences import simulated_recurrence
+
+            return simulated_recurrence(recurrent, self._bound.values, sizes, machine, stage, inputs)
         if self._steps is None:
             attends = [self._relations(sizes, inputs)]
         else:
@@ -162,7 +172,7 @@ class Shown(Compiled):
 
         Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
         """
-        self._refuse_recurrence("growth")
+        self._refuse_states("growth")
         from attnc.runtime.simulating import growth
 
         return growth(self._bound, self._pattern, heads)
@@ -171,14 +181,14 @@ class Shown(Compiled):
         self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
     ) -> tuple[Floor, ...]:
         """How sparse the pattern can become by its real parameters, and what is visible even then."""
-        self._refuse_recurrence("floors")
+        self._refuse_states("floors")
         from attnc.runtime.simulating import floors
 
         return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row."""
-        self._refuse_recurrence("picture")
+        self._refuse_states("picture")
         from attnc.runtime.pictures.draw import draw, to_svg
 
         check_counts(0, n=n, head=head)

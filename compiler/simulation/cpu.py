@@ -37,12 +37,11 @@ def simulate_cpu(
 ) -> Simulation:
     """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate."""
     pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes)]
-    factor = 1.0 if stage != "backward" else cpu.rates.backward.get(problem.shape.dtype, 2.5)
+    factor = _longer(problem.shape.dtype, cpu, stage)
     shape = problem.shape
     best = cpu.rates.best(shape.dtype, _width(problem))
     pairs = problem.dense_pairs(baseline)
-    ideal = pairs * best * factor / 1e6
-    dense = _dense(problem, cpu, baseline).ns * factor / 1e6
+    ideal, dense = dense_ms(problem, cpu, stage, baseline)
     elements = sum(run.elements for run in pieces)
     chunks = sum(run.longest_thread for run in pieces)
     predicted = sum(run.ns for run in pieces) * factor / 1e6
@@ -169,6 +168,18 @@ def _loads(pieces: list[_Run], cpu: Cpu) -> tuple[float, ...]:
         if run.longest_thread:
             total += run.loads / run.longest_thread * run.ns / 1e6
     return tuple(np.sort(total)[::-1].tolist())
+
+
+def dense_ms(problem: Problem, cpu: Cpu, stage: Pass, baseline: Baseline) -> tuple[float, float]:
+    """Milliseconds of dense attention: at its ideal, and as predicted."""
+    shape = problem.shape
+    factor = _longer(shape.dtype, cpu, stage)
+    ideal = problem.dense_pairs(baseline) * cpu.rates.best(shape.dtype, _width(problem)) * factor / 1e6
+    return ideal, _dense(problem, cpu, baseline).ns * factor / 1e6
+
+
+def _longer(dtype: str, cpu: Cpu, stage: Pass) -> float:
+    return 1.0 if stage != "backward" else cpu.rates.backward.get(dtype, 2.5)
 
 
 def _dense(problem: Problem, cpu: Cpu, baseline: Baseline) -> _Run:

@@ -41,7 +41,7 @@ def simulate_gpu(
         first, *rest = candidates.ranked(kernel, baseline)
         runs.append(first)
         others += rest[:2]
-    ideal, dense = _dense(problem, machine, stage, baseline)
+    ideal, dense = dense_ms(problem, machine, stage, baseline)
     visible, pairs = runs[0].work.visible, problem.dense_pairs(baseline)
     whole = sum(run.dense.live * run.full_clocks for run in runs)
     live = sum(run.strips.live * run.full_clocks for run in runs)
@@ -71,7 +71,7 @@ def simulate_gpu(
     )
 
 
-def _dense(problem: Problem, machine: Machine, stage: Pass, baseline: Baseline) -> tuple[float, float]:
+def dense_ms(problem: Problem, machine: Machine, stage: Pass, baseline: Baseline) -> tuple[float, float]:
     """Milliseconds of dense attention: at its ideal, and as predicted."""
     ideal = predicted = 0.0
     for kernel in KERNELS[stage]:

@@ -17,7 +17,7 @@ def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
     moved = found.traffic
     lines = [
         f"{found.pattern}{params}: {found.stage} on {found.title}",
-        f"{_size(found.shape)}; against {rival} attention at its ideal, {ms(found.ideal_ms)}"
+        f"{shape_text(found.shape)}; against {rival} attention at its ideal, {ms(found.ideal_ms)}"
         + ("" if found.calibrated else "; times not calibrated"),
         "",
         *_bars(found, "█" if unicode else "#"),
@@ -32,7 +32,8 @@ def print_simulation(found: Simulation, *, unicode: bool = True) -> str:
     return "\n".join(lines)
 
 
-def _size(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
+    """Tokens, batch, heads and dtype."""
     tokens = _many(shape.n_q, "token")
     if shape.n_q != shape.n_k:
         tokens = f"{shape.n_q:,} {'query' if shape.n_q == 1 else 'queries'}, {_many(shape.n_k, 'key')}"

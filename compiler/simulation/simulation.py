@@ -15,8 +15,9 @@ PASSES: tuple[Pass, ...] = ("forward", "backward", "decode")
 
 Baseline = Literal["full", "causal"]
 
-RungName = Literal["element", "tile", "balanced", "predicted"]
+RungName = Literal["element", "tile", "balanced", "predicted", "memory", "states", "units", "chain"]
 RUNGS: tuple[RungName, ...] = ("element", "tile", "balanced", "predicted")
+"""Of patterns; those of a recurrence are in `recurrent.found`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from attnc.compiler.simulation.print_simulation import ms, print_simulation, times
-from attnc.compiler.simulation.simulation import PASSES, Choice, Simulation
+from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.print_found import print_found
+from attnc.compiler.simulation.simulation import PASSES, Simulation
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern
@@ -73,6 +75,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="the parameter of the report's second slider (default: the first integer one, such as a window)",
     )
     add_inputs(parser)
+    parser.add_argument(
+        "--size",
+        dest="sizes",
+        metavar="NAME=N",
+        action="append",
+        default=[],
+        help="a size of a recurrence's own, as in --size slots=64; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,9 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _in_words(answer: Answer) -> str:
-    growth = answer.growth
-    lines = [print_simulation(answer.main, unicode=console.has_unicode(sys.stdout))]
-    lines.append(f"growth    {growth.law}" + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}"))
+    lines = [_printed(answer.main), f"growth    {_growth(answer)}"]
     lines += [f"floor     {floor}" for floor in answer.floors]
     lines.append(f"break-even {_even_in_words(answer.even)}")
     lines += [f"input     {name}: {words}" for name, words in answer.examples.items()]
@@ -108,6 +116,20 @@ def _in_words(answer: Answer) -> str:
     return "\n".join(lines)
 
 
+def _printed(found: Simulation) -> str:
+    unicode = console.has_unicode(sys.stdout)
+    if isinstance(found, RecurrenceSimulation):
+        return print_found(found, unicode=unicode)
+    return print_simulation(found, unicode=unicode)
+
+
+def _growth(answer: Answer) -> str:
+    growth = answer.growth
+    if growth is None:
+        return answer.main.growth if isinstance(answer.main, RecurrenceSimulation) else "not known"
+    return growth.law + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}")
+
+
 def _even_in_words(even: Even) -> str:
     if isinstance(even, str):
         return f"not asked: {even}"
@@ -115,16 +137,19 @@ def _even_in_words(even: Even) -> str:
 
 
 def _name(one: Simulation) -> str:
-    return f"{one.pattern} on {one.device}" + (", against causal" if one.baseline == "causal" else "")
+    causal = one.baseline == "causal" and not isinstance(one, RecurrenceSimulation)
+    return f"{one.pattern} on {one.device}" + (", against causal" if causal else "")
 
 
 def _table(found: Sequence[tuple[str, Simulation]]) -> str:
-    """A line a simulation."""
-    head = ["", "element", "tile", "balanced", "predicted", "time", "dense", "as fast", "schedule"]
+    """A line a simulation; without its rungs, where those of others have other names."""
+    ladders = {tuple(rung.name for rung in one.rungs) for _, one in found}
+    names = next(iter(ladders)) if len(ladders) == 1 else ()
+    head = ["", *names, "time", "dense", "as fast", "schedule"]
     rows = [head]
     for name, one in found:
-        rungs = [times(rung.speedup) for rung in one.rungs]
-        rows.append([name, *rungs, ms(one.predicted_ms), ms(one.dense_ms), times(one.speedup), _short(one.choices[0])])
+        rungs = [times(rung.speedup) for rung in one.rungs] if names else []
+        rows.append([name, *rungs, ms(one.predicted_ms), ms(one.dense_ms), times(one.speedup), _short(one)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = []
     for row in rows:
@@ -133,5 +158,8 @@ def _table(found: Sequence[tuple[str, Simulation]]) -> str:
     return "\n".join(lines)
 
 
-def _short(choice: Choice) -> str:
+def _short(one: Simulation) -> str:
+    if isinstance(one, RecurrenceSimulation):
+        return "; ".join(dict.fromkeys(map(str, one.passes)))
+    choice = one.choices[0]
     return f"{choice.q_tile}×{choice.k_tile}, {choice.order}"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
 
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import MachineError
+from attnc.compiler.simulation.recurrent.call import own_sizes
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
 from attnc.runtime.attention import Attention
 from attnc.runtime.call import FLOATS
@@ -58,16 +58,18 @@ class Asked:
     tile: tuple[int, int] | None
     order: Orders | None
     inputs: Sequence[str]
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Everything that a command line asks for. `examples`: words about the inputs that were made."""
+    """Everything that a command line asks for. `examples`: words about the inputs that were made. A recurrence has a
+    `growth` of its own."""
 
     main: Simulation
     even: Even
     floors: tuple[Floor, ...]
-    growth: Growth
+    growth: Growth | None
     others: Sequence[Simulation]
     sweep: Swept
     examples: dict[str, str]
@@ -92,7 +94,8 @@ class Cases:
 
     def answer(self) -> Answer:
         """All of it."""
-        growth = self.attention.growth(heads=self.main.shape.heads)
+        recurs = self.attention.is_recurrence
+        growth = None if recurs else self.attention.growth(heads=self.main.shape.heads)
         return Answer(
             self.main, self._even(), self._floors(), growth, self._others(), self._swept(), dict(self.examples)
         )
@@ -135,8 +138,12 @@ class Cases:
         named = argparse.Namespace(spec=self.args.spec, params=[*given, f"{name}={value}"], preset=self.args.preset)
         return compiled(named)
 
-    def _inputs(self, attention: Attention, n_q: int, n_k: int, heads: int) -> dict[str, Tensor]:
-        """Those given, and an example of each other that the relation reads."""
+    def _inputs(self, attention: Attention, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
+        """Those given, and an example of each other that the relation reads; of a recurrence its sizes alone."""
+        if attention.is_recurrence:
+            recur = attention.pattern.recur
+            known = frozenset[str]() if recur is None else own_sizes(recur)
+            return {name: value for name, value in self.asked.sizes.items() if name in known}
         given = given_inputs(attention.bound, self.asked.inputs, n_q, n_k)
         made = example_inputs(
             attention.bound,
@@ -153,7 +160,7 @@ class Cases:
         return {**given, **{name: example.tensor for name, example in made.items()}}
 
     def _floors(self) -> tuple[Floor, ...]:
-        if self.asked.stage == "decode":
+        if self.asked.stage == "decode" or self.attention.is_recurrence:
             return ()
         n_k = self.asked.n_k or self.n
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
@@ -205,6 +212,7 @@ def cases_of(args: argparse.Namespace) -> Cases:
     asked = _asked(args)
     attention = compiled(args)
     n = length_of(attention.bound, args.n_q, LENGTH)
+    _check_kind(args, asked, attention)
     devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
     return Cases(args, asked, attention, n, devices, _baselines(args.baseline))
 
@@ -226,7 +234,35 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UsageError(f"--order {args.order}: it is one of natural, bricks, residues")
     dtype, tile = _dtype(args.dtype), _tile(args.tile)
     counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
-    return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs)
+    return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
+
+
+def _check_kind(args: argparse.Namespace, asked: Asked, attention: Attention) -> None:
+    """Raise UsageError for what only recurrences have, or only patterns."""
+    recur = attention.pattern.recur
+    known = frozenset[str]() if recur is None else own_sizes(recur)
+    for name in asked.sizes.keys() - known:
+        listed = f"it has {', '.join(sorted(known))}" if known else "it has none"
+        raise UsageError(f"--size {name}: `{attention.name}` has no such size of its own; {listed}")
+    if recur is None:
+        return
+    for option, given in (("--tile", args.tile), ("--order", args.order), ("-o", args.out), ("--slider", args.slider)):
+        if given is not None:
+            raise UsageError(f"{option} {given}: of patterns only; `{attention.name}` is a recurrence")
+    if args.inputs:
+        raise UsageError(f"--input {args.inputs[0]}: of a recurrence sizes are all that matters, as in --size slots=64")
+    if args.baseline == "both":
+        raise UsageError(f"--baseline both: the rival of `{attention.name}`, a recurrence, is dense causal attention")
+
+
+def _sizes(texts: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not (name.strip().isidentifier() and value.strip().isdigit() and int(value)):
+            raise UsageError(f"--size {text}: write a name and a whole number, as in --size slots=64")
+        found[name.strip()] = int(value)
+    return found
 
 
 def _dtype(text: str | None) -> torch.dtype | None:

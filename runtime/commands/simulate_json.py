@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from math import isinf
 
 from attnc.compiler.growth.growth import Growth
+from attnc.compiler.simulation.recurrent.found import FoundPass, RecurrenceSimulation
 from attnc.compiler.simulation.simulation import Choice, Simulation
 from attnc.runtime.commands.patterns import value_json
 from attnc.runtime.commands.simulate_cases import Answer
@@ -18,8 +20,7 @@ def answer_json(answer: Answer) -> dict[str, object]:
         **simulation_json(answer.main),
         "break_even_length": even if isinstance(even, int) else None,
         "break_even_note": even if isinstance(even, str) else None,
-        "growth": answer.growth.law,
-        "growth_law": _growth_json(answer.growth),
+        **_law_json(answer),
         "floors": [_floor_json(floor) for floor in answer.floors],
         "examples": answer.examples,
         "compared": [simulation_json(one) for one in answer.others],
@@ -30,7 +31,8 @@ def answer_json(answer: Answer) -> dict[str, object]:
 def simulation_json(found: Simulation) -> dict[str, object]:
     """A simulation with the keys that the command line promises. An infinite speedup is null."""
     shape, choice = found.shape, found.choices[0]
-    return {
+    own = recurrence_json(found) if isinstance(found, RecurrenceSimulation) else {}
+    return own | {
         "pattern": found.pattern,
         "params": {name: value_json(value) for name, value in found.params.items()},
         "device": found.device,
@@ -63,14 +65,39 @@ def simulation_json(found: Simulation) -> dict[str, object]:
             {"name": rung.name, "speedup": _finite(rung.speedup), "lost_to": rung.lost_to} for rung in found.rungs
         ],
         "predicted_ms": found.predicted_ms,
-        "dense_ms": found.dense_ms,
-        "ideal_dense_ms": found.ideal_ms,
+        "dense_ms": _finite(found.dense_ms),
+        "ideal_dense_ms": _finite(found.ideal_ms),
         "speedup": _finite(found.speedup),
         "calibrated": found.calibrated,
         "flop": found.flop,
         "bytes": {"least": found.traffic.least, "moved": found.traffic.moved, "held": found.traffic.held},
         "notes": list(found.notes),
     }
+
+
+def recurrence_json(found: RecurrenceSimulation) -> dict[str, object]:
+    """What a recurrence has beside what every simulation has. The cost of a chunk that does not fit has no `ms`."""
+    return {
+        "passes": [_pass_json(one) for one in found.passes],
+        "rung_ms": {rung.name: found.rung_ms(rung.name) for rung in found.rungs},
+        "token_by_token_ms": found.loop_ms,
+        "token_by_token_reason": found.reason or None,
+        "state_bytes": found.state_bytes,
+    }
+
+
+def _pass_json(one: FoundPass) -> dict[str, object]:
+    kernels = [dataclasses.asdict(kernel) for kernel in one.kernels]
+    costs = [dataclasses.asdict(cost) for cost in one.costs]
+    fields = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
+    return fields | {"kernels": kernels, "costs": costs, "ms": one.ms}
+
+
+def _law_json(answer: Answer) -> dict[str, object]:
+    if answer.growth is not None:
+        return {"growth": answer.growth.law, "growth_law": _growth_json(answer.growth)}
+    law = answer.main.growth if isinstance(answer.main, RecurrenceSimulation) else None
+    return {"growth": law, "growth_law": None}
 
 
 def _choice_json(choice: Choice) -> dict[str, object]:

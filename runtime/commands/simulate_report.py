@@ -49,7 +49,8 @@ def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
     )
 
 
-def _growth(growth: Growth) -> str:
+def _growth(growth: Growth | None) -> str:
+    assert growth is not None  # a recurrence has no report
     formulas = [] if growth.pairs is None else [f"visible pairs {growth.pairs}"]
     formulas += [] if growth.tiles is None else [f"live tiles of {growth.tile} × {growth.tile}: {growth.tiles}"]
     return ". ".join([growth.law, *formulas, *growth.derivation])

@@ -1,0 +1,110 @@
+"""What a machine's simulation of a recurrence is put together from, and the rival that it is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import ceil
+
+from attnc.compiler.simulation.cpu import Cpu
+from attnc.compiler.simulation.cpu import dense_ms as dense_on_cpu
+from attnc.compiler.simulation.gpu import dense_ms as dense_on_gpu
+from attnc.compiler.simulation.gpu_clocks import BYTES, Extra
+from attnc.compiler.simulation.machine import Machine, MachineError
+from attnc.compiler.simulation.problem import Problem
+from attnc.compiler.simulation.recurrent.call import Call
+from attnc.compiler.simulation.recurrent.found import RUNGS, FoundPass, RecurrenceSimulation
+from attnc.compiler.simulation.simulation import Choice, Pass, Rung, Tiles, Traffic
+from attnc.compiler.simulation.tile_work import NATURAL
+from attnc.compiler.simulation.traffic import memory_ms
+
+
+def rival(call: Call, machine: Machine | Cpu, stage: Pass) -> tuple[float, float]:
+    """Milliseconds of dense causal attention: at its ideal, and as predicted."""
+    shape = call.shape
+    problem = Problem(call.name, {}, shape, shape.n_k - shape.n_q, (), Extra(), 1, ())
+    if isinstance(machine, Cpu):
+        return dense_on_cpu(problem, machine, stage, "causal")
+    if stage != "decode":
+        try:
+            return dense_on_gpu(problem, machine, stage, "causal")
+        except MachineError:  # no tile of such heads fits: what its products would take
+            flop = 2.0 * problem.dense_pairs("causal") * (shape.dk + shape.dv) * (1 if stage == "forward" else 2.5)
+            ideal = flop / machine.tensor_flop(shape.dtype) / machine.sms / machine.hertz * 1e3
+            return ideal, ideal / machine.kernel_share(shape.dk)
+    number = BYTES[shape.dtype]
+    cache = shape.batch * shape.kv_heads * shape.n_k * (shape.dk + shape.dv) * number
+    queries = 2 * shape.lanes * shape.n_q * (shape.dk + shape.dv) * number
+    start = 2 * machine["launch_us"] / 1e3 + machine["prologue_clocks"] / machine.hertz * 1e3
+    busy = min(1.0, ceil(shape.n_k / 64) * shape.batch * shape.kv_heads / machine.sms)
+    return memory_ms(machine, cache), memory_ms(machine, cache + queries) / busy + start
+
+
+def assembled(
+    call: Call,
+    device: str,
+    title: str,
+    stage: Pass,
+    times: Sequence[float],
+    lost: Sequence[str],
+    passes: Sequence[FoundPass],
+    others: Sequence[Choice],
+    dense: tuple[float, float],
+    *,
+    loop_ms: float,
+    least: int,
+    held: int,
+    notes: tuple[str, ...],
+    calibrated: bool = False,
+    workers: str = "SMs",
+) -> RecurrenceSimulation:
+    """A simulation of these times, a rung each; none is below the one before it."""
+    ideal, predicted = dense
+    rising = tuple(accumulate(times, max))
+    rungs = tuple(Rung(name, ideal / ms, why) for name, ms, why in zip(RUNGS, rising, lost, strict=True))
+    kernels = [kernel for one in passes for kernel in one.kernels]
+    return RecurrenceSimulation(
+        pattern=call.name,
+        params=call.params,
+        device=device,
+        title=title,
+        shape=call.shape,
+        stage=stage,
+        baseline="causal",
+        causal=True,
+        visible=None,
+        tiles=_tiles(call, passes),
+        choices=tuple(_choice(one) for one in passes),
+        others=tuple(others),
+        rungs=rungs,
+        predicted_ms=rising[-1],
+        dense_ms=predicted,
+        ideal_ms=ideal,
+        calibrated=calibrated,
+        flop=round(sum(kernel.flop for kernel in kernels)),
+        traffic=Traffic(least, sum(kernel.moved for kernel in kernels), held),
+        notes=notes,
+        workers=workers,
+        passes=tuple(passes),
+        times=rising,
+        loop_ms=loop_ms,
+        state_bytes=call.state_bytes,
+        reason=call.reason,
+    )
+
+
+def _tiles(call: Call, passes: Sequence[FoundPass]) -> Tiles:
+    """The chunks' own tiles, of those of dense attention."""
+    slowest = max(passes, key=lambda one: one.ms)
+    side = max(slowest.chunk // slowest.micro, 1)
+    rows = ceil(call.shape.n_q / side) * call.shape.lanes
+    total = rows * ceil(call.shape.n_k / side)
+    return Tiles(total, rows, 0, rows) if slowest.chunk else Tiles(total, 0, 0, 0)
+
+
+def _choice(one: FoundPass) -> Choice:
+    slowest = max(one.kernels, key=lambda kernel: kernel.ms)
+    return Choice(one.state, one.chunk, one.chunk, NATURAL, str(one), slowest.limit, one.ms)
+
+
+__all__ = ["assembled", "rival"]

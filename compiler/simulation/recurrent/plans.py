@@ -1,0 +1,296 @@
+"""The plans of a pass on a GPU: which kernels, chunks of which length, the sequence in how many segments.
+
+`apart`: the states before chunks are written by one kernel, which walks over the chunks, and read by another for all
+chunks at once. `walk`: one kernel walks and gives the outputs too, so that the state never leaves the chip. Triangles
+of corrections are a kernel before either, for all chunks at once (Yang et al. 2024, section 3). Where there are too few
+heads for the machine, segments of the sequence are walked at once from an empty state, and what leads from segment to
+segment is put in: with a decay alone a factor, with a delta rule a matrix, and a second walk (RECURRENCES, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import ceil
+from typing import Literal
+
+from attnc.compiler.simulation.machine import Machine, MachineError
+from attnc.compiler.simulation.recurrent.call import Call, Part
+from attnc.compiler.simulation.recurrent.kernels import ACCUMULATED, Run, Task, fitting, run
+from attnc.compiler.simulation.recurrent.work import Amount, Chunk, Form, backward, forward, squares
+
+Kind = Literal["apart", "walk"]
+
+CHUNKS = (16, 32, 64, 128, 256)
+SLICES = (16, 32, 64, 128)
+"""Columns of a state that a program has."""
+
+LEAST = 16
+"""Rows of the smallest product of tensor cores."""
+
+SHORTEST = 8
+"""Chunks of a segment at least."""
+
+SEGMENTS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+STATE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for; None: whatever is fastest. `state_bytes`: of a number of the states before chunks."""
+
+    chunk: int | None = None
+    kind: Kind | None = None
+    segments: int | None = None
+    state_bytes: int = STATE_BYTES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pass in chunks of `chunk` rows, in `segments`, a program for every `columns` columns of the state."""
+
+    kind: Kind
+    chunk: int
+    segments: int
+    columns: int
+    runs: tuple[Run, ...]
+    work: Chunk
+    states: int
+
+    @cached_property
+    def ms(self) -> float:
+        """As predicted."""
+        return sum(run.ms for run in self.runs)
+
+    @property
+    def moved(self) -> int:
+        """Bytes."""
+        return sum(run.task.moved for run in self.runs)
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations in products."""
+        return sum(run.task.work.flop for run in self.runs)
+
+    def __str__(self) -> str:
+        how = "states apart" if self.kind == "apart" else "one walk"
+        split = f", {self.segments} segments" if self.segments > 1 else ""
+        return f"chunks of {self.chunk}, {how}{split}"
+
+
+def plans(call: Call, part: Part, machine: Machine, wish: Wish) -> list[Plan]:
+    """The forward's, the fastest first. Raises MachineError where there is none."""
+    kinds: tuple[Kind, ...] = ("apart", "walk") if wish.kind is None else (wish.kind,)
+    return _ranked(call, part, machine, wish, [_Forward(call, part, machine, wish, kind) for kind in kinds])
+
+
+def backward_plans(call: Call, part: Part, machine: Machine, wish: Wish) -> list[Plan]:
+    """The backward's, from the states before chunks that the forward kept."""
+    return _ranked(call, part, machine, wish, [_Backward(call, part, machine, wish, "apart")])
+
+
+def _ranked(call: Call, part: Part, machine: Machine, wish: Wish, makers: list[_Maker]) -> list[Plan]:
+    found = [plan for maker in makers for plan in maker.plans()]
+    if not found:
+        raise MachineError(
+            f"no chunk of `{call.name}` with a state {part.form.state} in {call.shape.dtype} fits {machine.name}'s "
+            f"registers and shared memory" + (f": chunks of {wish.chunk}" if wish.chunk else "")
+        )
+    return sorted(found, key=lambda plan: (plan.ms, plan.segments, plan.chunk, -plan.columns))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Plans of one kind."""
+
+    call: Call
+    part: Part
+    machine: Machine
+    wish: Wish
+    kind: Kind
+
+    def plans(self) -> Iterator[Plan]:
+        form, wish = self.part.form, self.wish
+        for chunk, columns in product(CHUNKS if wish.chunk is None else (wish.chunk,), _slices(form)):
+            if form.micro > chunk or not self._fits(chunk, columns):
+                continue
+            for segments in self._segments(chunk):
+                tasks = self._tasks(chunk, columns, segments)
+                runs = tuple(run(self.machine, self.call.shape.dtype, task) for task in tasks)
+                yield Plan(self.kind, chunk, segments, columns, runs, self._work(chunk), self._states(chunk))
+
+    def _segments(self, chunk: int) -> tuple[int, ...]:
+        if self.part.form.correction == "rank one":  # what a segment makes of a state may be larger than any state
+            return (1,)
+        most = max(self.chunks(chunk) // SHORTEST, 1)
+        asked = self.wish.segments
+        return tuple(k for k in SEGMENTS if k <= most) if asked is None else (min(asked, most),)
+
+    def chunks(self, chunk: int) -> int:
+        """Of a sequence."""
+        return ceil(self.call.shape.n_q / max(chunk // self.part.form.micro, 1))
+
+    def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
+        raise NotImplementedError
+
+    def _work(self, chunk: int) -> Chunk:
+        return forward(self.part.form, chunk, least=LEAST)
+
+    def _fits(self, chunk: int, columns: int) -> bool:
+        """Whether the largest program has room on an SM."""
+        form, machine = self.part.form, self.machine
+        if form.correction != "none" and 8 * chunk * chunk > machine["shared_kib"] * 1024:
+            return False  # a triangle and its inverse, in fp32
+        return self._beside(chunk, columns) >= 1
+
+    def _beside(self, chunk: int, columns: int) -> int:
+        """Walking programs that an SM has room for."""
+        form = self.part.form
+        sides = 2 if form.correction == "none" else 3
+        rows = min(chunk, 64) if self.kind == "apart" else chunk
+        held = self._rows(columns) * columns
+        shared = rows * (sides * form.rows + columns) * self.number
+        if self.kind == "walk":
+            held += chunk * chunk + chunk * columns
+            shared += chunk * chunk * self.number
+        return 0 if held > 2 * ACCUMULATED else max(fitting(self.machine, held, shared), 0)
+
+    def _rows(self, columns: int) -> int:
+        """Rows of a state that a program has: all that a correction reads."""
+        form = self.part.form
+        free = form.correction == "none" and self.kind == "apart"
+        return min(form.rows, max(ACCUMULATED // columns // 2, 16)) if free else form.rows
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number of the call's dtype."""
+        return 4 if self.call.shape.dtype == "float32" else 2
+
+    # --- bytes -------------------------------------------------------------------------------------------------------
+
+    def _states(self, chunk: int) -> int:
+        """Bytes of the states before all chunks."""
+        return self.call.shape.lanes * self.chunks(chunk) * self.part.form.entries * self.wish.state_bytes
+
+    def _made(self, width: int) -> int:
+        """Bytes of a vector of this width for every row of every chunk."""
+        return self.call.shape.lanes * self.call.shape.n_q * self.part.form.micro * width * self.number
+
+    @property
+    def results(self) -> int:
+        """Bytes of what is read of the states."""
+        return self.call.size(self.part.reads)
+
+    @property
+    def written(self) -> int:
+        """Bytes of what corrections make of keys and values before the states are known."""
+        return self._made(self.part.form.rows + self.part.form.columns)
+
+    # --- kernels -----------------------------------------------------------------------------------------------------
+
+    def _walking(
+        self, name: str, chunk: int, columns: int, segments: int, work: Amount, moved: int, links: int
+    ) -> Task:
+        """A kernel that walks over the chunks."""
+        form, shape = self.part.form, self.call.shape
+        rows = ceil(form.rows / self._rows(columns))
+        programs = shape.lanes * segments * ceil(form.columns / columns) * rows
+        count, own = self.chunks(chunk), ceil(self.chunks(chunk) / segments)
+        beside = min(self._beside(chunk, columns), max(ceil(programs / self.machine.sms), 1))
+        return Task(name, moved, work * (count * shape.lanes), programs, own, links, beside)
+
+    def _for_all(self, name: str, chunk: int, work: Amount, moved: int, columns: int | None = None) -> Task:
+        """A kernel for all chunks at once; what is not by columns it computes for every `columns` columns anew."""
+        blocks = 1 if columns is None else ceil(self.part.form.columns / columns)
+        many = self.chunks(chunk) * self.call.shape.lanes
+        return Task(name, moved, work * many, many * blocks)
+
+    def _joined(self, chunk: int, columns: int, segments: int, keys: int, serial: Amount, links: int) -> list[Task]:
+        """What a split of the sequence needs more: with a delta rule a walk of its own, and in any case the joining."""
+        form, lanes = self.part.form, self.call.shape.lanes
+        if segments == 1:
+            return []
+        ends = lanes * segments * form.entries * 4
+        if form.correction == "none" and self.kind == "apart":
+            return [Task("segments joined", 2 * ends, Amount(), lanes * ceil(form.columns / columns), segments)]
+        wide = 1 + form.rows / form.columns if form.correction == "delta" else 1.0
+        walk = self._walking("segments", chunk, columns, segments, serial * wide, keys, links)
+        more = 0 if form.correction == "none" else form.rows * form.rows
+        ends += lanes * segments * more * 4
+        joining = Amount(exact=2.0 * more * form.columns * segments * lanes)
+        programs = lanes * ceil(form.columns / columns)
+        wider = Task(
+            walk.name, walk.moved + ends, walk.work, ceil(walk.programs * wide), walk.steps, links, walk.beside
+        )
+        return [wider, Task("segments joined", 2 * ends, joining, programs, segments, 1)]
+
+
+@dataclass(frozen=True)
+class _Forward(_Maker):
+    def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
+        part, call, form = self.part, self.call, self.part.form
+        work, tasks = self._work(chunk), list[Task]()
+        sides = part.keys | part.values | part.gates
+        kept, links = sides, 1
+        if form.correction != "none":
+            sources = sides | part.corrections
+            tasks.append(self._for_all("triangles", chunk, work.local, call.size(sources) + self.written))
+            kept = part.keys | part.gates | (part.corrections | part.values if form.correction == "rank one" else set())
+            links = 2
+        made = self.written if form.correction != "none" else 0
+        keys = call.size(kept) + made
+        tasks += self._joined(chunk, columns, segments, keys, work.serial, links)
+        if self.kind == "walk":
+            again = ceil(form.columns / columns)
+            both = work.serial + _by_columns(form, chunk, work.output, again)
+            moved = call.size(kept | part.queries) + made + self.results
+            return [*tasks, self._walking("outputs", chunk, columns, segments, both, moved, links + 2)]
+        found = self._made(form.columns) if form.correction != "none" else 0
+        states = self._states(chunk)
+        tasks.append(self._walking("states", chunk, columns, segments, work.serial, keys + found + states, links))
+        values = part.values if form.correction == "none" else frozenset[str]()
+        values = part.values | part.corrections if form.correction == "rank one" else values
+        moved = call.size(part.queries | part.keys | part.gates | values) + found + states + self.results
+        return [*tasks, self._for_all("outputs", chunk, work.output, moved, form.columns)]
+
+
+@dataclass(frozen=True)
+class _Backward(_Maker):
+    def _work(self, chunk: int) -> Chunk:
+        return backward(self.part.form, chunk, least=LEAST)
+
+    def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
+        part, call, form = self.part, self.call, self.part.form
+        work, tasks = self._work(chunk), list[Task]()
+        states, everything = self._states(chunk), call.size(part.sources)
+        read, links, made, found = part.queries | part.gates, 1, 0, 0
+        if form.correction != "none":
+            made, found, links = self.written, self._made(form.columns), 2
+            moved = everything + self.results + states + made + found
+            tasks.append(self._for_all("triangles", chunk, work.local, moved))
+            read = read | part.corrections
+        keys = call.size(read) + self.results + made
+        tasks += self._joined(chunk, columns, segments, keys, work.serial, links)
+        tasks.append(
+            self._walking("adjoints of states", chunk, columns, segments, work.serial, keys + found + states, links)
+        )
+        gradients = everything  # as large as what they are of
+        moved = everything + gradients + self.results + 2 * states + 2 * found
+        return [*tasks, self._for_all("gradients", chunk, work.output, moved)]
+
+
+def _slices(form: Form) -> list[int]:
+    """Columns of a program, from those that leave none without work."""
+    return [width for width in SLICES if width <= max(form.columns, SLICES[0])]
+
+
+def _by_columns(form: Form, chunk: int, output: Amount, blocks: int) -> Amount:
+    """The outputs' work where each block of columns computes pairs and decays anew."""
+    pairs = 2.0 * squares(form, chunk, LEAST) * form.rows * form.writers * form.reads
+    return Amount(output.products + (blocks - 1) * pairs, output.exact, output.fma * blocks, output.exps * blocks)
+
+
+__all__ = ["CHUNKS", "SEGMENTS", "Kind", "Plan", "Wish", "backward_plans", "plans"]

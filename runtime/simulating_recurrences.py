@@ -1,0 +1,100 @@
+"""Simulations of a recurrence: its call from sizes alone, on the machine that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from attnc.compiler.ir import Recur
+from attnc.compiler.simulation.cpu import Cpu
+from attnc.compiler.simulation.machine import MachineError
+from attnc.compiler.simulation.recurrent.call import call_of, own_sizes, repeats
+from attnc.compiler.simulation.recurrent.cpu import simulate_recurrence_cpu
+from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.gpu import simulate_recurrence_gpu
+from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
+from attnc.runtime.call import Sizes
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.simulating import Device
+from attnc.spec.program import Value
+from attnc.spec.suggest import did_you_mean
+
+OWN_SIZE, OWN_REPEATS = 64, 2
+"""Of a dimension that neither q, k, v nor an input says: of a state, and of a step that is repeated."""
+
+MOST_TOKENS = 16
+"""Of a call that decodes."""
+
+
+def simulated_recurrence(
+    recurrent: Recurrent,
+    params: Mapping[str, Value],
+    sizes: Sizes,
+    device: Device,
+    stage: Pass,
+    inputs: Mapping[str, object],
+) -> RecurrenceSimulation:
+    """The ladder of a call of `sizes.n_q` tokens, which decode after `sizes.n_k` of them.
+
+    `inputs`: those that sizes are read of, and sizes themselves by name, `slots=64`; others are assumed, with a note.
+
+    Raises MachineError, ArgumentError.
+    """
+    if stage not in PASSES:
+        raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
+    name = recurrent.recur.name
+    if not sizes.n_q:
+        raise ArgumentError(f"n_q is 0: `{name}` is simulated for one token at least")
+    if stage != "decode" and sizes.n_q != sizes.n_k:
+        raise ArgumentError(
+            f"n_q is {sizes.n_q} and n_k {sizes.n_k}: a recurrence takes as many keys as queries; "
+            f'stage="decode" has n_k tokens before'
+        )
+    if stage == "decode" and sizes.n_q > MOST_TOKENS:
+        raise MachineError(f"decode is of 1 to {MOST_TOKENS} tokens, not {sizes.n_q}")
+    named, notes = _named(recurrent, sizes, inputs)
+    shape = Shape(sizes.batch, sizes.heads, sizes.kv_heads, sizes.n_q, sizes.n_k, sizes.dk, sizes.dv, sizes.dtype)
+    call = call_of(recurrent.recur, recurrent.derived, recurrent.reason, params, shape, named, notes)
+    if isinstance(device, Cpu):
+        return simulate_recurrence_cpu(call, device, _nodes(recurrent.recur), stage)
+    return simulate_recurrence_gpu(call, device, stage)
+
+
+def _named(recurrent: Recurrent, sizes: Sizes, inputs: Mapping[str, object]) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Every size by name, and what was assumed of some."""
+    own = own_sizes(recurrent.recur)
+    named = {"heads": sizes.heads, "kv_heads": sizes.kv_heads, "dk": sizes.dk, "dv": sizes.dv}
+    known = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
+    for name, value in inputs.items():
+        if name in own:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"{name} is {value!r}: a size is a whole number, at least 1")
+            named[name] = value
+        elif name in known and isinstance(value, Tensor):
+            named |= {str(d): n for d, n in zip(known[name].dims, value.shape, strict=False) if d in own}
+        else:
+            raise _strange(recurrent, name, value, own)
+    repeated = repeats(recurrent.recur)
+    assumed = {name: OWN_REPEATS if name in repeated else OWN_SIZE for name in sorted(own - named.keys())}
+    notes = tuple(f"{name} is taken to be {value}: give `{name}` to say another" for name, value in assumed.items())
+    return {**named, **assumed}, notes
+
+
+def _strange(recurrent: Recurrent, name: str, value: object, own: frozenset[str]) -> ArgumentError:
+    known = sorted({tensor.name for tensor in recurrent.pattern.tensors} | own)
+    if name in known:
+        return ArgumentError(f"{name} is {type(value).__name__}: give a torch tensor, or leave it out")
+    listed = f"it has {', '.join(known)}" if known else "it has none"
+    return ArgumentError(
+        f"`{recurrent.recur.name}` has no input and no size `{name}`: {did_you_mean(name, known, listed)}"
+    )
+
+
+def _nodes(recur: Recur) -> int:
+    """Of the lines of a token."""
+    return len({node for root in (recur.read, *(step.value for step in recur.steps)) for node in root.below})
+
+
+__all__ = ["simulated_recurrence"]

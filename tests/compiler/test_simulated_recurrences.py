@@ -1,0 +1,332 @@
+"""Simulations of recurrences: work counted against the executor's own products, ladders, chunks, splits, refusals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop
+
+from attnc import compile_attention
+from attnc.compiler.simulation.machine import MachineError, find_machine, machine_names
+from attnc.compiler.simulation.recurrent.call import Part, call_of, own_sizes
+from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulation
+from attnc.compiler.simulation.recurrent.plans import Wish, backward_plans, plans
+from attnc.compiler.simulation.recurrent.work import Correction, Form, Gate, backward, forward, levels, squares
+from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
+from attnc.runtime.cli import main
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.library import recurrence_names
+from attnc.runtime.recurrent import columns, decays
+from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "lingen_ma": {"frames": 4, "height": 16, "width": 32},
+    "mhs_vm": {"height": 32, "width": 64},
+    "spatial_mamba": {"height": 32, "width": 64},
+}
+TOKENS = 2048
+
+GATES: tuple[Gate, ...] = ("none", "scalar", "rows", "columns")
+CORRECTIONS: tuple[Correction, ...] = ("none", "delta", "rank one")
+CLASSES: list[tuple[Gate, Correction]] = [
+    (gate, correction) for gate, correction in product(GATES, CORRECTIONS) if gate != "columns" or correction == "none"
+]
+
+
+def simulated(name: str, tokens: int = TOKENS, **given: Any) -> RecurrenceSimulation:
+    found = compile_attention(name, **PARAMETERS.get(name, {})).simulate(tokens, **given)
+    assert isinstance(found, RecurrenceSimulation)
+    return found
+
+
+# --- the work of a chunk ---------------------------------------------------------------------------------------------
+
+
+def executed(gate: Gate, correction: Correction, length: int, rows: int, width: int) -> tuple[int, int]:
+    """Operations of the executor's matrix products over one chunk, forward and backward."""
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(1, 1, length, *shape, dtype=torch.float64)
+
+    q, k, read, left = (draw(rows).requires_grad_() for _ in range(4))
+    v = draw(width).requires_grad_()
+    gates = {"none": {}, "scalar": {"gate": -draw().abs()}, "rows": {"gate": -draw(rows).abs()}}
+    given: dict[str, Any] = {**gates.get(gate, {"gate_columns": -draw(width).abs()}), "chunk": length}
+    if correction != "none":
+        given["correction"] = Delta(draw().sigmoid(), read) if correction == "delta" else RankOne(left, read, "old")
+    in_place = {torch.ops.aten.baddbmm_: lambda _, a, b, out_shape=None, **__: bmm_flop(a, b)}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as there:
+        out, _ = linear_recurrence(q, k, v, **given)
+    with FlopCounterMode(display=False, custom_mapping=in_place) as back:
+        out.sum().backward()  # type: ignore[no-untyped-call]
+    return there.get_total_flops(), back.get_total_flops()
+
+
+@pytest.mark.parametrize("length", [1, 2, 8, 32])
+@pytest.mark.parametrize(("gate", "correction"), CLASSES)
+def test_products_are_those_that_the_executor_runs(
+    gate: Gate, correction: Correction, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor's smallest blocks are not products there: here they are, as the formulas count them."""
+    for module in (decays, columns):
+        monkeypatch.setattr(module, "weighted", torch.matmul)
+    form = Form("S", "", 5, 7, 1, gate, correction, 1)
+    counted = tuple(count(form, length, apart=False).total.flop for count in (forward, backward))
+    assert counted == executed(gate, correction, length, 5, 7)
+
+
+@pytest.mark.parametrize(("length", "least"), [(1, 1), (8, 1), (64, 1), (16, 16), (64, 16)])
+def test_entries_of_levels(length: int, least: int) -> None:
+    """Pairs t > j belong to the level of the highest bit in which they differ; blocks are widened to `least`."""
+    pairs = [(t, j) for t in range(length) for j in range(t)]
+    blocks = {(block := 1 << ((t ^ j).bit_length() - 1), t // max(block, least)) for t, j in pairs}
+    assert levels(length, least) == sum(max(block, least) ** 2 for block, _ in blocks)
+    form = Form("S", "", 4, 4, 1, "rows", "none", 1)
+    assert squares(form, length, least) == levels(length, least)
+
+
+def test_triangles_before_the_states_take_one_product_more() -> None:
+    """W = T r, which the executor does not form."""
+    form = Form("S", "", 5, 7, 1, "scalar", "delta", 1)
+    for count in (forward, backward):
+        more = count(form, 32).total.flop - count(form, 32, apart=False).total.flop
+        assert more == 2 * 32 * 32 * 5
+        assert count(form, 32).serial.flop < count(form, 32, apart=False).serial.flop
+
+
+def test_known_counts_of_a_token() -> None:
+    """Of heads of 128, chunks of 64: a masked matrix 2 C (dk + dv) + 4 dk dv, a delta rule with its triangle."""
+    plain, delta = (Form("S", "", 128, 128, 1, "scalar", c, 1) for c in ("none", "delta"))
+    assert forward(plain, 64).total.flop / 64 == 2 * 64 * 256 + 4 * 128 * 128
+    products = 2 * 64 * (2 * 128 + 128) + 2 * 64 * 256 + 6 * 128 * 128
+    assert forward(delta, 64).total.flop / 64 == products + 2 * (64**2 - 16**2) / 3
+
+
+def test_exponentials() -> None:
+    counted = {gate: forward(Form("S", "", 32, 16, 1, gate, "none", 1), 8).output.exps for gate in ("none", "scalar")}
+    assert counted == {"none": 0, "scalar": 8 * 8 + 2 * 8}
+    assert forward(Form("S", "", 32, 16, 1, "rows", "none", 1), 8).output.exps == 8 * 32 * (3 + 2)
+    assert forward(Form("S", "", 32, 16, 1, "columns", "none", 1), 8).output.exps == 8 * 16 * (3 + 2)
+
+
+def test_steps_of_a_token_are_rows() -> None:
+    """Twice the steps: half the tokens of a chunk, with the work of all its rows."""
+    one, two = (simulated("gated_delta_product", n=steps).passes[0] for steps in (1, 2))
+    assert (one.micro, two.micro) == (1, 2)
+    for single, double in zip(one.costs, two.costs, strict=True):
+        assert double.forward == pytest.approx(2 * single.forward)
+        assert double.state_bytes == 2 * single.state_bytes
+
+
+# --- ladders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recurrence_names())
+def test_every_recurrence_of_the_library(name: str) -> None:
+    for device, stage in product((*machine_names(), "cpu"), PASSES):
+        found = simulated(name, 1 if stage == "decode" else TOKENS, n_k=TOKENS, device=device, stage=stage)
+        assert [rung.name for rung in found.rungs] == list(RUNGS)
+        assert all(low <= high for low, high in pairwise(found.times))
+        assert all(rung.speedup * found.rung_ms(rung.name) == pytest.approx(found.ideal_ms) for rung in found.rungs)
+        assert found.predicted_ms == pytest.approx(max(found.times[3], sum(one.ms for one in found.passes)))
+        for kernel in (kernel for one in found.passes for kernel in one.kernels):
+            assert kernel.memory_ms <= kernel.units_ms <= kernel.chain_ms <= kernel.ms
+        assert all(rung.lost_to in str(found) for rung in found.rungs)
+        assert "token by token" in str(found) or not found.reason
+
+
+@pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_net", "rwkv7", "gsa", "lightnet", "mamba1", "mesa"])
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+@pytest.mark.parametrize("device", ["h100", "cpu"])
+def test_more_tokens_take_longer_and_in_proportion(name: str, stage: Pass, device: str) -> None:
+    lengths = [2**i for i in range(8, 21)]
+    times = [simulated(name, n, stage=stage, device=device).predicted_ms for n in lengths]
+    assert all(low < high for low, high in pairwise(times))
+    assert times[-1] / times[-3] == pytest.approx(4, rel=0.05)
+    assert simulated(name, stage=stage).growth == "O(n)"
+
+
+def test_more_heads_take_longer() -> None:
+    times = [simulated("gated_delta_net", 8192, heads=heads).predicted_ms for heads in (1, 4, 16, 64, 256)]
+    assert all(low < high for low, high in pairwise(times))
+    assert times[-1] < 256 * times[0] / 4
+
+
+def test_what_is_moved() -> None:
+    """Inputs and outputs once: 8 heads of 128 in bf16, a gate in fp32, beta in bf16; states of chunks in fp32."""
+    found = simulated("gated_delta_net", 4096, heads=8)
+    assert found.traffic.least == 8 * 4096 * (4 * 128 * 2 + 4 + 2)
+    assert found.state_bytes == 8 * 128 * 128 * 4
+    costs = {cost.chunk: cost for cost in found.passes[0].costs}
+    assert costs[64].state_bytes == 8 * (4096 // 64) * 128 * 128 * 4
+    assert simulated("gated_delta_net", 4096, heads=8, kv_heads=2).traffic.least < found.traffic.least
+    assert costs[256].ms is None and "does not fit" in str(found)
+
+
+def test_decoding_moves_the_state() -> None:
+    few, many = (simulated("kimi_delta", 1, n_k=n, stage="decode", heads=64, batch=32) for n in (1024, 65536))
+    assert few.times == many.times and few.dense_ms < many.dense_ms
+    assert many.traffic.moved == 2 * many.state_bytes + many.traffic.least
+    assert many.growth.startswith("O(1) a token")
+
+
+# --- what is chosen --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["retention", "mamba2_ssd", "delta_net", "gated_delta_net", "comba"])
+@pytest.mark.parametrize("heads", [8, 32, 256])
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+def test_chunks_are_neither_the_shortest_nor_the_longest(name: str, heads: int, stage: Pass) -> None:
+    found = simulated(name, 16384, heads=heads, stage=stage).passes[0]
+    assert found.chunk in (32, 64, 128)
+    fitting = {cost.chunk: cost.ms for cost in found.costs if cost.ms is not None}
+    assert found.ms == pytest.approx(fitting[found.chunk]) == pytest.approx(min(fitting.values()))
+
+
+@pytest.mark.parametrize("name", ["retention", "gla", "gated_delta_net"])
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+def test_few_heads_are_split_and_many_are_not(name: str, stage: Pass) -> None:
+    assert simulated(name, 65536, heads=1, stage=stage).passes[0].segments > 1
+    assert simulated(name, 65536, heads=256, stage=stage).passes[0].segments == 1
+
+
+def test_a_correction_of_rank_one_is_not_split() -> None:
+    found = simulated("rwkv7", 65536, heads=1)
+    assert found.passes[0].segments == 1
+    assert any("may be larger than any state" in note for note in found.notes)
+
+
+def test_plans_that_are_asked_for() -> None:
+    recurrent = compile_attention("gated_delta_net")._general.recurrent
+    assert recurrent is not None and not own_sizes(recurrent.recur)
+    shape = Shape(1, 8, 8, 8192, 8192, 128, 128, "bfloat16")
+    call = call_of(recurrent.recur, recurrent.derived, "", {}, shape, {"dk": 128, "dv": 128})
+    assert call.parts is not None
+    part, machine = call.parts[0], find_machine("h100")
+    assert isinstance(part, Part)
+    free = plans(call, part, machine, Wish())[0]
+    for wish in (Wish(chunk=16), Wish(kind="apart"), Wish(segments=1), Wish(kind="walk", segments=2, chunk=64)):
+        asked = plans(call, part, machine, wish)[0]
+        assert asked.ms >= free.ms
+        assert wish.chunk in (None, asked.chunk) and wish.segments in (None, asked.segments)
+    with pytest.raises(MachineError, match=r"no chunk of `gated_delta_net` with a state .* chunks of 1024"):
+        backward_plans(call, part, machine, Wish(chunk=1024))
+
+
+def test_it_is_immutable_and_prints_itself() -> None:
+    found = simulated("gated_delta_net", 65536, heads=8)
+    with pytest.raises(FrozenInstanceError):
+        found.loop_ms = 0.0  # type: ignore[misc]
+    text = str(found)
+    assert found.passes[0].words in text and str(found.passes[0]) in text
+    assert all(kernel.name in text for kernel in found.passes[0].kernels)
+    assert all(f"else      {other.how}" in text for other in found.others)
+    assert found.others and all(other.ms >= found.predicted_ms for other in found.others)
+
+
+def test_it_beats_a_loop_and_long_dense_attention() -> None:
+    found = simulated("gated_delta_net", 65536, heads=8)
+    assert found.speedup > 5 and found.loop_ms > 5 * found.predicted_ms
+    assert simulated("gated_delta_net", 256, heads=8).speedup < 1
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recurrence_names())
+def test_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    params = [part for key, value in PARAMETERS.get(name, {}).items() for part in ("-p", f"{key}={value}")]
+    assert main(["simulate", name, *params, "--len", str(TOKENS), "--heads", "4"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(name) and "growth    O(n)" in said and "break-even " in said
+    assert all(f"  {rung} " in said for rung in RUNGS)
+
+
+def test_json_says_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "gsa", "--len", "4096", "--size", "slots=32", "--json", "--sweep", "len=1k..2k"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    same = simulated("gsa", 4096, slots=32)
+    assert json.loads(json.dumps(found)) == found
+    assert found["predicted_ms"] == same.predicted_ms and found["token_by_token_ms"] == same.loop_ms
+    assert tuple(found["rung_ms"].values()) == same.times
+    assert [one["state"] for one in found["passes"]] == ["K[128, 32]", "V[32, 128]"]
+    for one, own in zip(found["passes"], same.passes, strict=True):
+        assert (one["chunk"], one["segments"], one["ms"]) == (own.chunk, own.segments, own.ms)
+        assert [kernel["ms"] for kernel in one["kernels"]] == [kernel.ms for kernel in own.kernels]
+        assert [cost["forward"] for cost in one["costs"]] == [cost.forward for cost in own.costs]
+    assert found["growth"] == "O(n)" and found["growth_law"] is None and found["floors"] == []
+    assert [one["shape"]["queries"] for one in found["sweep"]] == [1024, 2048]
+
+
+def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--len", "8192", "--compare", "gla", "--device", "h100,b200", "--sweep", "len=1k..4k"]
+    assert main(["simulate", "retention", *arguments]) == 0
+    said = capsys.readouterr().out
+    assert "memory  states  units  chain  predicted" in " ".join(said.split("\n")).replace("   ", "  ").replace(
+        "   ", "  "
+    )
+    assert "gla on b200" in said and "len=4,096" in said
+    assert main(["simulate", "retention", "--compare", "sliding_window", "-q", "window=512"]) == 0
+    said = capsys.readouterr().out
+    assert "sliding_window on h100-sxm" in said and "one walk" in said
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("gla", ["--tile", "64x64"], "--tile 64x64: of patterns only; `gla` is a recurrence"),
+        ("gla", ["--order", "bricks"], "--order bricks: of patterns only"),
+        ("gla", ["-o", "gla.html"], "-o gla.html: of patterns only"),
+        ("gla", ["--baseline", "both"], "--baseline both: the rival of `gla`"),
+        ("gla", ["--input", "g=0"], "--input g=0: of a recurrence sizes are all that matters"),
+        ("gla", ["--size", "slots=4"], "--size slots: `gla` has no such size of its own; it has none"),
+        ("gsa", ["--size", "slot=4"], "--size slot: `gsa` has no such size of its own; it has slots"),
+        ("gsa", ["--size", "slots=many"], "--size slots=many: write a name and a whole number"),
+        ("causal", ["--size", "slots=4"], "--size slots: `causal` has no such size"),
+        ("gla", ["--keys", "64"], "a recurrence takes as many keys as queries"),
+        ("gla", ["--dtype", "float64"], "h100-sxm runs recurrences in float32, bfloat16, float16, not in float64"),
+        ("gla", ["--device", "h1000"], "there is no machine `h1000`"),
+    ],
+)
+def test_what_the_command_refuses(
+    name: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["simulate", name, *arguments]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_call_refuses() -> None:
+    attend, slots = compile_attention("gla"), compile_attention("gsa")
+    given: Any
+    for given, said in (
+        ({"n_k": 64}, "n_q is 32 and n_k 64: a recurrence takes as many keys as queries"),
+        ({"tile": (64, 64)}, "tile and order are of pairs"),
+        ({"stage": "training"}, "stage is 'training'"),
+        ({"slots": 4}, "`gla` has no input and no size `slots`"),
+        ({"g": 3}, "g is int: give a torch tensor"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            attend.simulate(32, **given)
+    with pytest.raises(ArgumentError, match="slots is 0: a size is a whole number"):
+        slots.simulate(32, slots=0)
+    with pytest.raises(ArgumentError, match="n_q is 0"):
+        attend.simulate(0)
+    with pytest.raises(MachineError, match="decode is of 1 to 16 tokens, not 32"):
+        attend.simulate(32, stage="decode")
+    for refused in (attend.growth, lambda: attend.floors(4)):
+        with pytest.raises(UnsupportedError, match="is a recurrence"):
+            refused()
+
+
+def test_sizes_of_inputs_are_taken() -> None:
+    tensor = torch.zeros(1, 32, 8, 16)
+    assert simulated("gsa", 32, s=tensor).passes[0].state == "K[128, 16]"
+    assert simulated("gsa", 32).notes[0] == "slots is taken to be 64: give `slots` to say another"
