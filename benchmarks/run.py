@@ -1,4 +1,4 @@
-"""Benchmarks of this machine: `python benchmarks/run.py cpu|plan|compile|simulator|weights|decode`; results/*.json."""
+"""Benchmarks of this machine: `python benchmarks/run.py SUITE`, see --help; results/*.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, object]
 def main() -> int:
     """Run a suite and print its rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", choices=["cpu", "plan", "compile", "simulator", "weights", "decode"])
+    parser.add_argument("suite", choices=["cpu", "plan", "compile", "simulator", "weights", "decode", "recurrence"])
     parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
@@ -50,6 +50,10 @@ def _summary(suite: str, done: list[Row]) -> Row:
         import simulator
 
         return {"summary": simulator.summary(done)}
+    if suite == "recurrence":
+        import recurrence
+
+        return {"summary": recurrence.summary(done)}
     import cpu
 
     return {"summary": cpu.summary(done)}
@@ -70,6 +74,11 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
 
         lengths = options.lengths or [1 << 14, 1 << 16, 1 << 18, 1 << 20]
         return decode.rows(lengths, options.rounds, options.pattern), decode.line
+    if options.suite == "recurrence":
+        import recurrence
+
+        lengths = options.lengths or [8192, 65536]
+        return recurrence.rows(lengths, options.rounds, options.pattern), recurrence.line
     if options.suite == "compile":
         import compiling
 

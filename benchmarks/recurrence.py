@@ -1,0 +1,354 @@
+"""Recurrences on this machine: by chunks against a loop over tokens, and against the chunk forms of others in torch.
+
+`loop` is what one writes from the equations: a state (B, H, dk, dv), a few operations of torch a token, what reads no
+state computed before. `fla` is flash-linear-attention's own chunk form in torch (`naive.py`), where one exists that
+computes the same (Comba's corrects the state before its decay) and the package is there: `pip install --no-deps
+fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself wants a GPU. Above 1 attnc is faster.
+Every contender is checked against the loop before it is timed. Rows at 8192 and 65536 tokens tell whether tokens per
+second hold.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from timing import as_json, interleaved
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnc import Attention, compile_attention
+
+Row = dict[str, Any]
+Loop = Callable[..., Tensor]
+
+HEADS, DIM, STATE, CHECKED = 8, 64, 16, 1024
+
+
+# --- loops -----------------------------------------------------------------------------------------------------------
+
+
+def _looped(step: Callable[[Tensor, int], Tensor], q: Tensor, state: Tensor, *, before: bool = False) -> Tensor:
+    """What tokens read: qᵀ S after the step, or before it."""
+    outs = []
+    for t in range(q.shape[2]):
+        seen = state
+        state = step(state, t)
+        outs.append((q[:, :, t, None] @ (seen if before else state))[:, :, 0])
+    return torch.stack(outs, 2)
+
+
+def _empty(k: Tensor, v: Tensor) -> Tensor:
+    return k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
+
+
+def _sum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    fq, fk = F.elu(q) + 1, F.elu(k) + 1
+    out = _looped(lambda S, t: S + fk[:, :, t, :, None] * v[:, :, t, None], fq, _empty(k, v))
+    return out / (fq * fk.cumsum(2)).sum(-1, keepdim=True)
+
+
+def _decayed(q: Tensor, k: Tensor, v: Tensor, decay: Tensor, *, before: bool = False) -> Tensor:
+    """`decay` (B, H, T, …) broadcasts to the state."""
+
+    def step(S: Tensor, t: int) -> Tensor:
+        return decay[:, :, t] * S + k[:, :, t, :, None] * v[:, :, t, None]
+
+    return _looped(step, q, _empty(k, v), before=before)
+
+
+def _constant(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    decay = (1 - 2.0 ** (-5 - torch.arange(q.shape[1])))[:, None, None, None].to(q)
+    return _decayed(q * q.shape[-1] ** -0.5, k, v, decay[None].expand(1, -1, q.shape[2], 1, 1))
+
+
+def _scalar(q: Tensor, k: Tensor, v: Tensor, g: Tensor, dt: Tensor, D: Tensor) -> Tensor:
+    decay, given = g.transpose(1, 2).exp()[..., None, None], dt.transpose(1, 2)[..., None] * k
+    return _decayed(q, given, v, decay) + D[:, None, None] * v
+
+
+def _rows(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    return _decayed(q * q.shape[-1] ** -0.5, k, v, g.transpose(1, 2).exp()[..., None])
+
+
+def _before(q: Tensor, k: Tensor, v: Tensor, g: Tensor, u: Tensor) -> Tensor:
+    scaled = q * q.shape[-1] ** -0.5
+    own: Tensor = (scaled * u[:, None] * k).sum(-1, keepdim=True) * v
+    return _decayed(scaled, k, v, g.transpose(1, 2).exp()[..., None], before=True) + own
+
+
+def _slots(q: Tensor, k: Tensor, v: Tensor, g: Tensor, s: Tensor) -> Tensor:
+    decay, slot = g.transpose(1, 2).exp(), s.transpose(1, 2)
+    weights = _decayed(q * q.shape[-1] ** -0.5, k, slot, decay[..., None, :]).softmax(-1)
+    return _decayed(weights, slot, v, decay[..., None])
+
+
+def _corrected(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor | None, p: Tensor | None = None) -> Tensor:
+    read, beta = k if p is None else p, beta.transpose(1, 2)[..., None]
+
+    def step(S: Tensor, t: int) -> Tensor:
+        S = S if decay is None else decay[:, :, t] * S
+        rest = beta[:, :, t] * (v[:, :, t] - (read[:, :, t, None] @ S)[:, :, 0])
+        return S + k[:, :, t, :, None] * rest[:, :, None]
+
+    return _looped(step, q, _empty(k, v))
+
+
+def _delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+    return _corrected(q * q.shape[-1] ** -0.5, k, v, beta, None)
+
+
+def _gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    return _corrected(q * q.shape[-1] ** -0.5, k, v, beta, g.transpose(1, 2).exp()[..., None, None])
+
+
+def _kimi(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    return _corrected(q * q.shape[-1] ** -0.5, k, v, beta, g.transpose(1, 2).exp()[..., None])
+
+
+def _comba(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, decay: Tensor, D: Tensor) -> Tensor:
+    p = decay.sigmoid()[:, None, None] * k
+    scaled = (q - D[:, None, None] * p) * q.shape[-1] ** -0.5
+    return _corrected(scaled, k, v, beta, g.transpose(1, 2).exp()[..., None, None], p)
+
+
+def _product(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, ks: Tensor, vs: Tensor) -> Tensor:
+    decay, beta = g.transpose(1, 2).exp()[..., None, None], beta.transpose(1, 2)[..., None]
+    ks, vs = ks.transpose(1, 2), vs.transpose(1, 2)
+
+    def step(S: Tensor, t: int) -> Tensor:
+        S = decay[:, :, t] * S
+        for j in range(ks.shape[3]):
+            rest = beta[:, :, t, j] * (vs[:, :, t, j] - (ks[:, :, t, j, None] @ S)[:, :, 0])
+            S = S + ks[:, :, t, j, :, None] * rest[:, :, None]
+        return S
+
+    return _looped(step, q * q.shape[-1] ** -0.5, _empty(k, v))
+
+
+def _rank_one(q: Tensor, k: Tensor, v: Tensor, w: Tensor, a: Tensor, b: Tensor, r_k: Tensor) -> Tensor:
+    w, a, b = (x.transpose(1, 2) for x in (w, a, b))
+
+    def step(S: Tensor, t: int) -> Tensor:
+        seen = a[:, :, t, None] @ S
+        return w[:, :, t, :, None] * S + b[:, :, t, :, None] * seen + k[:, :, t, :, None] * v[:, :, t, None]
+
+    return _looped(step, q, _empty(k, v)) + (q * r_k[:, None] * k).sum(-1, keepdim=True) * v
+
+
+def _entries(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    dt = dt.transpose(1, 2)
+    given = dt * v
+
+    def step(S: Tensor, t: int) -> Tensor:
+        return (dt[:, :, t, None] * A).exp() * S + k[:, :, t, :, None] * given[:, :, t, None]
+
+    return _looped(step, q, _empty(k, v)) + D[:, None] * v
+
+
+def _softmax(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
+    scores = (k * w[:, None]).sum(-1, keepdim=True) * q.shape[-1] ** -0.5
+    top, total, mean = scores.new_full(scores[:, :, 0].shape, -math.inf), scores[:, :, 0] * 0, v[:, :, 0] * 0
+    outs = []
+    for t in range(v.shape[2]):
+        new = torch.maximum(top, scores[:, :, t])
+        keep, own = (top - new).exp(), (scores[:, :, t] - new).exp()
+        total, mean, top = keep * total + own, keep * mean + own * v[:, :, t], new
+        outs.append(mean / total)
+    return torch.stack(outs, 2)
+
+
+# --- cases -----------------------------------------------------------------------------------------------------------
+
+
+def _gate(*shape: int) -> Tensor:
+    return F.logsigmoid(torch.randn(1, *shape) + 2)
+
+
+def _unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(1, *shape), dim=-1)
+
+
+LOOPS: dict[str, Loop] = {
+    "linear_attention": _sum,
+    "retention": _constant,
+    "mamba2_ssd": _scalar,
+    "gla": _rows,
+    "rwkv6": _before,
+    "gsa": _slots,
+    "delta_net": _delta,
+    "gated_delta_net": _gated_delta,
+    "kimi_delta": _kimi,
+    "comba": _comba,
+    "gated_delta_product": _product,
+    "rwkv7": _rank_one,
+    "mamba1": _entries,
+    "aaren": _softmax,
+}
+"""A recurrence of each class, with a loop over its tokens."""
+
+
+def _inputs(name: str, n: int) -> dict[str, Tensor]:
+    h, d = HEADS, DIM
+    removal = _unit(n, h, d)
+    drawn: dict[str, Callable[[], dict[str, Tensor]]] = {
+        "mamba2_ssd": lambda: {"g": _gate(n, h), "dt": torch.rand(1, n, h), "D": torch.randn(h)},
+        "gla": lambda: {"g": _gate(n, h, d)},
+        "rwkv6": lambda: {"g": _gate(n, h, d), "u": torch.randn(h, d)},
+        "gsa": lambda: {"g": _gate(n, h, d), "s": torch.randn(1, n, h, d)},
+        "delta_net": lambda: {"beta": torch.rand(1, n, h)},
+        "gated_delta_net": lambda: {"g": _gate(n, h), "beta": torch.rand(1, n, h)},
+        "kimi_delta": lambda: {"g": _gate(n, h, d), "beta": torch.rand(1, n, h)},
+        "comba": lambda: {
+            **{"g": _gate(n, h), "beta": torch.rand(1, n, h)},
+            **{"decay": torch.randn(h), "D": torch.randn(h)},
+        },
+        "gated_delta_product": lambda: {
+            **{"g": _gate(n, h), "beta": torch.rand(1, n, h, 2)},
+            **{"ks": _unit(n, h, 2, d), "vs": torch.randn(1, n, h, 2, d)},
+        },
+        "rwkv7": lambda: {
+            **{"w": torch.rand(1, n, h, d), "a": -removal, "b": removal * torch.rand(1, n, h, d)},
+            **{"r_k": torch.randn(h, d)},
+        },
+        "mamba1": lambda: {
+            **{"dt": 0.1 * torch.rand(1, n, h, d), "A": -torch.rand(h, STATE, d) * STATE},
+            **{"D": torch.randn(h, d)},
+        },
+        "aaren": lambda: {"w": torch.randn(h, d)},
+    }
+    return drawn.get(name, dict)()
+
+
+def _tensors(name: str, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    width = STATE if name == "mamba1" else DIM
+    q, k = torch.randn(1, HEADS, n, width), torch.randn(1, HEADS, n, width)
+    return q, k if name in ("aaren", "mamba1") else F.normalize(k, dim=-1), torch.randn(1, HEADS, n, DIM)
+
+
+# --- flash-linear-attention ------------------------------------------------------------------------------------------
+
+
+def _fla(operation: str) -> ModuleType | None:
+    """One of its files of chunk forms in torch, loaded by itself."""
+    package = importlib.util.find_spec("fla")
+    if package is None or not package.submodule_search_locations:
+        return None
+    file = Path(next(iter(package.submodule_search_locations)), "ops", operation, "naive.py")
+    spec = importlib.util.spec_from_file_location(f"naive_{operation.replace('/', '_')}", file)
+    if spec is None or spec.loader is None or not file.exists():
+        return None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor]) -> Callable[[], Any] | None:
+    """The chunk form in torch of a recurrence."""
+    by_token = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    match name:
+        case "mamba2_ssd" if (module := _fla("simple_gla")) is not None:
+            scaled = [by_token[0], by_token[1] * given["dt"][..., None], by_token[2]]
+            skipped = given["D"][:, None, None] * v
+            call = module.naive_chunk_simple_gla
+            return lambda: call(*scaled, given["g"], scale=1.0)[0].transpose(1, 2) + skipped
+        case "delta_net" if (module := _fla("delta_rule")) is not None:
+            beta = given["beta"].transpose(1, 2).contiguous()
+            call = module.delta_rule_chunkwise
+            return lambda: call(q, k, v, beta)[0]
+        case "gated_delta_net" if (module := _fla("gated_delta_rule")) is not None:
+            call = module.naive_chunk_gated_delta_rule
+            return lambda: call(*by_token, given["g"], given["beta"])[0].transpose(1, 2)
+        case "kimi_delta" if (module := _fla("kda")) is not None:
+            call = module.naive_chunk_kda
+            return lambda: call(*by_token, given["g"], given["beta"])[0].transpose(1, 2)
+    return None
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def rows(lengths: list[int], rounds: int, patterns: list[str] | None) -> Iterator[Row]:
+    """A row for each recurrence and length."""
+    for name in LOOPS:
+        if patterns is None or any(part in name for part in patterns):
+            for n in lengths:
+                yield _row(name, n, rounds)
+
+
+def _row(name: str, n: int, rounds: int) -> Row:
+    torch.manual_seed(0)
+    attend = compile_attention(name)
+    q, k, v = _tensors(name, n)
+    given = _inputs(name, n)
+    naive = _naive(name, q, k, v, given)
+    with torch.no_grad():
+        _check(name, attend, (q, k, v), given)
+        contenders: dict[str, Callable[[], object]] = {"attnc": lambda: attend(q, k, v, **_any(given))}
+        if n <= 8192:
+            contenders["loop"] = lambda: LOOPS[name](q, k, v, **given)
+        if naive is not None:
+            torch.testing.assert_close(naive(), attend(q, k, v, **_any(given)), atol=2e-3, rtol=2e-3)
+            contenders["fla"] = naive
+        found = interleaved(contenders, rounds, warm_up=1)
+    found |= interleaved({"attnc_backward": _backward(attend, (q, k, v), given)}, rounds, warm_up=1)
+    row: Row = {"recurrence": name, "n": n, "heads": HEADS, "dk": q.shape[-1], "dv": DIM}
+    row |= {f"{key}_ms": as_json(timing) for key, timing in found.items()}
+    own = found["attnc"].median
+    row["tokens_per_second"] = round(n / own * 1e3)
+    row["backward_over_forward"] = found["attnc_backward"].median / own
+    return row | {f"{key}_over_attnc": t.median / own for key, t in found.items() if not key.startswith("attnc")}
+
+
+def _any(given: dict[str, Tensor]) -> dict[str, Any]:
+    return dict(given)
+
+
+def _check(name: str, attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> None:
+    """The first tokens against the loop."""
+    q, k, v = (x[:, :, :CHECKED] for x in tensors)
+    n = tensors[0].shape[2]
+    own = {key: x[:, :CHECKED] if x.ndim > 1 and x.shape[:2] == (1, n) else x for key, x in given.items()}
+    torch.testing.assert_close(attend(q, k, v, **_any(own)), LOOPS[name](q, k, v, **own), atol=1e-3, rtol=1e-3)
+
+
+def _backward(attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> Callable[[], object]:
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    own = {key: x.detach().requires_grad_() for key, x in given.items()}
+    out = attend(leaves[0], leaves[1], leaves[2], **_any(own))
+    wanted, weight = [*leaves, *own.values()], torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, wanted, weight, retain_graph=True, allow_unused=True)
+
+
+def line(row: Row) -> str:
+    """A row as it is printed."""
+    others = [(key.removesuffix("_over_attnc"), x) for key, x in row.items() if key.endswith("_over_attnc")]
+    ratios = "  ".join(f"{key} {x:5.2f}×" for key, x in others)
+    own, back, speed = row["attnc_ms"]["median"], row["backward_over_forward"], row["tokens_per_second"]
+    return (
+        f"{row['recurrence']:<20} {row['n']:>6}  {own:9.1f} ms  {speed:>9,} tokens/s  backward {back:4.2f}×  {ratios}"
+    )
+
+
+def summary(done: list[Row]) -> Row:
+    """The least ratio to each contender, the largest fall of tokens/s from the shortest length to the longest."""
+    found: Row = {}
+    for key in ("loop_over_attnc", "fla_over_attnc"):
+        ratios = {f"{row['recurrence']} {row['n']}": row[key] for row in done if key in row}
+        if ratios:
+            least = min(ratios, key=lambda name: ratios[name])
+            found[f"least {key}"] = f"{ratios[least]:.2f} ({least})"
+    changes = {}
+    for name in {row["recurrence"] for row in done}:
+        own = sorted((row["n"], row["tokens_per_second"]) for row in done if row["recurrence"] == name)
+        if len(own) > 1:
+            changes[name] = own[-1][1] / own[0][1] - 1
+    if changes:
+        found["tokens per second, longest over shortest"] = {name: f"{x:+.0%}" for name, x in sorted(changes.items())}
+    found["backward over forward"] = {f"{r['recurrence']} {r['n']}": round(r["backward_over_forward"], 2) for r in done}
+    return found
