@@ -349,15 +349,20 @@ def is_truth(node: Index) -> bool:
 class Tensor(Node):
     """An input of each call; `dims` are fixed names (batch head kv_head query key token dk dv), new sizes, or numbers.
 
-    `real` ones enter values only. `learned`: a module owns it. `refinement`: what its entries promise to be, 0 to 1,
-    at most 0, or above 0.
+    `real` and `complex` ones enter values only. `learned`: a module owns it. `refinement`: what its entries
+    promise to be, 0 to 1, at most 0, or above 0.
     """
 
     name: str
-    kind: Literal["int", "bool", "real"]
+    kind: Literal["int", "bool", "real", "complex"]
     dims: tuple[str | int, ...]
     learned: bool = False
     refinement: Literal["unit", "log_decay", "positive"] | None = None
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return self.kind in ("real", "complex")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -643,6 +648,7 @@ class State:
     name: str
     dims: tuple[str | int, ...]
     start: float
+    is_complex: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

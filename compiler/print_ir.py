@@ -118,7 +118,8 @@ def _recur(recur: Recur) -> Iterator[str]:
     """The lines of a recurrence; a state with so many strokes is the state after so many of its steps."""
     for state in recur.states:
         start = f" = {state.start}" if state.start else ""
-        yield f"state {state.name}: [{', '.join(map(str, state.dims))}]{start}"
+        kind = "complex" if state.is_complex else ""
+        yield f"state {state.name}: {kind}[{', '.join(map(str, state.dims))}]{start}"
     if recur.order is not None:
         yield f"scan {print_index(recur.order)}"
     if recur.reset is not None:

@@ -392,5 +392,5 @@ def _own(node: Node) -> set[str]:
 
 
 def tensors_of(pattern: Pattern) -> tuple[Tensor, ...]:
-    """The real inputs of a pattern."""
-    return tuple(tensor for tensor in pattern.tensors if tensor.kind == "real")
+    """The inputs of a pattern that hold floating-point numbers."""
+    return tuple(tensor for tensor in pattern.tensors if tensor.is_floating)

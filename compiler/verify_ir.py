@@ -143,8 +143,8 @@ def _value(root: Value, tensors: tuple[Tensor, ...], where: str, own: frozenset[
     bound = own | {node.var for node in root.below if isinstance(node, Total)}
     for node in root.below:
         if isinstance(node, Element):
-            if node.tensor not in tensors or node.tensor.kind != "real":
-                yield f"{where}: the tensor `{node.tensor.name}` is no real input"
+            if node.tensor not in tensors or not node.tensor.is_floating:
+                yield f"{where}: the tensor `{node.tensor.name}` holds no numbers of floating point"
             if len(node.indices) > len(node.tensor.dims):
                 yield f"{where}: `{node.tensor.name}` is read with {len(node.indices)} indices"
         if not isinstance(node, VALUES):

@@ -88,7 +88,8 @@ def _results(run: Run, probe: Probe, dtype: torch.dtype) -> list[Tensor]:
     if probe.grad_lse is not None:
         outputs.append(torch.where(torch.isneginf(lse), 0, lse))
         grads.append(probe.grad_lse.to(lse.dtype))
-    torch.autograd.backward(outputs, grads)
+    if any(x.requires_grad for x in outputs):  # a recurrence may read neither of q, k and v
+        torch.autograd.backward(outputs, grads)
     found = [out, lse, *(x.grad if x.grad is not None else torch.zeros_like(x) for x in leaves)]
     return [x.detach().double() for x in found]
 

@@ -25,7 +25,8 @@ from attnc.spec.suggest import did_you_mean
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
-_INPUT_DTYPES = {"int": _INTEGERS, "bool": (torch.bool,), "real": FLOATS}
+COMPLEX = (torch.complex64, torch.complex128)
+_INPUT_DTYPES = {"int": _INTEGERS, "bool": (torch.bool,), "real": FLOATS, "complex": (*COMPLEX, *FLOATS)}
 
 REFUSED: Mapping[str, str] = {
     "attn_mask": "the pattern is the mask; write it as `visible`",
@@ -173,7 +174,7 @@ def call_shape(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]) -
         dv=sizes.dv,
         dtype=sizes.dtype,
         sizes=named,
-        inputs={t.name: inputs[t.name] for t in pattern.tensors if t.kind != "real" and t.name in inputs},
+        inputs={t.name: inputs[t.name] for t in pattern.tensors if not t.is_floating and t.name in inputs},
         rates=calibration.rates(),
         shift=shift,
     )
@@ -214,7 +215,8 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
         if value is not None and torch.compiler.is_compiling():
             raise ArgumentTypeError(f"the input `{tensor.name}` must be a torch tensor inside torch.compile")
         array = np.array(_array(pattern, tensor, value))
-        return torch.from_numpy(array.astype(np.float64) if tensor.kind == "real" else array)
+        wide = {"real": np.float64, "complex": np.complex128}.get(tensor.kind)
+        return torch.from_numpy(array if wide is None else array.astype(wide))
     if value.dtype not in _INPUT_DTYPES[tensor.kind]:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {_name(value.dtype)}: it must be {tensor.kind}")
     return value
@@ -297,9 +299,9 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
         array = _as_array(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentTypeError(f"the input `{tensor.name}` cannot be read as a tensor: {error}") from error
-    if tensor.kind == "real" and array.dtype.kind in "iuf":
+    if array.dtype.kind in {"real": "iuf", "complex": "iufc"}.get(tensor.kind, ""):
         return array
-    wanted = "bool" if tensor.kind == "bool" else "f" if tensor.kind == "real" else "iu"
+    wanted = {"bool": "b", "real": "f", "complex": "c"}.get(tensor.kind, "iu")
     if array.dtype.kind not in wanted:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:

@@ -58,7 +58,7 @@ def example_inputs(
 def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Example:
     shape = []
     for dim in wanted.type.dims:
-        if wanted.type.kind == "real" and isinstance(dim, str):
+        if wanted.type.is_floating and isinstance(dim, str):
             shape.append(sizes.get(dim, max(sizes["key"], 1) if bound.program.recurrence is None else OWN_SIZE))
             continue
         if isinstance(dim, str) and dim not in sizes:
@@ -66,6 +66,8 @@ def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Ex
         shape.append(
             dim if isinstance(dim, int) else sizes[dim] if isinstance(dim, str) else _constant_size(bound, dim)
         )
+    if wanted.type.kind == "complex":
+        return _complex(shape)
     if wanted.type.kind == "real":
         return _real(wanted, shape, of_length_1=bound.program.recurrence is not None)
     along = [axis for axis, dim in enumerate(wanted.type.dims) if dim in ("token", "key", "query")]
@@ -101,6 +103,13 @@ def _real(wanted: Input, shape: list[int], *, of_length_1: bool) -> Example:
     if of_length_1 and wanted.type.dims[-1:] in (("dk",), ("dv",)):
         return Example(torch.nn.functional.normalize(normal, dim=-1), "random vectors of length 1")
     return Example(normal, "random numbers")
+
+
+def _complex(shape: list[int]) -> Example:
+    """Random numbers within the unit circle, so that states stay bounded."""
+    draw = torch.Generator().manual_seed(0)
+    length, angle = (torch.rand(shape, generator=draw, dtype=torch.float64) for _ in range(2))
+    return Example(torch.polar(length.sqrt(), 2 * torch.pi * angle), "random complex numbers of less than 1")
 
 
 def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[Tensor, str]:

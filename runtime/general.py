@@ -71,7 +71,7 @@ class General:
             named = {t.name: x for t, x in zip(self.pattern.tensors, tensors, strict=True)}
             given = Given(sizes, inputs, named, factor)
             return self.steps.on_gpu(q, k, v, given) if by_kernels else self.steps.on_cpu(q, k, v, given)
-        real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.kind == "real"]
+        real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.is_floating]
         relations = relations_of(self.pattern, call_shape(self.pattern, sizes, inputs))
         if by_kernels:
             from attnc.runtime.gpu import scored as scored_on_gpu

@@ -75,9 +75,15 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, sizes: dict[str, int], given
                 f"`{tensor.name}` of `{pattern.name}` has a dimension `{missing[0]}`: give it, `{missing[0]}=…`, or "
                 f"the tensor, `{tensor.name}=…`"
             )
-        return torch.zeros([dim if isinstance(dim, int) else sizes[dim] for dim in tensor.dims])
-    if not isinstance(given, Tensor) or not given.is_floating_point():
-        raise ArgumentTypeError(f"{tensor.name} is {type(given).__name__}: it must be a floating tensor")
+        shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.dims]
+        return torch.zeros(shape, dtype=torch.complex64 if tensor.kind == "complex" else torch.float32)
+    fits = isinstance(given, Tensor) and (
+        given.is_floating_point() or (tensor.kind == "complex" and given.is_complex())
+    )
+    if not isinstance(given, Tensor) or not fits:
+        kind = "complex" if tensor.kind == "complex" else "floating"
+        what = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
+        raise ArgumentTypeError(f"{tensor.name} is {what}: it must be a {kind} tensor")
     wanted = [dim if isinstance(dim, int) else sizes.setdefault(dim, size) for dim, size in _pairs(tensor, given)]
     if list(given.shape) != wanted:
         raise ArgumentError(f"`{tensor.name}` has shape {tuple(given.shape)}: it must be {tuple(wanted)}")

@@ -289,7 +289,7 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     from attnc.runtime.gpu.work import OnGpu
 
     pattern = planner.pattern
-    inputs = [known[t.name] if t.kind == "real" else _tensor(given.inputs[t.name]) for t in pattern.tensors]
+    inputs = [known[t.name] if t.is_floating else _tensor(given.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
     relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
@@ -302,9 +302,9 @@ def _tensor(value: object) -> Tensor:
 
 def _densely(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
     relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
-    real = {tensor.name: known[tensor.name] for tensor in planner.pattern.tensors if tensor.kind == "real"}
+    real = {tensor.name: known[tensor.name] for tensor in planner.pattern.tensors if tensor.is_floating}
     return reference.attend(q, k, v, relations, given.scale, real)
 
 
 def _real(pattern: ir.Pattern, known: Mapping[str, Tensor]) -> Sequence[Tensor]:
-    return [known[tensor.name] for tensor in pattern.tensors if tensor.kind == "real"]
+    return [known[tensor.name] for tensor in pattern.tensors if tensor.is_floating]

@@ -210,7 +210,7 @@ def _check_tokens(
     _, last = attention(q, k, v, return_state=True, **given)
     verdict.tokens += case.n_q * case.batch * case.heads
     for name, a, b in [("out", out, found), *((name, states[name], last[name]) for name in states)]:
-        wanted = torch.tensor(a, dtype=torch.float64).reshape(b.shape)
+        wanted = torch.tensor(a, dtype=torch.complex128 if b.is_complex() else torch.float64).reshape(b.shape)
         error = float(torch.where(wanted == b, 0, (wanted - b).abs()).max()) if b.numel() else 0.0
         if not error <= SCORE_TOLERANCE:
             verdict.differing.append(f"{case}: the evaluator's {name} differs by {error:.1e}")

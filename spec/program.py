@@ -457,6 +457,7 @@ class State:
     name: str
     dims: tuple[Dim, ...]
     start: float
+    is_complex: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

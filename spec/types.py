@@ -21,6 +21,11 @@ class Type:
     dims: tuple[Dim, ...] = ()
     refinement: Literal["unit", "log_decay", "positive"] | None = None
 
+    @property
+    def is_floating(self) -> bool:
+        """Whether it holds floating-point numbers, real or complex."""
+        return self.kind in ("real", "complex")
+
     def __str__(self) -> str:
         name = self.refinement or self.kind
         return f"{name}[{', '.join(map(str, self.dims))}]" if self.dims else name

@@ -200,7 +200,7 @@ class Lowering:
             if index is None:  # a vector over the dimensions that are left
                 break
             indices.append(self.integer(index, scope))
-        if tensor.kind == "real":
+        if tensor.is_floating:
             return values.element(tensor, tuple(indices))
         return fold.lookup(tensor, tuple(indices))
 

@@ -91,7 +91,6 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
 
 def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
     kind = item.type.kind
-    assert kind != "complex"
     dims = tuple(_dim(d, lowering) for d in item.type.dims)
     return ir.intern(ir.Tensor(item.name, kind, dims, item.learned, item.type.refinement))
 

@@ -17,7 +17,9 @@ def lower_recurrence(item: checked.Recurrence, lowering: Lowering, dim: Callable
 
     Raises SpecError where an exact expression has no integer form.
     """
-    states = {state: ir.State(state.name, tuple(map(dim, state.dims)), state.start) for state in item.states}
+    states = {
+        state: ir.State(state.name, tuple(map(dim, state.dims)), state.start, state.is_complex) for state in item.states
+    }
     versions = dict.fromkeys(item.states, 0)
     for state, own in states.items():
         lowering.states[state] = values.state_at(own.name, 0, own.dims)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Recur, StateAt, Step, Value
@@ -54,8 +54,12 @@ def derive(recur: Recur, *, trusting: bool = True) -> Derived:
 
 
 def _choices(recur: Recur) -> Iterator[frozenset[str]]:
-    """Which states are taken entry by entry: none; those of one axis; those of two; all that can be."""
-    yield frozenset()
+    """Which states are taken entry by entry: none; those of one axis; those of two; all that can be.
+
+    Those of complex numbers always are.
+    """
+    always = frozenset(state.name for state in recur.states if state.is_complex)
+    yield always
     able = []
     for state in recur.states:
         with suppress(NonlinearError):
@@ -63,8 +67,8 @@ def _choices(recur: Recur) -> Iterator[frozenset[str]]:
             able.append(state)
     vectors = frozenset(state.name for state in able if len(state.dims) == 1)
     whole = frozenset(state.name for state in able)
-    for found in dict.fromkeys((vectors, whole - vectors, whole)):
-        if found:
+    for found in dict.fromkeys(some | always for some in (vectors, whole - vectors, whole)):
+        if found != always:
             yield found
 
 
@@ -149,7 +153,7 @@ class _Deriving:
 
     def _entry(self, name: str, node: Value, state: ir.State) -> Value:
         self._entries[state.name].append((name, node))
-        return _tensor(name, axes(node))
+        return _tensor(name, axes(node), "complex" if state.is_complex else "real")
 
     def _scan(self, state: ir.State, last: int) -> Scan:
         known = {node: x for node, x in self._known.items() if not _is_of(node, state)}
@@ -331,9 +335,9 @@ def _is_read(node: Value) -> bool:
     return not any(map(_is_read, cast("tuple[Value, ...]", inside.below)))
 
 
-def _tensor(name: str, dims: Sequence[str | int]) -> Value:
+def _tensor(name: str, dims: Sequence[str | int], kind: Literal["real", "complex"] = "real") -> Value:
     """The element of a tensor (batch, head, token, …) that is computed before."""
-    tensor = ir.intern(ir.Tensor(name, "real", ("batch", "head", "token", *dims)))
+    tensor = ir.intern(ir.Tensor(name, kind, ("batch", "head", "token", *dims)))
     return element(tensor, (fold.head_index("batch"), fold.head_index("head"), fold.place("q")))
 
 

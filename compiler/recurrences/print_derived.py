@@ -26,7 +26,8 @@ def print_derived(derived: Derived) -> str:
             continue
         dims = ", ".join(map(str, stage.state.dims))
         if isinstance(stage, Scan):
-            lines.append(f"{name}[{dims}]: entry by entry, for {derived.reason}")
+            why = "its numbers are complex" if stage.state.is_complex else derived.reason
+            lines.append(f"{name}[{dims}]: entry by entry, for {why}")
             lines.append(f"    {name} = {_factor(stage.decay)} * {name} + {_text(stage.write)}")
             lines += [f"    {each.removeprefix('#')} = {_state_text(node)}" for each, node in stage.reads]
             continue

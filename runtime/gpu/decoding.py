@@ -187,7 +187,7 @@ def _terms(
     pattern = replace(planner.pattern, requirements=(), segments=(), documents=None, nodes=(node,))
     sizes = Sizes(queries, queries, q.shape[0], q.shape[1], cache.kv_heads, q.shape[3], cache.v.shape[3], "float32")
     relations = relations_of(pattern, call_shape(pattern, sizes, {}))
-    inputs = [real[tensor.name] for tensor in pattern.tensors if tensor.kind == "real"]
+    inputs = [real[tensor.name] for tensor in pattern.tensors if tensor.is_floating]
     k, v = cache.placeholders(queries)
     found = Given(relations, scale, q, k, v, inputs).terms(score)
     return {name: x.expand(*x.shape[:2], queries).contiguous() for name, x in found.items()}

@@ -96,7 +96,8 @@ class Recurrent:
         group = sizes.heads // max(sizes.kv_heads, 1)
         keys, values = (x.to(dtype).repeat_interleave(group, 1) if group > 1 else x.to(dtype) for x in (k, v))
         named = zip(self.pattern.tensors, tensors, strict=True)
-        real = {tensor.name: x.to(dtype) for tensor, x in named if tensor.kind == "real"}
+        kinds = {"real": dtype, "complex": dtype.to_complex()}
+        real = {tensor.name: x.to(kinds[tensor.kind]) for tensor, x in named if tensor.is_floating}
         factor = float(sizes.dk**-0.5) if scale is None else scale
         own = Sizes({**shape.sizes, "queries": sizes.n_q, "keys": sizes.n_k})
         tokens = Tokens(

@@ -362,6 +362,7 @@ class _Once:
         b[node.right_axis] = a[node.left_axis]
         shared = a[node.left_axis]
         out = [x for x in a + b if x != shared]
+        left, right = alike(left, right)
         return torch.einsum(f"...{''.join(a)},...{''.join(b)}->...{''.join(out)}", left, right)
 
     def _solve(self, node: ir.Solve) -> Tensor:
@@ -398,6 +399,12 @@ class Stretch(_Once):
 
 
 _LEADING = {"batch": 0, "head": 1, "kv_head": 1, "token": 2, "query": 2, "key": 2}
+
+
+def alike(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Both complex, where one of them is."""
+    both = torch.promote_types(left.dtype, right.dtype)
+    return left.to(both), right.to(both)
 
 
 def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]) -> Tensor:

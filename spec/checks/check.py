@@ -359,7 +359,8 @@ class Checker:
             case program.Scale():
                 return Finding(FLOAT, frozenset({"size"}))
             case program.StateRead(state=state):
-                return Finding(floating(state.dims), frozenset({"data", "head", "batch"}))
+                form = floating(state.dims, is_complex=state.is_complex)
+                return Finding(form, frozenset({"data", "head", "batch"}))
             case _:
                 assert_never(node)
 
@@ -397,8 +398,9 @@ class Checker:
             self._check_bounds(index, found, dim if isinstance(dim, int) else None)
             is_row = dim == "query" and isinstance(index, program.Place) and index.place == "q"
             needs |= {"row"} if is_row else found.needs
-        if node.input.type.kind == "real":
-            return Finding(floating(tuple(written[len(node.indices) :])), frozenset(needs))
+        if node.input.type.is_floating:
+            rest = tuple(written[len(node.indices) :])
+            return Finding(floating(rest, is_complex=node.input.type.kind == "complex"), frozenset(needs))
         return Finding(BOOL if node.input.type.kind == "bool" else INT, frozenset(needs))
 
     def _check_bounds(self, index: program.Expr, found: Finding, length: int | None) -> None:
@@ -466,7 +468,7 @@ class Checker:
             return Finding(UNKNOWN, needs)
         if table.form.kind == "float" and table.form.axes:
             self._rules.integer(node.index, index, "an index")
-            return Finding(floating(table.form.axes[1:]), needs)
+            return Finding(replace(table.form, axes=table.form.axes[1:]), needs)
         if table.form.item is None:
             message = f"only a list has entries, and this is {table.form}"
             self._complain("A311", message, node.table.span, str(table.form), help="leave the index out")
@@ -539,6 +541,10 @@ class Checker:
             self._rules.boolean(node.body, body, f"what `{node.op}` asks")
             return INT if node.op == "count" else BOOL
         if not node.floating and not self._rules.exact(node.body, body, f"`{node.op}`"):
+            return UNKNOWN
+        if body.form.is_complex and node.op in ("max", "min"):
+            message, help_ = f"`{node.op}` needs real numbers, and this is {body.form}", "take `real(z)` or `imag(z)`"
+            self._complain("A310", message, node.body.span, str(body.form), help=help_)
             return UNKNOWN
         if body.form.kind in ("float", "approximate"):
             return body.form

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from attnc.spec import program
 from attnc.spec.checks.forms import FLOAT, UNKNOWN, Finding, Form, as_number, floating
@@ -37,6 +38,11 @@ _ELEMENTWISE = frozenset(
 """Operations on numbers, and on vectors entry by entry; a number goes with a vector."""
 
 
+_COMPLEX = frozenset(
+    {*("add", "sub", "mul", "div", "neg", "exp", "matmul", "dot", "outer", "diag", "part", "real", "imag", "conj")}
+)
+"""Operations that complex numbers have."""
+
 _HOW = {
     "part": "the i-th of n equal parts of a vector: `part(q, 0, 2)`",
     "outer": "of two vectors: `outer(a, b)`",
@@ -63,8 +69,14 @@ class FloatRules:
 
     def of(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         """The form of an operation; UNKNOWN after a complaint."""
-        if not self._are_numbers(node, found):
+        if not (self._are_numbers(node, found) and self._are_real(node, found)):
             return UNKNOWN
+        form = self._of(node, found)
+        if form.kind != "float" or node.op in ("real", "imag"):
+            return replace(form, is_complex=False)
+        return replace(form, is_complex=any(f.form.is_complex for f in found))
+
+    def _of(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         if node.op in ("part", "outer", "eye", "solve"):
             return self._of_matrices(node, found)
         if node.op in ("matmul", "diag", "softmax"):
@@ -89,6 +101,18 @@ class FloatRules:
                 self._complain("A310", message, operand.span, str(f.form), help=help_)
                 good = False
         return good
+
+    def _are_real(self, node: program.Operation, found: Sequence[Finding]) -> bool:
+        """Whether complex operands stand where there may be some."""
+        at = next(((o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.is_complex), None)
+        is_exact = node.op not in _ELEMENTWISE | VECTOR_FUNCTIONS | {"matmul", "softmax"}
+        if at is None or node.op in _COMPLEX or is_exact:
+            return True
+        operand, form = at
+        message = f"`{WORD_OF.get(node.op, node.op)}` needs real numbers, and this is {form}"
+        help_ = "take a part of it, `real(z)` or `imag(z)`, or `real(z * conj(z))`, the square of its absolute value"
+        self._complain("A310", message, operand.span, str(form), help=help_)
+        return False
 
     def _elementwise(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         vectors = [(o, f.form) for o, f in zip(node.operands, found, strict=True) if f.form.axes]

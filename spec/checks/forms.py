@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -17,13 +17,14 @@ class Form:
     """An exact number, a number in binary64 on its way to `floor` or `ceil`, a truth value, or a list.
 
     A `float` is a floating-point number, or where it has `axes`, a vector over them (or a tensor). `length` is None
-    where it is known with the parameters only.
+    where it is known with the parameters only. `is_complex`: of floating-point numbers.
     """
 
     kind: FormKind
     item: Form | None = None
     length: int | None = None
     axes: tuple[Dim, ...] = ()
+    is_complex: bool = False
 
     @property
     def is_number(self) -> bool:
@@ -40,8 +41,10 @@ class Form:
                 return "a rounded number"
             case "float":
                 axes = ", ".join(f"`{a}`" if isinstance(a, str | int) else "…" for a in self.axes)
-                word = "a vector" if len(self.axes) < 2 else "a matrix"
-                return f"{word} over {axes}" if axes else "a floating-point number"
+                what = "vector" if len(self.axes) < 2 else "matrix"
+                if self.is_complex:
+                    return f"a complex {what} over {axes}" if axes else "a complex number"
+                return f"a {what} over {axes}" if axes else "a floating-point number"
             case "bool":
                 return "a truth value"
             case "list":
@@ -60,9 +63,9 @@ UNKNOWN = Form("unknown")
 _NUMBERS: dict[str, int] = {"int": 0, "real": 1, "approximate": 2, "float": 3}
 
 
-def floating(axes: tuple[Dim, ...]) -> Form:
+def floating(axes: tuple[Dim, ...], *, is_complex: bool = False) -> Form:
     """A floating-point number, or a vector over axes."""
-    return Form("float", axes=axes)
+    return Form("float", axes=axes, is_complex=is_complex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,8 @@ def join(a: Form, b: Form) -> Form | None:
     if a.axes != b.axes:
         return None
     if a.kind in _NUMBERS and b.kind in _NUMBERS:
-        return max(a, b, key=lambda form: _NUMBERS[form.kind])
+        widest = max(a, b, key=lambda form: _NUMBERS[form.kind])
+        return replace(widest, is_complex=a.is_complex or b.is_complex)
     if a.kind != b.kind:
         return None
     if a.item is None or b.item is None:

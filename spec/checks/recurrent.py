@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attnc.spec import program
 from attnc.spec.checks.forms import INT, UNKNOWN, Finding, Form, floating
 from attnc.spec.checks.measure import below
+from attnc.spec.types import Dim
 
 if TYPE_CHECKING:
     from attnc.spec.checks.check import Checker
@@ -57,11 +58,16 @@ class RecurrentChecker:
                     self._complain("A406", "a step is repeated alike for all tokens", end.span, help=help_)
             inner[line.repeat.binder] = Finding(INT, frozenset(), None, ends[0].natural)
         form = checker.find(line.value, inner, facts).form
-        wanted = floating(line.state.dims)
+        wanted = floating(line.state.dims, is_complex=line.state.is_complex)
         if form.kind != "unknown" and (not _is_number(form) or form.axes != wanted.axes):
             message = f"the state `{line.state.name}` is {wanted}, and this is {form}"
             help_ = "products go by the names of axes: `outer(k, v)`, `k @ S`, `exp(g) * S`"
             self._complain("A314", message, line.value.span, str(form), help=help_)
+        elif form.is_complex and not line.state.is_complex:
+            message = f"the state `{line.state.name}` is {wanted}, and this is {form}"
+            name, dims = line.state.name, ", ".join(map(_shown, line.state.dims))
+            help_ = f"declare `state {name}: complex[{dims}]`; or take a part of it, `real(z)`"
+            self._complain("A310", message, line.value.span, str(form), help=help_)
 
     def _check_read(self, line: program.Read, form: Form) -> Form:
         if form.kind == "float" and len(form.axes) == 2 and self._checker.has_branches:
@@ -72,6 +78,10 @@ class RecurrentChecker:
         if form is not UNKNOWN and form.kind != "unknown" and (form.kind != "float" or len(form.axes) != 1):
             help_ = "read a vector: `q @ S`"
             self._complain("A310", f"a token gets a vector, and this is {form}", line.value.span, str(form), help=help_)
+        if form.is_complex:
+            message = f"a token gets real numbers, and this is {form}"
+            self._complain("A310", message, line.value.span, str(form), help="read a part of it: `real(C @ x)`")
+            return UNKNOWN
         return form
 
     def check_states(self, item: program.Recurrence) -> None:
@@ -81,6 +91,10 @@ class RecurrentChecker:
             if not any(isinstance(node, program.StateRead) and node.state is state for node in below(others)):
                 help_ = f"read it: `read q @ {state.name}`; or drop it"
                 self._complain("A222", f"nothing reads the state `{state.name}`", state.span, help=help_)
+
+
+def _shown(dim: Dim) -> str:
+    return str(dim) if isinstance(dim, str | int) else "…"
 
 
 def _is_number(form: Form) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cmath
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -61,7 +63,7 @@ class Tokens:
 
     def _filled(self, dims: Sequence[Dim], state: program.State) -> Any:
         if not dims:
-            return state.start
+            return complex(state.start) if state.is_complex else state.start
         size = dims[0] if isinstance(dims[0], int) else self._call.whole.size(str(dims[0]), state.span)
         return (self._filled(dims[1:], state),) * size
 
@@ -188,7 +190,7 @@ class _Line:
             if node.op == "part":
                 number, of = cast("tuple[int, int]", tuple(values[1:]))
                 return _part(cast("Array", values[0]), number, of)
-            return _entrywise(lambda *x: floating.apply(node.op, x, floating=node.floating), values)
+            return _entrywise(lambda *x: _of_numbers(node.op, x, floating_=node.floating), values)
         except ArithmeticFault as fault:
             help_ = "test for that case first: `… if condition else …`"
             raise EvaluationError("A901", str(fault), node.span, help_) from None
@@ -215,10 +217,10 @@ class _Line:
         name = "add" if node.op in ("sum", "mean") else node.op
         whole = found[0]
         for value in found[1:]:
-            whole = _entrywise(lambda *x: floating.apply(name, x, floating=node.floating), (whole, value))
+            whole = _entrywise(lambda *x: _of_numbers(name, x, floating_=node.floating), (whole, value))
         if node.op == "mean":
             count = len(found)
-            whole = _entrywise(lambda x: floating.apply("div", (x, count), floating=True), (whole,))
+            whole = _entrywise(lambda x: _of_numbers("div", (x, count), floating_=True), (whole,))
         return whole
 
     def _running(self, node: program.Aggregate, depth: int) -> Iterator[_Line]:
@@ -241,7 +243,11 @@ class _Line:
 
 def _nested(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(map(_nested, value)) if isinstance(value, list | tuple) else float(value)
+    return tuple(map(_nested, value)) if isinstance(value, list | tuple) else _number(value)
+
+
+def _number(value: Any) -> float | complex:
+    return value if isinstance(value, complex) else float(value)
 
 
 def _spread(value: Found, axes: Sequence[Dim], like: Any) -> Any:
@@ -278,10 +284,10 @@ def _sizes(array: Array) -> list[int]:
     return found
 
 
-def _at(entries: Any, places: Sequence[int]) -> float:
+def _at(entries: Any, places: Sequence[int]) -> Any:
     for place in places:
         entries = entries[place]
-    return float(entries)
+    return _number(entries)
 
 
 def _contracted(left: Array, right: Array, i: int, j: int) -> Found:
@@ -289,7 +295,7 @@ def _contracted(left: Array, right: Array, i: int, j: int) -> Found:
     a, b = _sizes(left), _sizes(right)
     shared, rest = a[i], [*a[:i], *a[i + 1 :], *b[:j], *b[j + 1 :]]
 
-    def entry(places: Sequence[int]) -> float:
+    def entry(places: Sequence[int]) -> Any:
         mine, theirs = list(places[: len(a) - 1]), list(places[len(a) - 1 :])
         terms = (
             _at(left.entries, [*mine[:i], s, *mine[i:]]) * _at(right.entries, [*theirs[:j], s, *theirs[j:]])
@@ -301,13 +307,15 @@ def _contracted(left: Array, right: Array, i: int, j: int) -> Found:
     return Array(axes, _tabled(entry, rest, ())) if axes else entry(())
 
 
-def floating_sum(terms: Iterator[float]) -> float:
+def floating_sum(terms: Iterator[Any]) -> Any:
     """The sum, right to the last bit; of terms that are not all finite what IEEE 754 says."""
     found = list(terms)
+    if any(isinstance(term, complex) for term in found):
+        return complex(floating_sum(z.real for z in found), floating_sum(z.imag for z in found))
     return math.fsum(found) if all(map(math.isfinite, found)) else sum(found)
 
 
-def _tabled(entry: Callable[[Sequence[int]], float], sizes: Sequence[int], places: tuple[int, ...]) -> Any:
+def _tabled(entry: Callable[[Sequence[int]], Any], sizes: Sequence[int], places: tuple[int, ...]) -> Any:
     if not sizes:
         return entry(places)
     return tuple(_tabled(entry, sizes[1:], (*places, i)) for i in range(sizes[0]))
@@ -322,12 +330,13 @@ def _matmul(left: Array, right: Array) -> Found:
 
 
 def _outer(left: Array, right: Array) -> Array:
-    return Array(left.axes + right.axes, tuple(tuple(float(x) * float(y) for y in right.entries) for x in left.entries))
+    entries = tuple(tuple(_number(x) * _number(y) for y in right.entries) for x in left.entries)
+    return Array(left.axes + right.axes, entries)
 
 
 def _diagonal(vector: Array) -> Array:
     n = len(vector.entries)
-    flat = iter(float(vector.entries[i]) if i == j else 0.0 for i, j in product(range(n), range(n)))
+    flat = iter(_number(vector.entries[i]) if i == j else 0.0 for i, j in product(range(n), range(n)))
     return Array(vector.axes * 2, tuple(tuple(next(flat) for _ in range(n)) for _ in range(n)))
 
 
@@ -335,6 +344,29 @@ def _softmax(vector: Array) -> Array:
     entries = [float(x) for x in vector.entries]
     whole = floating.logsumexp(entries)
     return Array(vector.axes, tuple(math.exp(x - whole) for x in entries))
+
+
+def _of_numbers(op: str, values: Sequence[Any], *, floating_: bool) -> Any:
+    """An operation on numbers, some of which may be complex."""
+    if not any(isinstance(x, complex) for x in values):
+        return floating.apply(op, values, floating=floating_)
+    try:
+        return _OF_COMPLEX[op](*(x if isinstance(x, complex) else float(x) for x in values))
+    except OverflowError:
+        return complex(math.nan, math.nan)
+
+
+_OF_COMPLEX: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": lambda a, b: a / b if b else complex(math.nan, math.nan),
+    "neg": operator.neg,
+    "exp": cmath.exp,
+    "real": lambda z: z.real,
+    "imag": lambda z: z.imag,
+    "conj": lambda z: z.conjugate(),
+}
 
 
 def _part(vector: Array, number: int, of: int) -> Array:

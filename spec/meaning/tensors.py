@@ -9,6 +9,7 @@ from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.exact import INT_MAX, INT_MIN
 from attnc.spec.suggest import did_you_mean
+from attnc.spec.types import Kind
 
 if TYPE_CHECKING:
     from attnc.spec.meaning.evaluate import Evaluator
@@ -72,6 +73,8 @@ class Tensors:
                 return bool(data)
             case "int":
                 return int(data)
+            case "complex":
+                return complex(data)  # type: ignore[return-value]  # of recurrences, which take any number
         return float(data)
 
     def _check_names(self, given: Mapping[str, object]) -> None:
@@ -122,7 +125,7 @@ class Tensors:
         return value
 
     def _check_entry(self, tensor: program.Input, entry: object) -> None:
-        wanted = {"bool": (bool,), "int": (int,)}.get(tensor.type.kind, (int, float))
+        wanted = _ENTRIES[tensor.type.kind]
         if type(entry) not in wanted:
             message = f"`{tensor.name}` holds {entry!r}, and {tensor.type.kind} is declared"
             raise EvaluationError("A909", message, tensor.span, f"convert it to {tensor.type.kind}")
@@ -131,8 +134,18 @@ class Tensors:
             raise EvaluationError("A909", message, tensor.span, "integers go from -2**63 to 2**63 - 1")
 
 
+_ENTRIES: dict[Kind, tuple[type, ...]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "real": (int, float),
+    "complex": (int, float, complex),
+}
+
+
 def _floats(data: Any) -> Any:
-    return tuple(map(_floats, data)) if isinstance(data, list | tuple) else float(data)
+    if isinstance(data, list | tuple):
+        return tuple(map(_floats, data))
+    return data if isinstance(data, complex) else float(data)
 
 
 def _nested(data: object) -> Any:

@@ -45,6 +45,7 @@ FLOAT_BUILTINS: dict[str, Builtin] = {
     for f in (
         *(Builtin(name, ("x",)) for name in ("tanh", "sigmoid", "softplus", "relu", "elu", "silu", "sin", "cos")),
         Builtin("logaddexp", ("a", "b")),
+        *(Builtin(name, ("z",)) for name in ("real", "imag", "conj")),
         Builtin("dot", ("a", "b")),
         Builtin("normalised", ("x",)),
         Builtin("rms", ("x",)),
@@ -60,13 +61,15 @@ FLOAT_BUILTINS: dict[str, Builtin] = {
 VECTOR_FUNCTIONS = frozenset({"dot", "normalised", "rms", "part", "outer", "solve", "diag"})
 """Functions whose arguments are vectors: there `q` and `k` are the vectors of this query and key."""
 
+COMPLEX_FUNCTIONS = frozenset({"real", "imag", "conj"})
+"""Functions of complex numbers, which recurrences alone have."""
+
 FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "merge", "conjugate_gradient")}
 """Functions of scores, weights, values and steps."""
 
 LATER_FUNCTIONS = {
     "order": ("A701", "compute the ranks before the call, and declare them: `input place: int[batch, token]`"),
     "token": ("A701", "write the position of the coordinates: `y * width + x`"),
-    **dict.fromkeys(("real", "imag", "conj"), ("A704", "a state holds real numbers: `state S: [dk, dv]`")),
 }
 """Functions that are not there yet: a code, and what to do instead."""
 
@@ -87,7 +90,8 @@ def call_of(name: str) -> str:
     return f"{name}({', '.join(builtin.parameters)})" if builtin else _SPECIAL_CALLS.get(name, f"{name}(…)")
 
 
-FUNCTIONS = frozenset(EXACT_FUNCTIONS) | FLOAT_FUNCTIONS | {"order"} | AGGREGATES
+FUNCTIONS = frozenset(EXACT_FUNCTIONS) | (FLOAT_FUNCTIONS - COMPLEX_FUNCTIONS) | {"order"} | AGGREGATES
+"""Those that anything may call, and what is suggested for a name that nobody knows."""
 
 POSITIONS = frozenset({"q", "k"})
 HEAD_INDICES = frozenset({"head", "kv_head", "batch"})

@@ -34,7 +34,11 @@ class Dimensions:
         resolver: Resolver,
         names: Mapping[str, Symbol],
         declare: Callable[[syntax.Name, Symbol], None],
+        *,
+        recurrent: bool,
     ) -> None:
+        """`recurrent`: of a recurrence, which has complex numbers."""
+        self._recurrent = recurrent
         self._report = report
         self._resolver = resolver
         self._names = names
@@ -72,12 +76,12 @@ class Dimensions:
         dims = self._dims(item.type)
         if kind is None:
             return None
-        if kind[0] == "complex":
-            message = "`complex` inputs are not supported yet"
+        if kind[0] == "complex" and not self._recurrent:
+            message = "patterns read no `complex` inputs yet: recurrences do"
             help_ = "a relation reads `int` and `bool` inputs, a score `real` ones"
             self._report.error("A704", message, item.type.span, "not compiled yet", help=help_)
             return None
-        if item.word.id == "learned" and kind[0] != "real":
+        if item.word.id == "learned" and kind[0] not in ("real", "complex"):
             help_ = "declare it as an `input`"
             self._report.error("A302", "a learned tensor holds real numbers", item.type.span, "not real", help=help_)
             return None
@@ -85,11 +89,14 @@ class Dimensions:
 
     def of_state(self, type_: syntax.TypeExpr) -> tuple[Dim, ...]:
         """The dimensions of a state, whose sizes must be known: dk, dv, numbers, parameters, sizes of inputs."""
-        if type_.name is not None and type_.name.id != "real":
-            help_ = "a state holds real numbers: `state S: [dk, dv]`"
-            known = type_.name.id == "complex"
-            message = "complex states are not supported yet" if known else f"a state is no `{type_.name.id}`"
-            self._report.error("A704" if known else "A302", message, type_.name.span, "not compiled yet", help=help_)
+        name = type_.name
+        if name is not None and name.id == "complex" and not self._recurrent:
+            help_ = "write a recurrence by itself; the state of a branch holds real numbers"
+            message = "complex states of branches are not supported yet"
+            self._report.error("A704", message, name.span, "not compiled yet", help=help_)
+        elif name is not None and name.id not in ("real", "complex"):
+            help_ = "a state holds real or complex numbers: `state S: [dk, dv]`, `state x: complex[n]`"
+            self._report.error("A302", f"a state is no `{name.id}`", name.span, "not a state", help=help_)
         found: list[Dim] = []
         for dim in type_.dims:
             is_name = isinstance(dim, syntax.Name)

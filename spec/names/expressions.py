@@ -14,6 +14,7 @@ from attnc.spec.diagnostics import Label
 from attnc.spec.meaning.exact import ArithmeticFault, checked
 from attnc.spec.names.builtins import (
     AGGREGATES,
+    COMPLEX_FUNCTIONS,
     EXACT_FUNCTIONS,
     FLOAT_BUILTINS,
     FLOAT_FUNCTIONS,
@@ -444,15 +445,17 @@ class ExpressionResolver(NameResolver):
                 return special
         if name in FLOAT_FUNCTIONS and self._world == "exact":
             return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
-        if name in LATER_FUNCTIONS:
-            code, help_ = LATER_FUNCTIONS[name]
-            return self.refuse(code, f"`{name}` is not supported yet", node.span, help_)
+        later = self._later(name)
+        if later is not None:
+            code, message, help_ = later
+            return self.refuse(code, message, node.span, help_)
         builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
         if builtin is None and name in AGGREGATES:
             return self.refuse("A204", f"`{name}` needs a `for`", node.span, self._over_what(name, node))
         if builtin is None:
             functions = {n for n, s in self._names.items() if isinstance(s, DefinitionSymbol) and s.source.is_function}
-            return self._unknown_name(function, "function", functions | FUNCTIONS)
+            known = COMPLEX_FUNCTIONS if self._resolver.surroundings.recurrent else frozenset[str]()
+            return self._unknown_name(function, "function", functions | FUNCTIONS | known)
         if name in ("min", "max") and len(node.arguments) == 1 and self._world != "exact":
             return self.refuse("A305", f"`{name}` of one value", node.span, self._over_what(name, node))
         arguments = bind_arguments(self._report, node, name, builtin.parameters, builtin.variadic, {})
@@ -460,6 +463,16 @@ class ExpressionResolver(NameResolver):
             return self.unknown(node.span)
         inner = self._in("vector") if name in VECTOR_FUNCTIONS else self
         return self._applied(node.span, name, *(inner.resolve(a) for a in arguments))
+
+    def _later(self, name: str) -> tuple[str, str, str] | None:
+        """Why a function is not there: code, message, remedy."""
+        if name in COMPLEX_FUNCTIONS and not self._resolver.surroundings.recurrent:
+            help_ = "write a recurrence: its states and inputs may be `complex`"
+            return "A704", f"`{name}` is of complex numbers, which patterns do not have yet", help_
+        if name not in LATER_FUNCTIONS:
+            return None
+        code, help_ = LATER_FUNCTIONS[name]
+        return code, f"`{name}` is not supported yet", help_
 
     def _special_call(self, node: syntax.Call, name: str) -> program.Expr | None:
         """Functions that take more than values: `softmax`, `merge`, and aggregates of a unit's vectors."""

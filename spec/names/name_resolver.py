@@ -283,11 +283,11 @@ class NameResolver:
         if self._resolver.surroundings.recurrent:
             return self._read_of_token(span, tensor, indices)
         written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
-        if tensor.type.kind == "real" and self._world == "exact":
+        if tensor.type.is_floating and self._world == "exact":
             return self.refuse("A401", f"`{tensor.name}` holds floating-point numbers", span, EXACT_ONLY)
         if len(indices) == len(written):
             return program.InputRead(span, tensor, indices)
-        if tensor.type.kind == "real" and len(indices) < len(written):
+        if tensor.type.is_floating and len(indices) < len(written):
             return self._part_of(span, tensor, indices, written)
         names = [_PLACE_OF.get(d, d) if isinstance(d, str) else "…" for d in written]
         example = f"{tensor.name}[{', '.join(names)}]" if names else tensor.name
@@ -303,11 +303,11 @@ class NameResolver:
 
     def _read_of_token(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input at the token: the indices of tokens are implied too."""
-        if tensor.type.kind == "real" and self._world == "exact":
+        if tensor.type.is_floating and self._world == "exact":
             return self.refuse("A401", f"`{tensor.name}` holds floating-point numbers", span, EXACT_ONLY)
         written = [d for d in tensor.type.dims if d not in IMPLIED_DIMENSIONS]
         own = [d for d in written if d not in TOKEN_DIMENSIONS]
-        if len(indices) > len(own) or (tensor.type.kind != "real" and len(indices) < len(own)):
+        if len(indices) > len(own) or (not tensor.type.is_floating and len(indices) < len(own)):
             names = ", ".join("i" if isinstance(d, str) else "…" for d in own)
             example = f"{tensor.name}[{names}]" if own else tensor.name
             message = f"`{tensor.name}` takes {_count(len(own), 'index', 'indices')} here and is given {len(indices)}"

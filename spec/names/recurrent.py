@@ -93,7 +93,8 @@ class Recurrent:
 
     def _state(self, item: syntax.Declaration) -> program.State:
         dims = self._dimensions.of_state(item.type)
-        state = program.State(item.name.span, item.name.id, dims, self._start(item.default))
+        is_complex = item.type.name is not None and item.type.name.id == "complex"
+        state = program.State(item.name.span, item.name.id, dims, self._start(item.default), is_complex)
         self._declare(item.name, StateSymbol(item.name.span, state))
         return state
 

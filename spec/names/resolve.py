@@ -111,7 +111,7 @@ class _PatternResolver:
         recurrent = pattern.word.id == "recurrence"
         self._around = Surroundings(align=self._align(), patterns=patterns, recurrent=recurrent)
         self._resolver = Resolver(report, self._around)
-        self._dimensions = Dimensions(report, self._resolver, self._names, self._declare)
+        self._dimensions = Dimensions(report, self._resolver, self._names, self._declare, recurrent=recurrent)
         self._unsupported = False
         self._is_recurrence = pattern.word.id == "recurrence"
 

@@ -51,6 +51,7 @@ def classes(recur: Recur) -> list[str]:
 LIBRARY = {
     "aaren": ["log-sum-exp", "entry by entry"],
     "comba": ["a scalar decay, delta rule"],
+    "convs5_pointwise": ["entry by entry"],
     "delta_net": ["no decay, delta rule"],
     "gated_delta_net": ["a scalar decay, delta rule"],
     "gated_delta_product": ["a scalar decay, delta rule, several steps a token"],
@@ -67,6 +68,7 @@ LIBRARY = {
     "mhs_vm": ["entry by entry"],
     "retention": ["a scalar decay"],
     "rwkv6": ["a decay of each row"],
+    "s5": ["entry by entry"],
     "rwkv7": ["a decay of each row, a correction of rank one of the old state"],
     "titans_linear": "a step of `M` reads `P`",
     "yaad_linear": "`min` of a state",

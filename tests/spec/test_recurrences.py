@@ -151,8 +151,28 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "complex": (
         "state x: complex[dv]\nstep x = x + v\nread x",
-        "A704",
-        "complex states",
+        "A310",
+        "a token gets real numbers, and this is a complex vector over `dv`",
+    ),
+    "complex in a real state": (
+        f"state x: complex[dv]\nstep x = x + v\nstep S = S + outer(k, x)\n{READ}",
+        "A310",
+        "the state `S` is a matrix over `dk`, `dv`, and this is a complex matrix",
+    ),
+    "the larger of complex numbers": (
+        "state x: complex[dv]\nstep x = x + v\nread max(x, 0)",
+        "A310",
+        "`max` needs real numbers, and this is a complex vector",
+    ),
+    "a condition of complex numbers": (
+        f"state x: complex[1]\nstep x = x + 1\nread v if x > 0 else 2 * v\n{STEP}",
+        "A401",
+        "`>` is exact, and this is a floating-point number",
+    ),
+    "a state of another kind": (
+        f"state n: int[dv]\nstep n = n\n{STEP}\n{READ}",
+        "A302",
+        "a state is no `int`",
     ),
     "repeated by tokens": (
         f"step S = S + outer(k, v) for j in 0 .. t\n{READ}",
@@ -187,6 +207,26 @@ def test_what_belongs_in_a_recurrence_is_refused_in_a_pattern() -> None:
         source = f"pattern p\n    visible k <= q\n    {line}\n"
         with pytest.raises(SpecError, match="does not belong in a `pattern`"):
             load_program(SourceFile("p.attn", source), lambda name, asker: None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "input phase: complex[token]",
+        "score real(dot(q, k))",
+        "combine far\n    branch far\n        state x: complex[dv]\n        step x = x + v\n        read real(x)",
+    ],
+)
+def test_patterns_have_no_complex_numbers(line: str) -> None:
+    with pytest.raises(SpecError, match="A704"):
+        load_program(SourceFile("p.attn", f"pattern p\n    {line}\n"), lambda name, asker: None)
+
+
+def test_complex_numbers() -> None:
+    head = "recurrence r\n    learned a: complex[head, n]\n    state x: complex[n] = 1\n"
+    found = load("let now = conj(x) * imag(x) / (x + 2)\nstep x = exp(a) * x + now - heads\nread real(x)", head)
+    assert found.states[0].is_complex
+    assert [type(line).__name__ for line in found.lines] == ["Let", "Step", "Read"]
 
 
 @pytest.mark.parametrize("line", ["score dot(q, k) + dot(q @ q, k)", "score dot(diag(q), k)"])

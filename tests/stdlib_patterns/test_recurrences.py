@@ -56,13 +56,22 @@ class Case:
         self, attend: Attention, tensors: list[Tensor], inputs: Mapping[str, Any], state: Any = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         q, k, v = tensors
-        return attend(q, k, v, return_state=True, state=state, **self.options, **inputs)
+        return attend(q, k, v, return_state=True, state=state, **self.options, **joined(inputs))
 
     def final(self, states: dict[str, Tensor]) -> list[Tensor]:
         """In the order of the reference."""
+        if "x" in states and states["x"].is_complex():
+            return [states["x"].real, states["x"].imag]
         if self.name == "titans_linear":
             return [states["M"], states["P"]]
         return list(states.values())
+
+
+def joined(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Real and imaginary parts as one input."""
+    parts = {name[:-3] for name in inputs if name.endswith("_re")}
+    whole: dict[str, Any] = {name: torch.complex(inputs[f"{name}_re"], inputs[f"{name}_im"]) for name in parts}
+    return whole | {name: x for name, x in inputs.items() if name.rsplit("_", 1)[0] not in parts}
 
 
 def close(ours: Tensor, theirs: Tensor, most: float) -> None:
@@ -72,7 +81,8 @@ def close(ours: Tensor, theirs: Tensor, most: float) -> None:
     ours, theirs = ours.detach(), theirs.detach()
     size = max(float(theirs.abs().max()), 1e-3)
     assert not ours.isnan().any()
-    assert float((ours.double() - theirs.double()).abs().max()) <= most * size
+    wide = torch.complex128 if ours.is_complex() else torch.float64
+    assert float((ours.to(wide) - theirs.to(wide)).abs().max()) <= most * size
 
 
 def compare(case: Case, attend: Attention, most: float) -> None:
@@ -113,11 +123,14 @@ def test_the_evaluator(name: str) -> None:
     case = Case(name, 7, heads=2)
     out, states = case.reference([case.q, case.k, case.v], case.inputs)
     sizes = {"queries": out.shape[2], "keys": out.shape[2], "heads": 2, "kv_heads": 2, "dk": 8, "dv": 5}
-    evaluator = Evaluator(case.attention().bound, inputs=case.inputs, **sizes)
+    recurrence = case.attention().bound.program.recurrence
+    assert recurrence is not None
+    evaluator = Evaluator(case.attention().bound, inputs=joined(case.inputs), **sizes)
     tensors = (x.tolist() for x in (case.q, case.k, case.v))
     ours, last = evaluator.recur(*tensors, scale=0.6)
     close(torch.tensor(ours, dtype=torch.float64), out, 1e-12)
-    found = {state: torch.tensor(x, dtype=torch.float64) for state, x in last.items()}
+    kinds = {state.name: torch.complex128 if state.is_complex else torch.float64 for state in recurrence.states}
+    found = {state: torch.tensor(x, dtype=kinds[state]) for state, x in last.items()}
     for a, b in zip(case.final(found), states, strict=True):
         close(a, b, 1e-12)
 
@@ -137,7 +150,8 @@ def test_32_bits(name: str) -> None:
         narrow = {key: x.float() if x.is_floating_point() else x for key, x in inputs.items()}
         ours, states = case.ours(case.attention(), [x.float() for x in tensors], narrow)
     assert ours.dtype == torch.float32
-    assert {name_: x.dtype for name_, x in states.items() if x.dtype != torch.float32}.keys() <= {"t"}
+    wide = {name_: x.dtype for name_, x in states.items() if x.dtype not in (torch.float32, torch.complex64)}
+    assert wide.keys() <= {"t"}
     close(ours, theirs, 2e-5)
 
 

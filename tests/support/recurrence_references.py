@@ -407,6 +407,12 @@ def yaad_linear(
 # --- scans of other elements ------------------------------------------------------------------------------------------
 
 
+def discrete(L: Tensor, dt: Tensor) -> tuple[Tensor, Tensor]:
+    """S5's zero-order hold: the transition exp(ΛΔ) and what inputs are multiplied by, Λ⁻¹ (exp(ΛΔ) - 1)."""
+    decay = (L * dt).exp()
+    return decay, (decay - 1) / L
+
+
 def s5(
     q: Tensor,
     k: Tensor,
@@ -414,16 +420,18 @@ def s5(
     *,
     scale: float,
     state: States | None = None,
-    A_re: Tensor,
-    A_im: Tensor,
+    L_re: Tensor,
+    L_im: Tensor,
+    dt: Tensor,
     B_re: Tensor,
     B_im: Tensor,
     C_re: Tensor,
     C_im: Tensor,
     D: Tensor,
 ) -> Result:
-    """Smith et al. 2023, "Simplified State Space Layers": A (H, n), B (H, n, dv), C (H, dv, n), states (Re x, Im x)."""
-    A, Bc, Cc = torch.complex(A_re, A_im), torch.complex(B_re, B_im), torch.complex(C_re, C_im)
+    """Smith et al. 2023, "Simplified State Space Layers": L, dt (H, n), B (H, n, dv), C (H, dv, n); Re x, Im x."""
+    A, factor = discrete(torch.complex(L_re, L_im), dt)
+    Bc, Cc = torch.complex(B_re, B_im) * factor[..., None], torch.complex(C_re, C_im)
     x = torch.complex(*first(state, v, A.shape[1:], A.shape[1:]))
     rows = []
     for t in range(v.shape[2]):
@@ -439,18 +447,22 @@ def convs5_pointwise(
     *,
     scale: float,
     state: States | None = None,
-    A_re: Tensor,
-    A_im: Tensor,
+    L_re: Tensor,
+    L_im: Tensor,
+    dt: Tensor,
+    C_re: Tensor,
+    C_im: Tensor,
     u_re: Tensor,
     u_im: Tensor,
 ) -> Result:
-    """Smith et al. 2023, "ConvSSM", the scan alone: A (H, dv), u (B, T, H, dv), states (Re x, Im x)."""
-    A, u = torch.complex(A_re, A_im), torch.complex(u_re, u_im)
+    """Smith et al. 2023, "ConvSSM", along time: L, dt (H, n), C (H, dv, n), u (B, T, H, n), states Re x, Im x."""
+    A, factor = discrete(torch.complex(L_re, L_im), dt)
+    u, Cc = torch.complex(u_re, u_im), torch.complex(C_re, C_im)
     x = torch.complex(*first(state, v, A.shape[1:], A.shape[1:]))
     rows = []
     for t in range(u.shape[1]):
-        x = A * x + u[:, t]
-        rows.append(x.real)
+        x = A * x + factor * u[:, t]
+        rows.append(2 * torch.einsum("hvn,bhn->bhv", Cc, x).real)
     return sequence(rows, v), (x.real, x.imag)
 
 
@@ -668,7 +680,6 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "fraction": torch.sigmoid,
     "positive": F.softplus,
     "negative": lambda x: -F.softplus(x),
-    "inside": lambda x: 0.7 * torch.tanh(x),  # a real and an imaginary part stay within the unit circle
     "unit": lambda x: F.normalize(x, dim=-1),
     "minus_unit": lambda x: -F.normalize(x, dim=-1),
     "flag": lambda x: x > 0.5,
@@ -693,10 +704,13 @@ INPUTS: dict[str, dict[str, str | int]] = {
     "titans_linear": {"rate": "fraction BTH", "hold": "fraction BTH", "forget": "fraction BTH", "chunk": 3},
     "yaad_linear": {"rate": "fraction BTH", "hold": "fraction BTH", "delta": "positive BTH"},
     "s5": {
-        **{"A_re": "inside Hn", "A_im": "inside Hn", "B_re": "normal Hnv", "B_im": "normal Hnv"},
+        **{"L_re": "negative Hn", "L_im": "normal Hn", "dt": "positive Hn", "B_re": "normal Hnv", "B_im": "normal Hnv"},
         **{"C_re": "normal Hvn", "C_im": "normal Hvn", "D": "normal Hv"},
     },
-    "convs5_pointwise": {"A_re": "inside Hv", "A_im": "inside Hv", "u_re": "normal BTHv", "u_im": "normal BTHv"},
+    "convs5_pointwise": {
+        **{"L_re": "negative Hn", "L_im": "normal Hn", "dt": "positive Hn"},
+        **{"C_re": "normal Hvn", "C_im": "normal Hvn", "u_re": "normal BTHn", "u_im": "normal BTHn"},
+    },
     "aaren": {"w": "normal Hk"},
     "mamba1": {"dt": "positive BTHv", "A": "negative Hkv", "D": "normal Hv"},
     "hybrid_window_linear": {"g": "gate BTH", "gate": "fraction BTH", "window": 3},

@@ -68,7 +68,7 @@ class Call:
     """A recurrence at its sizes. `tensors`: bytes of everything that is read or handed on, by name; `out`: of what it
     gives. `inputs`: the names of what a caller gives. `parts` None: it runs token by token, for `reason`.
 
-    `states`: entries of each state, of one batch entry and head, by name. `solves`: entries of states that are read
+    `states`: entries of each state, of one batch entry and head, by name; complex ones count twice. `solves`: entries of states that are read
     once more for every token, in solving for a query.
     """
 
@@ -112,7 +112,7 @@ def call_of(
     roots = [recur.read, *(step.value for step in recur.steps)]
     found = _Sizes(shape, sizes, _gates(derived, recur))
     tensors = {name: size for root in roots for name, size in found.tensors(root).items()}
-    states = {state.name: found.count_of(state.dims) for state in recur.states}
+    states = {state.name: (1 + state.is_complex) * found.count_of(state.dims) for state in recur.states}
     solves = sum(
         (node.steps or 1) * found.size(axes(node)[0]) ** 2
         for root in roots
@@ -173,7 +173,8 @@ class _Sizes:
             elif isinstance(node, Element | Lookup):
                 name, dims = node.tensor.name, node.tensor.dims
                 each = self.number if isinstance(node, Element) else INTEGER_BYTES
-                found[name] = self.count_of(dims) * (GATE_BYTES if name in self.gates else each)
+                parts = 2 if node.tensor.kind == "complex" else 1
+                found[name] = parts * self.count_of(dims) * (GATE_BYTES if name in self.gates else each)
         return found
 
     def names(self, *values: Value) -> Names:
@@ -224,6 +225,7 @@ def _part(stage: Stage, found: _Sizes) -> Part | Sum | Entries:
 
 def _entries(stage: Scan, found: _Sizes) -> Entries:
     rows, columns = found.count_of(stage.state.dims[:-1]), found.size(stage.state.dims[-1])
+    columns *= 1 + stage.state.is_complex
     has_exp = any(isinstance(node, Apply) and node.op in ("exp", "sigmoid") for node in stage.decay.below)
     return Entries(
         stage.state.name,
