@@ -13,7 +13,7 @@ from attnc.compiler.values import apply, dot, output, output_lse, output_of_stat
 def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     """A pattern of one attention, which reads what others gave as inputs; `member`: one of a family."""
     own = node if member is None or node.family is None else _member(node, member)
-    states = tuple(map(output_of_state, pattern.stateful))
+    states = tuple(dict.fromkeys(map(output_of_state, pattern.stateful)))
     before = [other for other in pattern.nodes if other.name != node.name]
     given = states + tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
     read = tuple(tensor for tensor in given if tensor in _read(own))

@@ -666,7 +666,7 @@ class Recur:
     """Tokens one after another, by increasing `order` (None: their places). For each: `steps`, and what it gets.
 
     `read` and the values of steps are of the token at place q and of versions of the states. Where `reset` holds of a
-    token the states are as at the start before it.
+    token the states are as at the start before it. `member`: which of a family of that name, counted from 0.
     """
 
     name: str
@@ -675,6 +675,7 @@ class Recur:
     read: Value
     order: Index | None = None
     reset: Index | None = None
+    member: int | None = None
 
 
 BOUNDARIES = "cu_seqlens.size"

@@ -68,7 +68,7 @@ def print_pattern(pattern: Pattern) -> str:
         lines.append(f"    documents {pattern.documents.name}")
     lines.extend(f"    require {print_index(condition)}" for condition, _ in pattern.requirements)
     for recur in pattern.stateful:
-        lines.append(f"    branch {recur.name}")
+        lines.append(f"    branch {recur.name}" + ("" if recur.member is None else f"[{recur.member}]"))
         lines.extend(f"        {line}" for line in _recur(recur))
     for node in pattern.nodes:
         lines.extend(f"    {line}" for line in _attend(node))

@@ -145,8 +145,9 @@ def output(node: Attend) -> Tensor:
 
 
 def output_of_state(recur: Recur) -> Tensor:
-    """What a branch with a state gave, as a tensor."""
-    return intern(Tensor(recur.name, "real", ("batch", "head", "query", f"{recur.name}.width")))
+    """What a branch with a state gave, or a family of them, as a tensor."""
+    family = () if recur.member is None else (f"{recur.name}.members",)
+    return intern(Tensor(recur.name, "real", ("batch", "head", "query", *family, f"{recur.name}.width")))
 
 
 def output_lse(node: Attend) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -13,7 +14,7 @@ from attnc.runtime.call import check_counts
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recurrent import token_loop
-from attnc.runtime.recurrent.call import count_of
+from attnc.runtime.recurrent.call import Recurrent, count_of
 
 States: TypeAlias = "dict[str, Tensor]"
 """The states of a recurrence by name, (B, H, …) in fp32 (fp64 for calls in fp64)."""
@@ -25,14 +26,19 @@ class Stateful(Compiled):
     def derivation(self) -> str:
         """What is derived from the steps of a recurrence: passes that are computed chunk by chunk, or why none are.
 
-        Raises UnsupportedError for a pattern.
+        Of branches with a state, each under its name. Raises UnsupportedError for a pattern without.
         """
         recurrent = self._general.recurrent
-        if recurrent is None:
+        if recurrent is not None:
+            return _derived(recurrent)
+        branches = () if self._steps is None else self._steps.stateful
+        if not branches:
             raise self._has_no_state()
-        if recurrent.derived is None:
-            return f"token by token: {recurrent.reason}"
-        return str(recurrent.derived)
+        lines = []
+        for branch in branches:
+            member = "" if branch.recur.member is None else f"[{branch.recur.member}]"
+            lines += [f"branch {branch.recur.name}{member}", textwrap.indent(_derived(branch), "    ")]
+        return "\n".join(lines)
 
     def init_state(
         self,
@@ -82,6 +88,10 @@ class Stateful(Compiled):
     def _with_state(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]
     ) -> tuple[Tensor, States]: ...
+
+
+def _derived(recurrent: Recurrent) -> str:
+    return str(recurrent.derived) if recurrent.derived is not None else f"token by token: {recurrent.reason}"
 
 
 __all__ = ["Stateful", "States"]

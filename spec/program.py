@@ -496,7 +496,7 @@ class Recurrence:
 
     In the lines `q`, `k`, `v` and the inputs are those of the token; `Place("q")` is its position. Tokens come by
     increasing `scan` where it is given, else by their positions. The states are as at the start before a token for
-    which `reset` holds.
+    which `reset` holds. `family`: there is one for each place of a range, by its name.
     """
 
     span: Span
@@ -505,6 +505,7 @@ class Recurrence:
     lines: tuple[Line, ...]
     scan: Expr | None = None
     reset: Expr | None = None
+    family: Range | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

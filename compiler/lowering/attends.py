@@ -46,8 +46,8 @@ class AttentionLowering(Lowering):
     """Lowers attentions one after another; later ones may read what earlier ones give."""
 
     program: checked.Program = field(kw_only=True)
-    stateful: dict[str, ir.Recur] = field(default_factory=dict, init=False)
-    """The branches with a state."""
+    stateful: dict[str, tuple[ir.Recur, ...]] = field(default_factory=dict, init=False)
+    """The branches with a state, those of a family together."""
     _nodes: dict[str, ir.Attend] = field(default_factory=dict, init=False)
     _around: _Around | None = field(default=None, init=False)
     _measures: Measures = field(default_factory=Measures, init=False)
@@ -276,14 +276,22 @@ class AttentionLowering(Lowering):
     def _branch(self, expr: checked.BranchRead, scope: Scope) -> ir.Value:
         if expr.branch in self.stateful:
             place = scope.q if expr.at is None else self.integer(expr.at, scope)
-            output = values.output_of_state(self.stateful[expr.branch])
-            return values.element(output, (fold.head_index("batch"), scope.head, place))
+            output, family = values.output_of_state(self.stateful[expr.branch][0]), self._low(expr.branch)
+            indices = fold.head_index("batch"), scope.head, place
+            if family is None or expr.member is None:
+                return values.element(output, indices)
+            return values.element(output, (*indices, fold.sub(self.integer(expr.member, scope), family)))
         node = self._nodes[expr.branch]
         if expr.part == "weight":
             return self._weight(expr, scope)
         tensor = values.output(node) if expr.part == "out" else values.output_lse(node)
         at = scope.q if expr.at is None else self.integer(expr.at, scope)
         return values.element(tensor, (fold.head_index("batch"), scope.head, at, *self._member(expr, node, scope)))
+
+    def _low(self, name: str) -> Index | None:
+        """Where a family of branches with a state begins."""
+        family = next(branch for branch in self.program.stateful if branch.name == name).family
+        return None if family is None else self.integer(family.low, Scope())
 
     def _member(self, expr: checked.BranchRead, node: ir.Attend, scope: Scope) -> tuple[Index, ...]:
         if expr.member is None or node.family is None:

@@ -8,7 +8,7 @@ from typing import cast
 from attnc.compiler import fold, ir
 from attnc.compiler.lowering.attends import AttentionLowering
 from attnc.compiler.lowering.expressions import Lowering, OpenSizeError, Scope, number_of
-from attnc.compiler.lowering.recurrent import lower_recurrence
+from attnc.compiler.lowering.recurrent import lower_branch, lower_recurrence
 from attnc.compiler.lowering.rounding import lower_round
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
@@ -61,7 +61,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
     if program.approximate is not None:
         lowering.steps = _number(program.approximate, lowering)
     for branch in program.stateful:
-        lowering.stateful[branch.name] = lower_recurrence(branch, lowering, lambda dim: _dim(dim, lowering))
+        lowering.stateful[branch.name] = lower_branch(branch, lowering, lambda dim: _dim(dim, lowering))
     nodes = tuple(lowering.attend(attend, visible) for attend in program.attends)
     combine, lse = lowering.combined()
     recur = None
@@ -85,7 +85,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         combine=combine,
         lse=lse,
         recur=recur,
-        stateful=tuple(lowering.stateful.values()),
+        stateful=tuple(recur for family in lowering.stateful.values() for recur in family),
     )
 
 

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
-from attnc.compiler import ir, values
+from attnc.compiler import fold, ir, values
 from attnc.compiler.ir import Index
-from attnc.compiler.lowering.expressions import Lowering, Scope, as_value
+from attnc.compiler.lowering.expressions import Lowering, Scope, as_value, number_of
 from attnc.spec import program as checked
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
 from attnc.spec.types import Dim
 
 
-def lower_recurrence(item: checked.Recurrence, lowering: Lowering, dim: Callable[[Dim], str | int]) -> ir.Recur:
-    """The recurrence. `dim` gives a dimension's name or its number.
+def lower_branch(item: checked.Recurrence, lowering: Lowering, dim: Callable[[Dim], str | int]) -> tuple[ir.Recur, ...]:
+    """A branch with a state, or all of a family. Raises SpecError as `lower_recurrence`, and for a family of none."""
+    if item.family is None:
+        return (lower_recurrence(item, lowering, dim),)
+    low, high = (number_of(lowering.integer(end, Scope())) for end in (item.family.low, item.family.high))
+    if low >= high:
+        message, help_ = f"the family `{item.name}` has no branch", "give its range one place at least"
+        raise SpecError((Diagnostic("A703", message, Label(item.family.span), help=help_),))
+    found = []
+    for place in range(low, high):
+        scope = Scope().bind(item.family.binder, fold.const(place))
+        found.append(replace(lower_recurrence(item, lowering, dim, scope), member=place - low))
+    return tuple(found)
+
+
+def lower_recurrence(
+    item: checked.Recurrence, lowering: Lowering, dim: Callable[[Dim], str | int], scope: Scope | None = None
+) -> ir.Recur:
+    """The recurrence. `dim` gives a dimension's name or its number; `scope` what is known around it.
 
     Raises SpecError where an exact expression has no integer form.
     """
@@ -23,7 +43,8 @@ def lower_recurrence(item: checked.Recurrence, lowering: Lowering, dim: Callable
     versions = dict.fromkeys(item.states, 0)
     for state, own in states.items():
         lowering.states[state] = values.state_at(own.name, 0, own.dims)
-    scope, steps, read = Scope(), list[ir.Step](), None
+    around = scope = scope or Scope()
+    steps, read = list[ir.Step](), None
     for line in item.lines:
         if isinstance(line, checked.Let):
             scope = scope.bind(line.binder, lowering.lower(line.value, scope))
@@ -35,8 +56,8 @@ def lower_recurrence(item: checked.Recurrence, lowering: Lowering, dim: Callable
             versions[line.state] = version + 1
             lowering.states[line.state] = values.state_at(own.name, version + 1, own.dims)
     assert read is not None
-    order = None if item.scan is None else lowering.integer(item.scan, Scope())
-    reset = None if item.reset is None else lowering.truth(item.reset, Scope())
+    order = None if item.scan is None else lowering.integer(item.scan, around)
+    reset = None if item.reset is None else lowering.truth(item.reset, around)
     return ir.Recur(item.name, tuple(states.values()), tuple(steps), read, order, reset)
 
 
@@ -50,4 +71,4 @@ def _step(line: checked.Step, version: int, lowering: Lowering, scope: Scope) ->
     return ir.Step(line.state.name, version, as_value(lowering.lower(line.value, scope)), repeat)
 
 
-__all__ = ["lower_recurrence"]
+__all__ = ["lower_branch", "lower_recurrence"]

@@ -233,9 +233,9 @@ class Checker:
         """What is known of a unit's value; a complaint where it is no integer or list of them."""
         return self._unit(unit, facts)
 
-    def integer(self, node: program.Expr, what: str, facts: Facts) -> Finding:
+    def integer(self, node: program.Expr, what: str, facts: Facts, env: Environment | None = None) -> Finding:
         """What is known of an expression; a complaint where it is no integer."""
-        found = self.find(node, {}, facts)
+        found = self.find(node, env or {}, facts)
         self._rules.integer(node, found, what)
         return found
 

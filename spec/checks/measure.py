@@ -135,7 +135,8 @@ def recurrences_of(pattern: program.Program) -> tuple[program.Recurrence, ...]:
 
 def lines_of(item: program.Recurrence) -> list[program.Expr]:
     """The expressions of a recurrence."""
-    ends = [e for x in item.lines if isinstance(x, program.Step) and x.repeat for e in (x.repeat.low, x.repeat.high)]
+    ranges = [x.repeat for x in item.lines if isinstance(x, program.Step)] + [item.family]
+    ends = [end for found in ranges if found is not None for end in (found.low, found.high)]
     return [*(x.value for x in item.lines), *ends, *(e for e in (item.scan, item.reset) if e is not None)]
 
 

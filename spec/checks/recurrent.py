@@ -28,7 +28,7 @@ class RecurrentChecker:
 
     def _check(self, item: program.Recurrence) -> Form:
         checker, facts = self._checker, self._checker.everywhere
-        env: dict[program.Binder, Finding] = {}
+        env = self._of_family(item.family)
         out = UNKNOWN
         for line in item.lines:
             if isinstance(line, program.Let):
@@ -39,13 +39,26 @@ class RecurrentChecker:
             else:
                 self._check_step(line, env)
         if item.scan is not None:
-            found = checker.integer(item.scan, "the order of the tokens", facts)
+            found = checker.integer(item.scan, "the order of the tokens", facts, env)
             if "batch" in found.needs:
                 help_ = "give it no batch dimension: one route for all"
                 self._complain("A406", "a route that differs from sequence to sequence", item.scan.span, help=help_)
         if item.reset is not None:
             checker.condition(item.reset, env, facts)
         return out
+
+    def _of_family(self, family: program.Range | None) -> dict[program.Binder, Finding]:
+        """What the name of a family is, whose range is known with the parameters."""
+        if family is None:
+            return {}
+        facts = self._checker.everywhere
+        ends = [self._checker.integer(end, "the end of a range", facts) for end in (family.low, family.high)]
+        for end, found in zip((family.low, family.high), ends, strict=True):
+            if found.needs:
+                help_ = "use parameters and numbers"
+                message = "how many branches with a state there are is fixed when the pattern is compiled"
+                self._complain("A406", message, end.span, "not a constant", help=help_)
+        return {family.binder: Finding(INT, frozenset(), None, ends[0].natural)}
 
     def _check_step(self, line: program.Step, env: dict[program.Binder, Finding]) -> None:
         checker, facts = self._checker, self._checker.everywhere

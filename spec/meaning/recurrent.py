@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import floating
-from attnc.spec.meaning.denotation import Frame, Result
+from attnc.spec.meaning.denotation import Frame, Result, constantly
 from attnc.spec.meaning.exact import ArithmeticFault
 from attnc.spec.types import Dim
 
@@ -38,7 +38,11 @@ Found = Result | Array
 class Tokens:
     """The runs of one call, over its q, k and v."""
 
-    def __init__(self, call: Evaluator, recurrence: program.Recurrence) -> None:
+    def __init__(self, call: Evaluator, recurrence: program.Recurrence, member: int | None = None) -> None:
+        """`member`: which of a family."""
+        self._bound: dict[program.Binder, Found] = {}
+        if recurrence.family is not None and member is not None:
+            self._bound[recurrence.family.binder] = member
         self._call = call
         self._recurrence = recurrence
 
@@ -75,21 +79,27 @@ class Tokens:
         if scan is None:
             return list(range(view.keys))
         meaning = self._call.meanings.of(scan)
-        places = [meaning(view.frame(t, t, head, batch)) for t in range(view.keys)]
+        places = [meaning(self._frame(view, t, head, batch)) for t in range(view.keys)]
         if len(set(places)) < len(places):
             message = "`scan` gives two tokens the same place"
             raise EvaluationError("A901", message, scan.span, "add what tells them apart")
         return sorted(range(view.keys), key=lambda t: cast("int", places[t]))
 
+    def _frame(self, view: View, position: int, head: int, batch: int) -> Frame:
+        frame = view.frame(position, position, head, batch)
+        for binder, member in self._bound.items():
+            frame = frame.binding(binder, constantly(cast("int", member)))
+        return frame
+
     def _token(
         self, view: View, position: int, batch: int, head: int, states: Mapping[program.State, Array]
     ) -> tuple[tuple[float, ...], dict[program.State, Array]]:
-        frame = view.frame(position, position, head, batch)
+        frame = self._frame(view, position, head, batch)
         reset = self._recurrence.reset
         own = dict(states)
         if reset is not None and self._call.meanings.of(reset)(frame):
             own = self._start(batch, head)
-        line = _Line(self._call, frame, own, {})
+        line = _Line(self._call, frame, own, dict(self._bound))
         out: tuple[float, ...] | None = None
         for item in self._recurrence.lines:
             self._call.steps = 0
@@ -130,7 +140,8 @@ class _Line:
         """The value of an expression."""
         match node:
             case program.StateRead(state=state):
-                return self.states[state]
+                now = self.states[state]
+                return now if now.axes else cast("Result", now.entries)
             case program.Local(binder=binder):
                 return self.bound[binder]
             case program.Vector() | program.InputRead():

@@ -29,7 +29,7 @@ class Rows:
         self._call = call
         self._attends = {attend.name: attend for attend in call.program.attends}
         self._stateful = {item.name: item for item in call.program.stateful}
-        self._tokens: dict[tuple[str, int, int], list[tuple[float, ...]]] = {}
+        self._tokens: dict[tuple[str, int | None, int, int], list[tuple[float, ...]]] = {}
         self._known: dict[tuple[str, int | None, int, int, int], Output] = {}
 
     def result(self, batch: int, head: int, row: int) -> tuple[list[float], float]:
@@ -62,16 +62,18 @@ class Rows:
     def of(self, name: str, member: int | None, batch: int, head: int, row: int) -> Output:
         """(out, lse) of a row of an attention, or of a branch with a state, which has no LSE."""
         if name in self._stateful:
-            return self._of_token(name, batch, head, row), math.nan
+            return self._of_token(name, member, batch, head, row), math.nan
         key = (name, member, batch, head, row)
         if key not in self._known:
             self._known[key] = self._row(self._attends[name], member, batch, head, row).output()
         return self._known[key]
 
-    def _of_token(self, name: str, batch: int, head: int, row: int) -> tuple[float, ...]:
-        key = (name, batch, head)
+    def _of_token(self, name: str, member: int | None, batch: int, head: int, row: int) -> tuple[float, ...]:
+        key, branch = (name, member, batch, head), self._stateful[name]
+        if branch.family is not None and member is not None:
+            self._check_member(branch, branch.family, member, self.frame(batch, head, row)[1])
         if key not in self._tokens:
-            self._tokens[key], _ = Tokens(self._call, self._stateful[name]).run(batch, head, None)
+            self._tokens[key], _ = Tokens(self._call, branch, member).run(batch, head, None)
         return self._tokens[key][row]
 
     def weight(self, name: str, member: int | None, frame: Frame, row: int) -> float:
@@ -102,7 +104,9 @@ class Rows:
             frame = frame.binding(unit.binder, when_needed(self._call.meanings.of(unit.value), frame))
         return _Row(self._call, attend, view, frame)
 
-    def _check_member(self, attend: program.Attend, family: program.Range, member: int, frame: Frame) -> None:
+    def _check_member(
+        self, attend: program.Attend | program.Recurrence, family: program.Range, member: int, frame: Frame
+    ) -> None:
         low, high = (cast("int", self._call.meanings.of(end)(frame)) for end in (family.low, family.high))
         if not low <= member < high:
             message = f"`{attend.name}` is read at {member}; it has branches {low} to {high - 1}"

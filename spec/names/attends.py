@@ -11,6 +11,7 @@ from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.families import family_of, range_of
 from attnc.spec.names.modules import declare, let_source, refuse_hiding
 from attnc.spec.names.scope import (
     BranchSymbol,
@@ -164,15 +165,7 @@ class Clauses:
 
     def range(self, item: syntax.Running) -> program.Range:
         """A name with its range."""
-        zero = program.Literal(item.span, 0)
-        match item.domain:
-            case syntax.Range(low=low, high=high):
-                ends = self._resolve(low, "exact"), self._resolve(high, "exact")
-            case None:
-                ends = zero, zero
-            case count:
-                ends = zero, self._resolve(count, "exact")
-        return program.Range(item.span, program.Binder(item.name.span, item.name.id), *ends)
+        return range_of(item, lambda end: self._resolve(end, "exact"))
 
     # --- clauses -----------------------------------------------------------------------------------------------------
 
@@ -251,13 +244,8 @@ class Branch:
         return self._lets
 
     def _family(self, clauses: Clauses) -> program.Range | None:
-        binders = self._block.binders
-        if not binders:
-            return None
-        first = binders[0]
-        if len(binders) > 1 or not isinstance(first, syntax.Running) or first.domain is None:
-            help_ = f"one range: `branch {self.name.id}[c in 0 .. n]`"
-            self._report.error("A210", "a family runs over a range", first.span, "over what?", help=help_)
+        first = family_of(self._block, self._report)
+        if first is None:
             return None
         found = clauses.range(first)
         declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))

@@ -79,7 +79,7 @@ def _later_inside(item: syntax.Statement) -> str | None:
     if not isinstance(item, syntax.Block) or item.word.id != "branch":
         return None
     if is_stateful(item):
-        return "a family of branches with a state" if item.binders else None
+        return None
     return next((found for inner in item.body.statements if (found := _later_inside(inner))), None)
 
 

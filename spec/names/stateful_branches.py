@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import MutableMapping
+from dataclasses import replace
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.families import family_of, range_of
 from attnc.spec.names.modules import declare, let_source
 from attnc.spec.names.recurrent import Recurrent, stateful_lets
-from attnc.spec.names.scope import BranchSymbol, DefinitionSource, DefinitionSymbol, Symbol
+from attnc.spec.names.scope import BranchSymbol, DefinitionSource, DefinitionSymbol, RangeSymbol, Symbol
 from attnc.spec.report import Report
 
 STATEFUL = frozenset({"state", "step", "read", "scan", "reset"})
@@ -48,12 +50,13 @@ class StatefulBranch:
     @property
     def symbol(self) -> BranchSymbol:
         """What its name stands for."""
-        return BranchSymbol(self.name.span, self.name.id, is_family=False, is_stateful=True)
+        return BranchSymbol(self.name.span, self.name.id, bool(self._block.binders), is_stateful=True)
 
     def recurrence(self) -> program.Recurrence:
         """The recurrence that it is."""
         self._check_statements()
         statements = self._block.body.statements
+        family = self._family()
         stateful = stateful_lets(statements)
         for item in statements:
             if isinstance(item, syntax.Definition) and item.word.id == "let" and item.name.id not in stateful:
@@ -65,9 +68,17 @@ class StatefulBranch:
             recurrent = Recurrent(
                 self.name, statements, self._names, self._declare, self._dimensions, self._resolver, self._report
             )
-            return recurrent.resolve(stateful)
+            return replace(recurrent.resolve(stateful), family=family)
         finally:
             around.recurrent = False
+
+    def _family(self) -> program.Range | None:
+        running = family_of(self._block, self._report)
+        if running is None:
+            return None
+        found = range_of(running, lambda end: self._resolver.resolve(end, self._names, world="exact"))
+        self._declare(running.name, RangeSymbol(running.name.span, found.binder))
+        return found
 
     def spare(self) -> list[DefinitionSource]:
         """Lets that may be unused: they are read with the lines, or not at all."""

@@ -52,7 +52,12 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "lse": (HEAD + FAR + "    combine near + far.lse * near\n", "A202", "a branch with a state has no `lse`"),
     "merge": (HEAD + FAR + "    combine merge(near, far)\n", "A206", "`far` has no LSE to merge by: it has a state"),
     "reads a branch": (HEAD + FAR.replace("read  q @ S", "read  q @ S + near") + BOTH, "A703", "reads other branches"),
-    "family": (HEAD + FAR.replace("branch far", "branch far[i in 0 .. 2]") + BOTH, "A703", "a family of branches"),
+    "family": (HEAD + FAR.replace("branch far", "branch far[i in 0 .. 2]") + BOTH, "A206", "is a family"),
+    "family over what": (
+        HEAD + FAR.replace("branch far", "branch far[i]") + BOTH,
+        "A210",
+        "a family runs over a range",
+    ),
     "state in the pattern": (HEAD + FAR + BOTH + "    state T: [dv]\n", "A214", "does not belong in a `pattern`"),
     "a matrix": (HEAD + FAR.replace("q @ S", "S") + "    combine near\n", "A703", "gives a matrix over `dk`, `dv`"),
     "axes by name elsewhere": (

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from attnc import Attention, UnsupportedError, compile_attention
 from attnc.runtime.library import hybrid_names
+from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 from recurrence_references import REFERENCES, example
 
 CASES: dict[str, list[dict[str, int]]] = {
     "hybrid_window_linear": [{}],
     "lingen_ma": [{"layer": layer} for layer in range(4)],
+    "log_linear": [{}],
     "spatial_mamba": [{}],
 }
 PARAMETERS = ("height", "width", "frames", "window", "layer")
@@ -40,6 +42,8 @@ def ours(
 ) -> tuple[Attention, list[Tensor], dict[str, Any]]:
     """The pattern, and the arguments of its call."""
     own: dict[str, Any] = {key: x for key, x in numbers.items() if key in PARAMETERS}
+    if name == "log_linear":
+        own["levels"] = inputs["level"].shape[-1] - 1
     attend = compile_attention(name, **own)
     q, k, v = tensors
     given: dict[str, Any] = dict(inputs)
@@ -98,6 +102,68 @@ def test_grouped_heads_documents_and_16_bits() -> None:
     assert (narrow - attend(q, k, v, **given)).abs().max() < 0.1
 
 
+FAMILY = """pattern p(n: int)
+    visible_of
+    branch at[b in {low} .. {high}]
+        state S: [dk, dv]
+        step  S = S / 2 ** b + outer(k, v)
+        {more}
+        read  q @ S
+    combine {combine}
+"""
+
+
+def family(low: str = "1", high: str = "n", more: str = "", combine: str = "sum(at[b] for b in 1 .. n)") -> str:
+    return FAMILY.format(low=low, high=high, more=more, combine=combine).replace("    visible_of\n", "    align end\n")
+
+
+def test_a_family() -> None:
+    attend = compile_attention(family(more="scan t if b % 2 == 0 else -t"), n=4)
+    q, k, v = (torch.randn(2, 2, 9, 4, dtype=torch.float64) for _ in range(3))
+    parts = []
+    for b in range(1, 4):
+        order = "t" if b % 2 == 0 else "-t"
+        lines = ["state S: [dk, dv]", f"scan {order}", f"step S = S / 2 ** {b} + outer(k, v)", "read q @ S"]
+        parts.append(compile_attention("\n    ".join(["recurrence r", *lines]) + "\n")(q, k, v))
+    torch.testing.assert_close(attend(q, k, v), sum(parts))
+    torch.testing.assert_close(attend.reference(q, k, v), sum(parts))
+    evaluator = Evaluator(attend.bound, queries=9, keys=9, heads=2, kv_heads=2, dk=4, dv=4)
+    found, _ = evaluator.attend(*(x.tolist() for x in (q, k, v)))
+    torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), sum(parts))
+    assert "branch at[2]\n    S[dk, dv]: a scalar decay" in attend.derivation()
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (family(high="queries"), "A406"),
+        (family(high="1"), "A703"),
+        (family(combine="at"), "A206"),
+        (family(combine="at[1].lse * v"), "A202"),
+    ],
+)
+def test_mistakes_in_a_family(text: str, code: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        compile_attention(text, n=4)
+    assert code in {d.code for d in caught.value.diagnostics}
+    assert all(d.help for d in caught.value.diagnostics)
+
+
+def test_a_member_that_is_not_there() -> None:
+    attend = compile_attention(family(combine="at[n]"), n=4)
+    q = torch.randn(1, 1, 3, 4)
+    for call in (attend, attend.reference):
+        with pytest.raises(EvaluationError, match="is read at 3"):
+            call(q, q, q)
+
+
+def test_log_linear_has_levels_for_its_tokens() -> None:
+    attend = compile_attention("log_linear", levels=3)
+    q = torch.randn(1, 1, 9, 4)
+    with pytest.raises(SpecError, match="A805"):
+        attend(q, q, q, g=torch.zeros(1, 9, 1), level=torch.ones(1, 9, 1, 4))
+
+
 def test_what_it_is_and_is_not() -> None:
     attend = compile_attention("hybrid_window_linear", window=5)
     assert not attend.is_recurrence
@@ -108,7 +174,6 @@ def test_what_it_is_and_is_not() -> None:
     q = torch.randn(1, 1, 4, 8)
     calls: list[Callable[[], object]] = [
         lambda: attend.mask(8),
-        lambda: attend.source("sm_90"),
         lambda: attend.simulate(64),
         lambda: attend.decode(q[:, :, :1], q, q, kv_len=4),
     ]
