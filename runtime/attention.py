@@ -254,7 +254,8 @@ class Attention(Shown, Served, Stateful):
         q, k, v = cast_for_autocast(q, k, v)
         factor = None if scale is None else finite(scale)
         tensors = input_tensors(self._pattern, inputs)
-        return recurrent.attend(q, k, v, inputs, tensors, factor, state, dense=self._is_reference)
+        how = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
+        return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
 
     def _call_general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]

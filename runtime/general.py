@@ -14,7 +14,7 @@ from attnc.runtime.call import call_shape, check_tensors
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.recurrent.call import Recurrent, no_kernels
+from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.steps import Given, Steps
 
 Result = tuple[Tensor, "Tensor | None"]
@@ -61,10 +61,8 @@ class General:
 
         `inputs` as they were given, `tensors` the same in the pattern's order. `by_kernels`: by Triton's.
         """
-        if self.recurrent is not None and by_kernels:
-            raise no_kernels(self.pattern, "Triton")
         if self.recurrent is not None:
-            return self.recurrent.attend(q, k, v, inputs, tensors, scale)[0], None
+            return self.recurrent.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)[0], None
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else scale
         if self.steps is not None:

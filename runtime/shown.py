@@ -91,21 +91,30 @@ class Shown(Compiled):
         """The Triton text of every kernel of calls with such heads, by name, and of decode from pages where it has one.
 
         `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU that is there, or else sm_90. `inputs` are
-        needed only by patterns whose number of attentions depends on them.
+        needed only by patterns whose number of attentions depends on them. Of a recurrence: of all kernels that a call
+        and its gradient start.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
-        self._refuse_states("kernels yet")
+        from attnc.runtime.gpu.recurrent.sources import recurrent_sources
         from attnc.runtime.gpu.sources import sources
 
         check_counts(1, head_dim=head_dim)
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
+        recurrents = [] if self._general.recurrent is None else [self._general.recurrent]
+        if self._steps is not None:
+            recurrents = list(self._steps.stateful)
+        found: dict[str, str] = {}
+        for recurrent in recurrents:
+            found |= recurrent_sources(self._bound, recurrent, named_target(target), head_dim, dtype, inputs)
+        if self.is_recurrence:
+            return found
         planners = [(self.name, self._planner)]
         if self._steps is not None:
             sizes = self._sizes(head_dim, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
             planners = self._steps.by_kernels.planners(sizes, inputs)
-        return sources(planners, named_target(target), head_dim, dtype)
+        return found | sources(planners, named_target(target), head_dim, dtype)
 
     def simulate(
         self,

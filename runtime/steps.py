@@ -24,7 +24,6 @@ from attnc.compiler.values import (
     is_scored,
     output,
     output_lse,
-    output_of_state,
     passes,
     rank,
 )
@@ -40,7 +39,7 @@ from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
-from attnc.runtime.recurrent.call import Recurrent, no_kernels
+from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.values import Values
 
@@ -70,7 +69,8 @@ class Steps:
         self._text = text
         self._strict = strict
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
-        self._stateful = [Recurrent(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
+        self.stateful = [Recurrent(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
+        """What its branches with a state are, each by itself."""
         if strict:
             self._check_passes()
 
@@ -105,8 +105,6 @@ class Steps:
 
     def on_gpu(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same by kernels."""
-        if self._stateful:
-            raise no_kernels(self._pattern, "Triton")
         return self.by_kernels._run(q, k, v, given, _on_gpu)
 
     @cached_property
@@ -134,11 +132,14 @@ class Steps:
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern, known = self._pattern, dict(given.real)
-        for recurrent in self._stateful:
+        outs = dict[str, list[Tensor]]()
+        for recurrent in self.stateful:
             tensors = [given.real[tensor.name] for tensor in pattern.tensors]
-            dense = run is _densely
-            out, _ = recurrent.attend(q, k, v, given.inputs, tensors, given.scale, dense=dense)
-            known[output_of_state(recurrent.recur).name] = out
+            how = {"dense": run is _densely, "by_kernels": run is _on_gpu}
+            out, _ = recurrent.attend(q, k, v, given.inputs, tensors, given.scale, **how)
+            outs.setdefault(recurrent.recur.name, []).append(out)
+        families = {recur.name for recur in pattern.stateful if recur.member is not None}
+        known |= {name: torch.stack(parts, 3) if name in families else parts[0] for name, parts in outs.items()}
         for node in pattern.nodes:
             own = self._node(node, q, k, v, given, run, known)
             known[output(node).name], known[output_lse(node).name] = own
@@ -196,7 +197,7 @@ class Steps:
         if len(plans) == 1 and own._pattern.combine is None:
             return plans[0][1]
         whole = joined(plans)
-        return replace(whole, reasons=(*whole.reasons, *(f"before them {x.how}" for x in self._stateful)))
+        return replace(whole, reasons=(*whole.reasons, *dict.fromkeys(f"before them {x.how}" for x in self.stateful)))
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""

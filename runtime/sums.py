@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -54,11 +55,16 @@ def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
 
 def conjugate_gradients(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:
     """Steps of conjugate gradients from 0 (Hestenes and Stiefel 1952), as long as there is something left."""
+    return descend(lambda x: (matrix @ x[..., None])[..., 0], vector, steps)
+
+
+def descend(times: Callable[[Tensor], Tensor], vector: Tensor, steps: int) -> Tensor:
+    """The same of a matrix that is known by what it makes of vectors (…, d)."""
     found, rest = torch.zeros_like(vector), vector
     direction, size = rest, rest.square().sum(-1, keepdim=True)
     least = (size.detach() * torch.finfo(size.dtype).eps ** 2).clamp(min=torch.finfo(size.dtype).tiny)
     for _ in range(steps):
-        ahead = (matrix @ direction[..., None])[..., 0]
+        ahead = times(direction)
         curve = (direction * ahead).sum(-1, keepdim=True)
         left = (size.detach() > least) & (curve.detach() != 0)
         step = torch.where(left, size / torch.where(left, curve, 1), 0)

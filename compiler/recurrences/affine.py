@@ -23,7 +23,7 @@ def affine_of(state: ir.State, steps: Sequence[Step]) -> tuple[Value, Value]:
         own = state_at(state.name, step.version, state.dims)
         decay, write = _affine(step.value, own)
         before, written = whole
-        whole = _times(before, decay), _plus(_times(written, decay), write)
+        whole = times(before, decay), plus(times(written, decay), write)
     return tuple(number(0.0) if part is None else part for part in whole)  # type: ignore[return-value]  # two of them
 
 
@@ -48,10 +48,10 @@ def _of_function(node: ir.Apply, own: Value) -> Affine:
     match node.op:
         case "add":
             (d, w), (e, x) = (_affine(operand, own) for operand in node.operands)
-            return _plus(d, e), _plus(w, x)
+            return plus(d, e), plus(w, x)
         case "sub":
             (d, w), (e, x) = (_affine(operand, own) for operand in node.operands)
-            return _plus(d, _negated(e)), _plus(w, _negated(x))
+            return plus(d, _negated(e)), plus(w, _negated(x))
         case "neg":
             d, w = _affine(node.operands[0], own)
             return _negated(d), _negated(w)
@@ -60,7 +60,7 @@ def _of_function(node: ir.Apply, own: Value) -> Affine:
             factor, other = (a, b) if not _reads(a, own) else (b, a)
             if not _reads(factor, own):
                 d, w = _affine(other, own)
-                return _times(d, factor), _times(w, factor)
+                return times(d, factor), times(w, factor)
         case "div":
             a, b = node.operands
             if not _reads(b, own):
@@ -69,13 +69,15 @@ def _of_function(node: ir.Apply, own: Value) -> Affine:
     raise NonlinearError(f"`{node.op}` of a state")
 
 
-def _plus(a: Value | None, b: Value | None) -> Value | None:
+def plus(a: Value | None, b: Value | None) -> Value | None:
+    """The sum. None: zero."""
     if a is None or b is None:
         return a if b is None else b
     return apply("add", a, b)
 
 
-def _times(a: Value | None, b: Value | None) -> Value | None:
+def times(a: Value | None, b: Value | None) -> Value | None:
+    """The product. None: zero."""
     if a is None or b is None:
         return None
     one = number(1.0)
@@ -93,4 +95,4 @@ def _chosen(node: ir.Select, a: Value | None, b: Value | None) -> Value | None:
     return select(node.condition, then, otherwise)
 
 
-__all__ = ["affine_of"]
+__all__ = ["affine_of", "plus", "times"]

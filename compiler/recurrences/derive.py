@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal, cast
 
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Recur, StateAt, Step, Value
 from attnc.compiler.recurrences.affine import affine_of
+from attnc.compiler.recurrences.coupled import Following, ReadEachOtherError, follow
 from attnc.compiler.recurrences.derived import (
     Correction,
     Decay,
@@ -25,14 +27,17 @@ from attnc.compiler.recurrences.derived import (
     Running,
     Scan,
     Side,
+    Solved,
     Stage,
     Taken,
+    states_of,
 )
 from attnc.compiler.recurrences.monomials import Expansion, Labels, Monomial, NonlinearError, product_of, reads_state
 from attnc.compiler.recurrences.signs import is_one, sign_of
+from attnc.compiler.recurrences.stage_order import in_order, without_unread
 from attnc.compiler.recurrences.terms import correction_of, is_merged, signed, summed, write_of
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, axes, element, number, state_at
+from attnc.compiler.values import apply, axes, element, number, rank, state_at
 
 CLOSED = 2.0**-100
 """What a factor of 0 is taken for: too little to be seen, and enough for the gradient of the factor to be told."""
@@ -44,28 +49,33 @@ def derive(recur: Recur, *, trusting: bool = True) -> Derived:
     Raises NoFormError where it has no such form.
     """
     first: NonlinearError | NoFormError | None = None
-    for entrywise in _choices(recur):
+    together: NonlinearError | NoFormError | None = None
+    for coupling, entrywise in product((False, True), tuple(_choices(recur))):
+        deriving = _Deriving(recur, entrywise, trusting, coupling)
         try:
-            return replace(_Deriving(recur, entrywise, trusting).derive(), reason="" if first is None else str(first))
+            return replace(deriving.derive(), reason="" if first is None else str(first))
         except (NonlinearError, NoFormError) as error:
             first = first or error
-    assert first is not None
-    raise NoFormError(str(first)) from first
+            if deriving.has_groups or isinstance(error, ReadEachOtherError):
+                together = together or error
+    why = together or first
+    assert why is not None
+    raise NoFormError(str(why)) from why
 
 
 def _choices(recur: Recur) -> Iterator[frozenset[str]]:
     """Which states are taken entry by entry: none; those of one axis; those of two; all that can be.
 
-    Those of complex numbers always are.
+    Those of complex numbers always are, and lone numbers.
     """
-    always = frozenset(state.name for state in recur.states if state.is_complex)
+    always = frozenset(state.name for state in recur.states if state.is_complex or not state.dims)
     yield always
     able = []
     for state in recur.states:
         with suppress(NonlinearError):
             affine_of(state, [step for step in recur.steps if step.state == state.name])
             able.append(state)
-    vectors = frozenset(state.name for state in able if len(state.dims) == 1)
+    vectors = frozenset(state.name for state in able if len(state.dims) <= 1)
     whole = frozenset(state.name for state in able)
     for found in dict.fromkeys(some | always for some in (vectors, whole - vectors, whole)):
         if found != always:
@@ -77,6 +87,8 @@ class _Deriving:
     recur: Recur
     entrywise: frozenset[str]
     trusting: bool
+    coupling: bool
+    """Whether states that read each other, or have no pass, are taken by `Following`."""
     _known: dict[Value, Value] = field(default_factory=dict)
     """States and reads that are computed before, as elements of tensors."""
 
@@ -86,35 +98,26 @@ class _Deriving:
         stages: list[Stage] = [
             found for state in recur.states if (found := self._running(state, self._steps(state))) is not None
         ]
-        others = [state for state in recur.states if state not in [stage.state for stage in stages]]
+        others = [state for state in recur.states if all(state not in states_of(stage) for stage in stages)]
         scanned = [state for state in others if state.name in self.entrywise]
         for state in scanned:
             self._name_entries(state, last[state.name])
         chunked = [state for state in others if state not in scanned]
+        if self.coupling:
+            lines = [replace(step, value=self._replaced(step.value)) for step in recur.steps]
+            self._followed = follow(chunked, lines, self._has_pass)
+            chunked = [state for state in chunked if state.name not in self._followed]
         steps = {state.name: self._passed(state) for state in chunked}
         result, taken = self._result(last)
-        stages += [Pass(state, steps[state.name], tuple(taken.get(state.name, ()))) for state in chunked]
+        for state in chunked:
+            reads, solves = taken.get(state.name, ()), self._solves.get(state.name, ())
+            stages.append(Pass(state, steps[state.name], tuple(reads), solves=tuple(solves)))
         stages += [self._scan(state, last[state.name]) for state in scanned]
-        return Derived(self._in_order(_without_unread(stages, result), taken), result)
+        stages += [group.stage() for group in dict.fromkeys(self._followed.values())]
+        return Derived(in_order(without_unread(stages, result)), result)
 
     def _steps(self, state: ir.State) -> list[Step]:
         return [step for step in self.recur.steps if step.state == state.name]
-
-    def _in_order(self, stages: list[Stage], taken: dict[str, list[Taken]]) -> tuple[Stage, ...]:
-        """Those whose reads others use first."""
-        names = {one.name: state for state, many in taken.items() for one in many}
-        names |= {name: state for state, many in self._entries.items() for name, _ in many}
-        order, waiting = list[Stage](), list(stages)
-        while waiting:
-            done = {stage.state.name for stage in order}
-            ready = next(
-                (s for s in waiting if isinstance(s, Running) or _needs(s, names) <= done | {s.state.name}), None
-            )
-            if ready is None:
-                raise NoFormError("states that read each other")
-            waiting.remove(ready)
-            order.append(ready)
-        return tuple(order)
 
     # --- named sums --------------------------------------------------------------------------------------------------
 
@@ -134,6 +137,12 @@ class _Deriving:
         self._bounded.add((self._known[own], self._known[value]))
         return Running(state, "max" if value.op == "max" else "logaddexp", added, before, after)
 
+    def _replaced(self, value: Value, besides: ir.State | None = None) -> Value:
+        """With what is computed before: first what is made of states, then these, but for those of one of them."""
+        known = {node: x for node, x in self._known.items() if besides is None or not _is_of(node, besides)}
+        made: dict[Value, Value] = {node: x for node, x in known.items() if not isinstance(node, StateAt)}
+        return replace_values(replace_values(value, made), known)
+
     _bounded: set[tuple[Value, Value]] = field(default_factory=set)
     """Pairs of values of which the first is at most the second."""
 
@@ -145,7 +154,7 @@ class _Deriving:
     def _name_entries(self, state: ir.State, last: int) -> None:
         """A vector is kept whole of every token, before it and after it."""
         self._entries[state.name] = []
-        if len(state.dims) == 1:
+        if len(state.dims) <= 1:
             for name, version in (("before", 0), ("after", last)):
                 self._known[state_at(state.name, version, state.dims)] = self._entry(
                     f"#{state.name}.{name}", state_at(state.name, version, state.dims), state
@@ -155,13 +164,24 @@ class _Deriving:
         self._entries[state.name].append((name, node))
         return _tensor(name, axes(node), "complex" if state.is_complex else "real")
 
-    def _scan(self, state: ir.State, last: int) -> Scan:
-        known = {node: x for node, x in self._known.items() if not _is_of(node, state)}
-        steps = [replace(step, value=replace_values(step.value, known)) for step in self._steps(state)]
+    def _scan(self, state: ir.State, last: int) -> Scan | Pass:
+        steps = [replace(step, value=self._replaced(step.value, state)) for step in self._steps(state)]
         decay, write = affine_of(state, steps)
         if reads_state(decay) or reads_state(write):
             raise NoFormError(f"a step of `{state.name}` reads another state")
-        return Scan(state, decay, write, last, tuple(self._entries[state.name]))
+        reads = tuple(self._entries[state.name])
+        return self._flat(state, decay, write, reads) or Scan(state, decay, write, last, reads)
+
+    def _flat(self, state: ir.State, decay: Value, write: Value, reads: Sequence[tuple[str, Value]]) -> Pass | None:
+        """A vector under one decay for all its entries, or a number, as a matrix of one row; None for others."""
+        if len(state.dims) > 1 or state.is_complex or rank(decay):
+            return None
+        try:
+            log = None if is_one(decay) else Decay(self._log(decay, state), "scalar")
+        except NoFormError:
+            return None
+        taken = tuple(Taken(name, number(1.0), cast("StateAt", node).version == 0) for name, node in reads)
+        return Pass(state, (Micro(log, None, (number(1.0), write)),), taken, flat=True)
 
     def _read_of_entries(self, node: Value, last: dict[str, int]) -> Value | None:
         """A read of one state that is taken entry by entry, and of no other, as a tensor."""
@@ -174,6 +194,23 @@ class _Deriving:
             raise NoFormError(f"a read of `{name}` between its steps")
         state = next(state for state in self.recur.states if state.name == name)
         return self._entry(f"#{name}.{len(self._entries[name])}", node, state)
+
+    # --- states that read each other ---------------------------------------------------------------------------------
+
+    _followed: dict[str, Following] = field(default_factory=dict)
+    """The groups of states that are followed together, by the names of these."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether states read each other in a way that is understood."""
+        return any(len(group.states) > 1 for group in self._followed.values())
+
+    def _has_pass(self, state: ir.State) -> bool:
+        try:
+            self._passed(state)
+        except (NonlinearError, NoFormError):
+            return False
+        return True
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -194,7 +231,7 @@ class _Deriving:
         return tuple(found)
 
     def _micro(self, state: ir.State, step: Step) -> Micro:
-        value = replace_values(step.value, self._known)
+        value = self._replaced(step.value)
         expansion = Expansion()
         labels = expansion.labels(len(state.dims))
         if len(labels) > 2:
@@ -260,15 +297,43 @@ class _Deriving:
     def _result(self, last: dict[str, int]) -> tuple[Value, dict[str, list[Taken]]]:
         """What a token gets, each read of a state as the element of a tensor, and these reads by state."""
         taken: dict[str, list[Taken]] = {}
-        value = replace_values(self.recur.read, self._known)
+        value = self._replaced(self.recur.read)
         while reads_state(value):
             nodes = cast("tuple[Value, ...]", value.below)
+            solve = next((node for node in nodes if isinstance(node, ir.Solve) and reads_state(node.matrix)), None)
+            if solve is not None:
+                value = replace_values(value, {solve: self._solved(solve, last)})
+                continue
             found = next((node for node in nodes if _is_read(node)), None)
             if found is None:
                 raise NoFormError("a read that is not linear in a state")
             own = self._read_of_entries(found, last)
             value = replace_values(value, {found: self._taken(found, taken, last) if own is None else own})
         return value, taken
+
+    _solves: dict[str, list[Solved]] = field(default_factory=dict)
+
+    def _solved(self, node: ir.Solve, last: dict[str, int]) -> Value:
+        """A solve of a state by conjugate gradients, which read it once a step, as a tensor."""
+        of_state, others = list[Value](), list[Value]()
+        for term in _terms(node.matrix):
+            (of_state if reads_state(term) else others).append(term)
+        factors = _factors(of_state[0])
+        own = next((x for x in factors if isinstance(x, StateAt)), None)
+        scalars = [x for x in factors if x is not own]
+        if node.steps is None:
+            raise NoFormError("an exact `solve` with a state")
+        if len(of_state) > 1 or own is None or any(rank(x) or reads_state(x) for x in scalars):
+            raise NoFormError("a `solve` with more than one state and what does not read it")
+        if reads_state(node.vector) or own.version != last[own.name] or own.name in self.entrywise:
+            raise NoFormError(f"a `solve` with `{own.name}` of what reads a state, or between its steps")
+        rest = None
+        for other in others:
+            rest = other if rest is None else apply("add", rest, other)
+        many = self._solves.setdefault(own.name, [])
+        name = f"#{own.name}.solved{len(many)}"
+        many.append(Solved(name, product_of(scalars) if scalars else number(1.0), rest, node.vector, node.steps))
+        return _tensor(name, axes(node))
 
     def _taken(self, node: Value, taken: dict[str, list[Taken]], last: dict[str, int]) -> Value:
         """A node that is linear in the states as the sum of its reads."""
@@ -285,7 +350,8 @@ class _Deriving:
         state = term.state
         if state is None:
             return summed(term, labels)
-        if state.version not in (0, last[state.name]):
+        group = self._followed.get(state.name)
+        if group is None and state.version not in (0, last[state.name]):
             raise NoFormError(f"a read of `{state.name}` between its steps")
         row, *rest = term.labels
         if row in labels or any(label not in labels for label in rest):
@@ -296,9 +362,13 @@ class _Deriving:
             raise NoFormError(f"a read of `{state.name}` by a matrix")
         scalars = [f.value for f in others if not f.labels]
         after = [f.value for f in others if f.labels]
-        many = taken.setdefault(state.name, [])
-        name = f"#{state.name}.{len(many)}"
-        many.append(Taken(name, signed(product_of([*scalars, *query]), term.negative), state.version == 0))
+        query_of = signed(product_of([*scalars, *query]), term.negative)
+        if group is not None:
+            name = group.read(state, query_of)
+        else:
+            many = taken.setdefault(state.name, [])
+            name = f"#{state.name}.{len(many)}"
+            many.append(Taken(name, query_of, state.version == 0))
         return product_of([_tensor(name, state.dims[1:]), *after])
 
 
@@ -327,6 +397,18 @@ def _is_share(node: Value) -> bool:
     return False
 
 
+def _terms(node: Value) -> list[Value]:
+    if isinstance(node, ir.Apply) and node.op == "add":
+        return [term for operand in node.operands for term in _terms(operand)]
+    return [node]
+
+
+def _factors(node: Value) -> list[Value]:
+    if isinstance(node, ir.Apply) and node.op == "mul":
+        return [factor for operand in node.operands for factor in _factors(operand)]
+    return [node]
+
+
 def _is_read(node: Value) -> bool:
     """Whether a node takes a vector or a number of a state: a product with what reads none, and none inside."""
     if not isinstance(node, ir.Contract | ir.Dot) or reads_state(node.left) == reads_state(node.right):
@@ -341,42 +423,8 @@ def _tensor(name: str, dims: Sequence[str | int], kind: Literal["real", "complex
     return element(tensor, (fold.head_index("batch"), fold.head_index("head"), fold.place("q")))
 
 
-def _without_unread(stages: list[Stage], result: Value) -> list[Stage]:
-    """The same without reads of entries that nothing uses."""
-    values = [result, *(value for stage in stages if not isinstance(stage, Running) for value in _values(stage))]
-    used = {below.tensor.name for value in values for below in value.below if isinstance(below, ir.Element)}
-    return [
-        replace(stage, reads=tuple(read for read in stage.reads if read[0] in used))
-        if isinstance(stage, Scan)
-        else stage
-        for stage in stages
-    ]
-
-
 def _is_of(node: Value, state: ir.State) -> bool:
     return isinstance(node, StateAt) and node.name == state.name
-
-
-def _values(stage: Pass | Scan) -> list[Value]:
-    """What a stage is made of."""
-    if isinstance(stage, Scan):
-        return [stage.decay, stage.write, *(node for _, node in stage.reads)]
-    values = [one.query for one in stage.reads]
-    for micro in stage.steps:
-        values += [micro.decay.log] if micro.decay else []
-        values += [micro.correction.left, micro.correction.read] if micro.correction else []
-        values += list(micro.write or ())
-    return values
-
-
-def _needs(stage: Pass | Scan, names: dict[str, str]) -> set[str]:
-    """The states whose reads a stage uses."""
-    return {
-        names[below.tensor.name]
-        for value in _values(stage)
-        for below in value.below
-        if isinstance(below, ir.Element) and below.tensor.name in names
-    }
 
 
 __all__ = ["derive", "is_constant"]

@@ -53,12 +53,26 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """`solve(factor * S + rest, vector)` of every token, after its steps, by `steps` of conjugate gradients; `name`."""
+
+    name: str
+    factor: Value
+    rest: Value | None
+    vector: Value
+    steps: int
+
+
+@dataclass(frozen=True)
 class Pass:
-    """A state with its steps, and what is read of it. A vector is a matrix of one column."""
+    """A state with its steps, and what is read of it. A vector is a matrix of one column; where `flat` it, or
+    a number, is one of one row."""
 
     state: ir.State
     steps: tuple[Micro, ...]
     reads: tuple[Taken, ...]
+    flat: bool = False
+    solves: tuple[Solved, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +97,49 @@ class Scan:
     reads: tuple[tuple[str, Value], ...]
 
 
-Stage = Pass | Scan | Running
+@dataclass(frozen=True)
+class Mix:
+    """`Σ f_j S_j + Σ w_p u_p e_pᵀ` of states before a token and of its impulses; f and w are numbers. None: 0."""
+
+    states: tuple[Value | None, ...]
+    impulses: tuple[Value | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Impulse:
+    """`u eᵀ`, e = v + Σ rᵀ S: of every read the vector r, and S as a mix of what there was before."""
+
+    left: Value
+    value: Value | None
+    reads: tuple[tuple[Value, Mix], ...]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`qᵀ S` of every token, as the tensor `name`; S: a version of a state, as a mix."""
+
+    name: str
+    query: Value
+    of: Mix
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """States of the same axes that read each other: the impulses of a token in the order of its lines, what the states
+    are `after` it, and what is read of them. A vector is a matrix of one column."""
+
+    states: tuple[ir.State, ...]
+    impulses: tuple[Impulse, ...]
+    after: tuple[Mix, ...]
+    reads: tuple[Mixed, ...]
+
+
+Stage = Pass | Scan | Running | Coupled
+
+
+def states_of(stage: Stage) -> tuple[ir.State, ...]:
+    """The states that a stage computes."""
+    return stage.states if isinstance(stage, Coupled) else (stage.state,)
 
 
 @dataclass(frozen=True)
@@ -105,14 +161,20 @@ class Derived:
 
 __all__ = [
     "Correction",
+    "Coupled",
     "Decay",
     "Derived",
+    "Impulse",
     "Micro",
+    "Mix",
+    "Mixed",
     "NoFormError",
     "Pass",
     "Running",
     "Scan",
     "Side",
+    "Solved",
     "Stage",
     "Taken",
+    "states_of",
 ]

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 
 from attnc.compiler.ir import Value
 from attnc.compiler.print_ir import print_value
+from attnc.compiler.values import number
 
 if TYPE_CHECKING:
-    from attnc.compiler.recurrences.derived import Derived, Micro, Pass
+    from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Mix, Pass
 
 
 def print_derived(derived: Derived) -> str:
     """Every pass with its class, and what is read."""
-    from attnc.compiler.recurrences.derived import Running, Scan
+    from attnc.compiler.recurrences.derived import Coupled, Running, Scan
 
     lines: list[str] = []
     for stage in derived.stages:
+        if isinstance(stage, Coupled):
+            lines += _coupled(stage)
+            continue
         name = stage.state.name
         if isinstance(stage, Running):
             what = "largest" if stage.op == "max" else "log-sum-exp"
@@ -37,6 +41,11 @@ def print_derived(derived: Derived) -> str:
         for taken in stage.reads:
             when = " before its steps" if taken.before else ""
             lines.append(f"    {taken.name.removeprefix('#')} = {_factor(taken.query)} @ {name}{when}")
+        for solved in stage.solves:
+            matrix = name if solved.factor is number(1.0) else f"{_factor(solved.factor)} * {name}"
+            matrix += "" if solved.rest is None else f" + {_text(solved.rest)}"
+            lines.append(f"    {solved.name.removeprefix('#')} = solve({matrix}, {_text(solved.vector)})")
+            lines[-1] += f", by {solved.steps} steps of conjugate gradients, each a read"
     return "\n".join([*lines, f"out = {_text(derived.result)}"])
 
 
@@ -67,6 +76,44 @@ def _step(name: str, micro: Micro) -> Iterator[str]:
         yield f"{name} = {name} + {' + '.join(parts)}" + (f" for {micro.repeat[0].name}" if micro.repeat else "")
 
 
+def class_of_coupled(stage: Coupled) -> str:
+    """What is corrected, in words."""
+    words = "states that read each other" if len(stage.states) > 1 else "a factor that may be any number"
+    reads = sum(len(impulse.reads) for impulse in stage.impulses)
+    return words + {0: "", 1: ", a correction of rank one"}.get(reads, ", corrections of rank one")
+
+
+def _coupled(stage: Coupled) -> Iterator[str]:
+    """Impulses, and states after a token, of what these were before it."""
+    names = [state.name for state in stage.states]
+    many = len(stage.impulses) > 1
+    errors = [f"e{i + 1}" if many else "e" for i in range(len(stage.impulses))]
+    dims = ", ".join(map(str, stage.states[0].dims))
+    before = "they were before" if names[1:] else "it was before"
+    yield f"{', '.join(names)}[{dims}]: {class_of_coupled(stage)}; by what {before}"
+    lefts = [impulse.left for impulse in stage.impulses]
+
+    def text(mix: Mix) -> str:
+        parts = [_times(f, name) for f, name in zip(mix.states, names, strict=True) if f is not None]
+        written = zip(mix.impulses, lefts, errors, strict=False)
+        parts += [_times(w, f"outer({_text(left)}, {e})") for w, left, e in written if w is not None]
+        return " + ".join(parts) or "0"
+
+    for impulse, error in zip(stage.impulses, errors, strict=True):
+        parts = [] if impulse.value is None else [_text(impulse.value)]
+        parts += [f"{_factor(read)} @ ({text(mix)})" for read, mix in impulse.reads]
+        yield f"    {error} = {' + '.join(parts)}"
+    for name, mix in zip(names, stage.after, strict=True):
+        yield f"    {name} = {text(mix)}"
+    for one in stage.reads:
+        known = names[stage.after.index(one.of)] if one.of in stage.after else f"({text(one.of)})"
+        yield f"    {one.name.removeprefix('#')} = {_factor(one.query)} @ {known}"
+
+
+def _times(factor: Value, text: str) -> str:
+    return text if factor is number(1.0) else f"{_factor(factor)} * {text}"
+
+
 _OWN = frozenset({"batch", "head", "kv_head", "q"})
 """Indices that mean the token and head at hand."""
 
@@ -94,4 +141,4 @@ def _factor(value: Value) -> str:
     return text if text.isidentifier() else f"({text})"
 
 
-__all__ = ["class_of", "print_derived"]
+__all__ = ["class_of", "class_of_coupled", "print_derived"]

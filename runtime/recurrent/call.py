@@ -20,6 +20,9 @@ from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.recurrent import passes, token_loop
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
+from attnc.runtime.recurrent.linear import linear_recurrence
+from attnc.runtime.recurrent.passes import Linear
+from attnc.runtime.recurrent.prefixes import by_kernels
 from attnc.runtime.recurrent.token_values import Tokens
 from attnc.runtime.requirements import check_requirements
 
@@ -73,17 +76,17 @@ class Recurrent:
         state: object = None,
         *,
         dense: bool = False,
+        by_kernels: bool = False,
     ) -> Result:
         """(out (B, H, T, width) in the dtype of q, states after the last token, fp32 or fp64; `PLACE` among them).
 
         `state`: those before the first token by name, None: as the recurrence begins. Differentiable, once by chunks;
-        `dense`: token by token, straight from the lines.
+        `dense`: token by token, straight from the lines. `by_kernels`: linear passes by Triton's, as always on a GPU.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError, SpecError.
         """
         sizes = check_tensors(q, k, v)
-        if not dense and q.device.type != "cpu":
-            raise no_kernels(self.pattern, q.device.type)
+        linear = None if dense else self._linear(q, wanted=by_kernels)
         if sizes.n_q != sizes.n_k:
             raise ArgumentError(
                 f"q has {sizes.n_q} tokens and k has {sizes.n_k} (dimension 2): a recurrence takes as many of both; "
@@ -109,11 +112,32 @@ class Recurrent:
         begun |= count_of(self.recur, sizes.batch)
         states = _given(self.recur, begun, state)
         if documents is not None and self._reads_places:
-            out, last = self._apart(tokens, documents, shape, states, dense=dense)
+            out, last = self._apart(tokens, documents, shape, states, linear)
         else:
             fresh = None if documents is None else first_tokens(documents, sizes.n_q)
-            out, last = self._run(tokens, states, fresh, dense=dense)
+            out, last = self._run(tokens, states, fresh, linear)
         return out.to(q.dtype), last
+
+    def _linear(self, q: Tensor, *, wanted: bool) -> Linear:
+        """How linear passes are computed; `wanted`: by kernels.
+
+        Raises UnsupportedError for what is not there, or not allowed.
+        """
+        if q.device.type == "cpu" and not wanted:
+            return linear_recurrence
+        if q.device.type not in ("cpu", "cuda"):
+            raise no_kernels(self.pattern, q.device.type)
+        from attnc.runtime.gpu.recurrent.passes import linear_of, without_kernels
+
+        if self.derived is None:
+            raise no_kernels(self.pattern, q.device.type, self.reason)
+        missing = without_kernels(self.derived, self.recur, q.dtype)
+        if self._strict and missing:
+            raise UnsupportedError(
+                f"strict: `{self.pattern.name}` would run as operations of torch, for {missing}; compile it without "
+                f"strict to allow that"
+            )
+        return linear_of(q.dtype)
 
     def _check_continued(self, state: object, documents: Sequence[Windows] | None) -> None:
         if state is None:
@@ -129,39 +153,49 @@ class Recurrent:
                 f"and needs all of them in one call"
             )
 
-    def _run(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, *, dense: bool) -> Result:
+    def _run(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, linear: Linear | None) -> Result:
+        """`linear`: None: token by token."""
         own = {state.name: states[state.name] for state in self.recur.states}
         count = states.get(PLACE)
         if count is not None:
             before = count.tolist()
             tokens = replace(tokens, before=tuple(before) if len(set(before)) > 1 else tuple(before[:1]))
-        if dense or self.derived is None:
+        if linear is None or self.derived is None:
             out, last = token_loop.run(self.recur, tokens, own, fresh)
         else:
-            out, last = self._by_passes(tokens, own, fresh)
+            out, last = self._by_passes(self.derived, tokens, own, fresh, linear)
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
 
-    def _by_passes(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None) -> Result:
-        assert self.derived is not None
+    def _by_passes(
+        self, derived: Derived, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, linear: Linear
+    ) -> Result:
         try:
-            return passes.run(self.derived, self.recur, tokens, states, fresh)
+            with by_kernels(linear is not linear_recurrence):
+                return passes.run(derived, self.recur, tokens, states, fresh, linear)
         except passes.GrowingError:
-            return self._growing(tokens, states, fresh)
+            return self._growing(tokens, states, fresh, linear)
 
-    def _growing(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None) -> Result:
+    def _growing(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, linear: Linear) -> Result:
         """By passes for which factors may be any numbers, where there are some."""
+        grows = "a factor of its state is above 1, or below 0"
         try:
-            return passes.run(derive(self.recur, trusting=False), self.recur, tokens, states, fresh)
+            derived = derive(self.recur, trusting=False)
         except NoFormError as error:
             if self._strict:
-                raise UnsupportedError(
-                    f"strict: `{self.pattern.name}` would run token by token: a factor of its state is above 1, "
-                    f"or below 0"
-                ) from error
+                raise UnsupportedError(f"strict: `{self.pattern.name}` would run token by token: {grows}") from error
+            if linear is not linear_recurrence:
+                raise no_kernels(self.pattern, "Triton", grows) from error
             return token_loop.run(self.recur, tokens, states, fresh)
+        with by_kernels(linear is not linear_recurrence):
+            return passes.run(derived, self.recur, tokens, states, fresh, linear)
 
     def _apart(
-        self, tokens: Tokens, documents: Sequence[Windows], shape: CallShape, states: States, *, dense: bool
+        self,
+        tokens: Tokens,
+        documents: Sequence[Windows],
+        shape: CallShape,
+        states: States,
+        linear: Linear | None,
     ) -> Result:
         """Document by document, as places of tokens count within each."""
         outs, lasts = [], []
@@ -173,7 +207,7 @@ class Recurrent:
             start = last
             for window in documents[min(batch, len(documents) - 1)]:
                 own = cut(self.pattern, tokens, shape.inputs, batch, window)
-                out, last = self._run(own, start, None, dense=dense)
+                out, last = self._run(own, start, None, linear)
                 parts.append(out)
             outs.append(torch.cat(parts if len(parts) == 1 else parts[1:], 2))
             lasts.append(last)
@@ -187,10 +221,11 @@ def count_of(recur: Recur, batch: int) -> States:
     return {PLACE: torch.zeros(batch, dtype=torch.int64)}
 
 
-def no_kernels(pattern: Pattern, where: str) -> UnsupportedError:
-    """What is said where kernels are asked for."""
+def no_kernels(pattern: Pattern, where: str, reason: str = "") -> UnsupportedError:
+    """What is said where kernels are asked for and there are none."""
+    why = f"it runs token by token, {reason}" if reason else "recurrences have no kernels there"
     return UnsupportedError(
-        f"`{pattern.name}` on {where}: recurrences have no kernels yet; use the reference executor, "
+        f"`{pattern.name}` on {where}: {why}; use the reference executor, "
         f'backend="reference" (token by token), or move the tensors to the CPU'
     )
 

@@ -54,11 +54,12 @@ class Recurrence:
         first = inputs.state.flatten(0, 1).to(self.dtype)
         states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
         states[:, 0] = first
-        for stretch in self.layout.stretches():
+        for stretch in self._stretches(inputs):
             rows = self._rows(inputs, stretch)
             form = _form(rows)
-            solved = advance(states[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector)
-            result = form.outputs(states[:, stretch.start : stretch.stop].flatten(0, 1), solved)
+            own = states[stretch.sequences]
+            solved = advance(own[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector)
+            result = form.outputs(own[:, stretch.start : stretch.stop].flatten(0, 1), solved)
             if inputs.bonus is not None:
                 bonus = self._token_rows(inputs.bonus, stretch)
                 result.addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), rows.v)
@@ -72,27 +73,36 @@ class Recurrence:
             for name, x in inputs._asdict().items()
             if x is not None and x.is_floating_point()
         }
-        last = d_final.flatten(0, 1)
-        for stretch in reversed(self.layout.stretches()):
+        adjoints = d_final.flatten(0, 1).clone()
+        for stretch in reversed(self._stretches(inputs)):
             rows = self._rows(inputs, stretch)
             form = _form(rows)
             d_rows = self._token_rows(d_out, stretch)
             reads, corrector = form.reads(d_rows)
-            ends, last, d_right = retreat(last, form.keep, reads, corrector)
-            gradients = form.adjoint(d_rows, states[:, stretch.start : stretch.stop].flatten(0, 1), ends, d_right)
+            own = stretch.sequences
+            ends, adjoints[own], d_right = retreat(adjoints[own], form.keep, reads, corrector)
+            gradients = form.adjoint(d_rows, states[own, stretch.start : stretch.stop].flatten(0, 1), ends, d_right)
             if inputs.bonus is not None:
                 _add_bonus_adjoint(gradients, rows, self._token_rows(inputs.bonus, stretch), d_rows)
             for name in gradients.keys() & results.keys():
                 put = stretch.put_tokens if name in ONCE_A_TOKEN else stretch.put
                 put(gradients[name], results[name])
-        results["state"].copy_(last.view_as(results["state"]))
+        results["state"].copy_(adjoints.view_as(results["state"]))
         return results
+
+    def _stretches(self, inputs: Inputs) -> list[Stretch]:
+        corrected = inputs.beta is not None or inputs.left is not None
+        return self.layout.stretches(by_sequence=not corrected)
 
     def _rows(self, inputs: Inputs, stretch: Stretch) -> Rows:
         def laid(x: Tensor | None) -> Tensor | None:
             return None if x is None else stretch.rows(x).to(self.dtype)
 
-        k, v, gate = stretch.rows(inputs.k).to(self.dtype), stretch.rows(inputs.v).to(self.dtype), laid(inputs.gate)
+        def decays(x: Tensor | None) -> Tensor | None:
+            return stretch.rows(x) if x is not None and x.dtype == torch.float64 else laid(x)
+
+        k, v = stretch.rows(inputs.k).to(self.dtype), stretch.rows(inputs.v).to(self.dtype)
+        gate, columns = decays(inputs.gate), decays(inputs.columns)
         segments = None
         if inputs.resets is not None:
             segments = Segments(stretch.rows(inputs.resets)[..., 0].cumsum(-1), self.dtype)
@@ -101,7 +111,7 @@ class Recurrence:
             k=k,
             v=v,
             gate=k.new_zeros(*k.shape[:2], 1) if gate is None else gate,
-            columns=laid(inputs.columns),
+            columns=columns,
             beta=laid(inputs.beta),
             read=laid(inputs.read),
             left=laid(inputs.left),

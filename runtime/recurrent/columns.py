@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.runtime.recurrent.decays import EdgeAdjoints
+from attnc.runtime.recurrent.decays import EdgeAdjoints, row_products
 from attnc.runtime.recurrent.forms import Gradients, Rows, Uncorrected
 from attnc.runtime.recurrent.levels import (
     Level,
@@ -32,7 +32,7 @@ class DecayedColumns(Uncorrected):
     def __init__(self, rows: Rows) -> None:
         super().__init__(rows)
         assert rows.columns is not None
-        self.columns = block_sums(rows.columns)
+        self.columns = block_sums(rows.columns, rows.v.dtype)
         self.into = self.columns.enter(rows.before)
         self.values = rows.v * self.columns.out_of
 
@@ -63,7 +63,7 @@ class DecayedColumns(Uncorrected):
         d_pairs, d_v = torch.zeros_like(self.pairs), d_values * self.columns.out_of
         levels = [self._at_level(level, d_out, d_pairs[:, 0, :, 0], d_v) for level in self.columns.levels]
         if not self.rows.before:
-            d_pairs[:, 0, :, 0].diagonal(dim1=1, dim2=2).copy_((d_out * self.rows.v).sum(-1))
+            d_pairs[:, 0, :, 0].diagonal(dim1=1, dim2=2).copy_(row_products(d_out, self.rows.v))
             d_v.addcmul_(self._own_weight, d_out)
         d_keep = states * ends
         d_into = (self.entering[0] @ states).mul_(d_read)

@@ -21,7 +21,6 @@ from attnc.runtime.recurrent.levels import (
     SumAdjoints,
     advanced,
     below,
-    block_sums,
     delayed,
     even,
     gate_gradient,
@@ -55,10 +54,10 @@ class EdgeAdjoints(NamedTuple):
 
 
 class Decay(ABC):
-    """The decay of one stretch of chunks under log decays `gate` (n, L, F); `exclusive` has one entry a reader."""
+    """The decay of one stretch of chunks, (n, L, F); `exclusive` has one entry a reader."""
 
-    def __init__(self, gate: Tensor, segments: Segments | None, exclusive: Sequence[bool]) -> None:
-        self.sums: BlockSums = block_sums(gate)
+    def __init__(self, sums: BlockSums, segments: Segments | None, exclusive: Sequence[bool]) -> None:
+        self.sums = sums
         self.exclusive = tuple(exclusive)
         self.segments = segments
         self.into = [self.sums.enter(each) for each in exclusive]
@@ -119,14 +118,14 @@ class Decay(ABC):
         """Where the first reader sees its own token's write."""
         if not self.exclusive[0]:
             for w, y in enumerate(writers):
-                pairs[:, 0, :, w].diagonal(dim1=1, dim2=2).copy_((readers[0] * y).sum(-1))
+                pairs[:, 0, :, w].diagonal(dim1=1, dim2=2).copy_(row_products(readers[0], y))
 
 
 class ScalarDecay(Decay):
     """One gate (n, L, 1) for all rows: the pair matrix is a plain product, weighted."""
 
-    def __init__(self, gate: Tensor, segments: Segments | None, exclusive: Sequence[bool]) -> None:
-        super().__init__(gate, segments, exclusive)
+    def __init__(self, sums: BlockSums, segments: Segments | None, exclusive: Sequence[bool]) -> None:
+        super().__init__(sums, segments, exclusive)
         weights = self._weights()
         readers = [delayed(weights, 0) if each else weights for each in exclusive]
         self.weights = torch.stack(readers, 1) if len(readers) > 1 else readers[0][:, None]
@@ -148,7 +147,7 @@ class ScalarDecay(Decay):
     def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
         """One product for all readers and writers.
 
-        The diagonal anew: under strong decay it is all there is, and a sum by halves is closer than the product's.
+        The diagonal anew, by `row_products`.
         """
         product = _stacked(readers) @ _stacked(writers).mT
         result = by_side(product, len(readers), len(writers)).mul_(self.weights[:, :, :, None])
@@ -239,6 +238,11 @@ def summed(terms: Sequence[Tensor]) -> Tensor:
     for term in rest:
         first = first + term
     return first
+
+
+def row_products(x: Tensor, y: Tensor) -> Tensor:
+    """Σ x y of each row, (…, R) → (…), summed in fp64: under strong decay a token's own pair is all there is."""
+    return (x * y).sum(-1, dtype=torch.float64).to(x.dtype)
 
 
 def _stacked(sides: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.runtime.recurrent.decays import EdgeAdjoints, RowDecay, ScalarDecay, Segments, by_side
+from attnc.runtime.recurrent.decays import EdgeAdjoints, RowDecay, ScalarDecay, Segments, by_side, row_products
+from attnc.runtime.recurrent.levels import block_sums
 from attnc.runtime.recurrent.states import Corrector
 from attnc.runtime.recurrent.triangle import inverse
 
@@ -49,7 +50,8 @@ class Uncorrected:
         self.rows = rows
         self.readers, self.writers = self._sides()
         kind = ScalarDecay if rows.gate.shape[-1] == 1 else RowDecay
-        self.decay = kind(rows.gate, rows.segments, (rows.before, rows.old)[: len(self.readers)])
+        exclusive = (rows.before, rows.old)[: len(self.readers)]
+        self.decay = kind(block_sums(rows.gate, rows.k.dtype), rows.segments, exclusive)
         self.pairs = self.decay.pairs(self.readers, self.writers)
         self.entering, self.leaving = self.decay.enter(self.readers), self.decay.leave(self.writers)
         self.corrector = self._corrector()
@@ -82,6 +84,9 @@ class Uncorrected:
         values, d_read, gradients = self._value_adjoint(d_out, states, ends, d_right)
         d_products = d_out if d_read is None else torch.cat((d_out, d_read), 1)
         d_pairs = by_side(d_products @ values.mT, len(self.readers), len(self.writers))
+        if not self.rows.before:
+            for w, own in enumerate(values.chunk(len(self.writers), 1)):
+                d_pairs[:, 0, :, w].diagonal(dim1=1, dim2=2).copy_(row_products(d_out, own))
         d_edges = EdgeAdjoints(
             (d_products @ states.mT).chunk(len(self.readers), 1),
             (values @ ends.mT).chunk(len(self.writers), 1),

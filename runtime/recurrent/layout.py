@@ -37,19 +37,47 @@ class Layout:
         """Of a sequence."""
         return -(-self.tokens // self.per_chunk)
 
-    def stretches(self) -> list[Stretch]:
-        """All chunks, in order."""
-        size = max(STRETCH // (self.length * self.batch * self.heads), 1)
-        return [Stretch(self, at, min(at + size, self.chunks)) for at in range(0, self.chunks, size)]
+    def stretches(self, *, by_sequence: bool) -> list[Stretch]:
+        """All chunks, those of a sequence in order: of all sequences side by side, or `by_sequence`.
+
+        By sequence, rows that stand side by side in memory are taken as they are; side by side, the serial part of all
+        sequences is one.
+        """
+        size = max(STRETCH // self.length, 1)
+        whole = slice(0, self.batch), slice(0, self.heads)
+        if not by_sequence or self.chunks * self.heads * self.batch <= size:
+            each = max(size // (self.batch * self.heads), 1)
+            return [Stretch(self, *whole, at, min(at + each, self.chunks)) for at in range(0, self.chunks, each)]
+        return [stretch for entry in range(self.batch) for stretch in self._of_entry(slice(entry, entry + 1), size)]
+
+    def _of_entry(self, entry: slice, size: int) -> list[Stretch]:
+        heads, each = max(size // self.chunks, 1), min(size, self.chunks)
+        return [
+            Stretch(self, entry, slice(head, min(head + heads, self.heads)), at, min(at + each, self.chunks))
+            for head in range(0, self.heads, heads)
+            for at in range(0, self.chunks, each)
+        ]
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """The chunks from `start` to before `stop` of every sequence; n = B · H · (stop - start)."""
+    """The chunks from `start` to before `stop` of some sequences; n = of these · (stop - start)."""
 
     layout: Layout
+    entries: slice
+    heads: slice
     start: int
     stop: int
+
+    @property
+    def sequences(self) -> slice:
+        """Of all B · H; those of several entries are all of their heads."""
+        first = self.entries.start * self.layout.heads + self.heads.start
+        return slice(first, (self.entries.stop - 1) * self.layout.heads + self.heads.stop)
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        return self.entries.stop - self.entries.start, self.heads.stop - self.heads.start
 
     @property
     def tokens(self) -> slice:
@@ -63,22 +91,22 @@ class Stretch:
 
     def rows(self, x: Tensor) -> Tensor:
         """(B, H, N, F), a row a micro-step → (n, L, F)."""
-        return self._laid(x[:, :, self.steps])
+        return self._laid(x[self.entries, self.heads, self.steps])
 
     def put(self, rows: Tensor, out: Tensor) -> None:
         """(n, L, F) → its place in (B, H, N, F)."""
         place = self.layout
         rows = self._by_chunk(rows)[:, :, :, : place.per_chunk * place.micro]
         steps = self.steps
-        out[:, :, steps] = rows.flatten(2, 3)[:, :, : steps.stop - steps.start]
+        out[self.entries, self.heads, steps] = rows.flatten(2, 3)[:, :, : steps.stop - steps.start]
 
     def token_rows(self, x: Tensor) -> Tensor:
         """(B, H, T, F), a row a token → (n, L, F)."""
         place = self.layout
         if place.micro == 1:
             return self.rows(x)
-        spread = x.new_zeros(*x.shape[:2], self.tokens.stop - self.tokens.start, place.micro, x.shape[-1])
-        spread[:, :, :, place.read_at] = x[:, :, self.tokens]
+        spread = x.new_zeros(*self._counts, self.tokens.stop - self.tokens.start, place.micro, x.shape[-1])
+        spread[:, :, :, place.read_at] = x[self.entries, self.heads, self.tokens]
         return self._laid(spread.flatten(2, 3))
 
     def put_tokens(self, rows: Tensor, out: Tensor) -> None:
@@ -87,14 +115,14 @@ class Stretch:
         used = slice(place.read_at, place.per_chunk * place.micro, place.micro)
         rows = self._by_chunk(rows)[:, :, :, used]
         tokens = self.tokens
-        out[:, :, tokens] = rows.flatten(2, 3)[:, :, : tokens.stop - tokens.start]
+        out[self.entries, self.heads, tokens] = rows.flatten(2, 3)[:, :, : tokens.stop - tokens.start]
 
     def _laid(self, x: Tensor) -> Tensor:
         place = self.layout
         used, chunks = place.per_chunk * place.micro, self.stop - self.start
         if x.shape[2] == chunks * place.length:
             return x.reshape(-1, place.length, x.shape[-1])
-        padded = x.new_zeros(place.batch, place.heads, chunks, place.length, x.shape[-1])
+        padded = x.new_zeros(*self._counts, chunks, place.length, x.shape[-1])
         whole = x.shape[2] // used
         padded[:, :, :whole, :used] = x[:, :, : whole * used].view(*x.shape[:2], whole, used, x.shape[-1])
         if whole < chunks:
@@ -103,4 +131,4 @@ class Stretch:
 
     def _by_chunk(self, rows: Tensor) -> Tensor:
         """(n, L, F) → (B, H, chunks, L, F)."""
-        return rows.view(self.layout.batch, self.layout.heads, self.stop - self.start, *rows.shape[1:])
+        return rows.view(*self._counts, self.stop - self.start, *rows.shape[1:])

@@ -64,8 +64,15 @@ class SumAdjoints:
     total: Tensor
 
 
-def block_sums(gate: Tensor) -> BlockSums:
-    """All factors of log decays `gate` (n, L, F), by one sweep from small blocks to large ones."""
+def block_sums(gate: Tensor, dtype: torch.dtype) -> BlockSums:
+    """All factors of log decays `gate` (n, L, F), by one sweep from small blocks to large ones.
+
+    A sum's rounding is its exponential's relative error, which grows with the decay: nothing that a token sees, for it
+    sees little through a strong decay, but all of what the gradient of a factor is divided by. The logs of factors come
+    in a wider dtype than `dtype`, and are multiplied as factors.
+    """
+    if gate.dtype != dtype:
+        return _block_products(gate.exp(), dtype)
     before, after = gate.clone(), torch.zeros_like(gate)
     levels = []
     for block in _blocks(gate.shape[-2]):
@@ -77,6 +84,18 @@ def block_sums(gate: Tensor) -> BlockSums:
         return BlockSums((), before.exp(), after.exp(), before.exp())
     into, out_of = _whole(levels[-1], before, after)
     return BlockSums(tuple(levels), into, out_of, into[:, -1:])
+
+
+def _block_products(before: Tensor, dtype: torch.dtype) -> BlockSums:
+    """The same of factors from 0 to 1, (n, L, F), which are overwritten: multiplied as wide as they come."""
+    after, levels = torch.ones_like(before), []
+    for block in _blocks(before.shape[-2]):
+        left, right = even(before, block), odd(before, block)
+        levels.append(Level(block, right.to(dtype), even(after, block).to(dtype)))
+        even(after, block).mul_(right[..., -1:, :])
+        right.mul_(left[..., -1:, :])
+    into = before.to(dtype)
+    return BlockSums(tuple(levels), into, after.to(dtype), into[:, -1:])
 
 
 def gate_gradient(adjoints: SumAdjoints) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -10,26 +11,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
 from attnc.compiler.recurrences.derive import is_constant
-from attnc.compiler.recurrences.derived import Derived, Micro, Pass, Running, Scan
+from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Pass, Running, Scan, Solved
 from attnc.compiler.values import axes, rank
+from attnc.runtime.recurrent import coupled
 from attnc.runtime.recurrent.entries import scan
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
+from attnc.runtime.recurrent.solves import solve_by_reads
 from attnc.runtime.recurrent.token_loop import States, order_of
 from attnc.runtime.recurrent.token_values import Bound, Tokens, TokenValues, aligned
 
+Linear = Callable[..., tuple[Tensor, Tensor]]
+"""`linear_recurrence`, or what gives the same."""
+
 
 def run(
-    derived: Derived, recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None
+    derived: Derived,
+    recur: Recur,
+    tokens: Tokens,
+    states: States,
+    fresh: NDArray[np.bool_] | None,
+    linear: Linear = linear_recurrence,
 ) -> tuple[Tensor, States]:
-    """What `token_loop.run` gives, for a recurrence that has passes."""
+    """What `token_loop.run` gives, for a recurrence that has passes; `linear` computes those over linear states."""
     known = dict(tokens.inputs)
     tokens = replace(tokens, inputs=known)
     plain = TokenValues(tokens)
     order = order_of(recur, plain)
-    passing = _Passing(tokens, TokenValues(tokens, order), None if order is None else np.argsort(order, 1))
+    back = None if order is None else np.argsort(order, 1)
+    passing = _Passing(tokens, TokenValues(tokens, order), back, linear)
     if recur.reset is not None:
         given = plain.integers(recur.reset) != 0
         fresh = given if fresh is None else fresh | given
@@ -40,6 +53,9 @@ def run(
         passing.fresh = fresh
     last: States = {}
     for stage in derived.stages:
+        if isinstance(stage, Coupled):
+            last |= passing.coupled(stage, states, known)
+            continue
         name = stage.state.name
         if isinstance(stage, Running):
             last[name] = passing.running(stage, states[name], known)
@@ -59,7 +75,8 @@ class GrowingError(Exception):
 class _Passing:
     """The passes of one call. `fresh`: see `token_loop.run`, in the order in which tokens are taken."""
 
-    def __init__(self, tokens: Tokens, values: TokenValues, back: NDArray[np.int64] | None) -> None:
+    def __init__(self, tokens: Tokens, values: TokenValues, back: NDArray[np.int64] | None, linear: Linear) -> None:
+        self._linear = linear
         self._tokens = tokens
         self._values = values
         self._back = back
@@ -67,32 +84,52 @@ class _Passing:
 
     def running(self, stage: Running, state: Tensor, known: dict[str, Tensor]) -> Tensor:
         """The state before and after each token, by name; what it is in the end."""
-        added = aligned(self._whole(stage.added), axes(stage.added), stage.state.dims)
+        # In fp64: decays are exponentials of differences of these, which may be small beside them.
+        added, start = self._values.widened(stage.added), state.double()
+        added = aligned(added, axes(stage.added), stage.state.dims)
         added = added.expand(*self._tokens.counts, *state.shape[2:])
         fresh = self._fresh_tensor()
         run = running_max if stage.op == "max" else running_log_sum
-        after = run(added, state, fresh if fresh is None or fresh.shape[1] > 1 else fresh[:, 0])
-        before = torch.cat([state[:, :, None], after[:, :, :-1]], 2)
+        after = run(added, start, fresh if fresh is None or fresh.shape[1] > 1 else fresh[:, 0])
+        before = torch.cat([start[:, :, None], after[:, :, :-1]], 2)
         if fresh is not None:
-            before = torch.where(fresh[..., None], stage.state.start, before)
+            mask = fresh.reshape(*fresh.shape, *(1,) * len(stage.state.dims))
+            before = torch.where(mask, stage.state.start, before)
         known[stage.before], known[stage.after] = self._placed(before), self._placed(after)
-        return after[:, :, -1] if after.shape[2] else state
+        return after[:, :, -1].to(state.dtype) if after.shape[2] else state
 
     def passed(self, stage: Pass, state: Tensor, known: dict[str, Tensor]) -> Tensor:
         """Every read by its name; what the state is in the end, (B, H, …)."""
-        narrow = len(stage.state.dims) == 1
-        start = state[..., None] if narrow else state
+        start = _as_matrix(stage, state)
+        is_number = len(stage.state.dims) <= (0 if stage.flat else 1)
         steps = [step for micro in stage.steps for step in self._steps(micro)]
         given = self._arguments(stage, steps, start)
         final = start
         for taken in stage.reads:
-            q = self._over_tokens(taken.query)
+            q = self._side(taken.query, start.shape[-2], ())
             out, final = self._run(q, given, start, before=taken.before)
-            known[taken.name] = self._placed(out[..., 0] if narrow else out)
+            known[taken.name] = self._placed(out[..., 0] if is_number else out)
+        for solved in stage.solves:
+            known[solved.name] = self._placed(self._solved(solved, given, start))
         if not stage.reads:
             q = self._tokens.q.new_zeros((*self._tokens.counts, start.shape[-2]))
             _, final = self._run(q, given, start, before=False)
-        return final[..., 0] if narrow else final
+        return final.reshape(state.shape)
+
+    def _solved(self, solved: Solved, given: dict[str, object], start: Tensor) -> Tensor:
+        """What the matrix makes of vectors is a read of the state for each of them."""
+        values, rest = self._values, solved.rest
+        factor = values.whole(solved.factor)[..., None]
+        diagonal = rest.vector if isinstance(rest, ir.Diagonal) else None
+        other = None if rest is None else values.whole(rest if diagonal is None else diagonal)
+
+        def times(x: Tensor) -> Tensor:
+            found = factor * self._run(x, given, start, before=False)[0]
+            if other is None:
+                return found
+            return found + (other * x if diagonal is not None else (other @ x[..., None])[..., 0])
+
+        return solve_by_reads(times, self._side(solved.vector, start.shape[-2], ()).contiguous(), solved.steps)
 
     def scanned(self, stage: Scan, state: Tensor, known: dict[str, Tensor]) -> Tensor:
         """Every read by its name; what the state is in the end."""
@@ -100,23 +137,30 @@ class _Passing:
         known.update({name: self._placed(out) for (name, _), out in zip(stage.reads, outs, strict=True)})
         return final
 
+    def coupled(self, stage: Coupled, states: States, known: dict[str, Tensor]) -> States:
+        """Every read by its name; what the states are in the end."""
+        own = [states[state.name] for state in stage.states]
+        outs, last = coupled.run(stage, self._values, own, self._fresh_tensor())
+        known.update({one.name: self._placed(out) for one, out in zip(stage.reads, outs, strict=True)})
+        return {state.name: x for state, x in zip(stage.states, last, strict=True)}
+
     def _run(self, q: Tensor, given: dict[str, object], start: Tensor, *, before: bool) -> tuple[Tensor, Tensor]:
         """By batch entries; where heads begin anew at tokens of their own, each as an entry."""
         fresh = self._fresh_tensor()
         if fresh is None:
-            return linear_recurrence(q, state=start, before=before, **given)  # type: ignore[arg-type]
+            return self._linear(q, state=start, before=before, **given)
         batch, heads, count, _ = q.shape
         if fresh.shape[1] == 1:
             resets = fresh[:, 0].expand(batch, count)
-            return linear_recurrence(q, state=start, before=before, resets=resets, **given)  # type: ignore[arg-type]
+            return self._linear(q, state=start, before=before, resets=resets, **given)
         resets = fresh.expand(batch, heads, count).reshape(batch * heads, count)
         own = {name: _folded(x, batch, heads) for name, x in given.items()}
-        out, final = linear_recurrence(
-            _folded(q, batch, heads),  # type: ignore[arg-type]
-            state=_folded(start, batch, heads),  # type: ignore[arg-type]
+        out, final = self._linear(
+            _folded(q, batch, heads),
+            state=_folded(start, batch, heads),
             before=before,
             resets=resets,
-            **own,  # type: ignore[arg-type]
+            **own,
         )
         return out.reshape(batch, heads, *out.shape[2:]), final.reshape(start.shape)
 
@@ -166,26 +210,28 @@ class _Passing:
             if micro.decay is None or not first:
                 parts.append(torch.zeros((), dtype=self._tokens.q.dtype, device=self._tokens.q.device))
             else:
-                parts.append(self._values.whole(micro.decay.log, bound))
+                parts.append(self._log_decay(micro.decay.log, bound))
         width = {"scalar": (), "rows": (rows,), "columns": (columns,)}[side]
         shape = (*self._tokens.counts, *width)
         return {"gate_columns" if side == "columns" else "gate": _joined([part.expand(shape) for part in parts])}
+
+    def _log_decay(self, node: Value, bound: Bound) -> Tensor:
+        """In fp64 the log of a factor: the factor's gradient is the logarithm's by what may be 1e-30."""
+        if isinstance(node, ir.Apply) and node.op == "log" and not is_constant(node):
+            return self._values.whole(node.operands[0], bound).double().log()
+        return self._values.whole(node, bound).to(self._tokens.q.dtype)
 
     # --- values ------------------------------------------------------------------------------------------------------
 
     def _whole(self, node: Value) -> Tensor:
         return self._values.whole(node)
 
-    def _over_tokens(self, node: Value) -> Tensor:
-        found = self._whole(node)
-        return found.expand(*self._tokens.counts, *found.shape[3:])
-
     def _side(self, node: Value | None, width: int, bound: Bound) -> Tensor:
         """A vector of every token."""
         shape = (*self._tokens.counts, width)
         if node is None:
             return self._tokens.q.new_zeros(()).expand(shape)
-        found = self._values.whole(node, bound)
+        found = self._values.whole(node, bound).to(self._tokens.q.dtype)
         return (found if rank(node) else found[..., None]).expand(shape)
 
     def _fresh_tensor(self) -> Tensor | None:
@@ -201,6 +247,13 @@ class _Passing:
             return x
         back = torch.from_numpy(self._back).to(x.device)
         return torch.take_along_dim(x, back.reshape(1, *back.shape, *(1,) * (x.ndim - 3)), 2)
+
+
+def _as_matrix(stage: Pass, state: Tensor) -> Tensor:
+    if len(stage.state.dims) > 1:
+        return state
+    wide = state if stage.state.dims else state[..., None]
+    return wide[..., None, :] if stage.flat else wide[..., None]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -227,4 +280,4 @@ def _folded(x: object, batch: int, heads: int) -> object:
     return x.reshape(batch * heads, 1, *x.shape[2:])
 
 
-__all__ = ["GrowingError", "run"]
+__all__ = ["GrowingError", "Linear", "run"]

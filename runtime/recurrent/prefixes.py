@@ -9,7 +9,9 @@ then every chunk again from the state before it. Nothing is divided and no logar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -47,8 +49,34 @@ class Steps(NamedTuple):
         return Steps(self.out[:, :, tokens], decay, self.write[:, :, tokens], emptied)
 
 
+_BY_KERNELS: ContextVar[bool] = ContextVar("whether tensors on the CPU are for Triton's interpreter", default=False)
+
+
+@contextmanager
+def by_kernels(wanted: bool = True) -> Iterator[None]:
+    """Inside, steps of tensors on the CPU are run by kernels too, where there are some."""
+    token = _BY_KERNELS.set(wanted)
+    try:
+        yield
+    finally:
+        _BY_KERNELS.reset(token)
+
+
+def are_by_kernels() -> bool:
+    """Whether they are."""
+    return _BY_KERNELS.get()
+
+
 def fill(steps: Steps, start: Tensor, *, backwards: bool = False) -> None:
     """out_t = decay_t · out_{t-1} + write_t, the first from `start` (B, H, …); `backwards`: from out_{t+1}."""
+    if (steps.out.is_cuda or are_by_kernels()) and steps.out.dtype in (torch.float32, torch.complex64):
+        from attnc.runtime.gpu.recurrent import scan
+
+        return scan.fill(*steps, start, backwards=backwards)
+    return _in_torch(steps, start, backwards=backwards)
+
+
+def _in_torch(steps: Steps, start: Tensor, *, backwards: bool) -> None:
     count = steps.out.shape[2]
     length = _chunk_length(steps)
     chunks = count // length if length else 0
@@ -175,4 +203,4 @@ def _largest(x: Tensor) -> float:
     return max(-low, high)
 
 
-__all__ = ["Steps", "fill"]
+__all__ = ["Steps", "are_by_kernels", "by_kernels", "fill"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.recurrent.prefixes import by_kernels
 from attnc.runtime.recurrent.stretches import Make, Read, Scan, stretch_length
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -131,7 +132,8 @@ class _Gradient(FirstOrder):
     @staticmethod
     def forward(scan: Scan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
         d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
-        gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)
+        with by_kernels(scan.by_kernels):
+            gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)
         return (d_state, *gradients)
 
     @staticmethod

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
-from attnc.runtime.recurrent.prefixes import Steps, fill
+from attnc.runtime.recurrent.prefixes import Steps, are_by_kernels, fill
 from attnc.runtime.vector_math import settle
 
 settle()
 
 # Bytes of a stretch's states: few enough for the cache, many enough for the calls that compute them (measured).
 STRETCH = 1 << 21
+# On a GPU, where nothing was measured: memory of some TB/s takes longer over so many than a kernel's start does.
+STRETCH_ON_GPU = 1 << 26
 
 Make = Callable[..., tuple[Tensor, Tensor]]
 Read = Callable[..., Sequence[Tensor]]
@@ -77,6 +79,7 @@ class Scan:
     tokens: int
     length: int
     split: tuple[bool, ...]
+    by_kernels: bool = field(default_factory=are_by_kernels)
 
     def stretches(self) -> list[slice]:
         """All tokens, in order; one of none where there are none."""
@@ -202,7 +205,7 @@ class _Total:
 def stretch_length(tokens: int, state: Tensor) -> int:
     """Tokens of a stretch, given the state (B, H, …). At least √T / 2: fewer would have more states kept than made."""
     size = max(state.numel() * state.element_size(), 1)
-    return max(STRETCH // size, math.isqrt(tokens) // 2, 1)
+    return max((STRETCH_ON_GPU if state.is_cuda else STRETCH) // size, math.isqrt(tokens) // 2, 1)
 
 
 def _emptied(x: Tensor, emptied: Tensor | None) -> Tensor:

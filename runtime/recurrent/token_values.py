@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from attnc.compiler.rewrite import rebuild, rewrite, substitute
 from attnc.compiler.values import axes, rank
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
-from attnc.runtime.sums import conjugate_gradients
+from attnc.runtime.recurrent.solves import solve_by_steps
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -101,6 +101,12 @@ class TokenValues:
         if (node, free) not in self._by_place:
             self._by_place[node, free] = _Once(self, {}, None, free).fresh(node)
         return self._by_place[node, free]
+
+    def widened(self, node: Value) -> Tensor:
+        """A value of all tokens in fp64, here and for whoever reads it from now on: its gradient is summed in fp64."""
+        self._by_place[node, ()] = self.by_place(node).double()
+        self._whole.pop((node, ()), None)
+        return self.whole(node)
 
     def _taken(self, x: Tensor) -> Tensor:
         """A value of all tokens in the order in which they are taken."""
@@ -296,6 +302,9 @@ class _Once:
 
     def _apply(self, node: Value, op: str, operands: tuple[Value, ...]) -> Tensor:
         wanted = axes(node)
+        fused = self._fused(op, operands, wanted)
+        if fused is not None:
+            return fused
         found = [aligned(self.of(operand), axes(operand), wanted) for operand in operands]
         if op == "softmax":
             return torch.softmax(found[0], -1)
@@ -304,6 +313,19 @@ class _Once:
             empty = (whole == 0) & (top == 0)
             return torch.where(empty, 0, top / torch.where(empty, 1, whole))
         return FUNCTIONS[op](*found)
+
+    def _fused(self, op: str, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> Tensor | None:
+        """x + a b in one pass, and the exponential of what nobody else reads in its place; None: one by one."""
+        if op == "exp" and _is_apply(operands[0], "mul") and not reads_state(operands[0]):
+            inner = self.fresh(operands[0])
+            return inner.exp() if inner.requires_grad else inner.exp_()
+        if op != "add" or len(operands) != 2:
+            return None
+        for x, product in (operands, operands[::-1]):
+            if _is_apply(product, "mul") and len(product.operands) == 2:
+                parts = [aligned(self.of(part), axes(part), wanted) for part in (x, *product.operands)]
+                return torch.addcmul(*parts) if len({part.dtype for part in parts}) == 1 else None
+        return None
 
     def _condition(self, node: Index) -> Tensor:
         return self._tensor(self._integers(node) != 0)
@@ -370,13 +392,17 @@ class _Once:
         lead = tuple(map(max, matrix.shape[:LEAD], vector.shape[:LEAD]))
         matrix, vector = matrix.expand(*lead, *matrix.shape[LEAD:]), vector.expand(*lead, *vector.shape[LEAD:])
         if node.steps is not None:
-            return conjugate_gradients(matrix, vector, node.steps)
+            return solve_by_steps(matrix, vector, node.steps)
         solved: Tensor
         solved, singular = torch.linalg.solve_ex(matrix, vector[..., None])
         if singular.any():
             help_ = "add something to its diagonal: `… + 0.01 * eye(dk)`"
             raise EvaluationError("A901", "`solve` of a matrix that is singular", None, help_)
         return solved[..., 0]
+
+
+def _is_apply(node: Value, op: str) -> TypeGuard[ir.Apply]:
+    return isinstance(node, ir.Apply) and node.op == op
 
 
 class Stretch(_Once):

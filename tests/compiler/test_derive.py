@@ -10,8 +10,8 @@ from attnc.compiler.ir import Recur
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.print_ir import print_pattern
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import NoFormError, Pass, Running, Scan
-from attnc.compiler.recurrences.print_derived import class_of
+from attnc.compiler.recurrences.derived import Coupled, NoFormError, Pass, Running, Scan
+from attnc.compiler.recurrences.print_derived import class_of, class_of_coupled
 from attnc.compiler.verify_ir import verify
 from attnc.runtime.library import ModuleLoader, library_source, recurrence_names
 from attnc.spec.load import load_program
@@ -45,17 +45,25 @@ def written(lines: str) -> Recur:
 
 def classes(recur: Recur) -> list[str]:
     names = {Scan: "entry by entry", Running: "log-sum-exp"}
-    return [class_of(stage) if isinstance(stage, Pass) else names[type(stage)] for stage in derive(recur).stages]
+    return [
+        class_of(stage)
+        if isinstance(stage, Pass)
+        else class_of_coupled(stage)
+        if isinstance(stage, Coupled)
+        else names[type(stage)]
+        for stage in derive(recur).stages
+    ]
 
 
 LIBRARY = {
-    "aaren": ["log-sum-exp", "entry by entry"],
+    "aaren": ["log-sum-exp", "a scalar decay"],
     "comba": ["a scalar decay, delta rule"],
     "convs5_pointwise": ["entry by entry"],
     "delta_net": ["no decay, delta rule"],
     "gated_delta_net": ["a scalar decay, delta rule"],
     "gated_delta_product": ["a scalar decay, delta rule, several steps a token"],
     "gla": ["a decay of each row"],
+    "mesa": ["a scalar decay", "a scalar decay"],
     "gsa": ["a decay of each column", "a decay of each row"],
     "hgrn2": ["a decay of each row"],
     "kimi_delta": ["a decay of each row, delta rule"],
@@ -64,13 +72,12 @@ LIBRARY = {
     "linear_attention": ["no decay", "no decay"],
     "mamba1": ["entry by entry"],
     "mamba2_ssd": ["a scalar decay"],
-    "mesa": "a read that is not linear in a state",
     "mhs_vm": ["entry by entry"],
     "retention": ["a scalar decay"],
     "rwkv6": ["a decay of each row"],
     "s5": ["entry by entry"],
     "rwkv7": ["a decay of each row, a correction of rank one of the old state"],
-    "titans_linear": "a step of `M` reads `P`",
+    "titans_linear": ["states that read each other, a correction of rank one"],
     "yaad_linear": "`min` of a state",
 }
 
@@ -131,10 +138,83 @@ def test_what_is_taken_entry_by_entry(name: str) -> None:
     assert says in str(derive(recur))
 
 
+TOGETHER = "states that read each other"
+ANY = "a factor that may be any number"
+COUPLED = {
+    "momentum": ("state P: [dk, dv]\nstep P = beta * P + outer(k, v)\nstep S = free * S + P", [TOGETHER]),
+    "slopes": (
+        "state P: [dk, dv]\nstep P = beta * P + outer(k, v - k @ S)\nstep S = S + P",
+        [f"{TOGETHER}, {RANK_ONE}"],
+    ),
+    "two corrections": (
+        "state P: [dk, dv]\nstep P = S - free * P + outer(k, v - k @ S)\nstep S = S + P - outer(a, b @ P)",
+        [f"{TOGETHER}, corrections of rank one"],
+    ),
+    "corrections of one": (
+        "state P: [dk, dv]\nstep P = P + outer(k, v - k @ S + free * (k @ P))\nstep S = S + P",
+        [f"{TOGETHER}, {RANK_ONE}"],
+    ),
+    "vectors": (
+        "state x: [dk]\nstate y: [dk]\nstep x = free * x + y\nstep y = y - x + k\nstep S = S + outer(k, v)",
+        ["no decay", TOGETHER],
+    ),
+    "a later decay": ("step S = S + outer(k, v - k @ S)\nstep S = exp(g) * S", [f"{ANY}, {RANK_ONE}"]),
+    "a free factor": ("step S = free * S\nstep S = S - outer(a, b @ S) + outer(k, v)", [f"{ANY}, {RANK_ONE}"]),
+    "two at once": ("step S = S - outer(k, k @ S) - outer(a, b @ S)", [f"{ANY}, corrections of rank one"]),
+    "beside a sum of exponentials": (
+        "state z: [dk]\nstate P: [dk, dv]\nstep z = logaddexp(z, k)\nstep P = S + outer(z, v)\nstep S = beta * P + S",
+        ["log-sum-exp", TOGETHER],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_states_that_read_each_other(name: str) -> None:
+    lines, wanted = COUPLED[name]
+    recur = written(f"{lines}\nread q @ S" + (" + dot(q, x) * v" if name == "vectors" else ""))
+    assert classes(recur) == wanted
+    assert "by what " in str(derive(recur))
+
+
+def test_a_group_as_it_is_printed() -> None:
+    lines = "state P: [dk, dv]\nstep P = beta * P - outer(k, k @ S - v)\nstep S = S + P\nread q @ S"
+    assert str(derive(written(lines))).splitlines() == [
+        "S, P[dk, dv]: states that read each other, a correction of rank one; by what they were before",
+        "    e = v + k @ ((-1.0) * S)",
+        "    S = S + beta * P + outer(k, e)",
+        "    P = beta * P + outer(k, e)",
+        "    S.0 = q @ S",
+        "out = S.0",
+    ]
+
+
+NOT_COUPLED = {
+    "by row": ("step P = f * P + S\nstep S = S + P + outer(k, v)", "a factor of `P` that is not a number"),
+    "other axes": ("step P = P + outer(k, v)\nstep z = z + P @ v\nstep S = S + P + outer(z, v)", "has other axes"),
+    "on columns": ("step P = S + outer(k, v)\nstep S = S + P - outer(P @ v, v)", "not of its first axis"),
+    "a read": (
+        "step P = S + outer(k, v)\nstep S = S + P\nread tanh(q @ S) * (q @ P) + tanh(P @ v) @ S",
+        "not over its first axis",
+    ),
+    "not linear": ("step P = tanh(S)\nstep S = S + P + outer(k, v)", "`tanh` of a state"),
+    "repeated": ("step P = S + outer(k, v)\nstep S = S + P for j in 0 .. 2", "a repeated step of `S`"),
+    "empty": ("step P = S\nstep S = P", "nothing is written to `S`"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_COUPLED)
+def test_states_that_read_each_other_otherwise(name: str) -> None:
+    lines, says = NOT_COUPLED[name]
+    states = "state P: [dk, dv]\n" + ("state z: [dk]\n" if "z" in lines else "")
+    read = "" if "read" in lines else "\nread q @ S"
+    with pytest.raises(NoFormError, match=says.replace("`", ".")) as raised:
+        derive(written(f"{states}{lines}{read}"))
+    assert "read each other" in str(raised.value) or name in ("empty", "a read")
+
+
 REFUSED = {
     "nonlinear": ("step S = tanh(S) + outer(k, v)", "`tanh` of a state"),
     "quadratic": ("step S = S * S + outer(k, v)", "a product of the states"),
-    "a later decay": ("step S = S + outer(k, v - k @ S)\nstep S = exp(g) * S", "a decay of `S` after its correction"),
     "on columns": ("step S = S + outer(k, S @ v)", "|not of its first axis|a matrix that is no product"),
 }
 

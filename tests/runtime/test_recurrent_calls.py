@@ -232,7 +232,6 @@ def test_what_only_pairs_have_is_refused() -> None:
     calls: list[Callable[[], object]] = [
         lambda: attend.mask(4),
         lambda: attend.plan(4),
-        lambda: attend.source("sm_90"),
         attend.growth,
         lambda: attend.floors(4),
         lambda: attend.picture(4),
@@ -244,7 +243,7 @@ def test_what_only_pairs_have_is_refused() -> None:
             call()
     assert attend.is_recurrence
     assert not attend.has_mask
-    with pytest.raises(UnsupportedError, match="recurrences have no kernels yet"):
+    with pytest.raises(UnsupportedError, match="recurrences have no kernels there"):
         attend(*(x.to("meta") for x in (q, k, v)), return_state=True)
 
 
@@ -258,19 +257,25 @@ GROWING = {
 
 @pytest.mark.parametrize("name", GROWING)
 def test_numbers_that_are_no_decays(name: str) -> None:
-    attend = compile_attention(f"recurrence r\n    state S: [dk, dv]\n    {GROWING[name]}\n    read q @ S\n")
+    text = f"recurrence r\n    state S: [dk, dv]\n    {GROWING[name]}\n    read q @ S\n"
+    attend = compile_attention(text)
     q, k, v = (x.requires_grad_() for x in draw(12))
     ours, theirs = attend(q, k, v), attend.reference(q, k, v)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     grads = [torch.autograd.grad(x.sin().sum(), (q, k, v)) for x in (ours, theirs)]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
-    if name == "corrected":
-        strict = compile_attention(
-            f"recurrence r\n    state S: [dk, dv]\n    {GROWING[name]}\n    read q @ S\n", strict=True
-        )
-        with pytest.raises(UnsupportedError, match="above 1, or below 0"):
-            strict(q, k, v)
+    compile_attention(text, strict=True)(q, k, v)
+
+
+def test_numbers_that_are_no_decays_of_what_starts_elsewhere() -> None:
+    """A state that does not start at 0 has no form with a factor that may be any number and a correction."""
+    lines = GROWING["corrected"]
+    text = f"recurrence r\n    state S: [dk, dv] = 1\n    {lines}\n    read q @ S\n"
+    q, k, v = draw(12)
+    torch.testing.assert_close(compile_attention(text)(q, k, v), compile_attention(text).reference(q, k, v))
+    with pytest.raises(UnsupportedError, match="above 1, or below 0"):
+        compile_attention(text, strict=True)(q, k, v)
 
 
 def test_a_running_maximum() -> None:
@@ -281,8 +286,8 @@ def test_a_running_maximum() -> None:
     input   fresh: int[token]
     reset   fresh != 0
     let   s = scale * dot(w, k)
-    state m: [dv] = -inf
-    state u: [dv]
+    state m: real = -inf
+    state u: real
     state S: [dv]
     let   most = max(m, s)
     step  u = exp(m - most) * u + exp(s - most)
@@ -360,7 +365,7 @@ def test_commands() -> None:
     assert done.status == 0
     assert "S[dk, dv]: a decay of each row" in done.out
     assert "before its steps" in done.out
-    assert "token by token" in run("explain", "--derivation", "mesa").out
+    assert "token by token" in run("explain", "--derivation", "yaad_linear").out
     assert run("explain", "--derivation", "causal").status == 2
     assert run("explain", "A201", "--derivation", "gla").status == 2
     assert run("show", "gla").status == 2

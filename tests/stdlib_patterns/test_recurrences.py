@@ -16,8 +16,8 @@ from recurrence_references import REFERENCES, example
 
 NAMES = recurrence_names()
 GRIDS = {"mhs_vm"}
-BY_TOKEN = {"mesa", "titans_linear", "yaad_linear"}
-"""Those that run token by token: states that read each other, what is not linear."""
+BY_TOKEN = {"yaad_linear"}
+"""Those that run token by token: what is not linear."""
 
 PARAMETERS = ("height", "width", "chunk")
 
@@ -47,9 +47,9 @@ class Case:
     def reference(self, tensors: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         q, k, v = tensors
         out, states = REFERENCES[self.name](q, k, v, scale=0.6, **inputs, **self.numbers)
-        if self.name == "aaren":  # ours: the LSE, for each entry of v, and the weighted mean
+        if self.name == "aaren":  # ours: the LSE, and the weighted mean
             top, total, acc = states
-            return out, [(top + total.log())[..., None].expand_as(acc), acc / total[..., None]]
+            return out, [top + total.log(), acc / total[..., None]]
         return out, list(states)
 
     def ours(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Apply, Const, Element, Extent, Index, Lookup, Recur, Solve, Value, Vec
-from attnc.compiler.recurrences.derived import Derived, Micro, Pass, Running, Scan, Stage
-from attnc.compiler.recurrences.print_derived import class_of
+from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Pass, Running, Scan, Stage
+from attnc.compiler.recurrences.print_derived import class_of, class_of_coupled
 from attnc.compiler.rewrite import substitute
 from attnc.compiler.simulation.recurrent.work import Correction, Form, Gate
 from attnc.compiler.simulation.simulation import Shape
@@ -68,8 +68,8 @@ class Call:
     """A recurrence at its sizes. `tensors`: bytes of everything that is read or handed on, by name; `out`: of what it
     gives. `inputs`: the names of what a caller gives. `parts` None: it runs token by token, for `reason`.
 
-    `states`: entries of each state, of one batch entry and head, by name; complex ones count twice. `solves`: entries of states that are read
-    once more for every token, in solving for a query.
+    `states`: entries of each state, of one batch entry and head, by name; complex ones twice. `solves`: entries of
+    states that are read once more for every token, in solving for a query.
     """
 
     name: str
@@ -125,6 +125,7 @@ def call_of(
     if derived is not None:
         tensors |= {name: size for stage in derived.stages for name, size in _given(stage, found).items()}
     inputs = frozenset(name for name in tensors if not name.startswith("#"))
+    notes = (*notes, *_coupled_notes(derived))
     return Call(recur.name, params, shape, parts, reason, tensors, inputs, out, states, solves, notes)
 
 
@@ -190,6 +191,8 @@ def _gates(derived: Derived | None, recur: Recur) -> Names:
     sums = [stage for stage in derived.stages if isinstance(stage, Running)]
     logs = [m.decay.log for stage in derived.stages if isinstance(stage, Pass) for m in stage.steps if m.decay]
     logs += [stage.decay for stage in derived.stages if isinstance(stage, Scan)]
+    mixes = [mix for stage in derived.stages if isinstance(stage, Coupled) for mix in stage.after]
+    logs += [factor for mix in mixes for factor in (*mix.states, *mix.impulses) if factor is not None]
     tensors = [node.tensor for log in logs for node in log.below if isinstance(node, Element)]
     own = [t.name for t in tensors if t.refinement in ("log_decay", "unit")]
     return frozenset([*own, *(name for stage in sums for name in (stage.before, stage.after))])
@@ -202,7 +205,9 @@ def _given(stage: Stage, found: _Sizes) -> dict[str, int]:
         return {stage.before: rows * found.count_of(stage.state.dims) * GATE_BYTES, stage.after: 0}
     if isinstance(stage, Scan):
         return {name: rows * found.count_of(axes(node)) * found.number for name, node in stage.reads}
-    return {one.name: rows * found.count_of(stage.state.dims[1:]) * found.number for one in stage.reads}
+    if isinstance(stage, Coupled):
+        return {one.name: rows * found.count_of(stage.states[0].dims[1:]) * found.number for one in stage.reads}
+    return {name: rows * found.count_of(stage.state.dims[1:]) * found.number for name in _read_names(stage)}
 
 
 def _part(stage: Stage, found: _Sizes) -> Part | Sum | Entries:
@@ -210,6 +215,8 @@ def _part(stage: Stage, found: _Sizes) -> Part | Sum | Entries:
         return Sum(stage.state.name, found.names(stage.added), frozenset((stage.before, stage.after)))
     if isinstance(stage, Scan):
         return _entries(stage, found)
+    if isinstance(stage, Coupled):
+        return _coupled(stage, found)
     writes = [m.write for m in stage.steps if m.write]
     corrections = [v for m in stage.steps if m.correction for v in (m.correction.left, m.correction.read)]
     return Part(
@@ -218,9 +225,13 @@ def _part(stage: Stage, found: _Sizes) -> Part | Sum | Entries:
         values=found.names(*(write[1] for write in writes)),
         corrections=found.names(*corrections),
         gates=found.names(*(m.decay.log for m in stage.steps if m.decay)),
-        queries=found.names(*(one.query for one in stage.reads)),
-        reads=frozenset(one.name for one in stage.reads),
+        queries=found.names(*(one.query for one in stage.reads), *(one.vector for one in stage.solves)),
+        reads=frozenset(_read_names(stage)),
     )
+
+
+def _read_names(stage: Pass) -> list[str]:
+    return [one.name for one in stage.reads] + [one.name for one in stage.solves]
 
 
 def _entries(stage: Scan, found: _Sizes) -> Entries:
@@ -237,15 +248,50 @@ def _entries(stage: Scan, found: _Sizes) -> Entries:
     )
 
 
+def _coupled(stage: Coupled, found: _Sizes) -> Part:
+    """As one state of the rows of all, under a scalar decay, by a row of a chunk for every impulse."""
+    rows, *columns = (found.size(dim) for dim in stage.states[0].dims)
+    reads = [read for impulse in stage.impulses for read, _ in impulse.reads]
+    factors = [x for mix in stage.after for x in (*mix.states, *mix.impulses) if x is not None]
+    form = Form(
+        f"{', '.join(state.name for state in stage.states)}[{', '.join(map(str, (rows, *columns)))}]",
+        class_of_coupled(stage),
+        rows * len(stage.states),
+        prod(columns),
+        len(stage.impulses),
+        "scalar",
+        "delta" if reads else "none",
+        max(len(stage.reads), 1),
+    )
+    return Part(
+        form,
+        keys=found.names(*(impulse.left for impulse in stage.impulses)),
+        values=found.names(*(impulse.value for impulse in stage.impulses if impulse.value is not None)),
+        corrections=found.names(*reads),
+        gates=found.names(*factors),
+        queries=found.names(*(one.query for one in stage.reads)),
+        reads=frozenset(one.name for one in stage.reads),
+    )
+
+
+def _coupled_notes(derived: Derived | None) -> Iterator[str]:
+    """What is only nearly so."""
+    for stage in () if derived is None else derived.stages:
+        if isinstance(stage, Coupled) and len(stage.states) > 1:
+            names = ", ".join(state.name for state in stage.states)
+            yield f"{names}: counted as one state of all their rows, more than is computed"
+
+
 def _form(stage: Pass, found: _Sizes) -> Form:
     decays = [micro.decay for micro in stage.steps if micro.decay]
     corrected = next((micro.correction for micro in stage.steps if micro.correction), None)
     gate: Gate = decays[0].side if decays else "none"
     correction: Correction = "none" if corrected is None else "delta" if corrected.merged else "rank one"
-    rows, *columns = (found.size(dim) for dim in stage.state.dims)
+    rows, *columns = (found.size(dim) for dim in ((1,) if stage.flat else ()) + stage.state.dims)
     micro = sum(_times(step, found) for step in stage.steps)
     name = f"{stage.state.name}[{', '.join(map(str, (rows, *columns)))}]"
-    return Form(name, class_of(stage), rows, prod(columns), max(micro, 1), gate, correction, max(len(stage.reads), 1))
+    reads = len(stage.reads) + sum(solved.steps for solved in stage.solves)
+    return Form(name, class_of(stage), rows, prod(columns), max(micro, 1), gate, correction, max(reads, 1))
 
 
 def _times(step: Micro, found: _Sizes) -> int:

@@ -1,0 +1,74 @@
+"""Stages in an order in which each finds what it uses, and without what nothing uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from attnc.compiler import ir
+from attnc.compiler.ir import Value
+from attnc.compiler.recurrences.coupled import values_of
+from attnc.compiler.recurrences.derived import Coupled, NoFormError, Pass, Running, Scan, Stage
+
+
+def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Those whose reads others use first. Raises NoFormError where there is no such order."""
+    given = {name for stage in stages for name in _names(stage)}
+    order, waiting = list[Stage](), list(stages)
+    while waiting:
+        missing = given - {name for stage in order for name in _names(stage)}
+        ready = next((stage for stage in waiting if not _used(stage) & (missing - set(_names(stage)))), None)
+        if ready is None:
+            raise NoFormError("states that read each other")
+        waiting.remove(ready)
+        order.append(ready)
+    return tuple(order)
+
+
+def _names(stage: Stage) -> list[str]:
+    """Of the tensors that a stage gives, beside those of sums, which come first."""
+    if isinstance(stage, Running):
+        return []
+    if isinstance(stage, Scan):
+        return [name for name, _ in stage.reads]
+    return [one.name for one in (*stage.reads, *(stage.solves if isinstance(stage, Pass) else ()))]
+
+
+def without_unread(stages: Sequence[Stage], result: Value) -> list[Stage]:
+    """The same without reads that nothing uses."""
+    used = _names_in([result]).union(*map(_used, stages))
+    return [_read_alone(stage, used) if isinstance(stage, Scan | Pass) else stage for stage in stages]
+
+
+def _read_alone(stage: Scan | Pass, used: set[str]) -> Scan | Pass:
+    if isinstance(stage, Scan):
+        return replace(stage, reads=tuple(read for read in stage.reads if read[0] in used))
+    return replace(stage, reads=tuple(read for read in stage.reads if read.name in used))
+
+
+def _used(stage: Stage) -> set[str]:
+    """The tensors that a stage uses; a sum uses none that is computed before."""
+    return set() if isinstance(stage, Running) else _names_in(_values(stage))
+
+
+def _names_in(values: Sequence[Value]) -> set[str]:
+    return {below.tensor.name for value in values for below in value.below if isinstance(below, ir.Element)}
+
+
+def _values(stage: Pass | Scan | Coupled) -> list[Value]:
+    """What a stage is made of."""
+    if isinstance(stage, Coupled):
+        return values_of(stage)
+    if isinstance(stage, Scan):
+        return [stage.decay, stage.write, *(node for _, node in stage.reads)]
+    values = [one.query for one in stage.reads]
+    for solved in stage.solves:
+        values += [solved.factor, solved.vector, *([] if solved.rest is None else [solved.rest])]
+    for micro in stage.steps:
+        values += [micro.decay.log] if micro.decay else []
+        values += [micro.correction.left, micro.correction.read] if micro.correction else []
+        values += list(micro.write or ())
+    return values
+
+
+__all__ = ["in_order", "without_unread"]
