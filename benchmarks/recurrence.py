@@ -163,6 +163,19 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, w: Tensor) -> Tensor:
     return torch.stack(outs, 2)
 
 
+def _slopes(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, hold: Tensor, forget: Tensor) -> Tensor:
+    """Titans: momentum P of slopes at the first weights of each 64 tokens."""
+    P = first = M = _empty(k, v)
+    rate, hold, forget = (x.transpose(1, 2)[..., None, None] for x in (rate, hold, forget))
+    outs, keys, keep = [], -2 * rate * k[..., None], 1 - forget
+    for t in range(q.shape[2]):
+        first = M if t % 64 == 0 else first
+        P = hold[:, :, t] * P + keys[:, :, t] * (k[:, :, t, None] @ first - v[:, :, t, None])
+        M = keep[:, :, t] * M + P
+        outs.append((q[:, :, t, None] @ M)[:, :, 0])
+    return torch.stack(outs, 2)
+
+
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +202,7 @@ LOOPS: dict[str, Loop] = {
     "rwkv7": _rank_one,
     "mamba1": _entries,
     "aaren": _softmax,
+    "titans_linear": _slopes,
 }
 """A recurrence of each class, with a loop over its tokens."""
 
@@ -221,6 +235,10 @@ def _inputs(name: str, n: int) -> dict[str, Tensor]:
             **{"D": torch.randn(h, d)},
         },
         "aaren": lambda: {"w": torch.randn(h, d)},
+        "titans_linear": lambda: {
+            **{"rate": 0.5 * torch.rand(1, n, h), "hold": torch.rand(1, n, h)},
+            **{"forget": 0.1 * torch.rand(1, n, h)},
+        },
     }
     return drawn.get(name, dict)()
 

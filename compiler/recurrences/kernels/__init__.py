@@ -1,0 +1,1 @@
+"""Kernels of linear recurrences, as text."""

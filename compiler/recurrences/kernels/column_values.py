@@ -1,0 +1,127 @@
+"""The kernels of a chunk's gradients along columns that decay: of v and the columns' gates, and of pairs.
+
+A pair's weight differs from column to column: at each level it is split between the value and the output, so that
+∂A = Σ_level mask ⊙ (∂o ⊙ rise) (v ⊙ fall)ᵀ and ∂v = Σ_level fall ⊙ (mask ⊙ A)ᵀ (∂o ⊙ rise) + what leaves the chunk.
+"""
+
+from __future__ import annotations
+
+from attnc.compiler.recurrences.kernels.decays import (
+    AT_LEVEL,
+    CROSSED_AFTER,
+    Sweep,
+    crossed,
+    crossed_at_level,
+    load_segments,
+)
+from attnc.compiler.recurrences.kernels.values import Values
+
+
+class ColumnPairs(Values):
+    """A program does a chunk, block of columns by block."""
+
+    stage = "column_pairs"
+    makes = "Gradients of pairs"
+
+    def write(self) -> None:
+        """All lines."""
+        p, form = self.problem, self.problem.form
+        self.of_chunk()
+        load_segments(self)
+        for name in ("v", "dout", "gate_columns"):
+            self.given(name)
+        self.begin_pairs()
+        if form.bonus or not form.before:
+            self.add(f"down_sum = tl.zeros(({p.length},), tl.float32)")
+        self.over_columns(self._levels)
+        if not form.before:
+            own = "tl.where(row[:, None] == row[None, :], down_sum[:, None], 0.0)"
+            self.add(f"{form.pair_name(0, 0)}_sum += {own}")
+        self._store_sums()
+        self.store_pairs()
+
+    def _levels(self) -> None:
+        p, form = self.problem, self.problem.form
+        self.block_columns("column", p.wv, self.columns)
+        self.load("douts", "dout", "column")
+        self.load("v_values", "v", "column")
+        self.load("gates", "gate_columns", "column")
+        if form.bonus or not form.before:
+            self.add("down_sum += tl.sum(douts.to(tl.float32) * v_values.to(tl.float32), 1)")
+        sweep = Sweep(self, "gates", self.columns, not form.before, form.before)
+        with sweep.levels():
+            rises, fall = sweep.factors()
+            self.add(
+                f"up = {p.rounded(f'(douts * {rises[form.before]})')}",
+                f"down = {p.rounded(f'(v_values * {fall})')}",
+                f"{form.pair_name(0, 0)}_sum += tl.where({AT_LEVEL}, {p.dot('up', 'tl.trans(down)')}, 0.0)",
+            )
+
+
+class ColumnValues(Values):
+    """A program does a chunk and a block of columns: the edges first, then the levels, so least is kept at a time."""
+
+    stage = "column_values"
+    makes = "Gradients of values and of columns' gates"
+
+    def write(self) -> None:
+        """All lines."""
+        p, form = self.problem, self.problem.form
+        self.of_chunk()
+        load_segments(self)
+        self.block_columns("column", p.wv, self.columns, "tl.program_id(1)")
+        for name in ("v", "dout", "dv", "gate_columns", "dgate_columns"):
+            self.given(name)
+        self.load("gates", "gate_columns", "column")
+        sweep = Sweep(self, "gates", self.columns, not form.before, form.before)
+        with sweep.levels():
+            pass
+        self._edges(sweep)
+        with sweep.levels():
+            self._at_level(sweep)
+        self.put("dgate_columns", "column", "dgates")
+        self.put("dv", "column", p.rounded("dvs"))
+
+    def _edges(self, sweep: Sweep) -> None:
+        p, form = self.problem, self.problem.form
+        edges = sweep.edges([form.before])
+        size = f"({p.length}, {self.columns})"
+        self.add(
+            *(f"{each} = tl.zeros({size}, tl.float32)" for each in ("dvs", "reads")),
+            f"kept_sum = tl.zeros(({self.columns},), tl.float32)",
+        )
+        self.add_products([("reads", "q_in", "states", 0), ("dvs", "k_out", "ends", 1)])
+        self.load("douts", "dout", "column")
+        self.load("v_values", "v", "column")
+        self.add(
+            f"dvs = dvs * {edges.out_of}",
+            f"dgates = tl.dot({crossed(form.before)}, reads * {edges.into[form.before]} * douts{p.sum_precision})",
+            f"dgates += tl.dot({CROSSED_AFTER}, dvs * v_values{p.sum_precision})",
+            f"dgates += (kept_sum * {edges.total})[None, :]",
+            f"pairs = tl.load({self.matrix(form.pair_name(0, 0))})",
+        )
+        if not form.before:
+            own = "tl.sum(tl.where(row[:, None] == row[None, :], pairs.to(tl.float32), 0.0), 1)"
+            self.add(f"dvs += {own}[:, None] * douts")
+        if form.bonus:
+            self.add(f"dvs += tl.load({self.vector('bonus_weights')})[:, None] * douts")
+
+    def over_channels(self) -> None:
+        """What is left of columns; `state` is here the adjoint of the state after the chunk."""
+        self.add(f"first_state = tl.load({self.states('states', 'channel', 'column')})")
+        total = self.load_total("channel")
+        product = f"first_state * state * {total}" if total else "first_state * state"
+        self.add(f"kept_sum += tl.sum({product}, 0)")
+
+    def _at_level(self, sweep: Sweep) -> None:
+        p, form = self.problem, self.problem.form
+        rises, fall = sweep.factors()
+        self.add(
+            f"up = {p.rounded(f'(douts * {rises[form.before]})')}",
+            f"down = {p.rounded(f'(v_values * {fall})')}",
+            f"near = tl.where({AT_LEVEL}, pairs, 0.0).to(pairs.dtype)",
+            f"fallen = {p.dot('tl.trans(near)', 'up')}",
+            f"dvs += fallen * {fall}",
+            f"terms = {p.dot('near', 'down')} * up + fallen * down",
+            f"dgates += tl.dot({crossed_at_level(self, form.before)}, terms{p.sum_precision})",
+        )

@@ -1,0 +1,61 @@
+"""The kernels of a class, in the order in which they run."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.recurrences.kernels.column_values import ColumnPairs, ColumnValues
+from attnc.compiler.recurrences.kernels.columns import ColumnEdges, ColumnReads
+from attnc.compiler.recurrences.kernels.frame import Frame
+from attnc.compiler.recurrences.kernels.keys import Keys, Reads
+from attnc.compiler.recurrences.kernels.outputs import Outputs
+from attnc.compiler.recurrences.kernels.prepare import Prepare
+from attnc.compiler.recurrences.kernels.problem import Form, Problem
+from attnc.compiler.recurrences.kernels.solve import Solve
+from attnc.compiler.recurrences.kernels.states import Adjoints, States
+from attnc.compiler.recurrences.kernels.step import Step
+from attnc.compiler.recurrences.kernels.tiles import blocks_of
+from attnc.compiler.recurrences.kernels.values import Pairs, Values
+
+_ALL: tuple[type[Frame], ...] = (
+    Prepare,
+    ColumnEdges,
+    ColumnReads,
+    Solve,
+    States,
+    Outputs,
+    Adjoints,
+    Values,
+    Pairs,
+    ColumnPairs,
+    ColumnValues,
+    Keys,
+    Reads,
+    Step,
+)
+_KERNELS = {kernel.stage: kernel for kernel in _ALL}
+
+
+@lru_cache(maxsize=1024)
+def emit(problem: Problem, stage: str) -> KernelSource:
+    """The kernel of a stage."""
+    return _KERNELS[stage](problem, *blocks_of(problem, stage)).source()
+
+
+def stages(form: Form) -> tuple[str, ...]:
+    """Of all kernels of a class: those of the forward pass, of the backward pass, and of few tokens."""
+    return (*prepared_stages(form), "states", "outputs", *backward_stages(form), "step")
+
+
+def prepared_stages(form: Form) -> tuple[str, ...]:
+    """Of the kernels that both passes begin with."""
+    return ("prepare", *(["columns"] if form.columns else []), *(["solve"] if form.is_corrected else []))
+
+
+def backward_stages(form: Form) -> tuple[str, ...]:
+    """Of the kernels of the backward pass after these."""
+    if form.columns:
+        return ("column_reads", "adjoints", "column_pairs", "column_values", "keys")
+    middle = ("values", "pairs") if form.is_rank_one else ("values",)
+    return ("adjoints", *middle, "keys", *(["reads"] if form.is_split else []))

@@ -1,0 +1,112 @@
+"""Blocks and warps of kernels: those that machine code was read for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from attnc.compiler.recurrences.kernels.problem import Form, Problem
+
+
+class Blocks(NamedTuple):
+    """Widths of blocks of the state's rows and of its columns, warps, and buffers of what loops load."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def blocks_of(problem: Problem, stage: str) -> Blocks:
+    """Those of a kernel. The whole width of the state's rows is on the chip in passes from chunk to chunk."""
+    if stage in ("states", "adjoints") and (problem.is_exact or problem.wk > 128):
+        return Blocks(min(256, problem.wk), min(32, problem.wv), 8, 1)
+    of_target = _OF_TARGETS.get(problem.target.name)
+    found = (of_target and of_target(problem, stage)) or _wanted(problem, stage)
+    return Blocks(min(found.rows, problem.wk), min(found.columns, problem.wv), found.warps, found.stages)
+
+
+def _wanted(problem: Problem, stage: str) -> Blocks:
+    form = problem.form
+    if stage == "step" and problem.wk <= 64:
+        return Blocks(256, 32, 4, 1)
+    if form.gate == "rows" and stage in _OF_LEVELS:
+        return _OF_LEVELS[stage] if not form.is_corrected or stage == "prepare" else Blocks(16, 64, 8, 2)
+    if form.columns and stage == "outputs":
+        return Blocks(64, 32, 8, 2)
+    if form.is_rank_one and stage == "prepare":
+        return Blocks(64, 64, 8, 2)
+    if form.is_corrected and stage == "values":
+        return Blocks(64, 64 if form.is_rank_one else 32, 8, 2)
+    return _WANTED[stage]
+
+
+def _on_sm_80(problem: Problem, stage: str) -> Blocks | None:
+    """What is narrower where products are of registers."""
+    form = problem.form
+    if stage == "prepare" and form.is_rank_one:
+        return Blocks(16, 64, 8, 2)
+    if stage == "prepare" and form.has_vector_gate:
+        return Blocks(32, 64, 4, 2)
+    if _is_serial(form, stage):
+        return Blocks(256, 32, 4, 2)
+    if stage == "values" and not form.is_corrected:
+        return Blocks(64, 32, 4, 2)
+    if stage == "keys" and form.is_corrected and form.gate != "rows":
+        return Blocks(16, 64, 4, 2)
+    return None
+
+
+def _on_sm_100(problem: Problem, stage: str) -> Blocks | None:
+    """What needs more warps to move sums out of tensor memory."""
+    form = problem.form
+    if stage in ("states", "adjoints") and not form.is_corrected and problem.wk <= 64:
+        return Blocks(256, 64, 8, 2)
+    if stage == "keys" and form.is_rank_one and form.gate != "rows":
+        return Blocks(32, 64, 8, 2)
+    return None
+
+
+def _on_gfx942(problem: Problem, stage: str) -> Blocks | None:
+    """What fits into 64 KiB, and into 256 registers where there are 8 warps."""
+    form = problem.form
+    if _is_serial(form, stage):
+        return Blocks(256, 64, 4, 1)
+    if stage == "values" and form.is_corrected and not form.is_rank_one:
+        return Blocks(64, 16, 8, 2)
+    if stage == "keys" and form.gate == "rows":
+        return Blocks(16, 64, 8, 2)
+    return None
+
+
+def _is_serial(form: Form, stage: str) -> bool:
+    """Whether it is a pass from chunk to chunk that has a correction's rows beside the state."""
+    return (stage == "adjoints" and form.is_corrected) or (stage == "states" and form.is_rank_one)
+
+
+_OF_TARGETS: dict[str, Callable[[Problem, str], Blocks | None]] = {
+    "sm_80": _on_sm_80,
+    "sm_100": _on_sm_100,
+    "gfx942": _on_gfx942,
+}
+_WANTED = {
+    "prepare": Blocks(64, 64, 4, 2),
+    "columns": Blocks(64, 64, 4, 1),
+    "column_reads": Blocks(64, 64, 4, 1),
+    "solve": Blocks(64, 64, 4, 2),
+    "states": Blocks(256, 64, 4, 2),
+    "outputs": Blocks(64, 64, 4, 2),
+    "adjoints": Blocks(256, 64, 4, 2),
+    "values": Blocks(64, 64, 4, 2),
+    "pairs": Blocks(64, 32, 8, 2),
+    "column_pairs": Blocks(64, 32, 4, 1),
+    "column_values": Blocks(64, 32, 8, 2),
+    "keys": Blocks(32, 64, 4, 2),
+    "step": Blocks(256, 16, 4, 1),
+}
+_OF_LEVELS = {
+    "prepare": Blocks(32, 64, 8, 2),
+    "keys": Blocks(32, 32, 8, 2),
+    "reads": Blocks(16, 64, 8, 2),
+}
+"""Of a gate for each row: sums and factors of levels are tiles, and wider ones do not fit into registers."""

@@ -1,0 +1,112 @@
+"""A call of the recurrence as kernels take it: its class, its tensors aligned, its scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.kernels.source import TYPES, VECTOR
+from attnc.compiler.recurrences.kernels.kernels import emit
+from attnc.compiler.recurrences.kernels.problem import LEAST, Form, Problem
+from attnc.compiler.recurrences.kernels.tiles import blocks_of
+from attnc.runtime.gpu.launch import launch
+from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.recurrent.chunked import Inputs
+
+BY_COLUMNS = frozenset({"states", "adjoints", "outputs", "columns", "column_reads", "column_values", "step"})
+"""Kernels whose programs have a block of columns each."""
+TORCH_TYPES = {name: getattr(torch, name) for name in TYPES}
+
+
+@dataclass
+class Call:
+    """Tensors by the names that kernels have for them, and how many there are of everything."""
+
+    problem: Problem
+    batch: int
+    heads: int
+    tokens: int
+    device: torch.device
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Micro-steps of all tokens."""
+        return self.tokens * self.problem.form.micro
+
+    @property
+    def lanes(self) -> int:
+        """Heads of all batch entries."""
+        return self.batch * self.heads
+
+    @property
+    def chunks(self) -> int:
+        """Of a lane."""
+        return -(-self.tokens // self.problem.per_chunk)
+
+    def scratch(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Rows for every row of every chunk, not set."""
+        shape = (self.lanes * self.chunks, self.problem.length, width)
+        found = torch.empty(shape, dtype=dtype or TORCH_TYPES[self.problem.dtype], device=self.device)
+        self.tensors[name] = found
+        return found
+
+    def states(self, name: str, given: Tensor | None, at: int) -> Tensor:
+        """States before all chunks and after the last (lanes, chunks + 1, wk, wv), one of them set."""
+        p = self.problem
+        found = torch.empty(self.lanes, self.chunks + 1, p.wk, p.wv, dtype=torch.float32, device=self.device)
+        set_one = found[:, at]
+        if (p.wk, p.wv) != (p.dk, p.dv) or given is None:
+            set_one.zero_()
+        if given is not None:
+            set_one[:, : p.dk, : p.dv] = given.reshape(self.lanes, p.dk, p.dv)
+        self.tensors[name] = found
+        return found
+
+    def parts(self, stage: str) -> int:
+        """Programs of a kernel for each chunk, or each lane."""
+        p, blocks = self.problem, blocks_of(self.problem, stage)
+        if stage in BY_COLUMNS:
+            return p.wv // blocks.columns
+        return p.wk // blocks.rows if stage in ("keys", "reads") else 1
+
+    def run(self, stage: str) -> None:
+        """Run a kernel."""
+        serial = stage in ("states", "adjoints", "step")
+        numbers = {"heads": self.heads, "chunks": self.chunks, "steps": self.steps, "tokens": self.tokens}
+        programs = self.lanes if serial else self.lanes * self.chunks
+        launch(emit(self.problem, stage), programs, self.tensors, numbers, self.parts(stage))
+
+
+def call_of(problem: Problem, inputs: Inputs) -> Call:
+    """A call with nothing computed."""
+    return Call(problem, inputs.q.shape[0], inputs.q.shape[1], inputs.q.shape[2], inputs.q.device)
+
+
+def problem_of(form: Form, q: Tensor, v: Tensor, dtype: torch.dtype, chunk: int) -> Problem:
+    """What kernels are made for."""
+    steps = q.shape[2] * form.micro
+    length = min(chunk, 64, max(LEAST, 1 << (steps - 1).bit_length()))
+    name = str(dtype).removeprefix("torch.")
+    return Problem(form, q.shape[-1], v.shape[-1], name, max(length, LEAST), target_of(q.device))
+
+
+def aligned(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same with rows side by side that begin at multiples of 16 bytes; copied where they do not."""
+    x = x.to(dtype)
+    size = x.element_size()
+    fits = x.stride(-1) == 1 and all(
+        stride * size % VECTOR == 0 for stride, count in zip(x.stride()[:-1], x.shape[:-1], strict=True) if count > 1
+    )
+    if fits and x.data_ptr() % VECTOR == 0:
+        return x
+    return like(x, x.shape, dtype).copy_(x)
+
+
+def like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Not set, of such rows."""
+    unit = VECTOR // dtype.itemsize
+    width = -(-shape[-1] // unit) * unit
+    return torch.empty(*shape[:-1], width, dtype=dtype, device=x.device)[..., : shape[-1]]

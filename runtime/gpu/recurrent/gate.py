@@ -1,0 +1,72 @@
+"""Which kernels of recurrences may go out: what their machine code must be like, and which of them are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.recurrences.kernels.kernels import emit, stages
+from attnc.compiler.recurrences.kernels.problem import Form, Problem
+from attnc.runtime.gpu import gate
+from attnc.runtime.gpu.compiling import Compiled, Outcome
+from attnc.runtime.gpu.gate import Case
+
+SELECTION: Mapping[str, Form] = {
+    str(form): form
+    for form in (
+        Form(),
+        Form(gate="constant"),
+        Form(gate="scalar"),
+        Form(gate="scalar", resets=True),
+        Form(gate="rows"),
+        Form(columns=True),
+        Form(gate="rows", columns=True),
+        Form(gate="rows", before=True, bonus=True),
+        Form(correction="delta"),
+        Form(gate="scalar", correction="delta"),
+        Form(gate="scalar", correction="delta", micro=2),
+        Form(gate="rows", correction="delta"),
+        Form(gate="scalar", correction="comba"),
+        Form(gate="rows", correction="comba"),
+        Form(gate="scalar", correction="decayed"),
+        Form(gate="rows", correction="old"),
+    )
+}
+"""Classes that the library's recurrences have, and others with more in a kernel."""
+
+WITHOUT_PRODUCTS = frozenset({"columns", "column_reads", "step"})
+"""Kernels that multiply no tiles."""
+
+
+def cases(
+    targets: Sequence[str],
+    head_dims: Sequence[int] = (64, 128),
+    dtype: str = "bfloat16",
+    forms: Sequence[Form] = tuple(SELECTION.values()),
+    length: int = 64,
+) -> Iterator[Case]:
+    """The kernels of classes, for chunks of `length` rows; those with equal texts once."""
+    seen = set()
+    for target in targets:
+        for head_dim in head_dims:
+            for form in forms:
+                problem = Problem(form, head_dim, head_dim, dtype, length, TARGETS[target])
+                for stage in stages(form):
+                    source = emit(problem, stage)
+                    text = source.text.partition("@triton.jit")[2].replace(source.function, "")
+                    key = (text, target, tuple(source.options.items()))
+                    if key not in seen:
+                        seen.add(key)
+                        yield Case(str(form), source, target, head_dim, dtype)
+
+
+def judge(case: Case, outcome: Outcome) -> list[str]:
+    """The reasons why a kernel may not go out; none: it may."""
+    reasons = gate.judge(case, outcome)
+    if isinstance(outcome, Compiled) and case.dtype != "float32":
+        if case.stage not in WITHOUT_PRODUCTS and not outcome.code.products:
+            reasons.append("no tensor-core instruction")
+        for loop in outcome.code.loops:
+            if loop.local_loads:
+                reasons.append(f"{loop.local_loads} local loads in the loop of {loop.instructions} instructions")
+    return reasons

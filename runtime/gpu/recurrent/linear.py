@@ -1,0 +1,171 @@
+"""`linear_recurrence` by kernels: the same call, the same results; see `attnc.runtime.recurrent.linear`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, cast
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.recurrences.kernels.problem import LEAST, Correction, Form, Gate, Problem
+from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.recurrent.backward import backward
+from attnc.runtime.gpu.recurrent.call import call_of, problem_of
+from attnc.runtime.gpu.recurrent.forward import forward, stepped
+from attnc.runtime.recurrent.chunked import Inputs
+from attnc.runtime.recurrent.linear import Delta, RankOne, _check_options, _check_shapes
+
+LONGEST = 64
+"""Rows of a chunk at most."""
+
+FEW = LEAST
+"""Steps that are done one after another where nothing is differentiated: a chunk has no fewer rows."""
+
+
+def linear_recurrence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    gate: Tensor | None = None,
+    gate_columns: Tensor | None = None,
+    correction: Delta | RankOne | None = None,
+    before: bool = False,
+    bonus: Tensor | None = None,
+    resets: Tensor | None = None,
+    state: Tensor | None = None,
+    micro: int = 1,
+    chunk: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """As `attnc.runtime.recurrent.linear.linear_recurrence`, by Triton's kernels.
+
+    For tensors on a GPU, or on the CPU in Triton's interpreter. Products are of 16-bit numbers where all of q, k, v and
+    the correction's are of one 16-bit dtype, else of fp32 in three products of TF32 each; sums and states are fp32.
+    Up to `FEW` steps without a gradient, as in generation, are one kernel that goes from token to token.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as the other does.
+        UnsupportedError: as the other does; on fp64, on more than 64 micro-steps, on a device without kernels.
+    """
+    _check_options(gate_columns, correction, before, bonus, micro, chunk)
+    _check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
+    if micro > LONGEST:
+        raise UnsupportedError(f"kernels: micro is {micro}, they take up to {LONGEST}; on the CPU any number runs")
+    rows = [q, k, v, *_rows_of(correction), *([] if bonus is None else [bonus])]
+    if any(x.dtype == torch.float64 for x in rows):
+        raise UnsupportedError("kernels: float64; convert to float32, or compute on the CPU")
+    if state is None:
+        state = torch.zeros(*q.shape[:2], q.shape[-1], v.shape[-1], dtype=torch.float32, device=q.device)
+    if not q[..., 0].numel():
+        return q.new_zeros(*q.shape[:3], v.shape[-1]), state.to(torch.float32, copy=True)
+    form = Form(
+        gate=_gate_of(gate),
+        columns=gate_columns is not None,
+        correction=_correction_of(correction),
+        before=before,
+        bonus=bonus is not None,
+        resets=resets is not None,
+        micro=micro,
+    )
+    dtypes = {x.dtype for x in rows}
+    problem = problem_of(form, q, v, dtypes.pop() if len(dtypes) == 1 else torch.float32, chunk)
+    inputs = Inputs(
+        q,
+        k,
+        v,
+        state,
+        gate=gate,
+        columns=gate_columns,
+        beta=correction.beta if isinstance(correction, Delta) else None,
+        read=correction.read if correction else None,
+        left=correction.left if isinstance(correction, RankOne) else None,
+        bonus=bonus,
+        resets=resets,
+    )
+    if k.shape[2] <= FEW and not _is_recorded(inputs):
+        out, final = stepped(call_of(problem, inputs), inputs)
+        return out.to(q.dtype), final
+    out, final, _ = _Recurrence.apply(problem, *inputs)  # type: ignore[no-untyped-call]
+    return out, final
+
+
+class _Recurrence(FirstOrder):
+    """The recurrence under autograd; its third result is what the backward pass needs."""
+
+    @staticmethod
+    def forward(problem: Problem, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = Inputs(*given)
+        out, states = forward(call_of(problem, inputs), inputs)
+        final = states[:, -1, : problem.dk, : problem.dv].reshape(inputs.state.shape).clone()
+        return out.to(inputs.q.dtype), final, states
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.problem = inputs[0]
+        ctx.save_for_backward(output[2], *inputs[1:])
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None, *_gradient(ctx.problem, d_out, d_final, ctx.saved_tensors))
+
+
+class _Gradient(FirstOrder):
+    """The gradient, recorded where it may be differentiated."""
+
+    @staticmethod
+    def forward(problem: Problem, d_out: Tensor, d_final: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
+        return _gradients(problem, d_out, d_final, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        refuse_second()
+
+
+def _gradient(
+    problem: Problem, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return cast(
+            "tuple[Tensor | None, ...]",
+            _Gradient.apply(problem, d_out, d_final, *kept),  # type: ignore[no-untyped-call]
+        )
+    return _gradients(problem, d_out, d_final, kept)
+
+
+def _gradients(
+    problem: Problem, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    states, *given = kept
+    assert states is not None
+    inputs = Inputs(*cast("list[Any]", given))
+    found = backward(call_of(problem, inputs), inputs, states, d_out, d_final)
+    return tuple(found.get(name) for name in Inputs._fields)
+
+
+def _is_recorded(inputs: Inputs) -> bool:
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def _rows_of(correction: Delta | RankOne | None) -> list[Tensor]:
+    if isinstance(correction, Delta):
+        return [] if correction.read is None else [correction.read]
+    return [] if correction is None else [correction.left, correction.read]
+
+
+def _gate_of(gate: Tensor | None) -> Gate:
+    return "none" if gate is None else {1: "constant", 3: "scalar", 4: "rows"}[gate.ndim]  # type: ignore[return-value]
+
+
+def _correction_of(correction: Delta | RankOne | None) -> Correction:
+    if isinstance(correction, Delta):
+        return "delta" if correction.read is None else "comba"
+    return "none" if correction is None else correction.sees

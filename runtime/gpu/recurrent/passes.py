@@ -1,0 +1,81 @@
+"""A recurrence whose passes run as kernels: which do, and their texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.ir import Recur
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.recurrences.derived import Derived, Pass, Running, Scan
+from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.runtime.gpu.targets import pretending
+from attnc.runtime.recurrent import linear as in_torch
+from attnc.runtime.recurrent.linear import Delta, RankOne
+from attnc.runtime.recurrent.passes import Linear
+
+
+def without_kernels(derived: Derived, recur: Recur, dtype: torch.dtype) -> str:
+    """What of a recurrence runs as operations of torch in calls of a dtype, and why; empty: all states have kernels."""
+    if dtype == torch.float64:
+        return "float64 has no kernels"
+    if any(not isinstance(stage, Pass | Scan | Running) for stage in derived.stages):
+        return f"states of `{recur.name}` are of a kind that has no kernels"
+    return ""
+
+
+def linear_of(dtype: torch.dtype) -> Linear:
+    """How linear passes of calls in a dtype are computed; their rows are of that dtype, as products of tiles are."""
+    return in_torch.linear_recurrence if dtype == torch.float64 else partial(_linear, dtype)
+
+
+def _linear(
+    dtype: torch.dtype,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    correction: Delta | RankOne | None = None,
+    bonus: Tensor | None = None,
+    **more: object,
+) -> tuple[Tensor, Tensor]:
+    if q.is_complex() or k.is_complex() or v.is_complex():
+        return in_torch.linear_recurrence(q, k, v, correction=correction, bonus=bonus, **more)  # type: ignore[arg-type]
+    if isinstance(correction, Delta) and correction.read is not None:
+        correction = replace(correction, read=correction.read.to(dtype))
+    elif isinstance(correction, RankOne):
+        correction = replace(correction, left=correction.left.to(dtype), read=correction.read.to(dtype))
+    out, final = linear_recurrence(
+        q.to(dtype),
+        k.to(dtype),
+        v.to(dtype),
+        correction=correction,
+        bonus=None if bonus is None else bonus.to(dtype),
+        **more,  # type: ignore[arg-type]
+    )
+    return out.to(q.dtype), final
+
+
+def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, str]:
+    """The texts of the kernels that a call and its gradient start on a target, by name; nothing runs."""
+    found: dict[str, str] = {}
+
+    def keep(source: KernelSource, *_: object) -> None:
+        if source.text not in found.values():
+            others = sum(name.partition(".")[0] == source.function for name in found)
+            found[f"{source.function}.{others + 1}" if others else source.function] = source.text
+
+    with pretending(target), started_by(keep):
+        out = call()
+        if out.requires_grad:
+            torch.autograd.backward(out.sum())
+    return found
+
+
+__all__ = ["linear_of", "started", "without_kernels"]

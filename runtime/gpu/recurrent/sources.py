@@ -1,0 +1,54 @@
+"""The texts of a recurrence's kernels, for people to read: those that a call and its gradient start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.kernels.targets import Target
+from attnc.runtime.call import input_tensors
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.gpu.recurrent.passes import started, without_kernels
+from attnc.runtime.recurrent.call import Recurrent
+from attnc.spec.program import BoundProgram
+
+TOKENS = 64
+"""Of the call: a whole chunk."""
+
+
+def recurrent_sources(
+    bound: BoundProgram,
+    recurrent: Recurrent,
+    target: Target,
+    head_dim: int,
+    dtype: torch.dtype,
+    inputs: Mapping[str, object],
+) -> dict[str, str]:
+    """By name; `inputs` that are not given are made up.
+
+    Raises ArgumentError, UnsupportedError where nothing runs as kernels.
+    """
+    name = recurrent.pattern.name
+    if recurrent.derived is None:
+        raise UnsupportedError(f"`{name}` has no kernels: it runs token by token, {recurrent.reason}")
+    heads = head_count(bound) or 1
+    q, k, v = (torch.zeros(1, heads, TOKENS, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
+    sizes = {"dk": head_dim, "dv": head_dim}
+    made = example_inputs(bound, TOKENS, TOKENS, inputs, heads=heads, sizes=sizes)
+    given = {**{each: example.tensor for each, example in made.items()}, **inputs}
+    tensors = [x.requires_grad_() if x.is_floating_point() else x for x in input_tensors(recurrent.pattern, given)]
+
+    def call() -> Tensor:
+        return recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)[0]
+
+    found = dict(started(call, target))
+    if not found:
+        missing = without_kernels(recurrent.derived, recurrent.recur, dtype)
+        raise UnsupportedError(f"`{name}`: {missing}; on a GPU it runs as operations of torch")
+    return found
+
+
+__all__ = ["recurrent_sources"]

@@ -1,0 +1,136 @@
+"""Recurrences of the library by kernels, in Triton's interpreter, against the token loop; and what has no kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import UnsupportedError, compile_attention
+from kernels_ran import kernels_ran
+from recurrence_references import example
+
+pytest.importorskip("triton")
+
+LINEAR = (
+    "comba",
+    "delta_net",
+    "gated_delta_net",
+    "gated_delta_product",
+    "gla",
+    "gsa",
+    "hgrn2",
+    "kimi_delta",
+    "lightning",
+    "linear_attention",
+    "mamba2_ssd",
+    "retention",
+    "rwkv6",
+    "rwkv7",
+)
+"""Those that run as kernels whole."""
+
+
+def compiled(name: str, **options: Any) -> Any:
+    return compile_attention(name, **options)
+
+
+def drawn(name: str, tokens: int) -> tuple[list[Tensor], dict[str, Any]]:
+    """q, k, v; inputs."""
+    q, k, v, given = example(name, B=2, H=2, T=tokens, dk=10, dv=6, dtype=torch.float32)
+    inputs = {key: x.clone().requires_grad_(x.is_floating_point()) for key, x in given.items() if isinstance(x, Tensor)}
+    return [x.clone().requires_grad_() for x in (q, k, v)], inputs
+
+
+def run(attend: Any, rows: list[Tensor], inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Results, and the gradients of their sum with fixed weights."""
+    out, state = attend(*rows, return_state=True, **inputs)
+    results = {"out": out, **state}
+    leaves = {**dict(zip("qkv", rows, strict=True)), **{name: x for name, x in inputs.items() if x.requires_grad}}
+    draw = torch.Generator().manual_seed(3)
+    total = sum((x * torch.randn(x.shape, generator=draw)).sum() for x in results.values() if x.is_floating_point())
+    found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return results, dict(zip(leaves, found, strict=True))
+
+
+def off(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: float = 3e-6) -> dict[str, float]:
+    """What is further off than so much of the largest entry."""
+    assert ours.keys() == theirs.keys()
+    sizes = {name: float(x.detach().abs().max().clamp(min=1e-3)) for name, x in theirs.items()}
+    found = {name: float((ours[name] - theirs[name]).detach().abs().max()) / sizes[name] for name in ours}
+    return {name: size for name, size in found.items() if not size <= most}
+
+
+@pytest.mark.parametrize("name", [*LINEAR, "lightnet"])
+def test_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = kernels_ran(monkeypatch)
+    rows, inputs = drawn(name, tokens=19)
+    ours = run(compiled(name, backend="triton", strict=name in LINEAR), rows, inputs)
+    assert {"prepare", "states", "outputs", "adjoints", "keys"} <= set(stages)
+    stages.clear()
+    theirs = run(compiled(name, backend="reference"), rows, inputs)
+    assert not stages
+    assert off(ours[0], theirs[0]) == {}
+    assert off(ours[1], theirs[1]) == {}
+
+
+def test_a_state_is_handed_on() -> None:
+    rows, inputs = drawn("gated_delta_net", tokens=23)
+    attend = compiled("gated_delta_net", backend="triton")
+    whole = attend(*rows, return_state=True, **inputs)
+    first = attend(*(x[:, :, :9] for x in rows), return_state=True, **{key: x[:, :9] for key, x in inputs.items()})
+    rest = attend.step(*(x[:, :, 9:] for x in rows), first[1], **{key: x[:, 9:] for key, x in inputs.items()})
+    torch.testing.assert_close(torch.cat([first[0], rest[0]], 2), whole[0], atol=2e-6, rtol=0)
+    torch.testing.assert_close(rest[1]["S"], whole[1]["S"], atol=2e-6, rtol=0)
+
+
+def test_documents_and_half_precision() -> None:
+    rows, inputs = drawn("gla", tokens=24)
+    attend = compiled("gla", backend="triton")
+    cuts = torch.tensor([0, 5, 5, 24])
+    packed = attend(*(x[:1] for x in rows), cu_seqlens=cuts, **{key: x[:1] for key, x in inputs.items()})
+    alone = attend(*(x[:1, :, 5:] for x in rows), **{key: x[:1, 5:] for key, x in inputs.items()})
+    torch.testing.assert_close(packed[:, :, 5:], alone, atol=2e-6, rtol=0)
+    half = [x.detach().half() for x in rows]
+    exact = attend(*rows, **inputs).detach()
+    found = attend(*half, **inputs).detach()
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), exact, atol=4e-3 * float(exact.abs().max()), rtol=0)
+
+
+def test_a_branch_with_a_state() -> None:
+    rows, _ = drawn("gla", tokens=21)
+    inputs: dict[str, Any] = {}
+    attend = compiled("hybrid_window_linear", backend="triton", window=4)
+    for tensor in attend.pattern.tensors:
+        drawn_one = torch.rand(*(2 if dim in ("batch", "head") else 21 for dim in tensor.dims))
+        inputs[tensor.name] = -drawn_one if tensor.refinement == "log_decay" else drawn_one
+    found = attend(*rows, **inputs)
+    torch.testing.assert_close(found, attend.reference(*rows, **inputs), atol=3e-6, rtol=0)
+
+
+def test_what_has_no_kernels_runs_in_torch_or_is_refused() -> None:
+    rows, inputs = drawn("retention", tokens=19)
+    wide = [x.detach().double() for x in rows]
+    attend = compiled("retention", backend="triton")
+    assert torch.equal(attend(*wide, **inputs), compiled("retention")(*wide, **inputs))
+    with pytest.raises(UnsupportedError, match=r"strict: `retention` would run as operations of torch.*float64"):
+        compiled("retention", backend="triton", strict=True)(*wide, **inputs)
+    with pytest.raises(UnsupportedError, match="`yaad_linear` on cpu: it runs token by token, "):
+        rows, inputs = drawn("yaad_linear", tokens=4)
+        compiled("yaad_linear", backend="triton")(*rows, **inputs)
+
+
+def test_texts() -> None:
+    found = compiled("kimi_delta").source("sm_90", head_dim=64)
+    assert {f"rows_comba_{stage}" for stage in ("prepare", "solve", "states", "outputs", "keys")} <= found.keys()
+    assert "Heads of 64 and 64 in bfloat16, chunks of 64 rows" in found["rows_comba_keys"]
+    assert {"plain_states", "plain_states.2"} <= compiled("linear_attention").source("sm_80").keys()
+    beside = compiled("hybrid_window_linear").source("sm_90")
+    assert {"scalar_states", "hybrid_window_linear_forward"} <= beside.keys()
+    with pytest.raises(UnsupportedError, match="`yaad_linear` has no kernels: it runs token by token"):
+        compiled("yaad_linear").source()
+    with pytest.raises(UnsupportedError, match="float64 has no kernels; on a GPU it runs as operations of torch"):
+        compiled("gla").source(dtype=torch.float64)

@@ -1,0 +1,129 @@
+"""States entry by entry by kernels, in Triton's interpreter, against the steps in torch; and their machine code."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Literal, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import compile_attention
+from attnc.compiler.recurrences.kernels.scan import ScanKind, emit_scan
+from attnc.runtime.gpu.compiling import Compiled, compile_all
+from attnc.runtime.gpu.recurrent import scan as on_gpu
+from attnc.runtime.recurrent.prefixes import Steps, by_kernels, fill
+from attnc.runtime.recurrent.scan import linear_scan
+from recurrence_references import example
+
+pytest.importorskip("triton")
+
+Op = Literal["real", "complex", "max"]
+SIZES = (2, 2, 36)
+
+
+def drawn(op: Op, *entries: int, shared: bool = False, largest: float = 1.0) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Decay, write, start."""
+    dtype = torch.complex64 if op == "complex" else torch.float32
+    draw = torch.Generator().manual_seed(5)
+    write = torch.randn(*SIZES, *entries, dtype=dtype, generator=draw)
+    start = torch.randn(*SIZES[:2], *entries, dtype=dtype, generator=draw)
+    if op == "max":
+        return None, write, start
+    shape = (2, 1, 36, *((1,) * len(entries) if shared else entries))
+    decay = largest * torch.rand(shape, generator=draw).to(dtype)
+    if op == "complex":
+        decay = decay * torch.exp(6j * torch.rand(shape, generator=draw))
+    return decay.expand(2, 2, 36, *shape[3:]), write, start
+
+
+def compare(decay: Tensor | None, write: Tensor, emptied: Tensor | None, start: Tensor, *, backwards: bool) -> float:
+    """The largest error, in units of the largest state of an entry, against fp64."""
+    wide = torch.complex128 if write.is_complex() else torch.float64
+    ours = torch.empty_like(torch.nn.functional.pad(write, (0, 0) * (write.ndim - 3) + (0, 1)))[:, :, :-1]
+    with by_kernels():
+        fill(Steps(ours, decay, write, emptied), start, backwards=backwards)
+    theirs = torch.empty(write.shape, dtype=wide)
+    exact = Steps(theirs, None if decay is None else decay.to(wide), write.to(wide), emptied)
+    fill(exact, start.to(wide), backwards=backwards)
+    return float(((ours - theirs).abs() / theirs.abs().amax(2, keepdim=True).clamp(min=1e-30)).max())
+
+
+@pytest.mark.parametrize("op", ["real", "complex", "max"])
+@pytest.mark.parametrize(("shared", "emptying"), list(itertools.product([False, True], repeat=2)))
+def test_steps(op: Op, shared: bool, emptying: bool) -> None:
+    decay, write, start = drawn(op, 3, 4, shared=shared)
+    emptied = torch.zeros(2, 1, 36, dtype=torch.bool)
+    emptied[0, 0, [0, 31, 32]], emptied[1, 0, 35] = True, True
+    for backwards in (False, True):
+        assert compare(decay, write, emptied if emptying else None, start, backwards=backwards) < 5e-7
+
+
+@pytest.mark.parametrize("op", ["real", "complex"])
+def test_growing_states_are_taken_token_by_token(op: Op) -> None:
+    decay, write, start = drawn(op, 3, largest=3.0)
+    assert decay is not None
+    assert compare(decay, write, None, start, backwards=False) < 1e-4
+    found = torch.empty_like(write)
+    on_gpu.fill(found, decay * 1e30, torch.zeros_like(write), None, torch.zeros_like(start), backwards=False)
+    assert (found == 0).all()
+
+
+def test_more_entries_than_a_block_and_what_is_emptied() -> None:
+    decay, write, start = drawn("real", 70)
+    assert compare(decay, write, None, start, backwards=False) < 5e-7
+    start[:], write[:, :, 3] = float("inf"), float("nan")
+    emptied = torch.zeros(2, 2, 36, dtype=torch.bool)
+    emptied[:, :, [0, 4]] = True
+    found = torch.empty_like(write)
+    on_gpu.fill(found, decay, write, emptied, start, backwards=False)
+    assert found[:, :, 3].isnan().all()
+    assert found[:, :, [0, 1, 2, 4, 35]].isfinite().all()
+
+
+@pytest.mark.parametrize("op", ["real", "complex"])
+def test_gradients(op: Op) -> None:
+    tensors = [x.detach().clone().requires_grad_() for x in drawn(op, 5) if x is not None]
+    results = []
+    for wanted in (True, False):
+        with by_kernels(wanted):
+            out, final = linear_scan(*tensors[:2], state=tensors[2])
+        results.append(torch.autograd.grad(out.abs().square().sum() + final.abs().sum(), tensors))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+def test_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[str] = []
+
+    def noted(kind: ScanKind) -> Any:
+        kinds.append(kind.function)
+        return emit_scan(kind)
+
+    monkeypatch.setattr(on_gpu, "emit_scan", noted)
+    q, k, v, given = example("mamba1", B=1, H=2, T=37, dk=6, dv=5, dtype=torch.float32)
+    found = []
+    for backend in ("triton", "reference"):
+        leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+        attend: Any = compile_attention("mamba1", backend=cast("Any", backend))
+        out = attend(*leaves, **given)
+        found.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert set(kinds) == {"scan_real", "scan_real_backwards"}
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=3e-6 * float(theirs.detach().abs().max()), rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("compiling")
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_machine_code(target: str) -> None:
+    ops: tuple[Op, ...] = ("real", "complex", "max")
+    kinds = [
+        ScanKind(op, shared, emptied, shared, 64) for op in ops for shared in (False, True) for emptied in (False, True)
+    ]
+    found = {}
+    for i, outcome in compile_all([(emit_scan(kind), target) for kind in kinds]):
+        assert isinstance(outcome, Compiled), outcome.reason
+        found[kinds[i].function] = (outcome.code.stack, outcome.code.spilled)
+    assert {name: facts for name, facts in found.items() if facts != (0, 0)} == {}
