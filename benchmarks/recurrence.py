@@ -176,6 +176,40 @@ def _slopes(q: Tensor, k: Tensor, v: Tensor, rate: Tensor, hold: Tensor, forget:
     return torch.stack(outs, 2)
 
 
+def _complex(q: Tensor, k: Tensor, v: Tensor, L: Tensor, dt: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    decay = (L * dt).exp()
+    given = torch.einsum("hnv,bhtv->bhtn", B * ((decay - 1) / L)[..., None], v.to(B.dtype))
+    x, states = torch.zeros_like(given[:, :, 0]), []
+    for t in range(v.shape[2]):
+        x = decay * x + given[:, :, t]
+        states.append(x)
+    return 2 * torch.einsum("hvn,bhtn->bhtv", C, torch.stack(states, 2)).real + D[:, None] * v
+
+
+def _solved(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, ridge: Tensor) -> Tensor:
+    decay, share = g.transpose(1, 2).exp()[..., None, None], beta.transpose(1, 2)[..., None, None] * k[..., None]
+    A, S = _empty(k, k), _empty(k, v)
+    outs = []
+    for t in range(q.shape[2]):
+        A = decay[:, :, t] * A + share[:, :, t] * k[:, :, t, None]
+        S = decay[:, :, t] * S + share[:, :, t] * v[:, :, t, None]
+        outs.append((_descended(A, ridge, q[:, :, t])[:, :, None] @ S)[:, :, 0])
+    return torch.stack(outs, 2)
+
+
+def _descended(A: Tensor, ridge: Tensor, q: Tensor) -> Tensor:
+    """30 steps of conjugate gradients."""
+    x, rest = torch.zeros_like(q), q
+    direction, size = q, (q * q).sum(-1, keepdim=True)
+    for _ in range(30):
+        ahead = (A @ direction[..., None])[..., 0] + ridge * direction
+        step = size / (direction * ahead).sum(-1, keepdim=True).clamp(min=1e-30)
+        x, rest = x + step * direction, rest - step * ahead
+        smaller = (rest * rest).sum(-1, keepdim=True)
+        direction, size = rest + smaller / size.clamp(min=1e-30) * direction, smaller
+    return x
+
+
 # --- cases -----------------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +237,13 @@ LOOPS: dict[str, Loop] = {
     "mamba1": _entries,
     "aaren": _softmax,
     "titans_linear": _slopes,
+    "s5": _complex,
+    "mesa": _solved,
 }
 """A recurrence of each class, with a loop over its tokens."""
+
+SHORTER = {"mesa": 8}
+"""Lengths are divided by this: 30 solves a token."""
 
 
 def _inputs(name: str, n: int) -> dict[str, Tensor]:
@@ -235,6 +274,12 @@ def _inputs(name: str, n: int) -> dict[str, Tensor]:
             **{"D": torch.randn(h, d)},
         },
         "aaren": lambda: {"w": torch.randn(h, d)},
+        "s5": lambda: {
+            **{"L": torch.complex(-torch.rand(h, d) - 0.1, 6 * torch.randn(h, d)), "dt": 0.1 * torch.rand(h, d) + 0.01},
+            **{"B": torch.randn(h, d, d, dtype=torch.complex64), "C": torch.randn(h, d, d, dtype=torch.complex64)},
+            **{"D": torch.randn(h, d)},
+        },
+        "mesa": lambda: {"g": _gate(n, h), "beta": torch.rand(1, n, h), "ridge": torch.rand(h, d) + 0.5},
         "titans_linear": lambda: {
             **{"rate": 0.5 * torch.rand(1, n, h), "hold": torch.rand(1, n, h)},
             **{"forget": 0.1 * torch.rand(1, n, h)},
@@ -271,10 +316,9 @@ def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor])
     by_token = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
     match name:
         case "mamba2_ssd" if (module := _fla("simple_gla")) is not None:
-            scaled = [by_token[0], by_token[1] * given["dt"][..., None], by_token[2]]
-            skipped = given["D"][:, None, None] * v
-            call = module.naive_chunk_simple_gla
-            return lambda: call(*scaled, given["g"], scale=1.0)[0].transpose(1, 2) + skipped
+            call, (own_q, own_k, own_v) = module.naive_chunk_simple_gla, by_token
+            dt, D = given["dt"][..., None], given["D"][:, None, None]
+            return lambda: call(own_q, own_k * dt, own_v, given["g"], scale=1.0)[0].transpose(1, 2) + D * v
         case "delta_net" if (module := _fla("delta_rule")) is not None:
             beta = given["beta"].transpose(1, 2).contiguous()
             call = module.delta_rule_chunkwise
@@ -296,7 +340,7 @@ def rows(lengths: list[int], rounds: int, patterns: list[str] | None) -> Iterato
     for name in LOOPS:
         if patterns is None or any(part in name for part in patterns):
             for n in lengths:
-                yield _row(name, n, rounds)
+                yield _row(name, n // SHORTER.get(name, 1), rounds)
 
 
 def _row(name: str, n: int, rounds: int) -> Row:

@@ -110,7 +110,7 @@ class Recurrence:
             q=self._token_rows(inputs.q, stretch),
             k=k,
             v=v,
-            gate=k.new_zeros(*k.shape[:2], 1) if gate is None else gate,
+            gate=gate,
             columns=columns,
             beta=laid(inputs.beta),
             read=laid(inputs.read),

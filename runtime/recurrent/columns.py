@@ -76,7 +76,8 @@ class DecayedColumns(Uncorrected):
             (self.entering, self.leaving),
             EdgeAdjoints([d_read @ states.mT], [self.values @ ends.mT], (d_keep * self.columns.total).sum(-1)[:, None]),
         )
-        return {"q": d_q, "k": d_k, "v": d_v, "gate": d_gate, "columns": gate_gradient(d_columns)}
+        found = {"q": d_q, "k": d_k, "v": d_v, "columns": gate_gradient(d_columns)}
+        return found if d_gate is None else {**found, "gate": d_gate}
 
     @property
     def _weights(self) -> Tensor:

@@ -104,7 +104,7 @@ class Decay(ABC):
         sides: tuple[Sequence[Tensor], Sequence[Tensor]],
         edges: tuple[Sequence[Tensor], Sequence[Tensor]],
         d_edges: EdgeAdjoints,
-    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         """(gradients of the readers, of the writers, of the log decays); `edges` are what enters and what leaves."""
         d_readers = [d * into for d, into in zip(d_edges.readers, self.into, strict=True)]
         d_writers = [d * self.out_of for d in d_edges.writers]
@@ -127,13 +127,15 @@ class ScalarDecay(Decay):
     def __init__(self, sums: BlockSums, segments: Segments | None, exclusive: Sequence[bool]) -> None:
         super().__init__(sums, segments, exclusive)
         weights = self._weights()
-        readers = [delayed(weights, 0) if each else weights for each in exclusive]
-        self.weights = torch.stack(readers, 1) if len(readers) > 1 else readers[0][:, None]
-        for i, each in enumerate(exclusive):
-            if i and not each:
-                self.weights[:, i].diagonal(dim1=1, dim2=2).zero_()
         if segments:
-            self.weights *= segments.same[:, None]
+            weights *= segments.same
+        later = None
+        if any(exclusive):
+            later = delayed(weights, 0)
+            if segments:
+                later *= segments.same
+        self.weights = [weights if later is None or not each else later for each in exclusive]
+        """One a reader, (n, L, L)."""
 
     def _weights(self) -> Tensor:
         """exp of the sums in (j, t], (n, L, L), with 1 on the diagonal."""
@@ -145,14 +147,21 @@ class ScalarDecay(Decay):
         return weights
 
     def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
-        """One product for all readers and writers.
+        """One product for all writers.
 
         The diagonal anew, by `row_products`.
         """
-        product = _stacked(readers) @ _stacked(writers).mT
-        result = by_side(product, len(readers), len(writers)).mul_(self.weights[:, :, :, None])
+        result = products(readers, writers)
+        self._weigh(result)
         self._set_diagonal(result, readers, writers)
         return result
+
+    def _weigh(self, pairs: Tensor) -> None:
+        for i, (each, weights) in enumerate(zip(self.exclusive, self.weights, strict=True)):
+            pairs[:, i].mul_(weights[:, :, None])
+            if i and not each:
+                for w in range(pairs.shape[3]):
+                    pairs[:, i, :, w].diagonal(dim1=1, dim2=2).zero_()
 
     def add_pair_adjoints(
         self,
@@ -163,13 +172,66 @@ class ScalarDecay(Decay):
     ) -> LevelAdjoints:
         """Two products; a gate's share is the sum over the pairs on both sides of it."""
         crossing = self.inclusive(list((d_pairs * pairs).sum(3).unbind(1)))
-        d_product = d_pairs.mul_(self.weights[:, :, :, None]).flatten(3).flatten(1, 2)
-        for d, add in zip(d_sides[0], (d_product @ _stacked(sides[1])).chunk(len(sides[0]), 1), strict=True):
-            d.add_(add)
-        for d, add in zip(d_sides[1], (d_product.mT @ _stacked(sides[0])).chunk(len(sides[1]), 1), strict=True):
-            d.add_(add)
+        self._weigh(d_pairs)
+        add_product_adjoints(d_pairs, sides, d_sides)
         blocks = [below(crossing, level.block) for level in self.sums.levels]
         return [(block.sum(-1)[..., None], block.sum(-2)[..., None]) for block in blocks]
+
+
+class NoDecay(Decay):
+    """None at all: the pair matrix is a plain product, and what enters and leaves is as it was."""
+
+    def __init__(self, like: Tensor, exclusive: Sequence[bool]) -> None:
+        self.exclusive = tuple(exclusive)
+        self.segments = None
+        n, length, _ = like.shape
+        self.total = like.new_ones(()).expand(n, 1, 1)
+        full = like.new_ones(length, length)
+        self._seen = [full.tril(-1 if i or each else 0) for i, each in enumerate(exclusive)]
+
+    def enter(self, readers: Sequence[Tensor]) -> list[Tensor]:
+        """The readers."""
+        return list(readers)
+
+    def leave(self, writers: Sequence[Tensor]) -> list[Tensor]:
+        """The writers."""
+        return list(writers)
+
+    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
+        """As of a scalar decay."""
+        result = products(readers, writers)
+        self._hide(result)
+        self._set_diagonal(result, readers, writers)
+        return result
+
+    def add_pair_adjoints(
+        self,
+        d_pairs: Tensor,
+        pairs: Tensor,
+        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
+        d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
+    ) -> LevelAdjoints:
+        """Two products."""
+        self._hide(d_pairs)
+        add_product_adjoints(d_pairs, sides, d_sides)
+        return []
+
+    def adjoint(
+        self,
+        d_pairs: Tensor,
+        pairs: Tensor,
+        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
+        edges: tuple[Sequence[Tensor], Sequence[Tensor]],
+        d_edges: EdgeAdjoints,
+    ) -> tuple[list[Tensor], list[Tensor], None]:
+        """(gradients of the readers, of the writers, None)."""
+        d_readers, d_writers = list(d_edges.readers), list(d_edges.writers)
+        self.add_pair_adjoints(d_pairs, pairs, sides, (d_readers, d_writers))
+        return d_readers, d_writers, None
+
+    def _hide(self, pairs: Tensor) -> None:
+        for i, seen in enumerate(self._seen):
+            pairs[:, i].mul_(seen[:, None])
 
 
 class RowDecay(Decay):
@@ -245,9 +307,26 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1, dtype=torch.float64).to(x.dtype)
 
 
-def _stacked(sides: Sequence[Tensor]) -> Tensor:
-    """(n, L, R) each → (n, sides · L, R)."""
-    return sides[0] if len(sides) == 1 else torch.cat(list(sides), 1)
+def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
+    """Of every reader's rows and every writer's, (n, readers, L, writers, L)."""
+    n, length, _ = readers[0].shape
+    result = readers[0].new_empty(n, len(readers), length, len(writers), length)
+    for i, x in enumerate(readers):
+        for w, y in enumerate(writers):
+            torch.bmm(x, y.mT, out=result[:, i, :, w])
+    return result
+
+
+def add_product_adjoints(
+    d_products: Tensor,
+    sides: tuple[Sequence[Tensor], Sequence[Tensor]],
+    d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
+) -> None:
+    """What the adjoint of `products` gives readers and writers, added to `d_sides`."""
+    for i, x in enumerate(sides[0]):
+        for w, y in enumerate(sides[1]):
+            d_sides[0][i].baddbmm_(d_products[:, i, :, w], y)
+            d_sides[1][w].baddbmm_(d_products[:, i, :, w].mT, x)
 
 
 def by_side(product: Tensor, readers: int, writers: int) -> Tensor:

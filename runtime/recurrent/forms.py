@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.runtime.recurrent.decays import EdgeAdjoints, RowDecay, ScalarDecay, Segments, by_side, row_products
+from attnc.runtime.recurrent.decays import (
+    Decay,
+    EdgeAdjoints,
+    NoDecay,
+    RowDecay,
+    ScalarDecay,
+    Segments,
+    by_side,
+    row_products,
+)
 from attnc.runtime.recurrent.levels import block_sums
 from attnc.runtime.recurrent.states import Corrector
 from attnc.runtime.recurrent.triangle import inverse
@@ -33,7 +42,7 @@ class Rows:
     q: Tensor
     k: Tensor
     v: Tensor
-    gate: Tensor
+    gate: Tensor | None
     columns: Tensor | None
     beta: Tensor | None
     read: Tensor | None
@@ -49,12 +58,18 @@ class Uncorrected:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.readers, self.writers = self._sides()
-        kind = ScalarDecay if rows.gate.shape[-1] == 1 else RowDecay
-        exclusive = (rows.before, rows.old)[: len(self.readers)]
-        self.decay = kind(block_sums(rows.gate, rows.k.dtype), rows.segments, exclusive)
+        self.decay = self._decay()
         self.pairs = self.decay.pairs(self.readers, self.writers)
         self.entering, self.leaving = self.decay.enter(self.readers), self.decay.leave(self.writers)
         self.corrector = self._corrector()
+
+    def _decay(self) -> Decay:
+        rows, exclusive = self.rows, (self.rows.before, self.rows.old)[: len(self.readers)]
+        if rows.gate is None and rows.segments is None:
+            return NoDecay(rows.k, exclusive)
+        gate = rows.k.new_zeros(*rows.k.shape[:2], 1) if rows.gate is None else rows.gate
+        kind = ScalarDecay if gate.shape[-1] == 1 else RowDecay
+        return kind(block_sums(gate, rows.k.dtype), rows.segments, exclusive)
 
     @property
     def keep(self) -> Tensor:
@@ -92,13 +107,14 @@ class Uncorrected:
             (values @ ends.mT).chunk(len(self.writers), 1),
             (states * ends).sum(-1)[:, None],
         )
-        d_readers, d_writers, gradients["gate"] = self.decay.adjoint(
+        d_readers, d_writers, d_gate = self.decay.adjoint(
             d_pairs,
             self.pairs,
             (self.readers, self.writers),
             (self.entering, self.leaving),
             d_edges,
         )
+        gradients |= {} if d_gate is None else {"gate": d_gate}
         return gradients | self._named(d_readers, d_writers)
 
     def _sides(self) -> tuple[list[Tensor], list[Tensor]]:

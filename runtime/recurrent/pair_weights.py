@@ -7,7 +7,8 @@ is made of likewise; two blocks are joined by products of such matrices, so that
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -26,18 +27,12 @@ class Weights(NamedTuple):
     through: Tensor
 
 
-def single(mixes: Tensor, states: int) -> Weights:
-    """Blocks of one token each, (n, m + Q, m + P)."""
-    after, read = mixes[:, :states], mixes[:, states:]
-    return Weights(read[..., states:], read[..., :states], after[..., states:], after[..., :states])
+class _Blocks(NamedTuple):
+    """Blocks but for the pairs within them: `edges`, `ends` and `through`."""
 
-
-def joined(blocks: Weights) -> Weights:
-    """Pairs of blocks as one each."""
-    (first, second), (before, after), (early, late), (left, right) = ((x[::2], x[1::2]) for x in blocks)
-    none = first.new_zeros(()).expand(*first.shape[:2], second.shape[2])
-    pairs = torch.cat([torch.cat([first, none], 2), torch.cat([after @ early, second], 2)], 1)
-    return Weights(pairs, torch.cat([before, after @ left], 1), torch.cat([right @ early, late], 2), right @ left)
+    edges: Tensor
+    ends: Tensor
+    through: Tensor
 
 
 def weights(mixes: Tensor, states: int, length: int, most: float | None = None) -> tuple[Weights, int]:
@@ -45,13 +40,53 @@ def weights(mixes: Tensor, states: int, length: int, most: float | None = None) 
 
     `mixes`: (tokens, m + Q, m + P), tokens a multiple of `length`.
     """
-    found, size = single(mixes, states), 1
+    after, read = mixes[:, :states], mixes[:, states:]
+    blocks = _Blocks(read[..., :states], after[..., states:], after[..., :states])
+    pairs = [read[..., states:]]
+    size = 1
     while size < length:
-        larger = joined(found)
-        if most is not None and any(_exceeds(x, most) for x in larger):
+        larger, across = _joined(blocks)
+        if most is not None and any(_exceeds(x, most) for x in (*larger, across)):
             break
-        found, size = larger, 2 * size
-    return found, size
+        pairs.append(across)
+        blocks, size = larger, 2 * size
+    whole = cast("Tensor", _Assembled.apply(size, *pairs))  # type: ignore[no-untyped-call]
+    return Weights(whole.flatten(3, 4).flatten(1, 2), *blocks), size
+
+
+def _joined(blocks: _Blocks) -> tuple[_Blocks, Tensor]:
+    """Pairs of blocks as one each, and what the readers of the second take of the impulses of the first."""
+    (before, after), (early, late), (left, right) = ((x[::2], x[1::2]) for x in blocks)
+    both = _Blocks(torch.cat([before, after @ left], 1), torch.cat([right @ early, late], 2), right @ left)
+    return both, after @ early
+
+
+class _Assembled(torch.autograd.Function):
+    """(n, L, Q, L, P) of a token's own pairs, and of those across from block to block of 1, 2, 4, … tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, length: int, *pairs: Tensor) -> Tensor:
+        tokens, readers, impulses = pairs[0].shape
+        found = pairs[0].new_zeros(tokens // length, length, readers, length, impulses)
+        for place, own in zip(_places(found, len(pairs)), pairs, strict=True):
+            place.copy_(own.view(place.shape))
+        ctx.shapes = [own.shape for own in pairs]
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, d_found: Tensor) -> tuple[Tensor | None, ...]:
+        places = _places(d_found.contiguous(), len(ctx.shapes))
+        return (None, *(place.reshape(shape) for place, shape in zip(places, ctx.shapes, strict=True)))
+
+
+def _places(whole: Tensor, parts: int) -> Iterator[Tensor]:
+    """Views of the pairs within tokens, and of those across: (n, L / 2s, s, Q, s, P) for blocks of s tokens."""
+    count, length, readers, _, impulses = whole.shape
+    yield whole.diagonal(dim1=1, dim2=3).movedim(3, 1)
+    for size in (1 << level for level in range(parts - 1)):
+        blocks = length // (2 * size)
+        halves = whole.view(count, blocks, 2, size, readers, blocks, 2, size, impulses)[:, :, 1, :, :, :, 0]
+        yield halves.diagonal(dim1=1, dim2=4).movedim(5, 1)
 
 
 def _exceeds(x: Tensor, most: float) -> bool:

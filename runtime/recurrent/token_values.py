@@ -207,6 +207,9 @@ class _Once:
             self._known[node] = self.fresh(node)
         return self._known[node]
 
+    def _is_known(self, node: Value) -> bool:
+        return node in self._known
+
     def fresh(self, node: Value) -> Tensor:  # noqa: C901  one case a node kind
         """A value that is not known yet."""
         match node:
@@ -319,6 +322,8 @@ class _Once:
         if op == "exp" and _is_apply(operands[0], "mul") and not reads_state(operands[0]):
             inner = self.fresh(operands[0])
             return inner.exp() if inner.requires_grad else inner.exp_()
+        if op == "real" and isinstance(operands[0], ir.Contract) and not self._is_known(operands[0]):
+            return self._contract(operands[0], real=True)
         if op != "add" or len(operands) != 2:
             return None
         for x, product in (operands, operands[::-1]):
@@ -376,16 +381,29 @@ class _Once:
                 return self._solve(node)
         raise AssertionError(type(node).__name__)
 
-    def _contract(self, node: ir.Contract) -> Tensor:
+    def _contract(self, node: ir.Contract, *, real: bool = False) -> Tensor:
+        """`real`: the real part alone. Complex numbers are taken as pairs of reals where that saves products."""
         left, right = self.of(node.left), self.of(node.right)
         names = iter("abcdefgh")
         a = [next(names) for _ in range(rank(node.left))]
         b = [next(names) for _ in range(rank(node.right))]
         b[node.right_axis] = a[node.left_axis]
         shared = a[node.left_axis]
-        out = [x for x in a + b if x != shared]
-        left, right = alike(left, right)
-        return torch.einsum(f"...{''.join(a)},...{''.join(b)}->...{''.join(out)}", left, right)
+        sides, out = ["".join(a), "".join(b)], "".join(x for x in a + b if x != shared)
+        parts = [left, right]
+        pairs = [side for side in (0, 1) if parts[side].is_complex()]
+        if not pairs or (len(pairs) == 2 and not real):
+            return torch.einsum(f"...{sides[0]},...{sides[1]}->...{out}", left, right)
+        if len(pairs) == 2:  # Re (x y) = Re x Re y - Im x Im y
+            parts[0] = parts[0].conj().resolve_conj()
+        for side in pairs:
+            parts[side], sides[side] = torch.view_as_real(parts[side]), f"{sides[side]}z"
+        both = len(pairs) == 2
+        found = torch.einsum(f"...{sides[0]},...{sides[1]}->...{out}{'' if both else 'z'}", *parts)
+        if both:
+            return found
+        whole = torch.view_as_complex(found.contiguous())
+        return whole.real if real else whole
 
     def _solve(self, node: ir.Solve) -> Tensor:
         matrix, vector = self.of(node.matrix), self.of(node.vector)
@@ -420,17 +438,14 @@ class Stretch(_Once):
             self._known[node] = self.fresh(node)
         return self._known[node]
 
+    def _is_known(self, node: Value) -> bool:
+        return node in self._given or node in self._known
+
     def _condition(self, node: Index) -> Tensor:
         return self._given[node]
 
 
 _LEADING = {"batch": 0, "head": 1, "kv_head": 1, "token": 2, "query": 2, "key": 2}
-
-
-def alike(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Both complex, where one of them is."""
-    both = torch.promote_types(left.dtype, right.dtype)
-    return left.to(both), right.to(both)
 
 
 def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]) -> Tensor:

@@ -41,6 +41,7 @@ LINES: dict[str, str] = {
         step P = P + h * outer(k, v - w @ M)
         read q @ P""",
     "reads of both": "step P = h * P + outer(k, v - f * (k @ M) + a * (w @ P))\nstep M = a * M + P\nread q @ M",
+    "of no vectors": "step P = h * P + f\nstep M = a * M + P + w - outer(k, v)\nread q @ M",
     "unread": "step P = h * P + outer(k, v - w @ M)\nstep M = a * M + P\nread v",
     "one": "step M = M + h * outer(k, v - k @ M)\nstep M = f * M\nread q @ M",
 }
@@ -169,6 +170,16 @@ def test_documents(name: str) -> None:
     call.inputs["doc"] = torch.stack([torch.arange(90) // 40, (torch.arange(90) > 63).long()])
     ours, theirs = both(text(name, "input doc: int[batch, token]", "documents doc"))
     assert_close(call.results(ours, state=False), call.results(theirs, state=False))
+
+
+def test_places_of_batch_entries() -> None:
+    """Chunks do not begin where the text counts from, which is elsewhere for every batch entry."""
+    call = Call(140)
+    attends = both(text("slopes at times"))
+    own = {name: call.states[name] for name in ("M", "N", "P")}
+    state = {**own, "t": torch.tensor([3, 61])}
+    (out, last), (want, after) = (call.run(attend, state=state) for attend in attends)
+    assert_close([out, *last.values()], [want, *after.values()], 1e-12)
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 64), (7, 71), (64, 128)])
