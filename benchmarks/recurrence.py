@@ -142,6 +142,14 @@ def _rank_one(q: Tensor, k: Tensor, v: Tensor, w: Tensor, a: Tensor, b: Tensor, 
 
 
 def _entries(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """As Mamba's own (`selective_scan_ref` of state-spaces/mamba): decays and writes of all tokens first."""
+    dt = dt.transpose(1, 2)
+    decay, given = (dt[..., None, :] * A[:, None]).exp(), k[..., :, None] * (dt * v)[..., None, :]
+    return _looped(lambda S, t: decay[:, :, t] * S + given[:, :, t], q, _empty(k, v)) + D[:, None] * v
+
+
+def _entries_at_once(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """The same with everything made where it is used, which keeps to the cache."""
     dt = dt.transpose(1, 2)
     given = dt * v
 
@@ -241,6 +249,9 @@ LOOPS: dict[str, Loop] = {
     "mesa": _solved,
 }
 """A recurrence of each class, with a loop over its tokens."""
+
+LEAN: dict[str, Loop] = {"mamba1": _entries_at_once}
+"""Loops that do without tensors over all tokens."""
 
 SHORTER = {"mesa": 8}
 """Lengths are divided by this: 30 solves a token."""
@@ -354,6 +365,8 @@ def _row(name: str, n: int, rounds: int) -> Row:
         contenders: dict[str, Callable[[], object]] = {"attnc": lambda: attend(q, k, v, **_any(given))}
         if n <= 8192:
             contenders["loop"] = lambda: LOOPS[name](q, k, v, **given)
+            if name in LEAN:
+                contenders["lean_loop"] = lambda: LEAN[name](q, k, v, **given)
         if naive is not None:
             torch.testing.assert_close(naive(), attend(q, k, v, **_any(given)), atol=2e-3, rtol=2e-3)
             contenders["fla"] = naive

@@ -196,8 +196,9 @@ class Steps:
         plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
         if len(plans) == 1 and own._pattern.combine is None:
             return plans[0][1]
-        whole = joined(plans)
-        return replace(whole, reasons=(*whole.reasons, *dict.fromkeys(f"before them {x.how}" for x in self.stateful)))
+        whole, dtype = joined(plans), getattr(torch, sizes.dtype)
+        how = [x.how if target is None else x.how_by_kernels(dtype) for x in self.stateful]
+        return replace(whole, reasons=(*whole.reasons, *dict.fromkeys(f"before them {one}" for one in how)))
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""

@@ -181,7 +181,10 @@ class _Deriving:
         except NoFormError:
             return None
         taken = tuple(Taken(name, number(1.0), cast("StateAt", node).version == 0) for name, node in reads)
-        return Pass(state, (Micro(log, None, (number(1.0), write)),), taken, flat=True)
+        factors = _factors(write)
+        scalars, others = ([x for x in factors if bool(rank(x)) is vector] for vector in (False, True))
+        key, value = (product_of(some) if some else number(1.0) for some in (scalars, others))
+        return Pass(state, (Micro(log, None, (key, value)),), taken, flat=True)
 
     def _read_of_entries(self, node: Value, last: dict[str, int]) -> Value | None:
         """A read of one state that is taken entry by entry, and of no other, as a tensor."""

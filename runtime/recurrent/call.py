@@ -65,6 +65,15 @@ class Recurrent:
             return f"the state of `{self.recur.name}`, token by token: {self.reason}"
         return f"the state of `{self.recur.name}`, chunk by chunk"
 
+    def how_by_kernels(self, dtype: torch.dtype) -> str:
+        """The same on a GPU."""
+        if self.derived is None:
+            return self.how
+        from attnc.runtime.gpu.recurrent.passes import without_kernels
+
+        missing = without_kernels(self.derived, self.recur, dtype)
+        return f"{self.how}, {f'as operations of torch: {missing}' if missing else 'by kernels'}"
+
     def attend(
         self,
         q: Tensor,

@@ -303,8 +303,8 @@ def summed(terms: Sequence[Tensor]) -> Tensor:
 
 
 def row_products(x: Tensor, y: Tensor) -> Tensor:
-    """Σ x y of each row, (…, R) → (…), summed in fp64: under strong decay a token's own pair is all there is."""
-    return (x * y).sum(-1, dtype=torch.float64).to(x.dtype)
+    """Σ x y of each row, (…, R) → (…), added up by halves: under strong decay a token's own pair is all there is."""
+    return (x * y).sum(-1)
 
 
 def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:

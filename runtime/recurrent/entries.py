@@ -48,7 +48,8 @@ def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) 
     if fresh is not None and fresh.shape[1] == 1:
         fresh = fresh[:, 0]
     tokens = values.tokens.counts[2]
-    outs, final = scan_stretches(make, read, tensors, tokens=tokens, state=state, resets=fresh)
+    whole = [node for _, node in stage.reads] == [last]
+    outs, final = scan_stretches(make, None if whole else read, tensors, tokens=tokens, state=state, resets=fresh)
     return [out.expand(*values.tokens.counts, *out.shape[3:]) for out in outs], final
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
 from attnc.compiler.recurrences.derive import is_constant
-from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Pass, Running, Scan, Solved
+from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Pass, Running, Scan, Solved, Stage
 from attnc.compiler.values import axes, rank
 from attnc.runtime.recurrent import coupled
 from attnc.runtime.recurrent.entries import scan
@@ -52,20 +52,46 @@ def run(
             fresh = np.take_along_axis(fresh, places, 2)
         passing.fresh = fresh
     last: States = {}
-    for stage in derived.stages:
+    for stages in _together(derived.stages):
+        stage, *_ = stages
         if isinstance(stage, Coupled):
             last |= passing.coupled(stage, states, known)
-            continue
-        name = stage.state.name
-        if isinstance(stage, Running):
-            last[name] = passing.running(stage, states[name], known)
+        elif isinstance(stage, Running):
+            last[stage.state.name] = passing.running(stage, states[stage.state.name], known)
         elif isinstance(stage, Scan):
-            last[name] = passing.scanned(stage, states[name], known)
+            last[stage.state.name] = passing.scanned(stage, states[stage.state.name], known)
         else:
-            last[name] = passing.passed(stage, states[name], known)
+            last |= passing.passed([one for one in stages if isinstance(one, Pass)], states, known)
     batch, heads, count = tokens.counts
     out = TokenValues(tokens).by_place(derived.result)
     return out.expand(batch, heads, count, out.shape[-1]), {state.name: last[state.name] for state in recur.states}
+
+
+def _together(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Passes that follow one another and differ in what they write alone, as one."""
+    found: list[list[Stage]] = []
+    for stage in stages:
+        before = found[-1][0] if found else None
+        if isinstance(stage, Pass) and isinstance(before, Pass) and _are_one(before, stage):
+            found[-1].append(stage)
+        else:
+            found.append([stage])
+    return found
+
+
+def _are_one(a: Pass, b: Pass) -> bool:
+    return (
+        not (a.solves or b.solves or a.flat or b.flat)
+        and a.state.dims[0] == b.state.dims[0]
+        and [(one.query, one.before) for one in a.reads] == [(one.query, one.before) for one in b.reads]
+        and list(map(_without_value, a.steps)) == list(map(_without_value, b.steps))
+        and not any(step.decay is not None and step.decay.side == "columns" for step in a.steps)
+        and not any(step.write is None for step in (*a.steps, *b.steps))
+    )
+
+
+def _without_value(step: Micro) -> tuple[object, ...]:
+    return step.decay, step.correction, step.repeat, step.write and step.write[0]
 
 
 class GrowingError(Exception):
@@ -98,23 +124,34 @@ class _Passing:
         known[stage.before], known[stage.after] = self._placed(before), self._placed(after)
         return after[:, :, -1].to(state.dtype) if after.shape[2] else state
 
-    def passed(self, stage: Pass, state: Tensor, known: dict[str, Tensor]) -> Tensor:
-        """Every read by its name; what the state is in the end, (B, H, …)."""
-        start = _as_matrix(stage, state)
-        is_number = len(stage.state.dims) <= (0 if stage.flat else 1)
+    def passed(self, stages: Sequence[Pass], states: States, known: dict[str, Tensor]) -> States:
+        """Every read by its name; what the states are in the end. Several passes differ in what they write alone."""
+        stage, *_ = stages
+        starts = [_as_matrix(one, states[one.state.name]) for one in stages]
+        widths = [start.shape[-1] for start in starts]
         steps = [step for micro in stage.steps for step in self._steps(micro)]
-        given = self._arguments(stage, steps, start)
+        given, start = self._arguments(stage, steps, starts[0]), starts[0]
+        if len(stages) > 1:
+            values = [self._values_of(one, width) for one, width in zip(stages[1:], widths[1:], strict=True)]
+            given["v"], start = torch.cat([cast("Tensor", given["v"]), *values], -1), torch.cat(starts, -1)
         final = start
-        for taken in stage.reads:
+        for i, taken in enumerate(stage.reads):
             q = self._side(taken.query, start.shape[-2], ())
             out, final = self._run(q, given, start, before=taken.before)
-            known[taken.name] = self._placed(out[..., 0] if is_number else out)
+            for one, x in zip(stages, torch.split(out, widths, -1), strict=True):
+                is_number = len(one.state.dims) <= (0 if one.flat else 1)
+                known[one.reads[i].name] = self._placed(x[..., 0] if is_number else x)
         for solved in stage.solves:
             known[solved.name] = self._placed(self._solved(solved, given, start))
         if not stage.reads:
             q = self._tokens.q.new_zeros((*self._tokens.counts, start.shape[-2]))
             _, final = self._run(q, given, start, before=False)
-        return final.reshape(state.shape)
+        ends = zip(stages, torch.split(final, widths, -1), strict=True)
+        return {one.state.name: x.reshape(states[one.state.name].shape) for one, x in ends}
+
+    def _values_of(self, stage: Pass, width: int) -> Tensor:
+        steps = [step for micro in stage.steps for step in self._steps(micro)]
+        return _joined([self._side(micro.write[1] if micro.write else None, width, bound) for micro, bound, _ in steps])
 
     def _solved(self, solved: Solved, given: dict[str, object], start: Tensor) -> Tensor:
         """What the matrix makes of vectors is a read of the state for each of them."""
@@ -154,6 +191,9 @@ class _Passing:
             resets = fresh[:, 0].expand(batch, count)
             return self._linear(q, state=start, before=before, resets=resets, **given)
         resets = fresh.expand(batch, heads, count).reshape(batch * heads, count)
+        gate, keys = given.get("gate"), cast("Tensor", given["k"])
+        if isinstance(gate, Tensor) and gate.ndim == 1:  # of each head
+            given = {**given, "gate": gate[None, :, None].expand(keys.shape[:3])}
         own = {name: _folded(x, batch, heads) for name, x in given.items()}
         out, final = self._linear(
             _folded(q, batch, heads),
@@ -274,9 +314,6 @@ def _folded(x: object, batch: int, heads: int) -> object:
         return RankOne(left, read, x.sees)
     if not isinstance(x, Tensor):
         return x
-    if x.ndim == 1:  # of each head
-        x = x.expand(batch, heads)
-        return x.reshape(batch * heads, 1, 1)
     return x.reshape(batch * heads, 1, *x.shape[2:])
 
 

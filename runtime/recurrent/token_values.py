@@ -362,7 +362,7 @@ class _Once:
     def _of_vectors(self, node: Value) -> Tensor:
         match node:
             case ir.Dot(left=left, right=right):
-                return (self.of(left) * self.of(right)).sum(-1)
+                return _dot(self.of(left), self.of(right))
             case ir.Outer(left=left, right=right):
                 return self.of(left)[..., :, None] * self.of(right)[..., None, :]
             case ir.Contract():
@@ -417,6 +417,14 @@ class _Once:
             help_ = "add something to its diagonal: `… + 0.01 * eye(dk)`"
             raise EvaluationError("A901", "`solve` of a matrix that is singular", None, help_)
         return solved[..., 0]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """By one product with a vector that all tokens share, where one side is that."""
+    for one, many in ((a, b), (b, a)):
+        if one.shape[2] == 1 and one.shape[0] == 1 and many.shape[2] > 1 and one.dtype == many.dtype:
+            return (many @ one.transpose(2, 3))[..., 0]
+    return (a * b).sum(-1)
 
 
 def _is_apply(node: Value, op: str) -> TypeGuard[ir.Apply]:

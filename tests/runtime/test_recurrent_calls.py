@@ -247,6 +247,15 @@ def test_what_only_pairs_have_is_refused() -> None:
         attend(*(x.to("meta") for x in (q, k, v)), return_state=True)
 
 
+def test_resets_of_each_head_under_decays_of_each_head() -> None:
+    attend = compile_attention(
+        "recurrence r\n    state S: [dk, dv]\n    reset (t + head) % 5 == 0\n"
+        "    step S = (1 - 2 ** (-5 - head)) * S + outer(k, v)\n    read q @ S\n"
+    )
+    q, k, v = draw(12)
+    torch.testing.assert_close(attend(q, k, v), attend.reference(q, k, v), rtol=1e-10, atol=1e-10)
+
+
 GROWING = {
     "twice": "step S = 2 * S + outer(k, v)",
     "minus a half": "step S = (outer(k, v) - S) / 2",

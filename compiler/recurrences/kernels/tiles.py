@@ -28,7 +28,7 @@ def blocks_of(problem: Problem, stage: str) -> Blocks:
 
 def _wanted(problem: Problem, stage: str) -> Blocks:
     form = problem.form
-    if stage == "step" and problem.wk <= 64:
+    if stage == "step" and problem.wk <= 64 and not form.columns:
         return Blocks(256, 32, 4, 1)
     if form.gate == "rows" and stage in _OF_LEVELS:
         return _OF_LEVELS[stage] if not form.is_corrected or stage == "prepare" else Blocks(16, 64, 8, 2)

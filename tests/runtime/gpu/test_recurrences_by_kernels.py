@@ -109,6 +109,9 @@ def test_a_branch_with_a_state() -> None:
         inputs[tensor.name] = -drawn_one if tensor.refinement == "log_decay" else drawn_one
     found = attend(*rows, **inputs)
     torch.testing.assert_close(found, attend.reference(*rows, **inputs), atol=3e-6, rtol=0)
+    assert any("chunk by chunk, by kernels" in reason for reason in attend.plan(21, heads=2).reasons)
+    wide = attend.plan(21, heads=2, dtype=torch.float64).reasons
+    assert any("as operations of torch: float64 has no kernels" in reason for reason in wide)
 
 
 def test_what_has_no_kernels_runs_in_torch_or_is_refused() -> None:

@@ -248,14 +248,20 @@ def test_corrections_are_told_apart() -> None:
 
 
 COMPILED = ["scalar", "rows", "rows columns", "scalar delta", "rows comba", "rows old"]
+KNOWN = {
+    # Readers and writers are four tiles beside the sums of two kinds of exponents; no loop reads what is on the stack.
+    ("sm_100", "rows old prepare"): ["stack of 32 bytes"],
+}
+"""Kernels that fail, and have to: whoever mends one takes it out."""
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("compiling")
-@pytest.mark.parametrize(("target", "head_dim"), [("sm_80", 128), ("sm_90", 128)])
-def test_machine_code(target: str, head_dim: int) -> None:
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_machine_code(target: str) -> None:
     """No stack, nothing spilled, products on tensor cores; `benchmarks/recurrent_kernels.py` does all classes."""
-    found = list(cases([target], [head_dim], forms=[SELECTION[name] for name in COMPILED]))
+    found = list(cases([target], [128], forms=[SELECTION[name] for name in COMPILED]))
     outcomes = compile_all([(case.source, case.target) for case in found])
     judged = {f"{found[i].pattern} {found[i].stage}": judge(found[i], outcome) for i, outcome in outcomes}
-    assert {name: reasons for name, reasons in judged.items() if reasons} == {}
+    failed = {name: reasons for name, reasons in judged.items() if reasons}
+    assert failed == {name: reasons for (of, name), reasons in KNOWN.items() if of == target}
