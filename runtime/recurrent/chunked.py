@@ -48,8 +48,11 @@ class Recurrence:
     old: bool
     dtype: torch.dtype
 
-    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """(out (B, H, T, C) in q's dtype, states before each chunk and after the last (B · H, chunks + 1, R, C))."""
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """(out (B, H, T, C) in q's dtype, the final state, those before each chunk and after the last).
+
+        The last are (B · H, chunks + 1, R, C).
+        """
         out = inputs.q.new_empty(*inputs.q.shape[:3], inputs.v.shape[-1])
         first = inputs.state.flatten(0, 1).to(self.dtype)
         states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
@@ -64,7 +67,7 @@ class Recurrence:
                 bonus = self._token_rows(inputs.bonus, stretch)
                 result.addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), rows.v)
             stretch.put_tokens(result, out)
-        return out, states
+        return out, states[:, -1].reshape(inputs.state.shape).clone(), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
         """The gradients by name, in their inputs' dtypes."""

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.recurrent.chunked import Inputs, Recurrence
 from attnc.runtime.recurrent.layout import Layout
+from attnc.runtime.recurrent.recorded import recorded
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def linear_recurrence(
         ArgumentTypeError: on a tensor of the wrong dtype.
         UnsupportedError: on differentiating a gradient, forward-mode differentiation, or `vmap`.
     """
-    _check_options(gate_columns, correction, before, bonus, micro, chunk)
-    _check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
+    check_options(gate_columns, correction, before, bonus, micro, chunk)
+    check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     dtype = torch.float64 if torch.float64 in (q.dtype, k.dtype, v.dtype) else torch.float32
     batch, heads, tokens, rows = q.shape
     if state is None:
@@ -117,63 +117,7 @@ def linear_recurrence(
         bonus=bonus.to(dtype)[None, :, None].expand_as(q) if bonus is not None and bonus.ndim == 2 else bonus,
         resets=None if resets is None else _reset_steps(resets, heads, micro),
     )
-    out, final, _ = _Recurrence.apply(Recurrence(layout, before, old, dtype), *inputs)  # type: ignore[no-untyped-call]
-    return out, final
-
-
-class _Recurrence(FirstOrder):
-    """The recurrence under autograd; its third result is what the backward pass needs."""
-
-    @staticmethod
-    def forward(recurrence: Recurrence, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        out, states = recurrence.forward(Inputs(*inputs))
-        return out, states[:, -1].reshape(inputs[3].shape).clone(), states
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.recurrence = inputs[0]
-        ctx.save_for_backward(output[2], *inputs[1:])
-        ctx.mark_non_differentiable(output[2])
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *_gradient(ctx.recurrence, d_out, d_final, ctx.saved_tensors))
-
-
-class _Gradient(FirstOrder):
-    """The gradient, recorded where it may be differentiated."""
-
-    @staticmethod
-    def forward(recurrence: Recurrence, d_out: Tensor, d_final: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
-        return _gradients(recurrence, d_out, d_final, kept)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
-
-
-def _gradient(
-    recurrence: Recurrence, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return cast(
-            "tuple[Tensor | None, ...]",
-            _Gradient.apply(recurrence, d_out, d_final, *kept),  # type: ignore[no-untyped-call]
-        )
-    return _gradients(recurrence, d_out, d_final, kept)
-
-
-def _gradients(
-    recurrence: Recurrence, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    states, *inputs = kept
-    assert states is not None
-    gradients = recurrence.backward(Inputs(*cast("list[Any]", inputs)), states, d_out, d_final)
-    return tuple(gradients.get(name) for name in Inputs._fields)
+    return recorded(Recurrence(layout, before, old, dtype), inputs)
 
 
 def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:
@@ -192,7 +136,7 @@ def _reset_steps(resets: Tensor, heads: int, micro: int) -> Tensor:
     return steps.flatten(1)[:, None, :, None].expand(-1, heads, -1, 1)
 
 
-def _check_options(
+def check_options(
     gate_columns: Tensor | None,
     correction: Delta | RankOne | None,
     before: bool,
@@ -200,6 +144,7 @@ def _check_options(
     micro: int,
     chunk: int,
 ) -> None:
+    """Raise ArgumentError for what does not go together."""
     if gate_columns is not None and correction is not None:
         raise ArgumentError("gate_columns with a correction: each column would need a triangle of its own")
     if bonus is not None and (not before or micro != 1):
@@ -210,7 +155,7 @@ def _check_options(
         raise ArgumentError(f"micro: from 1 to the chunk's {chunk} rows, not {micro}")
 
 
-def _check_shapes(
+def check_shapes(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -222,6 +167,7 @@ def _check_shapes(
     resets: Tensor | None,
     state: Tensor | None,
 ) -> None:
+    """Raise ArgumentError, ArgumentTypeError for tensors that do not fit one another."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ArgumentError(f"{name}: four dimensions, not shape {tuple(x.shape)}")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from attnc.compiler.recurrences.kernels.problem import LEAST, Correction, Form, Gate, Problem
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.recurrent.backward import backward
 from attnc.runtime.gpu.recurrent.call import call_of, problem_of
 from attnc.runtime.gpu.recurrent.forward import forward, stepped
 from attnc.runtime.recurrent.chunked import Inputs
-from attnc.runtime.recurrent.linear import Delta, RankOne, _check_options, _check_shapes
+from attnc.runtime.recurrent.forms import Gradients
+from attnc.runtime.recurrent.linear import Delta, RankOne, check_options, check_shapes
+from attnc.runtime.recurrent.recorded import recorded
 
 LONGEST = 64
 """Rows of a chunk at most."""
@@ -49,8 +49,8 @@ def linear_recurrence(
         ArgumentError, ArgumentTypeError: as the other does.
         UnsupportedError: as the other does; on fp64, on more than 64 micro-steps, on a device without kernels.
     """
-    _check_options(gate_columns, correction, before, bonus, micro, chunk)
-    _check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
+    check_options(gate_columns, correction, before, bonus, micro, chunk)
+    check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
         raise UnsupportedError(f"kernels: micro is {micro}, they take up to {LONGEST}; on the CPU any number runs")
     rows = [q, k, v, *_rows_of(correction), *([] if bonus is None else [bonus])]
@@ -87,66 +87,22 @@ def linear_recurrence(
     if k.shape[2] <= FEW and not _is_recorded(inputs):
         out, final = stepped(call_of(problem, inputs), inputs)
         return out.to(q.dtype), final
-    out, final, _ = _Recurrence.apply(problem, *inputs)  # type: ignore[no-untyped-call]
-    return out, final
+    return recorded(_ByKernels(problem), inputs)
 
 
-class _Recurrence(FirstOrder):
-    """The recurrence under autograd; its third result is what the backward pass needs."""
+@dataclass(frozen=True)
+class _ByKernels:
+    """The work of a problem, as `recorded` has it."""
 
-    @staticmethod
-    def forward(problem: Problem, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = Inputs(*given)
-        out, states = forward(call_of(problem, inputs), inputs)
-        final = states[:, -1, : problem.dk, : problem.dv].reshape(inputs.state.shape).clone()
-        return out.to(inputs.q.dtype), final, states
+    problem: Problem
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.problem = inputs[0]
-        ctx.save_for_backward(output[2], *inputs[1:])
-        ctx.mark_non_differentiable(output[2])
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        p = self.problem
+        out, states = forward(call_of(p, inputs), inputs)
+        return out.to(inputs.q.dtype), states[:, -1, : p.dk, : p.dv].reshape(inputs.state.shape).clone(), states
 
-    @staticmethod
-    def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *_gradient(ctx.problem, d_out, d_final, ctx.saved_tensors))
-
-
-class _Gradient(FirstOrder):
-    """The gradient, recorded where it may be differentiated."""
-
-    @staticmethod
-    def forward(problem: Problem, d_out: Tensor, d_final: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
-        return _gradients(problem, d_out, d_final, kept)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
-
-
-def _gradient(
-    problem: Problem, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return cast(
-            "tuple[Tensor | None, ...]",
-            _Gradient.apply(problem, d_out, d_final, *kept),  # type: ignore[no-untyped-call]
-        )
-    return _gradients(problem, d_out, d_final, kept)
-
-
-def _gradients(
-    problem: Problem, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    states, *given = kept
-    assert states is not None
-    inputs = Inputs(*cast("list[Any]", given))
-    found = backward(call_of(problem, inputs), inputs, states, d_out, d_final)
-    return tuple(found.get(name) for name in Inputs._fields)
+    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
+        return backward(call_of(self.problem, inputs), inputs, states, d_out, d_final)
 
 
 def _is_recorded(inputs: Inputs) -> bool:

@@ -126,11 +126,22 @@ def test_what_has_no_kernels_runs_in_torch_or_is_refused() -> None:
         compiled("yaad_linear", backend="triton")(*rows, **inputs)
 
 
+TWO_WIDTHS = """recurrence two
+    state S: [dk, dv]
+    state Z: [dk]
+    step  S = S + outer(k, v)
+    step  Z = Z + q
+    read  dot(k, Z) * q @ S
+"""
+
+
 def test_texts() -> None:
     found = compiled("kimi_delta").source("sm_90", head_dim=64)
     assert {f"rows_comba_{stage}" for stage in ("prepare", "solve", "states", "outputs", "keys")} <= found.keys()
     assert "Heads of 64 and 64 in bfloat16, chunks of 64 rows" in found["rows_comba_keys"]
-    assert {"plain_states", "plain_states.2"} <= compiled("linear_attention").source("sm_80").keys()
+    two = compiled(TWO_WIDTHS).source("sm_80")
+    widths = [two[name].partition("Heads of 64 and ")[2].split()[0] for name in ("plain_states", "plain_states.2")]
+    assert sorted(widths) == ["1", "64"]
     beside = compiled("hybrid_window_linear").source("sm_90")
     assert {"scalar_states", "hybrid_window_linear_forward"} <= beside.keys()
     with pytest.raises(UnsupportedError, match="`yaad_linear` has no kernels: it runs token by token"):

@@ -1,0 +1,82 @@
+"""A linear recurrence under torch's autograd, differentiable once, whoever computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.recurrent.chunked import Inputs
+from attnc.runtime.recurrent.forms import Gradients
+
+
+class Work(Protocol):
+    """The recurrence and its gradient, neither of them recorded by autograd."""
+
+    def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+        """(out (B, H, T, C), the final state, states that the backward wants)."""
+
+    def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
+        """The gradients by name."""
+
+
+def recorded(work: Work, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """(out, the final state)."""
+    out, final, _ = _Recurrence.apply(work, *inputs)  # type: ignore[no-untyped-call]
+    return out, final
+
+
+class _Recurrence(FirstOrder):
+    """The recurrence; its third result is what the backward pass needs."""
+
+    @staticmethod
+    def forward(work: Work, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return work.forward(Inputs(*given))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.work = inputs[0]
+        ctx.save_for_backward(output[2], *inputs[1:])
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (None, *_gradient(ctx.work, d_out, d_final, ctx.saved_tensors))
+
+
+class _Gradient(FirstOrder):
+    """The gradient, recorded where it may be differentiated."""
+
+    @staticmethod
+    def forward(work: Work, d_out: Tensor, d_final: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
+        return _gradients(work, d_out, d_final, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        refuse_second()
+
+
+def _gradient(work: Work, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return cast(
+            "tuple[Tensor | None, ...]",
+            _Gradient.apply(work, d_out, d_final, *kept),  # type: ignore[no-untyped-call]
+        )
+    return _gradients(work, d_out, d_final, kept)
+
+
+def _gradients(work: Work, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    states, *given = kept
+    assert states is not None
+    gradients = work.backward(Inputs(*cast("list[Any]", given)), states, d_out, d_final)
+    return tuple(gradients.get(name) for name in Inputs._fields)
+
+
+__all__ = ["recorded"]
