@@ -100,7 +100,7 @@ class Compiled:
     @property
     def is_recurrence(self) -> bool:
         """Whether tokens update a state one after another: there are no pairs of queries and keys."""
-        return not self._pattern.nodes
+        return len(self._pattern.nodes) == 0  # as torch.compile traces it
 
     @property
     def relation_inputs(self) -> frozenset[str]:

@@ -2,7 +2,9 @@
 
 Nothing here imports torch, so that the tests of `spec` and `compiler` start in milliseconds. The number of torch's
 threads is left alone: thread counts change the order of summation, users run with the default, so the tests do too.
-Set OMP_NUM_THREADS to try another. Tests drawn by hypothesis take their tensors from a drawn seed.
+Set OMP_NUM_THREADS to try another. Files of thousands of small products ask for `one_thread`: several processes whose
+threads wait for each other on few cores would take ten times as long. Tests drawn by hypothesis take their tensors from
+a drawn seed.
 """
 
 import importlib.util
@@ -10,6 +12,7 @@ import os
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,6 +37,17 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 SEED = 20250
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch's for the tests of a file."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def import_interpreted() -> None:

@@ -33,6 +33,8 @@ from recurrence_regimes import (
     part,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Figures = tuple[float, float, float]
 
 COLUMNS = ("0", "mixed", "-5", "-100 first", "-88.8 in the middle", "-100 in the middle", "-inf")

@@ -14,6 +14,8 @@ from attnc.compiler.recurrences.derived import Coupled
 from attnc.runtime.recurrent import coupled_chunks, layout
 from attnc.runtime.recurrent.pair_weights import weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 INPUTS = """
     input a: unit[batch, token, head]
     input h: unit[batch, token, head]

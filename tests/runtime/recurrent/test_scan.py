@@ -17,6 +17,8 @@ from attnc.runtime.recurrent.scan import linear_scan, scan_stretches
 from attnc.runtime.recurrent.stretches import States
 from recurrence_cases import error
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TIGHT = 1e-12
 LENGTHS = [0, 1, 63, 64, 65, 100, 257]
 DTYPES = {"real": torch.float64, "complex": torch.complex128}
