@@ -18,19 +18,22 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timing
 import torch
 import torch.nn.functional as F
-from gpu_check import L2_BYTES, TOLERANCE, Row, Setting
+from gpu_check import L2_BYTES, TOLERANCE, Setting
 from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler import simulation
 from attnc.runtime.gpu.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.linear import Delta
+
+Row = dict[str, Any]
 
 ROUNDS, WARM_UP = 15, 3
 SHAPES = (
@@ -157,7 +160,7 @@ def means(rows: list[Row]) -> dict[str, float]:
     ratios: dict[str, list[float]] = {}
     for row in rows:
         ratio = row.get("fla_over_kernels")
-        if isinstance(ratio, float) and tuple(row["shape"]) != APART:  # type: ignore[arg-type]
+        if isinstance(ratio, float) and tuple(row["shape"]) != APART:
             for name in (str(row["system"]), "all"):
                 ratios.setdefault(name, []).append(ratio)
     return {name: round(math.exp(statistics.fmean(map(math.log, found))), 4) for name, found in ratios.items()}
@@ -231,7 +234,7 @@ def _timing(setting: Setting, system: System, given: Tensors, *, training: bool)
     row: Row = {"training": training}
     if theirs is not None:
         row["difference"] = _errors({"out": theirs(given)}, {"out": runs["kernels"](given).double()})["out"]
-        row["ok"] = row["difference"] < 2 * TOLERANCE[torch.bfloat16]  # type: ignore[operator]
+        row["ok"] = row["difference"] < 2 * TOLERANCE[torch.bfloat16]
         runs["fla"] = theirs
     moved = sum(given[name].numel() * given[name].element_size() for name in given)
     moved += given["v"].numel() * given["v"].element_size()
@@ -270,8 +273,7 @@ def _interleaved(
             return run(given)
 
     steps: dict[str, Callable[[], object]] = {
-        name: lambda run=run: (trained if training else alone)(run)  # type: ignore[misc]
-        for name, run in runs.items()
+        name: partial(trained if training else alone, run) for name, run in runs.items()
     }
     steps["copy"] = half.clone
     if not setting.cuda:
@@ -298,7 +300,7 @@ def lengths(setting: Setting, system: System) -> Iterator[Row]:
         shape = (1, tokens, 1, 16) if setting.toy else (1, tokens, 16, 128)
         given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
         row = _timing(setting, system, given, training=False)
-        per_second = tokens / row["kernels"]["median"] * 1e3  # type: ignore[index]
+        per_second = tokens / row["kernels"]["median"] * 1e3
         yield {**row, "shape": shape, "tokens_per_second": per_second}
 
 

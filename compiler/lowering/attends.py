@@ -344,10 +344,11 @@ class AttentionLowering(Lowering):
         if isinstance(expr, checked.Merge):
             return self._merged(expr, scope)
         result = self.value(expr, scope)
-        whole = isinstance(expr, checked.BranchRead) and expr.part == "out" and expr.at is None
-        if not whole or expr.branch in self.stateful or not isinstance(self._nodes[expr.branch].weights, ir.Softmax):  # type: ignore[union-attr]
+        if not isinstance(expr, checked.BranchRead) or expr.part != "out" or expr.at is not None:
             return result, None
-        return result, self._branch(replace(expr, part="lse"), scope)  # type: ignore[arg-type]
+        if expr.branch in self.stateful or not isinstance(self._nodes[expr.branch].weights, ir.Softmax):
+            return result, None
+        return result, self._branch(replace(expr, part="lse"), scope)
 
 
 def _on_tokens(node: ir.Attend) -> ir.Attend:

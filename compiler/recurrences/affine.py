@@ -24,7 +24,7 @@ def affine_of(state: ir.State, steps: Sequence[Step]) -> tuple[Value, Value]:
         decay, write = _affine(step.value, own)
         before, written = whole
         whole = times(before, decay), plus(times(written, decay), write)
-    return tuple(number(0.0) if part is None else part for part in whole)  # type: ignore[return-value]  # two of them
+    return _or_zero(whole[0]), _or_zero(whole[1])
 
 
 def _affine(node: Value, own: Value) -> Affine:
@@ -65,7 +65,7 @@ def _of_function(node: ir.Apply, own: Value) -> Affine:
             a, b = node.operands
             if not _reads(b, own):
                 d, w = _affine(a, own)
-                return tuple(None if x is None else apply("div", x, b) for x in (d, w))  # type: ignore[return-value]
+                return _divided(d, b), _divided(w, b)
     raise NonlinearError(f"`{node.op}` of a state")
 
 
@@ -84,6 +84,14 @@ def times(a: Value | None, b: Value | None) -> Value | None:
     return b if a is one else a if b is one else apply("mul", a, b)
 
 
+def _divided(a: Value | None, b: Value) -> Value | None:
+    return None if a is None else apply("div", a, b)
+
+
+def _or_zero(a: Value | None) -> Value:
+    return number(0.0) if a is None else a
+
+
 def _negated(a: Value | None) -> Value | None:
     return None if a is None else apply("neg", a)
 
@@ -91,8 +99,7 @@ def _negated(a: Value | None) -> Value | None:
 def _chosen(node: ir.Select, a: Value | None, b: Value | None) -> Value | None:
     if a is None and b is None:
         return None
-    then, otherwise = (number(0.0) if x is None else x for x in (a, b))
-    return select(node.condition, then, otherwise)
+    return select(node.condition, _or_zero(a), _or_zero(b))
 
 
 __all__ = ["affine_of", "plus", "times"]

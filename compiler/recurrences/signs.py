@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from attnc.compiler import ir
@@ -34,15 +35,21 @@ def sign_of(node: Value) -> Sign:
             return "any"
 
 
+_OPPOSITE: Mapping[Sign, Sign] = {
+    "positive": "negative",
+    "natural": "negative",
+    "negative": "natural",
+    "any": "any",
+}
+
+
 def _of_function(node: ir.Apply, op: str, operands: tuple[Value, ...]) -> Sign:
     if op in ("exp", "sigmoid", "softplus"):
         return "positive"
     if op in ("relu", "abs", "sqrt", "share") and (op != "share" or all(sign_of(x) in _NATURAL for x in operands)):
         return "natural"
     if op == "neg":
-        return {"positive": "negative", "natural": "negative", "negative": "natural", "any": "any"}[
-            sign_of(operands[0])
-        ]  # type: ignore[return-value]
+        return _OPPOSITE[sign_of(operands[0])]
     if op in ("mul", "div"):
         return _of_product(*map(sign_of, operands))
     if op == "sub":

@@ -25,7 +25,10 @@ def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) 
     `fresh`: bool (B, H or 1, T).
     """
     leaves = _leaves([stage.decay, stage.write, *(node for _, node in stage.reads)])
-    tensors = [values.condition(leaf) if is_condition else values.whole(leaf) for leaf, is_condition in leaves.items()]  # type: ignore[arg-type]
+    tensors = [
+        values.condition(cast("Index", leaf)) if is_condition else values.whole(cast("Value", leaf))
+        for leaf, is_condition in leaves.items()
+    ]
     first, last = (state_at(stage.state.name, version, stage.state.dims) for version in (0, stage.versions))
     dims = stage.state.dims
 

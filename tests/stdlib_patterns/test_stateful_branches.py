@@ -13,7 +13,8 @@ from attnc import Attention, UnsupportedError, compile_attention
 from attnc.runtime.library import hybrid_names
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
-from recurrence_references import REFERENCES, example
+from recurrence_draws import example
+from recurrence_references import REFERENCES
 
 CASES: dict[str, list[dict[str, int]]] = {
     "hybrid_window_linear": [{}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ _STRIDES = (("batch", "i64"), ("head", "i64"), ("token", "i32"))
 
 
 @dataclass
-class Frame:
+class Frame(ABC):
     """A kernel that is being written. Sub-classes say which it is, and write its lines.
 
     `rows`: the width of a block of the state's rows; `columns`: of its columns.
@@ -36,12 +37,16 @@ class Frame:
     helpers: list[str] = field(default_factory=list)
 
     stage: ClassVar[str]
-    makes: ClassVar[str]
-    """What the kernel makes, in words."""
+    makes: ClassVar[str] = ""
+    """What the kernel makes, in words, where that is the same for all classes."""
 
+    @abstractmethod
     def write(self) -> None:
         """All lines."""
-        raise NotImplementedError
+
+    def in_words(self) -> str:
+        """What the kernel makes."""
+        return self.makes
 
     def source(self) -> KernelSource:
         """The kernel."""
@@ -53,9 +58,10 @@ class Frame:
         arguments = (*self.pointers.values(), *self.numbers.values())
         assert not self._overwritten(), f"arguments that are assigned to: {self._overwritten()}"
         head = Lines()
+        words = self.in_words()
         head.add(
             f"# Linear recurrence ({p.form}): made by attnc.",
-            f"# {self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}, chunks of {p.length} rows, {self.warps} warps.",
+            f"# {words}. Heads of {p.dk} and {p.dv} in {p.dtype}, chunks of {p.length} rows, {self.warps} warps.",
             *("", "import triton", "import triton.language as tl", "", ""),
         )
         for helper in dict.fromkeys(self.helpers):

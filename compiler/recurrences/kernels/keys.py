@@ -34,9 +34,8 @@ class Keys(Frame):
 
     stage = "keys"
 
-    @property
-    def makes(self) -> str:  # type: ignore[override]
-        """What the kernel makes, in words."""
+    def in_words(self) -> str:
+        """What the kernel makes."""
         gates = ", and of gates" if self.problem.form.gate != "none" else ""
         return f"Gradients of {', '.join(self._inputs())}{gates}"
 

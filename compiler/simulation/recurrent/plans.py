@@ -9,6 +9,7 @@ segment is put in: with a decay alone a factor, with a delta rule a matrix, and 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,7 +104,7 @@ def _ranked(call: Call, part: Part, machine: Machine, wish: Wish, makers: list[_
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _Maker(ABC):
     """Plans of one kind."""
 
     call: Call
@@ -133,8 +134,8 @@ class _Maker:
         """Of a sequence."""
         return ceil(self.call.shape.n_q / max(chunk // self.part.form.micro, 1))
 
-    def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
-        raise NotImplementedError
+    @abstractmethod
+    def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]: ...
 
     def _work(self, chunk: int) -> Chunk:
         return forward(self.part.form, chunk, least=LEAST)

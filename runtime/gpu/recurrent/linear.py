@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -117,8 +118,12 @@ def _rows_of(correction: Delta | RankOne | None) -> list[Tensor]:
     return [] if correction is None else [correction.left, correction.read]
 
 
+_GATES: Mapping[int, Gate] = {1: "constant", 3: "scalar", 4: "rows"}
+"""By the dimensions of a gate."""
+
+
 def _gate_of(gate: Tensor | None) -> Gate:
-    return "none" if gate is None else {1: "constant", 3: "scalar", 4: "rows"}[gate.ndim]  # type: ignore[return-value]
+    return "none" if gate is None else _GATES[gate.ndim]
 
 
 def _correction_of(correction: Delta | RankOne | None) -> Correction:

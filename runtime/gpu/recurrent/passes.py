@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +44,8 @@ def _linear(
     *,
     correction: Delta | RankOne | None = None,
     bonus: Tensor | None = None,
-    **more: object,
+    **more: Any,
 ) -> tuple[Tensor, Tensor]:
-    if q.is_complex() or k.is_complex() or v.is_complex():
-        return in_torch.linear_recurrence(q, k, v, correction=correction, bonus=bonus, **more)  # type: ignore[arg-type]
     if isinstance(correction, Delta) and correction.read is not None:
         correction = replace(correction, read=correction.read.to(dtype))
     elif isinstance(correction, RankOne):
@@ -57,7 +56,7 @@ def _linear(
         v.to(dtype),
         correction=correction,
         bonus=None if bonus is None else bonus.to(dtype),
-        **more,  # type: ignore[arg-type]
+        **more,
     )
     return out.to(q.dtype), final
 

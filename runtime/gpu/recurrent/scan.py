@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnc.compiler.recurrences.kernels.scan import MOST_ENTRIES, ScanKind, emit_scan
+from attnc.compiler.recurrences.kernels.scan import MOST_ENTRIES, Op, ScanKind, emit_scan
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.targets import target_of
 
@@ -26,8 +26,8 @@ def fill(
     lead, entries = out.shape[:3], math.prod(out.shape[3:])
     shared = decay is not None and all(size == 1 for size in decay.shape[3:])
     block = min(MOST_ENTRIES, max(LEAST, 1 << (entries - 1).bit_length()))
-    op = "max" if decay is None else "complex" if out.is_complex() else "real"
-    kind = ScanKind(op, shared, emptied is not None, backwards, block)  # type: ignore[arg-type]
+    op: Op = "max" if decay is None else "complex" if out.is_complex() else "real"
+    kind = ScanKind(op, shared, emptied is not None, backwards, block)
     found = _flat(out, lead)
     target = found if _is_flat(out) else torch.empty_like(found, memory_format=torch.contiguous_format)
     tensors = {"out": target, "write": _flat(write, lead), "start": start.reshape(*start.shape[:2], -1)}

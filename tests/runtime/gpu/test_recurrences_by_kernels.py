@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
 from kernels_ran import kernels_ran
-from recurrence_references import example
+from recurrence_draws import example
 
 pytest.importorskip("triton")
 

@@ -15,7 +15,7 @@ from attnc.runtime.gpu.compiling import Compiled, compile_all
 from attnc.runtime.gpu.recurrent import scan as on_gpu
 from attnc.runtime.recurrent.prefixes import Steps, by_kernels, fill
 from attnc.runtime.recurrent.scan import linear_scan
-from recurrence_references import example
+from recurrence_draws import example
 
 pytest.importorskip("triton")
 
