@@ -229,9 +229,8 @@ def check_promises(declared: Sequence[ir.Tensor], tensors: Sequence[Tensor]) -> 
             continue
         words, kept = _PROMISES[item.refinement]
         values = tensor.detach()
-        broken = ~kept(values)
-        if broken.any():
-            help_ = ""
+        if not kept(torch.stack(values.aminmax())).all():
+            broken, help_ = ~kept(values), ""
             if item.refinement == "log_decay" and bool(((values >= 0) & (values <= 1)).all()):
                 help_ = f"; factors between 0 and 1 are given as their logarithms: {item.name}.log()"
             if item.refinement == "unit" and bool((values <= 0).all()):
@@ -242,6 +241,7 @@ def check_promises(declared: Sequence[ir.Tensor], tensors: Sequence[Tensor]) -> 
             )
 
 
+# Of ranges: what holds of the least and of the largest number holds of all.
 _PROMISES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "unit": ("between 0 and 1", lambda x: (x >= 0) & (x <= 1)),
     "log_decay": ("at most 0", lambda x: x <= 0),

@@ -41,7 +41,7 @@ class Slices:
     """The inputs of one call, cut for a batch entry; equal cuts are one `Data`, so that relations compare."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
-        self._tensors = tensors
+        self.tensors = tensors
         self._cuts: dict[tuple[object, ...], Data] = {}
 
     def cut(self, tensor: Tensor, batch: int, window: Window) -> Data:
@@ -59,7 +59,7 @@ class Slices:
                     at.append(slice(None))
         key = (tensor, *((a.start, a.stop) if isinstance(a, slice) else a for a in at))
         if key not in self._cuts:
-            array = self._tensors[tensor.name]
+            array = self.tensors[tensor.name]
             at_batch = [
                 0 if d == "batch" and n == 1 else a for a, d, n in zip(at, tensor.dims, array.shape, strict=True)
             ]

@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.ir import Pattern, Recur
 from attnc.compiler.lowering.specialise import Sizes, Slices
-from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import Derived, NoFormError
+from attnc.compiler.recurrences.derived import Derived, NoFormError, Running
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.recurrent import passes, token_loop
+from attnc.runtime.recurrent.checkpointed import Fresh, Parts, Run
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
 from attnc.runtime.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.passes import Linear
 from attnc.runtime.recurrent.prefixes import by_kernels
-from attnc.runtime.recurrent.token_values import Tokens
+from attnc.runtime.recurrent.token_values import Tokens, computed_in
 from attnc.runtime.requirements import check_requirements
 
 PLACE = "t"
@@ -104,28 +102,21 @@ class Recurrent:
         shape = call_shape(self.pattern, sizes, inputs)
         check_requirements(self.pattern, shape)
         check_promises(self.pattern.tensors, tensors)
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         group = sizes.heads // max(sizes.kv_heads, 1)
-        keys, values = (x.to(dtype).repeat_interleave(group, 1) if group > 1 else x.to(dtype) for x in (k, v))
         named = zip(self.pattern.tensors, tensors, strict=True)
-        kinds = {"real": dtype, "complex": dtype.to_complex()}
-        real = {tensor.name: x.to(kinds[tensor.kind]) for tensor, x in named if tensor.is_floating}
+        real = {tensor.name: x for tensor, x in named if tensor.is_floating}
         factor = float(sizes.dk**-0.5) if scale is None else scale
         own = Sizes({**shape.sizes, "queries": sizes.n_q, "keys": sizes.n_k})
-        tokens = Tokens(
-            q.to(dtype), keys, values, real, own, Slices(dict(shape.inputs)), factor, group, self.pattern.origins
-        )
-        begun = token_loop.beginning(self.recur, own.values, sizes.batch, sizes.heads, tokens.q)
+        tokens = Tokens(q, k, v, real, own, Slices(dict(shape.inputs)), factor, group, self.pattern.origins)
+        like = q.new_empty((), dtype=computed_in(q.dtype))
+        begun = token_loop.beginning(self.recur, own.values, sizes.batch, sizes.heads, like)
         documents = documents_of(self.pattern, shape.inputs, sizes.n_q)
         self._check_continued(state, documents)
         begun |= count_of(self.recur, sizes.batch)
         states = _given(self.recur, begun, state)
         if documents is not None and self._reads_places:
-            out, last = self._apart(tokens, documents, shape, states, linear)
-        else:
-            fresh = None if documents is None else first_tokens(documents, sizes.n_q)
-            out, last = self._run(tokens, states, fresh, linear)
-        return out.to(q.dtype), last
+            return self._apart(tokens, documents, states, linear)
+        return self._run(tokens, states, None if documents is None else first_tokens(documents, sizes.n_q), linear)
 
     def _linear(self, q: Tensor, *, wanted: bool) -> Linear:
         """How linear passes are computed; `wanted`: by kernels.
@@ -162,60 +153,80 @@ class Recurrent:
                 f"and needs all of them in one call"
             )
 
-    def _run(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, linear: Linear | None) -> Result:
+    def _run(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear | None) -> Result:
         """`linear`: None: token by token."""
         own = {state.name: states[state.name] for state in self.recur.states}
         count = states.get(PLACE)
         if count is not None:
             before = count.tolist()
             tokens = replace(tokens, before=tuple(before) if len(set(before)) > 1 else tuple(before[:1]))
-        if linear is None or self.derived is None:
-            out, last = token_loop.run(self.recur, tokens, own, fresh)
+        if linear is None:
+            out, last = self._of_tokens(tokens, own, fresh)
+        elif self.derived is None:
+            out, last = self._in_parts(self._of_tokens, tokens, own, fresh, linear)
         else:
             out, last = self._by_passes(self.derived, tokens, own, fresh, linear)
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
 
-    def _by_passes(
-        self, derived: Derived, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, linear: Linear
-    ) -> Result:
+    def _by_passes(self, derived: Derived, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
         try:
-            with by_kernels(linear is not linear_recurrence):
-                return passes.run(derived, self.recur, tokens, states, fresh, linear)
+            return self._in_parts(self._passing(derived, linear), tokens, states, fresh, linear)
         except passes.GrowingError:
             return self._growing(tokens, states, fresh, linear)
 
-    def _growing(self, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, linear: Linear) -> Result:
+    def _growing(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
         """By passes for which factors may be any numbers, where there are some."""
         grows = "a factor of its state is above 1, or below 0"
         try:
-            derived = derive(self.recur, trusting=False)
+            run = self._passing(derive(self.recur, trusting=False), linear)
         except NoFormError as error:
             if self._strict:
                 raise UnsupportedError(f"strict: `{self.pattern.name}` would run token by token: {grows}") from error
             if linear is not linear_recurrence:
                 raise no_kernels(self.pattern, "Triton", grows) from error
-            return token_loop.run(self.recur, tokens, states, fresh)
-        with by_kernels(linear is not linear_recurrence):
-            return passes.run(derived, self.recur, tokens, states, fresh, linear)
+            run = self._of_tokens
+        return self._in_parts(run, tokens, states, fresh, linear)
+
+    def _in_parts(self, run: Run, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
+        """One part of the tokens after another, where a later one does not matter to those before it; not by kernels.
+
+        What is the logarithm of a sum, or a largest number, may be large beside its changes: fp64 between parts.
+        """
+        if self._reads_whole or linear is not linear_recurrence:
+            return run(tokens, states, fresh)
+        stages = self.derived.stages if self.derived else ()
+        wide = frozenset(stage.state.name for stage in stages if isinstance(stage, Running))
+        return Parts(run, tokens, self.pattern.tensors, fresh, wide).attend(states)
+
+    def _passing(self, derived: Derived, linear: Linear) -> Run:
+        def run(tokens: Tokens, states: States, fresh: Fresh) -> Result:
+            with by_kernels(linear is not linear_recurrence):
+                out, last = passes.run(derived, self.recur, tokens.computed(), states, fresh, linear)
+            return out.to(tokens.q.dtype), last
+
+        return run
+
+    def _of_tokens(self, tokens: Tokens, states: States, fresh: Fresh) -> Result:
+        """Token by token."""
+        out, last = token_loop.run(self.recur, tokens.computed(), states, fresh)
+        return out.to(tokens.q.dtype), last
 
     def _apart(
         self,
         tokens: Tokens,
         documents: Sequence[Windows],
-        shape: CallShape,
         states: States,
         linear: Linear | None,
     ) -> Result:
         """Document by document, as places of tokens count within each."""
         outs, lasts = [], []
-        for batch in range(shape.batch):
-            last, parts = (
-                {name: x[batch : batch + 1] for name, x in states.items()},
-                [tokens.v[batch : batch + 1, :, :0]],
-            )
-            start = last
+        for batch in range(tokens.counts[0]):
+            entry = slice(batch, batch + 1)
+            last = start = {name: x[entry] for name, x in states.items()}
+            parts = [tokens.v[entry, :, :0]]
             for window in documents[min(batch, len(documents) - 1)]:
-                own = cut(self.pattern, tokens, shape.inputs, batch, window)
+                span = slice(window.key, window.key + window.n_k)
+                own = replace(cut(self.pattern.tensors, tokens, span, entry), before=(0,))
                 out, last = self._run(own, start, None, linear)
                 parts.append(out)
             outs.append(torch.cat(parts if len(parts) == 1 else parts[1:], 2))

@@ -60,17 +60,17 @@ class DecayedColumns(Uncorrected):
     def adjoint(self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None) -> Gradients:
         """As `Uncorrected.adjoint`, and the gradient of the columns' log decays."""
         d_read, d_values = d_out * self.into, self.leaving[0] @ ends
-        d_pairs, d_v = torch.zeros_like(self.pairs), d_values * self.columns.out_of
-        levels = [self._at_level(level, d_out, d_pairs[:, 0, :, 0], d_v) for level in self.columns.levels]
+        d_weights, d_v = torch.zeros_like(self._weights), d_values * self.columns.out_of
+        levels = [self._at_level(level, d_out, d_weights, d_v) for level in self.columns.levels]
         if not self.rows.before:
-            d_pairs[:, 0, :, 0].diagonal(dim1=1, dim2=2).copy_(row_products(d_out, self.rows.v))
+            d_weights.diagonal(dim1=1, dim2=2).copy_(row_products(d_out, self.rows.v))
             d_v.addcmul_(self._own_weight, d_out)
         d_keep = states * ends
         d_into = (self.entering[0] @ states).mul_(d_read)
         d_total = (d_keep * self.keep).sum(-2)[:, None]
         d_columns = SumAdjoints(levels, self._inclusive(d_into), self.values * d_values, d_total)
         (d_q,), (d_k,), d_gate = self.decay.adjoint(
-            d_pairs,
+            [[d_weights]],
             self.pairs,
             (self.readers, self.writers),
             (self.entering, self.leaving),
@@ -81,7 +81,7 @@ class DecayedColumns(Uncorrected):
 
     @property
     def _weights(self) -> Tensor:
-        return self.pairs[:, 0, :, 0]
+        return self.pairs[0][0]
 
     @property
     def _own_weight(self) -> Tensor:

@@ -1,10 +1,10 @@
 """How a state decays along its rows: what reads and writes see of it at a chunk's edges, and within the chunk in pairs.
 
 Readers are rows that read the state (the query, the correction's read), writers rows that it is written by (the key,
-the correction's left side), each (n, L, R): n chunks of L tokens. The pair matrix of readers x and writers y is
-pairs[:, i, t, w, j] = Σ_c x_i[t, c] y_w[j, c] exp(Σ of the log decays in (j, t]), j < t; an exclusive reader stops at
-t - 1. The first reader sees its own token's write too, unless it is exclusive. A reset empties the state before all
-that its token does: pairs in different segments see nothing of each other, exclusive or not.
+the correction's left side), each (n, L, R): n chunks of L tokens. The pair matrix of reader i, with rows x, and writer
+w, with rows y, is pairs[i][w][n, t, j] = Σ_c x[t, c] y[j, c] exp(Σ of the log decays in (j, t]), j < t; an exclusive
+reader stops at t - 1. The first reader sees its own token's write too, unless it is exclusive. A reset empties the
+state before all that its token does: pairs in different segments see nothing of each other, exclusive or not.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.recurrent.levels import (
-    BlockSums,
+    Level,
     SumAdjoints,
     advanced,
     below,
+    block_sums,
     delayed,
     even,
     gate_gradient,
@@ -28,7 +29,14 @@ from attnc.runtime.recurrent.levels import (
     weighted,
 )
 
-LevelAdjoints = list[tuple[Tensor, Tensor]]
+Pairs = list[list[Tensor]]
+"""Of each reader with each writer, (n, L, L)."""
+
+Sides = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""Readers and writers, or their adjoints."""
+
+LEAST = -1000.0
+"""A log decay that is as good as -inf: its exponential is 0 in fp64 too, and it may be subtracted from itself."""
 
 
 class Segments:
@@ -54,18 +62,28 @@ class EdgeAdjoints(NamedTuple):
 
 
 class Decay(ABC):
-    """The decay of one stretch of chunks, (n, L, F); `exclusive` has one entry a reader."""
+    """The decay of one stretch of chunks, of which an heir tells `into` and `out_of` of no resets, and `total`.
 
-    def __init__(self, sums: BlockSums, segments: Segments | None, exclusive: Sequence[bool]) -> None:
-        self.sums = sums
+    `into` (n, L, R or 1) one a reader, `out_of` (n, L, R or 1), `total` (n, 1, R or 1): what is left of the state
+    before the chunk at each token, of what a token writes at the chunk's end, of the one at the other. `exclusive` has
+    one entry a reader.
+    """
+
+    def __init__(
+        self,
+        into: Sequence[Tensor],
+        out_of: Tensor,
+        total: Tensor,
+        segments: Segments | None,
+        exclusive: Sequence[bool],
+    ) -> None:
         self.exclusive = tuple(exclusive)
         self.segments = segments
-        self.into = [self.sums.enter(each) for each in exclusive]
-        self.out_of, self.total = self.sums.out_of, self.sums.total
+        self.into, self.out_of, self.total = list(into), out_of, total
         if segments:
-            self.into = [factor * segments.from_start for factor in self.into]
-            self.out_of = self.out_of * segments.to_end
-            self.total = self.total * segments.whole
+            self.into = [factor * segments.from_start for factor in into]
+            self.out_of = out_of * segments.to_end
+            self.total = total * segments.whole
 
     def enter(self, readers: Sequence[Tensor]) -> list[Tensor]:
         """Readers as they see the state before the chunk."""
@@ -77,56 +95,62 @@ class Decay(ABC):
 
     def folded(self, x: Tensor) -> Tensor:
         """`x` (…, R), summed where all channels share a gate."""
-        return x if self.sums.total.shape[-1] == x.shape[-1] else x.sum(-1, keepdim=True)
+        return x if self.total.shape[-1] == x.shape[-1] else x.sum(-1, keepdim=True)
 
     def inclusive(self, terms: Sequence[Tensor]) -> Tensor:
         """The sum of one adjoint a reader; an exclusive reader's stands at the token before, whose decay ends it."""
         return summed([advanced(term) if each else term for term, each in zip(terms, self.exclusive, strict=True)])
 
     @abstractmethod
-    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
-        """The pair matrices (n, readers, L, writers, L)."""
+    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
+        """The pair matrices."""
 
     @abstractmethod
-    def add_pair_adjoints(
-        self,
-        d_pairs: Tensor,
-        pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-    ) -> LevelAdjoints:
-        """Add to `d_sides` what the adjoint of `pairs` gives readers and writers; `d_pairs` is overwritten."""
-
     def adjoint(
-        self,
-        d_pairs: Tensor,
-        pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        edges: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_edges: EdgeAdjoints,
+        self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
     ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-        """(gradients of the readers, of the writers, of the log decays); `edges` are what enters and what leaves."""
+        """(gradients of the readers, of the writers, of the log decays); `edges` are what enters and what leaves.
+
+        `d_pairs` is overwritten.
+        """
+
+    def _from_edges(self, d_edges: EdgeAdjoints) -> tuple[list[Tensor], list[Tensor]]:
+        """What readers and writers get of what enters and leaves."""
         d_readers = [d * into for d, into in zip(d_edges.readers, self.into, strict=True)]
-        d_writers = [d * self.out_of for d in d_edges.writers]
-        levels = self.add_pair_adjoints(d_pairs, pairs, sides, (d_readers, d_writers))
+        return d_readers, [d * self.out_of for d in d_edges.writers]
+
+    def _edge_adjoints(self, edges: Sides, d_edges: EdgeAdjoints) -> tuple[Tensor, Tensor, Tensor]:
+        """The adjoints of the exponents of `into`, inclusive, `out_of` and `total`."""
         into = [self.folded(x * d) for x, d in zip(edges[0], d_edges.readers, strict=True)]
         leaving = [self.folded(y * d) for y, d in zip(edges[1], d_edges.writers, strict=True)]
-        adjoints = SumAdjoints(levels, self.inclusive(into), summed(leaving), self.folded(self.total * d_edges.kept))
-        return d_readers, d_writers, gate_gradient(adjoints)
+        return self.inclusive(into), summed(leaving), self.folded(self.total * d_edges.kept)
 
-    def _set_diagonal(self, pairs: Tensor, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> None:
+    def _set_diagonal(self, pairs: Pairs, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> None:
         """Where the first reader sees its own token's write."""
         if not self.exclusive[0]:
-            for w, y in enumerate(writers):
-                pairs[:, 0, :, w].diagonal(dim1=1, dim2=2).copy_(row_products(readers[0], y))
+            for own, y in zip(pairs[0], writers, strict=True):
+                own.diagonal(dim1=1, dim2=2).copy_(row_products(readers[0], y))
 
 
 class ScalarDecay(Decay):
-    """One gate (n, L, 1) for all rows: the pair matrix is a plain product, weighted."""
+    """One gate (n, L, 1) for all rows: the pair matrix is a plain product, weighted.
 
-    def __init__(self, sums: BlockSums, segments: Segments | None, exclusive: Sequence[bool]) -> None:
-        super().__init__(sums, segments, exclusive)
-        weights = self._weights()
+    All is sums of the gate in fp64, and differences of them, which lose nothing there; so are their exponentials where
+    the gate is fp64.
+    """
+
+    def __init__(self, gate: Tensor, dtype: torch.dtype, segments: Segments | None, exclusive: Sequence[bool]) -> None:
+        sums = gate.double().clamp(min=LEAST).cumsum(1)
+        total = sums[:, -1:]
+        into = sums.exp().to(dtype)
+        super().__init__(
+            [delayed(into, 1) if each else into for each in exclusive],
+            (total - sums).exp().to(dtype),
+            total.exp().to(dtype),
+            segments,
+            exclusive,
+        )
+        weights = torch.clamp_(sums - sums.mT, max=0).to(gate.dtype).exp_().to(dtype).tril_()
         if segments:
             weights *= segments.same
         later = None
@@ -137,57 +161,46 @@ class ScalarDecay(Decay):
         self.weights = [weights if later is None or not each else later for each in exclusive]
         """One a reader, (n, L, L)."""
 
-    def _weights(self) -> Tensor:
-        """exp of the sums in (j, t], (n, L, L), with 1 on the diagonal."""
-        n, length, _ = self.sums.into.shape
-        weights = self.sums.into.new_zeros(n, length, length)
-        weights.diagonal(dim1=1, dim2=2).fill_(1)
-        for level in self.sums.levels:
-            torch.mul(level.rise, level.fall.mT, out=below(weights, level.block))
-        return weights
-
-    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
-        """One product for all writers.
-
-        The diagonal anew, by `row_products`.
-        """
+    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
+        """The diagonal anew, by `row_products`."""
         result = products(readers, writers)
         self._weigh(result)
         self._set_diagonal(result, readers, writers)
         return result
 
-    def _weigh(self, pairs: Tensor) -> None:
-        for i, (each, weights) in enumerate(zip(self.exclusive, self.weights, strict=True)):
-            pairs[:, i].mul_(weights[:, :, None])
-            if i and not each:
-                for w in range(pairs.shape[3]):
-                    pairs[:, i, :, w].diagonal(dim1=1, dim2=2).zero_()
-
-    def add_pair_adjoints(
-        self,
-        d_pairs: Tensor,
-        pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-    ) -> LevelAdjoints:
-        """Two products; a gate's share is the sum over the pairs on both sides of it."""
-        crossing = self.inclusive(list((d_pairs * pairs).sum(3).unbind(1)))
+    def adjoint(
+        self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """A gate gets the sum over the pairs on both sides of it, and over what enters and leaves past it; in fp64."""
+        d_readers, d_writers = self._from_edges(d_edges)
+        crossing = self.inclusive(
+            [
+                summed([d * own for d, own in zip(d_row, row, strict=True)])
+                for d_row, row in zip(d_pairs, pairs, strict=True)
+            ]
+        )
         self._weigh(d_pairs)
-        add_product_adjoints(d_pairs, sides, d_sides)
-        blocks = [below(crossing, level.block) for level in self.sums.levels]
-        return [(block.sum(-1)[..., None], block.sum(-2)[..., None]) for block in blocks]
+        add_product_adjoints(d_pairs, sides, (d_readers, d_writers))
+        into, leaving, total = (x.double() for x in self._edge_adjoints(edges, d_edges))
+        earlier = into.new_ones(2 * crossing.shape[1:2]).triu(1)
+        gate = (crossing.double() @ earlier).tril_().sum(1)[..., None]
+        gate += into.flip(1).cumsum(1).flip(1) + delayed(leaving.cumsum(1), 0) + total
+        return d_readers, d_writers, gate.to(d_readers[0].dtype)
+
+    def _weigh(self, pairs: Pairs) -> None:
+        for i, (row, each, weights) in enumerate(zip(pairs, self.exclusive, self.weights, strict=True)):
+            for own in row:
+                own.mul_(weights)
+                if i and not each:
+                    own.diagonal(dim1=1, dim2=2).zero_()
 
 
 class NoDecay(Decay):
     """None at all: the pair matrix is a plain product, and what enters and leaves is as it was."""
 
     def __init__(self, like: Tensor, exclusive: Sequence[bool]) -> None:
-        self.exclusive = tuple(exclusive)
-        self.segments = None
-        n, length, _ = like.shape
-        self.total = like.new_ones(()).expand(n, 1, 1)
-        full = like.new_ones(length, length)
-        self._seen = [full.tril(-1 if i or each else 0) for i, each in enumerate(exclusive)]
+        one = like.new_ones(()).expand(like.shape[0], 1, 1)
+        super().__init__([one] * len(exclusive), one, one, None, exclusive)
 
     def enter(self, readers: Sequence[Tensor]) -> list[Tensor]:
         """The readers."""
@@ -197,101 +210,92 @@ class NoDecay(Decay):
         """The writers."""
         return list(writers)
 
-    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
+    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
         """As of a scalar decay."""
         result = products(readers, writers)
         self._hide(result)
         self._set_diagonal(result, readers, writers)
         return result
 
-    def add_pair_adjoints(
-        self,
-        d_pairs: Tensor,
-        pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-    ) -> LevelAdjoints:
-        """Two products."""
-        self._hide(d_pairs)
-        add_product_adjoints(d_pairs, sides, d_sides)
-        return []
-
     def adjoint(
-        self,
-        d_pairs: Tensor,
-        pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        edges: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_edges: EdgeAdjoints,
+        self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
     ) -> tuple[list[Tensor], list[Tensor], None]:
-        """(gradients of the readers, of the writers, None)."""
+        """None for the log decays."""
         d_readers, d_writers = list(d_edges.readers), list(d_edges.writers)
-        self.add_pair_adjoints(d_pairs, pairs, sides, (d_readers, d_writers))
+        self._hide(d_pairs)
+        add_product_adjoints(d_pairs, sides, (d_readers, d_writers))
         return d_readers, d_writers, None
 
-    def _hide(self, pairs: Tensor) -> None:
-        for i, seen in enumerate(self._seen):
-            pairs[:, i].mul_(seen[:, None])
+    def _hide(self, pairs: Pairs) -> None:
+        for i, (row, each) in enumerate(zip(pairs, self.exclusive, strict=True)):
+            for own in row:
+                own.tril_(-1 if i or each else 0)
 
 
 class RowDecay(Decay):
     """A gate of its own for each row (n, L, R): a product a level, the decay split between its operands."""
 
-    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
-        """A product a level, reader and writer; the diagonal apart."""
+    def __init__(self, gate: Tensor, dtype: torch.dtype, segments: Segments | None, exclusive: Sequence[bool]) -> None:
+        self.sums = block_sums(gate, dtype)
+        into = [self.sums.enter(each) for each in exclusive]
+        super().__init__(into, self.sums.out_of, self.sums.total, segments, exclusive)
+
+    def pairs(self, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
+        """A product a level; the diagonal apart."""
         n, length, _ = readers[0].shape
-        result = readers[0].new_zeros(n, len(readers), length, len(writers), length)
+        result = [[x.new_zeros(n, length, length) for _ in writers] for x in readers]
         for level in self.sums.levels:
-            falling = [even(y, level.block) * level.fall for y in writers]
-            for i, (x, exclusive) in enumerate(zip(readers, self.exclusive, strict=True)):
-                rising = odd(x, level.block) * level.rises(exclusive)
-                for w, y in enumerate(falling):
-                    below(result[:, i, :, w], level.block).copy_(rising @ y.mT)
+            rising, falling = self._at_level(level, readers, writers)
+            found = rising.flatten(2, 3) @ falling.flatten(2, 3).mT
+            for row, own_rows in zip(result, found.chunk(len(readers), 2), strict=True):
+                for pairs, own in zip(row, own_rows.chunk(len(writers), 3), strict=True):
+                    below(pairs, level.block).copy_(own)
         self._set_diagonal(result, readers, writers)
-        if self.segments:
-            result *= self.segments.same[:, None, :, None]
+        self._hide(result)
         return result
 
-    def add_pair_adjoints(
-        self,
-        d_pairs: Tensor,
-        pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-    ) -> LevelAdjoints:
-        """Two products a level, reader and writer; a gate's share is a factor times its adjoint."""
-        if self.segments:
-            d_pairs.mul_(self.segments.same[:, None, :, None])
+    def adjoint(
+        self, d_pairs: Pairs, pairs: Pairs, sides: Sides, edges: Sides, d_edges: EdgeAdjoints
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Two products a level; a gate's share is a factor times its adjoint."""
+        d_readers, d_writers = d_sides = self._from_edges(d_edges)
+        self._hide(d_pairs)
         if not self.exclusive[0]:
-            for w, y in enumerate(sides[1]):
-                on_diagonal = d_pairs[:, 0, :, w].diagonal(dim1=1, dim2=2)[..., None]
-                d_sides[0][0].addcmul_(on_diagonal, y)
-                d_sides[1][w].addcmul_(on_diagonal, sides[0][0])
-        return [self._at_level(at, d_pairs, sides, d_sides) for at in range(len(self.sums.levels))]
+            for own, y, d_writer in zip(d_pairs[0], sides[1], d_writers, strict=True):
+                on_diagonal = own.diagonal(dim1=1, dim2=2)[..., None]
+                d_readers[0].addcmul_(on_diagonal, y)
+                d_writer.addcmul_(on_diagonal, sides[0][0])
+        levels = [self._level_adjoint(level, d_pairs, sides, d_sides) for level in self.sums.levels]
+        return d_readers, d_writers, gate_gradient(SumAdjoints(levels, *self._edge_adjoints(edges, d_edges)))
 
-    def _at_level(
-        self,
-        at: int,
-        d_pairs: Tensor,
-        sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-        d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-    ) -> tuple[Tensor, Tensor]:
-        level = self.sums.levels[at]
-        rises = [level.rises(each) for each in self.exclusive]
-        rising = [odd(x, level.block) * rise for x, rise in zip(sides[0], rises, strict=True)]
-        falling = [even(y, level.block) * level.fall for y in sides[1]]
-        blocks = [[below(d_pairs[:, i, :, w], level.block) for w in range(len(falling))] for i in range(len(rising))]
-        d_rising = [summed([weighted(d, y) for d, y in zip(row, falling, strict=True)]) for row in blocks]
-        d_falling = [
-            summed([weighted(row[w].mT, x) for row, x in zip(blocks, rising, strict=True)]) for w in range(len(falling))
-        ]
-        for d, rise, add in zip(d_sides[0], rises, d_rising, strict=True):
-            odd(d, level.block).addcmul_(rise, add)
-        for d, add in zip(d_sides[1], d_falling, strict=True):
-            even(d, level.block).addcmul_(level.fall, add)
-        rise_terms = [x.mul_(d) for x, d in zip(rising, d_rising, strict=True)]
-        fall_terms = [y.mul_(d) for y, d in zip(falling, d_falling, strict=True)]
-        return self.inclusive(rise_terms), summed(fall_terms)
+    def _at_level(self, level: Level, readers: Sequence[Tensor], writers: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Readers of odd blocks, (n, L / 2b, readers, b, R), and writers of even ones, each with its share of decay."""
+        like = odd(readers[0], level.block)
+        rising, falling = (like.new_empty(*like.shape[:2], len(x), *like.shape[2:]) for x in (readers, writers))
+        for i, (x, exclusive) in enumerate(zip(readers, self.exclusive, strict=True)):
+            torch.mul(odd(x, level.block), level.rises(exclusive), out=rising[:, :, i])
+        for w, y in enumerate(writers):
+            torch.mul(even(y, level.block), level.fall, out=falling[:, :, w])
+        return rising, falling
+
+    def _level_adjoint(self, level: Level, d_pairs: Pairs, sides: Sides, d_sides: Sides) -> tuple[Tensor, Tensor]:
+        rising, falling = self._at_level(level, *sides)
+        blocks = torch.cat(
+            [torch.cat([below(own, level.block) for own in row], 3) for row in d_pairs],
+            2,
+        )
+        d_rising = weighted(blocks, falling.flatten(2, 3)).view(rising.shape)
+        d_falling = weighted(blocks.mT, rising.flatten(2, 3)).view(falling.shape)
+        for i, (d, exclusive) in enumerate(zip(d_sides[0], self.exclusive, strict=True)):
+            odd(d, level.block).addcmul_(level.rises(exclusive), d_rising[:, :, i])
+        for w, d in enumerate(d_sides[1]):
+            even(d, level.block).addcmul_(level.fall, d_falling[:, :, w])
+        return self.inclusive(rising.mul_(d_rising).unbind(2)), falling.mul_(d_falling).sum(2)
+
+    def _hide(self, pairs: Pairs) -> None:
+        if self.segments:
+            for own in (own for row in pairs for own in row):
+                own.mul_(self.segments.same)
 
 
 def summed(terms: Sequence[Tensor]) -> Tensor:
@@ -307,29 +311,14 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1)
 
 
-def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Tensor:
-    """Of every reader's rows and every writer's, (n, readers, L, writers, L)."""
-    n, length, _ = readers[0].shape
-    result = readers[0].new_empty(n, len(readers), length, len(writers), length)
-    for i, x in enumerate(readers):
-        for w, y in enumerate(writers):
-            torch.bmm(x, y.mT, out=result[:, i, :, w])
-    return result
+def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:
+    """Of every reader's rows and every writer's."""
+    return [[x @ y.mT for y in writers] for x in readers]
 
 
-def add_product_adjoints(
-    d_products: Tensor,
-    sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-    d_sides: tuple[Sequence[Tensor], Sequence[Tensor]],
-) -> None:
+def add_product_adjoints(d_products: Pairs, sides: Sides, d_sides: Sides) -> None:
     """What the adjoint of `products` gives readers and writers, added to `d_sides`."""
     for i, x in enumerate(sides[0]):
         for w, y in enumerate(sides[1]):
-            d_sides[0][i].baddbmm_(d_products[:, i, :, w], y)
-            d_sides[1][w].baddbmm_(d_products[:, i, :, w].mT, x)
-
-
-def by_side(product: Tensor, readers: int, writers: int) -> Tensor:
-    """(n, readers · L, writers · L) → (n, readers, L, writers, L)."""
-    n, rows, columns = product.shape
-    return product.view(n, readers, rows // readers, writers, columns // writers)
+            d_sides[0][i].baddbmm_(d_products[i][w], y)
+            d_sides[1][w].baddbmm_(d_products[i][w].mT, x)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Index, Pattern, Recur
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window
+from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.documents import Windows
 from attnc.runtime.plans import documents_of_call
 from attnc.runtime.recurrent.token_values import TOKEN, Tokens
@@ -73,31 +72,29 @@ def _beside_its_own(node: Any) -> Iterator[Index]:
             yield from node.children()
 
 
-def cut(pattern: Pattern, tokens: Tokens, arrays: Arrays, batch: int, window: Window) -> Tokens:
-    """The tokens of one document as a call of their own."""
-    real = {tensor.name: tensor for tensor in pattern.tensors}
-    span = slice(window.key, window.key + window.n_k)
-    own: Arrays = {name: array[_places(real[name], array.shape, batch, span)] for name, array in arrays.items()}
-    inputs: dict[str, Tensor] = {}
-    for name, x in tokens.inputs.items():
-        inputs[name] = x[_places(real[name], x.shape, batch, span)]
+def cut(inputs: Sequence[ir.Tensor], tokens: Tokens, span: slice, entries: slice = slice(None)) -> Tokens:
+    """Some tokens of some batch entries, as a call of their own that goes on where those before them end."""
+    named = {tensor.name: tensor for tensor in inputs}
+    arrays = {name: x[_places(named[name], x.shape, entries, span)] for name, x in tokens.slices.tensors.items()}
+    real = {name: x[_places(named[name], x.shape, entries, span)] for name, x in tokens.inputs.items()}
+    count = span.stop - span.start
+    before = tokens.before if len(tokens.before) == 1 else tokens.before[entries]
     return replace(
         tokens,
-        q=tokens.q[batch : batch + 1, :, span],
-        k=tokens.k[batch : batch + 1, :, span],
-        v=tokens.v[batch : batch + 1, :, span],
-        inputs=inputs,
-        sizes=Sizes({**tokens.sizes.values, "queries": window.n_k, "keys": window.n_k}),
-        slices=Slices(own),
-        before=(0,),
+        q=tokens.q[entries, :, span],
+        k=tokens.k[entries, :, span],
+        v=tokens.v[entries, :, span],
+        inputs=real,
+        sizes=Sizes({**tokens.sizes.values, "queries": count, "keys": count}),
+        slices=Slices(arrays),
+        before=tuple(one + span.start for one in before),
     )
 
 
-def _places(tensor: ir.Tensor, shape: tuple[int, ...], batch: int, span: slice) -> tuple[slice, ...]:
-    entry = [slice(batch, batch + 1) if size > 1 else slice(None) for size in shape]
+def _places(tensor: ir.Tensor, shape: tuple[int, ...], entries: slice, span: slice) -> tuple[slice, ...]:
     return tuple(
-        at if dim == "batch" else span if dim in _BY_TOKEN else slice(None)
-        for dim, at in zip(tensor.dims, entry, strict=True)
+        (entries if size > 1 else slice(None)) if dim == "batch" else span if dim in _BY_TOKEN else slice(None)
+        for dim, size in zip(tensor.dims, shape, strict=True)
     )
 
 

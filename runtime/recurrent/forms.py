@@ -18,13 +18,12 @@ from attnc.runtime.recurrent.decays import (
     Decay,
     EdgeAdjoints,
     NoDecay,
+    Pairs,
     RowDecay,
     ScalarDecay,
     Segments,
-    by_side,
     row_products,
 )
-from attnc.runtime.recurrent.levels import block_sums
 from attnc.runtime.recurrent.states import Corrector
 from attnc.runtime.recurrent.triangle import inverse
 
@@ -69,7 +68,7 @@ class Uncorrected:
             return NoDecay(rows.k, exclusive)
         gate = rows.k.new_zeros(*rows.k.shape[:2], 1) if rows.gate is None else rows.gate
         kind = ScalarDecay if gate.shape[-1] == 1 else RowDecay
-        return kind(block_sums(gate, rows.k.dtype), rows.segments, exclusive)
+        return kind(gate, rows.k.dtype, rows.segments, exclusive)
 
     @property
     def keep(self) -> Tensor:
@@ -82,13 +81,16 @@ class Uncorrected:
 
     def outputs(self, states: Tensor, solved: Tensor | None) -> Tensor:
         """o (n, L, C), from the states before the chunks (n, R, C) and what the corrector solved."""
-        return (self.entering[0] @ states).baddbmm_(self.pairs[:, 0].flatten(2), self._values(solved))
+        out = self.entering[0] @ states
+        for pairs, values in zip(self.pairs[0], self._values(solved), strict=True):
+            out.baddbmm_(pairs, values)
+        return out
 
     def reads(self, d_out: Tensor) -> tuple[Tensor, Corrector | None]:
         """What the outputs add to the adjoint of the state before each chunk (n, R, C), and how it passes the chunk."""
         corrector = self.corrector
         if corrector:
-            corrector = corrector._replace(right=self.pairs[:, 0, :, -1].mT @ d_out)
+            corrector = corrector._replace(right=self.pairs[0][-1].mT @ d_out)
         return self.entering[0].mT @ d_out, corrector
 
     def adjoint(self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None) -> Gradients:
@@ -97,14 +99,14 @@ class Uncorrected:
         `ends` (n, R, C) are the adjoints of the states after the chunks, `d_right` of the corrector's right sides.
         """
         values, d_read, gradients = self._value_adjoint(d_out, states, ends, d_right)
-        d_products = d_out if d_read is None else torch.cat((d_out, d_read), 1)
-        d_pairs = by_side(d_products @ values.mT, len(self.readers), len(self.writers))
+        d_products = [d_out] if d_read is None else [d_out, d_read]
+        d_pairs: Pairs = [[d @ own.mT for own in values] for d in d_products]
         if not self.rows.before:
-            for w, own in enumerate(values.chunk(len(self.writers), 1)):
-                d_pairs[:, 0, :, w].diagonal(dim1=1, dim2=2).copy_(row_products(d_out, own))
+            for d_own, own in zip(d_pairs[0], values, strict=True):
+                d_own.diagonal(dim1=1, dim2=2).copy_(row_products(d_out, own))
         d_edges = EdgeAdjoints(
-            (d_products @ states.mT).chunk(len(self.readers), 1),
-            (values @ ends.mT).chunk(len(self.writers), 1),
+            [d @ states.mT for d in d_products],
+            [own @ ends.mT for own in values],
             (states * ends).sum(-1)[:, None],
         )
         d_readers, d_writers, d_gate = self.decay.adjoint(
@@ -123,18 +125,19 @@ class Uncorrected:
     def _corrector(self) -> Corrector | None:
         return None
 
-    def _values(self, solved: Tensor | None) -> Tensor:
-        return self.rows.v
+    def _values(self, solved: Tensor | None) -> list[Tensor]:
+        """One a writer."""
+        return [self.rows.v]
 
     def _value_adjoint(
         self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Gradients]:
+    ) -> tuple[list[Tensor], Tensor | None, Gradients]:
         """(values, the adjoint of the correction's products with values and state (n, L, C), gradients so far)."""
-        return self.rows.v, None, {"v": self._direct_adjoint(d_out, ends)}
+        return [self.rows.v], None, {"v": self._direct_adjoint(d_out, ends)}
 
     def _direct_adjoint(self, d_out: Tensor, ends: Tensor) -> Tensor:
         """What v gets as a value of outputs and of the state."""
-        return (self.leaving[0] @ ends).baddbmm_(self.pairs[:, 0, :, 0].mT, d_out)
+        return (self.leaving[0] @ ends).baddbmm_(self.pairs[0][0].mT, d_out)
 
     def _named(self, d_readers: list[Tensor], d_writers: list[Tensor]) -> Gradients:
         return {"q": d_readers[0], "k": d_writers[0]}
@@ -153,27 +156,27 @@ class DeltaRule(Uncorrected):
     def _corrector(self) -> Corrector:
         assert self.rows.beta is not None
         self.beta = self.rows.beta
-        solver = inverse(self.beta * self.pairs[:, 1, :, 0])
+        solver = inverse(self.beta * self.pairs[1][0])
         return Corrector(solver, self.beta * self.rows.v, -self.beta * self.entering[1], self.leaving[0])
 
     def writes(self) -> None:
         """None: all that is written is corrected."""
 
-    def _values(self, solved: Tensor | None) -> Tensor:
+    def _values(self, solved: Tensor | None) -> list[Tensor]:
         assert solved is not None
-        return solved
+        return [solved]
 
     def _value_adjoint(
         self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Gradients]:
+    ) -> tuple[list[Tensor], Tensor | None, Gradients]:
         assert self.corrector
         assert d_right is not None
         missing = torch.baddbmm(self.rows.v, self.entering[1], states, alpha=-1)
         values = self.corrector.inverse @ (self.beta * missing)
         d_v = self.beta * d_right
         # What β multiplies, and not values / β, which may be 0 / 0.
-        d_beta = (d_right * torch.baddbmm(missing, self.pairs[:, 1, :, 0], values, alpha=-1)).sum(-1, keepdim=True)
-        return values, -d_v, {"v": d_v, "beta": d_beta}
+        d_beta = (d_right * torch.baddbmm(missing, self.pairs[1][0], values, alpha=-1)).sum(-1, keepdim=True)
+        return [values], -d_v, {"v": d_v, "beta": d_beta}
 
     def _named(self, d_readers: list[Tensor], d_writers: list[Tensor]) -> Gradients:
         if self.rows.read is None:
@@ -193,19 +196,19 @@ class RankOneCorrection(Uncorrected):
         return [self.rows.q, self.rows.read], [self.rows.k, self.rows.left]
 
     def _corrector(self) -> Corrector:
-        right = self.pairs[:, 1, :, 0] @ self.rows.v
-        return Corrector(inverse(-self.pairs[:, 1, :, 1]), right, self.entering[1], self.leaving[1])
+        right = self.pairs[1][0] @ self.rows.v
+        return Corrector(inverse(-self.pairs[1][1]), right, self.entering[1], self.leaving[1])
 
-    def _values(self, solved: Tensor | None) -> Tensor:
+    def _values(self, solved: Tensor | None) -> list[Tensor]:
         assert solved is not None
-        return torch.cat((self.rows.v, solved), 1)
+        return [self.rows.v, solved]
 
     def _value_adjoint(
         self, d_out: Tensor, states: Tensor, ends: Tensor, d_right: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Gradients]:
+    ) -> tuple[list[Tensor], Tensor | None, Gradients]:
         assert self.corrector
         assert d_right is not None
-        d_v = self._direct_adjoint(d_out, ends).baddbmm_(self.pairs[:, 1, :, 0].mT, d_right)
+        d_v = self._direct_adjoint(d_out, ends).baddbmm_(self.pairs[1][0].mT, d_right)
         return self._values(self.corrector.solve(states)), d_right, {"v": d_v}
 
     def _named(self, d_readers: list[Tensor], d_writers: list[Tensor]) -> Gradients:

@@ -5,8 +5,8 @@ A value is a tensor (B or 1, H or 1, T or 1, …), the axes of the value last, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, TypeGuard
 
@@ -39,10 +39,10 @@ Bound = tuple[tuple[Var, int], ...]
 
 @dataclass(frozen=True)
 class Tokens:
-    """One call: q, k (B, H, T, dk) and v (B, H, T, dv), keys and values repeated for the heads that share them.
+    """One call: q (B, H, T, dk), k and v as they are given, or, once `computed`, one for each head of q.
 
-    `inputs`: the real ones, by name. Values are computed in the dtype of q. `before`: how many tokens came before
-    these, of each batch entry or of all.
+    `inputs`: those that are not integers, by name. `before`: how many tokens came before these, of each batch entry or
+    of all.
     """
 
     q: Tensor
@@ -61,6 +61,30 @@ class Tokens:
         """Batch, heads, tokens."""
         b, h, t, _ = self.q.shape
         return b, h, t
+
+    @property
+    def real(self) -> list[Tensor]:
+        """q, k, v and the inputs that are not integers."""
+        return [self.q, self.k, self.v, *self.inputs.values()]
+
+    def having(self, real: Sequence[Tensor]) -> Tokens:
+        """The same call of other tensors, in the order of `real`."""
+        q, k, v, *inputs = real
+        return replace(self, q=q, k=k, v=v, inputs=dict(zip(self.inputs, inputs, strict=True)))
+
+    def computed(self) -> Tokens:
+        """The same in fp32, or in fp64 for fp64 queries; keys and values repeated for the heads that share them."""
+        dtype = computed_in(self.q.dtype)
+        kinds = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
+        q, k, v, *inputs = (x.to(kind) for x, kind in zip(self.real, kinds, strict=True))
+        if self.group > 1:
+            k, v = k.repeat_interleave(self.group, 1), v.repeat_interleave(self.group, 1)
+        return self.having([q, k, v, *inputs])
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of values, for queries of another."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 States = Mapping[Value, Tensor]
@@ -469,4 +493,4 @@ def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]
     return x
 
 
-__all__ = ["Stretch", "TokenValues", "Tokens", "aligned", "reads_state"]
+__all__ = ["Stretch", "TokenValues", "Tokens", "aligned", "computed_in", "reads_state"]

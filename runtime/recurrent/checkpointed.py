@@ -1,0 +1,174 @@
+"""A call of a recurrence, one part of its tokens after another.
+
+What a part is made of, from its scaled queries to what its tokens read, stays in the cache and is dropped after it.
+Kept for the gradient are what was given and the states between parts, from which each part is computed anew (Chen et
+al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). Differentiable once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.recurrent.documents import cut
+from attnc.runtime.recurrent.token_values import Tokens
+
+States = dict[str, Tensor]
+Fresh = NDArray[np.bool_] | None
+Run = Callable[[Tokens, States, Fresh], tuple[Tensor, States]]
+
+# Tokens of a part, of all heads and batch entries together: few enough for what they are made of to stay in the cache,
+# many enough for the calls that compute it (measured).
+ROWS = 4096
+# At least so many of each: the states between parts take the memory of some of them.
+FEWEST = 256
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A call, and how a part of it is `run` from the states before it.
+
+    `inputs`: the pattern's. `fresh` as in `token_loop.run`. States in `wide` are fp64 between parts.
+    """
+
+    run: Run
+    tokens: Tokens
+    inputs: Sequence[ir.Tensor]
+    fresh: Fresh = None
+    wide: frozenset[str] = frozenset()
+
+    def attend(self, states: States) -> tuple[Tensor, States]:
+        """(out (B, H, T, …), the states after the last token, in the dtypes of those given)."""
+        if len(self._spans()) <= 1:
+            return self.run(self.tokens, states, self.fresh)
+        given = [*self.tokens.real, *states.values()]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+            out, *last = _Parts.apply(self, tuple(states), *given)  # type: ignore[no-untyped-call]
+            return out, dict(zip(states, last, strict=False))
+        out, last = self.forward(self.tokens, states, [])
+        return out, last
+
+    def forward(self, tokens: Tokens, states: States, kept: list[States]) -> tuple[Tensor, States]:
+        """(out, the states after the last token); those before each part are added to `kept`."""
+        now = {name: x.double() if name in self.wide else x for name, x in states.items()}
+        out: Tensor | None = None
+        for span in self._spans():
+            kept.append(now)
+            found, now = self.run(self._part(tokens, span), now, self._fresh(span))
+            if out is None:
+                out = found.new_empty(*tokens.counts, found.shape[-1])
+            out[:, :, span] = found
+        assert out is not None
+        return out, {name: now[name].to(x.dtype) for name, x in states.items()}
+
+    def backward(
+        self, tokens: Tokens, kept: Sequence[States], d_out: Tensor, d_last: States, needed: Sequence[bool]
+    ) -> tuple[list[Tensor], States]:
+        """Gradients of the real tensors, zeros where they are not needed, and of the states before the first token."""
+        totals = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in tokens.real]
+        adjoints = tokens.having(totals)
+        for span, states in reversed(list(zip(self._spans(), kept, strict=True))):
+            part = self._part(tokens, span)
+            own = [x.detach().requires_grad_(need) for x, need in zip(part.real, needed, strict=True)]
+            before = {name: x.detach().requires_grad_() for name, x in states.items()}
+            with torch.enable_grad():
+                out, last = self.run(part.having(own), before, self._fresh(span))
+            ends = [(out, d_out[:, :, span]), *((last[name], d) for name, d in d_last.items())]
+            ends = [(x, d.to(x.dtype)) for x, d in ends if x.requires_grad]
+            wanted = [
+                (x, total) for x, total in zip(own, self._part(adjoints, span).real, strict=True) if x.requires_grad
+            ]
+            found: Sequence[Tensor | None] = torch.autograd.grad(
+                [x for x, _ in ends],
+                [*before.values(), *(x for x, _ in wanted)],
+                [d for _, d in ends],
+                allow_unused=True,
+            )
+            pairs = zip(before.items(), found, strict=False)
+            d_last = {name: torch.zeros_like(x) if d is None else d for (name, x), d in pairs}
+            for (_, total), d in zip(wanted, found[len(before) :], strict=True):
+                if d is not None:
+                    total.add_(d)
+        return [total.to(x.dtype) for total, x in zip(totals, tokens.real, strict=True)], d_last
+
+    def _spans(self) -> list[slice]:
+        batch, heads, count = self.tokens.counts
+        length = max(ROWS // max(batch * heads, 1), FEWEST)
+        return [slice(start, min(start + length, count)) for start in range(0, count, length)]
+
+    def _part(self, tokens: Tokens, span: slice) -> Tokens:
+        return cut(self.inputs, tokens, span)
+
+    def _fresh(self, span: slice) -> Fresh:
+        if self.fresh is None or self.fresh.shape[2] == 1:
+            return self.fresh
+        own = self.fresh[:, :, span]
+        return own if own.any() else None
+
+
+class _Parts(FirstOrder):
+    """The parts under autograd; the last results are the states between them, which the backward pass needs."""
+
+    @staticmethod
+    def forward(parts: Parts, names: Sequence[str], *given: Tensor) -> tuple[Tensor, ...]:
+        tokens, states = _apart(parts, names, given)
+        kept: list[States] = []
+        out, last = parts.forward(tokens, states, kept)
+        return (out, *last.values(), *(x for one in kept[1:] for x in one.values()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.parts, ctx.names, *given = inputs
+        kept = output[1 + len(ctx.names) :]
+        ctx.save_for_backward(*given, *kept)
+        ctx.mark_non_differentiable(*kept)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given = (ctx.parts, ctx.names, tuple(ctx.needs_input_grad[2:]), *grads[: 1 + len(ctx.names)])
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            found = _Gradient.apply(*given, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        else:
+            found = _Gradient.forward(*given, *ctx.saved_tensors)
+        return (None, None, *found)
+
+
+class _Gradient(FirstOrder):
+    """The gradients of what was given, recorded where they may be differentiated."""
+
+    @staticmethod
+    def forward(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest: Tensor) -> tuple[Tensor, ...]:
+        (d_out, *d_last), rest = rest[: 1 + len(names)], rest[1 + len(names) :]
+        given, between = rest[: len(needed)], rest[len(needed) :]
+        tokens, states = _apart(parts, names, given)
+        starts = [between[at : at + len(names)] for at in range(0, len(between), max(len(names), 1))]
+        kept = [states, *(dict(zip(names, one, strict=True)) for one in starts)]
+        kept[0] = {name: x.double() if name in parts.wide else x for name, x in states.items()}
+        own = needed[: len(needed) - len(names)]
+        gradients, d_states = parts.backward(tokens, kept, d_out, dict(zip(names, d_last, strict=True)), own)
+        return (*gradients, *(d_states[name].to(x.dtype) for name, x in states.items()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        refuse_second()
+
+
+def _apart(parts: Parts, names: Sequence[str], given: Sequence[Tensor]) -> tuple[Tokens, States]:
+    """The call with the tensors given, and the states before its first token."""
+    count = len(given) - len(names)
+    return parts.tokens.having(given[:count]), dict(zip(names, given[count:], strict=True))
+
+
+__all__ = ["Parts"]
