@@ -54,11 +54,15 @@ class Segments:
 
 
 class EdgeAdjoints(NamedTuple):
-    """Adjoints of readers that entered, of writers that left, and of `total` (n, 1, R)."""
+    """Adjoints of readers that entered, of writers that left, and of `total` (n, 1, R).
+
+    `first`: of readers' first rows (n, 1, R) again, in fp64; for a scalar gate.
+    """
 
     readers: Sequence[Tensor]
     writers: Sequence[Tensor]
     kept: Tensor
+    first: Sequence[Tensor] = ()
 
 
 class Decay(ABC):
@@ -173,6 +177,7 @@ class ScalarDecay(Decay):
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """A gate gets the sum over the pairs on both sides of it, and over what enters and leaves past it; in fp64."""
         d_readers, d_writers = self._from_edges(d_edges)
+        self._set_nearest(pairs, sides)
         crossing = self.inclusive(
             [
                 summed([d * own for d, own in zip(d_row, row, strict=True)])
@@ -182,10 +187,21 @@ class ScalarDecay(Decay):
         self._weigh(d_pairs)
         add_product_adjoints(d_pairs, sides, (d_readers, d_writers))
         into, leaving, total = (x.double() for x in self._edge_adjoints(edges, d_edges))
+        if d_edges.first and not any(self.exclusive):
+            into[:, :1] = summed([self.folded(x[:, :1] * d) for x, d in zip(edges[0], d_edges.first, strict=True)])
         earlier = into.new_ones(2 * crossing.shape[1:2]).triu(1)
         gate = (crossing.double() @ earlier).tril_().sum(1)[..., None]
         gate += into.flip(1).cumsum(1).flip(1) + delayed(leaving.cumsum(1), 0) + total
         return d_readers, d_writers, gate.to(d_readers[0].dtype)
+
+    def _set_nearest(self, pairs: Pairs, sides: Sides) -> None:
+        """As `set_nearest`, of readers and writers under their decay."""
+        if pairs[0][0].shape[1] <= 2:
+            return
+        set_nearest(pairs, *sides, self.exclusive)
+        for row, weights, each in zip(pairs, self.weights, self.exclusive, strict=True):
+            for own in row:
+                nearest(own, each).mul_(nearest(weights, each))
 
     def _weigh(self, pairs: Pairs) -> None:
         for i, (row, each, weights) in enumerate(zip(pairs, self.exclusive, self.weights, strict=True)):
@@ -309,6 +325,19 @@ def summed(terms: Sequence[Tensor]) -> Tensor:
 def row_products(x: Tensor, y: Tensor) -> Tensor:
     """Σ x y of each row, (…, R) → (…), added up by halves: under strong decay a token's own pair is all there is."""
     return (x * y).sum(-1)
+
+
+def nearest(matrix: Tensor, exclusive: bool) -> Tensor:
+    """Of (n, L, L) the pairs with one gate between them: a view (n, L - 1), or (n, L - 2)."""
+    return matrix.diagonal(-2 if exclusive else -1, dim1=1, dim2=2)
+
+
+def set_nearest(pairs: Pairs, readers: Sequence[Tensor], writers: Sequence[Tensor], exclusive: Sequence[bool]) -> None:
+    """Products of rows with one gate between them anew, in fp64: a strong gate's gradient is theirs alone."""
+    for row, x, each in zip(pairs, readers, exclusive, strict=True):
+        ahead = 2 if each else 1
+        for own, y in zip(row, writers, strict=True):
+            nearest(own, each).copy_(row_products(x[:, ahead:].double(), y[:, :-ahead].double()))
 
 
 def products(readers: Sequence[Tensor], writers: Sequence[Tensor]) -> Pairs:

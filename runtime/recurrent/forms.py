@@ -23,6 +23,7 @@ from attnc.runtime.recurrent.decays import (
     ScalarDecay,
     Segments,
     row_products,
+    set_nearest,
 )
 from attnc.runtime.recurrent.states import Corrector
 from attnc.runtime.recurrent.triangle import inverse
@@ -104,10 +105,16 @@ class Uncorrected:
         if not self.rows.before:
             for d_own, own in zip(d_pairs[0], values, strict=True):
                 d_own.diagonal(dim1=1, dim2=2).copy_(row_products(d_out, own))
+        first: list[Tensor] = []
+        if isinstance(self.decay, ScalarDecay):
+            set_nearest(d_pairs, d_products, values, self.decay.exclusive)
+            wide = states.double()
+            first = [d[:, :1].double() @ wide.mT for d in d_products]
         d_edges = EdgeAdjoints(
             [d @ states.mT for d in d_products],
             [own @ ends.mT for own in values],
             (states * ends).sum(-1)[:, None],
+            first,
         )
         d_readers, d_writers, d_gate = self.decay.adjoint(
             d_pairs,

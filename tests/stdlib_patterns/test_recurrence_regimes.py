@@ -102,20 +102,15 @@ AS_THE_LOOP = {
 """What the table has no class for: of the nearest one twice its figure, or three times what the reference errs itself,
 token by token in fp32, where that is more: the same sums in another order were up to 2.8 times as wrong."""
 
-ABOVE: dict[tuple[str, str, str], float] = {
-    ("scal", "mixed", "gates"): 1.8,
-    ("scal comba", "mixed", "gates"): 1.8,
-    ("scal comba", "-5", "gates"): 1.5,
-    ("scal comba", "-inf", "gates"): 1.8,
-}
-"""Figures in the place of those that hold for the one draw that they were measured at, in units of 1e-7.
+BY_DRAWS = {("scal", "mixed"), ("scal comba", "mixed"), ("scal comba", "-5"), ("scal comba", "-inf")}
+"""Where the mean of several draws is held to twice the table's figure of gates, which is one draw's.
 
-Where gates are strong, a scalar gate's gradient is that of the pairs of neighbours, products of two sums of 32 and 24
-terms in fp32, each good to 1e-7 of its size, so that the table's 0.8 is luck. Six draws of the table's sizes, mean and
-most: scal mixed 1.6 and 2.4 (of other lengths 3.3); comba mixed 2.0 and 3.2, -5 1.7 and 2.7, -inf 2.0 and 3.4.
-The reference in fp32: up to 3.3, at -inf 4.4. To sum these pairs in fp64 brought most of them within the table's limit
-and cost a forward pass of `mamba2_ssd` an eighth.
+A scalar gate's gradient is there that of a few pairs of tokens, sums of 32 and 24 terms in fp32, and as wrong as chance
+has it. Twelve draws of the table's sizes, mean and most in units of 1e-7: mamba2_ssd mixed 0.96 and 2.3; comba mixed
+1.2 and 2.2, -5 0.8 and 2.0, -inf 1.6 and 2.4. The reference in fp32, token by token: 1.1 and 2.1; 1.4 and 3.3, 1.3 and
+2.3, 2.1 and 3.1.
 """
+DRAWS = 8
 
 SHARED = {"A", "D", "decay", "mix", "ridge"}
 """Learned tensors that the table has none of: each of their few gradients is a sum over all tokens, which may cancel.
@@ -177,7 +172,6 @@ def limits(case: Case, regime: str | None, truth: Results) -> dict[str, float]:
     figures = FIGURES[CLASSES[case.name]]
     columns = figures.values() if regime is None else [figures[regime]]
     forward, rest, gates = (max(column) for column in zip(*columns, strict=True))
-    gates = max(gates, ABOVE.get((CLASSES[case.name], regime or "", "gates"), 0.0))
     found = {"forward": forward, "gradients": rest, "gates": gates, "shared": rest}
     if case.name in AS_THE_LOOP or {"d " + name for name in SHARED} & truth.keys() or case.name == "aaren":
         loop = errors(case, everything(case, by_reference, torch.float32), truth)
@@ -193,7 +187,16 @@ def assert_within(case: Case, regime: str | None) -> None:
     wide = errors(case, everything(case, by_us, torch.float64), truth)
     assert max(wide.values()) <= tight(case.name), wide
     narrow, most = errors(case, everything(case, by_us, torch.float32), truth), limits(case, regime, truth)
+    if (CLASSES[case.name], regime) in BY_DRAWS:
+        narrow["gates"] = sum(error_of_gates(case, str(regime), seed) for seed in range(DRAWS)) / DRAWS
     assert {group: (x, most[group]) for group, x in narrow.items() if not x <= most[group]} == {}
+
+
+def error_of_gates(like: Case, regime: str, seed: int) -> float:
+    """Of another draw."""
+    case = draw_case(like.name, regime, like.tokens, seed=seed)
+    truth = everything(case, by_reference, torch.float64)
+    return errors(case, everything(case, by_us, torch.float32), truth)["gates"]
 
 
 @pytest.mark.parametrize("regime", COLUMNS)
