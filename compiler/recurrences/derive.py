@@ -16,6 +16,7 @@ from typing import Literal, cast
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Recur, StateAt, Step, Value
 from attnc.compiler.recurrences.affine import affine_of
+from attnc.compiler.recurrences.constants import is_same_at_all
 from attnc.compiler.recurrences.coupled import Following, ReadEachOtherError, follow
 from attnc.compiler.recurrences.derived import (
     Correction,
@@ -169,6 +170,7 @@ class _Deriving:
         decay, write = affine_of(state, steps)
         if reads_state(decay) or reads_state(write):
             raise NoFormError(f"a step of `{state.name}` reads another state")
+        write = _into_matrix(write)
         reads = tuple(self._entries[state.name])
         return self._flat(state, decay, write, reads) or Scan(state, decay, write, last, reads)
 
@@ -373,6 +375,26 @@ class _Deriving:
             name = f"#{state.name}.{len(many)}"
             many.append(Taken(name, query_of, state.version == 0))
         return product_of([_tensor(name, state.dims[1:]), *after])
+
+
+def _into_matrix(write: Value) -> Value:
+    """c ⊙ (M x) as (c ⊙ M) x, where neither c nor M changes from token to token: a product less for each of them."""
+    factors = _factors(write)
+    matrices = [x for x in factors if isinstance(x, ir.Contract) and _maps(x)]
+    if len(matrices) != 1:
+        return write
+    (mapped,) = matrices
+    fixed = [x for x in factors if x is not mapped and is_same_at_all(x) and axes(x) in ((), axes(mapped))]
+    if not fixed:
+        return write
+    matrix = product_of([*fixed, mapped.left])
+    others = [x for x in factors if x is not mapped and x not in fixed]
+    return product_of([*others, ir.intern(ir.Contract(matrix, mapped.right, 1, mapped.right_axis))])
+
+
+def _maps(node: ir.Contract) -> bool:
+    """Whether it is a matrix that is the same at all tokens times a vector."""
+    return rank(node.left) == 2 and rank(node.right) == 1 and node.left_axis == 1 and is_same_at_all(node.left)
 
 
 def is_constant(node: Value) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnc.compiler.ir import Pattern, Recur
+from attnc.compiler.ir import Pattern, Recur, Value
 from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.documents import Windows
+from attnc.compiler.recurrences.constants import constants_of
 from attnc.compiler.recurrences.derive import derive
 from attnc.compiler.recurrences.derived import Derived, NoFormError, Running
 from attnc.runtime.call import call_shape, check_promises, check_tensors
@@ -46,8 +47,10 @@ class Recurrent:
         self._reads_whole = reads_whole(recur)
         self.reason = ""
         """Why it runs token by token, where it does."""
+        self._constants: tuple[Value, ...] = ()
         try:
             self.derived = derive(recur)
+            self._constants = constants_of(self.derived)
         except NoFormError as error:
             self.reason = str(error)
             if strict:
@@ -163,40 +166,46 @@ class Recurrent:
         if linear is None:
             out, last = self._of_tokens(tokens, own, fresh)
         elif self.derived is None:
-            out, last = self._in_parts(self._of_tokens, tokens, own, fresh, linear)
+            out, last = self._in_parts(None, tokens, own, fresh, linear)
         else:
             out, last = self._by_passes(self.derived, tokens, own, fresh, linear)
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
 
     def _by_passes(self, derived: Derived, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
         try:
-            return self._in_parts(self._passing(derived, linear), tokens, states, fresh, linear)
+            return self._in_parts(derived, tokens, states, fresh, linear)
         except passes.GrowingError:
             return self._growing(tokens, states, fresh, linear)
 
     def _growing(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
         """By passes for which factors may be any numbers, where there are some."""
         grows = "a factor of its state is above 1, or below 0"
+        derived = None
         try:
-            run = self._passing(derive(self.recur, trusting=False), linear)
+            derived = derive(self.recur, trusting=False)
         except NoFormError as error:
             if self._strict:
                 raise UnsupportedError(f"strict: `{self.pattern.name}` would run token by token: {grows}") from error
             if linear is not linear_recurrence:
                 raise no_kernels(self.pattern, "Triton", grows) from error
-            run = self._of_tokens
-        return self._in_parts(run, tokens, states, fresh, linear)
+        return self._in_parts(derived, tokens, states, fresh, linear)
 
-    def _in_parts(self, run: Run, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
+    def _in_parts(
+        self, derived: Derived | None, tokens: Tokens, states: States, fresh: Fresh, linear: Linear
+    ) -> Result:
         """One part of the tokens after another, where a later one does not matter to those before it; not by kernels.
 
         What is the logarithm of a sum, or a largest number, may be large beside its changes: fp64 between parts.
         """
+        run = self._of_tokens if derived is None else self._passing(derived, linear)
         if self._reads_whole or linear is not linear_recurrence:
             return run(tokens, states, fresh)
-        stages = self.derived.stages if self.derived else ()
-        wide = frozenset(stage.state.name for stage in stages if isinstance(stage, Running))
-        return Parts(run, tokens, self.pattern.tensors, fresh, wide).attend(states)
+        parts = Parts(run, tokens, self.pattern.tensors, fresh)
+        if derived is not None:
+            wide = frozenset(stage.state.name for stage in derived.stages if isinstance(stage, Running))
+            constants = self._constants if derived is self.derived else constants_of(derived)
+            parts = replace(parts, wide=wide, constants=constants)
+        return parts.attend(states)
 
     def _passing(self, derived: Derived, linear: Linear) -> Run:
         def run(tokens: Tokens, states: States, fresh: Fresh) -> Result:

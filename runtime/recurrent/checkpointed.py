@@ -8,7 +8,7 @@ al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). Di
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.ir import Value
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.recurrent.documents import cut
-from attnc.runtime.recurrent.token_values import Tokens
+from attnc.runtime.recurrent.token_values import Tokens, TokenValues
 
 States = dict[str, Tensor]
 Fresh = NDArray[np.bool_] | None
@@ -27,7 +28,7 @@ Run = Callable[[Tokens, States, Fresh], tuple[Tensor, States]]
 
 # Tokens of a part, of all heads and batch entries together: few enough for what they are made of to stay in the cache,
 # many enough for the calls that compute it (measured).
-ROWS = 4096
+ROWS = 8192
 # At least so many of each: the states between parts take the memory of some of them.
 FEWEST = 256
 
@@ -37,6 +38,7 @@ class Parts:
     """A call, and how a part of it is `run` from the states before it.
 
     `inputs`: the pattern's. `fresh` as in `token_loop.run`. States in `wide` are fp64 between parts.
+    `constants`: values that no token changes, computed once.
     """
 
     run: Run
@@ -44,11 +46,19 @@ class Parts:
     inputs: Sequence[ir.Tensor]
     fresh: Fresh = None
     wide: frozenset[str] = frozenset()
+    constants: Sequence[Value] = ()
 
     def attend(self, states: States) -> tuple[Tensor, States]:
         """(out (B, H, T, …), the states after the last token, in the dtypes of those given)."""
-        if len(self._spans()) <= 1:
+        if len(self.spans()) <= 1:
             return self.run(self.tokens, states, self.fresh)
+        first = TokenValues(cut(self.inputs, self.tokens, slice(0, 1)).computed())
+        constants = {node: first.by_place(node) for node in self.constants}
+        whole = replace(self, tokens=replace(self.tokens, constants=constants))
+        return whole.cut(states)
+
+    def cut(self, states: States) -> tuple[Tensor, States]:
+        """The same, in parts."""
         given = [*self.tokens.real, *states.values()]
         if torch.is_grad_enabled() and any(x.requires_grad for x in given):
             out, *last = _Parts.apply(self, tuple(states), *given)  # type: ignore[no-untyped-call]
@@ -60,7 +70,7 @@ class Parts:
         """(out, the states after the last token); those before each part are added to `kept`."""
         now = {name: x.double() if name in self.wide else x for name, x in states.items()}
         out: Tensor | None = None
-        for span in self._spans():
+        for span in self.spans():
             kept.append(now)
             found, now = self.run(self._part(tokens, span), now, self._fresh(span))
             if out is None:
@@ -75,7 +85,7 @@ class Parts:
         """Gradients of the real tensors, zeros where they are not needed, and of the states before the first token."""
         totals = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in tokens.real]
         adjoints = tokens.having(totals)
-        for span, states in reversed(list(zip(self._spans(), kept, strict=True))):
+        for span, states in reversed(list(zip(self.spans(), kept, strict=True))):
             part = self._part(tokens, span)
             own = [x.detach().requires_grad_(need) for x, need in zip(part.real, needed, strict=True)]
             before = {name: x.detach().requires_grad_() for name, x in states.items()}
@@ -99,7 +109,8 @@ class Parts:
                     total.add_(d)
         return [total.to(x.dtype) for total, x in zip(totals, tokens.real, strict=True)], d_last
 
-    def _spans(self) -> list[slice]:
+    def spans(self) -> list[slice]:
+        """The tokens of each part, in order."""
         batch, heads, count = self.tokens.counts
         length = max(ROWS // max(batch * heads, 1), FEWEST)
         return [slice(start, min(start + length, count)) for start in range(0, count, length)]

@@ -13,12 +13,11 @@ from attnc.compiler import ir
 from attnc.compiler.ir import Index, Pattern, Recur
 from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.documents import Windows
+from attnc.compiler.recurrences.constants import BY_TOKEN
 from attnc.runtime.plans import documents_of_call
 from attnc.runtime.recurrent.token_values import TOKEN, Tokens
 
 Arrays = Mapping[str, NDArray[Any]]
-
-_BY_TOKEN = frozenset({"token", "query", "key"})
 
 
 def documents_of(pattern: Pattern, inputs: Arrays, count: int) -> list[Windows] | None:
@@ -66,7 +65,7 @@ def _beside_its_own(node: Any) -> Iterator[Index]:
             yield from () if at is TOKEN else (at,)
         case ir.Element(tensor=tensor, indices=indices) | ir.Lookup(tensor=tensor, indices=indices):
             for dim, index in zip(tensor.dims, indices, strict=False):
-                if not (dim in _BY_TOKEN and index is TOKEN):
+                if not (dim in BY_TOKEN and index is TOKEN):
                     yield index
         case _:
             yield from node.children()
@@ -93,7 +92,7 @@ def cut(inputs: Sequence[ir.Tensor], tokens: Tokens, span: slice, entries: slice
 
 def _places(tensor: ir.Tensor, shape: tuple[int, ...], entries: slice, span: slice) -> tuple[slice, ...]:
     return tuple(
-        (entries if size > 1 else slice(None)) if dim == "batch" else span if dim in _BY_TOKEN else slice(None)
+        (entries if size > 1 else slice(None)) if dim == "batch" else span if dim in BY_TOKEN else slice(None)
         for dim, size in zip(tensor.dims, shape, strict=True)
     )
 

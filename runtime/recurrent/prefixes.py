@@ -23,6 +23,8 @@ from torch import Tensor
 LARGE = 1 << 14
 # Tokens that are worth cutting into chunks.
 FEWEST = 32
+# Chunks of one decay that are joined at once rather than one after another.
+JOINED = 16
 # Numbers whose squares stay in the cache.
 CACHED = 1 << 14
 
@@ -82,7 +84,8 @@ def _in_torch(steps: Steps, start: Tensor, *, backwards: bool) -> None:
     chunks = count // length if length else 0
     if chunks:
         tokens = slice(count - chunks * length, count) if backwards else slice(0, chunks * length)
-        start = _by_chunks(steps.part(tokens), start, chunks, length, backwards)
+        same = steps.decay is not None and steps.decay.shape[2] == 1 and steps.emptied is None
+        start = (_by_blocks if same else _by_chunks)(steps.part(tokens), start, chunks, length, backwards)
         steps = steps.part(slice(0, tokens.start) if backwards else slice(tokens.stop, count))
         count -= chunks * length
     if count:
@@ -115,6 +118,42 @@ def _by_chunks(steps: Steps, start: Tensor, chunks: int, length: int, backwards:
         if mask is not None:
             befores[after].copy_(torch.where(mask, between.writes[here], befores[after]))
     return places.walk(places.outs, ends.out.to(made.dtype), inner).select(2, outer[-1])
+
+
+def _by_blocks(steps: Steps, start: Tensor, chunks: int, length: int, backwards: bool) -> Tensor:
+    """As `_by_chunks`, where the decay is the same at all tokens: its powers join blocks of 1, 2, 4, … tokens."""
+    assert steps.decay is not None
+    powers = steps.decay.to(torch.promote_types(steps.out.dtype, torch.float64))
+    while powers.shape[2] < length:
+        powers = torch.cat([powers, powers * powers[:, :, -1:]], 2)
+    whole, powers = powers[:, :, -1:], powers.to(steps.out.dtype)
+    steps.out.copy_(steps.write)
+    _join(torch.unflatten(steps.out, 2, (chunks, length)), powers, backwards)
+    out = torch.unflatten(steps.out, 2, (chunks, length))
+    ends = out.select(3, 0 if backwards else -1).to(whole.dtype)
+    between = Steps(torch.empty_like(ends), whole, ends, None)
+    wide = start.to(whole.dtype)
+    if chunks % JOINED == 0:
+        last = _by_blocks(between, wide, chunks // JOINED, JOINED, backwards)
+    else:
+        last = _Places.of(between, 2).walk(between.out.unbind(2), wide, _order(chunks, backwards))
+    kept = between.out[:, :, 1:] if backwards else between.out[:, :, :-1]
+    parts = [kept, wide[:, :, None]] if backwards else [wide[:, :, None], kept]
+    befores = torch.cat(parts, 2).to(out.dtype)[:, :, :, None]
+    out.addcmul_((powers.flip(2) if backwards else powers)[:, :, None], befores)
+    return last.to(start.dtype)
+
+
+def _join(out: Tensor, powers: Tensor, backwards: bool) -> None:
+    """Within chunks (B, H, chunks, L, …) of writes, from an empty state; `powers` (B, H, L, …) of 1, 2, … steps."""
+    size = 1
+    while size < out.shape[3]:
+        first, second = torch.unflatten(out, 3, (-1, 2, size)).unbind(4)
+        if backwards:
+            first.addcmul_(powers[:, :, :size].flip(2)[:, :, None, None], second[:, :, :, :, :1])
+        else:
+            second.addcmul_(powers[:, :, :size][:, :, None, None], first[:, :, :, :, -1:])
+        size *= 2
 
 
 class _Places(NamedTuple):

@@ -20,8 +20,10 @@ from attnc.runtime.vector_math import settle
 
 settle()
 
-# Bytes of a stretch's states: few enough for the cache, many enough for the calls that compute them (measured).
+# Bytes of a stretch's states: few enough for the cache, many enough for the calls that compute them (measured); so many
+# times of states that are vectors, whose tokens are small beside a call.
 STRETCH = 1 << 21
+OF_VECTORS = 4
 # On a GPU, where nothing was measured: memory of some TB/s takes longer over so many than a kernel's start does.
 STRETCH_ON_GPU = 1 << 26
 
@@ -205,7 +207,8 @@ class _Total:
 def stretch_length(tokens: int, state: Tensor) -> int:
     """Tokens of a stretch, given the state (B, H, …). At least √T / 2: fewer would have more states kept than made."""
     size = max(state.numel() * state.element_size(), 1)
-    return max((STRETCH_ON_GPU if state.is_cuda else STRETCH) // size, math.isqrt(tokens) // 2, 1)
+    on_cpu = STRETCH * (OF_VECTORS if state.ndim <= 3 else 1)
+    return max((STRETCH_ON_GPU if state.is_cuda else on_cpu) // size, math.isqrt(tokens) // 2, 1)
 
 
 def _emptied(x: Tensor, emptied: Tensor | None) -> Tensor:

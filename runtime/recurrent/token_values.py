@@ -42,7 +42,7 @@ class Tokens:
     """One call: q (B, H, T, dk), k and v as they are given, or, once `computed`, one for each head of q.
 
     `inputs`: those that are not integers, by name. `before`: how many tokens came before these, of each batch entry or
-    of all.
+    of all. `constants`: values that are known already, each of all tokens alike.
     """
 
     q: Tensor
@@ -55,6 +55,7 @@ class Tokens:
     group: int
     origins: Mapping[Index, Span]
     before: tuple[int, ...] = (0,)
+    constants: Mapping[Value, Tensor] = field(default_factory=dict)
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -64,22 +65,24 @@ class Tokens:
 
     @property
     def real(self) -> list[Tensor]:
-        """q, k, v and the inputs that are not integers."""
-        return [self.q, self.k, self.v, *self.inputs.values()]
+        """q, k, v, the inputs that are not integers, and the constants."""
+        return [self.q, self.k, self.v, *self.inputs.values(), *self.constants.values()]
 
     def having(self, real: Sequence[Tensor]) -> Tokens:
         """The same call of other tensors, in the order of `real`."""
-        q, k, v, *inputs = real
-        return replace(self, q=q, k=k, v=v, inputs=dict(zip(self.inputs, inputs, strict=True)))
+        q, k, v, *rest = real
+        inputs = dict(zip(self.inputs, rest, strict=False))
+        constants = dict(zip(self.constants, rest[len(inputs) :], strict=True))
+        return replace(self, q=q, k=k, v=v, inputs=inputs, constants=constants)
 
     def computed(self) -> Tokens:
         """The same in fp32, or in fp64 for fp64 queries; keys and values repeated for the heads that share them."""
         dtype = computed_in(self.q.dtype)
         kinds = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
-        q, k, v, *inputs = (x.to(kind) for x, kind in zip(self.real, kinds, strict=True))
+        q, k, v, *rest = (x.to(kind) for x, kind in zip(self.real, kinds, strict=True))
         if self.group > 1:
             k, v = k.repeat_interleave(self.group, 1), v.repeat_interleave(self.group, 1)
-        return self.having([q, k, v, *inputs])
+        return self.having([q, k, v, *rest])
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:
@@ -121,6 +124,8 @@ class TokenValues:
 
     def by_place(self, node: Value, bound: Bound = ()) -> Tensor:
         """The same by the places of tokens."""
+        if node in self.tokens.constants:
+            return self.tokens.constants[node]
         free = _free(node, bound)
         if (node, free) not in self._by_place:
             self._by_place[node, free] = _Once(self, {}, None, free).fresh(node)

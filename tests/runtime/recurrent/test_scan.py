@@ -151,6 +151,7 @@ def test_stretches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 11 tokens, with a rest; cut where a reset is and where none is."""
     case, resets = draw_case(135, kind), draw_resets(135)
     resets[:, 22] = True
+    monkeypatch.setattr(stretches, "OF_VECTORS", 1)
     monkeypatch.setattr(stretches, "STRETCH", 11 * case[2].numel() * case[2].element_size())
     assert_scans(case, resets)
     assert_scans(case)

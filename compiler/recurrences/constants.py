@@ -1,0 +1,58 @@
+"""What a derived recurrence reads that is the same at all tokens, to be computed once however tokens are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import cast
+
+from attnc.compiler import fold, ir
+from attnc.compiler.ir import Index, Value
+from attnc.compiler.recurrences.derived import Derived
+
+BY_TOKEN = frozenset({"token", "query", "key"})
+"""Dimensions of an input that are tokens."""
+
+
+def constants_of(derived: Derived) -> tuple[Value, ...]:
+    """The largest values of its stages and of its result that no token and no state changes; inputs aside."""
+    found: dict[Value, None] = {}
+    seen: set[Index] = set()
+    stack = list(_values(derived))
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            if isinstance(node, ir.VALUES) and is_same_at_all(node):
+                if not isinstance(node, ir.Element):
+                    found[cast("Value", node)] = None
+            else:
+                stack += node.children()
+    return tuple(found)
+
+
+def is_same_at_all(node: Value) -> bool:
+    """Whether a value is the same at all tokens, whatever the states."""
+    return not any(map(_changes, node.below))
+
+
+def _changes(node: Index | Value) -> bool:
+    """Whether a node is another at another token, or in another turn of a loop."""
+    if isinstance(node, ir.Element | ir.Lookup):
+        return not BY_TOKEN.isdisjoint(node.tensor.dims)
+    return isinstance(node, ir.Vec | ir.StateAt | ir.Seen | ir.Var | ir.DataRead) or node is fold.place("q")
+
+
+def _values(part: object) -> Iterator[Index]:
+    """The nodes that a derived recurrence is written with."""
+    if isinstance(part, ir.Node):
+        yield cast("Index", part)
+    elif isinstance(part, tuple):
+        for one in part:
+            yield from _values(one)
+    elif is_dataclass(part) and not isinstance(part, ir.State):
+        for each in fields(part):
+            yield from _values(getattr(part, each.name))
+
+
+__all__ = ["BY_TOKEN", "constants_of", "is_same_at_all"]
