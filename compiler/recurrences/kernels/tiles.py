@@ -52,18 +52,30 @@ def _on_sm_80(problem: Problem, stage: str) -> Blocks | None:
         return Blocks(256, 32, 4, 2)
     if stage == "values" and not form.is_corrected:
         return Blocks(64, 32, 4, 2)
+    if stage == "values" and form.is_rank_one:
+        return Blocks(64, 32, 8, 2)
+    if stage == "outputs" and not form.is_corrected and not form.columns:
+        return Blocks(64, 32, 4, 2)
+    if stage == "pairs" and form.is_rank_one and form.gate != "rows" and problem.wv > 64:
+        return Blocks(64, 64, 8, 2)
+    if stage == "step" and form.micro > 1:
+        return Blocks(256, 32, 4, 1)
     if stage == "keys" and form.is_corrected and form.gate != "rows":
         return Blocks(16, 64, 4, 2)
     return None
 
 
 def _on_sm_100(problem: Problem, stage: str) -> Blocks | None:
-    """What needs more warps to move sums out of tensor memory."""
+    """What needs more warps to move sums out of tensor memory, or fewer rows at a time."""
     form = problem.form
     if stage in ("states", "adjoints") and not form.is_corrected and problem.wk <= 64:
         return Blocks(256, 64, 8, 2)
     if stage == "keys" and form.is_rank_one and form.gate != "rows":
         return Blocks(32, 64, 8, 2)
+    if stage == "prepare" and form.is_rank_one and form.gate == "rows":
+        return Blocks(16, 64, 8, 2)
+    if stage == "values" and not form.is_corrected and form.gate == "rows" and problem.wv <= 64:
+        return Blocks(64, 64, 8, 2)
     return None
 
 
