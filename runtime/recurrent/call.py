@@ -13,7 +13,7 @@ from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.recurrences.constants import constants_of
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import Derived, NoFormError, Running
+from attnc.compiler.recurrences.derived import Derived, NoFormError, Running, Scan
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.recurrent import passes, token_loop
@@ -195,14 +195,17 @@ class Recurrent:
     ) -> Result:
         """One part of the tokens after another, where a later one does not matter to those before it; not by kernels.
 
-        What is the logarithm of a sum, or a largest number, may be large beside its changes: fp64 between parts.
+        Scans of matrices have stretches of their own, a few tokens long. What is the logarithm of a sum, or a largest
+        number, may be large beside its changes: fp64 between parts.
         """
         run = self._of_tokens if derived is None else self._passing(derived, linear)
-        if self._reads_whole or linear is not linear_recurrence:
+        stages = derived.stages if derived else ()
+        of_matrices = any(isinstance(stage, Scan) and len(stage.state.dims) > 1 for stage in stages)
+        if self._reads_whole or of_matrices or linear is not linear_recurrence:
             return run(tokens, states, fresh)
         parts = Parts(run, tokens, self.pattern.tensors, fresh)
         if derived is not None:
-            wide = frozenset(stage.state.name for stage in derived.stages if isinstance(stage, Running))
+            wide = frozenset(stage.state.name for stage in stages if isinstance(stage, Running))
             constants = self._constants if derived is self.derived else constants_of(derived)
             parts = replace(parts, wide=wide, constants=constants)
         return parts.attend(states)

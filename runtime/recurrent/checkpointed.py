@@ -20,6 +20,7 @@ from attnc.compiler import ir
 from attnc.compiler.ir import Value
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.recurrent.documents import cut
+from attnc.runtime.recurrent.recorded import keeping
 from attnc.runtime.recurrent.token_values import Tokens, TokenValues
 
 States = dict[str, Tensor]
@@ -83,30 +84,35 @@ class Parts:
         self, tokens: Tokens, kept: Sequence[States], d_out: Tensor, d_last: States, needed: Sequence[bool]
     ) -> tuple[list[Tensor], States]:
         """Gradients of the real tensors, zeros where they are not needed, and of the states before the first token."""
-        totals = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in tokens.real]
+        totals = [torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in tokens.real]
         adjoints = tokens.having(totals)
+        whole = [x.shape == y.shape for x, y in zip(totals, self._part(adjoints, self.spans()[0]).real, strict=True)]
+        for total, is_whole, need in zip(totals, whole, needed, strict=True):
+            if is_whole or not need:
+                total.zero_()
         for span, states in reversed(list(zip(self.spans(), kept, strict=True))):
             part = self._part(tokens, span)
             own = [x.detach().requires_grad_(need) for x, need in zip(part.real, needed, strict=True)]
             before = {name: x.detach().requires_grad_() for name, x in states.items()}
-            with torch.enable_grad():
+            with torch.enable_grad(), keeping():
                 out, last = self.run(part.having(own), before, self._fresh(span))
             ends = [(out, d_out[:, :, span]), *((last[name], d) for name, d in d_last.items())]
             ends = [(x, d.to(x.dtype)) for x, d in ends if x.requires_grad]
-            wanted = [
-                (x, total) for x, total in zip(own, self._part(adjoints, span).real, strict=True) if x.requires_grad
-            ]
+            places = zip(own, self._part(adjoints, span).real, whole, strict=True)
+            wanted = [(x, total, add) for x, total, add in places if x.requires_grad]
             found: Sequence[Tensor | None] = torch.autograd.grad(
                 [x for x, _ in ends],
-                [*before.values(), *(x for x, _ in wanted)],
+                [*before.values(), *(x for x, _, _ in wanted)],
                 [d for _, d in ends],
                 allow_unused=True,
             )
             pairs = zip(before.items(), found, strict=False)
             d_last = {name: torch.zeros_like(x) if d is None else d for (name, x), d in pairs}
-            for (_, total), d in zip(wanted, found[len(before) :], strict=True):
-                if d is not None:
-                    total.add_(d)
+            for (_, total, add), d in zip(wanted, found[len(before) :], strict=True):
+                if add:
+                    total.add_(0 if d is None else d)
+                else:
+                    total.copy_(torch.zeros_like(total) if d is None else d)
         return [total.to(x.dtype) for total, x in zip(totals, tokens.real, strict=True)], d_last
 
     def spans(self) -> list[slice]:

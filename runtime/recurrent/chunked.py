@@ -41,12 +41,16 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Recurrence:
-    """Where the tokens stand, and when the state is read: `before`, `old` as in `Rows`. Computed in `dtype`."""
+    """Where the tokens stand, and when the state is read: `before`, `old` as in `Rows`. Computed in `dtype`.
+
+    `kept`: the forms of the forward pass for the backward pass; None: they are made again.
+    """
 
     layout: Layout
     before: bool
     old: bool
     dtype: torch.dtype
+    kept: list[Uncorrected] | None = None
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """(out (B, H, T, C) in q's dtype, the final state, those before each chunk and after the last).
@@ -58,9 +62,10 @@ class Recurrence:
         states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
         states[:, 0] = first
         for stretch in self._stretches(inputs):
-            rows = self._rows(inputs, stretch)
-            form = _form(rows)
-            own = states[stretch.sequences]
+            form = _form(self._rows(inputs, stretch))
+            if self.kept is not None:
+                self.kept.append(form)
+            rows, own = form.rows, states[stretch.sequences]
             solved = advance(own[:, stretch.start : stretch.stop + 1], form.keep, form.writes(), form.corrector)
             result = form.outputs(own[:, stretch.start : stretch.stop].flatten(0, 1), solved)
             if inputs.bonus is not None:
@@ -78,8 +83,8 @@ class Recurrence:
         }
         adjoints = d_final.flatten(0, 1).clone()
         for stretch in reversed(self._stretches(inputs)):
-            rows = self._rows(inputs, stretch)
-            form = _form(rows)
+            form = self.kept.pop() if self.kept else _form(self._rows(inputs, stretch))
+            rows = form.rows
             d_rows = self._token_rows(d_out, stretch)
             reads, corrector = form.reads(d_rows)
             own = stretch.sequences

@@ -189,9 +189,8 @@ class ScalarDecay(Decay):
         into, leaving, total = (x.double() for x in self._edge_adjoints(edges, d_edges))
         if d_edges.first and not any(self.exclusive):
             into[:, :1] = summed([self.folded(x[:, :1] * d) for x, d in zip(edges[0], d_edges.first, strict=True)])
-        earlier = into.new_ones(2 * crossing.shape[1:2]).triu(1)
-        gate = (crossing.double() @ earlier).tril_().sum(1)[..., None]
-        gate += into.flip(1).cumsum(1).flip(1) + delayed(leaving.cumsum(1), 0) + total
+        across = crossing.cumsum(-1, dtype=torch.float64).tril_(-1).sum(1)[..., None]
+        gate = into.flip(1).cumsum(1).flip(1) + delayed(across + leaving.cumsum(1), 0) + total
         return d_readers, d_writers, gate.to(d_readers[0].dtype)
 
     def _set_nearest(self, pairs: Pairs, sides: Sides) -> None:

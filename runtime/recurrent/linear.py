@@ -24,7 +24,7 @@ from torch import Tensor
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.recurrent.chunked import Inputs, Recurrence
 from attnc.runtime.recurrent.layout import Layout
-from attnc.runtime.recurrent.recorded import recorded
+from attnc.runtime.recurrent.recorded import is_keeping, recorded
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def linear_recurrence(
         bonus=bonus.to(dtype)[None, :, None].expand_as(q) if bonus is not None and bonus.ndim == 2 else bonus,
         resets=None if resets is None else _reset_steps(resets, heads, micro),
     )
-    return recorded(Recurrence(layout, before, old, dtype), inputs)
+    return recorded(Recurrence(layout, before, old, dtype, [] if is_keeping() else None), inputs)
 
 
 def _gates(gate: Tensor | None, k: Tensor, dtype: torch.dtype) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, Protocol, cast
 
 import torch
@@ -21,6 +23,24 @@ class Work(Protocol):
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
         """The gradients by name."""
+
+
+_KEEPING: ContextVar[bool] = ContextVar("whether the backward pass follows at once", default=False)
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Inside, a forward pass keeps what its backward pass, which follows at once, would make again."""
+    token = _KEEPING.set(True)
+    try:
+        yield
+    finally:
+        _KEEPING.reset(token)
+
+
+def is_keeping() -> bool:
+    """Whether that is so."""
+    return _KEEPING.get()
 
 
 def recorded(work: Work, inputs: Inputs) -> tuple[Tensor, Tensor]:
@@ -79,4 +99,4 @@ def _gradients(work: Work, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor
     return tuple(gradients.get(name) for name in Inputs._fields)
 
 
-__all__ = ["recorded"]
+__all__ = ["is_keeping", "keeping", "recorded"]

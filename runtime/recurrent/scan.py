@@ -15,6 +15,7 @@ from torch import Tensor
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.recurrent.prefixes import by_kernels
+from attnc.runtime.recurrent.recorded import is_keeping
 from attnc.runtime.recurrent.stretches import Make, Read, Scan, stretch_length
 
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
@@ -95,6 +96,8 @@ def scan_stretches(
     split = (*(x.ndim > 2 and x.shape[2] == tokens for x in tensors), *[False] * len(shared))
     scan = Scan(make, read, tokens, length or stretch_length(tokens, state), split)
     places = resets[:, None] if resets is not None and resets.ndim == 2 else resets
+    if is_keeping() and tokens and len(scan.stretches()) == 1:
+        return scan.at_once([*tensors, *shared], state, places)
     *outs, final, _ = _Scan.apply(scan, places, state, *tensors, *shared)  # type: ignore[no-untyped-call]
     return cast("list[Tensor]", outs), cast("Tensor", final)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from attnc.runtime.cpu.autograd import FirstOrder
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.recurrent.prefixes import Steps, are_by_kernels, fill
 from attnc.runtime.vector_math import settle
@@ -48,6 +49,18 @@ class States:
         if self.taken is None:
             shifted = torch.cat([self._start[:, :, None], self.after.detach()[:, :, :-1]], 2)
             self.taken = _emptied(shifted, self._emptied).requires_grad_(self._leaves)
+        return self.taken
+
+
+class Following(States):
+    """The same recorded by autograd, which follows both back to the states."""
+
+    @property
+    def before(self) -> Tensor:
+        """A copy, made when it is first asked for."""
+        if self.taken is None:
+            shifted = torch.cat([self._start[:, :, None], self.after[:, :, :-1]], 2)
+            self.taken = _emptied(shifted, self._emptied)
         return self.taken
 
 
@@ -108,6 +121,14 @@ class Scan:
                 for out, x in zip(outs, found, strict=True):
                     out[:, :, tokens] = x
         return outs, kept
+
+    def at_once(self, tensors: Sequence[Tensor], state: Tensor, resets: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """(what is read, the final state) of a call that is one stretch, recorded by autograd as it is."""
+        made = self._made(tensors, state, resets, slice(0, self.tokens))
+        decay = made.decay.expand_as(made.write)
+        after = cast("Tensor", _Filled.apply(made.emptied, state, decay, made.write))  # type: ignore[no-untyped-call]
+        found = [after] if self.read is None else self.read(Following(after, state, made.emptied), *tensors)
+        return [x.expand(*after.shape[:3], *x.shape[3:]) for x in found], after[:, :, -1]
 
     def backward(
         self,
@@ -183,6 +204,26 @@ class Scan:
         return _Made(decay.to(state.dtype), write.to(state.dtype).expand(shape), emptied)
 
 
+class _Filled(FirstOrder):
+    """The states after tokens; kept with the decays, for a backward pass that follows at once."""
+
+    @staticmethod
+    def forward(ctx: Any, emptied: Tensor | None, state: Tensor, decay: Tensor, write: Tensor) -> Tensor:
+        after = torch.empty_like(write, memory_format=torch.contiguous_format)
+        made = _Made(decay, write, emptied)
+        made.fill(after, state)
+        ctx.save_for_backward(emptied, state, decay, after)
+        return after
+
+    @staticmethod
+    def backward(ctx: Any, d_after: Tensor) -> tuple[Tensor | None, ...]:
+        emptied, state, decay, after = ctx.saved_tensors
+        made = _Made(decay, after, emptied)
+        d_states, d_state = _adjoint(made, None, d_after, torch.zeros_like(state), after)
+        d_decay = _decay_adjoint(made, d_states, after, state) if ctx.needs_input_grad[2] else None
+        return None, d_state, d_decay, d_states
+
+
 class _Total:
     """A tensor's gradient, from its parts: of tokens, or summed over stretches, in fp32 at least."""
 
@@ -250,11 +291,15 @@ def _of_made(
     with torch.enable_grad():
         decay = made.decay.expand_as(made.write)
     if decay.requires_grad:
-        d_decay = torch.empty_like(d_states)
-        torch.mul(d_states[:, :, :1], start[:, :, None].conj(), out=d_decay[:, :, :1])
-        torch.mul(d_states[:, :, 1:], after[:, :, :-1].conj(), out=d_decay[:, :, 1:])
-        d_decay = _emptied(d_decay, made.emptied)
+        d_decay = _decay_adjoint(made, d_states, after, start)
     return _gradients([decay, made.write], [d_decay, d_states], wanted)
+
+
+def _decay_adjoint(made: _Made, d_states: Tensor, after: Tensor, start: Tensor) -> Tensor:
+    found = torch.empty_like(d_states)
+    torch.mul(d_states[:, :, :1], start[:, :, None].conj(), out=found[:, :, :1])
+    torch.mul(d_states[:, :, 1:], after[:, :, :-1].conj(), out=found[:, :, 1:])
+    return _emptied(found, made.emptied)
 
 
 def _gradients(

@@ -19,6 +19,8 @@ from recurrence_regimes import GRIDS, SYSTEMS, by_reference, by_us, draw_case, e
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = sorted(set(SYSTEMS) - set(GRIDS))
+OF_MATRICES = {"mamba1"}
+"""Taken entry by entry, in stretches of their own."""
 TOKENS, PART = 45, 7
 
 
@@ -56,7 +58,7 @@ def test_results_and_gradients(name: str, parts: list[int]) -> None:
     with torch.no_grad():
         plain = by_us(case, {key: x.double() for key, x in case.tensors.items()})
     assert all(torch.equal(plain[key], ours[key]) for key in plain)
-    assert max(parts) == -(-TOKENS // PART)
+    assert max(parts, default=1) == (1 if name in OF_MATRICES else -(-TOKENS // PART))
 
 
 @pytest.mark.usefixtures("cut")
@@ -67,7 +69,7 @@ def test_complex_numbers(name: str) -> None:
 
 
 @pytest.mark.usefixtures("cut")
-@pytest.mark.parametrize("name", ["gla", "gated_delta_net", "mamba1", "gsa", "yaad_linear"])
+@pytest.mark.parametrize("name", ["gla", "gated_delta_net", "gsa", "yaad_linear"])
 def test_documents(name: str, parts: list[int]) -> None:
     """That begin inside parts, between them, and not at all."""
     assert_as_by_reference(name, drawn(name), cu_seqlens=torch.tensor([0, 3, PART, 2 * PART, 30, TOKENS]))
