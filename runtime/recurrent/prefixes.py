@@ -30,7 +30,7 @@ CACHED = 1 << 14
 
 
 class Steps(NamedTuple):
-    """`out` (B, H, N, …) to be filled, and what its steps are made of, (B, H, N, …) each.
+    """`out` (B, H, N, …) to be filled, and what its steps are made of, (B, H, N, …) each; `out` may be `write`.
 
     `decay` broadcasts to `out`, with 1 for N where it is the same at all tokens; None: the step is the maximum of the
     state and `write`. `emptied` bool (B, H or 1, N): nothing is left of the state before the step.
@@ -127,7 +127,8 @@ def _by_blocks(steps: Steps, start: Tensor, chunks: int, length: int, backwards:
     while powers.shape[2] < length:
         powers = torch.cat([powers, powers * powers[:, :, -1:]], 2)
     whole, powers = powers[:, :, -1:], powers.to(steps.out.dtype)
-    steps.out.copy_(steps.write)
+    if steps.out.data_ptr() != steps.write.data_ptr():
+        steps.out.copy_(steps.write)
     _join(torch.unflatten(steps.out, 2, (chunks, length)), powers, backwards)
     out = torch.unflatten(steps.out, 2, (chunks, length))
     ends = out.select(3, 0 if backwards else -1).to(whole.dtype)

@@ -77,6 +77,18 @@ class _Made(NamedTuple):
         decay = self.decay.detach()
         return decay[:, :, :1] if decay.stride(2) == 0 else decay
 
+    def place(self, parts: Sequence[Tensor]) -> Tensor:
+        """Where the states after tokens go: in the place of the writes, where these are nobody else's."""
+        own = self.write.untyped_storage().data_ptr()
+        in_order = self.write.device.type == "cpu" and not are_by_kernels()
+        if (
+            in_order
+            and self.write.is_contiguous()
+            and all(x.untyped_storage().data_ptr() != own for x in (self.decay, *parts))
+        ):
+            return self.write
+        return torch.empty_like(self.write, memory_format=torch.contiguous_format)
+
     def fill(self, out: Tensor, start: Tensor) -> None:
         """The states after tokens, from the one before the first."""
         fill(Steps(out, self.factor, self.write.detach(), self.emptied), start)
@@ -110,9 +122,7 @@ class Scan:
         for place, tokens in enumerate(stretches):
             parts = self._parts(tensors, tokens)
             made = self._made(parts, state, resets, tokens)
-            after = torch.empty_like(made.write, memory_format=torch.contiguous_format)
-            if self.read is None:
-                after = outs[0][:, :, tokens]
+            after = outs[0][:, :, tokens] if self.read is None else made.place(parts)
             made.fill(after, kept[place])
             kept[place + 1] = after[:, :, -1] if self.tokens else state
             if self.read is not None:
