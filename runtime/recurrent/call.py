@@ -13,7 +13,7 @@ from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.recurrences.constants import constants_of
 from attnc.compiler.recurrences.derive import derive
-from attnc.compiler.recurrences.derived import Derived, NoFormError, Running, Scan
+from attnc.compiler.recurrences.derived import Derived, NoFormError, Pass, Running, Scan
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.recurrent import passes, token_loop
@@ -207,7 +207,7 @@ class Recurrent:
         if derived is not None:
             wide = frozenset(stage.state.name for stage in stages if isinstance(stage, Running))
             constants = self._constants if derived is self.derived else constants_of(derived)
-            parts = replace(parts, wide=wide, constants=constants)
+            parts = replace(parts, wide=wide, constants=constants, finer=2 if _is_wide(derived) else 1)
         return parts.attend(states)
 
     def _passing(self, derived: Derived, linear: Linear) -> Run:
@@ -235,7 +235,7 @@ class Recurrent:
         for batch in range(tokens.counts[0]):
             entry = slice(batch, batch + 1)
             last = start = {name: x[entry] for name, x in states.items()}
-            parts = [tokens.v[entry, :, :0]]
+            parts = [tokens.q.new_empty(1, tokens.counts[1], 0, tokens.v.shape[-1])]
             for window in documents[min(batch, len(documents) - 1)]:
                 span = slice(window.key, window.key + window.n_k)
                 own = replace(cut(self.pattern.tensors, tokens, span, entry), before=(0,))
@@ -244,6 +244,12 @@ class Recurrent:
             outs.append(torch.cat(parts if len(parts) == 1 else parts[1:], 2))
             lasts.append(last)
         return torch.cat(outs), {name: torch.cat([last[name] for last in lasts]) for name in states}
+
+
+def _is_wide(derived: Derived) -> bool:
+    """Whether tokens have two readers and two writers of a state, as with a correction that is no delta rule."""
+    corrections = [step.correction for stage in derived.stages if isinstance(stage, Pass) for step in stage.steps]
+    return any(one is not None and not one.merged for one in corrections)
 
 
 def count_of(recur: Recur, batch: int) -> States:

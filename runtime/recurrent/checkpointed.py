@@ -38,8 +38,8 @@ FEWEST = 256
 class Parts:
     """A call, and how a part of it is `run` from the states before it.
 
-    `inputs`: the pattern's. `fresh` as in `token_loop.run`. States in `wide` are fp64 between parts.
-    `constants`: values that no token changes, computed once.
+    `inputs`: the pattern's. `fresh` as in `token_loop.run`. States in `wide` are fp64 between parts. `constants`:
+    values that no token changes, computed once. `finer`: how many times shorter than others parts are.
     """
 
     run: Run
@@ -48,6 +48,7 @@ class Parts:
     fresh: Fresh = None
     wide: frozenset[str] = frozenset()
     constants: Sequence[Value] = ()
+    finer: int = 1
 
     def attend(self, states: States) -> tuple[Tensor, States]:
         """(out (B, H, T, …), the states after the last token, in the dtypes of those given)."""
@@ -56,10 +57,10 @@ class Parts:
         first = TokenValues(cut(self.inputs, self.tokens, slice(0, 1)).computed())
         constants = {node: first.by_place(node) for node in self.constants}
         whole = replace(self, tokens=replace(self.tokens, constants=constants))
-        return whole.cut(states)
+        return whole.in_parts(states)
 
-    def cut(self, states: States) -> tuple[Tensor, States]:
-        """The same, in parts."""
+    def in_parts(self, states: States) -> tuple[Tensor, States]:
+        """The same, cut whatever it is, under autograd where a gradient is wanted."""
         given = [*self.tokens.real, *states.values()]
         if torch.is_grad_enabled() and any(x.requires_grad for x in given):
             out, *last = _Parts.apply(self, tuple(states), *given)  # type: ignore[no-untyped-call]
@@ -118,7 +119,7 @@ class Parts:
     def spans(self) -> list[slice]:
         """The tokens of each part, in order."""
         batch, heads, count = self.tokens.counts
-        length = max(ROWS // max(batch * heads, 1), FEWEST)
+        length = max(ROWS // (self.finer * max(batch * heads, 1)), FEWEST)
         return [slice(start, min(start + length, count)) for start in range(0, count, length)]
 
     def _part(self, tokens: Tokens, span: slice) -> Tokens:

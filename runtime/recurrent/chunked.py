@@ -57,7 +57,8 @@ class Recurrence:
 
         The last are (B · H, chunks + 1, R, C).
         """
-        out = inputs.q.new_empty(*inputs.q.shape[:3], inputs.v.shape[-1])
+        shape = (*inputs.q.shape[:3], inputs.v.shape[-1])
+        out: Tensor | None = None
         first = inputs.state.flatten(0, 1).to(self.dtype)
         states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
         states[:, 0] = first
@@ -71,7 +72,12 @@ class Recurrence:
             if inputs.bonus is not None:
                 bonus = self._token_rows(inputs.bonus, stretch)
                 result.addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), rows.v)
-            stretch.put_tokens(result, out)
+            if result.shape[:2].numel() == inputs.q.shape[:3].numel():  # all tokens, none of them padding
+                out = result.view(shape).to(inputs.q.dtype)
+            else:
+                out = inputs.q.new_empty(shape) if out is None else out
+                stretch.put_tokens(result, out)
+        assert out is not None
         return out, states[:, -1].reshape(inputs.state.shape).clone(), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:

@@ -154,7 +154,8 @@ class ScalarDecay(Decay):
             segments,
             exclusive,
         )
-        weights = torch.clamp_(sums - sums.mT, max=0).to(gate.dtype).exp_().to(dtype).tril_()
+        weights = torch.sub(sums, sums.mT, out=gate.new_empty(*gate.shape[:2], gate.shape[1])).exp_()
+        weights = weights.to(dtype).tril_()  # above, where exponents rise, whatever is there
         if segments:
             weights *= segments.same
         later = None

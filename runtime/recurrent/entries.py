@@ -52,8 +52,18 @@ def scan(stage: Scan, values: TokenValues, state: Tensor, fresh: Tensor | None) 
         fresh = fresh[:, 0]
     tokens = values.tokens.counts[2]
     whole = [node for _, node in stage.reads] == [last]
-    outs, final = scan_stretches(make, None if whole else read, tensors, tokens=tokens, state=state, resets=fresh)
+    spare = None
+    if _is_made(stage.write) and stage.write not in _leaves([node for _, node in stage.reads]):
+        spare = values.taken_back(stage.write)
+    outs, final = scan_stretches(
+        make, None if whole else read, tensors, tokens=tokens, state=state, resets=fresh, spare=spare
+    )
     return [out.expand(*values.tokens.counts, *out.shape[3:]) for out in outs], final
+
+
+def _is_made(node: Value) -> bool:
+    """Whether its tensor is its own, and no view of another."""
+    return isinstance(node, ir.Contract) or (isinstance(node, ir.Apply) and node.op in ("add", "sub", "mul", "div"))
 
 
 def _leaves(roots: Sequence[Value]) -> dict[Leaf, bool]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Rows that are computed at once: few enough for their intermediates to stay in the cache, many enough for the calls
 # that compute them to be worth their while. No result depends on it but by rounding.
-STRETCH = 4096
+STRETCH = 8192
 
 
 @dataclass(frozen=True)

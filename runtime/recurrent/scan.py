@@ -62,6 +62,7 @@ def scan_stretches(
     state: Tensor,
     resets: Tensor | None = None,
     length: int | None = None,
+    spare: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor]:
     """The scan of what `make` makes, stretch by stretch: (what `read` reads of all tokens, the final state).
 
@@ -75,6 +76,7 @@ def scan_stretches(
         tokens: T.
         state, resets: as in `linear_scan`.
         length: tokens of a stretch; None: what fits the cache, and at least √T / 2.
+        spare: one of the tensors, which nobody reads once `make` has: states may be put in its place.
 
     What is read and the final state are differentiable once in `tensors`, `shared` and `state`; not in what `make` and
     `read` know otherwise. Both are called once for each stretch, and again by the backward, which keeps the tensors and
@@ -94,7 +96,7 @@ def scan_stretches(
     """
     _check(tokens, state, resets, length)
     split = (*(x.ndim > 2 and x.shape[2] == tokens for x in tensors), *[False] * len(shared))
-    scan = Scan(make, read, tokens, length or stretch_length(tokens, state), split)
+    scan = Scan(make, read, tokens, length or stretch_length(tokens, state), split, spare)
     places = resets[:, None] if resets is not None and resets.ndim == 2 else resets
     if is_keeping() and tokens and len(scan.stretches()) == 1:
         return scan.at_once([*tensors, *shared], state, places)

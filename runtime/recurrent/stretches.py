@@ -77,17 +77,14 @@ class _Made(NamedTuple):
         decay = self.decay.detach()
         return decay[:, :, :1] if decay.stride(2) == 0 else decay
 
-    def place(self, parts: Sequence[Tensor]) -> Tensor:
+    def place(self, parts: Sequence[Tensor], spare: Tensor | None) -> Tensor:
         """Where the states after tokens go: in the place of the writes, where these are nobody else's."""
-        own = self.write.untyped_storage().data_ptr()
-        in_order = self.write.device.type == "cpu" and not are_by_kernels()
-        if (
-            in_order
-            and self.write.is_contiguous()
-            and all(x.untyped_storage().data_ptr() != own for x in (self.decay, *parts))
-        ):
-            return self.write
-        return torch.empty_like(self.write, memory_format=torch.contiguous_format)
+        write = self.write
+        if write.device.type != "cpu" or are_by_kernels() or not write.is_contiguous():
+            return torch.empty_like(write, memory_format=torch.contiguous_format)
+        others = (self.decay, *(x for x in parts if spare is None or x.data_ptr() != spare.data_ptr()))
+        shared = any(x.untyped_storage().data_ptr() == write.untyped_storage().data_ptr() for x in others)
+        return torch.empty_like(write) if shared else write
 
     def fill(self, out: Tensor, start: Tensor) -> None:
         """The states after tokens, from the one before the first."""
@@ -98,7 +95,7 @@ class _Made(NamedTuple):
 class Scan:
     """x_t = decay_t · x_{t-1} + write_t over `tokens` tokens, `length` at a time; `make` and `read` as their caller's.
 
-    `split` says of each tensor whether it is cut along its dimension 2.
+    `split` says of each tensor whether it is cut along its dimension 2; `spare` as its caller's.
     """
 
     make: Make
@@ -106,6 +103,7 @@ class Scan:
     tokens: int
     length: int
     split: tuple[bool, ...]
+    spare: Tensor | None = None
     by_kernels: bool = field(default_factory=are_by_kernels)
 
     def stretches(self) -> list[slice]:
@@ -118,14 +116,19 @@ class Scan:
         stretches = self.stretches()
         kept = state.new_empty(len(stretches) + 1, *state.shape)
         kept[0] = state
-        outs = [] if self.read else [state.new_empty(*state.shape[:2], self.tokens, *state.shape[2:])]
+        outs: list[Tensor] = []
+        if self.read is None and len(stretches) > 1:
+            outs = [state.new_empty(*state.shape[:2], self.tokens, *state.shape[2:])]
         for place, tokens in enumerate(stretches):
             parts = self._parts(tensors, tokens)
             made = self._made(parts, state, resets, tokens)
-            after = outs[0][:, :, tokens] if self.read is None else made.place(parts)
+            in_place = self.read is not None or len(stretches) == 1
+            after = made.place(parts, self.spare) if in_place else outs[0][:, :, tokens]
             made.fill(after, kept[place])
             kept[place + 1] = after[:, :, -1] if self.tokens else state
-            if self.read is not None:
+            if self.read is None:
+                outs = outs or [after]
+            else:
                 found = self.read(States(after, kept[place], made.emptied), *parts)
                 outs = outs or [x.new_empty(*state.shape[:2], self.tokens, *x.shape[3:]) for x in found]
                 for out, x in zip(outs, found, strict=True):

@@ -137,6 +137,12 @@ class TokenValues:
         self._whole.pop((node, ()), None)
         return self.whole(node)
 
+    def taken_back(self, node: Value) -> Tensor | None:
+        """A value that was computed, which is computed anew for whoever asks again; None where autograd may have it."""
+        if torch.is_grad_enabled() or self.order is not None or node in self.tokens.constants:
+            return None
+        return self._by_place.pop((node, ()), None)
+
     def _taken(self, x: Tensor) -> Tensor:
         """A value of all tokens in the order in which they are taken."""
         if self.order is None or x.shape[2] == 1:
