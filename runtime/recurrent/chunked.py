@@ -57,7 +57,7 @@ class Recurrence:
 
         The last are (B · H, chunks + 1, R, C).
         """
-        shape = (*inputs.q.shape[:3], inputs.v.shape[-1])
+        shape = torch.Size((*inputs.q.shape[:3], inputs.v.shape[-1]))
         out: Tensor | None = None
         first = inputs.state.flatten(0, 1).to(self.dtype)
         states = first.new_empty(first.shape[0], self.layout.chunks + 1, *first.shape[1:])
@@ -72,7 +72,7 @@ class Recurrence:
             if inputs.bonus is not None:
                 bonus = self._token_rows(inputs.bonus, stretch)
                 result.addcmul_((rows.q * bonus * rows.k).sum(-1, keepdim=True), rows.v)
-            if result.shape[:2].numel() == inputs.q.shape[:3].numel():  # all tokens, none of them padding
+            if self.layout.is_plain and result.shape[:2].numel() == shape[:3].numel():
                 out = result.view(shape).to(inputs.q.dtype)
             else:
                 out = inputs.q.new_empty(shape) if out is None else out

@@ -37,6 +37,11 @@ class Layout:
         """Of a sequence."""
         return -(-self.tokens // self.per_chunk)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether rows are tokens, all of them and in their order."""
+        return self.micro == 1 and self.tokens == self.chunks * self.length
+
     def stretches(self, *, by_sequence: bool) -> list[Stretch]:
         """All chunks, those of a sequence in order: of all sequences side by side, or `by_sequence`.
 

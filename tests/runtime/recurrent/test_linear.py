@@ -72,6 +72,17 @@ def test_one_stretch_after_the_other(name: str, monkeypatch: pytest.MonkeyPatch)
     assert_close(chunked(name, case, chunk=32), expected, TIGHT)
 
 
+@pytest.mark.parametrize("micro", [2, 4])
+@pytest.mark.parametrize("name", [name for name in CLASSES if "bonus" not in name])
+def test_a_stretch_of_as_many_rows_as_there_are_tokens(name: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are not all the rows."""
+    case = draw_case(name, tokens=64, micro=micro)
+    batch, heads = case["q"].shape[:2]
+    expected = truth(name, case, None, micro)
+    monkeypatch.setattr(layout, "STRETCH", batch * heads * 64)
+    assert_close(chunked(name, case, None, micro, chunk=16), expected, TIGHT)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("at", [1, 64, 77])
 def test_split_anywhere(name: str, at: int) -> None:
