@@ -221,12 +221,15 @@ class _Filled(FirstOrder):
     """The states after tokens; kept with the decays, for a backward pass that follows at once."""
 
     @staticmethod
-    def forward(ctx: Any, emptied: Tensor | None, state: Tensor, decay: Tensor, write: Tensor) -> Tensor:
+    def forward(emptied: Tensor | None, state: Tensor, decay: Tensor, write: Tensor) -> Tensor:
         after = torch.empty_like(write, memory_format=torch.contiguous_format)
-        made = _Made(decay, write, emptied)
-        made.fill(after, state)
-        ctx.save_for_backward(emptied, state, decay, after)
+        _Made(decay, write, emptied).fill(after, state)
         return after
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        emptied, state, decay, _ = inputs
+        ctx.save_for_backward(emptied, state, decay, output)
 
     @staticmethod
     def backward(ctx: Any, d_after: Tensor) -> tuple[Tensor | None, ...]:

@@ -138,10 +138,15 @@ class TokenValues:
         return self.whole(node)
 
     def taken_back(self, node: Value) -> Tensor | None:
-        """A value that was computed, which is computed anew for whoever asks again; None where autograd may have it."""
+        """A value that was computed, to do with it what one likes; None where another value, or autograd, has it too.
+
+        It is computed anew for whoever asks again.
+        """
         if torch.is_grad_enabled() or self.order is not None or node in self.tokens.constants:
             return None
-        return self._by_place.pop((node, ()), None)
+        found = self._by_place.pop((node, ()), None)
+        kept = {x.untyped_storage().data_ptr() for x in self._by_place.values()}
+        return None if found is None or found.untyped_storage().data_ptr() in kept else found
 
     def _taken(self, x: Tensor) -> Tensor:
         """A value of all tokens in the order in which they are taken."""

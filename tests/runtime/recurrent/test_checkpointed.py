@@ -135,6 +135,26 @@ def test_sixteen_bits() -> None:
 
 
 @pytest.mark.usefixtures("cut")
+def test_what_two_read_is_not_written_over() -> None:
+    """A scan's states may take the place of what is written, unless that is read elsewhere."""
+    text = """
+recurrence twice
+    learned A: real[head, dv]
+    state x: [dv]
+    state y: [dv]
+    step  x = sigmoid(A) * x + 2 * v
+    step  y = sigmoid(2 * A) * y + 2 * v
+    read  x + y * silu(2 * v)
+"""
+    given = drawn("linear_attention", A=torch.randn(2, 3).double())
+    assert_as_by_reference(text, given)
+    fixed = {key: x.detach() for key, x in given.items()}
+    with torch.no_grad():
+        ours, theirs = (compile_attention(text, backend=backend)(**fixed) for backend in ("auto", "reference"))
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("cut")
 def test_second_derivatives_are_refused() -> None:
     given = drawn("gla")
     out = compile_attention("gla")(**given)
