@@ -109,7 +109,7 @@ class Uncorrected:
         if isinstance(self.decay, ScalarDecay):
             set_nearest(d_pairs, d_products, values, self.decay.exclusive)
             wide = states.double()
-            first = [d[:, :1].double() @ wide.mT for d in d_products]
+            first = [row_products(wide, d[:, :1].double())[:, None] for d in d_products]
         d_edges = EdgeAdjoints(
             [d @ states.mT for d in d_products],
             [own @ ends.mT for own in values],
