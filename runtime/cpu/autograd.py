@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
@@ -64,14 +64,26 @@ def differentiable(q: Tensor, k: Tensor, v: Tensor, work: Work, inputs: Sequence
 
 def gradient(grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor], work: Work) -> Triple:
     """(dq, dk, dv) of `work.backward`. Differentiating them is refused, by UnsupportedError when it is done."""
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return cast("Triple", _Gradient.apply(work, grad_out, grad_lse, *kept))  # type: ignore[no-untyped-call]
+    return cast("Triple", once(_of_work, work, grad_out, grad_lse, *kept))
+
+
+def _of_work(work: Work, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
     return work.backward(grad_out, grad_lse, kept)
 
 
 def refuse_second() -> NoReturn:
     """Raise UnsupportedError where a gradient is differentiated."""
     raise UnsupportedError('second derivatives of attention: use the reference executor, backend="reference"')
+
+
+def once(function: Callable[..., Any], *given: Any) -> Any:
+    """`function` of what is given, a tensor or a tuple of them: what a backward pass computes.
+
+    Differentiating it once more is refused, by UnsupportedError when it is done.
+    """
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return _Once.apply(function, *given)  # type: ignore[no-untyped-call]
+    return function(*given)
 
 
 class FirstOrder(torch.autograd.Function):
@@ -90,6 +102,22 @@ class FirstOrder(torch.autograd.Function):
         raise UnsupportedError(
             'vmap over attention: fold the dimension into the batch, or use the reference executor, backend="reference"'
         )
+
+
+class _Once(FirstOrder):
+    """`once`, recorded."""
+
+    @staticmethod
+    def forward(function: Callable[..., Any], *given: Any) -> Any:
+        return function(*given)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        refuse_second()
 
 
 class _Attention(FirstOrder):
@@ -133,19 +161,3 @@ class _Transformed(_Attention):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
         q, k, v, work, *rest = inputs
         _keep(ctx, work, (q, k, v, *output, *rest))
-
-
-class _Gradient(FirstOrder):
-    """`work.backward`, recorded where it may be differentiated."""
-
-    @staticmethod
-    def forward(work: Work, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> Triple:
-        return work.backward(grad_out, grad_lse, kept)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()

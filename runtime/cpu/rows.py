@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from attnc.compiler.values import is_own, rank, reads, values_of
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
@@ -182,15 +182,12 @@ class _Attend(FirstOrder):
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
-            found = _Gradient.apply(ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        else:
-            found = _gradients(ctx.call, needs, grad_out, grad_lse, ctx.saved_tensors)
+        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)
         return (*found[:3], None, *found[3:])
 
 
 def _gradients(
-    call: Call, needs: Sequence[bool], grad_out: Tensor | None, grad_lse: Tensor | None, kept: Sequence[Tensor]
+    call: Call, needs: Sequence[bool], grad_out: Tensor | None, grad_lse: Tensor | None, *kept: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Those of q, k, v, and of the real inputs that need them."""
     q, k, v, *inputs = (x.detach() for x in kept)
@@ -199,20 +196,6 @@ def _gradients(
     rest = iter(of_inputs)
     given = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
     return (*(sums[name].to(q.dtype) for name in ("q", "k", "v")), *given)
-
-
-class _Gradient(FirstOrder):
-    """`_gradients`, recorded so that differentiating them is refused when it is done."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        return _gradients(call, needs, grad_out, grad_lse, kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

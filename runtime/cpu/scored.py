@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.values import extra_of
 from attnc.runtime.cpu import kernel, tiles
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.executor import merge
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
@@ -268,15 +268,12 @@ class _Attend(FirstOrder):
         kept = ctx.saved_tensors
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         needs = ctx.needs_input_grad[4:]
-        if torch.is_grad_enabled():
-            found = _Gradient.apply(ctx.call, needs, grad_out, grad_lse, *kept)  # type: ignore[no-untyped-call]
-        else:
-            found = _gradients(ctx.call, needs, grad_out, grad_lse, kept)
+        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
         return (*found[:3], None, *found[3:])
 
 
 def _gradients(
-    call: Call, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]
+    call: Call, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor
 ) -> tuple[Tensor | None, ...]:
     """Those of q, k, v, and of the real inputs that need them."""
     q, k, v, out, lse, shift, *inputs = (x.detach() for x in kept)
@@ -295,20 +292,6 @@ def _gradients(
     rest = iter(sums.inputs)
     of_inputs = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
     return sums.q.to(q.dtype), sums.k.to(k.dtype), sums.v.to(v.dtype), *of_inputs
-
-
-class _Gradient(FirstOrder):
-    """`_gradients`, recorded so that differentiating them is refused when it is done."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, needs: Sequence[bool], grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        return _gradients(call, needs, grad_out, grad_lse, kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

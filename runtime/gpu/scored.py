@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.scores import Score, find_score
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime.cpu import rows
-from attnc.runtime.cpu.autograd import FirstOrder, Pair, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, Pair, once
 from attnc.runtime.gpu.executor import Executor
 from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.gpu.terms import Given
@@ -99,10 +99,7 @@ class _Scored(FirstOrder):
         kept = ctx.saved_tensors
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         call = _Backward(ctx.executor, ctx.names, ctx.tables, needs[6 + len(ctx.names) :])
-        if torch.is_grad_enabled():
-            found = _Gradient.apply(call, grad_out, grad_lse, *kept)  # type: ignore[no-untyped-call]
-        else:
-            found = call.gradients(grad_out, grad_lse, kept)
+        found = once(call.gradients, grad_out, grad_lse, *kept)
         grads = [*found[:3], None, None, None, *found[3:]]
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
@@ -116,7 +113,7 @@ class _Backward:
     tables: tuple[str, ...]
     wanted: Sequence[bool]
 
-    def gradients(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    def gradients(self, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor) -> tuple[Tensor | None, ...]:
         """Those of q, k, v, terms and tables; `kept` are these and, after v, out and lse."""
         q, k, v, out, lse, *more = kept
         named = dict(zip(self.names, more, strict=False))
@@ -126,20 +123,6 @@ class _Backward:
         found = [_gradient(of_terms.get(name), x) for name, x in named.items()]
         found += [_of_table(of_terms.get(name), x, self.executor.tensor(name)) for name, x in tables.items()]
         return (*triple, *found)
-
-
-class _Gradient(FirstOrder):
-    """A backward, recorded so that differentiating it is refused when it is done."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, call: _Backward, grad_out: Tensor, grad_lse: Tensor | None, *kept: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        return call.gradients(grad_out, grad_lse, kept)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
 
 
 def _gradient(grad: Tensor | None, term: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.ir import Value
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.recurrent.documents import cut
 from attnc.runtime.recurrent.recorded import keeping
 from attnc.runtime.recurrent.token_values import Tokens, TokenValues
@@ -70,7 +70,7 @@ class Parts:
 
     def forward(self, tokens: Tokens, states: States, kept: list[States]) -> tuple[Tensor, States]:
         """(out, the states after the last token); those before each part are added to `kept`."""
-        now = {name: x.double() if name in self.wide else x for name, x in states.items()}
+        now = self.begun(states)
         out: Tensor | None = None
         for span in self.spans():
             kept.append(now)
@@ -116,6 +116,10 @@ class Parts:
                     total.copy_(torch.zeros_like(total) if d is None else d)
         return [total.to(x.dtype) for total, x in zip(totals, tokens.real, strict=True)], d_last
 
+    def begun(self, states: States) -> States:
+        """The states given, as they are between parts."""
+        return {name: x.double() if name in self.wide else x for name, x in states.items()}
+
     def spans(self) -> list[slice]:
         """The tokens of each part, in order."""
         batch, heads, count = self.tokens.counts
@@ -152,35 +156,19 @@ class _Parts(FirstOrder):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given = (ctx.parts, ctx.names, tuple(ctx.needs_input_grad[2:]), *grads[: 1 + len(ctx.names)])
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            found = _Gradient.apply(*given, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        else:
-            found = _Gradient.forward(*given, *ctx.saved_tensors)
-        return (None, None, *found)
+        return (None, None, *once(_gradients, *given, *ctx.saved_tensors))
 
 
-class _Gradient(FirstOrder):
-    """The gradients of what was given, recorded where they may be differentiated."""
-
-    @staticmethod
-    def forward(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest: Tensor) -> tuple[Tensor, ...]:
-        (d_out, *d_last), rest = rest[: 1 + len(names)], rest[1 + len(names) :]
-        given, between = rest[: len(needed)], rest[len(needed) :]
-        tokens, states = _apart(parts, names, given)
-        starts = [between[at : at + len(names)] for at in range(0, len(between), max(len(names), 1))]
-        kept = [states, *(dict(zip(names, one, strict=True)) for one in starts)]
-        kept[0] = {name: x.double() if name in parts.wide else x for name, x in states.items()}
-        own = needed[: len(needed) - len(names)]
-        gradients, d_states = parts.backward(tokens, kept, d_out, dict(zip(names, d_last, strict=True)), own)
-        return (*gradients, *(d_states[name].to(x.dtype) for name, x in states.items()))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
+def _gradients(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest: Tensor) -> tuple[Tensor, ...]:
+    """Of all that was given."""
+    (d_out, *d_last), rest = rest[: 1 + len(names)], rest[1 + len(names) :]
+    given, between = rest[: len(needed)], rest[len(needed) :]
+    tokens, states = _apart(parts, names, given)
+    starts = [between[at : at + len(names)] for at in range(0, len(between), max(len(names), 1))]
+    kept = [parts.begun(states), *(dict(zip(names, one, strict=True)) for one in starts)]
+    own = needed[: len(needed) - len(names)]
+    gradients, d_states = parts.backward(tokens, kept, d_out, dict(zip(names, d_last, strict=True)), own)
+    return (*gradients, *(d_states[name].to(x.dtype) for name, x in states.items()))
 
 
 def _apart(parts: Parts, names: Sequence[str], given: Sequence[Tensor]) -> tuple[Tokens, States]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.recurrent import layout
 from attnc.runtime.recurrent.coupled_chunks import Form, Vectors, chunk_length, reach_of, stretch, weights_of
 from attnc.runtime.recurrent.pair_weights import Weights
@@ -128,28 +128,12 @@ class _Coupled(FirstOrder):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given = (ctx.call, ctx.needs_input_grad[2:], len(grads) - 2, *grads[:-1], *ctx.saved_tensors)
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            found = _Gradient.apply(*given)  # type: ignore[no-untyped-call]
-        else:
-            found = _Gradient.forward(*given)
-        return (None, *found)
+        return (None, *once(_gradients, *given))
 
 
-class _Gradient(FirstOrder):
-    """The gradients, recorded where they may be differentiated."""
-
-    @staticmethod
-    def forward(call: _Call, needed: Sequence[bool], outs: int, *rest: Tensor) -> tuple[Tensor | None, ...]:
-        d_outs, (d_final, kept, *tensors) = rest[:outs], rest[outs:]
-        return tuple(call.backward(kept, tensors, d_outs, d_final, needed))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
+def _gradients(call: _Call, needed: Sequence[bool], outs: int, *rest: Tensor) -> tuple[Tensor | None, ...]:
+    d_outs, (d_final, kept, *tensors) = rest[:outs], rest[outs:]
+    return tuple(call.backward(kept, tensors, d_outs, d_final, needed))
 
 
 __all__ = ["coupled_recurrence"]

@@ -6,12 +6,12 @@ the state is -inf before the token's step. Both give what is so far after each t
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.recurrent.prefixes import Steps, fill
 from attnc.runtime.recurrent.stretches import stretch_length
@@ -61,27 +61,7 @@ class _LogSum(FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            found = _LogSumGradient.apply(d_sum, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
-        else:
-            found = _log_sum_gradient(d_sum, *ctx.saved_tensors)
-        return (*found, None)
-
-
-class _LogSumGradient(FirstOrder):
-    """Its gradient, recorded where it may be differentiated."""
-
-    @staticmethod
-    def forward(d_sum: Tensor, x: Tensor, state: Tensor, emptied: Tensor | None, sums: Tensor) -> tuple[Tensor, Tensor]:
-        return _log_sum_gradient(d_sum, x, state, emptied, sums)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
+        return (*once(_log_sum_gradient, d_sum, *ctx.saved_tensors), None)
 
 
 def _log_sum(x: Tensor, state: Tensor, emptied: Tensor | None) -> Tensor:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NoReturn, Protocol, cast
+from typing import Any, Protocol, cast
 
-import torch
 from torch import Tensor
 
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.recurrent.chunked import Inputs
 from attnc.runtime.recurrent.forms import Gradients
 
@@ -64,35 +63,10 @@ class _Recurrence(FirstOrder):
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *_gradient(ctx.work, d_out, d_final, ctx.saved_tensors))
+        return (None, *once(_gradients, ctx.work, d_out, d_final, *ctx.saved_tensors))
 
 
-class _Gradient(FirstOrder):
-    """The gradient, recorded where it may be differentiated."""
-
-    @staticmethod
-    def forward(work: Work, d_out: Tensor, d_final: Tensor, *kept: Any) -> tuple[Tensor | None, ...]:
-        return _gradients(work, d_out, d_final, kept)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
-
-
-def _gradient(work: Work, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return cast(
-            "tuple[Tensor | None, ...]",
-            _Gradient.apply(work, d_out, d_final, *kept),  # type: ignore[no-untyped-call]
-        )
-    return _gradients(work, d_out, d_final, kept)
-
-
-def _gradients(work: Work, d_out: Tensor, d_final: Tensor, kept: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _gradients(work: Work, d_out: Tensor, d_final: Tensor, *kept: Tensor | None) -> tuple[Tensor | None, ...]:
     states, *given = kept
     assert states is not None
     gradients = work.backward(Inputs(*cast("list[Any]", given)), states, d_out, d_final)

@@ -7,12 +7,12 @@ are made of them. No logarithms, no quotients: any a and b, zeros and growing on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
+from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.recurrent.prefixes import by_kernels
 from attnc.runtime.recurrent.recorded import is_keeping
@@ -124,30 +124,15 @@ class _Scan(FirstOrder):
         *d_outs, d_final, _ = grads
         needed = tuple(ctx.needs_input_grad[3:])
         given = (ctx.scan, needed, len(d_outs), *d_outs, d_final, *ctx.saved_tensors)
-        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            found = _Gradient.apply(*given)  # type: ignore[no-untyped-call]
-        else:
-            found = _Gradient.forward(*given)
-        return (None, None, *found)
+        return (None, None, *once(_gradients, *given))
 
 
-class _Gradient(FirstOrder):
-    """The gradients of the state and of the tensors, recorded where they may be differentiated."""
-
-    @staticmethod
-    def forward(scan: Scan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
-        d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
-        with by_kernels(scan.by_kernels):
-            gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)
-        return (d_state, *gradients)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        refuse_second()
+def _gradients(scan: Scan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:
+    """Of the state, and of the tensors."""
+    d_outs, (d_final, kept, resets, whole, *tensors) = rest[:outs], rest[outs:]
+    with by_kernels(scan.by_kernels):
+        gradients, d_state = scan.backward(tensors, kept, resets, whole, d_outs, d_final, needed)
+    return (d_state, *gradients)
 
 
 def _check(tokens: int, state: Tensor, resets: Tensor | None, length: int | None) -> None:
