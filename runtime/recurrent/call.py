@@ -69,7 +69,7 @@ class Recurrent:
     def how_by_kernels(self, dtype: torch.dtype) -> str:
         """The same on a GPU."""
         if self.derived is None:
-            return self.how
+            return f"{self.how}, {'as operations of torch' if dtype == torch.float64 else 'by one kernel'}"
         from attnc.runtime.gpu.recurrent.passes import without_kernels
 
         missing = without_kernels(self.derived, self.recur, dtype)
@@ -133,7 +133,7 @@ class Recurrent:
         from attnc.runtime.gpu.recurrent.passes import linear_of, without_kernels
 
         if self.derived is None:
-            raise no_kernels(self.pattern, q.device.type, self.reason)
+            return linear_of(q.dtype)
         missing = without_kernels(self.derived, self.recur, q.dtype)
         if self._strict and missing:
             raise UnsupportedError(
@@ -186,8 +186,6 @@ class Recurrent:
         except NoFormError as error:
             if self._strict:
                 raise UnsupportedError(f"strict: `{self.pattern.name}` would run token by token: {grows}") from error
-            if linear is not linear_recurrence:
-                raise no_kernels(self.pattern, "Triton", grows) from error
         return self._in_parts(derived, tokens, states, fresh, linear)
 
     def _in_parts(
@@ -198,7 +196,7 @@ class Recurrent:
         Scans of matrices have stretches of their own, a few tokens long. What is the logarithm of a sum, or a largest
         number, may be large beside its changes: fp64 between parts.
         """
-        run = self._of_tokens if derived is None else self._passing(derived, linear)
+        run = self._by_tokens(linear) if derived is None else self._passing(derived, linear)
         stages = derived.stages if derived else ()
         of_matrices = any(isinstance(stage, Scan) and len(stage.state.dims) > 1 for stage in stages)
         if self._reads_whole or of_matrices or linear is not linear_recurrence:
@@ -217,6 +215,16 @@ class Recurrent:
             return out.to(tokens.q.dtype), last
 
         return run
+
+    def _by_tokens(self, linear: Linear) -> Run:
+        """Token by token; by one kernel where passes would run as kernels."""
+        return self._of_tokens if linear is linear_recurrence else self._by_one_kernel
+
+    def _by_one_kernel(self, tokens: Tokens, states: States, fresh: Fresh) -> Result:
+        from attnc.runtime.gpu.recurrent import token_by_token
+
+        out, last = token_by_token.run(self.recur, tokens.computed(), states, fresh)
+        return out.to(tokens.q.dtype), last
 
     def _of_tokens(self, tokens: Tokens, states: States, fresh: Fresh) -> Result:
         """Token by token."""
@@ -259,11 +267,10 @@ def count_of(recur: Recur, batch: int) -> States:
     return {PLACE: torch.zeros(batch, dtype=torch.int64)}
 
 
-def no_kernels(pattern: Pattern, where: str, reason: str = "") -> UnsupportedError:
-    """What is said where kernels are asked for and there are none."""
-    why = f"it runs token by token, {reason}" if reason else "recurrences have no kernels there"
+def no_kernels(pattern: Pattern, where: str) -> UnsupportedError:
+    """What is said of a device that has no kernels."""
     return UnsupportedError(
-        f"`{pattern.name}` on {where}: {why}; use the reference executor, "
+        f"`{pattern.name}` on {where}: recurrences have no kernels there; use the reference executor, "
         f'backend="reference" (token by token), or move the tensors to the CPU'
     )
 

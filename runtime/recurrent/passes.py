@@ -21,7 +21,7 @@ from attnc.runtime.recurrent.entries import scan
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.recurrent.solves import solve_by_reads
-from attnc.runtime.recurrent.token_loop import States, order_of
+from attnc.runtime.recurrent.token_loop import States, fresh_of, order_of
 from attnc.runtime.recurrent.token_values import Bound, Tokens, TokenValues, aligned
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
@@ -39,18 +39,11 @@ def run(
     """What `token_loop.run` gives, for a recurrence that has passes; `linear` computes those over linear states."""
     known = dict(tokens.inputs)
     tokens = replace(tokens, inputs=known)
-    plain = TokenValues(tokens)
-    order = order_of(recur, plain)
+    order = order_of(recur, TokenValues(tokens))
     back = None if order is None else np.argsort(order, 1)
-    passing = _Passing(tokens, TokenValues(tokens, order), back, linear)
-    if recur.reset is not None:
-        given = plain.integers(recur.reset) != 0
-        fresh = given if fresh is None else fresh | given
-    if fresh is not None:
-        if order is not None:
-            fresh, places = np.broadcast_arrays(fresh, order[None])
-            fresh = np.take_along_axis(fresh, places, 2)
-        passing.fresh = fresh
+    values = TokenValues(tokens, order)
+    passing = _Passing(tokens, values, back, linear)
+    passing.fresh = fresh_of(recur, values, fresh)
     last: States = {}
     for stages in _together(derived.stages):
         stage, *_ = stages

@@ -33,12 +33,7 @@ def run(recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] |
     values = plain if order is None else TokenValues(tokens, order)
     now = {state.name: states[state.name][:, :, None] for state in recur.states}
     start = {state.name: torch.full_like(now[state.name], state.start) for state in recur.states}
-    if recur.reset is not None:
-        given = plain.integers(recur.reset) != 0
-        fresh = given if fresh is None else fresh | given
-    if fresh is not None and order is not None:
-        fresh, places = np.broadcast_arrays(fresh, order[None])
-        fresh = np.take_along_axis(fresh, places, 2)
+    fresh = fresh_of(recur, values, fresh)
     outs: list[Tensor] = []
     for token in range(count):
         if fresh is not None:
@@ -48,11 +43,7 @@ def run(recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] |
     last = {name: x[:, :, 0] for name, x in now.items()}
     if not outs:
         return tokens.v.new_zeros((batch, heads, 0, tokens.v.shape[-1])), last
-    found = torch.cat(outs, 2)
-    if order is not None:
-        back = torch.from_numpy(np.argsort(order, 1)).to(found.device)
-        found = torch.take_along_dim(found, back[None, :, :, None], 2)
-    return found, last
+    return put_back(torch.cat(outs, 2), order), last
 
 
 def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
@@ -66,6 +57,25 @@ def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
     if (sorted_keys[:, 1:] == sorted_keys[:, :-1]).any():
         raise ArgumentError(f"`{recur.name}`: `scan` gives two tokens the same place: add what tells them apart")
     return order
+
+
+def fresh_of(recur: Recur, values: TokenValues, fresh: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """The tokens before which the states begin anew, `fresh` and those that reset them, as tokens are taken."""
+    if recur.reset is not None:
+        given = values.integers(recur.reset) != 0
+        fresh = given if fresh is None else fresh | given
+    if fresh is None or values.order is None:
+        return fresh
+    fresh, places = np.broadcast_arrays(fresh, values.order[None])
+    return np.take_along_axis(fresh, places, 2)
+
+
+def put_back(x: Tensor, order: NDArray[np.int64] | None) -> Tensor:
+    """What tokens get, (B, H, T, width) as they are taken, by their places."""
+    if order is None:
+        return x
+    back = torch.from_numpy(np.argsort(order, 1)).to(x.device)
+    return torch.take_along_dim(x, back[None, :, :, None], 2)
 
 
 def _begun(now: States, start: States, here: NDArray[np.bool_]) -> States:
@@ -112,4 +122,4 @@ def beginning(recur: Recur, sizes: Mapping[str, int], batch: int, heads: int, li
     return found
 
 
-__all__ = ["States", "beginning", "order_of", "run"]
+__all__ = ["States", "beginning", "fresh_of", "order_of", "put_back", "run"]

@@ -32,8 +32,6 @@ def recurrent_sources(
     Raises ArgumentError, UnsupportedError where nothing runs as kernels.
     """
     name = recurrent.pattern.name
-    if recurrent.derived is None:
-        raise UnsupportedError(f"`{name}` has no kernels: it runs token by token, {recurrent.reason}")
     heads = head_count(bound) or 1
     q, k, v = (torch.zeros(1, heads, TOKENS, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
     sizes = {"dk": head_dim, "dv": head_dim}
@@ -46,7 +44,8 @@ def recurrent_sources(
 
     found = dict(started(call, target))
     if not found:
-        missing = without_kernels(recurrent.derived, recurrent.recur, dtype)
+        missing = recurrent.derived and without_kernels(recurrent.derived, recurrent.recur, dtype)
+        missing = missing or "float64 has no kernels"
         raise UnsupportedError(f"`{name}`: {missing}; on a GPU it runs as operations of torch")
     return found
 

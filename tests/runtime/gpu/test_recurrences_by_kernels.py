@@ -121,9 +121,8 @@ def test_what_has_no_kernels_runs_in_torch_or_is_refused() -> None:
     assert torch.equal(attend(*wide, **inputs), compiled("retention")(*wide, **inputs))
     with pytest.raises(UnsupportedError, match=r"strict: `retention` would run as operations of torch.*float64"):
         compiled("retention", backend="triton", strict=True)(*wide, **inputs)
-    with pytest.raises(UnsupportedError, match="`yaad_linear` on cpu: it runs token by token, "):
-        rows, inputs = drawn("yaad_linear", tokens=4)
-        compiled("yaad_linear", backend="triton")(*rows, **inputs)
+    with pytest.raises(UnsupportedError, match="strict: `yaad_linear` would run token by token, "):
+        compiled("yaad_linear", backend="triton", strict=True)
 
 
 TWO_WIDTHS = """recurrence two
@@ -144,7 +143,9 @@ def test_texts() -> None:
     assert sorted(widths) == ["1", "64"]
     beside = compiled("hybrid_window_linear").source("sm_90")
     assert {"scalar_states", "hybrid_window_linear_forward"} <= beside.keys()
-    with pytest.raises(UnsupportedError, match="`yaad_linear` has no kernels: it runs token by token"):
-        compiled("yaad_linear").source()
+    alone = compiled("yaad_linear").source("sm_90", head_dim=64)
+    assert set(alone) == {"yaad_linear_token_by_token_forward", "yaad_linear_token_by_token_backward"}
+    with pytest.raises(UnsupportedError, match="float64 has no kernels; on a GPU it runs as operations of torch"):
+        compiled("yaad_linear").source(dtype=torch.float64)
     with pytest.raises(UnsupportedError, match="float64 has no kernels; on a GPU it runs as operations of torch"):
         compiled("gla").source(dtype=torch.float64)

@@ -1,0 +1,89 @@
+"""What kernels of any step equation are made for: what a token does, and how it lies on the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from attnc.compiler.recurrences.tape import Tape
+from attnc.compiler.values import Axes
+
+LEAST = 16
+"""Entries along an axis that tiles have at least, as products of matrices ask."""
+MOST = 256 * 128
+"""Entries of a tile at most."""
+OF_A_PART = 2048
+"""Entries of a tile that is one of several parts."""
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """What the kernels are made for.
+
+    `sizes`: of axes that have names. `varying`: the leaves and tests that are not of all tokens alike. `starts`: what
+    the states begin with. `resets`: tokens may begin anew. `keeps`: the forward pass stores the states before
+    stretches.
+    """
+
+    name: str
+    tape: Tape
+    sizes: tuple[tuple[str, int], ...]
+    varying: frozenset[int]
+    starts: tuple[float, ...]
+    resets: bool
+    keeps: bool
+
+    def size(self, axis: str | int) -> int:
+        """Entries along an axis."""
+        return axis if isinstance(axis, int) else dict(self.sizes)[axis]
+
+    def shape(self, axes: Axes) -> tuple[int, ...]:
+        """Entries along axes."""
+        return tuple(map(self.size, axes))
+
+    @cached_property
+    def along(self) -> str | int | None:
+        """The axis whose entries are done apart."""
+        return self.tape.parts_along()
+
+    def block(self, axis: str | int) -> int:
+        """Entries of a tile along an axis, a power of two."""
+        whole = max(LEAST, 1 << (self.size(axis) - 1).bit_length())
+        if axis != self.along:
+            return whole
+        rows = max(
+            (self.block(op.axes[0]) for op in self.tape.ops if len(op.axes) == 2 and op.axes[0] != axis), default=1
+        )
+        return min(whole, max(LEAST, OF_A_PART // rows))
+
+    @property
+    def parts(self) -> int:
+        """Programs of a lane."""
+        return 1 if self.along is None else -(-self.size(self.along) // self.block(self.along))
+
+    @property
+    def warps(self) -> int:
+        """Of a program."""
+        tile = self.largest
+        return 4 if tile <= OF_A_PART else 8 if tile <= 4 * OF_A_PART else 16
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether four tiles are all that there are registers for."""
+        return self.largest > 4 * OF_A_PART
+
+    @cached_property
+    def largest(self) -> int:
+        """Entries of the largest tile."""
+        return max((self.entries(op.axes) for op in self.tape.ops), default=1)
+
+    def entries(self, axes: Axes) -> int:
+        """Entries of a tile."""
+        found = 1
+        for axis in axes:
+            found *= self.block(axis)
+        return found
+
+    def is_part(self, axes: Axes) -> bool:
+        """Whether a value's entries are divided among the programs of a lane."""
+        return self.along is not None and self.along in axes

@@ -1,0 +1,284 @@
+"""A tape as text: tiles, loads and stores, and the operations of one token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from attnc.compiler.ir import Element, Lookup, Number, Tensor, Value, intern
+from attnc.compiler.kernels.index_text import IndexText, Text
+from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.source import Argument, KernelSource, declaration
+from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
+from attnc.compiler.recurrences.kernels.stepping import LEAST, Stepping
+from attnc.compiler.recurrences.tape import Op, Tape
+from attnc.compiler.simulation.gpu_clocks import TileShape
+from attnc.compiler.values import Axes, apply, element, number
+
+
+@dataclass
+class TapeText:
+    """A kernel that is being written. The value of operation i is x{i}, its adjoint d{i}."""
+
+    of: Stepping
+    lines: Lines = field(default_factory=lambda: Lines(depth=1))
+    pointers: dict[str, Argument] = field(default_factory=dict)
+    numbers: dict[str, Argument] = field(default_factory=dict)
+    helpers: dict[str, None] = field(default_factory=dict)
+    places: dict[str | int, str] = field(default_factory=dict)
+
+    @property
+    def tape(self) -> Tape:
+        """What a token does."""
+        return self.of.tape
+
+    def source(self, stage: str) -> KernelSource:
+        """The kernel, once it is written."""
+        for name in ("heads", "tokens", "parts", "stretch", "stretches"):
+            self.numbers[name] = Argument(name, "i32")
+        arguments = (*self.pointers.values(), *self.numbers.values())
+        function = f"{self.of.name}_token_by_token_{stage}"
+        head = Lines()
+        states = ", ".join(f"{name} [{', '.join(map(str, self._state_axes(name)))}]" for name, _ in self.tape.after)
+        sizes = ", ".join(f"{axis} {size}" for axis, size in self.of.sizes)
+        head.add(
+            f"# {self.of.name}, token by token, {stage}: made by attnc.",
+            f"# States {states}; {sizes}; {self.of.warps} warps.",
+            *("", "import triton", "import triton.language as tl", "", ""),
+        )
+        for helper in self.helpers:
+            head.add(*VALUE_HELPERS[helper].strip().split("\n"), "", "")
+        head.add(*declaration(function, arguments))
+        tiles = TileShape(LEAST, LEAST, self.of.warps, 1)
+        text = str(head) + str(self.lines)
+        return KernelSource("token_by_token", function, text, arguments, tiles, parts=self.of.parts)
+
+    def write(self) -> None:
+        """All lines."""
+        raise NotImplementedError
+
+    def add(self, *lines: str) -> None:
+        """Lines at the current depth."""
+        self.lines.add(*lines)
+
+    # --- where a program stands
+
+    def begin(self) -> None:
+        """The lane, the part, the entries along axes, and what all tokens have in common."""
+        self.add(
+            "lane, part = tl.program_id(0).to(tl.int64), tl.program_id(1)",
+            "batch, head = lane // heads, lane % heads",
+            "slot = lane * parts + part",
+        )
+        axes = dict.fromkeys(axis for op in self.tape.ops for axis in op.axes)
+        for i, axis in enumerate(axes):
+            own = f"part * {self.of.block(axis)} + " if axis == self.of.along else ""
+            self.places[axis] = f"at{i}"
+            self.add(f"at{i} = {own}tl.arange(0, {self.of.block(axis)})  # {axis}")
+        for i in (*self.tape.leaves, *self.tape.tests):
+            name, kind = self.given(i)
+            self.pointers[name] = Argument(name, kind)
+            for dim in range(3 if i in self.of.varying else 2):
+                self.numbers[f"{name}_{dim}"] = Argument(f"{name}_{dim}", "i64")
+            self.add(f"{name}_at = {name} + batch * {name}_0 + head * {name}_1")
+            if i not in self.of.varying:
+                self.load(i)
+        if self.of.resets:
+            self.pointers["fresh"] = Argument("fresh", "*i32")
+            for dim in range(3):
+                self.numbers[f"fresh_{dim}"] = Argument(f"fresh_{dim}", "i64")
+            self.add("fresh_at = fresh + batch * fresh_0 + head * fresh_1")
+
+    def given(self, i: int) -> tuple[str, str]:
+        """The name of the tensor of a leaf or a test, and its type."""
+        return (f"leaf{i}", "*fp32") if self.tape.ops[i].kind == "leaf" else (f"test{i}", "*i32")
+
+    def load(self, i: int) -> None:
+        """Load a leaf or a test."""
+        own = self.tape.ops[i].axes
+        token = f" + token * {self.given(i)[0]}_2" if i in self.of.varying else ""
+        self.add(f"x{i} = {self.loaded(f'{self.given(i)[0]}_at{token}', own)}")
+
+    def begun_anew(self, *names: tuple[str, str]) -> None:
+        """Where the token begins anew: values by name, each as a text says."""
+        if self.of.resets:
+            self.add("begins = tl.load(fresh_at + token * fresh_2) != 0")
+            self.add(*(f"{name} = tl.where(begins, {text}, {name})" for name, text in names))
+
+    # --- tiles
+
+    def inside(self, axes: Axes, only: tuple[int, ...] = (0, 1)) -> str:
+        """The mask of a tile's entries that are there, as far as some of its axes say; empty: all are."""
+        found = []
+        for i, axis in enumerate(axes):
+            if i in only and self.of.block(axis) * (self.of.parts if axis == self.of.along else 1) != self.of.size(
+                axis
+            ):
+                text = f"{self.places[axis]} < {self.of.size(axis)}"
+                found.append(text if len(axes) == 1 else f"({text})[{':, None' if i == 0 else 'None, :'}]")
+        return " & ".join(found)
+
+    def masked(self, text: str, axes: Axes, *only: int) -> str:
+        """A tile with 0 where some of its axes have no entries."""
+        mask = self.inside(axes, only)
+        return f"tl.where({mask}, {text}, 0.0)" if mask else text
+
+    def shape(self, axes: Axes) -> str:
+        """The shape of a tile."""
+        return f"({', '.join(str(self.of.block(axis)) for axis in axes)}{',' if len(axes) == 1 else ''})"
+
+    def offset(self, axes: Axes) -> str:
+        """Where the entries of a tile lie, in what has them side by side."""
+        if not axes:
+            return ""
+        last = self.places[axes[-1]]
+        if len(axes) == 1:
+            return f" + {last}"
+        return f" + ({self.places[axes[0]]}[:, None] * {self.of.size(axes[1])} + {last}[None, :])"
+
+    def loaded(self, base: str, axes: Axes) -> str:
+        """The text of a load."""
+        mask = self.inside(axes)
+        return f"tl.load({base}{self.offset(axes)}{f', mask={mask}, other=0.0' if mask else ''})"
+
+    def store(self, base: str, axes: Axes, value: str) -> None:
+        """A store."""
+        mask = self.inside(axes)
+        self.add(f"tl.store({base}{self.offset(axes)}, {value}{f', mask={mask}' if mask else ''})")
+
+    def buffer(self, name: str, axes: Axes, at: str = "") -> str:
+        """The address of a lane's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
+
+        `at`: the number of it among so many, as "number, count".
+        """
+        self.pointers[name] = Argument(name, "*fp32")
+        place = "lane" if self.of.is_part(axes) else "slot"
+        if at:
+            which, many = at.split(", ")
+            place = f"({place} * {many} + {which})"
+        entries = 1
+        for size in self.of.shape(axes):
+            entries *= size
+        return f"{name} + {place} * {entries}"
+
+    def _state_axes(self, name: str) -> Axes:
+        return next(op.axes for op in self.tape.ops if op.kind == "state" and op.of == name)
+
+    def states(self) -> list[tuple[int, int, Axes]]:
+        """(the operation that is it, that of what it is after the token, axes), state by state."""
+        before = {op.of: i for i, op in enumerate(self.tape.ops) if op.kind == "state"}
+        return [(before[name], after, self.tape.ops[before[name]].axes) for name, after in self.tape.after]
+
+    # --- operations
+
+    def run(self, wanted: list[int]) -> None:
+        """The operations of a token that some need."""
+        needed = self.tape.needed(wanted)
+        for i, op in enumerate(self.tape.ops):
+            if i not in needed or op.kind in ("number", "state"):
+                continue
+            if op.kind in ("leaf", "test"):
+                if i in self.of.varying:
+                    self.load(i)
+            else:
+                self.add(f"x{i} = {self.text(op)}")
+
+    def name(self, i: int) -> str:
+        """The text of an operation's value."""
+        op = self.tape.ops[i]
+        if op.kind != "number":
+            return f"x{i}"
+        value = float(self.of.size(op.of)) if isinstance(op.of, str) else float(cast("float", op.of))
+        return ValueText({}, _EXACT, _no_element).of(number(value)).at(9)
+
+    def spread(self, i: int, places: tuple[int, ...], width: int) -> str:
+        """An operand as it meets others in a tile with so many axes."""
+        name = self.name(i)
+        if places == (1, 0):
+            return f"tl.trans({name})"
+        return name if width < 2 or len(places) != 1 else f"{name}[{':, None' if places == (0,) else 'None, :'}]"
+
+    def text(self, op: Op) -> str:
+        """The text of an operation."""
+        own = [self.tape.ops[i].axes for i in op.operands]
+        names = [self.name(i) for i in op.operands]
+        match op.kind:
+            case "apply":
+                return self._applied(op)
+            case "sum":
+                axis = cast("int", op.of)
+                return f"tl.sum({self.masked(names[0], own[0], axis)}, {axis})"
+            case "product":
+                left, right = self.masked(names[0], own[0], 1), self.masked(names[1], own[1], 0)
+                return product(left, right)
+            case "root":
+                return f"tl.where({names[0]} == 0.0, 0.0, tl.rsqrt(tl.where({names[0]} == 0.0, 1.0, {names[0]})))"
+            case "softmax":
+                return self._softmax(names[0], own[0])
+            case "diagonal":
+                place = self.places[own[0][0]]
+                return f"tl.where({place}[:, None] == {place}[None, :], {names[0]}[:, None], 0.0)"
+            case "pick":
+                return f"tl.sum(tl.where({self._picked(own[0], names[1])}, {names[0]}, 0.0), 0)"
+        raise AssertionError(op.kind)
+
+    def _picked(self, axes: Axes, index: str) -> str:
+        found = f"({self.places[axes[0]]} == {index})"
+        return found if len(axes) == 1 else f"{found}[:, None]"
+
+    def _softmax(self, name: str, axes: Axes) -> str:
+        last = len(axes) - 1
+        mask = self.inside(axes, (last,))
+        self.add(f"shown = tl.where({mask}, {name}, -float('inf'))" if mask else f"shown = {name}")
+        column = "[:, None]" if last else ""
+        self.add(f"largest = tl.max(shown, {last})", f"shown = tl.exp(shown - largest{column})")
+        return f"shown / tl.sum(shown, {last}){column}"
+
+    def _applied(self, op: Op) -> str:
+        parts = [self.spread(i, at, len(op.axes)) for i, at in zip(op.operands, op.places, strict=True)]
+        if op.of == "where":
+            return f"tl.where({parts[0]} != 0, {parts[1]}, {parts[2]})"
+        return self.formula(op).of(self.applied(op)).text
+
+    def formula(self, op: Op, found: str = "") -> ValueText:
+        """Texts of formulas of an operation's operands, and of its result, where that is `found` already."""
+        names = {holder: Text(self.spread(i, at, len(op.axes))) for holder, i, at in self._held(op)}
+        own = {self.applied(op): Text(found)} if found else {}
+        return ValueText(own | names, _EXACT, _no_element, self.helpers)
+
+    def _held(self, op: Op) -> list[tuple[Value, int, tuple[int, ...]]]:
+        held = zip(self.holders(op), op.operands, op.places, strict=True)
+        return [(holder, i, at) for holder, i, at in held if not isinstance(holder, Number)]
+
+    def holders(self, op: Op) -> list[Value]:
+        """What stands for the operands in formulas: constants for themselves."""
+        return [
+            number(float(cast("float", self.tape.ops[i].of)))
+            if self.tape.ops[i].kind == "number" and not isinstance(self.tape.ops[i].of, str)
+            else element(intern(Tensor(f"operand{n}", "real", ())), ())
+            for n, i in enumerate(op.operands)
+        ]
+
+    def applied(self, op: Op) -> Value:
+        """The formula of an operation."""
+        holders = self.holders(op)
+        return holders[0] if op.of == "real" else apply(cast("str", op.of), *holders)
+
+
+def product(left: str, right: str) -> str:
+    """Of two matrices, exactly."""
+    return f'tl.dot({left}, {right}, input_precision="ieee")'
+
+
+def _no_element(node: Element, indices: tuple[Text, ...]) -> Text:
+    raise AssertionError(node)
+
+
+def _no_lookup(node: Lookup, indices: tuple[Text, ...]) -> Text:
+    raise AssertionError(node)
+
+
+_EXACT = IndexText({}, _no_lookup)
+
+
+__all__ = ["TapeText", "product"]

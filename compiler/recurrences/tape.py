@@ -1,0 +1,318 @@
+"""What one token does to its states, as a list of operations on numbers, vectors and matrices.
+
+For step equations of any kind: whoever goes from token to token runs the list from its beginning, and for gradients
+from its end. What reads no state is a *leaf*: it is computed for all tokens beforehand, by whoever likes. Of what would
+be a matrix for every token the parts are leaves, and the list makes the matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Literal
+
+from attnc.compiler import fold, ir
+from attnc.compiler.fold import place
+from attnc.compiler.ir import Index, Recur, Value
+from attnc.compiler.rewrite import replace_values, substitute, substitute_value
+from attnc.compiler.values import Axes, axes, number, rank, state_at
+
+Kind = Literal["leaf", "test", "state", "number", "apply", "sum", "product", "root", "softmax", "diagonal", "pick"]
+MOST_TURNS = 64
+"""Turns of a loop that are written out."""
+
+
+class NoTapeError(Exception):
+    """Why a recurrence is no such list, as words that follow "for"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operation; `operands` are numbers of earlier ones.
+
+    leaf: the value `of` of the token; test: an integer, or a condition, of the token.
+    state: the state named `of` before the token. number: `of` itself.
+    apply: the function `of` entry by entry; `places` says for each operand at which axes of the result its own are.
+    sum: over axis `of`. product: of two matrices. root: 1 / sqrt of a number, 0 of 0. softmax: along the last axis.
+    diagonal: the matrix of a vector. pick: the entry (operand 1) of the first axis.
+    """
+
+    kind: Kind
+    axes: Axes
+    operands: tuple[int, ...] = ()
+    of: object = None
+    places: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Tape:
+    """`ops` in order; `after`: the number of each state after the token; `read`: of what the token reads."""
+
+    ops: tuple[Op, ...]
+    after: tuple[tuple[str, int], ...]
+    read: int
+
+    @property
+    def leaves(self) -> tuple[int, ...]:
+        """The numbers of the values that are computed beforehand."""
+        return tuple(i for i, op in enumerate(self.ops) if op.kind == "leaf")
+
+    @property
+    def tests(self) -> tuple[int, ...]:
+        """The numbers of the integers and conditions that are."""
+        return tuple(i for i, op in enumerate(self.ops) if op.kind == "test")
+
+    def parts_along(self) -> str | int | None:
+        """The last axis of what is read, where no entry of a state reads another's along it; None where one does.
+
+        The entries of such an axis may be done apart: gradients of what has it not are sums over the parts.
+        """
+        own = self.ops[self.read].axes
+        if not own or any(op.axes.count(own[-1]) > 1 for op in self.ops):
+            return None
+        return None if any(own[-1] in self._joined(op) for op in self.ops) else own[-1]
+
+    def _joined(self, op: Op) -> Sequence[str | int]:
+        """The axes along which entries of operands meet."""
+        operands = [self.ops[i].axes for i in op.operands]
+        match op.kind:
+            case "sum":
+                assert isinstance(op.of, int)
+                return (operands[0][op.of],)
+            case "product":
+                return operands[0][1:]
+            case "softmax":
+                return operands[0][-1:]
+            case "diagonal":
+                return operands[0]
+            case "pick":
+                return operands[0][:1]
+            case _:
+                return ()
+
+    def needed(self, wanted: Sequence[int]) -> frozenset[int]:
+        """Operations that some of them need, themselves too."""
+        found = set(wanted)
+        for i in reversed(range(len(self.ops))):
+            if i in found:
+                found.update(self.ops[i].operands)
+        return frozenset(found)
+
+    def __str__(self) -> str:
+        lines = [
+            f"%{i}: [{', '.join(map(str, op.axes))}] = {op.kind}"
+            + (f" {op.of}" if op.of is not None else "")
+            + (f" of {', '.join(f'%{j}' for j in op.operands)}" if op.operands else "")
+            for i, op in enumerate(self.ops)
+        ]
+        lines += [f"{name} <- %{i}" for name, i in self.after]
+        return "\n".join([*lines, f"read %{self.read}"])
+
+
+Ends = Callable[[Index], tuple[int, int]]
+"""The least and the largest of an integer over all tokens of a call."""
+
+
+def tape_of(recur: Recur, ends: Ends) -> Tape:
+    """The list of a recurrence; loops are written out, from the ends that they have in this call.
+
+    Raises NoTapeError.
+    """
+    if any(state.is_complex for state in recur.states):
+        raise NoTapeError("a state is complex")
+    writing = _Writing(ends)
+    dims = {state.name: state.dims for state in recur.states}
+    now = {name: writing.add(Op("state", own, of=name)) for name, own in dims.items()}
+    versions = max((line.version for line in recur.steps), default=0) + 2
+    for name, own in dims.items():
+        writing.known[state_at(name, 0, own)] = now[name]
+    for line in recur.steps:
+        name, own = line.state, dims[line.state]
+        before = state_at(name, line.version, own)
+        for turn, value in enumerate(_turns(line, ends)):
+            versions += 1
+            inner = state_at(name, versions, own)
+            writing.known[inner] = now[name]
+            later = replace_values(value, {before: inner}) if turn else value
+            now[name] = writing.spread(writing.of(later), own)
+        writing.known[state_at(name, line.version + 1, own)] = now[name]
+    read = writing.of(recur.read)
+    return Tape(tuple(writing.ops), tuple(now.items()), read)
+
+
+def _turns(line: ir.Step, ends: Ends) -> list[Value]:
+    if line.repeat is None:
+        return [line.value]
+    variable, low, high = line.repeat
+    return [substitute_value(line.value, {variable: fold.const(j)}) for j in _span(low, high, ends)]
+
+
+def _span(low: Index, high: Index, ends: Ends) -> range:
+    (first, other), (least, last) = ends(low), ends(high)
+    if first != other or least != last:
+        raise NoTapeError("a loop has not as many turns for every token")
+    if last - first > MOST_TURNS:
+        raise NoTapeError(f"a loop has {last - first} turns, more than {MOST_TURNS}")
+    return range(first, last)
+
+
+@dataclass
+class _Writing:
+    """A list that is being written. `known`: the numbers of values."""
+
+    ends: Ends
+    ops: list[Op] = field(default_factory=list)
+    known: dict[Value, int] = field(default_factory=dict)
+    tests: dict[Index, int] = field(default_factory=dict)
+
+    def add(self, op: Op) -> int:
+        """The number of an operation."""
+        if len(op.axes) > 2:
+            raise NoTapeError(f"a value has {len(op.axes)} axes, and values on the chip have two at most")
+        self.ops.append(op)
+        return len(self.ops) - 1
+
+    def of(self, node: Value) -> int:
+        """The number of a value."""
+        if node not in self.known:
+            leaf = _is_leaf(node) and not isinstance(node, ir.Number) and not _is_quotient(node)
+            self.known[node] = self.add(Op("leaf", axes(node), of=node)) if leaf else self._made(node)
+        return self.known[node]
+
+    def spread(self, i: int, wanted: Axes) -> int:
+        """A value over axes, some of which it may not have."""
+        own = self.ops[i].axes
+        if own == wanted:
+            return i
+        zero = self.of(number(0.0))
+        return self.add(Op("apply", wanted, (i, zero), "add", (_places(own, wanted), ())))
+
+    def _made(self, node: Value) -> int:  # noqa: C901  one case a node kind
+        match node:
+            case ir.Number(value=value):
+                return self.add(Op("number", (), of=value))
+            case ir.Ratio(num=ir.Const(value=num), den=ir.Const(value=den)):
+                return self.of(number(num / den))
+            case ir.Apply(op="normalised" | "rms" as op, operands=(x,)):
+                return self._scaled(self.of(x), op == "rms")
+            case ir.Apply(op="softmax", operands=(x,)):
+                i = self.of(x)
+                return self.add(Op("softmax", self.ops[i].axes, (i,)))
+            case ir.Apply(op=op, operands=operands):
+                return self._applied(op, [self.of(x) for x in operands])
+            case ir.Select(condition=condition, then=then, otherwise=otherwise):
+                sides = [self._test(condition), self.of(then), self.of(otherwise)]
+                return self._applied("where", sides)
+            case ir.Dot(left=left, right=right):
+                return self._contracted(self.of(left), self.of(right), 0, 0)
+            case ir.Contract(left=left, right=right, left_axis=i, right_axis=j):
+                return self._contracted(self.of(left), self.of(right), i, j)
+            case ir.Outer(left=left, right=right):
+                a, b = self.of(left), self.of(right)
+                m, n = len(self.ops[a].axes), len(self.ops[b].axes)
+                places = tuple(range(m)), tuple(range(m, m + n))
+                return self.add(Op("apply", self.ops[a].axes + self.ops[b].axes, (a, b), "mul", places))
+            case ir.Diagonal(vector=vector):
+                i = self.of(vector)
+                return self.add(Op("diagonal", self.ops[i].axes * 2, (i,)))
+            case ir.Pick(vector=vector, index=index):
+                i = self.of(vector)
+                return self.add(Op("pick", self.ops[i].axes[1:], (i, self._test(index))))
+            case ir.Total():
+                return self._total(node)
+        raise NoTapeError(_WORDS.get(type(node), f"it has a {type(node).__name__.lower()}"))
+
+    def _test(self, node: Index) -> int:
+        if node not in self.tests:
+            self.tests[node] = self.add(Op("test", (), of=node))
+        return self.tests[node]
+
+    def _applied(self, op: str, operands: list[int]) -> int:
+        own = [self.ops[i].axes for i in operands]
+        wanted = max(own, key=len)
+        return self.add(Op("apply", wanted, tuple(operands), op, tuple(_places(each, wanted) for each in own)))
+
+    def _scaled(self, x: int, by_mean: bool) -> int:
+        """x / ‖x‖ along the last axis, or x / √mean(x²); 0 of 0."""
+        square = self._applied("mul", [x, x])
+        last = len(self.ops[x].axes) - 1
+        whole = self.add(Op("sum", self.ops[x].axes[:-1], (square,), last))
+        if by_mean:
+            width = self.add(Op("number", (), of=self.ops[x].axes[-1]))
+            whole = self._applied("div", [whole, width])
+        root = self.add(Op("root", self.ops[whole].axes, (whole,)))
+        places = tuple(range(last + 1)), tuple(range(last))
+        return self.add(Op("apply", self.ops[x].axes, (x, root), "mul", places))
+
+    def _contracted(self, a: int, b: int, i: int, j: int) -> int:
+        own, other = self.ops[a].axes, self.ops[b].axes
+        if len(own) == len(other) == 2:
+            left = a if i == 1 else self._turned(a)
+            right = b if j == 0 else self._turned(b)
+            return self.add(Op("product", (own[1 - i], other[1 - j]), (left, right)))
+        whole = max(own, other, key=len)
+        at = i if len(own) >= len(other) else j
+        places = tuple(tuple(range(2))[: len(x)] if len(x) == len(whole) else (at,) for x in (own, other))
+        product = self.add(Op("apply", whole, (a, b), "mul", places))
+        return self.add(Op("sum", whole[:at] + whole[at + 1 :], (product,), at))
+
+    def _turned(self, i: int) -> int:
+        own = self.ops[i].axes
+        return self.add(Op("apply", own[::-1], (i, self.of(number(1.0))), "mul", ((1, 0), ())))
+
+    def _total(self, node: ir.Total) -> int:
+        """A sum, or an extreme, of what a few turns of a variable give: all of them, where a condition holds."""
+        empty = self.of(number({"sum": 0.0, "min": float("inf"), "max": -float("inf")}[node.op]))
+        found = []
+        for j in _span(node.low, node.high, self.ends):
+            turn: dict[Index, Index] = {node.var: fold.const(j)}
+            value = self.of(substitute_value(node.body, turn))
+            condition = self._test(substitute(node.condition, turn))
+            found.append(self._applied("where", [condition, value, empty]))
+        if not found:
+            return empty
+        return reduce(lambda a, b: self._applied("add" if node.op == "sum" else node.op, [a, b]), found)
+
+
+def _places(own: Axes, wanted: Axes) -> tuple[int, ...]:
+    """At which of the wanted axes a value has its own, in their order."""
+    found: list[int] = []
+    for at, axis in enumerate(wanted):
+        if len(found) < len(own) and own[len(found)] == axis:
+            found.append(at)
+    if len(found) < len(own):
+        raise NoTapeError(f"[{', '.join(map(str, own))}] does not lie along [{', '.join(map(str, wanted))}]")
+    return tuple(found)
+
+
+def _is_leaf(node: Value) -> bool:
+    """Whether it is computed beforehand: it reads no state, and is no matrix that every token would need its own of."""
+    if any(isinstance(below, ir.StateAt) for below in node.below):
+        return False
+    return rank(node) <= 1 or isinstance(node, ir.Element) or not _of_token(node)
+
+
+def _is_quotient(node: Value) -> bool:
+    """Whether it is a constant that is written as a quotient."""
+    if not isinstance(node, ir.Ratio) or not isinstance(node.den, ir.Const):
+        return False
+    return isinstance(node.num, ir.Const) and node.den.value != 0
+
+
+def _of_token(node: Value) -> bool:
+    """Whether a value may differ from token to token."""
+    return any(
+        below is TOKEN
+        or isinstance(below, ir.Vec)
+        or (isinstance(below, ir.Element | ir.Lookup) and not {"token", "query", "key"}.isdisjoint(below.tensor.dims))
+        for below in node.below
+    )
+
+
+TOKEN = place("q")
+_WORDS: Mapping[type, str] = {
+    ir.Solve: "a system of a state is solved",
+    ir.Part: "a part of a state is taken",
+    ir.Seen: "it sums over keys",
+}

@@ -1,0 +1,254 @@
+"""Any step equation by one kernel, in Triton's interpreter, against the token loop in fp64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import EvaluationError, UnsupportedError, compile_attention
+from attnc.compiler.recurrences.derived import NoFormError
+from attnc.runtime.gpu import launch as launching
+from attnc.runtime.gpu.recurrent import token_by_token
+from attnc.runtime.recurrent import call as calls
+from recurrence_draws import example
+
+pytest.importorskip("triton")
+
+INPUTS = """
+    input hold: unit[batch, token, head]
+    input rows: unit[batch, token, head, dk]
+    input columns: real[batch, token, head, dv]
+    input w: real[head, dk, dk]
+    input several: real[batch, token, head, 3, dk]
+    input at: int[token]
+    input fresh: bool[batch, token]
+"""
+
+EQUATIONS = {
+    "entry by entry": "step S = tanh(hold * S + outer(k, v))",
+    "rows that meet": "step S = hold * S + outer(k, v - 0.1 * tanh(k @ S))",
+    "columns that meet": "step S = hold * S + outer(k, normalised(v) - rms(k @ S))",
+    "a normalised state": "step S = hold * S + outer(k, v) * (1 / (1 + sqrt(1 + dot(k @ S, k @ S))))",
+    "an extreme": "step S = max(S * hold, outer(k, v)) - min(0.1 * S, 0.2, outer(rows, columns))",
+    "a soft maximum": "step S = hold * S + outer(k, softmax(k @ S + v))",
+    "functions": "let x = S - outer(k, v)\n"
+    "step S = tanh(hold * sigmoid(S) * softplus(x) + silu(x) * elu(S) + relu(x) - abs(S) / (2 + cos(x)))",
+    "powers": "let x = log(1 + exp(sin(S))) * 0.1 + (0.5 + abs(S)) ** 1.5 * 0.1\n"
+    "step S = S * hold + outer(k, v) / (1 + S ** 2) + x",
+    "a matrix": "step S = hold * S + 0.1 * (w @ tanh(S)) + outer(k, v)",
+    "matrices of states": "state A: [dk, dk]\nstep A = tanh(A @ A * 0.3 + outer(k, rows))\n"
+    "step S = hold * (A @ S) * 0.2 + outer(k, v)",
+    "a diagonal": "step S = hold * S + 0.2 * (diag(rows) @ sin(S)) + outer(k, v)",
+    "several steps": "step S = tanh(S + outer(several[j], v)) for j in 0 .. 3",
+    "an entry": "step S = hold * tanh(S + outer(k, v)) + S[at] * 0.1",
+    "a sum": "step S = hold * S + outer(k, v) + 0.1 * sum(tanh(S * (j + 1)) for j in 0 .. 3 if j != at)",
+    "places": "step S = tanh(S + outer(k, v)) if t % 3 == 0 else hold * S",
+    "resets": "reset fresh\nstep S = tanh(hold * S + outer(k, v))",
+    "an order": "scan -t\nstep S = tanh(hold * S + outer(k, v))",
+}
+
+FROM_NOTHING = frozenset({"an order", "places", "matrices of states"})
+"""Those that are not given a state: one needs all tokens, others have more than `S`."""
+
+
+def source(lines: str) -> str:
+    body = "".join(f"    {line.strip()}\n" for line in lines.splitlines())
+    return f"recurrence r{INPUTS}    state S: [dk, dv]\n{body}    read q @ S\n"
+
+
+def drawn(attend: Any, tokens: int, dk: int, dv: int, heads: int = 2) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """q, k, v; inputs: all in fp64."""
+    draw = torch.Generator().manual_seed(tokens + dk)
+    sizes = {"batch": 2, "head": heads, "token": tokens, "dk": dk, "dv": dv, "n": 3}
+    rows = [torch.randn(2, heads, tokens, width, generator=draw).double() for width in (dk, dk, dv)]
+    inputs = {}
+    for tensor in attend.pattern.tensors:
+        shape = [sizes.get(str(dim), dim) for dim in tensor.dims]
+        if tensor.kind == "real":
+            x = torch.rand(shape, generator=draw) if tensor.refinement else torch.randn(shape, generator=draw)
+            inputs[tensor.name] = -x.double() if tensor.refinement == "log_decay" else x.double()
+        elif tensor.kind == "complex":
+            inputs[tensor.name] = torch.complex(-torch.rand(shape, generator=draw), torch.rand(shape, generator=draw))
+        else:
+            found = torch.randint(0, 4 if tensor.kind == "int" else 2, shape, generator=draw)
+            inputs[tensor.name] = found.bool() if tensor.kind == "bool" else found
+    return rows, inputs
+
+
+def run(
+    attend: Any, rows: list[Tensor], inputs: dict[str, Tensor], dtype: torch.dtype, **more: Any
+) -> dict[str, Tensor]:
+    """The output, the last states, and the gradients of their sum with fixed weights."""
+    real = {name: x.to(dtype).requires_grad_() for name, x in inputs.items() if x.is_floating_point()}
+    leaves = {**{name: x.to(dtype).requires_grad_() for name, x in zip("qkv", rows, strict=True)}, **real}
+    begun = {name: x.to(dtype).requires_grad_() for name, x in more.items()}
+    given = {**inputs, **real, **({"state": begun} if begun else {})}
+    out, state = attend(*(leaves[name] for name in "qkv"), return_state=True, **given)
+    results = {"out": out, **state}
+    weights = torch.Generator().manual_seed(3)
+    total = sum(
+        (x * torch.randn(x.shape, generator=weights).to(x.dtype)).sum()
+        for x in results.values()
+        if x.is_floating_point()
+    )
+    wanted = {**leaves, **begun}
+    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True, materialize_grads=True)
+    return {**results, **{f"d{name}": x for name, x in zip(wanted, found, strict=True)}}
+
+
+def check(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: float = 3e-6) -> None:
+    """That nothing is further off than so much of the largest entry."""
+    assert ours.keys() == theirs.keys()
+    off = {}
+    for name, exact in ((name, x.detach()) for name, x in theirs.items()):
+        size = float(exact.abs().max().clamp(min=1e-3))
+        distance = float((ours[name].detach().double() - exact).abs().max())
+        if not distance <= most * size:
+            off[name] = distance / size
+    assert off == {}
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that ran."""
+    found: list[str] = []
+    launch = launching.launch
+
+    def noted(kernel: Any, *more: Any) -> None:
+        found.append(f"{kernel.function.rpartition('_')[2]} in {kernel.parts}")
+        launch(kernel, *more)
+
+    monkeypatch.setattr(token_by_token, "launch", noted)
+    return found
+
+
+@pytest.mark.parametrize("what", EQUATIONS)
+def test_equations(what: str, kernels: list[str]) -> None:
+    text = source(EQUATIONS[what])
+    attend: Any = compile_attention(text, backend="triton")
+    rows, inputs = drawn(attend, 21, 10, 6)
+    begun = torch.randn(2, 2, 10, 6, generator=torch.Generator().manual_seed(1)).double() * 0.3
+    more = {} if what in FROM_NOTHING else {"S": begun}
+    ours = run(attend, rows, inputs, torch.float32, **more)
+    assert kernels == ["forward in 1", "backward in 1"]
+    theirs = run(compile_attention(text, backend="reference"), rows, inputs, torch.float64, **more)
+    check(ours, theirs)
+
+
+@pytest.mark.parametrize(("what", "parts"), [("entry by entry", 2), ("rows that meet", 2), ("a soft maximum", 1)])
+def test_columns_that_never_meet_are_done_apart(what: str, parts: int, kernels: list[str]) -> None:
+    text = source(EQUATIONS[what])
+    attend: Any = compile_attention(text, backend="triton")
+    rows, inputs = drawn(attend, 35, 66, 21)
+    ours = run(attend, rows, inputs, torch.float32)
+    assert kernels == [f"forward in {parts}", f"backward in {parts}"]
+    check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65])
+def test_lengths(tokens: int) -> None:
+    attend: Any = compile_attention("yaad_linear", backend="triton")
+    rows, inputs = drawn(attend, tokens, 5, 3)
+    theirs = run(compile_attention("yaad_linear", backend="reference"), rows, inputs, torch.float64)
+    check(run(attend, rows, inputs, torch.float32), theirs)
+
+
+NUMBERS_AND_VECTORS = """recurrence r
+    input hold: unit[batch, token, head]
+    state z: [dk]
+    state n: real = 0
+    state S: [dk, dv]
+    step z = tanh(z + k * n)
+    step n = hold * n + sqrt(1 + dot(z, k))  if t > 0 else 1
+    step S = S * sigmoid(n) + outer(z, v)
+    read (z * q) @ S / (1 + n * n)
+"""
+
+
+def test_states_that_are_numbers_and_vectors(kernels: list[str]) -> None:
+    text = NUMBERS_AND_VECTORS.replace("sqrt(1 + dot(z, k))", "sigmoid(dot(z, k))")
+    attend: Any = compile_attention(text, backend="triton")
+    rows, inputs = drawn(attend, 19, 66, 35)
+    ours = run(attend, rows, inputs, torch.float32)
+    assert kernels == ["forward in 3", "backward in 3"]
+    check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
+
+
+WITHOUT = {
+    "s5": "a state is complex",
+    "convs5_pointwise": "a state is complex",
+    "mesa": "a system of a state is solved",
+}
+LIBRARY = (
+    *("aaren", "comba", "delta_net", "gated_delta_net", "gated_delta_product", "gla", "gsa", "hgrn2", "kimi_delta"),
+    *("lightnet", "mamba1", "mamba2_ssd", "retention", "rwkv6", "rwkv7", "titans_linear", "yaad_linear"),
+)
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "derive", _refusing)
+    q, k, v, given = example(name, B=2, H=2, T=19, dk=10, dv=6, dtype=torch.float64)
+    inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
+    options = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
+    attend: Any = compile_attention(name, backend="triton", **options)
+    ours = run(attend, [q, k, v], inputs, torch.float32)
+    assert [kernel.partition(" ")[0] for kernel in kernels] == ["forward", "backward"]
+    reference = compile_attention(name, backend="reference", **options)
+    check(ours, run(reference, [q, k, v], inputs, torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_what_has_no_such_kernel_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "derive", _refusing)
+    attend: Any = compile_attention(name, backend="triton")
+    rows, inputs = drawn(attend, 3, 4, 4)
+    with pytest.raises(UnsupportedError, match=f"token by token, and for {WITHOUT[name]} there is none"):
+        run(attend, rows, inputs, torch.float32)
+
+
+def _refusing(*_: object, **__: object) -> None:
+    raise NoFormError("a test")
+
+
+def test_factors_above_1_that_no_passes_can_take(kernels: list[str]) -> None:
+    lines = "state S: [dk, dv] = 1\n    step S = 1.5 * S\n    step S = S - 0.5 * outer(k, k @ S) + outer(k, v)"
+    text = f"recurrence r\n    {lines}\n    read q @ S\n"
+    attend: Any = compile_attention(text, backend="triton")
+    rows, inputs = drawn(attend, 9, 4, 4)
+    ours = run(attend, rows, inputs, torch.float32)
+    assert kernels == ["forward in 1", "backward in 1"]
+    check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
+
+
+def test_an_entry_that_is_not_there() -> None:
+    attend: Any = compile_attention(source(EQUATIONS["an entry"]), backend="triton")
+    rows, inputs = drawn(attend, 5, 3, 3)
+    with pytest.raises(EvaluationError, match="the index 3 is out of range"):
+        attend(*(x.float() for x in rows), **{**inputs, "at": torch.full((5,), 3)})
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    attend: Any = compile_attention("yaad_linear", backend="triton")
+    rows, inputs = drawn(attend, 5, 3, 3)
+    q, k, v = (x.float().requires_grad_() for x in rows)
+    out = attend(q, k, v, **{name: x.float() for name, x in inputs.items()})
+    (found,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(UnsupportedError, match="second derivatives"):
+        torch.autograd.grad(found.sum(), v)
+
+
+def test_16_bit_queries_and_shared_keys() -> None:
+    attend: Any = compile_attention("yaad_linear", backend="triton")
+    rows, inputs = drawn(attend, 18, 8, 8)
+    given = [x.bfloat16() for x in rows]
+    given = [given[0], given[1][:, :1], given[2][:, :1]]
+    few = {name: x.float() for name, x in inputs.items()}
+    found = attend(*given, **few)
+    reference: Any = compile_attention("yaad_linear", backend="reference")
+    exact = reference(*(x.double() for x in given), **inputs)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, atol=4e-3 * float(exact.abs().max()), rtol=0)
