@@ -17,10 +17,12 @@ def main() -> int:
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--classes", nargs="+", choices=list(SELECTION), default=list(SELECTION))
+    parser.add_argument("--stages", nargs="+", help="of the kernels; all where it is not given")
     parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     forms = [SELECTION[name] for name in options.classes]
     found = list(cases(options.targets, options.head_dims, options.dtype, forms))
+    found = [case for case in found if not options.stages or case.stage in options.stages]
     failed = 0
     for i, outcome in compile_all([(case.source, case.target) for case in found], options.processes):
         reasons = judge(found[i], outcome)

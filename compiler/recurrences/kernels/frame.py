@@ -53,8 +53,7 @@ class Frame(ABC):
         self.write()
         p = self.problem
         function = f"{p.form.slug}_{self.stage}"
-        for name in ("heads", "chunks", "steps", "tokens"):
-            self.numbers[name] = Argument(name, "i32")
+        self.number("heads", "chunks", "steps", "tokens")
         arguments = (*self.pointers.values(), *self.numbers.values())
         assert not self._overwritten(), f"arguments that are assigned to: {self._overwritten()}"
         head = Lines()
@@ -79,6 +78,11 @@ class Frame(ABC):
     def add(self, *lines: str) -> None:
         """Lines at the current depth."""
         self.lines.add(*lines)
+
+    def number(self, *names: str) -> None:
+        """Declare counts that the kernel is given."""
+        for name in names:
+            self.numbers[name] = Argument(name, "i32")
 
     # --- where a program stands
 
@@ -153,9 +157,10 @@ class Frame(ABC):
         mask = f"{self._there(name)}[:, None]"
         return address, mask if real == width else f"{mask} & ({column} < {real})[None, :]"
 
-    def load(self, variable: str, name: str, column: str) -> None:
-        """Load a tile of a tensor of the call."""
-        real, width = self._widths(name)
+    def load(self, variable: str, name: str, column: str, width: int = 0) -> None:
+        """Load a tile of a tensor of the call, of so many columns; 0: as many as the state has."""
+        real, own = self._widths(name)
+        width = width or own
         address, mask = self.tile(name, column, real, width)
         self.add(f"{variable} = tl.load({address}, mask={mask}, other=0.0)")
 
@@ -207,7 +212,7 @@ class Frame(ABC):
             self.pointers["total"] = Argument("total", "*fp32")
             self.add(f"total_rows = tl.load(total + at * {p.wk} + {row})")
             return "total_rows[:, None]"
-        if p.form.gate == "none" and not p.form.resets:
+        if not p.form.has_total:
             return ""
         self.pointers["total"] = Argument("total", "*fp32")
         self.add("total_chunk = tl.load(total + at)")

@@ -12,6 +12,14 @@ from attnc.compiler.recurrences.kernels.keys import Keys, Reads
 from attnc.compiler.recurrences.kernels.outputs import Outputs
 from attnc.compiler.recurrences.kernels.prepare import Prepare
 from attnc.compiler.recurrences.kernels.problem import Form, Problem
+from attnc.compiler.recurrences.kernels.segments import (
+    AdjointSegments,
+    AdjointsJoined,
+    AdjointsMultiplied,
+    Joined,
+    Multiplied,
+    Segments,
+)
 from attnc.compiler.recurrences.kernels.solve import Solve
 from attnc.compiler.recurrences.kernels.states import Adjoints, States
 from attnc.compiler.recurrences.kernels.step import Step
@@ -23,8 +31,14 @@ _ALL: tuple[type[Frame], ...] = (
     ColumnEdges,
     ColumnReads,
     Solve,
+    Segments,
+    Joined,
+    Multiplied,
     States,
     Outputs,
+    AdjointSegments,
+    AdjointsJoined,
+    AdjointsMultiplied,
     Adjoints,
     Values,
     Pairs,
@@ -44,8 +58,19 @@ def emit(problem: Problem, stage: str) -> KernelSource:
 
 
 def stages(form: Form) -> tuple[str, ...]:
-    """Of all kernels of a class: those of the forward pass, of the backward pass, and of few tokens."""
-    return (*prepared_stages(form), "states", "outputs", *backward_stages(form), "step")
+    """Of all kernels of a class: those of the forward pass, of the backward pass, of few tokens, and of few lanes."""
+    split = (*segment_stages(form), *adjoint_segment_stages(form))
+    return (*prepared_stages(form), "states", "outputs", *backward_stages(form), "step", *split)
+
+
+def segment_stages(form: Form) -> tuple[str, ...]:
+    """Of the kernels before the states', where lanes are split into segments."""
+    return ("segments", "multiplied" if form.is_corrected else "joined")
+
+
+def adjoint_segment_stages(form: Form) -> tuple[str, ...]:
+    """Of the kernels before the adjoints'."""
+    return ("adjoint_segments", "adjoints_multiplied" if form.is_corrected else "adjoints_joined")
 
 
 def prepared_stages(form: Form) -> tuple[str, ...]:

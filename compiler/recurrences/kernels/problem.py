@@ -71,6 +71,11 @@ class Form:
         return self.gate in ("constant", "scalar")
 
     @property
+    def has_total(self) -> bool:
+        """Whether a chunk leaves less of a state: a factor for each of its rows, or one for all."""
+        return self.gate != "none" or self.resets
+
+    @property
     def readers(self) -> tuple[str, ...]:
         """Rows that read the state, the query first."""
         return ("q", *({"none": (), "delta": ("k",)}.get(self.correction, ("read",))))
@@ -147,6 +152,11 @@ class Problem:
     def wv(self) -> int:
         """The width of columns of the state in scratch, a power of two; what is past `dv` is 0."""
         return padded(self.dv)
+
+    @property
+    def segment_width(self) -> int:
+        """Columns of what a segment of the sequence makes of states: with a correction its matrix stands beside."""
+        return self.wv + (self.wk if self.form.is_corrected else 0)
 
     @property
     def per_chunk(self) -> int:

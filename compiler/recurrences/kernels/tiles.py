@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import gcd
 from typing import NamedTuple
 
 from attnc.compiler.recurrences.kernels.problem import Form, Problem
@@ -19,11 +20,19 @@ class Blocks(NamedTuple):
 
 def blocks_of(problem: Problem, stage: str) -> Blocks:
     """Those of a kernel. The whole width of the state's rows is on the chip in passes from chunk to chunk."""
+    if stage in _FIRST_WALKS:
+        found = _chosen(problem, stage) or blocks_of(problem, _FIRST_WALKS[stage])
+        return found._replace(columns=gcd(found.columns, problem.segment_width))
     if stage in ("states", "adjoints") and (problem.is_exact or problem.wk > 128):
         return Blocks(min(256, problem.wk), min(32, problem.wv), 8, 1)
-    of_target = _OF_TARGETS.get(problem.target.name)
-    found = (of_target and of_target(problem, stage)) or _wanted(problem, stage)
+    found = _chosen(problem, stage) or _wanted(problem, stage)
     return Blocks(min(found.rows, problem.wk), min(found.columns, problem.wv), found.warps, found.stages)
+
+
+def _chosen(problem: Problem, stage: str) -> Blocks | None:
+    """Those of a kernel on its target, where they are not what others have."""
+    of_target = _OF_TARGETS.get(problem.target.name)
+    return of_target(problem, stage) if of_target else None
 
 
 def _wanted(problem: Problem, stage: str) -> Blocks:
@@ -32,6 +41,8 @@ def _wanted(problem: Problem, stage: str) -> Blocks:
         return Blocks(256, 32, 4, 1)
     if form.gate == "rows" and stage in _OF_LEVELS:
         return _OF_LEVELS[stage] if not form.is_corrected or stage == "prepare" else Blocks(16, 64, 8, 2)
+    if stage in ("multiplied", "adjoints_multiplied") and problem.wk > 128:
+        return Blocks(32, 16, 8, 1)
     if form.columns and stage == "outputs":
         return Blocks(64, 32, 8, 2)
     if form.is_rank_one and stage == "prepare":
@@ -70,6 +81,8 @@ def _on_sm_100(problem: Problem, stage: str) -> Blocks | None:
     form = problem.form
     if stage in ("states", "adjoints") and not form.is_corrected and problem.wk <= 64:
         return Blocks(256, 64, 8, 2)
+    if stage == "segments" and form.is_delta and problem.wk <= 64 and not problem.is_exact:
+        return Blocks(64, 64, 8, 2)
     if stage == "keys" and form.is_rank_one and form.gate != "rows":
         return Blocks(32, 64, 8, 2)
     if stage == "prepare" and form.is_rank_one and form.gate == "rows":
@@ -82,6 +95,8 @@ def _on_sm_100(problem: Problem, stage: str) -> Blocks | None:
 def _on_gfx942(problem: Problem, stage: str) -> Blocks | None:
     """What fits into 64 KiB, and into 256 registers where there are 8 warps."""
     form = problem.form
+    if stage == "adjoint_segments" and problem.is_exact and form.is_corrected:
+        return Blocks(256, 16, 8, 1)
     if _is_serial(form, stage):
         return Blocks(256, 64, 4, 1)
     if stage == "values" and form.is_corrected and not form.is_rank_one:
@@ -101,12 +116,18 @@ _OF_TARGETS: dict[str, Callable[[Problem, str], Blocks | None]] = {
     "sm_100": _on_sm_100,
     "gfx942": _on_gfx942,
 }
+_FIRST_WALKS = {"segments": "states", "adjoint_segments": "adjoints"}
+"""Of segments: they are as the walks from known states."""
 _WANTED = {
     "prepare": Blocks(64, 64, 4, 2),
     "columns": Blocks(64, 64, 4, 1),
     "column_reads": Blocks(64, 64, 4, 1),
     "solve": Blocks(64, 64, 4, 2),
     "states": Blocks(256, 64, 4, 2),
+    "joined": Blocks(256, 16, 8, 1),
+    "multiplied": Blocks(32, 16, 4, 1),
+    "adjoints_joined": Blocks(256, 16, 8, 1),
+    "adjoints_multiplied": Blocks(32, 16, 4, 1),
     "outputs": Blocks(64, 64, 4, 2),
     "adjoints": Blocks(256, 64, 4, 2),
     "values": Blocks(64, 64, 4, 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.compiler.recurrences.kernels.kernels import backward_stages
+from attnc.compiler.recurrences.kernels.kernels import adjoint_segment_stages, backward_stages
 from attnc.runtime.gpu.recurrent.call import TORCH_TYPES, Call, aligned, like
 from attnc.runtime.gpu.recurrent.forward import started
 from attnc.runtime.recurrent.chunked import Inputs
@@ -27,6 +27,9 @@ def backward(call: Call, inputs: Inputs, states: Tensor, d_out: Tensor, d_final:
             call.scratch(name, p.wv)
     _prepare_gradients(call)
     for stage in backward_stages(form):
+        if stage == "adjoints" and call.segments > 1:
+            for before in adjoint_segment_stages(form):
+                call.run(before)
         call.run(stage)
     found = {name: tensors[f"d{name}"] for name in ("v", *form.inputs)}
     found["state"] = ends[:, 0, : p.dk, : p.dv].reshape(inputs.state.shape)

@@ -11,18 +11,28 @@ from attnc.compiler.kernels.source import TYPES, VECTOR
 from attnc.compiler.recurrences.kernels.kernels import emit
 from attnc.compiler.recurrences.kernels.problem import LEAST, Form, Problem
 from attnc.compiler.recurrences.kernels.tiles import blocks_of
+from attnc.compiler.recurrences.segments import even_segments
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.recurrent.chunked import Inputs
 
-BY_COLUMNS = frozenset({"states", "adjoints", "outputs", "columns", "column_reads", "column_values", "step"})
+WALKS = frozenset({"states", "adjoints"})
+"""Kernels whose programs have a segment of a lane."""
+FIRST_WALKS = frozenset({"segments", "adjoint_segments"})
+"""The same, of all segments but one; their columns are more than the state's."""
+OF_LANES = frozenset({"step", "joined", "multiplied", "adjoints_joined", "adjoints_multiplied"})
+"""Kernels whose programs have a lane."""
+BY_COLUMNS = WALKS | OF_LANES | {"outputs", "columns", "column_reads", "column_values"}
 """Kernels whose programs have a block of columns each."""
 TORCH_TYPES = {name: getattr(torch, name) for name in TYPES}
 
 
 @dataclass
 class Call:
-    """Tensors by the names that kernels have for them, and how many there are of everything."""
+    """Tensors by the names that kernels have for them, and how many there are of everything.
+
+    `segments`: those that a lane is split into, `span` chunks each; what is left over is the last.
+    """
 
     problem: Problem
     batch: int
@@ -30,6 +40,7 @@ class Call:
     tokens: int
     device: torch.device
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    segments: int = 1
 
     @property
     def steps(self) -> int:
@@ -45,6 +56,25 @@ class Call:
     def chunks(self) -> int:
         """Of a lane."""
         return -(-self.tokens // self.problem.per_chunk)
+
+    @property
+    def span(self) -> int:
+        """Chunks of a segment."""
+        return -(-self.chunks // self.segments)
+
+    def split(self, segments: int) -> None:
+        """Split lanes into so many segments or fewer, and set aside what segments make of states."""
+        self.segments = even_segments(segments, self.chunks)
+        if self.segments == 1:
+            return
+        p, count = self.problem, self.lanes * self.segments
+        shapes: dict[str, tuple[int, ...]] = {"segment_states": (p.wk, p.segment_width)}
+        if p.form.has_total:
+            shapes["segment_total"] = (p.wk if p.form.gate == "rows" else 1,)
+        if p.form.columns:
+            shapes["segment_total_columns"] = (p.wv,)
+        for name, shape in shapes.items():
+            self.tensors[name] = torch.empty(count, *shape, dtype=torch.float32, device=self.device)
 
     def scratch(self, name: str, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """Rows for every row of every chunk, not set."""
@@ -68,16 +98,25 @@ class Call:
     def parts(self, stage: str) -> int:
         """Programs of a kernel for each chunk, or each lane."""
         p, blocks = self.problem, blocks_of(self.problem, stage)
+        if stage in FIRST_WALKS:
+            return p.segment_width // blocks.columns
         if stage in BY_COLUMNS:
             return p.wv // blocks.columns
         return p.wk // blocks.rows if stage in ("keys", "reads") else 1
 
+    def programs(self, stage: str) -> int:
+        """Programs of a kernel, but for its parts."""
+        if stage in OF_LANES:
+            return self.lanes
+        if stage in FIRST_WALKS:
+            return self.lanes * (self.segments - 1)
+        return self.lanes * (self.segments if stage in WALKS else self.chunks)
+
     def run(self, stage: str) -> None:
         """Run a kernel."""
-        serial = stage in ("states", "adjoints", "step")
         numbers = {"heads": self.heads, "chunks": self.chunks, "steps": self.steps, "tokens": self.tokens}
-        programs = self.lanes if serial else self.lanes * self.chunks
-        launch(emit(self.problem, stage), programs, self.tensors, numbers, self.parts(stage))
+        numbers |= {"segments": self.segments, "span": self.span}
+        launch(emit(self.problem, stage), self.programs(stage), self.tensors, numbers, self.parts(stage))
 
 
 def call_of(problem: Problem, inputs: Inputs) -> Call:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attnc.compiler.recurrences.kernels.kernels import segment_stages
 from attnc.runtime.gpu.recurrent.call import TORCH_TYPES, Call, aligned, like
 from attnc.runtime.recurrent.chunked import Inputs
 
@@ -71,6 +72,8 @@ def forward(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:
     states = call.states("states", inputs.state, 0)
     if p.form.is_corrected:
         call.scratch("p", p.wv)
+    for stage in segment_stages(p.form) if call.segments > 1 else ():
+        call.run(stage)
     call.run("states")
     tensors["out"] = like(inputs.q, (*inputs.q.shape[:3], p.dv), TORCH_TYPES[p.dtype])
     call.run("outputs")

@@ -34,7 +34,7 @@ SELECTION: Mapping[str, Form] = {
 }
 """Classes that the library's recurrences have, and others with more in a kernel."""
 
-WITHOUT_PRODUCTS = frozenset({"columns", "column_reads", "step"})
+WITHOUT_PRODUCTS = frozenset({"columns", "column_reads", "step", "joined", "adjoints_joined"})
 """Kernels that multiply no tiles."""
 
 

@@ -13,6 +13,7 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.recurrent.backward import backward
 from attnc.runtime.gpu.recurrent.call import call_of, problem_of
 from attnc.runtime.gpu.recurrent.forward import forward, stepped
+from attnc.runtime.gpu.recurrent.split import Splitting
 from attnc.runtime.recurrent.chunked import Inputs
 from attnc.runtime.recurrent.forms import Gradients
 from attnc.runtime.recurrent.linear import Delta, RankOne, check_options, check_shapes
@@ -39,6 +40,8 @@ def linear_recurrence(
     state: Tensor | None = None,
     micro: int = 1,
     chunk: int = 64,
+    segments: int | None = None,
+    bounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `attnc.runtime.recurrent.linear.linear_recurrence`, by Triton's kernels.
 
@@ -46,10 +49,19 @@ def linear_recurrence(
     the correction's are of one 16-bit dtype, else of fp32 in three products of TF32 each; sums and states are fp32.
     Up to `FEW` steps without a gradient, as in generation, are one kernel that goes from token to token.
 
+    Args:
+        segments: into how many the sequence is split, so that states go from chunk to chunk in all of them at once, at
+            most; None: where batch and heads are too few for the device, as many as `fitting_segments` says, with a
+            correction only if it is `bounded`. Results are the same but for rounding.
+        bounded: the correction lets no state grow, as `Delta` with keys of length 1 and β from 0 to 2 does. What leads
+            from segment to segment is a product of such steps, a matrix that the states say nothing about: where steps
+            may grow, it may overflow although no state does, and results are NaN. Nothing checks it.
+
     Raises:
-        ArgumentError, ArgumentTypeError: as the other does.
+        ArgumentError, ArgumentTypeError: as the other does; on segments below 1.
         UnsupportedError: as the other does; on fp64, on more than 64 micro-steps, on a device without kernels.
     """
+    splitting = Splitting(segments, bounded)
     check_options(gate_columns, correction, before, bonus, micro, chunk)
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
@@ -88,7 +100,7 @@ def linear_recurrence(
     if k.shape[2] <= FEW and not _is_recorded(inputs):
         out, final = stepped(call_of(problem, inputs), inputs)
         return out.to(q.dtype), final
-    return recorded(_ByKernels(problem), inputs)
+    return recorded(_ByKernels(problem, splitting), inputs)
 
 
 @dataclass(frozen=True)
@@ -96,14 +108,19 @@ class _ByKernels:
     """The work of a problem, as `recorded` has it."""
 
     problem: Problem
+    splitting: Splitting
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         p = self.problem
-        out, states = forward(call_of(p, inputs), inputs)
+        call = call_of(p, inputs)
+        self.splitting.split(call, "states")
+        out, states = forward(call, inputs)
         return out.to(inputs.q.dtype), states[:, -1, : p.dk, : p.dv].reshape(inputs.state.shape).clone(), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
-        return backward(call_of(self.problem, inputs), inputs, states, d_out, d_final)
+        call = call_of(self.problem, inputs)
+        self.splitting.split(call, "adjoints")
+        return backward(call, inputs, states, d_out, d_final)
 
 
 def _is_recorded(inputs: Inputs) -> bool:

@@ -1,0 +1,24 @@
+"""In how many segments a lane of a recurrence is split, where there are too few lanes for the machine."""
+
+from __future__ import annotations
+
+from attnc.compiler.simulation.recurrent.plans import SEGMENTS, SHORTEST
+
+
+def fitting_segments(programs: int, chunks: int, multiprocessors: int) -> int:
+    """Those of a walk over `chunks` chunks that has so many programs where nothing is split; 1: it stays whole.
+
+    The most of `SEGMENTS` that leave every program a multiprocessor of its own, and a segment `SHORTEST` chunks. Never
+    2: a split walk is walked twice (`compiler.recurrences.kernels.segments`), and twice a half is the whole.
+    """
+    counts = [count for count in SEGMENTS if count != 2 and count * SHORTEST <= chunks]
+    return max((count for count in counts if count * programs <= multiprocessors), default=1)
+
+
+def even_segments(segments: int, chunks: int) -> int:
+    """As many as asked for or fewer: all but the last have equally many chunks, and none has no chunk."""
+    span = -(-chunks // segments)
+    return -(-chunks // span)
+
+
+__all__ = ["even_segments", "fitting_segments"]

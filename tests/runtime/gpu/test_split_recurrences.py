@@ -1,0 +1,199 @@
+"""Linear recurrences whose lanes are split into segments, in Triton's interpreter, against the token loop."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import recurrence_cases
+from attnc.compiler.recurrences.kernels.problem import Form
+from attnc.compiler.recurrences.segments import even_segments, fitting_segments
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.gpu.recurrent import split
+from attnc.runtime.gpu.recurrent.call import Call, problem_of
+from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.runtime.gpu.recurrent.split import Splitting
+from attnc.runtime.recurrent.linear import Delta
+from kernels_ran import kernels_ran
+from recurrence_cases import Tensors, chunked, draw_case, error, gradients, leaves, truth
+
+pytest.importorskip("triton")
+
+TOKENS = 75
+"""Five chunks of 16 rows, the last not full: in three segments of two, two and one, in two of three and two."""
+SMALL = (1, 2, 12, 5)
+LIMIT = 1e-6
+"""Of fp32, in units of the largest true entry."""
+
+
+def results(name: str, tensors: Tensors, segments: int, resets: Tensor | None = None, micro: int = 1) -> Tensors:
+    """Results and gradients by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recurrence_cases, "linear_recurrence", partial(linear_recurrence, segments=segments))
+        return named(chunked(name, tensors, resets, micro, chunk=16), tensors)
+
+
+def named(found: recurrence_cases.Result, tensors: Tensors) -> Tensors:
+    more = {f"d_{each}": x for each, x in gradients(found, tensors).items()}
+    return {"out": found[0], "final": found[1], **more}
+
+
+def off(ours: Tensors, theirs: Tensors, limit: float = LIMIT) -> dict[str, float]:
+    """What is further off than that."""
+    found = {each: error(ours[each], theirs[each]) for each in theirs}
+    return {each: size for each, size in found.items() if not size < limit}
+
+
+def check(
+    name: str,
+    case: Tensors,
+    segments: int,
+    resets: Tensor | None = None,
+    micro: int = 1,
+    dtype: torch.dtype = torch.float32,
+    limit: float = LIMIT,
+) -> None:
+    ours = leaves(case, dtype)
+    theirs = leaves({each: x.detach().double() for each, x in ours.items()})
+    expected = named(truth(name, theirs, resets, micro), theirs)
+    assert off(results(name, ours, segments, resets, micro), expected, limit) == {}
+
+
+@pytest.mark.parametrize("segments", [2, 3])
+@pytest.mark.parametrize("name", ["scalar", "rows columns", "delta", "rows delta"])
+def test_two_and_three_segments(name: str, segments: int) -> None:
+    check(name, draw_case(name, tokens=TOKENS, sizes=SMALL), segments)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "constant", "columns", "scalar before", "rows before bonus", "constant delta", "scalar comba", "rows old"],
+)
+def test_classes(name: str) -> None:
+    check(name, draw_case(name, tokens=TOKENS, sizes=SMALL), 3)
+
+
+@pytest.mark.parametrize("name", ["", "constant", "rows columns", "scalar delta"])
+def test_micro_steps_and_resets(name: str) -> None:
+    resets = torch.zeros(2, 38, dtype=torch.bool)
+    resets[0, [0, 11, 30]] = True
+    check(name, draw_case(name, tokens=38, micro=2, sizes=(2, 1, 8, 5)), 3, resets, micro=2)
+
+
+@pytest.mark.parametrize("name", ["scalar", "rows", "columns", "rows delta"])
+def test_closed_gates(name: str) -> None:
+    """A segment that lets nothing through, one that lets some rows through, and one that is open."""
+    case = draw_case(name, tokens=90, sizes=(1, 1, 8, 5))
+    for each in {"gate", "gate_columns"} & case.keys():
+        case[each][:, :, 70] = -math.inf
+        case[each][0, 0, 40, ...].view(-1)[:3] = -math.inf
+    check(name, case, 3)
+
+
+@pytest.mark.parametrize("name", ["rows columns", "scalar delta"])
+def test_blocks_of_columns_and_rows(name: str) -> None:
+    check(name, draw_case(name, tokens=40, sizes=(1, 1, 40, 70)), 3)
+
+
+@pytest.mark.parametrize("name", ["rows", "scalar delta"])
+def test_half_precision(name: str) -> None:
+    check(name, draw_case(name, tokens=TOKENS, sizes=(1, 1, 16, 16)), 3, dtype=torch.float16, limit=1e-2)
+
+
+@pytest.mark.parametrize("name", ["rows columns", "rows comba"])
+def test_same_bits_and_no_memory_that_nobody_wrote(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def spoiled(*sizes: Any, **more: Any) -> Tensor:
+        return empty(*sizes, **more).fill_(float("nan"))
+
+    case = leaves(draw_case(name, tokens=50, sizes=(1, 1, 12, 5)), torch.float32)
+    first = results(name, case, 4)
+    monkeypatch.setattr(torch, "empty", spoiled)
+    second = results(name, case, 4)
+    assert all(torch.equal(first[each], second[each]) for each in first)
+
+
+@pytest.mark.parametrize(("name", "joining"), [("scalar", "joined"), ("scalar delta", "multiplied")])
+def test_which_kernels_run(name: str, joining: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = kernels_ran(monkeypatch)
+    case = leaves(draw_case(name, tokens=40, sizes=(1, 1, 8, 5)), torch.float32)
+    whole = results(name, case, 1)
+    more = {"segments", joining, "adjoint_segments", f"adjoints_{joining}"}
+    assert not more & set(ran)
+    ran.clear()
+    parts = results(name, case, 2)
+    assert more < set(ran)
+    assert ran.index("segments") < ran.index(joining) < ran.index("states")
+    assert off(parts, whole) == {}
+
+
+def test_a_call_that_is_not_differentiated() -> None:
+    case = {each: x.float() for each, x in draw_case("delta", tokens=40, sizes=(1, 1, 8, 5)).items()}
+    q, k, v, state = (case[each] for each in ("q", "k", "v", "state"))
+    first, second = (
+        linear_recurrence(q, k, v, correction=Delta(case["beta"]), state=state, chunk=16, segments=segments)
+        for segments in (1, 100)
+    )
+    assert all(error(a, b) < LIMIT for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("programs", "chunks", "multiprocessors", "expected"),
+    [
+        (1, 1000, 1, 1),
+        (16, 1024, 132, 8),
+        (16, 63, 132, 4),
+        (16, 31, 132, 1),
+        (33, 1024, 132, 4),
+        (34, 1024, 132, 1),
+        (1, 4096, 132, 128),
+        (1, 1, 132, 1),
+        (200, 1024, 132, 1),
+    ],
+)
+def test_how_many_segments_fit(programs: int, chunks: int, multiprocessors: int, expected: int) -> None:
+    assert fitting_segments(programs, chunks, multiprocessors) == expected
+
+
+def test_no_segment_is_empty() -> None:
+    for chunks in range(1, 40):
+        for asked in range(1, 45):
+            segments = even_segments(asked, chunks)
+            span = -(-chunks // segments)
+            assert segments <= asked
+            assert (segments - 1) * span < chunks <= segments * span
+
+
+@pytest.mark.parametrize(
+    ("form", "splitting", "expected"),
+    [
+        (Form(gate="rows"), Splitting(), 16),
+        (Form(gate="rows"), Splitting(segments=1), 1),
+        (Form(correction="delta"), Splitting(), 1),
+        (Form(correction="delta"), Splitting(bounded=True), 16),
+        (Form(correction="delta"), Splitting(segments=3), 3),
+        (Form(correction="old"), Splitting(), 1),
+    ],
+)
+def test_what_is_split(form: Form, splitting: Splitting, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "multiprocessors", lambda _: 132)
+    q = torch.zeros(1, 4, 64 * 128, 64)
+    call = Call(problem_of(form, q, q, torch.bfloat16, 64), 1, 4, q.shape[2], q.device)
+    splitting.split(call, "states")
+    assert call.segments == expected
+
+
+def test_the_interpreter_has_nothing_to_fill() -> None:
+    assert split.multiprocessors(torch.device("cpu")) == 1
+
+
+def test_no_segments_are_refused() -> None:
+    x = torch.zeros(1, 1, 4, 8)
+    with pytest.raises(ArgumentError, match="segments is 0"):
+        linear_recurrence(x, x, x, segments=0)
