@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from attnc.compiler.derivatives import derivatives
 from attnc.compiler.ir import Number
-from attnc.compiler.kernels.index_text import NotInKernelsError, Text
+from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.recurrences.kernels.stepping import MOST, Stepping
 from attnc.compiler.recurrences.kernels.tape_text import TapeText, product
