@@ -9,6 +9,9 @@ from typing import cast
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.recurrences.derived import Derived
+from attnc.compiler.recurrences.monomials import product_of
+from attnc.compiler.recurrences.terms import factors_of
+from attnc.compiler.values import axes, rank
 
 BY_TOKEN = frozenset({"token", "query", "key"})
 """Dimensions of an input that are tokens."""
@@ -36,6 +39,26 @@ def is_same_at_all(node: Value) -> bool:
     return not any(map(_changes, node.below))
 
 
+def into_matrix(write: Value) -> Value:
+    """c ⊙ (M x) as (c ⊙ M) x, where neither c nor M changes from token to token: a product less for each of them."""
+    factors = factors_of(write)
+    matrices = [x for x in factors if isinstance(x, ir.Contract) and _maps(x)]
+    if len(matrices) != 1:
+        return write
+    (mapped,) = matrices
+    fixed = [x for x in factors if x is not mapped and is_same_at_all(x) and axes(x) in ((), axes(mapped))]
+    if not fixed:
+        return write
+    matrix = product_of([*fixed, mapped.left])
+    others = [x for x in factors if x is not mapped and x not in fixed]
+    return product_of([*others, ir.intern(ir.Contract(matrix, mapped.right, 1, mapped.right_axis))])
+
+
+def _maps(node: ir.Contract) -> bool:
+    """Whether it is a matrix that is the same at all tokens times a vector."""
+    return rank(node.left) == 2 and rank(node.right) == 1 and node.left_axis == 1 and is_same_at_all(node.left)
+
+
 def _changes(node: Index | Value) -> bool:
     """Whether a node is another at another token, or in another turn of a loop."""
     if isinstance(node, ir.Element | ir.Lookup):
@@ -55,4 +78,4 @@ def _values(part: object) -> Iterator[Index]:
             yield from _values(getattr(part, each.name))
 
 
-__all__ = ["BY_TOKEN", "constants_of", "is_same_at_all"]
+__all__ = ["BY_TOKEN", "constants_of", "into_matrix", "is_same_at_all"]

@@ -16,7 +16,7 @@ from typing import Literal, cast
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Recur, StateAt, Step, Value
 from attnc.compiler.recurrences.affine import affine_of
-from attnc.compiler.recurrences.constants import is_same_at_all
+from attnc.compiler.recurrences.constants import into_matrix
 from attnc.compiler.recurrences.coupled import Following, ReadEachOtherError, follow
 from attnc.compiler.recurrences.derived import (
     Correction,
@@ -36,7 +36,7 @@ from attnc.compiler.recurrences.derived import (
 from attnc.compiler.recurrences.monomials import Expansion, Labels, Monomial, NonlinearError, product_of, reads_state
 from attnc.compiler.recurrences.signs import is_one, sign_of
 from attnc.compiler.recurrences.stage_order import in_order, without_unread
-from attnc.compiler.recurrences.terms import correction_of, is_merged, signed, summed, write_of
+from attnc.compiler.recurrences.terms import correction_of, factors_of, is_merged, signed, summed, terms_of, write_of
 from attnc.compiler.rewrite import replace_values
 from attnc.compiler.values import apply, axes, element, number, rank, state_at
 
@@ -170,7 +170,7 @@ class _Deriving:
         decay, write = affine_of(state, steps)
         if reads_state(decay) or reads_state(write):
             raise NoFormError(f"a step of `{state.name}` reads another state")
-        write = _into_matrix(write)
+        write = into_matrix(write)
         reads = tuple(self._entries[state.name])
         return self._flat(state, decay, write, reads) or Scan(state, decay, write, last, reads)
 
@@ -183,7 +183,7 @@ class _Deriving:
         except NoFormError:
             return None
         taken = tuple(Taken(name, number(1.0), cast("StateAt", node).version == 0) for name, node in reads)
-        factors = _factors(write)
+        factors = factors_of(write)
         scalars, others = ([x for x in factors if bool(rank(x)) is vector] for vector in (False, True))
         key, value = (product_of(some) if some else number(1.0) for some in (scalars, others))
         return Pass(state, (Micro(log, None, (key, value)),), taken, flat=True)
@@ -321,9 +321,9 @@ class _Deriving:
     def _solved(self, node: ir.Solve, last: dict[str, int]) -> Value:
         """A solve of a state by conjugate gradients, which read it once a step, as a tensor."""
         of_state, others = list[Value](), list[Value]()
-        for term in _terms(node.matrix):
+        for term in terms_of(node.matrix):
             (of_state if reads_state(term) else others).append(term)
-        factors = _factors(of_state[0])
+        factors = factors_of(of_state[0])
         own = next((x for x in factors if isinstance(x, StateAt)), None)
         scalars = [x for x in factors if x is not own]
         if node.steps is None:
@@ -377,26 +377,6 @@ class _Deriving:
         return product_of([_tensor(name, state.dims[1:]), *after])
 
 
-def _into_matrix(write: Value) -> Value:
-    """c ⊙ (M x) as (c ⊙ M) x, where neither c nor M changes from token to token: a product less for each of them."""
-    factors = _factors(write)
-    matrices = [x for x in factors if isinstance(x, ir.Contract) and _maps(x)]
-    if len(matrices) != 1:
-        return write
-    (mapped,) = matrices
-    fixed = [x for x in factors if x is not mapped and is_same_at_all(x) and axes(x) in ((), axes(mapped))]
-    if not fixed:
-        return write
-    matrix = product_of([*fixed, mapped.left])
-    others = [x for x in factors if x is not mapped and x not in fixed]
-    return product_of([*others, ir.intern(ir.Contract(matrix, mapped.right, 1, mapped.right_axis))])
-
-
-def _maps(node: ir.Contract) -> bool:
-    """Whether it is a matrix that is the same at all tokens times a vector."""
-    return rank(node.left) == 2 and rank(node.right) == 1 and node.left_axis == 1 and is_same_at_all(node.left)
-
-
 def is_constant(node: Value) -> bool:
     """Whether a value is a number of each head, and no more."""
     return not any(
@@ -420,18 +400,6 @@ def _is_share(node: Value) -> bool:
             inner = b.operands[0] if isinstance(b, ir.Apply) and b.op == "neg" else None
             return is_one(a) and inner is not None and _is_share(inner)
     return False
-
-
-def _terms(node: Value) -> list[Value]:
-    if isinstance(node, ir.Apply) and node.op == "add":
-        return [term for operand in node.operands for term in _terms(operand)]
-    return [node]
-
-
-def _factors(node: Value) -> list[Value]:
-    if isinstance(node, ir.Apply) and node.op == "mul":
-        return [factor for operand in node.operands for factor in _factors(operand)]
-    return [node]
 
 
 def _is_read(node: Value) -> bool:

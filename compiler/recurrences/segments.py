@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from attnc.compiler.simulation.recurrent.plans import SEGMENTS, SHORTEST
+SHORTEST = 8
+"""Chunks of a segment at least."""
+
+SEGMENTS = (4, 8, 16, 32, 64, 128)
+"""Never 2: a split walk is walked twice (`compiler.recurrences.kernels.segments`), and twice a half is the whole."""
 
 
 def fitting_segments(programs: int, chunks: int, multiprocessors: int) -> int:
     """Those of a walk over `chunks` chunks that has so many programs where nothing is split; 1: it stays whole.
 
-    The most of `SEGMENTS` that leave every program a multiprocessor of its own, and a segment `SHORTEST` chunks. Never
-    2: a split walk is walked twice (`compiler.recurrences.kernels.segments`), and twice a half is the whole.
+    The most of `SEGMENTS` that leave every program a multiprocessor of its own, and a segment `SHORTEST` chunks.
     """
-    counts = [count for count in SEGMENTS if count != 2 and count * SHORTEST <= chunks]
-    return max((count for count in counts if count * programs <= multiprocessors), default=1)
+    counts = [count for count in SEGMENTS if count * SHORTEST <= chunks and count * programs <= multiprocessors]
+    return max(counts, default=1)
 
 
 def even_segments(segments: int, chunks: int) -> int:
@@ -21,4 +24,4 @@ def even_segments(segments: int, chunks: int) -> int:
     return -(-chunks // span)
 
 
-__all__ = ["even_segments", "fitting_segments"]
+__all__ = ["SEGMENTS", "SHORTEST", "even_segments", "fitting_segments"]

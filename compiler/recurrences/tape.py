@@ -13,8 +13,8 @@ from functools import reduce
 from typing import Literal
 
 from attnc.compiler import fold, ir
-from attnc.compiler.fold import place
 from attnc.compiler.ir import Index, Recur, Value
+from attnc.compiler.recurrences.constants import is_same_at_all
 from attnc.compiler.rewrite import replace_values, substitute, substitute_value
 from attnc.compiler.values import Axes, axes, number, rank, state_at
 
@@ -290,7 +290,7 @@ def _is_leaf(node: Value) -> bool:
     """Whether it is computed beforehand: it reads no state, and is no matrix that every token would need its own of."""
     if any(isinstance(below, ir.StateAt) for below in node.below):
         return False
-    return rank(node) <= 1 or isinstance(node, ir.Element) or not _of_token(node)
+    return rank(node) <= 1 or isinstance(node, ir.Element) or is_same_at_all(node)
 
 
 def _is_quotient(node: Value) -> bool:
@@ -300,17 +300,6 @@ def _is_quotient(node: Value) -> bool:
     return isinstance(node.num, ir.Const) and node.den.value != 0
 
 
-def _of_token(node: Value) -> bool:
-    """Whether a value may differ from token to token."""
-    return any(
-        below is TOKEN
-        or isinstance(below, ir.Vec)
-        or (isinstance(below, ir.Element | ir.Lookup) and not {"token", "query", "key"}.isdisjoint(below.tensor.dims))
-        for below in node.below
-    )
-
-
-TOKEN = place("q")
 _WORDS: Mapping[type, str] = {
     ir.Solve: "a system of a state is solved",
     ir.Part: "a part of a state is taken",

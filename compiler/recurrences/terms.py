@@ -75,4 +75,18 @@ def signed(value: Value, negative: bool) -> Value:
     return apply("neg", value) if negative else value
 
 
-__all__ = ["correction_of", "is_merged", "signed", "summed", "write_of"]
+def terms_of(node: Value) -> list[Value]:
+    """What a sum is of."""
+    if isinstance(node, ir.Apply) and node.op == "add":
+        return [term for operand in node.operands for term in terms_of(operand)]
+    return [node]
+
+
+def factors_of(node: Value) -> list[Value]:
+    """What a product is of."""
+    if isinstance(node, ir.Apply) and node.op == "mul":
+        return [factor for operand in node.operands for factor in factors_of(operand)]
+    return [node]
+
+
+__all__ = ["correction_of", "factors_of", "is_merged", "signed", "summed", "terms_of", "write_of"]

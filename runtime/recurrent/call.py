@@ -22,7 +22,7 @@ from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, r
 from attnc.runtime.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.passes import Linear
 from attnc.runtime.recurrent.prefixes import by_kernels
-from attnc.runtime.recurrent.token_values import Tokens, computed_in
+from attnc.runtime.recurrent.tokens import Tokens, computed_in
 from attnc.runtime.requirements import check_requirements
 
 PLACE = "t"

@@ -21,7 +21,8 @@ from attnc.compiler.ir import Value
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.recurrent.documents import cut
 from attnc.runtime.recurrent.recorded import keeping
-from attnc.runtime.recurrent.token_values import Tokens, TokenValues
+from attnc.runtime.recurrent.token_values import TokenValues
+from attnc.runtime.recurrent.tokens import Tokens
 
 States = dict[str, Tensor]
 Fresh = NDArray[np.bool_] | None

@@ -15,6 +15,8 @@ from attnc.compiler import ir
 from attnc.compiler.ir import Recur, Value
 from attnc.compiler.recurrences.derive import is_constant
 from attnc.compiler.recurrences.derived import Coupled, Derived, Micro, Pass, Running, Scan, Solved, Stage
+from attnc.compiler.simulation.recurrent.call import form_of
+from attnc.compiler.simulation.recurrent.cpu_chunks import chunk_on_cpu
 from attnc.compiler.values import axes, rank
 from attnc.runtime.recurrent import coupled
 from attnc.runtime.recurrent.entries import scan
@@ -22,7 +24,8 @@ from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.recurrent.solves import solve_by_reads
 from attnc.runtime.recurrent.token_loop import States, fresh_of, order_of
-from attnc.runtime.recurrent.token_values import Bound, Tokens, TokenValues, aligned
+from attnc.runtime.recurrent.token_values import Bound, TokenValues, aligned
+from attnc.runtime.recurrent.tokens import Tokens
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
 """`linear_recurrence`, or what gives the same."""
@@ -217,7 +220,9 @@ class _Passing:
                 lefts.append(self._side(micro.correction.left, rows, bound))
                 reads.append(self._side(micro.correction.read, rows, bound))
         given: dict[str, object] = {"k": _joined(keys), "v": _joined(values), "micro": len(steps)}
-        given["chunk"] = max(64, 1 << (len(steps) - 1).bit_length())
+        batch, heads, _ = self._tokens.counts
+        dtype = str(self._tokens.q.dtype).removeprefix("torch.")
+        given["chunk"] = chunk_on_cpu(form_of(stage, rows, columns, len(steps)), batch * heads, dtype)
         correction = stage.steps[0].correction
         if correction is not None and correction.merged:
             read = _joined(reads)

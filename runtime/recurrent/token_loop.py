@@ -15,7 +15,8 @@ from torch import Tensor
 from attnc.compiler.ir import Recur, Value
 from attnc.compiler.values import state_at
 from attnc.runtime.errors import ArgumentError
-from attnc.runtime.recurrent.token_values import Tokens, TokenValues
+from attnc.runtime.recurrent.token_values import TokenValues
+from attnc.runtime.recurrent.tokens import Tokens
 
 States = dict[str, Tensor]
 

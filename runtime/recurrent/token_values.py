@@ -5,8 +5,8 @@ A value is a tensor (B or 1, H or 1, T or 1, …), the axes of the value last, i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, TypeGuard
 
@@ -19,14 +19,14 @@ from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import Index, Value, Var
-from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.rewrite import rebuild, rewrite, substitute
 from attnc.compiler.values import axes, rank
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.recurrent.solves import solve_by_steps
+from attnc.runtime.recurrent.tokens import Tokens
 from attnc.spec.errors import EvaluationError
-from attnc.spec.source import Span
 
 LEAD = 3
 """Batch, heads and tokens."""
@@ -35,59 +35,6 @@ TOKEN = fold.place("q")
 
 Bound = tuple[tuple[Var, int], ...]
 """Values of variables that run around a value."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """One call: q (B, H, T, dk), k and v as they are given, or, once `computed`, one for each head of q.
-
-    `inputs`: those that are not integers, by name. `before`: how many tokens came before these, of each batch entry or
-    of all. `constants`: values that are known already, each of all tokens alike.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    inputs: Mapping[str, Tensor]
-    sizes: Sizes
-    slices: Slices
-    scale: float
-    group: int
-    origins: Mapping[Index, Span]
-    before: tuple[int, ...] = (0,)
-    constants: Mapping[Value, Tensor] = field(default_factory=dict)
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Batch, heads, tokens."""
-        b, h, t, _ = self.q.shape
-        return b, h, t
-
-    @property
-    def real(self) -> list[Tensor]:
-        """q, k, v, the inputs that are not integers, and the constants."""
-        return [self.q, self.k, self.v, *self.inputs.values(), *self.constants.values()]
-
-    def having(self, real: Sequence[Tensor]) -> Tokens:
-        """The same call of other tensors, in the order of `real`."""
-        q, k, v, *rest = real
-        inputs = dict(zip(self.inputs, rest, strict=False))
-        constants = dict(zip(self.constants, rest[len(inputs) :], strict=True))
-        return replace(self, q=q, k=k, v=v, inputs=inputs, constants=constants)
-
-    def computed(self) -> Tokens:
-        """The same in fp32, or in fp64 for fp64 queries; keys and values repeated for the heads that share them."""
-        dtype = computed_in(self.q.dtype)
-        kinds = [dtype.to_complex() if x.is_complex() else dtype for x in self.real]
-        q, k, v, *rest = (x.to(kind) for x, kind in zip(self.real, kinds, strict=True))
-        if self.group > 1:
-            k, v = k.repeat_interleave(self.group, 1), v.repeat_interleave(self.group, 1)
-        return self.having([q, k, v, *rest])
-
-
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of values, for queries of another."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 States = Mapping[Value, Tensor]
@@ -509,4 +456,4 @@ def aligned(x: Tensor, own: tuple[str | int, ...], wanted: tuple[str | int, ...]
     return x
 
 
-__all__ = ["Stretch", "TokenValues", "Tokens", "aligned", "computed_in", "reads_state"]
+__all__ = ["Stretch", "TokenValues", "aligned", "reads_state"]

@@ -195,10 +195,11 @@ def test_few_heads_are_split_and_many_are_not(name: str, stage: Pass) -> None:
     assert simulated(name, 65536, heads=256, stage=stage).passes[0].segments == 1
 
 
-def test_a_correction_of_rank_one_is_not_split() -> None:
-    found = simulated("rwkv7", 65536, heads=1)
-    assert found.passes[0].segments == 1
-    assert any("may be larger than any state" in note for note in found.notes)
+def test_it_is_said_when_a_correction_is_split() -> None:
+    said = "where one lets states grow its head is walked whole"
+    assert any(said in note for note in simulated("rwkv7", 65536, heads=1).notes)
+    assert not any(said in note for note in simulated("rwkv7", 65536, heads=256).notes)
+    assert not any(said in note for note in simulated("gla", 65536, heads=1).notes)
 
 
 def test_plans_that_are_asked_for() -> None:

@@ -283,15 +283,20 @@ def _coupled_notes(derived: Derived | None) -> Iterator[str]:
 
 
 def _form(stage: Pass, found: _Sizes) -> Form:
+    rows, *columns = (found.size(dim) for dim in ((1,) if stage.flat else ()) + stage.state.dims)
+    micro = sum(_times(step, found) for step in stage.steps)
+    return form_of(stage, rows, prod(columns), max(micro, 1), (rows, *columns))
+
+
+def form_of(stage: Pass, rows: int, columns: int, micro: int, dims: tuple[int, ...] = ()) -> Form:
+    """A pass over a state of so many rows and columns, so many steps a token."""
     decays = [micro.decay for micro in stage.steps if micro.decay]
     corrected = next((micro.correction for micro in stage.steps if micro.correction), None)
     gate: Gate = decays[0].side if decays else "none"
     correction: Correction = "none" if corrected is None else "delta" if corrected.merged else "rank one"
-    rows, *columns = (found.size(dim) for dim in ((1,) if stage.flat else ()) + stage.state.dims)
-    micro = sum(_times(step, found) for step in stage.steps)
-    name = f"{stage.state.name}[{', '.join(map(str, (rows, *columns)))}]"
+    name = f"{stage.state.name}[{', '.join(map(str, dims or (rows, columns)))}]"
     reads = len(stage.reads) + sum(solved.steps for solved in stage.solves)
-    return Form(name, class_of(stage), rows, prod(columns), max(micro, 1), gate, correction, max(reads, 1))
+    return Form(name, class_of(stage), rows, columns, micro, gate, correction, max(reads, 1))
 
 
 def _times(step: Micro, found: _Sizes) -> int:
@@ -313,4 +318,4 @@ def repeats(recur: Recur) -> Names:
     return frozenset(node.name for end in ends for node in end.below if isinstance(node, Extent))
 
 
-__all__ = ["Call", "Entries", "Part", "Sum", "call_of", "own_sizes", "repeats"]
+__all__ = ["Call", "Entries", "Part", "Sum", "call_of", "form_of", "own_sizes", "repeats"]

@@ -6,56 +6,30 @@ products take here. The executor computes in fp32 whatever the dtype, fp64 for f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from math import ceil
 
 from attnc.compiler.simulation.cpu import Cpu
 from attnc.compiler.simulation.print_simulation import count, size
 from attnc.compiler.simulation.recurrent.assembled import assembled, rival
 from attnc.compiler.simulation.recurrent.call import Call, Entries, Part, Sum
+from attnc.compiler.simulation.recurrent.cpu_chunks import (
+    CALL_SHARE,
+    CALLS,
+    EXP,
+    STRETCH,
+    Times,
+    chunk_on_cpu,
+    chunk_times,
+    chunks_of,
+    flop_ns,
+    work_of,
+)
 from attnc.compiler.simulation.recurrent.found import ChunkCost, FoundPass, Kernel, Kind, RecurrenceSimulation
 from attnc.compiler.simulation.recurrent.plans import CHUNKS
-from attnc.compiler.simulation.recurrent.work import Amount, Chunk, backward, forward
+from attnc.compiler.simulation.recurrent.work import Amount, backward, forward
 from attnc.compiler.simulation.simulation import Choice, Pass
 from attnc.compiler.simulation.tile_work import NATURAL
-
-CHUNK = 64
-"""Rows of the executor's chunks, more where a token has more steps."""
-
-STRETCH = 8192
-"""Rows that the executor computes at once."""
-
-CALLS = 30
-"""Calls of torch for a stretch."""
-
-CALL_SHARE = 1 / 7
-"""What a small call of torch takes, of a call of attention."""
-
-EXP = 4.0
-"""What an exponential takes, of a number copied."""
-
-SMALL = 1.2
-"""How much longer products take whose matrices are chunks."""
-
-WIDTH = 64
-"""The head dimension at which the rate of products is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """Milliseconds of a pass: to copy what it reads and gives, and the states besides; of products and exponentials at
-    full rate; of calls one after another, chunk by chunk; of calls for stretches, and of chunks being small."""
-
-    inputs: float
-    states: float
-    units: float
-    chain: float
-    rest: float
-
-    @property
-    def total(self) -> float:
-        """All of it: nothing runs beside anything else."""
-        return self.inputs + self.states + self.units + self.chain + self.rest
 
 
 def simulate_recurrence_cpu(call: Call, cpu: Cpu, nodes: int, stage: Pass = "forward") -> RecurrenceSimulation:
@@ -102,10 +76,10 @@ def simulate_recurrence_cpu(call: Call, cpu: Cpu, nodes: int, stage: Pass = "for
 
 def _part(call: Call, part: Part | Sum | Entries, cpu: Cpu, stage: Pass) -> tuple[Times, FoundPass]:
     if isinstance(part, Part):
-        chunk = max(CHUNK, 1 << (part.form.micro - 1).bit_length())
+        chunk = chunk_on_cpu(part.form, call.shape.lanes, call.shape.dtype)
         times = _chunked(call, part, cpu, stage, chunk)
         costs = tuple(_cost(call, part, cpu, stage, n) for n in CHUNKS if n >= part.form.micro)
-        work, chunks = _work(part, stage, chunk).total, _chunks(call, part, chunk)
+        work, chunks = work_of(part.form, stage, chunk).total, chunks_of(part.form, call.shape.n_q, chunk)
         kernel = _kernel("chunks", times, work.flop * chunks * call.shape.lanes, chunks)
         form = part.form
         found = FoundPass(form.state, form.words, form.micro, "cpu", chunk, 1, form.columns, (kernel,), costs)
@@ -124,36 +98,15 @@ def _part(call: Call, part: Part | Sum | Entries, cpu: Cpu, stage: Pass) -> tupl
 
 def _chunked(call: Call, part: Part, cpu: Cpu, stage: Pass, chunk: int) -> Times:
     """In chunks of so many rows."""
-    lanes, copy, one = call.shape.lanes, cpu.rates.copy / 1e6, cpu.rates.call * CALL_SHARE / 1e6
-    work, chunks = _work(part, stage, chunk).total * (_chunks(call, part, chunk) * lanes), _chunks(call, part, chunk)
-    products = work.flop * _flop_ns(call, cpu) / 1e6
     moved = call.size(part.sources | part.reads) / 4 * (2 if stage == "backward" else 1)
-    states = (2 if stage == "backward" else 1) * 2 * lanes * chunks * part.form.entries
-    stretches = ceil(chunks * chunk * lanes / STRETCH)
-    serial = chunks * one * (4 if part.form.correction != "none" else 1)
-    calls = CALLS * (3 if stage == "backward" else 1) * (2 if part.form.gate in ("rows", "columns") else 1)
-    rest = stretches * calls * one + products * (SMALL - 1)
-    return Times(moved * copy, states * copy, products + (EXP * work.exps + work.fma) * copy, serial, rest)
-
-
-def _work(part: Part, stage: Pass, chunk: int) -> Chunk:
-    return (backward if stage == "backward" else forward)(part.form, chunk, apart=False)
-
-
-def _chunks(call: Call, part: Part, chunk: int) -> int:
-    return ceil(call.shape.n_q / max(chunk // part.form.micro, 1))
-
-
-def _flop_ns(call: Call, cpu: Cpu) -> float:
-    """Nanoseconds of an operation in products: a score element of attention has four a number of a head."""
-    dtype = "float64" if call.shape.dtype == "float64" else "float32"
-    return cpu.rates.best(dtype, WIDTH) / (4 * WIDTH)
+    times = chunk_times(part.form, call.shape.lanes, call.shape.n_q, call.shape.dtype, cpu.rates, stage, chunk)
+    return replace(times, inputs=moved * cpu.rates.copy / 1e6)
 
 
 def _cost(call: Call, part: Part, cpu: Cpu, stage: Pass, chunk: int) -> ChunkCost:
     form, tokens = part.form, chunk // part.form.micro
     there, back = (count(form, chunk, apart=False).total for count in (forward, backward))
-    states = call.shape.lanes * _chunks(call, part, chunk) * form.entries * 4
+    states = call.shape.lanes * chunks_of(form, call.shape.n_q, chunk) * form.entries * 4
     ms = _chunked(call, part, cpu, stage, chunk).total
     return ChunkCost(chunk, there.flop / tokens, back.flop / tokens, there.exps / tokens, states, ms)
 
@@ -166,7 +119,7 @@ def _loop(call: Call, cpu: Cpu, nodes: int, stage: Pass) -> Times:
     solving = 10 * call.solves / max(shape.dk * shape.dk, 1)
     calls = shape.n_q * (nodes + solving) * cpu.rates.call * CALL_SHARE / 1e6 * longer
     work = Amount(products=2.0 * (2 * entries + shape.lanes * shape.n_q * call.solves))
-    units = work.products * _flop_ns(call, cpu) / 1e6 * longer
+    units = work.products * flop_ns(call.shape.dtype, cpu.rates) / 1e6 * longer
     return Times(call.least / 4 * copy, 2 * entries * copy * longer, units, calls, 0.0)
 
 

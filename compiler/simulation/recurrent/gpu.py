@@ -62,7 +62,7 @@ def simulate_recurrence_gpu(
         loop_ms=loop.ms,
         least=least,
         held=_held(call, passes),
-        notes=(*call.notes, *_notes(call, stage, machine)),
+        notes=(*call.notes, *_notes(call, stage, passes)),
     )
 
 
@@ -202,17 +202,19 @@ def _lost_to_time(kernels: Sequence[Kernel], machine: Machine) -> str:
     return f"{limits}; starts {start / total:.0%}"
 
 
-def _notes(call: Call, stage: Pass, machine: Machine) -> tuple[str, ...]:
+def _notes(call: Call, stage: Pass, passes: Sequence[FoundPass]) -> tuple[str, ...]:
     notes = [PLANNED]
     if stage == "backward" and call.parts is not None:
         notes.append("the backward reads the states before chunks that the forward kept")
-    if stage != "decode" and call.parts is not None:
-        rank_one = [p.form.state for p in call.parts if isinstance(p, Part) and p.form.correction == "rank one"]
-        if rank_one:
-            notes.append(
-                f"{', '.join(rank_one)} in one segment: what a correction of rank one makes of a stretch of tokens may "
-                f"be larger than any state"
-            )
+    corrected = [
+        part.form.state for part in call.parts or () if isinstance(part, Part) and part.form.correction != "none"
+    ]
+    split = [one.state for one in passes if one.segments > 1 and one.state in corrected]
+    if split:
+        notes.append(
+            f"{', '.join(split)} in segments: what corrections make of a stretch of tokens is a matrix, and where one "
+            f"lets states grow its head is walked whole"
+        )
     return tuple(notes)
 
 

@@ -3,8 +3,9 @@
 `apart`: the states before chunks are written by one kernel, which walks over the chunks, and read by another for all
 chunks at once. `walk`: one kernel walks and gives the outputs too, so that the state never leaves the chip. Triangles
 of corrections are a kernel before either, for all chunks at once (Yang et al. 2024, section 3). Where there are too few
-heads for the machine, segments of the sequence are walked at once from an empty state, and what leads from segment to
-segment is put in: with a decay alone a factor, with a delta rule a matrix, and a second walk (RECURRENCES, section 3).
+heads for the machine, segments of the sequence are walked at once from an empty state, and again from what was before
+them: what leads from segment to segment is, with a decay alone, a factor, with a correction a matrix (RECURRENCES,
+section 3).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import product
 from math import ceil
 from typing import Literal
 
+from attnc.compiler.recurrences.segments import SHORTEST, fitting_segments
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.recurrent.call import Call, Part
 from attnc.compiler.simulation.recurrent.kernels import ACCUMULATED, Run, Task, fitting, run
@@ -30,11 +32,6 @@ SLICES = (16, 32, 64, 128)
 
 LEAST = 16
 """Rows of the smallest product of tensor cores."""
-
-SHORTEST = 8
-"""Chunks of a segment at least."""
-
-SEGMENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 STATE_BYTES = 4
 
@@ -118,17 +115,19 @@ class _Maker(ABC):
         for chunk, columns in product(CHUNKS if wish.chunk is None else (wish.chunk,), _slices(form)):
             if form.micro > chunk or not self._fits(chunk, columns):
                 continue
-            for segments in self._segments(chunk):
-                tasks = self._tasks(chunk, columns, segments)
-                runs = tuple(run(self.machine, self.call.shape.dtype, task) for task in tasks)
-                yield Plan(self.kind, chunk, segments, columns, runs, self._work(chunk), self._states(chunk))
+            segments = self._segments(chunk, columns)
+            tasks = self._tasks(chunk, columns, segments)
+            runs = tuple(run(self.machine, self.call.shape.dtype, task) for task in tasks)
+            yield Plan(self.kind, chunk, segments, columns, runs, self._work(chunk), self._states(chunk))
 
-    def _segments(self, chunk: int) -> tuple[int, ...]:
-        if self.part.form.correction == "rank one":  # what a segment makes of a state may be larger than any state
-            return (1,)
+    def _segments(self, chunk: int, columns: int) -> int:
+        """As the executor has them: whatever is asked for, else as many as the machine has room for."""
         most = max(self.chunks(chunk) // SHORTEST, 1)
-        asked = self.wish.segments
-        return tuple(k for k in SEGMENTS if k <= most) if asked is None else (min(asked, most),)
+        if self.wish.segments is not None:
+            return min(self.wish.segments, most)
+        form = self.part.form
+        programs = self.call.shape.lanes * ceil(form.columns / columns) * ceil(form.rows / self._rows(columns))
+        return fitting_segments(programs, self.chunks(chunk), self.machine.sms)
 
     def chunks(self, chunk: int) -> int:
         """Of a sequence."""
@@ -210,14 +209,12 @@ class _Maker(ABC):
         return Task(name, moved, work * many, many * blocks)
 
     def _joined(self, chunk: int, columns: int, segments: int, keys: int, serial: Amount, links: int) -> list[Task]:
-        """What a split of the sequence needs more: with a delta rule a walk of its own, and in any case the joining."""
+        """What a split of the sequence needs more: a walk of its own, from nothing, and the joining."""
         form, lanes = self.part.form, self.call.shape.lanes
         if segments == 1:
             return []
         ends = lanes * segments * form.entries * 4
-        if form.correction == "none" and self.kind == "apart":
-            return [Task("segments joined", 2 * ends, Amount(), lanes * ceil(form.columns / columns), segments)]
-        wide = 1 + form.rows / form.columns if form.correction == "delta" else 1.0
+        wide = 1.0 if form.correction == "none" else 1 + form.rows / form.columns
         walk = self._walking("segments", chunk, columns, segments, serial * wide, keys, links)
         more = 0 if form.correction == "none" else form.rows * form.rows
         ends += lanes * segments * more * 4
@@ -294,4 +291,4 @@ def _by_columns(form: Form, chunk: int, output: Amount, blocks: int) -> Amount:
     return Amount(output.products + (blocks - 1) * pairs, output.exact, output.fma * blocks, output.exps * blocks)
 
 
-__all__ = ["CHUNKS", "SEGMENTS", "Kind", "Plan", "Wish", "backward_plans", "plans"]
+__all__ = ["CHUNKS", "Kind", "Plan", "Wish", "backward_plans", "plans"]

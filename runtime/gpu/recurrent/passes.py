@@ -15,7 +15,7 @@ from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.recurrences.derived import Derived, Pass, Running, Scan
 from attnc.runtime.gpu.launch import started_by
-from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from attnc.runtime.gpu.recurrent.linear import LONGEST, linear_recurrence
 from attnc.runtime.gpu.targets import pretending
 from attnc.runtime.recurrent import linear as in_torch
 from attnc.runtime.recurrent.linear import Delta, RankOne
@@ -44,8 +44,10 @@ def _linear(
     *,
     correction: Delta | RankOne | None = None,
     bonus: Tensor | None = None,
+    chunk: int = LONGEST,
     **more: Any,
 ) -> tuple[Tensor, Tensor]:
+    """`chunk`: that of a CPU, of which kernels take none but what a token's steps need more."""
     if isinstance(correction, Delta) and correction.read is not None:
         correction = replace(correction, read=correction.read.to(dtype))
     elif isinstance(correction, RankOne):
@@ -56,6 +58,7 @@ def _linear(
         v.to(dtype),
         correction=correction,
         bonus=None if bonus is None else bonus.to(dtype),
+        chunk=max(chunk, LONGEST),
         **more,
     )
     return out.to(q.dtype), final

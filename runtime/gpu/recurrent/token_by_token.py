@@ -23,7 +23,8 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.recurrent.token_loop import fresh_of, order_of, put_back
-from attnc.runtime.recurrent.token_values import Tokens, TokenValues
+from attnc.runtime.recurrent.token_values import TokenValues
+from attnc.runtime.recurrent.tokens import Tokens
 from attnc.spec.errors import EvaluationError
 
 States = dict[str, Tensor]
