@@ -1,6 +1,6 @@
 """Recurrences on a GPU: are they right, and how fast beside flash-linear-attention on the shapes of its README?
 
-    python benchmarks/gpu_recurrence.py correct|forward|training|lengths|step [--toy]
+    python benchmarks/gpu_recurrence.py correct|forward|training|lengths|step|split|tokens [--toy]
 
 Each part takes less than nine minutes and writes `results/gpu-recurrence-<part>.json`. `fla` is timed where the package
 is there (OWED.md says how it is carried), after its results were held against ours. Contenders take turns, and every
@@ -81,16 +81,9 @@ class System:
 
     def whole(self) -> Run:
         """A call of the library's recurrence."""
-        attend: Any = compile_attention(self.name, backend="triton")
+        return _called(compile_attention(self.name, backend="triton"))
 
-        def run(given: Tensors) -> Tensor:
-            rest = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
-            out: Tensor = attend(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
-            return out.transpose(1, 2)
-
-        return run
-
-    def kernels(self, given: Tensors) -> Run:
+    def kernels(self, given: Tensors, segments: int | None = None) -> Run:
         """The kernels alone: the scale is multiplied to q before, and a constant gate made."""
         heads, width = given["q"].shape[2:]
         constant = (1 - 2.0 ** (-5 - torch.arange(heads, device=given["q"].device))).log()
@@ -99,7 +92,8 @@ class System:
             q, k, v = (given[name].transpose(1, 2) for name in ("q", "k", "v"))
             gate = given["g"].transpose(1, 2) if self.gates else constant
             correction = Delta(given["beta"].transpose(1, 2)) if self.delta else None
-            return linear_recurrence(q * width**-0.5, k, v, gate=gate, correction=correction)[0].transpose(1, 2)
+            more: dict[str, Any] = {"gate": gate, "correction": correction, "segments": segments}
+            return linear_recurrence(q * width**-0.5, k, v, **more)[0].transpose(1, 2)
 
         return run
 
@@ -143,7 +137,9 @@ def main() -> int:
     facts["fla"] = timing._version("fla-core")
     out = options.out or timing.RESULTS / f"gpu-recurrence-{'toy-' if setting.toy else ''}{options.part}.json"
     done: list[Row] = []
-    for system in [one for one in SYSTEMS if not options.systems or one.name in options.systems]:
+    systems = [one for one in SYSTEMS if not options.systems or one.name in options.systems]
+    plain = [System("yaad_linear", "", False, "", "")]
+    for system in plain if options.part in ALONE else systems:
         for row in PARTS[options.part](setting, system):
             done.append({"system": system.name, **row})
             print(done[-1], flush=True)
@@ -176,22 +172,11 @@ def correct(setting: Setting, system: System) -> Iterator[Row]:
             given = system.draw(setting, shape, dtype)
             grad = torch.randn(given["v"].shape, device=setting.device)
             wide = {name: x.detach().double().requires_grad_() for name, x in given.items()}
-            true = _results(_reference(system), wide, grad)
+            true = _results(_called(compile_attention(system.name, backend="reference")), wide, grad)
             for what, run in {"whole": system.whole(), "kernels": system.kernels(given)}.items():
                 found = _errors(_results(run, given, grad), true)
                 ok = max(found.values()) <= TOLERANCE[dtype]
                 yield {"shape": shape, "dtype": str(dtype), "what": what, "errors": found, "ok": ok}
-
-
-def _reference(system: System) -> Run:
-    attend: Any = compile_attention(system.name)
-
-    def run(given: Tensors) -> Tensor:
-        rest = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
-        out: Tensor = attend.reference(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
-        return out.transpose(1, 2)
-
-    return run
 
 
 def _results(run: Run, given: Tensors, grad: Tensor) -> Tensors:
@@ -316,13 +301,66 @@ def step(setting: Setting, system: System) -> Iterator[Row]:
         yield {**row, "shape": shape, "share_of_copy_speed": found["copy"].median / found["kernels"].median}
 
 
+def split(setting: Setting, system: System) -> Iterator[Row]:
+    """Few heads and a long sequence: as the rule splits it, whole, and in other numbers of segments."""
+    for heads in (1,) if setting.toy else (1, 4, 16):
+        shape = (1, 200, heads, 16) if setting.toy else (1, 32768, heads, 128)
+        given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
+        counts = {"rule": None, "whole": 1, **{f"in {n}": n for n in ((2,) if setting.toy else (4, 8, 16))}}
+        runs = {name: system.kernels(given, segments) for name, segments in counts.items()}
+        whole = {"out": runs["whole"](given).double()}
+        gaps = {name: _errors({"out": run(given)}, whole)["out"] for name, run in runs.items()}
+        moved = 2 * sum(x.numel() * x.element_size() for x in given.values())
+        for training in (False, True):
+            found = _interleaved(setting, runs, given, training=training, copied=moved)
+            row: Row = {name: timing.as_json(one) for name, one in found.items()}
+            ok = max(gaps.values()) <= TOLERANCE[given["q"].dtype]
+            yield {**row, "shape": shape, "training": training, "differences": gaps, "ok": ok}
+
+
+def tokens(setting: Setting, system: System) -> Iterator[Row]:
+    """A step equation that has no chunks, by its kernel: right, and how long a token takes."""
+    attend, reference = (compile_attention(system.name, backend=backend) for backend in ("triton", "reference"))
+    for shape in (
+        [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128), (2, 4096, 64, 64), (2, 4096, 64, 128)]
+    ):
+        given = system.draw(setting, shape, torch.float32) | {
+            each: torch.rand(shape[:3], device=setting.device).requires_grad_() for each in ("rate", "hold", "delta")
+        }
+        runs = {"kernels": _called(attend)}
+        row: Row = {"shape": shape}
+        if shape[1] < 1000:
+            grad = torch.randn(given["v"].shape, device=setting.device)
+            wide = {each: x.detach().double().requires_grad_() for each, x in given.items()}
+            found = _errors(_results(runs["kernels"], given, grad), _results(_called(reference), wide, grad))
+            row |= {"errors": found, "ok": max(found.values()) <= TOLERANCE[torch.float32]}
+        for training in (False, True):
+            took = _interleaved(setting, runs, given, training=training, copied=1 << 20)["kernels"]
+            row["training" if training else "forward"] = timing.as_json(took)
+            row["us_a_token" + ("_training" if training else "")] = took.median * 1e3 / shape[1]
+        yield row
+
+
+def _called(attend: Any) -> Run:
+    def run(given: Tensors) -> Tensor:
+        rest = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
+        out: Tensor = attend(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
+        return out.transpose(1, 2)
+
+    return run
+
+
 PARTS: Mapping[str, Callable[[Setting, System], Iterator[Row]]] = {
     "correct": correct,
     "forward": forward,
     "training": training,
     "lengths": lengths,
     "step": step,
+    "split": split,
+    "tokens": tokens,
 }
+ALONE = frozenset({"tokens"})
+"""Parts of a recurrence of their own: run once, whatever systems there are."""
 
 if __name__ == "__main__":
     raise SystemExit(main())

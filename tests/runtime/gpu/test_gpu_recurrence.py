@@ -37,6 +37,18 @@ def test_timings(part: str, count: int, tmp_path: Path) -> None:
     assert all(row["kernels"]["median"] > 0 and row["whole"]["rounds"] == 1 for row in found)
 
 
+def test_splits(tmp_path: Path) -> None:
+    found = rows("split", tmp_path)
+    assert [row["training"] for row in found] == [False, True] * 4
+    assert all(row["ok"] and {"rule", "whole", "in 2"} <= row["differences"].keys() for row in found)
+
+
+def test_a_step_equation_without_chunks(tmp_path: Path) -> None:
+    (found,) = rows("tokens", tmp_path)
+    assert found["system"] == "yaad_linear" and found["ok"]
+    assert found["us_a_token"] > 0 and found["training"]["median"] > 0
+
+
 def test_means_leave_out_what_stands_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import gpu_recurrence as script
