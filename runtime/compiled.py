@@ -128,10 +128,13 @@ class Compiled:
 
     # --- inside ---
 
-    def _refuse_recurrence(self, what: str) -> None:
+    def _refuse_recurrence(self, what: str, instead: str = "") -> None:
         """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""
         if self.is_recurrence:
-            raise UnsupportedError(f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}")
+            also = f"; {instead}" if instead else ""
+            raise UnsupportedError(
+                f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}{also}"
+            )
 
     def _refuse_states(self, what: str) -> None:
         """The same, and where a branch has a state beside branches with keys."""

@@ -71,7 +71,7 @@ class Shown(Compiled):
 
         `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
         """
-        self._refuse_recurrence("plan")
+        self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
         target = planned_target(device, self._options.backend == "triton")
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")

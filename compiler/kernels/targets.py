@@ -26,6 +26,14 @@ class Target:
     registers: int | None = None
     specialised: bool = False
 
+    @property
+    def products_on_chip(self) -> str:
+        """Triton's name of products of fp32 matrices that are computed on the chip, right to fp32.
+
+        Three of TF32; but on sm_100 Triton 3.7.1 fails to compile some of these.
+        """
+        return "tf32x3" if self.maker == "nvidia" and self.name != "sm_100" else "ieee"
+
 
 TARGETS = {
     target.name: target

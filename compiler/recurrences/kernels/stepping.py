@@ -20,7 +20,7 @@ OF_A_PART = 2048
 class Stepping:
     """What the kernels are made for.
 
-    `sizes`: of axes that have names. `varying`: the leaves and tests that are not of all tokens alike. `starts`: what
+    `precision`: of products of matrices, which are of fp32 numbers. `sizes`: of axes that have names. `varying`: the leaves and tests that are not of all tokens alike. `starts`: what
     the states begin with. `resets`: tokens may begin anew. `keeps`: the forward pass stores the states before
     stretches.
     """
@@ -32,6 +32,7 @@ class Stepping:
     starts: tuple[float, ...]
     resets: bool
     keeps: bool
+    precision: str
 
     def size(self, axis: str | int) -> int:
         """Entries along an axis."""
@@ -64,8 +65,7 @@ class Stepping:
     @property
     def warps(self) -> int:
         """Of a program."""
-        tile = self.largest
-        return 4 if tile <= OF_A_PART else 8 if tile <= 4 * OF_A_PART else 16
+        return 4 if self.largest <= OF_A_PART else 8 if self.largest <= 4 * OF_A_PART else 16
 
     @property
     def is_tight(self) -> bool:

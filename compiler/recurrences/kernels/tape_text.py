@@ -210,7 +210,7 @@ class TapeText:
                 return f"tl.sum({self.masked(names[0], own[0], axis)}, {axis})"
             case "product":
                 left, right = self.masked(names[0], own[0], 1), self.masked(names[1], own[1], 0)
-                return product(left, right)
+                return self.product(left, right)
             case "root":
                 return f"tl.where({names[0]} == 0.0, 0.0, tl.rsqrt(tl.where({names[0]} == 0.0, 1.0, {names[0]})))"
             case "softmax":
@@ -221,6 +221,10 @@ class TapeText:
             case "pick":
                 return f"tl.sum(tl.where({self._picked(own[0], names[1])}, {names[0]}, 0.0), 0)"
         raise AssertionError(op.kind)
+
+    def product(self, left: str, right: str) -> str:
+        """Of two matrices."""
+        return f'tl.dot({left}, {right}, input_precision="{self.of.precision}")'
 
     def _picked(self, axes: Axes, index: str) -> str:
         found = f"({self.places[axes[0]]} == {index})"
@@ -265,11 +269,6 @@ class TapeText:
         return holders[0] if op.of == "real" else apply(cast("str", op.of), *holders)
 
 
-def product(left: str, right: str) -> str:
-    """Of two matrices, exactly."""
-    return f'tl.dot({left}, {right}, input_precision="ieee")'
-
-
 def _no_element(node: Element, indices: tuple[Text, ...]) -> Text:
     raise AssertionError(node)
 
@@ -281,4 +280,4 @@ def _no_lookup(node: Lookup, indices: tuple[Text, ...]) -> Text:
 _EXACT = IndexText({}, _no_lookup)
 
 
-__all__ = ["TapeText", "product"]
+__all__ = ["TapeText"]

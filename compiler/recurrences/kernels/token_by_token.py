@@ -15,7 +15,7 @@ from attnc.compiler.ir import Number
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.recurrences.kernels.stepping import MOST, Stepping
-from attnc.compiler.recurrences.kernels.tape_text import TapeText, product
+from attnc.compiler.recurrences.kernels.tape_text import TapeText
 from attnc.compiler.recurrences.tape import Op
 from attnc.compiler.values import Axes
 
@@ -161,8 +161,8 @@ class _Backward(_Forward):
                 self._give(found, op.operands[0], self._widened(d, own[0], axis))
             case "product":
                 left, right = self.masked(names[0], own[0], 0), self.masked(names[1], own[1], 1)
-                self._give(found, op.operands[0], product(self.masked(d, op.axes, 1), f"tl.trans({right})"))
-                self._give(found, op.operands[1], product(f"tl.trans({left})", self.masked(d, op.axes, 0)))
+                self._give(found, op.operands[0], self.product(self.masked(d, op.axes, 1), f"tl.trans({right})"))
+                self._give(found, op.operands[1], self.product(f"tl.trans({left})", self.masked(d, op.axes, 0)))
             case "root":
                 self._give(found, op.operands[0], f"-0.5 * {d} * {x} * {x} * {x}")
             case "softmax":

@@ -64,14 +64,14 @@ def _linear(
     return out.to(q.dtype), final
 
 
-def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, str]:
-    """The texts of the kernels that a call and its gradient start on a target, by name; nothing runs."""
-    found: dict[str, str] = {}
+def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, KernelSource]:
+    """The kernels that a call and its gradient start on a target, by name; nothing runs."""
+    found: dict[str, KernelSource] = {}
 
     def keep(source: KernelSource, *_: object) -> None:
-        if source.text not in found.values():
+        if source.text not in [kernel.text for kernel in found.values()]:
             others = sum(name.partition(".")[0] == source.function for name in found)
-            found[f"{source.function}.{others + 1}" if others else source.function] = source.text
+            found[f"{source.function}.{others + 1}" if others else source.function] = source
 
     with pretending(target), started_by(keep):
         out = call()

@@ -1,4 +1,4 @@
-"""The texts of a recurrence's kernels, for people to read: those that a call and its gradient start."""
+"""A recurrence's kernels: those that a call and its gradient start."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import Target
 from attnc.runtime.call import input_tensors
 from attnc.runtime.errors import UnsupportedError
@@ -27,10 +28,23 @@ def recurrent_sources(
     dtype: torch.dtype,
     inputs: Mapping[str, object],
 ) -> dict[str, str]:
-    """By name; `inputs` that are not given are made up.
+    """Their texts, by name; `inputs` that are not given are made up.
 
     Raises ArgumentError, UnsupportedError where nothing runs as kernels.
     """
+    found = recurrent_kernels(bound, recurrent, target, head_dim, dtype, inputs)
+    return {name: kernel.text for name, kernel in found.items()}
+
+
+def recurrent_kernels(
+    bound: BoundProgram,
+    recurrent: Recurrent,
+    target: Target,
+    head_dim: int,
+    dtype: torch.dtype,
+    inputs: Mapping[str, object],
+) -> Mapping[str, KernelSource]:
+    """The same, whole."""
     name = recurrent.pattern.name
     heads = head_count(bound) or 1
     q, k, v = (torch.zeros(1, heads, TOKENS, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
@@ -42,7 +56,7 @@ def recurrent_sources(
     def call() -> Tensor:
         return recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)[0]
 
-    found = dict(started(call, target))
+    found = started(call, target)
     if not found:
         missing = recurrent.derived and without_kernels(recurrent.derived, recurrent.recur, dtype)
         missing = missing or "float64 has no kernels"
@@ -50,4 +64,4 @@ def recurrent_sources(
     return found
 
 
-__all__ = ["recurrent_sources"]
+__all__ = ["recurrent_kernels", "recurrent_sources"]

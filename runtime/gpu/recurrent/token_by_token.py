@@ -38,7 +38,6 @@ def run(recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] |
     Differentiable once. Raises UnsupportedError where there is no such kernel, or no GPU; ArgumentError and
     EvaluationError as the token loop does.
     """
-    target_of(tokens.q.device)
     batch, heads, count = tokens.counts
     plain = TokenValues(tokens)
     order = order_of(recur, plain)
@@ -152,6 +151,7 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
         tuple(next(state.start for state in recur.states if state.name == name) for name, _ in tape.after),
         resets=fresh is not None,
         keeps=False,
+        precision=target_of(values.tokens.q.device).products_on_chip,
     )
     begins = None if fresh is None else torch.from_numpy(fresh.astype(np.int32)).to(values.tokens.q.device)
     return _Call(stepping, batch, heads, count, given, begins)

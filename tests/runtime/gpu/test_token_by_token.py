@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from attnc import EvaluationError, UnsupportedError, compile_attention
+from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.derived import NoFormError
 from attnc.runtime.gpu import launch as launching
+from attnc.runtime.gpu.compiling import Compiled, compile_all
 from attnc.runtime.gpu.recurrent import token_by_token
+from attnc.runtime.gpu.recurrent.sources import recurrent_kernels
 from attnc.runtime.recurrent import call as calls
 from recurrence_draws import example
 
@@ -252,3 +255,27 @@ def test_16_bit_queries_and_shared_keys() -> None:
     exact = reference(*(x.double() for x in given), **inputs)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), exact, atol=4e-3 * float(exact.abs().max()), rtol=0)
+
+
+LEAN = ("entry by entry", "several steps", "a soft maximum", "rows that meet")
+"""Without products of two matrices, and sines, which keep numbers on a stack."""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("compiling")
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_machine_code(target: str) -> None:
+    """No stack and nothing spilled; but for the gradient of heads of 128, of which four tiles fill the registers."""
+    spills = {}
+    for text in ("yaad_linear", *(source(EQUATIONS[what]) for what in LEAN)):
+        for width in (64, 128):
+            attend = compile_attention(text)
+            recurrent = attend._general.recurrent
+            assert recurrent is not None
+            found = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
+            kernels = [kernel for name, kernel in found.items() if width == 64 or name.endswith("forward")]
+            for i, outcome in compile_all([(kernel, target) for kernel in kernels]):
+                assert isinstance(outcome, Compiled), outcome
+                if outcome.code.stack or outcome.code.spilled:
+                    spills[kernels[i].function, width] = outcome.code.stack, outcome.code.spilled
+    assert spills == {}
