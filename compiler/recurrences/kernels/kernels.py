@@ -25,6 +25,7 @@ from attnc.compiler.recurrences.kernels.states import Adjoints, States
 from attnc.compiler.recurrences.kernels.step import Step
 from attnc.compiler.recurrences.kernels.tiles import blocks_of
 from attnc.compiler.recurrences.kernels.values import Pairs, Values
+from attnc.compiler.recurrences.kernels.walk import FusedWalk, OneWalk, Weights
 
 _ALL: tuple[type[Frame], ...] = (
     Prepare,
@@ -36,6 +37,9 @@ _ALL: tuple[type[Frame], ...] = (
     Multiplied,
     States,
     Outputs,
+    OneWalk,
+    Weights,
+    FusedWalk,
     AdjointSegments,
     AdjointsJoined,
     AdjointsMultiplied,
@@ -58,9 +62,22 @@ def emit(problem: Problem, stage: str) -> KernelSource:
 
 
 def stages(form: Form) -> tuple[str, ...]:
-    """Of all kernels of a class: those of the forward pass, of the backward pass, of few tokens, and of few lanes."""
+    """Of all kernels of a class but those of `walk_stages`: of the forward pass, the backward pass, of few tokens, and
+    of few lanes.
+    """
     split = (*segment_stages(form), *adjoint_segment_stages(form))
     return (*prepared_stages(form), "states", "outputs", *backward_stages(form), "step", *split)
+
+
+def walk_stages(problem: Problem) -> tuple[str, ...]:
+    """Of the kernels that store no state between chunks, in calls that are not differentiated."""
+    fused = fused_stages(problem.form) if problem.can_fuse else ()
+    return ("walk", *fused) if problem.can_walk else ()
+
+
+def fused_stages(form: Form) -> tuple[str, ...]:
+    """Of the kernels of such a call with no prepared rows."""
+    return ("weights", "fused") if form.has_weights else ("fused",)
 
 
 def segment_stages(form: Form) -> tuple[str, ...]:

@@ -76,6 +76,27 @@ class Form:
         return self.gate != "none" or self.resets
 
     @property
+    def can_walk(self) -> bool:
+        """Whether one kernel walks and gives the outputs too. Where columns decay it would have a sweep over levels in
+        each of its turns, beside the state: there states before chunks are stored, and read by a kernel of their own.
+        """
+        return not self.columns
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether that kernel could do without prepared rows: factors of decays are vectors, no triangle is solved.
+
+        A bonus is a sum over three tiles of rows, which no registers are left for beside the state.
+        """
+        whole = self.can_walk and not self.is_corrected and not self.bonus
+        return whole and self.gate != "rows" and self.micro == 1
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether one gate for all rows weighs the pairs of each chunk otherwise."""
+        return self.gate == "scalar" or self.resets
+
+    @property
     def readers(self) -> tuple[str, ...]:
         """Rows that read the state, the query first."""
         return ("q", *({"none": (), "delta": ("k",)}.get(self.correction, ("read",))))
@@ -152,6 +173,20 @@ class Problem:
     def wv(self) -> int:
         """The width of columns of the state in scratch, a power of two; what is past `dv` is 0."""
         return padded(self.dv)
+
+    @property
+    def can_walk(self) -> bool:
+        """Whether one kernel walks and gives the outputs too: of numbers of 16 bits, and of heads that registers hold.
+
+        Products of fp32 are three of TF32 each: with tiles of pairs and outputs beside the state their parts are
+        spilled on every target, whatever the blocks.
+        """
+        return self.form.can_walk and not self.is_exact and self.wk <= 256
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether that kernel needs no prepared rows."""
+        return self.can_walk and self.form.can_fuse and self.wk <= 128
 
     @property
     def segment_width(self) -> int:

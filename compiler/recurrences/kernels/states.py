@@ -93,13 +93,14 @@ class States(Walk):
         p, form = self.problem, self.problem.form
         self.place()
         if not form.is_corrected:
-            self._values()
+            self.values()
         else:
             self._solve()
         for writer, value in zip(form.writers, form.values, strict=True):
             self.add(f"{writer}_rows = tl.load({self.kept(f'{writer}_out', 'channel', p.wk)})")
             if form.is_rank_one and value == "v":
-                self._values()
+                self.values()
+        self.read()
         self.decay()
         for writer, value in zip(form.writers, form.values, strict=True):
             self.add(f"state = {p.dot(f'tl.trans({writer}_rows)', f'{value}_values', 'state')}")
@@ -110,7 +111,11 @@ class States(Walk):
         kept = "(chunk + 1 < stop) | (stop == chunks)"
         self.add(f"tl.store({self.states('states', 'channel', 'column', 1)}, state, mask={kept})")
 
-    def _values(self) -> None:
+    def read(self) -> None:
+        """What is read of the state before the chunk: nothing, another kernel does it for all chunks at once."""
+
+    def values(self) -> None:
+        """Load what the chunk's rows write."""
         if self.problem.form.columns:
             self.add(f"v_values = tl.load({self.kept('v_out', 'column', self.problem.wv)})")
         else:

@@ -25,8 +25,26 @@ def blocks_of(problem: Problem, stage: str) -> Blocks:
         return found._replace(columns=gcd(found.columns, problem.segment_width))
     if stage in ("states", "adjoints") and (problem.is_exact or problem.wk > 128):
         return Blocks(min(256, problem.wk), min(32, problem.wv), 8, 1)
-    found = _chosen(problem, stage) or _wanted(problem, stage)
+    if stage in ("walk", "fused"):
+        found = _one_walk(problem, stage)
+    else:
+        found = _chosen(problem, stage) or _wanted(problem, stage)
     return Blocks(min(found.rows, problem.wk), min(found.columns, problem.wv), found.warps, found.stages)
+
+
+def _one_walk(problem: Problem, stage: str) -> Blocks:
+    """Of the walks that give the outputs too: the most columns that nothing is spilled with."""
+    form, target, many = problem.form, problem.target.name, problem.wk > 64
+    if problem.is_exact or problem.wk > 128:
+        return Blocks(256, 16 if target in ("sm_80", "gfx942") else 32, 8, 1)
+    if target == "sm_100":
+        return Blocks(256, 64, 8, 2)
+    if stage == "fused":
+        wanted = {"sm_80": Blocks(256, 16 if many else 32, 8, 2), "gfx942": Blocks(256, 64, 4, 1)}
+        return wanted.get(target, Blocks(256, 64, 8 if many else 4, 2))
+    if target == "sm_80" and (form.is_rank_one or many):
+        return Blocks(256, 32, 8, 2)
+    return Blocks(256, 64, 4, 1 if target == "gfx942" and (form.is_corrected or many) else 2)
 
 
 def _chosen(problem: Problem, stage: str) -> Blocks | None:
@@ -129,6 +147,7 @@ _WANTED = {
     "adjoints_joined": Blocks(256, 16, 8, 1),
     "adjoints_multiplied": Blocks(32, 16, 4, 1),
     "outputs": Blocks(64, 64, 4, 2),
+    "weights": Blocks(64, 64, 4, 1),
     "adjoints": Blocks(256, 64, 4, 2),
     "values": Blocks(64, 64, 4, 2),
     "pairs": Blocks(64, 32, 8, 2),

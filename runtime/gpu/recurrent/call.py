@@ -16,10 +16,12 @@ from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.recurrent.chunked import Inputs
 
-WALKS = frozenset({"states", "adjoints"})
+WALKS = frozenset({"states", "adjoints", "walk", "fused"})
 """Kernels whose programs have a segment of a lane."""
 FIRST_WALKS = frozenset({"segments", "adjoint_segments"})
 """The same, of all segments but one; their columns are more than the state's."""
+JOINING = frozenset({"joined", "multiplied"})
+"""Kernels that compute the states between segments of a forward pass."""
 OF_LANES = frozenset({"step", "joined", "multiplied", "adjoints_joined", "adjoints_multiplied"})
 """Kernels whose programs have a lane."""
 BY_COLUMNS = WALKS | OF_LANES | {"outputs", "columns", "column_reads", "column_values"}
@@ -31,7 +33,8 @@ TORCH_TYPES = {name: getattr(torch, name) for name in TYPES}
 class Call:
     """Tensors by the names that kernels have for them, and how many there are of everything.
 
-    `segments`: those that a lane is split into, `span` chunks each; what is left over is the last.
+    `segments`: those that a lane is split into, `span` chunks each; what is left over is the last. `at_edges`: states
+    are stored at the edges of segments only, not before every chunk.
     """
 
     problem: Problem
@@ -41,6 +44,7 @@ class Call:
     device: torch.device
     tensors: dict[str, Tensor] = field(default_factory=dict)
     segments: int = 1
+    at_edges: bool = False
 
     @property
     def steps(self) -> int:
@@ -84,9 +88,9 @@ class Call:
         return found
 
     def states(self, name: str, given: Tensor | None, at: int) -> Tensor:
-        """States before all chunks and after the last (lanes, chunks + 1, wk, wv), one of them set."""
-        p = self.problem
-        found = torch.empty(self.lanes, self.chunks + 1, p.wk, p.wv, dtype=torch.float32, device=self.device)
+        """States before all chunks, or segments, and after the last, one of them set: (lanes, … + 1, wk, wv)."""
+        p, count = self.problem, self.segments if self.at_edges else self.chunks
+        found = torch.empty(self.lanes, count + 1, p.wk, p.wv, dtype=torch.float32, device=self.device)
         set_one = found[:, at]
         if (p.wk, p.wv) != (p.dk, p.dv) or given is None:
             set_one.zero_()
@@ -116,6 +120,8 @@ class Call:
         """Run a kernel."""
         numbers = {"heads": self.heads, "chunks": self.chunks, "steps": self.steps, "tokens": self.tokens}
         numbers |= {"segments": self.segments, "span": self.span}
+        if self.at_edges and stage in JOINING:  # a segment has one state, as where it is one chunk
+            numbers |= {"chunks": self.segments, "span": 1}
         launch(emit(self.problem, stage), self.programs(stage), self.tensors, numbers, self.parts(stage))
 
 

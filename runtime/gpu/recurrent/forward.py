@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnc.compiler.recurrences.kernels.kernels import segment_stages
+from attnc.compiler.recurrences.kernels.kernels import fused_stages, segment_stages
 from attnc.runtime.gpu.recurrent.call import TORCH_TYPES, Call, aligned, like
 from attnc.runtime.recurrent.chunked import Inputs
 
@@ -78,6 +78,37 @@ def forward(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:
     tensors["out"] = like(inputs.q, (*inputs.q.shape[:3], p.dv), TORCH_TYPES[p.dtype])
     call.run("outputs")
     return tensors["out"], states
+
+
+def walked(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """(out (B, H, T, C), the final state (B, H, R, C)) of a problem that can walk, where nothing is differentiated.
+
+    Between chunks the state is on the chip. Rows are prepared where the class, or a split of the sequence, needs that.
+    """
+    p, tensors = call.problem, call.tensors
+    call.at_edges = True
+    stages: tuple[str, ...] = ("walk",)
+    if p.can_fuse and call.segments == 1:
+        _take(call, inputs)
+        _add_weights(call)
+        stages = fused_stages(p.form)
+    else:
+        started(call, inputs)
+    states = call.states("states", inputs.state, 0)
+    tensors["out"] = like(inputs.q, (*inputs.q.shape[:3], p.dv), TORCH_TYPES[p.dtype])
+    for stage in (*(segment_stages(p.form) if call.segments > 1 else ()), *stages):
+        call.run(stage)
+    return tensors["out"], states[:, -1, : p.dk, : p.dv].reshape(inputs.state.shape).clone()
+
+
+def _add_weights(call: Call) -> None:
+    """What the kernel `weights` writes."""
+    if not call.problem.form.has_weights:
+        return
+    call.scratch("pair_weights", call.problem.length)
+    for name in ("entering", "leaving"):
+        call.scratch(name, 1, torch.float32)
+    call.tensors["total"] = torch.empty(call.lanes * call.chunks, dtype=torch.float32, device=call.device)
 
 
 def stepped(call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:

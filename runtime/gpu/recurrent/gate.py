@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.compiler.recurrences.kernels.kernels import emit, stages
+from attnc.compiler.recurrences.kernels.kernels import emit, stages, walk_stages
 from attnc.compiler.recurrences.kernels.problem import Form, Problem
 from attnc.runtime.gpu import gate
 from attnc.runtime.gpu.compiling import Compiled, Outcome
@@ -34,7 +34,7 @@ SELECTION: Mapping[str, Form] = {
 }
 """Classes that the library's recurrences have, and others with more in a kernel."""
 
-WITHOUT_PRODUCTS = frozenset({"columns", "column_reads", "step", "joined", "adjoints_joined"})
+WITHOUT_PRODUCTS = frozenset({"columns", "column_reads", "step", "weights", "joined", "adjoints_joined"})
 """Kernels that multiply no tiles."""
 
 
@@ -51,7 +51,7 @@ def cases(
         for head_dim in head_dims:
             for form in forms:
                 problem = Problem(form, head_dim, head_dim, dtype, length, TARGETS[target])
-                for stage in stages(form):
+                for stage in (*stages(form), *walk_stages(problem)):
                     source = emit(problem, stage)
                     text = source.text.partition("@triton.jit")[2].replace(source.function, "")
                     key = (text, target, tuple(source.options.items()))

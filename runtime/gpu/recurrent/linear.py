@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from attnc.compiler.recurrences.kernels.problem import LEAST, Correction, Form, Gate, Problem
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.recurrent.backward import backward
 from attnc.runtime.gpu.recurrent.call import call_of, problem_of
-from attnc.runtime.gpu.recurrent.forward import forward, stepped
+from attnc.runtime.gpu.recurrent.forward import forward, stepped, walked
 from attnc.runtime.gpu.recurrent.split import Splitting
 from attnc.runtime.recurrent.chunked import Inputs
 from attnc.runtime.recurrent.forms import Gradients
@@ -47,7 +48,8 @@ def linear_recurrence(
 
     For tensors on a GPU, or on the CPU in Triton's interpreter. Products are of 16-bit numbers where all of q, k, v and
     the correction's are of one 16-bit dtype, else of fp32 in three products of TF32 each; sums and states are fp32.
-    Up to `FEW` steps without a gradient, as in generation, are one kernel that goes from token to token.
+    Up to `FEW` steps without a gradient, as in generation, are one kernel that goes from token to token. More of them
+    without a gradient store no states between chunks, in 16 bits, where no columns decay (`Problem.can_walk`).
 
     Args:
         segments: into how many the sequence is split, so that states go from chunk to chunk in all of them at once, at
@@ -97,10 +99,19 @@ def linear_recurrence(
         bonus=bonus,
         resets=resets,
     )
-    if k.shape[2] <= FEW and not _is_recorded(inputs):
-        out, final = stepped(call_of(problem, inputs), inputs)
+    if not _is_recorded(inputs) and (k.shape[2] <= FEW or problem.can_walk):
+        out, final = _not_recorded(problem, splitting, inputs)
         return out.to(q.dtype), final
     return recorded(_ByKernels(problem, splitting), inputs)
+
+
+def _not_recorded(problem: Problem, splitting: Splitting, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Results where no states are kept for a backward pass: few steps one after another, more in one walk."""
+    call = call_of(problem, inputs)
+    if inputs.k.shape[2] <= FEW:
+        return stepped(call, inputs)
+    splitting.split(call, "fused" if problem.can_fuse else "walk")
+    return walked(call, inputs)
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,10 @@ class _ByKernels:
 def _is_recorded(inputs: Inputs) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    given = [x for x in inputs if x is not None]
+    if any(unpack_dual(x).tangent is not None for x in given):  # type: ignore[no-untyped-call]
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
 def _rows_of(correction: Delta | RankOne | None) -> list[Tensor]:

@@ -1,0 +1,246 @@
+"""Calls that are not differentiated: one walk that stores no state between chunks, against the token loop."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+import recurrence_cases
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.recurrences.kernels.kernels import emit, walk_stages
+from attnc.compiler.recurrences.kernels.problem import Form, Problem
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.recurrent.gate import SELECTION
+from attnc.runtime.gpu.recurrent.linear import linear_recurrence
+from kernels_ran import kernels_ran
+from recurrence_cases import Result, Tensors, chunked, draw_case, error, leaves, truth
+
+pytest.importorskip("triton")
+
+TOKENS = 40
+"""Three chunks of 16 rows, the last not full."""
+SMALL = (1, 2, 20, 12)
+LIMIT = 1e-6
+"""Of fp32, in units of the largest true entry."""
+
+PREPARED = ("rows", "delta", "scalar delta", "scalar comba", "rows comba", "scalar decayed", "rows old")
+FUSED = ("", "constant", "scalar", "constant before", "scalar before")
+
+
+@pytest.fixture
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks of fp32 too, which no device runs: so that results can be held to more digits than 16 bits have."""
+    monkeypatch.setattr(Problem, "can_walk", property(lambda problem: problem.form.can_walk))
+    monkeypatch.setattr(Problem, "can_fuse", property(lambda problem: problem.form.can_fuse))
+
+
+def by_kernels(
+    name: str, tensors: Tensors, resets: Tensor | None = None, micro: int = 1, segments: int | None = 1, chunk: int = 16
+) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recurrence_cases, "linear_recurrence", partial(linear_recurrence, segments=segments))
+        return chunked(name, tensors, resets, micro, chunk)
+
+
+def check(
+    name: str,
+    case: Tensors,
+    expected: tuple[str, ...],
+    resets: Tensor | None = None,
+    micro: int = 1,
+    segments: int = 1,
+    dtype: torch.dtype = torch.float32,
+    limit: float = LIMIT,
+    chunk: int = 16,
+) -> None:
+    """Results within `limit` of the token loop's in fp64, by kernels that end with the expected ones."""
+    ours = {each: x.to(dtype) for each, x in case.items()}
+    other = truth(name, {each: x.double() for each, x in ours.items()}, resets, micro)
+    with pytest.MonkeyPatch.context() as patch:
+        ran = kernels_ran(patch)
+        mine = by_kernels(name, ours, resets, micro, segments, chunk)
+    assert tuple(ran[len(ran) - len(expected) :]) == expected
+    assert not {"states", "outputs"} & set(ran)
+    found = {each: error(a, b) for each, a, b in zip(("out", "final"), mine, other, strict=True)}
+    assert {each: size for each, size in found.items() if not size < limit} == {}
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("name", [*PREPARED, "rows before bonus", "constant delta", "rows old before bonus"])
+def test_from_prepared_rows(name: str) -> None:
+    corrected = {"delta", "comba", "decayed", "old"} & set(name.split())
+    expected = ("prepare", "solve", "walk") if corrected else ("prepare", "walk")
+    check(name, draw_case(name, tokens=TOKENS, sizes=SMALL), expected)
+
+
+@pytest.mark.usefixtures("in_fp32")
+def test_a_bonus_beside_a_delta_rule() -> None:
+    """Without β, which the token loop's keys have in them."""
+    case = draw_case("scalar delta before bonus", tokens=TOKENS, sizes=SMALL)
+    expected = chunked("scalar delta before bonus", case)
+    found = by_kernels("scalar delta before bonus", {each: x.float() for each, x in case.items()})
+    assert all(error(a, b) < LIMIT for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("name", FUSED)
+def test_from_rows_as_they_are(name: str) -> None:
+    expected = ("weights", "fused") if "scalar" in name else ("fused",)
+    check(name, draw_case(name, tokens=TOKENS, sizes=SMALL), expected)
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("tokens", [17, 65, 129])
+@pytest.mark.parametrize("name", ["constant", "scalar", "rows delta"])
+def test_lengths(name: str, tokens: int) -> None:
+    check(name, draw_case(name, tokens=tokens, sizes=(1, 1, 6, 5)), (), chunk=64, limit=2e-6)
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("name", [*FUSED, "rows", "delta", "rows old"])
+def test_resets(name: str) -> None:
+    resets = torch.zeros(2, TOKENS, dtype=torch.bool)
+    resets[0, [3, 16, 31]], resets[1, 20] = True, True
+    check(name, draw_case(name, tokens=TOKENS, sizes=(2, 1, 8, 5)), (), resets)
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("name", ["scalar", "rows before", "scalar delta"])
+def test_micro_steps(name: str) -> None:
+    resets = torch.zeros(1, 20, dtype=torch.bool)
+    resets[0, [3, 15]] = True
+    check(name, draw_case(name, tokens=20, micro=2, sizes=(1, 1, 8, 5)), ("walk",), resets, micro=2)
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("name", ["constant", "scalar", "scalar before", "rows", "rows delta"])
+def test_closed_gates(name: str) -> None:
+    case = draw_case(name, tokens=TOKENS, sizes=(1, 2, 8, 5))
+    if name == "constant":
+        case["gate"][0] = -math.inf
+    else:
+        case["gate"][:, :, [0, 5, 20]] = -math.inf
+    check(name, case, ())
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize(
+    ("name", "joining"), [("", "joined"), ("scalar", "joined"), ("rows", "joined"), ("scalar delta", "multiplied")]
+)
+def test_three_segments(name: str, joining: str) -> None:
+    """Segments of two, two and one chunks; rows are prepared for them in any case."""
+    check(name, draw_case(name, tokens=75, sizes=(2, 1, 12, 5)), ("segments", joining, "walk"), segments=3)
+
+
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("name", ["scalar", "rows old"])
+def test_blocks_of_columns(name: str) -> None:
+    check(name, draw_case(name, tokens=17, sizes=(1, 1, 40, 70)), ())
+
+
+@pytest.mark.parametrize("name", ["constant", "scalar", "rows delta", "rows old"])
+def test_half_precision(name: str) -> None:
+    """Of fp16; the interpreter cannot multiply bf16."""
+    expected = ("walk",) if "rows" in name else ("fused",)
+    check(name, draw_case(name, tokens=TOKENS, sizes=(1, 1, 32, 16)), expected, dtype=torch.float16, limit=1e-2)
+
+
+def test_strides_do_not_matter() -> None:
+    """Of rows that are read as they are: tokens before heads, as models have them."""
+    case = {each: x.half() for each, x in draw_case("scalar", tokens=20, sizes=(2, 3, 16, 24)).items()}
+    strided = {each: x.transpose(1, 2).contiguous().transpose(1, 2) for each, x in case.items()}
+    expected, found = by_kernels("scalar", case), by_kernels("scalar", strided)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def run_noting_sizes(name: str, case: Tensors, segments: int, patch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of all tensors of fp32 that are made and not set, and these filled with NaN."""
+    empty, found = torch.empty, list[tuple[int, ...]]()
+
+    def noted(*sizes: int, **more: torch.dtype | torch.device) -> Tensor:
+        made: Tensor = empty(*sizes, **more)  # type: ignore[call-overload]
+        if made.dtype == torch.float32:
+            found.append(tuple(made.shape))
+        return made.fill_(math.nan) if made.is_floating_point() else made
+
+    patch.setattr(torch, "empty", noted)
+    results = by_kernels(name, case, segments=segments)
+    assert all(x.isfinite().all() for x in results)
+    return found
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("name", ["scalar", "rows delta"])
+def test_states_between_chunks_are_not_stored(name: str, segments: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {each: x.half() for each, x in draw_case(name, tokens=75, sizes=(1, 2, 16, 16)).items()}
+    shapes = run_noting_sizes(name, case, segments, monkeypatch)
+    states = [shape for shape in shapes if len(shape) == 4 and shape[-2:] == (16, 16)]
+    assert states == [(2, segments + 1, 16, 16)]
+
+
+@pytest.mark.parametrize("name", ["scalar", "rows delta"])
+def test_what_is_recorded_keeps_states(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = kernels_ran(monkeypatch)
+    ours = leaves(draw_case(name, tokens=20, sizes=(1, 1, 16, 16)), torch.float16)
+    kept = by_kernels(name, ours)
+    assert ran[-2:] == ["states", "outputs"]
+    ran.clear()
+    with torch.no_grad():
+        found = by_kernels(name, ours)
+    assert not {"states", "outputs"} & set(ran)
+    assert all(error(a, b) < 2e-3 for a, b in zip(found, kept, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "rows"),
+    [("columns", torch.float16, 8), ("scalar", torch.float32, 8), ("scalar", torch.float16, 264)],
+)
+def test_what_cannot_walk_stores_states(
+    name: str, dtype: torch.dtype, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = kernels_ran(monkeypatch)
+    case = {each: x.to(dtype) for each, x in draw_case(name, tokens=17, sizes=(1, 1, rows, 5)).items()}
+    by_kernels(name, case)
+    assert ran[-2:] == ["states", "outputs"]
+
+
+def test_no_tangent_is_lost() -> None:
+    q = torch.randn(1, 1, 20, 8, dtype=torch.float16)
+    for tokens in (5, 20):
+        with torch.autograd.forward_ad.dual_level(), pytest.raises(UnsupportedError):
+            first = q[:, :, :tokens]
+            dual = torch.autograd.forward_ad.make_dual(first, first)  # type: ignore[no-untyped-call]
+            linear_recurrence(dual, first, first)
+
+
+def problem(form: Form, width: int = 64, dtype: str = "bfloat16") -> Problem:
+    return Problem(form, width, width, dtype, 64, TARGETS["sm_90"])
+
+
+def test_which_problems_walk() -> None:
+    assert walk_stages(problem(Form())) == ("walk", "fused")
+    assert walk_stages(problem(Form(gate="scalar"))) == ("walk", "weights", "fused")
+    assert walk_stages(problem(Form(resets=True), 128)) == ("walk", "weights", "fused")
+    assert walk_stages(problem(Form(gate="scalar"), 256)) == ("walk",)
+    assert walk_stages(problem(Form(gate="scalar", before=True, bonus=True))) == ("walk",)
+    assert walk_stages(problem(Form(gate="scalar", micro=2))) == ("walk",)
+    assert walk_stages(problem(Form(gate="rows", columns=True))) == ()
+    assert walk_stages(problem(Form(), dtype="float32")) == ()
+    assert walk_stages(problem(Form(), 257)) == ()
+
+
+def test_texts_store_no_states_in_loops() -> None:
+    for form in SELECTION.values():
+        for stage in {"walk", "fused"} & set(walk_stages(problem(form))):
+            _, _, loop = emit(problem(form), stage).text.partition("for chunk in")
+            stored = [line for line in loop.split("\n") if "tl.store" in line]
+            assert [line.strip().partition(",")[0].partition(" ")[0] for line in stored] == [
+                "tl.store(out_at",
+                "tl.store(states",
+            ]
+            assert stored[0].startswith(" " * 8)
+            assert stored[1].startswith(" " * 4 + "tl")
