@@ -92,7 +92,7 @@ class Shown(Compiled):
 
         `target`: "sm_80", "sm_90", "sm_100" or "gfx942"; None: the GPU that is there, or else sm_90. `inputs` are
         needed only by patterns whose number of attentions depends on them. Of a recurrence: of all kernels that a call
-        and its gradient start.
+        starts, alone and with its gradient.
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """

@@ -7,6 +7,11 @@ correction it is a matrix, found by the same walk from the identity in place of 
 the adjoint of the state before a segment is that of the one after it times Mᵀ, and so the walk from the identity gives
 Mᵀ.
 
+A matrix M may be large where states are small: where steps of a correction let states grow, but those that are there
+are not in their way. What it is then multiplied with has lost its digits, or it is no number any more. A lane that has
+such an M (entries above `GROWN`; keys of length 1 with β from 0 to 2, which let no state grow, have none above 1) is
+walked whole by the program of its first segment, as if it were not split.
+
 The cost: a walk more, of all segments but one at once, with as many columns more as the state has rows where there is a
 correction; two segments are therefore no faster than one. With a decay alone the second walk could be spared by adding
 what is left of S_s to the states before chunks; but that reads and writes all of them once more: of heads of 128 in
@@ -19,12 +24,17 @@ from attnc.compiler.kernels.source import Argument
 from attnc.compiler.recurrences.kernels.frame import Frame
 from attnc.compiler.recurrences.kernels.states import Adjoints, States, Walk
 
+GROWN = 2.0
+"""What the entries of M may be at most."""
+
 
 class FirstWalk(Walk):
     """N of a segment, and M: beside N in columns of its own, or as factors for its rows and columns.
 
     All programs of a segment store the same factors for its rows.
     """
+
+    is_first = True
 
     @property
     def width(self) -> int:
@@ -142,6 +152,13 @@ class Multiplied(Joined):
 
     stage = "multiplied"
 
+    def walk(self) -> None:
+        """As without a correction; stored is whether the lane has an M that is too large."""
+        self.add("grown = tl.full((), 0, tl.int32)")
+        super().walk()
+        self.pointers["whole"] = Argument("whole", "*i32")
+        self.add("tl.store(whole + lane, grown)")
+
     def pass_segment(self) -> None:
         """M S + N, block of M's columns by block: there the state's rows are picked out of it."""
         p, block = self.problem, self.rows
@@ -153,6 +170,7 @@ class Multiplied(Joined):
                 f"own = tl.arange(0, {p.wk // block})[:, None, None] == inner_block",
                 "part = tl.sum(tl.where(own, parts, 0.0), 0)",
                 f"maps = tl.load({segment_tile(self, 'channel', f'(inner + {p.wv})')})",
+                f"grown += tl.sum(tl.sum(tl.where(tl.abs(maps) <= {GROWN}, 0, 1), 1), 0)",
                 f"found = tl.dot(maps, part, found{p.exact_precision})",
             )
         self.add("state = found")

@@ -17,6 +17,8 @@ class Walk(Frame):
 
     turns: ClassVar[str]
     """The head of the loop, and in it which chunk it is at."""
+    is_first: ClassVar[bool] = False
+    """Whether segments are walked before it is known what they begin with."""
 
     @property
     def width(self) -> int:
@@ -34,6 +36,13 @@ class Walk(Frame):
         self.number("segments", "span")
         self.stand()
         self.add("begin = segment * span", "stop = tl.minimum(begin + span, chunks)")
+        if p.form.is_corrected and not self.is_first:
+            self.pointers["whole"] = Argument("whole", "*i32")
+            self.add(
+                "is_whole = tl.load(whole + lane, mask=segments > 1, other=0) != 0  # the first segment has all chunks",
+                "begin = tl.where(is_whole, 0, begin)",
+                "stop = tl.where(is_whole, tl.where(segment == 0, chunks, 0), stop)",
+            )
         self.numbered()
         self.block_columns("channel", p.wk, p.wk)
         self.block_columns("column", self.width, self.columns, "tl.program_id(1)")

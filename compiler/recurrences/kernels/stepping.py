@@ -20,9 +20,9 @@ OF_A_PART = 2048
 class Stepping:
     """What the kernels are made for.
 
-    `precision`: of products of matrices, which are of fp32 numbers. `sizes`: of axes that have names. `varying`: the leaves and tests that are not of all tokens alike. `starts`: what
-    the states begin with. `resets`: tokens may begin anew. `keeps`: the forward pass stores the states before
-    stretches.
+    `precision`: of products of matrices, which are of fp32 numbers. `sizes`: of axes that have names. `varying`: the
+    leaves and tests that are not of all tokens alike. `starts`: what the states begin with. `resets`: tokens may begin
+    anew. `keeps`: the forward pass stores the states before stretches.
     """
 
     name: str

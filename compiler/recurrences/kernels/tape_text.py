@@ -37,7 +37,8 @@ class TapeText:
         for name in ("heads", "tokens", "parts", "stretch", "stretches"):
             self.numbers[name] = Argument(name, "i32")
         arguments = (*self.pointers.values(), *self.numbers.values())
-        function = f"{self.of.name}_token_by_token_{stage}"
+        kept = "_kept" if stage == "forward" and self.of.keeps else ""
+        function = f"{self.of.name}_token_by_token_{stage}{kept}"
         head = Lines()
         states = ", ".join(f"{name} [{', '.join(map(str, self._state_axes(name)))}]" for name, _ in self.tape.after)
         sizes = ", ".join(f"{axis} {size}" for axis, size in self.of.sizes)

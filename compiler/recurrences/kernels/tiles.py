@@ -38,7 +38,7 @@ def _one_walk(problem: Problem, stage: str) -> Blocks:
     if problem.is_exact or problem.wk > 128:
         return Blocks(256, 16 if target in ("sm_80", "gfx942") else 32, 8, 1)
     if target == "sm_100":
-        return Blocks(256, 64, 8, 2)
+        return Blocks(256, 32 if form.is_corrected and not many else 64, 8, 2)
     if stage == "fused":
         wanted = {"sm_80": Blocks(256, 16 if many else 32, 8, 2), "gfx942": Blocks(256, 64, 4, 1)}
         return wanted.get(target, Blocks(256, 64, 8 if many else 4, 2))

@@ -69,6 +69,9 @@ class Call:
     def split(self, segments: int) -> None:
         """Split lanes into so many segments or fewer, and set aside what segments make of states."""
         self.segments = even_segments(segments, self.chunks)
+        if self.problem.form.is_corrected:
+            count = self.lanes if self.segments > 1 else 1
+            self.tensors["whole"] = torch.empty(count, dtype=torch.int32, device=self.device)
         if self.segments == 1:
             return
         p, count = self.problem, self.lanes * self.segments

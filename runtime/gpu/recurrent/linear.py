@@ -14,7 +14,7 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.recurrent.backward import backward
 from attnc.runtime.gpu.recurrent.call import call_of, problem_of
 from attnc.runtime.gpu.recurrent.forward import forward, stepped, walked
-from attnc.runtime.gpu.recurrent.split import Splitting
+from attnc.runtime.gpu.recurrent.split import Splitting, is_filled
 from attnc.runtime.recurrent.chunked import Inputs
 from attnc.runtime.recurrent.forms import Gradients
 from attnc.runtime.recurrent.linear import Delta, RankOne, check_options, check_shapes
@@ -42,7 +42,6 @@ def linear_recurrence(
     micro: int = 1,
     chunk: int = 64,
     segments: int | None = None,
-    bounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """As `attnc.runtime.recurrent.linear.linear_recurrence`, by Triton's kernels.
 
@@ -53,17 +52,14 @@ def linear_recurrence(
 
     Args:
         segments: into how many the sequence is split, so that states go from chunk to chunk in all of them at once, at
-            most; None: where batch and heads are too few for the device, as many as `fitting_segments` says, with a
-            correction only if it is `bounded`. Results are the same but for rounding.
-        bounded: the correction lets no state grow, as `Delta` with keys of length 1 and β from 0 to 2 does. What leads
-            from segment to segment is a product of such steps, a matrix that the states say nothing about: where steps
-            may grow, it may overflow although no state does, and results are NaN. Nothing checks it.
+            most; None: where batch and heads are too few for the device, as many as `fitting_segments` says. Results
+            are the same but for rounding. With a correction a head whose steps let states grow is not split.
 
     Raises:
         ArgumentError, ArgumentTypeError: as the other does; on segments below 1.
         UnsupportedError: as the other does; on fp64, on more than 64 micro-steps, on a device without kernels.
     """
-    splitting = Splitting(segments, bounded)
+    splitting = Splitting(segments)
     check_options(gate_columns, correction, before, bonus, micro, chunk)
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
@@ -106,12 +102,19 @@ def linear_recurrence(
 
 
 def _not_recorded(problem: Problem, splitting: Splitting, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Results where no states are kept for a backward pass: few steps one after another, more in one walk."""
+    """Results where no states are kept for a backward pass: few steps one after another, more in one walk.
+
+    On a device that walks leave idle, states are stored, so that outputs are computed of all chunks at once.
+    """
     call = call_of(problem, inputs)
     if inputs.k.shape[2] <= FEW:
         return stepped(call, inputs)
-    splitting.split(call, "fused" if problem.can_fuse else "walk")
-    return walked(call, inputs)
+    stage = "fused" if problem.can_fuse else "walk"
+    splitting.split(call, stage)
+    if is_filled(call, stage):
+        return walked(call, inputs)
+    out, states = forward(call, inputs)
+    return out, _final(problem, inputs, states)
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,16 @@ class _ByKernels:
         call = call_of(p, inputs)
         self.splitting.split(call, "states")
         out, states = forward(call, inputs)
-        return out.to(inputs.q.dtype), states[:, -1, : p.dk, : p.dv].reshape(inputs.state.shape).clone(), states
+        return out.to(inputs.q.dtype), _final(p, inputs, states), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
         call = call_of(self.problem, inputs)
         self.splitting.split(call, "adjoints")
         return backward(call, inputs, states, d_out, d_final)
+
+
+def _final(problem: Problem, inputs: Inputs, states: Tensor) -> Tensor:
+    return states[:, -1, : problem.dk, : problem.dv].reshape(inputs.state.shape).clone()
 
 
 def _is_recorded(inputs: Inputs) -> bool:

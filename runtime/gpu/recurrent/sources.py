@@ -1,4 +1,4 @@
-"""A recurrence's kernels: those that a call and its gradient start."""
+"""A recurrence's kernels: those that a call starts, alone and with its gradient."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def recurrent_kernels(
     tensors = [x.requires_grad_() if x.is_floating_point() else x for x in input_tensors(recurrent.pattern, given)]
 
     def call() -> Tensor:
+        with torch.no_grad():
+            recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)
         return recurrent.attend(q, k, v, given, tensors, None, by_kernels=True)[0]
 
     found = started(call, target)

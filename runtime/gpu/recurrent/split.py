@@ -13,13 +13,12 @@ from attnc.runtime.gpu.recurrent.call import Call
 
 @dataclass(frozen=True)
 class Splitting:
-    """What a call asks for: `segments` at most, None: what fits the device; `bounded`: corrections let no state grow.
+    """What a call asks for: `segments` at most, None: what fits the device.
 
     Raises ArgumentError on a number below 1.
     """
 
     segments: int | None = None
-    bounded: bool = False
 
     def __post_init__(self) -> None:
         if self.segments is not None and self.segments < 1:
@@ -30,9 +29,12 @@ class Splitting:
         call.split(self._fitting(call, stage) if self.segments is None else self.segments)
 
     def _fitting(self, call: Call, stage: str) -> int:
-        if call.problem.form.is_corrected and not self.bounded:
-            return 1
         return fitting_segments(call.programs(stage) * call.parts(stage), call.chunks, multiprocessors(call.device))
+
+
+def is_filled(call: Call, stage: str) -> bool:
+    """Whether a walk of a call, as it is split, has programs for half of the device."""
+    return 2 * call.programs(stage) * call.parts(stage) >= multiprocessors(call.device)
 
 
 def multiprocessors(device: torch.device) -> int:

@@ -144,7 +144,7 @@ def test_texts() -> None:
     beside = compiled("hybrid_window_linear").source("sm_90")
     assert {"scalar_states", "hybrid_window_linear_forward"} <= beside.keys()
     alone = compiled("yaad_linear").source("sm_90", head_dim=64)
-    assert set(alone) == {"yaad_linear_token_by_token_forward", "yaad_linear_token_by_token_backward"}
+    assert set(alone) == {f"yaad_linear_token_by_token_{each}" for each in ("forward", "forward_kept", "backward")}
     with pytest.raises(UnsupportedError, match="float64 has no kernels; on a GPU it runs as operations of torch"):
         compiled("yaad_linear").source(dtype=torch.float64)
     with pytest.raises(UnsupportedError, match="float64 has no kernels; on a GPU it runs as operations of torch"):

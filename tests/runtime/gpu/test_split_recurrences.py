@@ -110,7 +110,8 @@ def test_same_bits_and_no_memory_that_nobody_wrote(name: str, monkeypatch: pytes
     empty = torch.empty
 
     def spoiled(*sizes: Any, **more: Any) -> Tensor:
-        return empty(*sizes, **more).fill_(float("nan"))
+        made = empty(*sizes, **more)
+        return made.fill_(math.nan if made.is_floating_point() else 1)
 
     case = leaves(draw_case(name, tokens=50, sizes=(1, 1, 12, 5)), torch.float32)
     first = results(name, case, 4)
@@ -175,10 +176,9 @@ def test_no_segment_is_empty() -> None:
     [
         (Form(gate="rows"), Splitting(), 16),
         (Form(gate="rows"), Splitting(segments=1), 1),
-        (Form(correction="delta"), Splitting(), 1),
-        (Form(correction="delta"), Splitting(bounded=True), 16),
+        (Form(correction="delta"), Splitting(), 16),
         (Form(correction="delta"), Splitting(segments=3), 3),
-        (Form(correction="old"), Splitting(), 1),
+        (Form(correction="old"), Splitting(), 16),
     ],
 )
 def test_what_is_split(form: Form, splitting: Splitting, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,3 +197,30 @@ def test_no_segments_are_refused() -> None:
     x = torch.zeros(1, 1, 4, 8)
     with pytest.raises(ArgumentError, match="segments is 0"):
         linear_recurrence(x, x, x, segments=0)
+
+
+def growing(dtype: torch.dtype) -> Tensors:
+    """Of two heads the first has keys and β with which each step multiplies what is off by -1.04."""
+    case = leaves(draw_case("delta", tokens=TOKENS, sizes=SMALL), torch.float32)
+    rows = {name: case[name].detach().clone() for name in ("q", "k", "v", "state", "beta")}
+    rows["k"][:, 0] = 1.02**0.5 * torch.nn.functional.one_hot(torch.tensor(1), SMALL[2])
+    rows["beta"][:, 0] = 2.0
+    return {name: x if name in ("state", "beta") else x.to(dtype) for name, x in rows.items()}
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_head_whose_steps_let_states_grow_is_walked_whole(recorded: bool) -> None:
+    case = growing(torch.float32 if recorded else torch.float16)
+    found: dict[int, list[Tensor]] = {}
+    for segments in (1, 3):
+        q, k, v, state, beta = (x.clone().requires_grad_(recorded) for x in case.values())
+        given: dict[str, Any] = {"correction": Delta(beta), "state": state, "chunk": 16, "segments": segments}
+        out, final = linear_recurrence(q, k, v, **given)
+        found[segments] = [out.detach(), final.detach()]
+        if recorded:
+            found[segments] += torch.autograd.grad(out.sum() + final.sum(), (q, k, v, state, beta))
+    for whole, parts in zip(found[1], found[3], strict=True):
+        assert whole.isfinite().all()
+        assert torch.equal(whole[:, 0], parts[:, 0])
+        assert error(parts[:, 1], whole[:, 1].double()) < (LIMIT if recorded else 1e-2)
+    assert not torch.equal(found[1][1][:, 1], found[3][1][:, 1])

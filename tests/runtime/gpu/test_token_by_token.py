@@ -121,7 +121,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     launch = launching.launch
 
     def noted(kernel: Any, *more: Any) -> None:
-        found.append(f"{kernel.function.rpartition('_')[2]} in {kernel.parts}")
+        found.append(f"{kernel.function.partition('_token_by_token_')[2]} in {kernel.parts}")
         launch(kernel, *more)
 
     monkeypatch.setattr(token_by_token, "launch", noted)
@@ -136,7 +136,7 @@ def test_equations(what: str, kernels: list[str]) -> None:
     begun = torch.randn(2, 2, 10, 6, generator=torch.Generator().manual_seed(1)).double() * 0.3
     more = {} if what in FROM_NOTHING else {"S": begun}
     ours = run(attend, rows, inputs, torch.float32, **more)
-    assert kernels == ["forward in 1", "backward in 1"]
+    assert kernels == ["forward_kept in 1", "backward in 1"]
     theirs = run(compile_attention(text, backend="reference"), rows, inputs, torch.float64, **more)
     check(ours, theirs)
 
@@ -147,7 +147,7 @@ def test_columns_that_never_meet_are_done_apart(what: str, parts: int, kernels: 
     attend: Any = compile_attention(text, backend="triton")
     rows, inputs = drawn(attend, 35, 66, 21)
     ours = run(attend, rows, inputs, torch.float32)
-    assert kernels == [f"forward in {parts}", f"backward in {parts}"]
+    assert kernels == [f"forward_kept in {parts}", f"backward in {parts}"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
 
 
@@ -176,7 +176,7 @@ def test_states_that_are_numbers_and_vectors(kernels: list[str]) -> None:
     attend: Any = compile_attention(text, backend="triton")
     rows, inputs = drawn(attend, 19, 66, 35)
     ours = run(attend, rows, inputs, torch.float32)
-    assert kernels == ["forward in 3", "backward in 3"]
+    assert kernels == ["forward_kept in 3", "backward in 3"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
 
 
@@ -199,7 +199,7 @@ def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeyp
     options = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
     attend: Any = compile_attention(name, backend="triton", **options)
     ours = run(attend, [q, k, v], inputs, torch.float32)
-    assert [kernel.partition(" ")[0] for kernel in kernels] == ["forward", "backward"]
+    assert [kernel.partition(" ")[0] for kernel in kernels] == ["forward_kept", "backward"]
     reference = compile_attention(name, backend="reference", **options)
     check(ours, run(reference, [q, k, v], inputs, torch.float64), 1e-5)
 
@@ -223,7 +223,7 @@ def test_factors_above_1_that_no_passes_can_take(kernels: list[str]) -> None:
     attend: Any = compile_attention(text, backend="triton")
     rows, inputs = drawn(attend, 9, 4, 4)
     ours = run(attend, rows, inputs, torch.float32)
-    assert kernels == ["forward in 1", "backward in 1"]
+    assert kernels == ["forward_kept in 1", "backward in 1"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
 
 
@@ -273,7 +273,7 @@ def test_machine_code(target: str) -> None:
             recurrent = attend._general.recurrent
             assert recurrent is not None
             found = recurrent_kernels(attend._bound, recurrent, TARGETS[target], width, torch.float32, {})
-            kernels = [kernel for name, kernel in found.items() if width == 64 or name.endswith("forward")]
+            kernels = [kernel for name, kernel in found.items() if width == 64 or "forward" in name]
             for i, outcome in compile_all([(kernel, target) for kernel in kernels]):
                 assert isinstance(outcome, Compiled), outcome
                 if outcome.code.stack or outcome.code.spilled:
