@@ -17,7 +17,7 @@ from attnc.compiler.simulation.machine import MachineError, find_machine, machin
 from attnc.compiler.simulation.recurrent.call import Part, call_of, own_sizes
 from attnc.compiler.simulation.recurrent.cpu_chunks import chunk_on_cpu, chunk_times
 from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulation
-from attnc.compiler.simulation.recurrent.plans import Wish, backward_plans, plans
+from attnc.compiler.simulation.recurrent.plans import KERNELS, Wish, backward_plans, plans
 from attnc.compiler.simulation.recurrent.work import Correction, Form, Gate, backward, forward, levels, squares
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
 from attnc.runtime.cli import main
@@ -34,6 +34,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "spatial_mamba": {"height": 32, "width": 64},
 }
 TOKENS = 2048
+
+CLASSES_IN_CHUNKS = ("retention", "mamba2_ssd", "delta_net", "gated_delta_net", "comba")
+MOST_SLOWER = {"forward": 1.09, "backward": 1.24}
 
 GATES: tuple[Gate, ...] = ("none", "scalar", "rows", "columns")
 CORRECTIONS: tuple[Correction, ...] = ("none", "delta", "rank one")
@@ -112,10 +115,10 @@ def test_known_counts_of_a_token() -> None:
 
 
 def test_exponentials() -> None:
-    counted = {gate: forward(Form("S", "", 32, 16, 1, gate, "none", 1), 8).output.exps for gate in ("none", "scalar")}
+    counted = {gate: forward(Form("S", "", 32, 16, 1, gate, "none", 1), 8).local.exps for gate in ("none", "scalar")}
     assert counted == {"none": 0, "scalar": 8 * 8 + 2 * 8}
-    assert forward(Form("S", "", 32, 16, 1, "rows", "none", 1), 8).output.exps == 8 * 32 * (3 + 2)
-    assert forward(Form("S", "", 32, 16, 1, "columns", "none", 1), 8).output.exps == 8 * 16 * (3 + 2)
+    assert forward(Form("S", "", 32, 16, 1, "rows", "none", 1), 8).local.exps == 8 * 32 * (3 + 2)
+    assert forward(Form("S", "", 32, 16, 1, "columns", "none", 1), 8).local.exps == 8 * 16 * (3 + 2)
 
 
 def test_steps_of_a_token_are_rows() -> None:
@@ -182,14 +185,19 @@ def test_decoding_moves_the_state() -> None:
 # --- what is chosen --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["retention", "mamba2_ssd", "delta_net", "gated_delta_net", "comba"])
+@pytest.mark.parametrize("name", [*CLASSES_IN_CHUNKS, "gla", "kimi_delta", "rwkv6", "rwkv7"])
 @pytest.mark.parametrize("heads", [8, 32, 256])
 @pytest.mark.parametrize("stage", ["forward", "backward"])
-def test_chunks_are_neither_the_shortest_nor_the_longest(name: str, heads: int, stage: Pass) -> None:
+def test_chunks_of_kernels_are_nearly_as_fast_as_any(name: str, heads: int, stage: Pass) -> None:
+    """Kernels have chunks of 64 rows. Others are predicted to be 8 % faster at most, in backward passes 24 %.
+
+    These are of 128 rows, with half as many states, which no kernel has registers for.
+    """
     found = simulated(name, 16384, heads=heads, stage=stage).passes[0]
-    assert found.chunk in (32, 64, 128)
+    assert found.chunk == KERNELS
     fitting = {cost.chunk: cost.ms for cost in found.costs if cost.ms is not None}
-    assert found.ms == pytest.approx(fitting[found.chunk]) == pytest.approx(min(fitting.values()))
+    assert found.ms == pytest.approx(fitting[found.chunk])
+    assert found.ms <= MOST_SLOWER[stage] * min(fitting.values())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +274,7 @@ def test_it_is_immutable_and_prints_itself() -> None:
     assert found.passes[0].words in text and str(found.passes[0]) in text
     assert all(kernel.name in text for kernel in found.passes[0].kernels)
     assert all(f"else      {other.how}" in text for other in found.others)
-    assert found.others and all(other.ms >= found.predicted_ms for other in found.others)
+    assert found.others and all(other.ms >= found.predicted_ms / MOST_SLOWER["forward"] for other in found.others)
 
 
 def test_it_beats_a_loop_and_long_dense_attention() -> None:

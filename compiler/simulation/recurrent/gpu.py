@@ -93,7 +93,7 @@ def _unlike(ranked: list[Plan]) -> list[Plan]:
     """The next best plans, each of a chunk, kind or split of its own."""
     seen = {_sort(ranked[0])}
     rest = list[Plan]()
-    for plan in ranked:
+    for plan in sorted(ranked, key=lambda plan: plan.ms):
         if _sort(plan) not in seen and len(rest) < SHOWN:
             seen.add(_sort(plan))
             rest.append(plan)

@@ -1,8 +1,9 @@
 """The plans of a pass on a GPU: which kernels, chunks of which length, the sequence in how many segments.
 
 `apart`: the states before chunks are written by one kernel, which walks over the chunks, and read by another for all
-chunks at once. `walk`: one kernel walks and gives the outputs too, so that the state never leaves the chip. Triangles
-of corrections are a kernel before either, for all chunks at once (Yang et al. 2024, section 3). Where there are too few
+chunks at once. `walk`: one kernel walks and gives the outputs too, so that the state never leaves the chip. Decays,
+pairs and triangles of corrections are made before either, for all chunks at once (Yang et al. 2024, section 3), but for
+walks with one gate for all rows, or none, which take rows as they are given. Where there are too few
 heads for the machine, segments of the sequence are walked at once from an empty state, and again from what was before
 them: what leads from segment to segment is, with a decay alone, a factor, with a correction a matrix (RECURRENCES,
 section 3).
@@ -22,11 +23,15 @@ from attnc.compiler.recurrences.segments import SHORTEST, fitting_segments
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.recurrent.call import Call, Part
 from attnc.compiler.simulation.recurrent.kernels import ACCUMULATED, Run, Task, fitting, run
-from attnc.compiler.simulation.recurrent.work import Amount, Chunk, Form, backward, forward, squares
+from attnc.compiler.simulation.recurrent.work import Amount, Chunk, Form, backward, decays, forward
 
 Kind = Literal["apart", "walk"]
 
 CHUNKS = (16, 32, 64, 128, 256)
+
+KERNELS = 64
+"""Rows of the chunks of attnc's kernels. A test holds that no other length is predicted to be much faster."""
+
 SLICES = (16, 32, 64, 128)
 """Columns of a state that a program has."""
 
@@ -38,7 +43,10 @@ STATE_BYTES = 4
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked for; None: whatever is fastest. `state_bytes`: of a number of the states before chunks."""
+    """What is asked for; None: chunks as kernels have them, and of all else whatever is fastest.
+
+    `state_bytes`: of a number of the states before chunks.
+    """
 
     chunk: int | None = None
     kind: Kind | None = None
@@ -81,7 +89,9 @@ class Plan:
 
 def plans(call: Call, part: Part, machine: Machine, wish: Wish) -> list[Plan]:
     """The forward's, the fastest first. Raises MachineError where there is none."""
-    kinds: tuple[Kind, ...] = ("apart", "walk") if wish.kind is None else (wish.kind,)
+    walks = call.shape.dtype != "float32" and part.form.gate != "columns"  # others have no such kernel: it would spill
+    kinds: tuple[Kind, ...] = ("apart", "walk") if walks else ("apart",)
+    kinds = kinds if wish.kind is None else (wish.kind,)
     return _ranked(call, part, machine, wish, [_Forward(call, part, machine, wish, kind) for kind in kinds])
 
 
@@ -97,7 +107,8 @@ def _ranked(call: Call, part: Part, machine: Machine, wish: Wish, makers: list[_
             f"no chunk of `{call.name}` with a state {part.form.state} in {call.shape.dtype} fits {machine.name}'s "
             f"registers and shared memory" + (f": chunks of {wish.chunk}" if wish.chunk else "")
         )
-    return sorted(found, key=lambda plan: (plan.ms, plan.segments, plan.chunk, -plan.columns))
+    chunk = wish.chunk or (KERNELS if any(plan.chunk == KERNELS for plan in found) else 0)
+    return sorted(found, key=lambda plan: (plan.chunk != chunk, plan.ms, plan.segments, plan.chunk, -plan.columns))
 
 
 @dataclass(frozen=True)
@@ -187,7 +198,14 @@ class _Maker(ABC):
     @property
     def written(self) -> int:
         """Bytes of what corrections make of keys and values before the states are known."""
-        return self._made(self.part.form.rows + self.part.form.columns)
+        form = self.part.form
+        return 0 if form.correction == "none" else self._made(form.rows + form.columns)
+
+    def _sides(self, chunk: int) -> int:
+        """Bytes of readers and writers as the edges of chunks see them, and of their pairs."""
+        form = self.part.form
+        readers = form.reads + (form.correction != "none")
+        return self._made(form.rows * (readers + form.writers) + chunk * readers * form.writers)
 
     # --- kernels -----------------------------------------------------------------------------------------------------
 
@@ -207,6 +225,12 @@ class _Maker(ABC):
         blocks = 1 if columns is None else ceil(self.part.form.columns / columns)
         many = self.chunks(chunk) * self.call.shape.lanes
         return Task(name, moved, work * many, many * blocks)
+
+    def _prepared(self, chunk: int, work: Amount) -> Task:
+        """What is made of all chunks before states are known: decays, pairs, and what corrections solve."""
+        name = "decays and pairs" if self.part.form.correction == "none" else "triangles"
+        moved = self.call.size(self.part.sources) + self._sides(chunk) + self.written
+        return self._for_all(name, chunk, work, moved)
 
     def _joined(self, chunk: int, columns: int, segments: int, keys: int, serial: Amount, links: int) -> list[Task]:
         """What a split of the sequence needs more: a walk of its own, from nothing, and the joining."""
@@ -230,29 +254,35 @@ class _Maker(ABC):
 class _Forward(_Maker):
     def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
         part, call, form = self.part, self.call, self.part.form
-        work, tasks = self._work(chunk), list[Task]()
-        sides = part.keys | part.values | part.gates
-        kept, links = sides, 1
-        if form.correction != "none":
-            sources = sides | part.corrections
-            tasks.append(self._for_all("triangles", chunk, work.local, call.size(sources) + self.written))
-            kept = part.keys | part.gates | (part.corrections | part.values if form.correction == "rank one" else set())
-            links = 2
-        made = self.written if form.correction != "none" else 0
-        keys = call.size(kept) + made
-        tasks += self._joined(chunk, columns, segments, keys, work.serial, links)
-        if self.kind == "walk":
-            again = ceil(form.columns / columns)
-            both = work.serial + _by_columns(form, chunk, work.output, again)
-            moved = call.size(kept | part.queries) + made + self.results
-            return [*tasks, self._walking("outputs", chunk, columns, segments, both, moved, links + 2)]
+        work = self._work(chunk)
+        if self.kind == "walk" and segments == 1 and form.correction == "none" and form.gate in ("none", "scalar"):
+            return self._fused(chunk, columns, work)
         found = self._made(form.columns) if form.correction != "none" else 0
+        values = call.size(part.values) if form.correction != "delta" else 0
+        tasks = [self._prepared(chunk, work.local)]
+        links = 1 if form.correction == "none" else 2
+        keys = self._made(form.rows * form.writers) + values + self.written
+        tasks += self._joined(chunk, columns, segments, keys, work.serial, links)
+        asked = self._made(form.reads * (form.rows + chunk * form.writers))
+        if self.kind == "walk":
+            both, moved = work.serial + work.output, keys + asked + self.results
+            return [*tasks, self._walking("outputs", chunk, columns, segments, both, moved, links + 2)]
         states = self._states(chunk)
         tasks.append(self._walking("states", chunk, columns, segments, work.serial, keys + found + states, links))
-        values = part.values if form.correction == "none" else frozenset[str]()
-        values = part.values | part.corrections if form.correction == "rank one" else values
-        moved = call.size(part.queries | part.keys | part.gates | values) + found + states + self.results
+        moved = asked + values + found + states + self.results
         return [*tasks, self._for_all("outputs", chunk, work.output, moved, form.columns)]
+
+    def _fused(self, chunk: int, columns: int, work: Chunk) -> list[Task]:
+        """One walk over rows as they are given; weights of pairs are made before it, of all chunks at once."""
+        part, call, form = self.part, self.call, self.part.form
+        own = decays(form, chunk)
+        pairs = Amount(work.local.products) * ceil(form.columns / columns)
+        moved = call.size(part.queries | part.keys | part.values) + self.results
+        weights = self._made(chunk) if form.gate == "scalar" else 0
+        walk = self._walking("outputs", chunk, columns, 1, work.serial + work.output + pairs, moved + weights, 3)
+        if form.gate == "none":
+            return [walk]
+        return [self._for_all("weights", chunk, own, call.size(part.gates) + weights), walk]
 
 
 @dataclass(frozen=True)
@@ -262,33 +292,25 @@ class _Backward(_Maker):
 
     def _tasks(self, chunk: int, columns: int, segments: int) -> list[Task]:
         part, call, form = self.part, self.call, self.part.form
-        work, tasks = self._work(chunk), list[Task]()
+        work = self._work(chunk)
         states, everything = self._states(chunk), call.size(part.sources)
-        read, links, made, found = part.queries | part.gates, 1, 0, 0
-        if form.correction != "none":
-            made, found, links = self.written, self._made(form.columns), 2
-            moved = everything + self.results + states + made + found
-            tasks.append(self._for_all("triangles", chunk, work.local, moved))
-            read = read | part.corrections
-        keys = call.size(read) + self.results + made
+        corrected = form.correction != "none"
+        found, links = (self._made(form.columns), 2) if corrected else (0, 1)
+        prepared = self._prepared(chunk, work.local)
+        tasks = [prepared]
+        keys = self._made(form.rows * form.reads) + self.results + self.written
         tasks += self._joined(chunk, columns, segments, keys, work.serial, links)
         tasks.append(
             self._walking("adjoints of states", chunk, columns, segments, work.serial, keys + found + states, links)
         )
         gradients = everything  # as large as what they are of
-        moved = everything + gradients + self.results + 2 * states + 2 * found
+        moved = everything + gradients + self.results + 2 * states + 2 * found + self._sides(chunk)
         return [*tasks, self._for_all("gradients", chunk, work.output, moved)]
 
 
 def _slices(form: Form) -> list[int]:
     """Columns of a program, from those that leave none without work."""
     return [width for width in SLICES if width <= max(form.columns, SLICES[0])]
-
-
-def _by_columns(form: Form, chunk: int, output: Amount, blocks: int) -> Amount:
-    """The outputs' work where each block of columns computes pairs and decays anew."""
-    pairs = 2.0 * squares(form, chunk, LEAST) * form.rows * form.writers * form.reads
-    return Amount(output.products + (blocks - 1) * pairs, output.exact, output.fma * blocks, output.exps * blocks)
 
 
 __all__ = ["CHUNKS", "Kind", "Plan", "Wish", "backward_plans", "plans"]

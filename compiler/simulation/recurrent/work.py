@@ -137,22 +137,25 @@ def edges(form: Form, length: int) -> Amount:
 
 def forward(form: Form, length: int, *, least: int = 1, apart: bool = True) -> Chunk:
     """`apart`: what the corrector makes of keys and values is formed before the states are known (W and U of the UT
-    transform), so that the serial part is two products; else the triangle is applied on the way, which needs fewer.
+    transform), so that the serial part is two products, and decays are made once; else the triangle is applied on the
+    way, which needs fewer products, and decays are made for both sides.
     """
     step, pair = _step(form, length), _pair(form, length)
     sides = 2 * squares(form, length, least) * form.rows * form.writers
-    output = form.reads * (sides + step + (_columns(form, length, least) if form.gate == "columns" else pair))
+    output = Amount(form.reads * (step + (_columns(form, length, least) if form.gate == "columns" else pair)))
+    asked = Amount(form.reads * sides) + decays(form, length)
     if form.correction == "none":
-        return Chunk(Amount(), Amount(step) + edges(form, length), Amount(output) + decays(form, length))
+        return Chunk(asked, Amount(step) + edges(form, length), output)
     rank_one = form.correction == "rank one"
     local = sides + (pair / form.writers if rank_one else 0.0)
     serial = step * (3 if rank_one else 2)
     applied = pair / form.writers
     local, serial = (local + applied + _wide(form, length), serial) if apart else (local, serial + applied)
+    again = Amount() if apart else decays(form, length)
     return Chunk(
-        Amount(local) + triangle(length) + decays(form, length),
+        asked + Amount(local) + triangle(length) + again,
         Amount(serial) + edges(form, length),
-        Amount(output) + decays(form, length),
+        output,
     )
 
 
