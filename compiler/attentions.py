@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Pattern, Recur, Softmax, Tensor
+from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Recur, Softmax, Tensor, Value
 from attnc.compiler.rewrite import substitute_attend
 from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
 
@@ -42,3 +42,18 @@ def _member(node: Attend, member: int) -> Attend:
     """One branch of a family."""
     assert node.family is not None
     return replace(substitute_attend(node, {node.family[0]: fold.const(member)}), family=None)
+
+
+def inputs_of_attentions(pattern: Pattern) -> frozenset[str]:
+    """The inputs that attentions, or what joins them, read: others are those of branches with a state alone."""
+    roots: list[Value | Index | None] = [pattern.combine, pattern.lse, *(root for root, _ in pattern.requirements)]
+    for node in pattern.nodes:
+        loops = [end for loop in (node.stack, node.family) if loop is not None for end in loop[1:]]
+        roots += [*values_of(node), node.visible, node.keys, node.key_of, *loops]
+    below = {tensor for root in roots if root is not None for tensor in _tensors(root)}
+    documents = {pattern.documents.name} if pattern.documents is not None else set[str]()
+    return frozenset({tensor.name for tensor in below} | documents)
+
+
+def _tensors(root: Value | Index) -> set[Tensor]:
+    return {below.tensor for below in root.below if isinstance(below, Element | Lookup)}

@@ -13,12 +13,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from attnc.compiler.last_rows import OtherRowsError
-from attnc.runtime import serving
+from attnc.runtime import serving, serving_states
 from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call import finite, input_tensors
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.operators import cached
+from attnc.runtime.serving_states import How, States
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
@@ -53,6 +54,7 @@ class Served(Compiled):
         ring: bool = False,
         scale: float | None = None,
         return_lse: Literal[False] = False,
+        state: None = None,
         **inputs: object,
     ) -> Tensor: ...
 
@@ -68,8 +70,25 @@ class Served(Compiled):
         ring: bool = False,
         scale: float | None = None,
         return_lse: Literal[True],
+        state: None = None,
         **inputs: object,
     ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def decode(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        state: States,
+        **inputs: object,
+    ) -> tuple[Tensor, States]: ...
 
     def decode(
         self,
@@ -82,8 +101,9 @@ class Served(Compiled):
         ring: bool = False,
         scale: float | None = None,
         return_lse: bool = False,
+        state: States | None = None,
         **inputs: object,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         """Attention of the last 1 to 16 tokens of each batch entry over a cache: out (B, Hq, Nq, dv), as a call of all
         tokens gives it in its last rows. No slot is read but those of keys that these rows see.
 
@@ -95,12 +115,24 @@ class Served(Compiled):
         t is in slot t before `need.first`, and in `need.first + (t - need.first) % (S - need.first)` from there on.
         Inputs by token have an entry for each slot, or, with a block table, for each token.
 
+        `state`: of a pattern that has branches with a state, what they have seen before these tokens, at first
+        `init_state`; the result is then (out, state). Inputs by token that only these branches read may have entries
+        for the tokens of q alone.
+
         Not differentiable. Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
-        self._refuse_states("cache: the state of a recurrence is handed on by `step`, or by `state`")
+        self._check_state(state, return_lse)
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
         serving.check_queries(q, k_cache, v_cache)
+        if self._pattern.stateful:
+            if self._is_by_kernels(q):
+                raise UnsupportedError(
+                    f"decode of `{self.name}` by kernels: there are none for several branches; call `prefill`"
+                )
+            how: How = "reference" if self._is_reference else "cache"
+            cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+            return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
         if torch.compiler.is_compiling():
             found = self._traced(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs)
         elif self._is_by_kernels(q):
@@ -126,6 +158,7 @@ class Served(Compiled):
         ring: bool = False,
         scale: float | None = None,
         return_lse: Literal[False] = False,
+        state: None = None,
         **inputs: object,
     ) -> Tensor: ...
 
@@ -141,8 +174,25 @@ class Served(Compiled):
         ring: bool = False,
         scale: float | None = None,
         return_lse: Literal[True],
+        state: None = None,
         **inputs: object,
     ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def prefill(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        kv_len: Lengths,
+        block_table: object = None,
+        ring: bool = False,
+        scale: float | None = None,
+        return_lse: Literal[False] = False,
+        state: States,
+        **inputs: object,
+    ) -> tuple[Tensor, States]: ...
 
     def prefill(
         self,
@@ -155,17 +205,28 @@ class Served(Compiled):
         ring: bool = False,
         scale: float | None = None,
         return_lse: bool = False,
+        state: States | None = None,
         **inputs: object,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         """The same of a chunk of any number of tokens, as a call computes it; differentiable.
 
         Takes what `decode` takes. No slot past `kv_len` is read; others may be, seen or not. Raises what `decode`
         raises.
         """
-        self._refuse_states("cache: the state of a recurrence is handed on by `step`, or by `state`")
+        self._check_state(state, return_lse)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         factor = None if scale is None else finite(scale)
+        if self._pattern.stateful:
+            how: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
+            return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
         return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
+
+    def _check_state(self, state: object, return_lse: bool) -> None:
+        self._refuse_recurrence("cache: the state of a recurrence is handed on by `step`, or by `state`")
+        if state is not None and not self._pattern.stateful:
+            raise ArgumentTypeError(f"state: `{self.name}` has no branch with a state")
+        if return_lse and self._pattern.stateful:
+            raise UnsupportedError(f"return_lse: what `{self.name}` combines is no softmax")
 
     def _prefilled(self, q: Tensor, cache: Cache, scale: float | None, inputs: Mapping[str, object]) -> serving.Result:
         rows = self._last_rows

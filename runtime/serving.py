@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attnc.compiler.attentions import inputs_of_attentions
 from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.last_rows import OtherRowsError
@@ -35,7 +36,7 @@ Call = Callable[[Tensor, Tensor, Tensor, "float | None", Mapping[str, object]], 
 
 
 @dataclass(frozen=True)
-class _Share:
+class Share:
     """Batch entries of one length."""
 
     entries: tuple[int, ...]
@@ -44,6 +45,7 @@ class _Share:
 
     @property
     def length(self) -> int:
+        """Tokens of each."""
         return self.cache.lengths[0]
 
 
@@ -58,7 +60,7 @@ def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: 
     if any(x.device.type != "cpu" for x in (q, cache.k, cache.v)):
         raise UnsupportedError(f"decode on {q.device}: there are no kernels for it; move the tensors to the CPU")
 
-    def of(share: _Share) -> Result:
+    def of(share: Share) -> Result:
         own = q[list(share.entries)]
         k, v = share.cache.placeholders(share.length)
         sizes = check_tensors(own, k, v)
@@ -67,8 +69,8 @@ def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: 
         factor = float(sizes.dk**-0.5) if scale is None else scale
         return steps.on_cache(own, k, v, share.cache, Given(sizes, share.inputs, real, factor))
 
-    shares = list(_shares(rows.pattern, cache, inputs))
-    return _together(q, [of(share) for share in shares], shares)
+    shares = list(shares_of(rows.pattern, cache, inputs))
+    return together(q, [of(share) for share in shares], shares)
 
 
 def decode_by_kernels(
@@ -117,19 +119,20 @@ def prefill(
     """
     if not (q.shape[0] and q.shape[1]):
         return _nothing(q, cache)
-    shares = list(_shares(pattern, cache, inputs))
+    shares = list(shares_of(pattern, cache, inputs))
     found = []
     for share in shares:
         k, v = share.cache.whole(range(len(share.entries)), share.length)
         own = q if len(shares) == 1 else q[list(share.entries)]
         found.append(call(own, k, v, scale, share.inputs))
-    return _together(q, found, shares)
+    return together(q, found, shares)
 
 
 def check_ring(pattern: Pattern, q: Tensor, k: Tensor, longest: int | None) -> int:
     """The first token that turns in a ring k; `longest`: tokens, if known. Raises ArgumentError, UnsupportedError."""
     heads, n_q, slots = q.shape[1], q.shape[2], k.shape[2]
-    read = [tensor.name for tensor in pattern.tensors if {"token", "key"} & set(tensor.dims)]
+    own = inputs_of_attentions(pattern)
+    read = [t.name for t in pattern.tensors if {"token", "key"} & set(t.dims) and t.name in own]
     if read:
         raise UnsupportedError(f"ring: `{pattern.name}` reads `{read[0]}` by token, whose old entries would be missing")
     need = need_of(pattern, heads, max(heads // max(k.shape[1], 1), 1))
@@ -146,10 +149,11 @@ def check_ring(pattern: Pattern, q: Tensor, k: Tensor, longest: int | None) -> i
     return need.first
 
 
-def _shares(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[_Share]:
+def shares_of(pattern: Pattern, cache: Cache, inputs: Mapping[str, object]) -> Iterator[Share]:
+    """The batch entries of each length."""
     for length in sorted(set(cache.lengths)):
         entries = tuple(i for i, own in enumerate(cache.lengths) if own == length)
-        yield _Share(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
+        yield Share(entries, cache.of(entries), dict(cut(pattern, inputs, cache, entries, length)))
 
 
 def cut(
@@ -178,7 +182,7 @@ def _nothing(q: Tensor, cache: Cache) -> Result:
     return q.new_empty((*q.shape[:3], cache.v.shape[3])), lse
 
 
-def _together(q: Tensor, results: Sequence[Result], shares: Sequence[_Share]) -> Result:
+def together(q: Tensor, results: Sequence[Result], shares: Sequence[Share]) -> Result:
     """The results of all batch entries in their order."""
     if len(results) == 1:
         return results[0]

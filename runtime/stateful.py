@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from attnc.runtime import serving_states
 from attnc.runtime.call import check_counts
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, UnsupportedError
@@ -53,24 +54,28 @@ class Stateful(Compiled):
     ) -> States:
         """The states before the first token: a tensor (batch, heads, …) for each, by name.
 
-        One that reads places of tokens counts them in a state more, `t`, int64 (batch,).
+        One that reads places of tokens counts them in a state more, `t`, int64 (batch,). Of a pattern that has
+        branches with a state: `branch.state`, for `decode` and `prefill`.
 
         `sizes`: others that states are of, as the inputs have them (`slots=64`).
 
         Raises UnsupportedError for a pattern, ArgumentError.
         """
-        recur = self._pattern.recur
-        if recur is None:
+        recur, branches = self._pattern.recur, self._pattern.stateful
+        if recur is None and not branches:
             raise self._has_no_state()
         check_counts(0, batch=batch)
         check_counts(1, heads=heads, dk=dk, dv=dv)
         known = {"dk": dk, "dv": dv, **sizes}
-        for state in recur.states:
+        for state in (state for one in (recur, *branches) if one is not None for state in one.states):
             for dim in state.dims:
                 if isinstance(dim, str) and dim not in known:
                     raise ArgumentError(f"the state `{state.name}` is of `{dim}`: say how many, {dim}=…")
         like = torch.empty((), dtype=dtype, device=device)
-        return token_loop.beginning(recur, known, batch, heads, like) | count_of(recur, batch)
+        if recur is not None:
+            return token_loop.beginning(recur, known, batch, heads, like) | count_of(recur, batch)
+        assert self._steps is not None
+        return serving_states.beginning(self._steps, known, batch, heads, like)
 
     def step(
         self, q: Tensor, k: Tensor, v: Tensor, state: States, *, scale: float | None = None, **inputs: object
@@ -82,6 +87,10 @@ class Stateful(Compiled):
         return self._with_state(q, k, v, scale, state, inputs)
 
     def _has_no_state(self) -> UnsupportedError:
+        if self._pattern.stateful:
+            return UnsupportedError(
+                f"`{self.name}` has states in branches beside keys: `decode` and `prefill` hand them on, with `state`"
+            )
         return UnsupportedError(f"`{self.name}` is a pattern, which has no state: only a `recurrence` has one")
 
     @abstractmethod

@@ -49,12 +49,16 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Given:
-    """One call: sizes, inputs by name (real ones among them), and the scale."""
+    """One call: sizes, inputs by name (real ones among them), and the scale.
+
+    `states`: what branches with a state give, by name, where it is known already.
+    """
 
     sizes: Sizes
     inputs: Mapping[str, object]
     real: Mapping[str, Tensor]
     scale: float
+    states: Mapping[str, Tensor] | None = None
 
 
 Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], Pair]
@@ -132,14 +136,7 @@ class Steps:
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern, known = self._pattern, dict(given.real)
-        outs = dict[str, list[Tensor]]()
-        for recurrent in self.stateful:
-            tensors = [given.real[tensor.name] for tensor in pattern.tensors]
-            how = {"dense": run is _densely, "by_kernels": run is _on_gpu}
-            out, _ = recurrent.attend(q, k, v, given.inputs, tensors, given.scale, **how)
-            outs.setdefault(recurrent.recur.name, []).append(out)
-        families = {recur.name for recur in pattern.stateful if recur.member is not None}
-        known |= {name: torch.stack(parts, 3) if name in families else parts[0] for name, parts in outs.items()}
+        known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
         for node in pattern.nodes:
             own = self._node(node, q, k, v, given, run, known)
             known[output(node).name], known[output_lse(node).name] = own
@@ -149,6 +146,21 @@ class Steps:
         out = self._combined(pattern.combine, q, k, v, given, known)
         lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
         return out.to(q.dtype), lse
+
+    def _of_states(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> dict[str, Tensor]:
+        """What branches with a state give, by name."""
+        tensors = [given.real[tensor.name] for tensor in self._pattern.tensors]
+        how = {"dense": run is _densely, "by_kernels": run is _on_gpu}
+        outs = [one.attend(q, k, v, given.inputs, tensors, given.scale, **how)[0] for one in self.stateful]
+        return self.by_branch(outs)
+
+    def by_branch(self, outs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What each of `stateful` gives, by the names of branches, those of a family as one."""
+        found = dict[str, list[Tensor]]()
+        for one, out in zip(self.stateful, outs, strict=True):
+            found.setdefault(one.recur.name, []).append(out)
+        families = {recur.name for recur in self._pattern.stateful if recur.member is not None}
+        return {name: torch.stack(parts, 3) if name in families else parts[0] for name, parts in found.items()}
 
     def _node(
         self,

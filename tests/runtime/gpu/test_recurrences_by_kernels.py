@@ -114,6 +114,21 @@ def test_a_branch_with_a_state() -> None:
     assert any("as operations of torch: float64 has no kernels" in reason for reason in wide)
 
 
+def test_a_branch_with_a_state_served() -> None:
+    rows, _ = drawn("gla", tokens=21)
+    q, k, v = (x.detach() for x in rows)
+    attend = compiled("hybrid_window_linear", backend="triton", window=4)
+    g, gate = -torch.rand(2, 21, 2), torch.rand(2, 21, 2)
+    state, parts = attend.init_state(2, 2, q.shape[3], v.shape[3]), []
+    for start, stop in ((0, 18), (18, 21)):
+        more = {"g": g[:, start:stop], "gate": gate[:, start:stop]}
+        out, state = attend.prefill(q[:, :, start:stop], k, v, kv_len=stop, state=state, **more)
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 2), attend.reference(q, k, v, g=g, gate=gate), atol=3e-6, rtol=0)
+    with torch.no_grad(), pytest.raises(UnsupportedError, match="none for several branches; call `prefill`"):
+        attend.decode(q[:, :, -1:], k, v, kv_len=21, state=state, g=g[:, -1:], gate=gate[:, -1:])
+
+
 def test_what_has_no_kernels_runs_in_torch_or_is_refused() -> None:
     rows, inputs = drawn("retention", tokens=19)
     wide = [x.detach().double() for x in rows]

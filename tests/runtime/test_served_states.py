@@ -1,0 +1,165 @@
+"""Patterns with branches that have a state, served: cut anywhere, from any cache, they give what one call gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import ArgumentError, ArgumentTypeError, UnsupportedError, compile_attention
+
+B, H, T, D = 2, 4, 23, 6
+NEED = 5
+
+
+def draw(kv_heads: int = H, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    made = torch.Generator().manual_seed(5)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=made, dtype=torch.float64).to(dtype)
+
+    rows = {"q": normal(B, H, T, D), "k": normal(B, kv_heads, T, D), "v": normal(B, kv_heads, T, D)}
+    return {**rows, "g": -normal(B, T, H).abs(), "gate": normal(B, T, H).sigmoid()}
+
+
+PLACES = """pattern p(window: int = 5)
+    align end
+    input g: log_decay[batch, token, head]
+    input gate: unit[batch, query, head]
+    branch near
+        visible 0 <= q - k < window
+    branch far[c in 0 .. 2]
+        state S: [dk, dv]
+        step  S = (exp(g) if t % (c + 2) == 0 else 1) * S + outer(k, v)
+        read  scale * q @ S
+    combine gate[q] * near + (1 - gate[q]) * (far[0] - far[1])
+"""
+"""A family of states, which count places."""
+
+PATTERNS = {"library": "hybrid_window_linear", "a family that counts": PLACES}
+
+
+def attention(name: str, **options: Any) -> Any:
+    return compile_attention(PATTERNS[name], window=NEED, **options)
+
+
+def inputs_of(given: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """Those of a span of tokens."""
+    return {name: given[name][:, start:stop] for name in ("g", "gate")}
+
+
+@pytest.mark.parametrize("kv_heads", [H, 2])
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("cut", [0, 1, 9, 22])
+def test_a_prompt_and_steps_are_one_call(name: str, cut: int, kv_heads: int) -> None:
+    attend, given = attention(name), draw(kv_heads)
+    q, k, v = (given[each] for each in "qkv")
+    whole = attend(**given)
+    state, parts = attend.init_state(B, H, D, D, dtype=torch.float64), []
+    if cut:
+        out, state = attend.prefill(q[:, :, :cut], k, v, kv_len=cut, state=state, **inputs_of(given, 0, cut))
+        parts.append(out)
+    with torch.no_grad():
+        for t in range(cut, T, 2):
+            stop = min(t + 2, T)
+            out, state = attend.decode(q[:, :, t:stop], k, v, kv_len=stop, state=state, **inputs_of(given, t, stop))
+            parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["ring", "pages"])
+def test_other_caches(kind: str) -> None:
+    attend, given = attention("library"), draw()
+    q, k, v = (given[each] for each in "qkv")
+    whole, state, parts = attend(**given), attend.init_state(B, H, D, D, dtype=torch.float64), []
+    table = torch.tensor([[7, 2, 5, 0, 9, 4], [1, 8, 3, 6, 10, 11]])
+    caches = [x.new_zeros(*((B, H, NEED) if kind == "ring" else (12, H, 4)), D) for x in (k, v)]
+    how: dict[str, Any] = {"ring": True} if kind == "ring" else {"block_table": table}
+    for t in range(T):
+        for cache, x in zip(caches, (k, v), strict=True):
+            if kind == "ring":
+                cache[:, :, t % NEED] = x[:, :, t]
+            else:
+                cache[table[:, t // 4], :, t % 4] = x[:, :, t]
+        with torch.no_grad():
+            out, state = attend.decode(
+                q[:, :, t : t + 1], *caches, kv_len=t + 1, state=state, **how, **inputs_of(given, t, t + 1)
+            )
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=1e-10, atol=1e-10)
+
+
+def test_batch_entries_of_other_lengths() -> None:
+    attend, given = attention("a family that counts"), draw()
+    lengths = (19, 8)
+    out, state = None, attend.init_state(B, H, D, D, dtype=torch.float64)
+    for entry, length in enumerate(lengths):
+        own = {
+            each: x[entry : entry + 1, :, :length] if x.ndim == 4 else x[entry : entry + 1, :length]
+            for each, x in given.items()
+        }
+        begun = {each: x[entry : entry + 1] for each, x in state.items()}
+        q, k, v = (own[each] for each in "qkv")
+        _, after = attend.prefill(q, k, v, kv_len=length, state=begun, g=own["g"], gate=own["gate"])
+        for each, x in after.items():
+            state[each][entry] = x[0]
+    at = torch.tensor(lengths)
+    rows = {each: torch.stack([given[each][i, n] for i, n in enumerate(lengths)])[:, None] for each in ("g", "gate")}
+    q = torch.stack([given["q"][i, :, n] for i, n in enumerate(lengths)])[:, :, None]
+    with torch.no_grad():
+        out, after = attend.decode(q, given["k"], given["v"], kv_len=at + 1, state=state, **rows)
+    whole = attend(**given)
+    for i, n in enumerate(lengths):
+        torch.testing.assert_close(out[i, :, 0], whole[i, :, n], rtol=1e-10, atol=1e-10)
+    assert after["far[0].t"].tolist() == [20, 9]
+
+
+def test_the_reference() -> None:
+    attend, given = attention("library", backend="reference"), draw()
+    q, k, v = (given[each] for each in "qkv")
+    whole = attention("library")(**given)
+    state, parts = attend.init_state(B, H, D, D, dtype=torch.float64), []
+    for start, stop, run in ((0, 18, attend.prefill), (18, T, attend.decode)):
+        more = {"g": given["g"][:, :stop], "gate": given["gate"][:, start:stop]}
+        out, state = run(q[:, :, start:stop], k, v, kv_len=stop, state=state, **more)
+        parts.append(out)
+    torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_a_prompt_in_chunks() -> None:
+    attend, given = attention("library"), {each: x.requires_grad_() for each, x in draw().items()}
+    q, k, v = (given[each] for each in "qkv")
+    weights = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    state, parts = attend.init_state(B, H, D, D, dtype=torch.float64), []
+    for start, stop in ((0, 9), (9, 10), (10, T)):
+        more = inputs_of(given, start, stop)
+        out, state = attend.prefill(q[:, :, start:stop], k, v, kv_len=stop, state=state, **more)
+        parts.append(out)
+    leaves = list(given.values())
+    ours = torch.autograd.grad((torch.cat(parts, 2) * weights).sum(), leaves)
+    theirs = torch.autograd.grad((attend(**given) * weights).sum(), leaves)
+    for mine, own in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, own, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_refused() -> None:
+    attend, given = attention("library"), draw()
+    q, k, v = (given[each][:, :, :1] for each in "qkv")
+    more = inputs_of(given, 0, 1)
+    state = attend.init_state(B, H, D, D, dtype=torch.float64)
+    with pytest.raises(ArgumentTypeError, match=r"has branches with a state: give `state`, at first attend.init_state"):
+        attend.decode(q, k, v, kv_len=1, **more)
+    with pytest.raises(ArgumentError, match=r"state has near: there are far\.S"):
+        attend.decode(q, k, v, kv_len=1, state={**state, "near": state["far.S"]}, **more)
+    with pytest.raises(ArgumentError, match=r"state\['S'\] is \(2, 4, 6, 5\)"):
+        attend.prefill(q, k, v, kv_len=1, state={"far.S": state["far.S"][..., :5]}, **more)
+    with pytest.raises(UnsupportedError, match="return_lse: what `hybrid_window_linear` combines is no softmax"):
+        attend.decode(q, k, v, kv_len=1, state=state, return_lse=True, **more)
+    with pytest.raises(UnsupportedError, match="`decode` and `prefill` hand them on, with `state`"):
+        attend.step(q, k, v, state, **more)
+    with pytest.raises(ArgumentTypeError, match="state: `causal` has no branch with a state"):
+        compile_attention("causal").decode(q, k, v, kv_len=1, state=state)
+    with pytest.raises(UnsupportedError, match=r"no cache: the state of a recurrence is handed on by `step`"):
+        compile_attention("gla").decode(q, k, v, kv_len=1, g=given["g"])
