@@ -189,8 +189,7 @@ class TapeText:
         op = self.tape.ops[i]
         if op.kind != "number":
             return f"x{i}"
-        value = float(self.of.size(op.of)) if isinstance(op.of, str) else float(cast("float", op.of))
-        return ValueText({}, _EXACT, _no_element).of(number(value)).at(9)
+        return constant(float(self.of.size(op.of)) if isinstance(op.of, str) else float(cast("float", op.of)))
 
     def spread(self, i: int, places: tuple[int, ...], width: int) -> str:
         """An operand as it meets others in a tile with so many axes."""
@@ -270,6 +269,11 @@ class TapeText:
         return holders[0] if op.of == "real" else apply(cast("str", op.of), *holders)
 
 
+def constant(value: float) -> str:
+    """A number, infinite ones too."""
+    return ValueText({}, _EXACT, _no_element).of(number(value)).at(9)
+
+
 def _no_element(node: Element, indices: tuple[Text, ...]) -> Text:
     raise AssertionError(node)
 
@@ -281,4 +285,4 @@ def _no_lookup(node: Lookup, indices: tuple[Text, ...]) -> Text:
 _EXACT = IndexText({}, _no_lookup)
 
 
-__all__ = ["TapeText"]
+__all__ = ["TapeText", "constant"]

@@ -15,7 +15,7 @@ from attnc.compiler.ir import Number
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.recurrences.kernels.stepping import MOST, Stepping
-from attnc.compiler.recurrences.kernels.tape_text import TapeText
+from attnc.compiler.recurrences.kernels.tape_text import TapeText, constant
 from attnc.compiler.recurrences.tape import Op
 from attnc.compiler.values import Axes
 
@@ -47,7 +47,7 @@ class _Forward(TapeText):
                     for n, (i, _, axes) in enumerate(self.states()):
                         self.store(self.buffer(f"kept{n}", axes, "turn // stretch, stretches"), axes, f"x{i}")
             self.begun_anew(
-                *((f"x{i}", repr(start)) for (i, *_), start in zip(self.states(), self.of.starts, strict=True))
+                *((f"x{i}", constant(start)) for (i, *_), start in zip(self.states(), self.of.starts, strict=True))
             )
             self.run([self.tape.read, *(after for _, after, _ in self.states())])
             own = self.tape.ops[self.tape.read].axes
@@ -92,7 +92,9 @@ class _Backward(_Forward):
         self.add("tl.debug_barrier()")
         with self.lines.block("for turn in range(0, many):"):
             self.add("token = first + turn + tl.full((), 0, tl.int64)")
-            self.begun_anew(*((f"x{i}", repr(start)) for (i, *_), start in zip(states, self.of.starts, strict=True)))
+            self.begun_anew(
+                *((f"x{i}", constant(start)) for (i, *_), start in zip(states, self.of.starts, strict=True))
+            )
             for n, (i, _, axes) in enumerate(states):
                 self.store(self.buffer(f"before{n}", axes, "turn, stretch"), axes, f"x{i}")
             later = [(i, after) for i, after, _ in states if after != i]

@@ -132,8 +132,10 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
     sizes: dict[str, int] = {}
     given: dict[int, Tensor] = {}
     for i in tape.leaves:
-        x = values.whole(cast("Value", tape.ops[i].of)).float()
-        given[i] = x if all(stride == 1 for stride in x.stride()[-1:]) else x.contiguous()
+        x = values.whole(cast("Value", tape.ops[i].of))
+        if x.is_complex():
+            raise NoTapeError("a complex number meets a state")
+        given[i] = _packed(x.float())
         _measure(sizes, tape.ops[i].axes, x.shape[3:])
     for name, _ in tape.after:
         _measure(
@@ -155,6 +157,16 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
     )
     begins = None if fresh is None else torch.from_numpy(fresh.astype(np.int32)).to(values.tokens.q.device)
     return _Call(stepping, batch, heads, count, given, begins)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """The same with the entries of a token side by side, as kernels read them."""
+    step = 1
+    for size, stride in zip(reversed(x.shape[3:]), reversed(x.stride()[3:]), strict=True):
+        if size > 1 and stride != step:
+            return x.contiguous()
+        step *= size
+    return x
 
 
 def _measure(sizes: dict[str, int], axes: Axes, shape: Sequence[int]) -> None:
