@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from typing import cast
 
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.recurrences.derived import Derived
 from attnc.compiler.recurrences.monomials import product_of
-from attnc.compiler.recurrences.terms import factors_of
-from attnc.compiler.values import axes, rank
+from attnc.compiler.recurrences.terms import factors_of, terms_of
+from attnc.compiler.values import apply, axes, rank
 
 BY_TOKEN = frozenset({"token", "query", "key"})
 """Dimensions of an input that are tokens."""
@@ -54,6 +55,26 @@ def into_matrix(write: Value) -> Value:
     return product_of([*others, ir.intern(ir.Contract(matrix, mapped.right, 1, mapped.right_axis))])
 
 
+def into_reads(value: Value) -> Value:
+    """2 Re (M x) as Re ((2 M) x), in a sum of such, where M does not change from token to token."""
+    terms = terms_of(value)
+    found = list(map(_into_read, terms))
+    return value if found == terms else reduce(lambda a, b: apply("add", a, b), found)
+
+
+def _into_read(term: Value) -> Value:
+    factors = factors_of(term)
+    reads = [x for x in factors if isinstance(x, ir.Apply) and x.op == "real"]
+    numbers = [x for x in factors if isinstance(x, ir.Number) or (isinstance(x, ir.Ratio) and not rank(x))]
+    if len(reads) != 1 or not numbers or len(numbers) + 1 < len(factors):
+        return term
+    (mapped,) = reads[0].operands
+    if not isinstance(mapped, ir.Contract) or not _maps(mapped) or not all(map(is_same_at_all, numbers)):
+        return term
+    matrix = product_of([*numbers, mapped.left])
+    return apply("real", ir.intern(ir.Contract(matrix, mapped.right, 1, mapped.right_axis)))
+
+
 def _maps(node: ir.Contract) -> bool:
     """Whether it is a matrix that is the same at all tokens times a vector."""
     return rank(node.left) == 2 and rank(node.right) == 1 and node.left_axis == 1 and is_same_at_all(node.left)
@@ -78,4 +99,4 @@ def _values(part: object) -> Iterator[Index]:
             yield from _values(getattr(part, each.name))
 
 
-__all__ = ["BY_TOKEN", "constants_of", "into_matrix", "is_same_at_all"]
+__all__ = ["BY_TOKEN", "constants_of", "into_matrix", "into_reads", "is_same_at_all"]

@@ -16,7 +16,7 @@ from typing import Literal, cast
 from attnc.compiler import fold, ir
 from attnc.compiler.ir import Recur, StateAt, Step, Value
 from attnc.compiler.recurrences.affine import affine_of
-from attnc.compiler.recurrences.constants import into_matrix
+from attnc.compiler.recurrences.constants import into_matrix, into_reads
 from attnc.compiler.recurrences.coupled import Following, ReadEachOtherError, follow
 from attnc.compiler.recurrences.derived import (
     Correction,
@@ -302,7 +302,7 @@ class _Deriving:
     def _result(self, last: dict[str, int]) -> tuple[Value, dict[str, list[Taken]]]:
         """What a token gets, each read of a state as the element of a tensor, and these reads by state."""
         taken: dict[str, list[Taken]] = {}
-        value = self._replaced(self.recur.read)
+        value = into_reads(self._replaced(self.recur.read))
         while reads_state(value):
             nodes = cast("tuple[Value, ...]", value.below)
             solve = next((node for node in nodes if isinstance(node, ir.Solve) and reads_state(node.matrix)), None)

@@ -22,7 +22,7 @@ class Stepping:
 
     `precision`: of products of matrices, which are of fp32 numbers. `sizes`: of axes that have names. `varying`: the
     leaves and tests that are not of all tokens alike. `starts`: what the states begin with. `resets`: tokens may begin
-    anew. `keeps`: the forward pass stores the states before stretches.
+    anew. `keeps`: the forward pass stores the states before stretches. `registers`: as the target has it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Stepping:
     resets: bool
     keeps: bool
     precision: str
+    registers: int | None
 
     def size(self, axis: str | int) -> int:
         """Entries along an axis."""

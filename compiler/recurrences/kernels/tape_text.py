@@ -52,7 +52,9 @@ class TapeText:
         head.add(*declaration(function, arguments))
         tiles = TileShape(LEAST, LEAST, self.of.warps, 1)
         text = str(head) + str(self.lines)
-        return KernelSource("token_by_token", function, text, arguments, tiles, parts=self.of.parts)
+        return KernelSource(
+            "token_by_token", function, text, arguments, tiles, self.of.parts, registers=self.of.registers
+        )
 
     def write(self) -> None:
         """All lines."""

@@ -145,6 +145,7 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
     _check_picks(tape, tests, sizes)
     given |= {i: torch.from_numpy(at.astype(np.int32)).to(values.tokens.q.device) for i, at in tests.items()}
     fresh = fresh_of(recur, values, fresh)
+    target = target_of(values.tokens.q.device)
     stepping = Stepping(
         recur.name,
         tape,
@@ -153,7 +154,8 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
         tuple(next(state.start for state in recur.states if state.name == name) for name, _ in tape.after),
         resets=fresh is not None,
         keeps=False,
-        precision=target_of(values.tokens.q.device).products_on_chip,
+        precision=target.products_on_chip,
+        registers=target.registers,
     )
     begins = None if fresh is None else torch.from_numpy(fresh.astype(np.int32)).to(values.tokens.q.device)
     return _Call(stepping, batch, heads, count, given, begins)
