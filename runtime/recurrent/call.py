@@ -205,7 +205,7 @@ class Recurrent:
         if derived is not None:
             wide = frozenset(stage.state.name for stage in stages if isinstance(stage, Running))
             constants = self._constants if derived is self.derived else constants_of(derived)
-            parts = replace(parts, wide=wide, constants=constants, finer=2 if _is_wide(derived) else 1)
+            parts = replace(parts, wide=wide, constants=constants, longer=_longer(derived))
         return parts.attend(states)
 
     def _passing(self, derived: Derived, linear: Linear) -> Run:
@@ -254,10 +254,12 @@ class Recurrent:
         return torch.cat(outs), {name: torch.cat([last[name] for last in lasts]) for name in states}
 
 
-def _is_wide(derived: Derived) -> bool:
-    """Whether tokens have two readers and two writers of a state, as with a correction that is no delta rule."""
+def _longer(derived: Derived) -> float:
+    """How long parts are: shorter with two readers and two writers of a state, longer where all goes entry by entry."""
+    if all(isinstance(stage, Scan) for stage in derived.stages):
+        return 2
     corrections = [step.correction for stage in derived.stages if isinstance(stage, Pass) for step in stage.steps]
-    return any(one is not None and not one.merged for one in corrections)
+    return 0.5 if any(one is not None and not one.merged for one in corrections) else 1
 
 
 def count_of(recur: Recur, batch: int) -> States:

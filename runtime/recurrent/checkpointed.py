@@ -40,7 +40,7 @@ class Parts:
     """A call, and how a part of it is `run` from the states before it.
 
     `inputs`: the pattern's. `fresh` as in `token_loop.run`. States in `wide` are fp64 between parts. `constants`:
-    values that no token changes, computed once. `finer`: how many times shorter than others parts are.
+    values that no token changes, computed once. `longer`: how many times as long as others parts are.
     """
 
     run: Run
@@ -49,7 +49,7 @@ class Parts:
     fresh: Fresh = None
     wide: frozenset[str] = frozenset()
     constants: Sequence[Value] = ()
-    finer: int = 1
+    longer: float = 1
 
     def attend(self, states: States) -> tuple[Tensor, States]:
         """(out (B, H, T, …), the states after the last token, in the dtypes of those given)."""
@@ -124,7 +124,7 @@ class Parts:
     def spans(self) -> list[slice]:
         """The tokens of each part, in order."""
         batch, heads, count = self.tokens.counts
-        length = max(ROWS // (self.finer * max(batch * heads, 1)), FEWEST)
+        length = max(int(ROWS * self.longer) // max(batch * heads, 1), FEWEST)
         return [slice(start, min(start + length, count)) for start in range(0, count, length)]
 
     def _part(self, tokens: Tokens, span: slice) -> Tokens:
