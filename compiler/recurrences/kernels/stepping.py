@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 from attnc.compiler.recurrences.tape import Tape
 from attnc.compiler.values import Axes
@@ -80,10 +81,7 @@ class Stepping:
 
     def entries(self, axes: Axes) -> int:
         """Entries of a tile."""
-        found = 1
-        for axis in axes:
-            found *= self.block(axis)
-        return found
+        return prod(map(self.block, axes))
 
     def is_part(self, axes: Axes) -> bool:
         """Whether a value's entries are divided among the programs of a lane."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from math import prod
 from typing import cast
 
 from attnc.compiler.ir import Element, Lookup, Number, Tensor, Value, intern
@@ -17,7 +19,7 @@ from attnc.compiler.values import Axes, apply, element, number
 
 
 @dataclass
-class TapeText:
+class TapeText(ABC):
     """A kernel that is being written. The value of operation i is x{i}, its adjoint d{i}."""
 
     of: Stepping
@@ -56,9 +58,9 @@ class TapeText:
             "token_by_token", function, text, arguments, tiles, self.of.parts, registers=self.of.registers
         )
 
+    @abstractmethod
     def write(self) -> None:
         """All lines."""
-        raise NotImplementedError
 
     def add(self, *lines: str) -> None:
         """Lines at the current depth."""
@@ -149,20 +151,16 @@ class TapeText:
         mask = self.inside(axes)
         self.add(f"tl.store({base}{self.offset(axes)}, {value}{f', mask={mask}' if mask else ''})")
 
-    def buffer(self, name: str, axes: Axes, at: str = "") -> str:
-        """The address of a lane's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
+    def buffer(self, name: str, axes: Axes, number: str = "", count: str = "", *, alike: bool = False) -> str:
+        """The address of a program's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
 
-        `at`: the number of it among so many, as "number, count".
+        That `number` of so many, where there are several. `alike`: all parts of a lane have the same.
         """
         self.pointers[name] = Argument(name, "*fp32")
-        place = "lane" if self.of.is_part(axes) else "slot"
-        if at:
-            which, many = at.split(", ")
-            place = f"({place} * {many} + {which})"
-        entries = 1
-        for size in self.of.shape(axes):
-            entries *= size
-        return f"{name} + {place} * {entries}"
+        place = "lane" if alike or self.of.is_part(axes) else "slot"
+        if number:
+            place = f"({place} * {count} + {number})"
+        return f"{name} + {place} * {prod(self.of.shape(axes))}"
 
     def _state_axes(self, name: str) -> Axes:
         return next(op.axes for op in self.tape.ops if op.kind == "state" and op.of == name)

@@ -39,36 +39,32 @@ class _Forward(TapeText):
         """All lines."""
         self.begin()
         for n, (i, _, axes) in enumerate(self.states()):
-            self.add(f"x{i} = {self.loaded(self._of_lane(f'begun{n}', axes), axes)}")
+            self.add(f"x{i} = {self.loaded(self.buffer(f'begun{n}', axes, alike=True), axes)}")
         with self.lines.block("for turn in range(0, tokens):"):
             self.add("token = turn + tl.full((), 0, tl.int64)")
             if self.of.keeps:
                 with self.lines.block("if turn % stretch == 0:"):
                     for n, (i, _, axes) in enumerate(self.states()):
-                        self.store(self.buffer(f"kept{n}", axes, "turn // stretch, stretches"), axes, f"x{i}")
+                        self.store(self.buffer(f"kept{n}", axes, "turn // stretch", "stretches"), axes, f"x{i}")
             self.begun_anew(
                 *((f"x{i}", constant(start)) for (i, *_), start in zip(self.states(), self.of.starts, strict=True))
             )
             self.run([self.tape.read, *(after for _, after, _ in self.states())])
             own = self.tape.ops[self.tape.read].axes
-            self.store(self._of_lane("out", own, "token, tokens"), own, self.name(self.tape.read))
+            self.store(self.buffer("out", own, "token", "tokens", alike=True), own, self.name(self.tape.read))
             later = [(i, self.name(after)) for i, after, _ in self.states() if after != i]
             if later:
                 self.add(f"{', '.join(f'x{i}' for i, _ in later)} = {', '.join(text for _, text in later)}")
         for n, (i, _, axes) in enumerate(self.states()):
-            self.store(self._of_lane(f"last{n}", axes), axes, f"x{i}")
-
-    def _of_lane(self, name: str, axes: Axes, at: str = "") -> str:
-        """As `buffer`, of what all parts have alike."""
-        return self.buffer(name, axes, at).replace("slot", "lane", 1)
+            self.store(self.buffer(f"last{n}", axes, alike=True), axes, f"x{i}")
 
 
-class _Backward(_Forward):
+class _Backward(TapeText):
     def write(self) -> None:
         """All lines."""
         self.begin()
         for n, (i, _, axes) in enumerate(self.states()):
-            found = self.loaded(self._of_lane(f"dlast{n}", axes), axes)
+            found = self.loaded(self.buffer(f"dlast{n}", axes, alike=True), axes)
             alone = self.of.is_part(axes) or self.of.parts == 1
             self.add(f"ds{i} = {found if alone else f'tl.where(part == 0, {found}, 0.0)'}")
         still = [i for i in self.tape.leaves if i not in self.of.varying]
@@ -88,7 +84,7 @@ class _Backward(_Forward):
         states = self.states()
         self.add("first = (stretches - 1 - later) * stretch", "many = tl.minimum(stretch, tokens - first)")
         for n, (i, _, axes) in enumerate(states):
-            self.add(f"x{i} = {self.loaded(self.buffer(f'kept{n}', axes, 'stretches - 1 - later, stretches'), axes)}")
+            self.add(f"x{i} = {self.loaded(self.buffer(f'kept{n}', axes, 'stretches - 1 - later', 'stretches'), axes)}")
         self.add("tl.debug_barrier()")
         with self.lines.block("for turn in range(0, many):"):
             self.add("token = first + turn + tl.full((), 0, tl.int64)")
@@ -96,7 +92,7 @@ class _Backward(_Forward):
                 *((f"x{i}", constant(start)) for (i, *_), start in zip(states, self.of.starts, strict=True))
             )
             for n, (i, _, axes) in enumerate(states):
-                self.store(self.buffer(f"before{n}", axes, "turn, stretch"), axes, f"x{i}")
+                self.store(self.buffer(f"before{n}", axes, "turn", "stretch"), axes, f"x{i}")
             later = [(i, after) for i, after, _ in states if after != i]
             self.run([after for _, after in later])
             if later:
@@ -111,7 +107,7 @@ class _Backward(_Forward):
     def _load_before(self, n: int, i: int) -> None:
         """Load a state as it was before the token."""
         own = self.tape.ops[i].axes
-        self.add(f"x{i} = {self.loaded(self.buffer(f'before{n}', own, 'turn, stretch'), own)}")
+        self.add(f"x{i} = {self.loaded(self.buffer(f'before{n}', own, 'turn', 'stretch'), own)}")
 
     def _token(self) -> None:
         """One token's adjoints."""
@@ -120,7 +116,7 @@ class _Backward(_Forward):
         self.run(ends)
         own = self.tape.ops[read].axes
         found: dict[int, str] = {}
-        self.add(f"dout_here = {self.loaded(self._of_lane('dout', own, 'token, tokens'), own)}")
+        self.add(f"dout_here = {self.loaded(self.buffer('dout', own, 'token', 'tokens', alike=True), own)}")
         self._give(found, read, "dout_here")
         for i, after, _ in states:
             self._give(found, after, f"ds{i}")
@@ -140,7 +136,7 @@ class _Backward(_Forward):
             axes = self.tape.ops[i].axes
             if i in self.of.varying:
                 given = found.get(i, self._zeros(axes))
-                self.store(self.buffer(f"dleaf{i}", axes, "token, tokens"), axes, given)
+                self.store(self.buffer(f"dleaf{i}", axes, "token", "tokens"), axes, given)
             elif i in found:
                 self.add(f"sum{i} += {found[i]}")
 
