@@ -24,6 +24,7 @@ from attnc.compiler.rewrite import rebuild, rewrite, substitute
 from attnc.compiler.values import axes, rank
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
+from attnc.runtime.recurrent.products import contracted, dotted
 from attnc.runtime.recurrent.solves import solve_by_steps
 from attnc.runtime.recurrent.tokens import Tokens
 from attnc.spec.errors import EvaluationError
@@ -349,7 +350,7 @@ class _Once:
     def _of_vectors(self, node: Value) -> Tensor:
         match node:
             case ir.Dot(left=left, right=right):
-                return _dot(self.of(left), self.of(right))
+                return dotted(self.of(left), self.of(right))
             case ir.Outer(left=left, right=right):
                 return self.of(left)[..., :, None] * self.of(right)[..., None, :]
             case ir.Contract():
@@ -369,28 +370,9 @@ class _Once:
         raise AssertionError(type(node).__name__)
 
     def _contract(self, node: ir.Contract, *, real: bool = False) -> Tensor:
-        """`real`: the real part alone. Complex numbers are taken as pairs of reals where that saves products."""
-        left, right = self.of(node.left), self.of(node.right)
-        names = iter("abcdefgh")
-        a = [next(names) for _ in range(rank(node.left))]
-        b = [next(names) for _ in range(rank(node.right))]
-        b[node.right_axis] = a[node.left_axis]
-        shared = a[node.left_axis]
-        sides, out = ["".join(a), "".join(b)], "".join(x for x in a + b if x != shared)
-        parts = [left, right]
-        pairs = [side for side in (0, 1) if parts[side].is_complex()]
-        if not pairs or (len(pairs) == 2 and not real):
-            return torch.einsum(f"...{sides[0]},...{sides[1]}->...{out}", left, right)
-        if len(pairs) == 2:  # Re (x y) = Re x Re y - Im x Im y
-            parts[0] = parts[0].conj().resolve_conj()
-        for side in pairs:
-            parts[side], sides[side] = torch.view_as_real(parts[side]), f"{sides[side]}z"
-        both = len(pairs) == 2
-        found = torch.einsum(f"...{sides[0]},...{sides[1]}->...{out}{'' if both else 'z'}", *parts)
-        if both:
-            return found
-        whole = torch.view_as_complex(found.contiguous())
-        return whole.real if real else whole
+        """`real`: the real part alone."""
+        shapes = (rank(node.left), node.left_axis), (rank(node.right), node.right_axis)
+        return contracted(self.of(node.left), self.of(node.right), *shapes, real=real)
 
     def _solve(self, node: ir.Solve) -> Tensor:
         matrix, vector = self.of(node.matrix), self.of(node.vector)
@@ -404,14 +386,6 @@ class _Once:
             help_ = "add something to its diagonal: `… + 0.01 * eye(dk)`"
             raise EvaluationError("A901", "`solve` of a matrix that is singular", None, help_)
         return solved[..., 0]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """By one product with a vector that all tokens share, where one side is that."""
-    for one, many in ((a, b), (b, a)):
-        if one.shape[2] == 1 and one.shape[0] == 1 and many.shape[2] > 1 and one.dtype == many.dtype:
-            return (many @ one.transpose(2, 3))[..., 0]
-    return (a * b).sum(-1)
 
 
 def _is_apply(node: Value, op: str) -> TypeGuard[ir.Apply]:
