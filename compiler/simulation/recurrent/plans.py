@@ -3,10 +3,9 @@
 `apart`: the states before chunks are written by one kernel, which walks over the chunks, and read by another for all
 chunks at once. `walk`: one kernel walks and gives the outputs too, so that the state never leaves the chip. Decays,
 pairs and triangles of corrections are made before either, for all chunks at once (Yang et al. 2024, section 3), but for
-walks with one gate for all rows, or none, which take rows as they are given. Where there are too few
-heads for the machine, segments of the sequence are walked at once from an empty state, and again from what was before
-them: what leads from segment to segment is, with a decay alone, a factor, with a correction a matrix (RECURRENCES,
-section 3).
+walks with one gate for all rows, or none, which take rows as they are given. Where there are too few heads for the
+machine, segments of the sequence are walked at once from an empty state, and again from what was before them: what
+leads from segment to segment is, with a decay alone, a factor, with a correction a matrix (RECURRENCES, section 3).
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def _ranked(call: Call, part: Part, machine: Machine, wish: Wish, makers: list[_
             f"no chunk of `{call.name}` with a state {part.form.state} in {call.shape.dtype} fits {machine.name}'s "
             f"registers and shared memory" + (f": chunks of {wish.chunk}" if wish.chunk else "")
         )
-    chunk = wish.chunk or (KERNELS if any(plan.chunk == KERNELS for plan in found) else 0)
+    chunk = wish.chunk or KERNELS
     return sorted(found, key=lambda plan: (plan.chunk != chunk, plan.ms, plan.segments, plan.chunk, -plan.columns))
 
 

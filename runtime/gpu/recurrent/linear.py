@@ -14,7 +14,7 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.recurrent.backward import backward
 from attnc.runtime.gpu.recurrent.call import call_of, problem_of
 from attnc.runtime.gpu.recurrent.forward import forward, stepped, walked
-from attnc.runtime.gpu.recurrent.split import Splitting, is_filled
+from attnc.runtime.gpu.recurrent.split import check_segments, is_filled, split
 from attnc.runtime.recurrent.chunked import Inputs
 from attnc.runtime.recurrent.forms import Gradients
 from attnc.runtime.recurrent.linear import Delta, RankOne, check_options, check_shapes
@@ -59,7 +59,7 @@ def linear_recurrence(
         ArgumentError, ArgumentTypeError: as the other does; on segments below 1.
         UnsupportedError: as the other does; on fp64, on more than 64 micro-steps, on a device without kernels.
     """
-    splitting = Splitting(segments)
+    check_segments(segments)
     check_options(gate_columns, correction, before, bonus, micro, chunk)
     check_shapes(q, k, v, micro, gate, gate_columns, correction, bonus, resets, state)
     if micro > LONGEST:
@@ -96,12 +96,12 @@ def linear_recurrence(
         resets=resets,
     )
     if not _is_recorded(inputs) and (k.shape[2] <= FEW or problem.can_walk):
-        out, final = _not_recorded(problem, splitting, inputs)
+        out, final = _not_recorded(problem, segments, inputs)
         return out.to(q.dtype), final
-    return recorded(_ByKernels(problem, splitting), inputs)
+    return recorded(_ByKernels(problem, segments), inputs)
 
 
-def _not_recorded(problem: Problem, splitting: Splitting, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _not_recorded(problem: Problem, segments: int | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Results where no states are kept for a backward pass: few steps one after another, more in one walk.
 
     On a device that walks leave idle, states are stored, so that outputs are computed of all chunks at once.
@@ -110,7 +110,7 @@ def _not_recorded(problem: Problem, splitting: Splitting, inputs: Inputs) -> tup
     if inputs.k.shape[2] <= FEW:
         return stepped(call, inputs)
     stage = "fused" if problem.can_fuse else "walk"
-    splitting.split(call, stage)
+    split(call, stage, segments)
     if is_filled(call, stage):
         return walked(call, inputs)
     out, states = forward(call, inputs)
@@ -122,18 +122,18 @@ class _ByKernels:
     """The work of a problem, as `recorded` has it."""
 
     problem: Problem
-    splitting: Splitting
+    segments: int | None
 
     def forward(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         p = self.problem
         call = call_of(p, inputs)
-        self.splitting.split(call, "states")
+        split(call, "states", self.segments)
         out, states = forward(call, inputs)
         return out.to(inputs.q.dtype), _final(p, inputs, states), states
 
     def backward(self, inputs: Inputs, states: Tensor, d_out: Tensor, d_final: Tensor) -> Gradients:
         call = call_of(self.problem, inputs)
-        self.splitting.split(call, "adjoints")
+        split(call, "adjoints", self.segments)
         return backward(call, inputs, states, d_out, d_final)
 
 

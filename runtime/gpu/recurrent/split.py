@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from attnc.compiler.recurrences.segments import fitting_segments
@@ -11,25 +9,18 @@ from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.recurrent.call import Call
 
 
-@dataclass(frozen=True)
-class Splitting:
-    """What a call asks for: `segments` at most, None: what fits the device.
+def check_segments(segments: int | None) -> None:
+    """Raises ArgumentError on a number below 1."""
+    if segments is not None and segments < 1:
+        raise ArgumentError(f"segments is {segments}: it must be 1 or more, or None for what fits the device")
 
-    Raises ArgumentError on a number below 1.
-    """
 
-    segments: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.segments is not None and self.segments < 1:
-            raise ArgumentError(f"segments is {self.segments}: it must be 1 or more, or None for what fits the device")
-
-    def split(self, call: Call, stage: str) -> None:
-        """Split the call for a pass whose walk is the kernel `stage`."""
-        call.split(self._fitting(call, stage) if self.segments is None else self.segments)
-
-    def _fitting(self, call: Call, stage: str) -> int:
-        return fitting_segments(call.programs(stage) * call.parts(stage), call.chunks, multiprocessors(call.device))
+def split(call: Call, stage: str, segments: int | None) -> None:
+    """Split a call for a pass whose walk is the kernel `stage`: at most so many, None: as many as fit."""
+    if segments is None:
+        programs = call.programs(stage) * call.parts(stage)
+        segments = fitting_segments(programs, call.chunks, multiprocessors(call.device))
+    call.split(segments)
 
 
 def is_filled(call: Call, stage: str) -> bool:

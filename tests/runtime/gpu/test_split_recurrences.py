@@ -17,7 +17,6 @@ from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.recurrent import split
 from attnc.runtime.gpu.recurrent.call import Call, problem_of
 from attnc.runtime.gpu.recurrent.linear import linear_recurrence
-from attnc.runtime.gpu.recurrent.split import Splitting
 from attnc.runtime.recurrent.linear import Delta
 from kernels_ran import kernels_ran
 from recurrence_cases import Tensors, chunked, draw_case, error, gradients, leaves, truth
@@ -172,20 +171,20 @@ def test_no_segment_is_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "splitting", "expected"),
+    ("form", "segments", "expected"),
     [
-        (Form(gate="rows"), Splitting(), 16),
-        (Form(gate="rows"), Splitting(segments=1), 1),
-        (Form(correction="delta"), Splitting(), 16),
-        (Form(correction="delta"), Splitting(segments=3), 3),
-        (Form(correction="old"), Splitting(), 16),
+        (Form(gate="rows"), None, 16),
+        (Form(gate="rows"), 1, 1),
+        (Form(correction="delta"), None, 16),
+        (Form(correction="delta"), 3, 3),
+        (Form(correction="old"), None, 16),
     ],
 )
-def test_what_is_split(form: Form, splitting: Splitting, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_split(form: Form, segments: int | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "multiprocessors", lambda _: 132)
     q = torch.zeros(1, 4, 64 * 128, 64)
     call = Call(problem_of(form, q, q, torch.bfloat16, 64), 1, 4, q.shape[2], q.device)
-    splitting.split(call, "states")
+    split.split(call, "states", segments)
     assert call.segments == expected
 
 
