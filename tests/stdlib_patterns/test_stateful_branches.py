@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc import Attention, UnsupportedError, compile_attention
+from attnc.runtime.errors import ArgumentTypeError
 from attnc.runtime.library import hybrid_names
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
@@ -176,11 +177,12 @@ def test_what_it_is_and_is_not() -> None:
     calls: list[Callable[[], object]] = [
         lambda: attend.mask(8),
         lambda: attend.simulate(64),
-        lambda: attend.decode(q[:, :, :1], q, q, kv_len=4),
     ]
     for call in calls:
         with pytest.raises(UnsupportedError, match="has a branch with a state, `far`"):
             call()
+    with pytest.raises(ArgumentTypeError, match="give `state`"):
+        attend.decode(q[:, :, :1], q, q, kv_len=4)
     assert compile_attention("lingen_ma", frames=1, height=2, width=2).is_recurrence
     with pytest.raises(UnsupportedError, match="strict"):
         compile_attention(
