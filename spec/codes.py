@@ -57,6 +57,7 @@ CODES: dict[str, str] = {
     "A221": "a unit that is not of queries alone, or of keys alone",
     "A222": "a learned tensor that nothing reads",
     "A223": "an unknown approximation, or one of nothing",
+    "A224": "a selection that nothing asks",
     # A3xx: types
     "A301": "a value of the wrong type",
     "A302": "a type is missing, unknown or not possible here",

@@ -171,6 +171,54 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Infinity:
+    """`inf`: the score of what is chosen first, or with a sign of what is chosen last."""
+
+    span: Span
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InUnit:
+    """`q in b`: whether the token at a position is in the unit at hand."""
+
+    span: Span
+    at: Expr
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """`k in chosen`: whether the row at hand chose the token at a position, or all tokens of a unit, or a number.
+
+    `item`: the position, or the number where the selection is over a range that covers nothing; None for a unit.
+    `member`: which selection of a family.
+    """
+
+    span: Span
+    selection: str
+    item: Expr | None
+    unit: Unit | None = None
+    member: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChosenSize:
+    """`chosen.size`: how many of its places the row at hand chose."""
+
+    span: Span
+    selection: str
+    member: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """`rank`, 0 for the best score, or `mass`, the sum of the scores ranked before: of a candidate, in `keep`."""
+
+    span: Span
+    name: OneOf["rank", "mass"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StateRead:
     """A state as it is where this stands: after the steps above it, before those below."""
 
@@ -285,6 +333,11 @@ Expr = (
     | Share
     | BranchRead
     | Merge
+    | Infinity
+    | InUnit
+    | Chosen
+    | ChosenSize
+    | Ranking
     | StateRead
     | DefinitionUse
     | Operation
@@ -450,6 +503,31 @@ class Attend:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """`select`: what each row chooses of the places of `row.over`, or of the keys.
+
+    `row` is that as an attention: it sees the candidates, its weights are their scores. `by`: which queries decide
+    together: those of a unit in `row.per`, or else none, all of a head, or all of a batch entry. `pairs`: one ranking
+    of all pairs of a query and a place. `covers`: the keys that a place stands for. What fulfils `keep` is chosen of
+    the candidates, and what fulfils `always` besides.
+    """
+
+    span: Span
+    name: str
+    row: Attend
+    by: OneOf["query", "head", "batch"]
+    pairs: bool
+    covers: Expr | None
+    keep: Expr
+    always: Expr | None
+
+    @property
+    def family(self) -> Range | None:
+        """The range for each place of which there is one."""
+        return self.row.family
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class State:
     """`state S: [dk, dv] = start`: what a recurrence carries from token to token, for each batch entry and head."""
 
@@ -517,6 +595,8 @@ class Program:
     `attends` are its attentions, those that others read first. The result is `combine`, where there is one, else the
     output of the only attention.
 
+    `selections` are what attentions and other selections ask by name, those that others read first.
+
     `recurrence` in their place: a `recurrence` has no relation and no attentions. `stateful` are branches with a state,
     by their names, which attentions and `combine` may read.
 
@@ -544,6 +624,7 @@ class Program:
     approximate: Expr | None = None
     recurrence: Recurrence | None = None
     stateful: tuple[Recurrence, ...] = ()
+    selections: tuple[Selection, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

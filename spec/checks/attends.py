@@ -14,7 +14,7 @@ from attnc.spec.source import Span
 if TYPE_CHECKING:
     from attnc.spec.checks.check import Checker
 
-Clause = Literal["score", "weights", "extra", "value", "combine"]
+Clause = Literal["score", "weights", "extra", "value", "combine", "ranking", "keep"]
 Reads = program.Score | program.Share | program.BranchRead | program.Merge
 
 _DATA = frozenset({"data", "head", "batch"})
@@ -54,6 +54,39 @@ class AttendChecker:
         needs |= self._weights(attend, env, facts, everywhere)
         self.outputs[attend.name] = self._value(attend, env, facts)
         return needs
+
+    def check_selection(self, selection: program.Selection, facts: Facts) -> frozenset[str]:
+        """What a selection needs."""
+        self._attend = row = selection.row
+        checker, needs = self._checker, frozenset[str]()
+        env = self._places(row, facts)
+        if selection.by != "query" or row.per:
+            needs -= {"q"}
+        conditions = [*row.visible, *(e for e in (selection.covers, selection.always) if e is not None)]
+        for line in conditions:
+            needs |= checker.condition(line, env, facts, "`from`" if line in row.visible else "this line").needs
+        assert isinstance(row.weights, program.Expr)
+        needs |= self._number("ranking", row.weights, "the score", env, facts).needs
+        self._clause, checker.attention = "keep", self
+        kept = checker.condition(selection.keep, env, facts, "`keep`")
+        self._clause, checker.attention = None, None
+        for line in (*conditions[: len(row.visible)], row.weights, selection.keep):
+            self._check_key(line)
+            self._check_decides(selection, line)
+        return needs | kept.needs
+
+    def _check_decides(self, selection: program.Selection, line: program.Expr) -> None:
+        """Where many queries decide together, there is no one query."""
+        if selection.pairs or (selection.by == "query" and not selection.row.per):
+            return
+        at = self._checker.first_use(line, "q")
+        if at is None:
+            return
+        names = [unit.binder.name for unit in selection.row.per]
+        who = f"the unit `{names[0]}`" if names else f"a whole {selection.by}"
+        own = f"those of the unit are `mean({names[0]}.q)`" if names else "let it run: `sum(… for q)`"
+        message = f"there is no one query here: {who} decides"
+        self._complain("A206", message, at, "which query?", help=f"the vector of a query is `q[i]`; {own}")
 
     def _places(self, attend: program.Attend, facts: Facts) -> Mapping[program.Binder, Finding]:
         """What its own names are."""
@@ -215,13 +248,15 @@ class AttendChecker:
     def check_row(self, span: Span) -> None:
         """Whether there are keys of a row to run over."""
         if self._clause in ("combine", "extra", None):
-            help_ = "in `score`, `weights` and `value`, `for k` runs over the keys that the query sees"
+            help_ = "in `score`, `weights`, `value` and `keep`, `for k` runs over the keys that the query sees"
             self._complain("A210", "there are no keys of a row here", span, "over which keys?", help=help_)
 
     def _of_row(self, node: program.Score | program.Share) -> Finding:
-        if self._clause not in ("weights", "value"):
+        own = isinstance(node, program.Share) and node.score is not None
+        known = ("weights", "value", "ranking") if own else ("weights", "value", "keep")
+        if self._clause not in known or (self._clause == "keep" and isinstance(node, program.Share)):
             word = "score" if isinstance(node, program.Score) else "softmax"
-            here = "this line defines it" if self._clause == "score" else "there is none here"
+            here = "this line defines it" if self._clause in ("score", "ranking") else "there is none here"
             help_ = "it is known in `weights` and in `value`"
             if word == "softmax" and self._clause == "score":
                 help_ = "leave it out: the weights are the softmax of the score already"

@@ -32,6 +32,7 @@ from attnc.spec.checks.measure import (
     below,
     children,
     expressions,
+    expressions_of_selection,
     first_use,
     inputs_read,
     lines_of,
@@ -55,6 +56,8 @@ _Leaf = (
     | program.InSegment
     | program.Scale
     | program.StateRead
+    | program.Infinity
+    | program.Ranking
 )
 
 _PER_CALL = {"size": "the sizes of a call", "length": "the length of a call"}
@@ -157,6 +160,8 @@ class Checker:
             attention.outputs[recurrence.name] = self.recurrent.check(recurrence)
         for attend in self._pattern.attends:
             needs |= attention.check(attend, facts, self._everywhere())
+        for selection in self._pattern.selections:
+            needs |= attention.check_selection(selection, self._everywhere())
         if self._pattern.combine is not None:
             attention.check_combine(self._pattern.combine, self._everywhere())
         return needs
@@ -186,6 +191,8 @@ class Checker:
         combined = [] if pattern.combine is None else [pattern.combine]
         for recurrence in recurrences_of(pattern):
             combined += lines_of(recurrence)
+        for selection in pattern.selections:
+            combined += expressions_of_selection(selection)
         return [*pattern.visible, *combined, *(e for attend in pattern.attends for e in expressions(attend))]
 
     def check_learned(self) -> None:
@@ -263,10 +270,10 @@ class Checker:
         """What is known of a token before anything is asked."""
         return self._everywhere()
 
-    def condition(self, node: program.Expr, env: Environment, facts: Facts) -> Finding:
+    def condition(self, node: program.Expr, env: Environment, facts: Facts, what: str = "`visible`") -> Finding:
         """What is known of an expression; a complaint where it is no truth value."""
         found = self.find(node, env, facts)
-        self._rules.boolean(node, found, "`visible`")
+        self._rules.boolean(node, found, what)
         return found
 
     def facts_after(self, node: program.Expr, facts: Facts) -> Facts:
@@ -315,8 +322,26 @@ class Checker:
                 )
             case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
                 return self._of_attention(node, env, facts)
+            case program.InUnit() | program.Chosen() | program.ChosenSize():
+                return self._of_set(node, env, facts)
             case _:
                 return self._leaf(node)
+
+    def _of_set(
+        self, node: program.InUnit | program.Chosen | program.ChosenSize, env: Environment, facts: Facts | None
+    ) -> Finding:
+        """Whether something is in a unit or was chosen, and how many were."""
+        needs = frozenset[str]()
+        for child in children(node):
+            found = self.find(child, env, facts)
+            self._rules.integer(child, found, "what stands before `in`")
+            needs |= found.needs
+        if not isinstance(node, program.ChosenSize) and node.unit is not None:
+            needs |= env.get(node.unit.binder, NOTHING).needs
+        if isinstance(node, program.InUnit):
+            return Finding(BOOL, needs | {"length"})
+        needs |= {"data", "head", "batch", "row"}
+        return Finding(INT, needs, natural=True) if isinstance(node, program.ChosenSize) else Finding(BOOL, needs)
 
     def _vector(self, node: program.Vector, env: Environment, facts: Facts | None) -> Finding:
         needs = frozenset({"data", "head", "batch"})
@@ -358,6 +383,10 @@ class Checker:
                 return Finding(BOOL, frozenset({place, "length"}))
             case program.Scale():
                 return Finding(FLOAT, frozenset({"size"}))
+            case program.Infinity():
+                return Finding(FLOAT)
+            case program.Ranking():
+                return Finding(FLOAT, frozenset({"data", "head", "batch", "q", "k", "key"}))
             case program.StateRead(state=state):
                 form = floating(state.dims, is_complex=state.is_complex)
                 return Finding(form, frozenset({"data", "head", "batch"}))

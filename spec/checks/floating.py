@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from attnc.spec import program
-from attnc.spec.checks.forms import FLOAT, UNKNOWN, Finding, Form, as_number, floating
+from attnc.spec.checks.forms import BOOL, FLOAT, UNKNOWN, Finding, Form, as_number, floating
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.builtins import FLOAT_BUILTINS, VECTOR_FUNCTIONS, WORD_OF
 from attnc.spec.types import Dim
 
 Complain = Callable[..., None]
+
+_COMPARISONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 _ELEMENTWISE = frozenset(
     {
@@ -85,6 +87,8 @@ class FloatRules:
             return self._of_vectors(node, found)
         if node.op in _ELEMENTWISE:
             return self._elementwise(node, found)
+        if node.op in _COMPARISONS and node.floating:
+            return self._compared(node, found)
         at = next(o for o, f in zip(node.operands, found, strict=True) if f.form.kind == "float")
         name = WORD_OF.get(node.op, node.op)
         message = f"`{name}` is exact, and this is {FLOAT}"
@@ -128,6 +132,15 @@ class FloatRules:
                 self._complain("A314", message, operand.span, str(form), also=also, help=help_)
                 return UNKNOWN
         return vectors[0][1] if vectors else FLOAT
+
+    def _compared(self, node: program.Operation, found: Sequence[Finding]) -> Form:
+        """A comparison of numbers, where floating-point ones are compared: in `keep`."""
+        for operand, f in zip(node.operands, found, strict=True):
+            if f.form.axes:
+                message = f"`{WORD_OF[node.op]}` compares numbers, and this is {f.form}"
+                self._complain("A310", message, operand.span, str(f.form), help=as_number(f.form, operand.span.text))
+                return UNKNOWN
+        return BOOL
 
     def _of_axes(self, node: program.Operation, found: Sequence[Finding]) -> Form:
         """`a @ b`, `diag(x)`, `softmax(x)`."""

@@ -68,6 +68,12 @@ def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
             return tuple(e for e in (member, at) if e is not None)
         case program.Merge(parts=parts):
             return parts
+        case program.InUnit(at=at):
+            return (at,)
+        case program.Chosen(item=item, member=member):
+            return tuple(e for e in (item, member) if e is not None)
+        case program.ChosenSize(member=member):
+            return () if member is None else (member,)
         case _:  # a state, and what stands alone
             return ()
 
@@ -116,6 +122,11 @@ def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
     return {node.input for node in below(roots) if isinstance(node, program.InputRead)}
 
 
+def selections_read(roots: Iterable[program.Expr]) -> set[str]:
+    """The selections that expressions ask, through definitions too."""
+    return {node.selection for node in below(roots) if isinstance(node, program.Chosen | program.ChosenSize)}
+
+
 def expressions(attend: program.Attend) -> Iterator[program.Expr]:
     """The expressions of an attention."""
     yield from attend.visible
@@ -126,6 +137,12 @@ def expressions(attend: program.Attend) -> Iterator[program.Expr]:
             yield from (item.low, item.high)
     weights = attend.weights.extra if isinstance(attend.weights, program.Softmax) else attend.weights
     yield from (e for e in (attend.score, weights, attend.value) if e is not None)
+
+
+def expressions_of_selection(item: program.Selection) -> Iterator[program.Expr]:
+    """The expressions of a selection."""
+    yield from expressions(item.row)
+    yield from (e for e in (item.covers, item.keep, item.always) if e is not None)
 
 
 def recurrences_of(pattern: program.Program) -> tuple[program.Recurrence, ...]:
@@ -182,6 +199,15 @@ class Measures:
                 free = frozenset({binder})
             case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
                 places |= _implied(node)
+            case program.InUnit(unit=unit):
+                free |= {unit.binder}
+            case program.Chosen(unit=unit):
+                places |= {"q"}
+                free |= frozenset() if unit is None else {unit.binder}
+            case program.ChosenSize():
+                places |= {"q"}
+            case program.Ranking():
+                places |= {"q", "key"}
             case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
                 places = frozenset({place})
             case program.Aggregate(runnings=runnings):

@@ -58,6 +58,15 @@ class Around(Protocol):
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         """The positions in the unit that is bound in a frame."""
 
+    def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
+        """Whether the token at a position is in the unit that is bound in a frame."""
+
+    def chosen(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame) -> bool:
+        """Whether the row of a frame chose a token, the unit at hand, or a number."""
+
+    def chosen_size(self, node: program.ChosenSize, member: int | None, frame: Frame) -> int:
+        """How many places the row of a frame chose."""
+
     def tick(self, span: Span) -> None:
         """Count one step of work."""
 
@@ -70,6 +79,9 @@ class Row(Protocol):
 
     def score(self, frame: Frame, at: int | None) -> Result:
         """The score at a frame's key, or at another."""
+
+    def ranking(self, frame: Frame, name: str) -> Result:
+        """`rank` or `mass` of a frame's candidate, in a row that chooses."""
 
 
 class Frame:
@@ -133,6 +145,8 @@ _Leaf = (
     | program.Coordinate
     | program.InSegment
     | program.Scale
+    | program.Infinity
+    | program.Ranking
 )
 
 
@@ -167,6 +181,8 @@ class Meanings:
                 return self._item(node)
             case program.Vector() | program.Score() | program.Share() | program.BranchRead() | program.Merge():
                 return self._of_attention(node)
+            case program.InUnit() | program.Chosen() | program.ChosenSize():
+                return self._of_set(node)
             case program.StateRead():
                 raise AssertionError("a state outside of a recurrence")
             case _:
@@ -192,8 +208,28 @@ class Meanings:
                 return lambda frame: frame.around.in_segment(frame.places[place], segment)
             case program.Scale():
                 return lambda frame: frame.around.scale(node)
+            case program.Infinity():
+                return lambda frame: math.inf
+            case program.Ranking(name=name):
+                return lambda frame: _row(frame).ranking(frame, name)
             case _:
                 assert_never(node)
+
+    def _of_set(self, node: program.InUnit | program.Chosen | program.ChosenSize) -> Meaning:
+        if isinstance(node, program.InUnit):
+            at = self.of(node.at)
+            return lambda frame: frame.around.in_unit(node, _integer(at(frame)), frame)
+        member = None if node.member is None else self.of(node.member)
+
+        def which(frame: Frame) -> int | None:
+            return None if member is None else _integer(member(frame))
+
+        if isinstance(node, program.ChosenSize):
+            return lambda frame: frame.around.chosen_size(node, which(frame), frame)
+        item = None if node.item is None else self.of(node.item)
+        return lambda frame: frame.around.chosen(
+            node, which(frame), None if item is None else _integer(item(frame)), frame
+        )
 
     def _of_attention(
         self, node: program.Vector | program.Score | program.Share | program.BranchRead | program.Merge

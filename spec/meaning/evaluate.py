@@ -12,6 +12,7 @@ from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result, constantly
 from attnc.spec.meaning.recurrent import Tokens
 from attnc.spec.meaning.rows import Heads, Rows
+from attnc.spec.meaning.selections import Selections
 from attnc.spec.meaning.segments import TokenLayout
 from attnc.spec.meaning.tensors import Tensors
 from attnc.spec.program import BoundProgram, Value
@@ -49,6 +50,7 @@ class Evaluator:
         self.vectors: Mapping[str, Heads] = {}
         self.factor = 1.0
         self.rows = Rows(self)
+        self.selections = Selections(self)
         self._check_sizes(queries, keys, heads, kv_heads)
         self.sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, **sizes}
         self.sizes |= _lengths_of_lists(bound)
@@ -130,6 +132,7 @@ class Evaluator:
         self.vectors = {"q": q, "k": k, "v": v}
         self.factor = width**-0.5 if scale is None else scale
         self.rows = rows = Rows(self)
+        self.selections = Selections(self)
         results = [
             [[rows.result(b, h, i) for i in range(self.queries)] for h in range(len(q[b]))] for b in range(len(q))
         ]
@@ -385,6 +388,19 @@ class View:
             groups.setdefault(meaning(frame.at(unit.place, position)), []).append(position)
         return groups
 
+    def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
+        """Whether the token at a local position is in the unit that is bound in a frame."""
+        unit = node.unit
+        return self._call.meanings.of(unit.value)(frame.at(unit.place, position)) == frame.bound[unit.binder](frame)
+
+    def chosen(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame) -> bool:
+        """Whether the row of a frame chose a token, the unit at hand, or a number."""
+        return self._call.selections.holds(node, member, item, frame, self)
+
+    def chosen_size(self, node: program.ChosenSize, member: int | None, frame: Frame) -> int:
+        """How many places the row of a frame chose."""
+        return self._call.selections.size(node.selection, member, frame, self)
+
     def tick(self, span: Span) -> None:
         """Count one step of work."""
         self._call.steps += 1
@@ -446,6 +462,15 @@ class _Alone:
 
     def scale(self, node: program.Scale) -> float:
         raise AssertionError("the scale is not a constant")
+
+    def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
+        raise AssertionError("a unit is not a constant")
+
+    def chosen(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame) -> bool:
+        raise AssertionError("a selection is not a constant")
+
+    def chosen_size(self, node: program.ChosenSize, member: int | None, frame: Frame) -> int:
+        raise AssertionError("a selection is not a constant")
 
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         raise AssertionError("a unit is not a constant")

@@ -75,12 +75,16 @@ def apply(op: str, values: Sequence[Value | float | Vector], *, floating: bool) 
             if floating and op in _ROUNDED:
                 return float(result)
             raise
+    if op in _COMPARED:
+        return FUNCTIONS[op](*map(_float, values))
     if op in _OF_VECTORS:
         return _OF_VECTORS[op](*values)
     if op in _SCALED:
         return _entrywise(lambda *entries: _scaled(op, entries), values)
     return _entrywise(lambda *entries: _FUNCTIONS[op](*map(_float, entries)), values)
 
+
+_COMPARED = frozenset({"lt", "le", "gt", "ge", "eq", "ne"})
 
 _ROUNDED = frozenset({"add", "sub", "mul", "div", "neg"})
 

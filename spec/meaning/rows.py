@@ -79,7 +79,7 @@ class Rows:
     def weight(self, name: str, member: int | None, frame: Frame, row: int) -> float:
         """The weight that an attention gives to the key of a frame, 0 where its row does not see it."""
         found = self._row(self._attends[name], member, frame.batch, frame.head, row)
-        assert isinstance(frame.row, _Row)
+        assert isinstance(frame.row, Row)
         here = frame.row.name_of(frame)
         return next(
             (w for inner, w in zip(found.keys, found.weights(), strict=True) if found.name_of(inner) == here), 0.0
@@ -95,14 +95,14 @@ class Rows:
             math.fsum(s * float(x) for s, x in zip(shares, xs, strict=True)) for xs in zip(*outs, strict=True)
         ), lse
 
-    def _row(self, attend: program.Attend, member: int | None, batch: int, head: int, row: int) -> _Row:
+    def _row(self, attend: program.Attend, member: int | None, batch: int, head: int, row: int) -> Row:
         view, frame = self.frame(batch, head, row)
         if attend.family is not None and member is not None:
             self._check_member(attend, attend.family, member, frame)
             frame = frame.binding(attend.family.binder, constantly(member))
         for unit in attend.per:
             frame = frame.binding(unit.binder, when_needed(self._call.meanings.of(unit.value), frame))
-        return _Row(self._call, attend, view, frame)
+        return Row(self._call, attend, view, frame)
 
     def _check_member(
         self, attend: program.Attend | program.Recurrence, family: program.Range, member: int, frame: Frame
@@ -113,7 +113,7 @@ class Rows:
             raise EvaluationError("A902", message, attend.span, "test the index first: `… if i < n else …`")
 
 
-class _Row:
+class Row:
     """One query of one attention."""
 
     def __init__(self, call: Evaluator, attend: program.Attend, view: View, frame: Frame) -> None:
@@ -173,6 +173,10 @@ class _Row:
         a, b = (self._call.meanings.of(vector)(frame) for vector in (q, k))
         return self._call.factor * float(floating.apply("dot", (a, b), floating=True))
 
+    def ranking(self, frame: Frame, name: str) -> Result:
+        """Nothing is ranked here."""
+        raise AssertionError(f"`{name}` outside of a selection")
+
     def _scores(self) -> list[float]:
         return [float(self._asked(lambda frame: self.score(frame, None), key)) for key in self.keys]
 
@@ -215,7 +219,7 @@ class _Row:
         ends = [self._call.meanings.of(end)(frame) for end in (stack.low, stack.high)]
         for i in range(*ends):  # type: ignore[arg-type]  # integers
             inner = frame.binding(stack.binder, constantly(i)).forgetting()
-            places.append(_Row(self._call, self._attend, self._view, inner)._summed())
+            places.append(Row(self._call, self._attend, self._view, inner)._summed())
         return tuple(places), math.nan
 
     def _summed(self) -> Any:

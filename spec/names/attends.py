@@ -86,14 +86,15 @@ class Clauses:
     def places(self) -> None:
         """Read `over` and `per`, and give their names a meaning."""
         for line in self._lines(syntax.Places, "over"):
-            self._over = self._key(line.binders[0]) if len(line.binders) == 1 else self._keys(line)
+            self._over = self.key(line.binders[0]) if len(line.binders) == 1 else self._keys(line)
         for line in self._lines(syntax.Places, "per"):
             for binder in line.binders:
                 self._row(binder)
 
-    def _key(self, binder: syntax.Binder) -> program.Unit | program.Range | None:
+    def key(self, binder: syntax.Binder) -> program.Unit | program.Range | None:
+        """What the keys of a row are, from what `over` says."""
         if isinstance(binder, syntax.Unit):
-            return self._unit(binder, "k", is_key=True)
+            return self.unit(binder, "k", is_key=True)
         return self._range(binder, is_key=True)
 
     def _keys(self, line: syntax.Places) -> program.Range | None:
@@ -120,7 +121,7 @@ class Clauses:
 
     def _row(self, binder: syntax.Binder) -> None:
         if isinstance(binder, syntax.Unit):
-            unit = self._unit(binder, "q", is_key=False)
+            unit = self.unit(binder, "q", is_key=False)
             self._per += () if unit is None else (unit,)
         elif isinstance(binder, syntax.Running) and binder.domain is None and binder.name.id == "q":
             return
@@ -130,7 +131,8 @@ class Clauses:
         else:
             self._stack = self._range(binder, is_key=False)
 
-    def _unit(self, binder: syntax.Unit, place: str, *, is_key: bool) -> program.Unit | None:
+    def unit(self, binder: syntax.Unit, place: str, *, is_key: bool) -> program.Unit | None:
+        """A unit of queries or of keys, whose name gets its meaning."""
         unit = resolve_unit(binder, self._names, self._resolver, self._report)
         if unit is not None and unit.place != place:
             words = ("`over` are of keys", "k // block") if is_key else ("`per` are of queries", "q // block")

@@ -1,36 +1,73 @@
-"""The order in which branches are computed: what they read first."""
+"""The order in which branches and selections are computed: what they read first."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attnc.spec import program
-from attnc.spec.checks.measure import below, expressions
+from attnc.spec.checks.measure import below, expressions, expressions_of_selection
 from attnc.spec.diagnostics import Label
 from attnc.spec.report import Report
 
+Stage = program.Attend | program.Selection
 
-def ordered(branches: tuple[program.Attend, ...], report: Report) -> tuple[program.Attend, ...]:
-    """The branches, those that others read first, otherwise as written; a circle is refused."""
-    if len(branches) < 2:
-        return branches
+
+def ordered(
+    relation: tuple[program.Expr, ...],
+    branches: tuple[program.Attend, ...],
+    selections: tuple[program.Selection, ...],
+    report: Report,
+) -> tuple[tuple[program.Attend, ...], tuple[program.Selection, ...]]:
+    """The branches and the selections, those that others read first, otherwise as written; a circle is refused.
+
+    `relation` is part of every branch. A selection of a family may ask another one of it.
+    """
+    stages: tuple[Stage, ...] = (*branches, *selections)
+    if len(stages) < 2 and not selections:
+        return branches, selections
     import networkx  # only where there is an order to find: it takes as long to import as all of the language
 
-    by_name = {branch.name: branch for branch in branches}
+    by_name = {stage.name: stage for stage in stages}
     graph = networkx.DiGraph()
     graph.add_nodes_from(by_name)
-    for branch in branches:
-        graph.add_edges_from((name, branch.name) for name in _read(branch) & by_name.keys())
+    for stage in stages:
+        if isinstance(stage, program.Attend):
+            read = _read([*expressions(stage), *relation])
+        else:
+            read = _read(expressions_of_selection(stage))
+        own = {stage.name} if isinstance(stage, program.Selection) and stage.family is not None else set[str]()
+        graph.add_edges_from((name, stage.name) for name in (read - own) & by_name.keys())
     try:
-        at = {branch.name: i for i, branch in enumerate(branches)}
-        return tuple(by_name[name] for name in networkx.lexicographical_topological_sort(graph, key=at.__getitem__))
+        at = {stage.name: i for i, stage in enumerate(stages)}
+        names = list(networkx.lexicographical_topological_sort(graph, key=at.__getitem__))
     except networkx.NetworkXUnfeasible:
-        circle = [edge[1] for edge in networkx.find_cycle(graph)][::-1]
+        _refuse([edge[1] for edge in networkx.find_cycle(graph)][::-1], by_name, report)
+        return branches, selections
+    found = [by_name[name] for name in names]
+    return (
+        tuple(stage for stage in found if isinstance(stage, program.Attend)),
+        tuple(stage for stage in found if isinstance(stage, program.Selection)),
+    )
+
+
+def _refuse(circle: list[str], by_name: dict[str, Stage], report: Report) -> None:
     names = " → ".join(f"`{name}`" for name in [*circle, circle[0]])
     first = by_name[circle[0]]
     also = tuple(Label(by_name[name].span, "in the circle") for name in circle[1:8])
-    help_ = "compute what both need in a third branch"
-    report.error("A205", f"the branches read each other in a circle: {names}", first.span, also=also, help=help_)
-    return branches
+    if all(isinstance(by_name[name], program.Attend) for name in circle):
+        what, help_ = "the branches read each other", "compute what both need in a third branch"
+    elif all(isinstance(by_name[name], program.Selection) for name in circle):
+        what, help_ = "the selections ask each other", "choose in stages, each from what the one before it kept"
+    else:
+        what, help_ = "the branches and selections read each other", "choose by a branch that asks no selection"
+    report.error("A205", f"{what} in a circle: {names}", first.span, also=also, help=help_)
 
 
-def _read(branch: program.Attend) -> set[str]:
-    return {node.branch for node in below(expressions(branch)) if isinstance(node, program.BranchRead)}
+def _read(roots: Iterable[program.Expr]) -> set[str]:
+    found = set()
+    for node in below(roots):
+        if isinstance(node, program.BranchRead):
+            found.add(node.branch)
+        elif isinstance(node, program.Chosen | program.ChosenSize):
+            found.add(node.selection)
+    return found

@@ -44,6 +44,7 @@ from attnc.spec.names.scope import (
     InputSymbol,
     RangeSymbol,
     SegmentSymbol,
+    SelectionSymbol,
     SilentSymbol,
     UnitSymbol,
     walk,
@@ -75,7 +76,7 @@ class Resolver:
         self.order = DefinitionOrder(report)
         self.worlds = Worlds()
         self.measures = Measures()
-        self._definitions: dict[tuple[DefinitionSource, World, Lines, Units, bool], program.Definition] = {}
+        self._definitions: dict[tuple[object, ...], program.Definition] = {}
         self._so_far: dict[Lines, program.Definition] = {}
         self._taking: dict[DefinitionSource, bool] = {}
 
@@ -99,7 +100,8 @@ class Resolver:
 
     def define(self, source: DefinitionSource, world: World, units: Units = ()) -> program.Definition | None:
         """The definition as it reads in a world, with units for some parameters, or None where it was refused."""
-        key = (source, world, self._lines(source), units, self.surroundings.recurrent)
+        around = self.surroundings
+        key = (source, world, self._lines(source), units, around.recurrent, around.selecting)
         if source in self.order.broken:
             return None
         if self.order.uses_excessive(source):
@@ -141,7 +143,7 @@ class Resolver:
 
     def is_used(self, source: DefinitionSource) -> bool:
         """Whether it has been read in some world."""
-        return any(known is source for known, *_ in self._definitions)
+        return any(key[0] is source for key in self._definitions)
 
     def relation_so_far(self, span: Span) -> program.Expr:
         """What `visible` means here."""
@@ -254,9 +256,10 @@ class ExpressionResolver(NameResolver):
         if any(op in ("in", "not in") for op, _ in node.rest):
             return self._membership(node)
         sides = [node.first, *(right for _, right in node.rest)]
+        in_keep = self._resolver.surroundings.selecting == "keep"
         operands = [self._in("float").resolve(side) for side in sides]
         pairs = tuple(
-            program.Operation(a.span.to(b.span), OPERATORS[op], (a, b))
+            program.Operation(a.span.to(b.span), OPERATORS[op], (a, b), floating=in_keep)
             for (op, _), a, b in zip(node.rest, operands, operands[1:], strict=False)
         )
         return pairs[0] if len(pairs) == 1 else program.Operation(node.span, "and", pairs)
@@ -269,6 +272,12 @@ class ExpressionResolver(NameResolver):
         base = right.base if isinstance(right, syntax.Index) else right
         if isinstance(base, syntax.Name) and isinstance(self._names.get(base.id), SilentSymbol):
             return self.unknown(node.span)
+        selected = self._names.get(base.id) if isinstance(base, syntax.Name) else None
+        if isinstance(selected, SelectionSymbol | UnitSymbol):
+            test_ = self._chosen(node, selected, right) if isinstance(selected, SelectionSymbol) else None
+            test_ = self._in_unit(node, right) if isinstance(selected, UnitSymbol) else test_
+            assert test_ is not None
+            return test_ if op == "in" else program.Operation(node.span, "not", (test_,))
         if not isinstance(symbol, SegmentSymbol):
             return self._no_set(node, right)
         recurrent = self._resolver.surroundings.recurrent
@@ -281,6 +290,38 @@ class ExpressionResolver(NameResolver):
         place: program.PlaceName = "q" if node.first.id == "q" else "k"
         test = program.InSegment(node.span, place, symbol.segment)
         return test if op == "in" else program.Operation(node.span, "not", (test,))
+
+    def _chosen(self, node: syntax.Comparison, symbol: SelectionSymbol, right: syntax.Expr) -> program.Expr:
+        """`k in chosen`, `b in chosen[level]`, `i in chosen`."""
+        member = self._which(right, symbol)
+        unit = self._unit(node.first)
+        if unit is not None:
+            return program.Chosen(node.span, symbol.name, None, unit, member)
+        named = isinstance(node.first, syntax.Name) and node.first.id in POSITIONS
+        if symbol.is_numbered and named:
+            help_ = f"ask a number: `i in {symbol.name}`; or say in `covers` which keys a number stands for"
+            message = f"`{symbol.name}` chooses numbers, which stand for no tokens"
+            return self.refuse("A209", message, node.first.span, help_)
+        return program.Chosen(node.span, symbol.name, self._in("float").resolve(node.first), None, member)
+
+    def _which(self, node: syntax.Expr, symbol: SelectionSymbol) -> program.Expr | None:
+        """The member of a family that is meant."""
+        indices = self._indices(node) if isinstance(node, syntax.Index) else ()
+        if symbol.is_family and len(indices) != 1:
+            help_ = f"say which: `{symbol.name}[i]`"
+            return self.refuse("A206", f"`{symbol.name}` is a family of selections", node.span, help_, "which one?")
+        if not symbol.is_family and indices:
+            help_ = f"ask `k in {symbol.name}`"
+            return self.refuse("A204", f"`{symbol.name}` is one selection", node.span, help_, "no family")
+        return indices[0] if indices else None
+
+    def _in_unit(self, node: syntax.Comparison, right: syntax.Expr) -> program.Expr:
+        """`q in b`: whether a token is in the unit at hand."""
+        unit = self._unit(right)
+        if unit is None or not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS:
+            help_ = f"write `q in {right.span.text}` or `k in {right.span.text}`"
+            return self.refuse("A209", "only tokens can be in a unit", node.first.span, help_)
+        return program.InUnit(node.span, self._in("float").resolve(node.first), unit)
 
     def _no_set(self, node: syntax.Comparison, right: syntax.Expr) -> program.Expr:
         segments = {name for name, symbol in self._names.items() if isinstance(symbol, SegmentSymbol)}
@@ -298,6 +339,10 @@ class ExpressionResolver(NameResolver):
             symbol = self._names.get(base.base.id)
             if isinstance(symbol, BranchSymbol) and symbol.is_family and base.base.id not in self._binders:
                 return self._of_branch(node, symbol, self._indices(base))
+        inner = base.base if isinstance(base, syntax.Index) else base
+        chosen = self._names.get(inner.id) if isinstance(inner, syntax.Name) else None
+        if isinstance(chosen, SelectionSymbol):
+            return self._of_selected(node, chosen)
         if not isinstance(base, syntax.Name):
             return self.refuse("A202", "only places have coordinates", node.span, "write `q.axis` or `k.axis`")
         symbol = self._names.get(base.id)
@@ -312,6 +357,13 @@ class ExpressionResolver(NameResolver):
             message = "a coordinate of a definition's parameter is not supported yet"
             return self.refuse("A701", message, node.span, "pass the coordinate itself, as in `f(q.y)`")
         return self._of_place(node, base)
+
+    def _of_selected(self, node: syntax.Attribute, symbol: SelectionSymbol) -> program.Expr:
+        """`chosen.size`."""
+        if node.name.id == "size":
+            return program.ChosenSize(node.span, symbol.name, self._which(node.base, symbol))
+        help_ = did_you_mean(node.name.id, ("size",), f"its size is `{symbol.name}.size`")
+        return self.refuse("A202", f"a selection has no `{node.name.id}`", node.name.span, help_, "not of a selection")
 
     def _of_place(self, node: syntax.Attribute, base: syntax.Name) -> program.Expr:
         """`q.y`; in a recurrence `t.y`."""
@@ -624,6 +676,11 @@ class ExpressionResolver(NameResolver):
 
     def _domain(self, node: syntax.Running) -> tuple[program.Expr, program.Expr]:
         span = node.name.span
+        base = node.domain.base if isinstance(node.domain, syntax.Index) else node.domain
+        if isinstance(base, syntax.Name) and isinstance(self._names.get(base.id), SelectionSymbol):
+            help_ = f"ask for each place whether it is chosen: `… if k in {base.id}`"
+            unknown = self.refuse("A703", "a `for` over a selection is not supported yet", span, help_)
+            return unknown, unknown
         match node.domain:
             case None:
                 return self._everything(node.name)

@@ -32,6 +32,7 @@ from attnc.spec.names.scope import (
     PartSymbol,
     RangeSymbol,
     SegmentSymbol,
+    SelectionSymbol,
     SilentSymbol,
     SizeSymbol,
     StateSymbol,
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
 """Stands for an expression that was refused; what leans on it is not reported again."""
+
+Part = OneOf["score", "from", "keep", "always"]
+"""A clause of a `select`: `always` and `covers` are alike."""
 
 Names = Mapping[str, Symbol]
 Binders = Mapping[str, program.Binder]
@@ -93,6 +97,8 @@ class Surroundings:
     """Whether a `def` is read by itself: coordinates and the names of other bodies are taken on trust."""
     visible: list[program.Expr] = field(default_factory=list)
     """The lines of the relation so far."""
+    selecting: Part | None = None
+    """The clause of a `select` that is read, in which `inf`, `rank` and `mass` may have a meaning."""
     recurrent: bool = False
     """Whether there is one token, of which `q`, `k`, `v` and the inputs are, and whose position is `t`."""
 
@@ -148,6 +154,9 @@ class NameResolver:
                 return program.DefinitionUse(node.span, definition, ())
             case BranchSymbol():
                 return self.branch(node.span, symbol, ())
+            case SelectionSymbol():
+                help_ = f"ask `k in {node.id}`, or read `{node.id}.size`"
+                return self.refuse("A208", f"`{node.id}` is a selection, not a value", node.span, help_, "a set")
             case StateSymbol(state=state):
                 if self._world == "exact":
                     return self.refuse(
@@ -194,9 +203,23 @@ class NameResolver:
                 return program.Scale(span)
             case "head" | "kv_head" | "batch":
                 return program.HeadIndex(span, name)
+            case "visible" if self._resolver.surroundings.selecting:
+                help_ = "say in `from` which may be chosen: what is visible may ask the selection"
+                return self.refuse("A206", "a selection does not know what is visible", span, help_)
             case "visible":
                 return self._resolver.relation_so_far(span)
+            case _ if (own := self._of_selection(node)) is not None:
+                return own
         return program.Size(span, name) if name in SIZES else self._not_a_value(node)
+
+    def _of_selection(self, node: syntax.Name) -> program.Expr | None:
+        """Names with a meaning in the clauses of a `select`."""
+        part = self._resolver.surroundings.selecting
+        if node.id == "inf" and part in ("score", "keep") and self._world != "exact":
+            return program.Infinity(node.span)
+        if node.id in SELECTION_NAMES and part == "keep":
+            return program.Ranking(node.span, "rank" if node.id == "rank" else "mass")
+        return None
 
     def _of_token(self, node: syntax.Name) -> program.Expr | None:
         """What stands for the token of a recurrence: its position, and its vectors."""

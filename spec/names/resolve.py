@@ -8,6 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from attnc.spec import program, syntax
+from attnc.spec.checks.measure import (
+    expressions,
+    expressions_of_selection,
+    lines_of,
+    recurrences_of,
+    selections_read,
+)
 from attnc.spec.diagnostics import Label
 from attnc.spec.meaning.values import Mismatch, convert
 from attnc.spec.names.attends import Branch, Clauses
@@ -29,6 +36,7 @@ from attnc.spec.names.scope import (
     SilentSymbol,
     Symbol,
 )
+from attnc.spec.names.selections import Select
 from attnc.spec.names.stateful_branches import StatefulBranch, is_stateful
 from attnc.spec.names.worlds import World
 from attnc.spec.report import Report
@@ -53,13 +61,6 @@ _ONCE = (
     "pad",
     "combine",
 )
-_LATER_WORDS = {
-    "select": "selections",
-}
-"""Statements of the language that the compiler does not lower yet."""
-
-_STATIC_ONLY = "what can be compiled: attentions and branches over relations that do not depend on content"
-
 _HOME = {
     **dict.fromkeys(("covers", "from", "always"), "a `select`"),
     "keep": "a `round`, or a `select`",
@@ -130,6 +131,8 @@ class _PatternResolver:
         )
         pads = tuple(self._pads(segments))
         branches = [] if self._unsupported else self._declare_branches()
+        selects = [] if self._unsupported else self._declare_selects()
+        selections = tuple(found for select in selects if (found := select.selection()) is not None)
         documents, recurrence = self._documents(), None
         relation: tuple[program.Expr, ...] = ()
         attends: tuple[program.Attend, ...] = ()
@@ -146,7 +149,7 @@ class _PatternResolver:
             ).resolve(stateful)
         else:
             stateful_branches = tuple(b.recurrence() for b in branches if isinstance(b, StatefulBranch))
-            relation, attends = self._attends(branches)
+            relation, attends, selections = self._attends(branches, selections)
         result = program.Program(
             span=self._pattern.name.span,
             source=self._pattern.span.source,
@@ -168,8 +171,11 @@ class _PatternResolver:
             approximate=self._approximate(),
             recurrence=recurrence,
             stateful=stateful_branches,
+            selections=selections,
         )
-        spare = [*lets, *(source for branch in branches for source in branch.spare())]
+        if len(selections) == len(selects):
+            self._check_asked(result)
+        spare = [*lets, *(source for block in (*branches, *selects) for source in block.spare())]
         return Resolved(result, self._spare(spare), not self._unsupported)
 
     # --- names -------------------------------------------------------------------------------------------------------
@@ -216,7 +222,7 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         for item in self._pattern.body.statements:
             word = item.word.id
-            later = None if self._is_recurrence else _LATER_WORDS.get(word) or _later_inside(item)
+            later = None if self._is_recurrence else _later_inside(item)
             if later:
                 self._later(item, later)
             elif self._is_recurrence and word not in RECURRENT:
@@ -242,7 +248,7 @@ class _PatternResolver:
     def _later(self, item: syntax.Statement, what: str) -> None:
         word = item.word
         message = f"`{word.id}` is not supported yet: {what}"
-        help_ = "make one list of them: `b = [k.y // 8, k.x // 8]`" if what == SEVERAL else _STATIC_ONLY
+        help_ = "make one list of them: `b = [k.y // 8, k.x // 8]`"
         self._report.error("A703", message, word.span, "not compiled yet", help=help_)
         if not self._unsupported:
             for other in self._pattern.body.statements:
@@ -336,13 +342,13 @@ class _PatternResolver:
                 yield program.Pad(binder.span, *axes[binder.name.id], low, high)
 
     def _attends(
-        self, branches: list[Branch | StatefulBranch]
-    ) -> tuple[tuple[program.Expr, ...], tuple[program.Attend, ...]]:
-        """The relation of all attentions, and the attentions."""
+        self, branches: list[Branch | StatefulBranch], selections: tuple[program.Selection, ...]
+    ) -> tuple[tuple[program.Expr, ...], tuple[program.Attend, ...], tuple[program.Selection, ...]]:
+        """The relation of all attentions, the attentions, and the selections, each after what it reads."""
         body, name = self._pattern.body.statements, self._pattern.name
         clauses = Clauses(body, self._own, self._outer, self._resolver, self._report)
         if self._unsupported:
-            return clauses.relation(), (program.Attend(name.span, name.id, ()),)
+            return clauses.relation(), (program.Attend(name.span, name.id, ()),), ()
         clauses.places()
         own = clauses.attend(name.id, name.span)
         relation, own = own.visible, replace(own, visible=())
@@ -354,7 +360,8 @@ class _PatternResolver:
             message = f"`{with_state.name.id}` has a state, and no keys for which `visible` could hold"
             help_ = "move `visible` into the branches that have keys"
             self._report.error("A215", message, with_state.name.span, also=also, help=help_)
-        return relation, ordered(attends, self._report) or (() if branches else (own,))
+        attends = attends or (() if branches else (own,))
+        return relation, *ordered(relation, attends, selections, self._report)
 
     def _declare_branches(self) -> list[Branch | StatefulBranch]:
         """The branches, their names known before anything that may read them."""
@@ -369,6 +376,32 @@ class _PatternResolver:
                 self._declare(block.name, branch.symbol)
                 found.append(branch)
         return found
+
+    def _declare_selects(self) -> list[Select]:
+        """The selections, their names known before anything that may ask them."""
+        found = []
+        for block in self._statements(syntax.Block):
+            if block.word.id == "select" and block.name is not None:
+                select = Select(block, self._names, self._resolver, self._report)
+                self._declare(block.name, select.symbol)
+                found.append(select)
+        return found
+
+    def _check_asked(self, result: program.Program) -> None:
+        """Refuse a selection that nothing asks."""
+        roots = [*result.visible, *(() if result.combine is None else (result.combine,))]
+        for attend in result.attends:
+            roots += expressions(attend)
+        for selection in result.selections:
+            roots += expressions_of_selection(selection)
+        for item in recurrences_of(result):
+            roots += lines_of(item)
+        asked = selections_read(roots)
+        for selection in result.selections:
+            if selection.name not in asked:
+                help_ = f"ask it: `visible k in {selection.name}`; or drop it"
+                message = f"nothing asks the selection `{selection.name}`"
+                self._report.error("A224", message, selection.span, "chosen for nobody", help=help_)
 
     def _check_combine(self, branches: list[Branch | StatefulBranch]) -> None:
         clauses = self._clauses("combine")

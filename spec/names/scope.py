@@ -117,6 +117,16 @@ class BranchSymbol:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SelectionSymbol:
+    """A selection, or a family of them. `is_numbered`: it chooses numbers, which stand for no tokens."""
+
+    span: Span
+    name: str
+    is_family: bool
+    is_numbered: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class StateSymbol:
     """A state of a recurrence."""
 
@@ -141,6 +151,7 @@ Symbol = (
     | RangeSymbol
     | PartSymbol
     | BranchSymbol
+    | SelectionSymbol
     | StateSymbol
     | SilentSymbol
 )

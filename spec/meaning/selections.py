@@ -1,0 +1,155 @@
+"""What selections choose, by their definition: candidates ranked one by one, ties to the earlier place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from attnc.spec import program
+from attnc.spec.checks.attends import same_keys
+from attnc.spec.meaning.denotation import Frame, Meaning, Result, constantly
+from attnc.spec.meaning.rows import Row
+
+if TYPE_CHECKING:
+    from attnc.spec.meaning.evaluate import Evaluator, View
+
+Places = frozenset[Any]
+"""Positions of keys, values of units, or numbers."""
+
+
+class Selections:
+    """The selections of one call; what a row chooses is worked out once."""
+
+    def __init__(self, call: Evaluator) -> None:
+        self._call = call
+        self._by_name = {selection.name: selection for selection in call.program.selections}
+        self._known: dict[Hashable, Places] = {}
+
+    def holds(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame, view: View) -> bool:
+        """Whether the row of a frame chose the token at a local position, all tokens of the unit at hand, or a number."""
+        if node.unit is None:
+            assert item is not None
+            return self._has(node.selection, member, item, frame, view)
+        return all(self._has(node.selection, member, j, frame, view) for j in view.members(node.unit, frame))
+
+    def size(self, name: str, member: int | None, frame: Frame, view: View) -> int:
+        """How many places the row of a frame chose."""
+        return len(self.chosen(self._by_name[name], member, frame, view))
+
+    def _has(self, name: str, member: int | None, item: int, frame: Frame, view: View) -> bool:
+        selection = self._by_name[name]
+        chosen = self.chosen(selection, member, frame, view)
+        match selection.row.over:
+            case None:
+                return item in chosen
+            case program.Unit(value=value):
+                return self._call.meanings.of(value)(frame.at("k", item)) in chosen
+            case program.Range() if selection.covers is None:
+                return item in chosen
+            case program.Range(binder=binder):
+                covers = self._call.meanings.of(selection.covers)
+                here = frame.at("k", item)
+                return any(covers(here.binding(binder, constantly(i)).forgetting()) for i in sorted(chosen))
+
+    def chosen(self, selection: program.Selection, member: int | None, frame: Frame, view: View) -> Places:
+        """What the row of a frame chose."""
+        decides = self._decides(selection, frame)
+        key = (selection.name, member, view, frame.batch, None if selection.by == "batch" else frame.head, decides)
+        if key not in self._known:
+            if selection.pairs:
+                self._rank_pairs(selection, member, frame, view, key[:-1])
+            else:
+                row = self._row(selection, member, frame, view, decides)
+                self._known[key] = _kept(self._call, [row])[0]
+        return self._known[key]
+
+    def _decides(self, selection: program.Selection, frame: Frame) -> Result | None:
+        """The query, or the unit of queries, that decides at a frame; None for a head or a batch entry."""
+        if selection.row.per:
+            (unit,) = selection.row.per
+            around = frame.row
+            own = around.unit_like(unit) if isinstance(around, Candidates) else None
+            return self._call.meanings.of(unit.value)(frame) if own is None else frame.bound[own.binder](frame)
+        return frame.places["q"] if selection.by == "query" or selection.pairs else None
+
+    def _row(
+        self, selection: program.Selection, member: int | None, frame: Frame, view: View, decides: Result | None
+    ) -> Candidates:
+        q = decides if isinstance(decides, int) and not selection.row.per else 0
+        own = view.frame(q, 0, frame.head, frame.batch)
+        if selection.family is not None and member is not None:
+            own = own.binding(selection.family.binder, constantly(member))
+        for unit in selection.row.per:
+            own = own.binding(unit.binder, constantly(cast("Any", decides)))
+        return Candidates(self._call, selection, view, own)
+
+    def _rank_pairs(
+        self, selection: program.Selection, member: int | None, frame: Frame, view: View, key: tuple[Hashable, ...]
+    ) -> None:
+        """All rows at once."""
+        queries = range(view.shift, view.shift + view.queries)
+        rows = [self._row(selection, member, frame, view, q) for q in queries]
+        for q, chosen in zip(queries, _kept(self._call, rows), strict=True):
+            self._known[(*key, q)] = chosen
+
+
+class Candidates(Row):
+    """What one row may choose from: an attention to the candidates, whose weights are their scores."""
+
+    def __init__(self, call: Evaluator, selection: program.Selection, view: View, frame: Frame) -> None:
+        self.selection = selection
+        self.ranks: dict[Any, tuple[int, float]] = {}
+        super().__init__(call, selection.row, view, frame)
+        self.scores = dict(zip(map(self.name_of, self.keys), self.weights(), strict=True))
+
+    def _sees(self, frame: Frame) -> bool:
+        return all(self._call.meanings.of(line)(frame) for line in self._attend.visible)
+
+    def score(self, frame: Frame, at: int | None) -> Result:
+        """The score of a frame's candidate."""
+        assert at is None
+        return self.scores[self.name_of(frame)]
+
+    def ranking(self, frame: Frame, name: str) -> Result:
+        """`rank` or `mass` of a frame's candidate."""
+        rank, mass = self.ranks[self.name_of(frame)]
+        return rank if name == "rank" else mass
+
+    def unit_like(self, unit: program.Unit) -> program.Unit | None:
+        """The unit of queries that decides here, where it is written as another one is."""
+        return next((own for own in self._attend.per if same_keys(own, unit)), None)
+
+    def always(self) -> Iterator[Any]:
+        """The places that are chosen besides."""
+        if self.selection.always is None:
+            return
+        meaning: Meaning = self._call.meanings.of(self.selection.always)
+        for place in self._places(self._frame):
+            self._call.steps = 0
+            if meaning(place):
+                yield self.name_of(place)
+
+
+def _kept(call: Evaluator, rows: list[Candidates]) -> list[Places]:
+    """What some rows, whose candidates are ranked together, choose."""
+    found = [(score, row, place) for row in rows for place, score in row.scores.items()]
+    order = sorted(range(len(found)), key=lambda i: (math.isnan(found[i][0]), -found[i][0], i))
+    mass = 0.0
+    for rank, i in enumerate(order):
+        score, row, place = found[i]
+        row.ranks[place] = (rank, mass)
+        mass += score
+    chosen = []
+    for row in rows:
+        keep = call.meanings.of(row.selection.keep)
+        kept = set(row.always())
+        for key in row.keys:
+            call.steps = 0
+            if keep(key):
+                kept.add(row.name_of(key))
+        chosen.append(frozenset(kept))
+    return chosen
+
+
+__all__ = ["Candidates", "Selections"]

@@ -1,0 +1,205 @@
+"""`select` blocks: who decides, over what, by which score, and what is kept; every name resolved."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import MutableMapping
+from typing import Literal as OneOf
+
+from attnc.spec import program, syntax
+from attnc.spec.diagnostics import Label
+from attnc.spec.names.attends import Clauses
+from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
+from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.families import family_of
+from attnc.spec.names.modules import declare, let_source, refuse_hiding
+from attnc.spec.names.name_resolver import Part
+from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, RangeSymbol, SelectionSymbol, SilentSymbol, Symbol
+from attnc.spec.names.worlds import World
+from attnc.spec.report import Report
+
+_WORDS = ("per", "over", "covers", "let", "score", "from", "keep", "always")
+_HOLDS = "a `select` holds `per`, `over`, `covers`, `let`, `score`, `from`, `keep`, `always`"
+
+By = OneOf["query", "head", "batch"]
+
+
+class Select:
+    """One `select`. Its name is declared first, so that it may stand after what asks it."""
+
+    def __init__(
+        self, block: syntax.Block, names: MutableMapping[str, Symbol], resolver: Resolver, report: Report
+    ) -> None:
+        assert block.name is not None
+        self.name = block.name
+        self._block = block
+        self._statements = block.body.statements
+        self._own: dict[str, Symbol] = {}
+        self._outer = names
+        maps = names.maps if isinstance(names, ChainMap) else [names]
+        self._names: ChainMap[str, Symbol] = ChainMap(self._own, *maps)
+        self._resolver = resolver
+        self._report = report
+        self._clauses = Clauses(self._statements, self._own, names, resolver, report)
+        self._lets: list[DefinitionSource] = []
+        self._per: tuple[program.Unit, ...] = ()
+        self._by: By = "query"
+        self._pairs = False
+
+    @property
+    def symbol(self) -> SelectionSymbol:
+        """What its name stands for."""
+        over = next((p for p in self._statements if isinstance(p, syntax.Places) and p.word.id == "over"), None)
+        covers = any(item.word.id == "covers" for item in self._statements)
+        is_range = over is not None and isinstance(over.binders[-1], syntax.Running) and over.binders[-1].domain
+        return SelectionSymbol(
+            self.name.span, self.name.id, bool(self._block.binders), is_numbered=bool(is_range) and not covers
+        )
+
+    def spare(self) -> list[DefinitionSource]:
+        """Its own lets."""
+        return self._lets
+
+    def selection(self) -> program.Selection | None:
+        """The selection; None, and a report, where something is missing."""
+        self._check_statements()
+        family = self._family()
+        self._declare_lets()
+        over = self._over()
+        self._who()
+        score = self._one("score", "float", "score")
+        candidates = self._one("from", "exact", "from")
+        keep = self._one("keep", "float", "keep")
+        always = self._one("always", "exact", "always")
+        covers = self._one("covers", "exact", "always")
+        if score is None or keep is None:
+            word = "score" if score is None else "keep"
+            how = {"score": "score dot(q, k)", "keep": "keep rank < 16"}[word]
+            help_ = f"say {'what ranks' if word == 'score' else 'how many stay'}: `{how}`"
+            message = f"`{self.name.id}` has no `{word}`"
+            self._report.error("A215", message, self.name.span, "incomplete", help=help_)
+            return None
+        self._check_covers(over, covers)
+        row = program.Attend(
+            self.name.span,
+            self.name.id,
+            () if candidates is None else (candidates,),
+            over=over,
+            per=self._per,
+            family=family,
+            weights=score,
+        )
+        return program.Selection(self.name.span, self.name.id, row, self._by, self._pairs, covers, keep, always)
+
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def _over(self) -> program.Unit | program.Range | None:
+        for line in self._lines("over"):
+            binders = list(line.binders)
+            if len(binders) == 2 and _is_bare(binders[0], "q"):
+                self._pairs = True
+                binders = binders[1:]
+            if len(binders) > 1:
+                help_ = "one place, or pairs of a query and a place: `over q, b = k // block`"
+                self._report.error("A216", "several places in `over`", line.span, help=help_)
+            return None if _is_bare(binders[0], "k") else self._clauses.key(binders[0])
+        return None
+
+    def _who(self) -> None:
+        """Who decides: units of queries, a head, a batch entry, or each query."""
+        for line in self._lines("per"):
+            for binder in line.binders:
+                if isinstance(binder, syntax.Unit):
+                    self._unit(binder)
+                elif _is_bare(binder, "q"):
+                    pass
+                elif _is_bare(binder, "head") or _is_bare(binder, "batch"):
+                    self._by = "head" if binder.name.id == "head" else "batch"
+                else:
+                    help_ = "write `per q`, a unit of queries `per a = q // block`, `per head` or `per batch`"
+                    self._report.error("A221", "nobody to decide", binder.span, "not of queries", help=help_)
+        if self._pairs and self._by == "query":
+            help_ = "say of which: `per head`, or `per batch`"
+            self._report.error("A215", "pairs are ranked for all queries together", self.name.span, help=help_)
+        if self._per and self._by != "query":
+            help_ = "a unit of queries decides for its own head already"
+            self._report.error("A216", f"a unit and `{self._by}` decide", self._per[0].span, help=help_)
+
+    def _unit(self, binder: syntax.Unit) -> None:
+        unit = self._clauses.unit(binder, "q", is_key=False)
+        if unit is not None:
+            self._per += (unit,)
+        if len(self._per) > 1:
+            help_ = "make one list of them: `a = [q.y // 8, q.x // 8]`"
+            self._report.error("A216", "two units of queries", binder.span, "again here", help=help_)
+
+    def _check_covers(self, over: program.Unit | program.Range | None, covers: program.Expr | None) -> None:
+        if covers is not None and not isinstance(over, program.Range):
+            help_ = "leave it out: a key, or a unit, stands for its own tokens"
+            self._report.error("A215", "`covers` says which keys a number stands for", covers.span, help=help_)
+
+    # --- clauses -----------------------------------------------------------------------------------------------------
+
+    def _one(self, word: str, world: World, part: Part) -> program.Expr | None:
+        around = self._resolver.surroundings
+        for clause in (s for s in self._statements if isinstance(s, syntax.Clause) and s.word.id == word):
+            around.selecting = part
+            try:
+                found = self._resolver.resolve(clause.value, self._names, world=world)
+            finally:
+                around.selecting = None
+            excess = self._resolver.measures.excess(found)
+            if excess:
+                self._report.error("A507", f"this line {excess.message}", clause.value.span, help=excess.help)
+            return found
+        return None
+
+    def _lines(self, word: str) -> list[syntax.Places]:
+        return [s for s in self._statements if isinstance(s, syntax.Places) and s.word.id == word]
+
+    def _family(self) -> program.Range | None:
+        first = family_of(self._block, self._report)
+        if first is None:
+            return None
+        found = self._clauses.range(first)
+        declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
+        return found
+
+    def _declare_lets(self) -> None:
+        for item in self._statements:
+            if isinstance(item, syntax.Definition) and item.word.id == "let":
+                source = let_source(item, self._names)
+                declare(self._report, self._own, self._outer, item.name, DefinitionSymbol(item.name.span, source))
+                self._lets.append(source)
+                for name in item.parameters or ():
+                    if name.id in RESERVED_NAMES | FUNCTIONS:
+                        refuse_hiding(self._report, name)
+                    elif name.id in self._names:
+                        refuse_hiding(self._report, name, self._names[name.id].span)
+
+    def _check_statements(self) -> None:
+        first: dict[str, syntax.Statement] = {}
+        for item in self._statements:
+            word = item.word.id
+            if word not in _WORDS:
+                help_ = "what is not kept is not chosen: `from`" if word == "visible" else _HOLDS
+                self._report.error("A214", f"`{word}` does not belong in a `select`", item.word.span, help=help_)
+                self._silence(item)
+            elif word in first and word != "let":
+                also = (Label(first[word].span, "first here"),)
+                self._report.error(
+                    "A216", f"`{word}` is said twice", item.span, "again here", also=also, help="keep one"
+                )
+            first.setdefault(word, item)
+
+    def _silence(self, item: syntax.Statement) -> None:
+        if isinstance(item, syntax.Definition | syntax.Declaration):
+            self._own.setdefault(item.name.id, SilentSymbol(item.name.span))
+
+
+def _is_bare(binder: syntax.Binder, name: str) -> bool:
+    """Whether a binder is one of the names that places have, by itself."""
+    return isinstance(binder, syntax.Running) and binder.domain is None and binder.name.id == name
+
+
+__all__ = ["Select"]
