@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Recur, Softmax, Tensor, Value
+from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Recur, Selection, Softmax, Tensor, Value
 from attnc.compiler.rewrite import substitute_attend
 from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
 
@@ -17,7 +18,25 @@ def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     before = [other for other in pattern.nodes if other.name != node.name]
     given = states + tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
     read = tuple(tensor for tensor in given if tensor in _read(own))
-    return replace(pattern, tensors=pattern.tensors + read, nodes=(own,), combine=None, lse=None, stateful=())
+    chosen = tuple(item.given for item in pattern.selections if item.given in asked([own.visible, *values_of(own)]))
+    tensors = pattern.tensors + chosen + read
+    return replace(pattern, tensors=tensors, nodes=(own,), combine=None, lse=None, stateful=(), selections=())
+
+
+def asked(roots: Iterable[Value | Index]) -> set[Tensor]:
+    """The truth tensors that expressions read, those of selections among them."""
+    return {below.tensor for root in roots for below in root.below if isinstance(below, Lookup)}
+
+
+def asked_by_selection(item: Selection) -> set[Tensor]:
+    """The same of a selection."""
+    return asked([item.score, item.candidates, item.keep, item.always])
+
+
+def choosing(pattern: Pattern, item: Selection) -> Pattern:
+    """A pattern of one attention with the rows of another one, whose inputs are what a selection reads."""
+    before = tuple(other.given for other in pattern.selections if other.given in asked_by_selection(item))
+    return replace(rows_of(replace(pattern, nodes=())), tensors=pattern.tensors + before, requirements=())
 
 
 def stateful_alone(pattern: Pattern, recur: Recur) -> Pattern:
@@ -31,7 +50,7 @@ def rows_of(pattern: Pattern) -> Pattern:
         return alone(pattern, pattern.nodes[0])
     score = apply("mul", scale(), dot(vector("q"), vector("k")))
     node = Attend(pattern.name, fold.truth(True), score, Softmax(), vector("v"))
-    return replace(pattern, nodes=(node,), combine=None, stateful=())
+    return replace(pattern, nodes=(node,), combine=None, lse=None, stateful=(), selections=())
 
 
 def _read(node: Attend) -> set[Tensor]:

@@ -571,6 +571,13 @@ class Seen(Node):
     body: Value
 
 
+@dataclass(frozen=True, eq=False)
+class Ranking(Node):
+    """Of a candidate of a selection: its `rank`, the `mass` of those before it, or its own `score`."""
+
+    name: Literal["rank", "mass", "score"]
+
+
 Value = (
     Number
     | Ratio
@@ -590,10 +597,11 @@ Value = (
     | Select
     | Total
     | Seen
+    | Ranking
 )
 VALUES = (
     *(Number, Ratio, Vec, Scale, Element, Apply, Dot, Pick, Part, Outer, Contract, Diagonal, StateAt, Eye, Solve),
-    *(Select, Total, Seen),
+    *(Select, Total, Seen, Ranking),
 )
 
 
@@ -639,6 +647,36 @@ class Attend:
     key_of: Index | None = None
     stack: Loop | None = None
     family: Loop | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What each row chooses of its places: `given`, a truth tensor by batch entry, heads, row and place.
+
+    Of heads it has `head`, `kv_head`, or no dimension, as few as the choice depends on. In its expressions place q is
+    the row, place k what is chosen. `rows`: how many there are where they are no queries; `row_of`: the row that the
+    query q is in. `items`: how many places, where they are no tokens; `item_of`: the one that the token k is in.
+
+    `candidates` holds for what is ranked by `score`, all rows of a head (`pairs`) or each by itself; of them those are
+    chosen for which `keep` is not 0, and besides all for which `always` holds.
+    """
+
+    name: str
+    given: Tensor
+    rows: Index | None
+    row_of: Index
+    items: Index | None
+    item_of: Index | None
+    score: Value
+    candidates: Index
+    keep: Value
+    always: Index
+    pairs: bool = False
+
+    @property
+    def by_heads(self) -> str | None:
+        """The dimension of heads."""
+        return next((dim for dim in self.given.dims if dim in ("head", "kv_head")), None)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -710,6 +748,8 @@ class Pattern:
 
     `documents` has an id for each token, or, where its dimension is `BOUNDARIES`, the cumulative lengths of sequences.
 
+    `selections` are computed before what reads their tensors.
+
     A recurrence has `recur` in place of nodes. `stateful` are branches with a state, which come before the nodes.
 
     `origins` gives the place in the source where a node first arose. `general`: None where extents cannot be left open.
@@ -731,6 +771,7 @@ class Pattern:
     general: General | None = None
     recur: Recur | None = None
     stateful: tuple[Recur, ...] = ()
+    selections: tuple[Selection, ...] = ()
 
     @property
     def packed(self) -> Pattern:

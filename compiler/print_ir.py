@@ -38,7 +38,9 @@ from attnc.compiler.ir import (
     Reduce,
     Round,
     Scale,
+    Ranking,
     Seen,
+    Selection,
     Segment,
     Select,
     Sign,
@@ -70,6 +72,8 @@ def print_pattern(pattern: Pattern) -> str:
     for recur in pattern.stateful:
         lines.append(f"    branch {recur.name}" + ("" if recur.member is None else f"[{recur.member}]"))
         lines.extend(f"        {line}" for line in _recur(recur))
+    for selection in pattern.selections:
+        lines.extend(f"    {line}" for line in _selection(selection))
     for node in pattern.nodes:
         lines.extend(f"    {line}" for line in _attend(node))
     if pattern.recur is not None:
@@ -112,6 +116,17 @@ def _attend(node: Attend) -> list[str]:
         f"    weights {_weights(node.weights)}",
         f"    value   {print_value(node.value)}",
     ]
+
+
+def _selection(item: Selection) -> Iterator[str]:
+    yield f"select {_tensor(item.given)}{' of all pairs' if item.pairs else ''}"
+    for word, node in (("rows", item.rows), ("places", item.items)):
+        if node is not None:
+            yield f"    {word:<7} {print_index(node)}"
+    yield f"    score   {print_value(item.score)}"
+    yield f"    from    {print_index(item.candidates)}"
+    yield f"    keep    {print_value(item.keep)}"
+    yield f"    always  {print_index(item.always)}"
 
 
 def _recur(recur: Recur) -> Iterator[str]:
@@ -380,6 +395,8 @@ def _value_atom(node: Value) -> str:
 
 def _matrix_atom(node: Value) -> str:
     match node:
+        case Ranking():
+            return node.name
         case Seen():
             always = isinstance(node.condition, Truth) and node.condition.value
             condition = "" if always else f" if {_text(node.condition, Level.OR)}"

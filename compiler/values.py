@@ -28,6 +28,7 @@ from attnc.compiler.ir import (
     Outer,
     Part,
     Pattern,
+    Ranking,
     Pick,
     Place,
     Ratio,
@@ -154,6 +155,11 @@ def output_lse(node: Attend) -> Tensor:
     """The LSE of a node, as a tensor."""
     family = () if node.family is None else (f"{node.name}.members",)
     return intern(Tensor(f"{node.name}.lse", "real", ("batch", "head", "query", *family)))
+
+
+def ranking(name: Literal["rank", "mass", "score"]) -> Value:
+    """What is known of a candidate."""
+    return intern(Ranking(name))
 
 
 def contract(left: Value, right: Value) -> Value:

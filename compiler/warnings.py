@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import bounds, simplified
-from attnc.compiler.lowering.attends import AttentionLowering
+from attnc.compiler.lowering.selections import SelectingLowering
 from attnc.compiler.lowering.expressions import Scope
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.specialise import alone
@@ -144,7 +144,7 @@ def _idle_conditions(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     program = bound.program
     if program.segments or any(p.per_head for p in program.parameters):
         return
-    lowering = AttentionLowering(bound.values, frozenset(), program=program)
+    lowering = SelectingLowering(bound.values, frozenset(), program=program)
     lines = [*program.visible, *(line for attend in program.attends for line in attend.visible)]
     for leaf in (leaf for line in lines for leaf in _leaves(line)):
         if not _is_of_places(leaf):
@@ -192,7 +192,7 @@ def _is_of_places(leaf: checked.Operation) -> bool:
     return places
 
 
-def _range_of(expr: checked.Expr, lowering: AttentionLowering) -> str:
+def _range_of(expr: checked.Expr, lowering: SelectingLowering) -> str:
     own = alone(lowering.integer(expr, Scope()), LONG)
     low, high = bounds(own, (0, LONG), (0, LONG))
     if low == high:

@@ -96,6 +96,7 @@ def general_of(planner: Planner) -> General:
         recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
         return General(planner, None, recurrent)
     single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
+    single = single and not pattern.selections
     return General(planner, None if single else steps_of(planner))
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
-from attnc.compiler.attentions import alone, rows_of, stateful_alone
+from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, rows_of, stateful_alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.planning.chosen import Places, chosen_keys, find_places
 from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.values import (
     is_plain,
@@ -26,6 +27,7 @@ from attnc.compiler.values import (
     output_lse,
     passes,
     rank,
+    values_of,
 )
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
@@ -34,12 +36,14 @@ from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
+from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.selections.choose import Choosing
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.values import Values
 
@@ -63,6 +67,16 @@ class Given:
 
 Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], Pair]
 """(planner, call, q, k, v, what was given and computed before) → (out, lse) of one attention."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A call, its vectors, what is known by name so far, and what selections chose so far."""
+
+    given: Given
+    vectors: tuple[Tensor, Tensor, Tensor]
+    known: Mapping[str, Tensor]
+    found: dict[str, Tensor]
 
 
 class Steps:
@@ -137,8 +151,11 @@ class Steps:
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern, known = self._pattern, dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
+        chosen = _Chosen(given, (q, k, v), known, {})
         for node in pattern.nodes:
-            own = self._node(node, q, k, v, given, run, known)
+            asking = self._having_chosen(asked([node.visible, *values_of(node)]), chosen)
+            own = None if run is not _on_cpu else self._on_chosen(node, q, k, v, asking)
+            own = own or self._node(node, q, k, v, asking, run, known)
             known[output(node).name], known[output_lse(node).name] = own
         if pattern.combine is None:
             name = pattern.nodes[0].name
@@ -146,6 +163,49 @@ class Steps:
         out = self._combined(pattern.combine, q, k, v, given, known)
         lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
         return out.to(q.dtype), lse
+
+    def _on_chosen(self, node: ir.Attend, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
+        """Attention to the places that a selection chose, place by place; None for what is none."""
+        choice = chosen_keys(node.visible, self._pattern.selections) if is_plain(node) and node.family is None else None
+        if choice is None:
+            return None
+        item, sizes, planner = choice.selection, given.sizes, self._planner(node, None)
+        shape = call_shape(planner.pattern, sizes, given.inputs)
+
+        def find() -> Places:
+            relations = relations_of(planner.pattern, shape)
+            (window,) = relations.windows(0)
+            nodes = (item.row_of, item.item_of, choice.rest)
+            how = {"batch": 0, "head": 0, "group": 1}
+            own = [specialise(x, relations.sizes, relations.slices, window, **how) for x in nodes]  # type: ignore[arg-type]
+            items = sizes.n_k if item.items is None else number(item.items, sizes, shape.sizes)
+            return find_places(None if item.rows is None else own[0], own[1], own[2], sizes.n_q, sizes.n_k, items)
+
+        places = planner.remembered(("places", sizes, tuple(sorted(shape.sizes.items()))), find)
+        found = given.inputs[item.name]
+        assert isinstance(found, Tensor)
+        return differentiable(q, k, v, Chosen(places, given.scale, item.by_heads is not None), [found])
+
+    def _having_chosen(self, read: set[ir.Tensor], chosen: _Chosen) -> Given:
+        """The call with what those selections choose whose truth tensors are read, each worked out once."""
+        for item in self._pattern.selections:
+            if item.given in read and item.name not in chosen.found:
+                chosen.found[item.name] = self._choose(item, chosen)
+        names = {tensor.name for tensor in read} & chosen.found.keys()
+        return replace(chosen.given, inputs={**chosen.given.inputs, **{name: chosen.found[name] for name in names}})
+
+    def _choose(self, item: ir.Selection, chosen: _Chosen) -> Tensor:
+        """What a selection chooses."""
+        given = self._having_chosen(asked_by_selection(item), chosen)
+        pattern = choosing(self._pattern, item)
+        relations = relations_of(pattern, _on_tokens(pattern, given))
+        q, k, v = chosen.vectors
+        vectors = tuple(x.detach().unbind(0) for x in (q, k, v))
+        real = {name: x.detach() for name, x in chosen.known.items()}
+        sizes, slices, origins = relations.sizes, relations.slices, self._pattern.origins
+        spaced, dtype = item.items is not None, lse_dtype(q.dtype)
+        operands = Operands(*vectors, real, sizes, slices, given.scale, dtype, origins, spaced)  # type: ignore[arg-type]
+        return Choosing(item, relations, given.sizes, operands).choose()
 
     def _of_states(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> dict[str, Tensor]:
         """What branches with a state give, by name."""

@@ -82,14 +82,18 @@ class Values:
         vectors: Mapping[str, Tensor] | None = None,
         loops: Loops = NO_LOOPS,
         outer: Values | None = None,
+        known: Mapping[ir.Value, Tensor] | None = None,
     ) -> None:
-        """`vectors`: those of the block's rows, (heads, rows, 1, dk), and keys, where they are at hand."""
+        """`vectors`: those of the block's rows, (heads, rows, 1, dk), and keys, where they are at hand.
+
+        `known`: values that are known already, over all pairs of the block.
+        """
         self._operands = operands
         self._block = block
         self._vectors = vectors or {}
         self._loops = loops
         self._outer = outer
-        self._known: dict[ir.Value, Quantity] = {}
+        self._known: dict[ir.Value, Quantity] = dict(known or {})
 
     def _over(self, alive: Alive) -> Values:
         """The same over fewer pairs."""
@@ -132,6 +136,10 @@ class Values:
         if isinstance(condition, ir.Truth) and condition.value:
             return self, self._tensor(holds)  # what is known here stays known
         return self._over(self._lanes(self._block.alive) & holds), self._tensor(holds)
+
+    def holds(self, condition: ir.Index) -> Alive:
+        """Where a condition holds: (heads or 1, rows or 1, keys or 1)."""
+        return np.asarray(self._integers(condition) != 0)
 
     def integer(self, node: ir.Index) -> int:
         """A number that is the same for all lanes."""

@@ -23,7 +23,7 @@ TOKENS = "key tokens"
 
 
 @dataclass(frozen=True, slots=True)
-class _Around:
+class Around:
     """The attention at hand: how its keys are named, and its relation, once it is known."""
 
     attend: checked.Attend
@@ -49,7 +49,7 @@ class AttentionLowering(Lowering):
     stateful: dict[str, tuple[ir.Recur, ...]] = field(default_factory=dict, init=False)
     """The branches with a state, those of a family together."""
     _nodes: dict[str, ir.Attend] = field(default_factory=dict, init=False)
-    _around: _Around | None = field(default=None, init=False)
+    _around: Around | None = field(default=None, init=False)
     _measures: Measures = field(default_factory=Measures, init=False)
 
     def context(self) -> object:
@@ -70,7 +70,7 @@ class AttentionLowering(Lowering):
             self.units[unit], _ = members_of(unit, self.program, self, scope)
             scope = scope.bind(unit.binder, self.lower(unit.value, scope))
         scope, places = self._keys(attend, scope)
-        self._around = _Around(attend, scope, places.key)
+        self._around = Around(attend, scope, places.key)
         lines = [] if rounded is not None else list(self.program.visible)
         visible = fold.conjunction(*(self.truth(line, scope) for line in (*lines, *attend.visible)))
         visible = visible if rounded is None else rounded
@@ -173,7 +173,7 @@ class AttentionLowering(Lowering):
             return self.value(attend.value, scope)
         return values.vector("v", scope.head, scope.k)
 
-    def _here(self) -> _Around:
+    def _here(self) -> Around:
         assert self._around is not None
         return self._around
 
@@ -303,12 +303,9 @@ class AttentionLowering(Lowering):
         node = self._nodes[expr.branch]
         attend = next(a for a in self.program.attends if a.name == expr.branch)
         sums = any(isinstance(below, ir.Seen) for below in node.score.below)
-        if attend.per or attend.stack is not None or sums or scope.head is not fold.head_index("head"):
-            _refuse(
-                expr.span,
-                "the weight of a branch that has rows or sums of its own, or of another head,",
-                "Compute it in this branch.",
-            )
+        if attend.per or attend.stack is not None or sums:
+            what = "the weight of a branch that has rows or sums of its own"
+            _refuse(expr.span, what, "Compute it in this branch.")
         lse = values.element(
             values.output_lse(node), (fold.head_index("batch"), scope.head, scope.q, *self._member(expr, node, scope))
         )
@@ -317,6 +314,8 @@ class AttentionLowering(Lowering):
             changes[node.family[0]] = self.integer(expr.member, scope)
         if scope.q is not fold.place("q"):
             changes[fold.place("q")] = scope.q
+        if scope.head is not fold.head_index("head"):
+            changes[fold.head_index("head")] = scope.head
         key = scope.lookup(self._here().attend.over.binder) if self._here().attend.over is not None else scope.k  # type: ignore[union-attr]
         if key is not self._here().key:
             _refuse(expr.span, "the weight of a branch at another key", "Read it at this key.")

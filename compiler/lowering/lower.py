@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import cast
 
 from attnc.compiler import fold, ir
-from attnc.compiler.lowering.attends import AttentionLowering
 from attnc.compiler.lowering.expressions import Lowering, OpenSizeError, Scope, number_of
 from attnc.compiler.lowering.recurrent import lower_branch, lower_recurrence
 from attnc.compiler.lowering.rounding import lower_round
+from attnc.compiler.lowering.selections import SelectingLowering
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import below
@@ -51,7 +51,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
     """The pattern, without its general form. Raises OpenSizeError and as `lower`."""
     program = bound.program
     per_head = frozenset(p.name for p in program.parameters if p.per_head)
-    lowering = AttentionLowering(bound.values, per_head, left_open, program=program)
+    lowering = SelectingLowering(bound.values, per_head, left_open, program=program)
     lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
     tensors = lowering.tensors
     segments = _segments(program.segments, lowering)
@@ -85,6 +85,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         combine=combine,
         lse=lse,
         recur=recur,
+        selections=lowering.selections(),
         stateful=tuple(recur for family in lowering.stateful.values() for recur in family),
     )
 

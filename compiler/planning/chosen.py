@@ -1,0 +1,94 @@
+"""Attention to chosen keys: which of it is a choice among places of consecutive keys, and what else must hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import Boxes, classify
+from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Selection, Truth
+from attnc.compiler.planning.formulas import diagonal_shift
+
+Int64 = NDArray[np.int64]
+
+ROWS = 64
+"""Rows that are looked at together."""
+
+
+@dataclass(frozen=True)
+class ChosenKeys:
+    """A relation that is `rest` for the keys in the places that a row chose."""
+
+    selection: Selection
+    rest: Index
+
+
+def chosen_keys(visible: Index, selections: tuple[Selection, ...]) -> ChosenKeys | None:
+    """The relation as a choice, where it is one: what else it asks depends on positions alone."""
+    parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
+    asked = [part for part in parts if isinstance(part, Lookup)]
+    if len(asked) != 1:
+        return None
+    lookup = asked[0]
+    found = next((item for item in selections if item.given is lookup.tensor), None)
+    if found is None or lookup.indices[-2:] != (found.row_of, found.item_of):
+        return None
+    if any(isinstance(index, HeadIndex) and index.name == "batch" for index in lookup.indices[1:]):
+        return None
+    rest = fold.conjunction(*(part for part in parts if part is not lookup))
+    if any(isinstance(node, Lookup | HeadIndex) for node in rest.below):
+        return None
+    return ChosenKeys(found, rest)
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """The keys of each place: those from `starts[i]` to `starts[i + 1]`, in their `order` where that is not theirs.
+
+    `row_of`: the row that each query is in, None where each is one. `states` (rows in tiles of `ROWS`, places): 1 where
+    all keys of a place are visible to all of those rows if they are chosen, -1 where none is, 0 where that differs;
+    None where everything is visible. `rest`, specialised, is what decides; `diagonal`: the c of `k <= q + c`, if it is
+    that.
+    """
+
+    starts: Int64
+    order: Int64 | None
+    row_of: Int64 | None
+    states: NDArray[np.int8] | None
+    rest: Index
+    diagonal: int | None
+
+
+def find_places(row_of: Index | None, item_of: Index, rest: Index, n_q: int, n_k: int, items: int) -> Places:
+    """The places of a call, from specialised expressions over its rows and keys."""
+    ids = _numbers(item_of, 1, n_k)[0]
+    order = None if (ids[1:] >= ids[:-1]).all() else np.argsort(ids, kind="stable")
+    own = ids if order is None else ids[order]
+    starts = np.searchsorted(own, np.arange(items + 1))
+    rows = None if row_of is None else _numbers(row_of, n_q, 1)[:, 0]
+    states = None
+    if not (isinstance(rest, Truth) and rest.value):
+        states = _states(rest, n_q, starts, order)
+    return Places(starts, order, rows, states, rest, diagonal_shift(rest))
+
+
+def _numbers(node: Index, n_q: int, n_k: int) -> Int64:
+    found = exact.integers(node, (0, max(n_q, 1)), (0, max(n_k, 1)))
+    return np.broadcast_to(found, (max(n_q, 1), max(n_k, 1)))[:n_q, :n_k]
+
+
+def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArray[np.int8]:
+    """Of every tile of rows and every place, by the rectangle around its keys."""
+    first = np.arange(0, n_q, ROWS)
+    last = np.minimum(first + ROWS, n_q) - 1
+    low, high = starts[:-1], np.maximum(starts[1:] - 1, starts[:-1])
+    if order is not None and len(order):
+        filled = np.minimum(low, len(order) - 1)
+        low, high = (np.where(starts[1:] > starts[:-1], f.reduceat(order, filled), 0) for f in (np.minimum, np.maximum))
+    boxes = Boxes(first[:, None], last[:, None], low[None, :], high[None, :])
+    found = classify(rest, boxes, keyed=False).state
+    return np.ascontiguousarray(np.broadcast_to(found, (len(first), len(low))), dtype=np.int8)

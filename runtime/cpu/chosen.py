@@ -1,0 +1,233 @@
+"""Attention to chosen places: for each place the queries that chose it are gathered, and meet its keys together.
+
+A query's parts are merged by log-sum-exp in the order of its own places, and no row of a kernel call depends on the
+number of rows beside it (`ROWS`): what other queries choose changes no bit of it. The backward takes the places one by
+one, so that the gradients of their keys are sums over one call each: nothing is added from several sides at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.planning.chosen import ROWS as TILE
+from attnc.compiler.planning.chosen import Places
+from attnc.runtime.cpu import executor, kernel
+from attnc.runtime.cpu.autograd import Pair, Triple
+
+ROWS = 32
+"""Gathered rows are filled up to a multiple of this: the kernel computes a single last row of its tile in another way."""
+
+MOST_MASKS = 64
+"""Masks of partly visible places that are kept during a call."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The work of one call; the inputs of `forward` and `backward` are what was chosen, (batch[, heads], rows, places).
+
+    `by_heads`: whether it has heads.
+    """
+
+    places: Places
+    scale: float
+    by_heads: bool
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
+        """(out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
+        (chosen,) = inputs
+        width = max(q.shape[-1], v.shape[-1])
+        sums = kernel.lse_dtype(q.dtype)
+        out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=sums)
+        lse = torch.full(q.shape[:3], -math.inf, dtype=sums)
+        q, k, v = (kernel.padded(self._in_order(x, i), width) for i, x in enumerate((q, k, v)))
+        for lane in self._lanes(q, k, chosen):
+            own, keys, values = q[lane.batch, lane.heads], k[lane.batch, lane.kv_heads], v[lane.batch, lane.kv_heads]
+            total, log = out[lane.batch, lane.heads], lse[lane.batch, lane.heads]
+            for some in lane.gathered:
+                rows = _filled(some.rows)
+                mask = some.mask(q.dtype, len(rows))
+                at = some.keys
+                o, part = kernel.attend(
+                    own.index_select(1, rows)[None], keys[None, :, at], values[None, :, at], mask, some.causal, self.scale
+                )
+                count = len(some.rows)
+                o, part = o[0, :, :count, : total.shape[-1]], part[0, :, :count]
+                before, known = total.index_select(1, some.rows), log.index_select(1, some.rows)
+                if mask is not None:
+                    blind = some.blind
+                    part = part.masked_fill(blind, -math.inf)
+                    o = o.masked_fill(blind[:, None], 0)
+                executor.merge(o, part, before, known)
+                total.index_copy_(1, some.rows, before)
+                log.index_copy_(1, some.rows, known)
+        return out.to(q.dtype), lse
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        """(dq, dk, dv)."""
+        q, k, v, out, lse, chosen = kept
+        sums, shapes, dtype = kernel.lse_dtype(q.dtype), [x.shape for x in (q, k, v)], q.dtype
+        lse, grad_out, grad_lse = kernel.without_blind_rows(lse, grad_out, grad_lse)
+        k, v = self._in_order(k, 1), self._in_order(v, 2)
+        if grad_lse is not None:
+            grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
+        width = max(q.shape[-1], v.shape[-1])
+        grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+        grad_q, grad_k, grad_v = (torch.zeros(s, dtype=sums) for s in shapes)
+        for lane in self._lanes(q, k, chosen):
+            of_rows = [x[lane.batch, lane.heads] for x in (grad_out, q, out)]
+            of_keys = [x[lane.batch, lane.kv_heads] for x in (k, v)]
+            log = lse[lane.batch, lane.heads]
+            to_rows = grad_q[lane.batch, lane.heads]
+            to_keys, to_values = grad_k[lane.batch, lane.kv_heads], grad_v[lane.batch, lane.kv_heads]
+            for some in lane.gathered:
+                at = some.keys
+                do, own, o = (x.index_select(1, some.rows)[None] for x in of_rows)
+                keys, values = (x[None, :, at] for x in of_keys)
+                known = log.index_select(1, some.rows)[None]
+                mask = some.mask(dtype, len(some.rows))
+                dq, dk, dv = kernel.attend_backward(do, own, keys, values, o, known, mask, some.causal, self.scale)
+                to_rows.index_add_(1, some.rows, dq[0, :, :, : shapes[0][-1]].to(sums))
+                to_keys[:, at] += dk[0, :, :, : shapes[1][-1]]
+                to_values[:, at] += dv[0, :, :, : shapes[2][-1]]
+        grad_k, grad_v = self._as_given(grad_k), self._as_given(grad_v)
+        return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
+
+    def _in_order(self, x: Tensor, number: int) -> Tensor:
+        """Keys or values with those of a place side by side."""
+        order = self.places.order
+        return x if order is None or number == 0 else x.index_select(2, torch.from_numpy(order))
+
+    def _as_given(self, x: Tensor) -> Tensor:
+        """Gradients of those at their own positions."""
+        order = self.places.order
+        return x if order is None else torch.empty_like(x).index_copy_(2, torch.from_numpy(order), x)
+
+    def _lanes(self, q: Tensor, k: Tensor, chosen: Tensor) -> Iterator[Lane]:
+        """The heads of a batch entry that choose alike, with what they gather."""
+        heads, kv_heads = q.shape[1], k.shape[1]
+        if not (q.numel() and k.shape[2]):
+            return
+        masks = _Masks(self.places)
+        for batch in range(q.shape[0]):
+            own = chosen[batch] if self.by_heads else chosen[batch][None]
+            count = own.shape[0]
+            for i in range(count):
+                per, per_kv = heads // count, max(kv_heads // count, 1)
+                kv = i * kv_heads // count
+                yield Lane(
+                    batch,
+                    slice(i * per, (i + 1) * per),
+                    slice(kv, kv + per_kv),
+                    gathered(self.places, own[i], q.shape[2], masks),
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """Queries that meet the keys of one place: `full`, all of them, or by a mask."""
+
+    rows: Tensor
+    keys: slice
+    causal: bool
+    seen: Callable[[], Tensor] | None
+
+    def mask(self, dtype: torch.dtype, rows: int) -> Tensor | None:
+        """What is added to the scores of so many rows, the last ones being there to fill up; None for nothing."""
+        if self.seen is None:
+            return None
+        seen = self.seen()
+        mask = torch.zeros((rows, seen.shape[1]), dtype=dtype)
+        mask[: len(seen)].masked_fill_(~seen, -math.inf)
+        return mask
+
+    @property
+    def blind(self) -> Tensor:
+        """Which rows see nothing here."""
+        assert self.seen is not None
+        return ~self.seen().any(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """Heads of a batch entry that choose alike, and their key heads."""
+
+    batch: int
+    heads: slice
+    kv_heads: slice
+    gathered: Iterator[Gathered]
+
+
+def gathered(places: Places, chosen: Tensor, n_q: int, masks: _Masks) -> Iterator[Gathered]:
+    """Place by place, the queries that chose it: those that see all of its keys, then those that see some."""
+    own = chosen if places.row_of is None else chosen.index_select(0, torch.from_numpy(places.row_of))
+    if places.states is None:
+        sides = [(own, False)]
+    else:
+        states = torch.from_numpy(places.states).repeat_interleave(TILE, 0)[:n_q]
+        sides = [(own & (states == 1), False), (own & (states == 0), True)]
+    found = [(*_by_place(side), partly) for side, partly in sides]
+    for i in range(len(places.starts) - 1):
+        start, stop = int(places.starts[i]), int(places.starts[i + 1])
+        if start == stop:
+            continue
+        for rows, ends, partly in found:
+            some = rows[ends[i] : ends[i + 1]]
+            if len(some):
+                yield masks.of(some, start, stop) if partly else Gathered(some, slice(start, stop), False, None)
+
+
+def _by_place(chosen: Tensor) -> tuple[Tensor, list[int]]:
+    """The rows that chose each place, place by place, and where each place's begin."""
+    pairs = chosen.t().contiguous().nonzero()
+    counts = torch.bincount(pairs[:, 0], minlength=chosen.shape[1])
+    return pairs[:, 1].contiguous(), [0, *torch.cumsum(counts, 0).tolist()]
+
+
+class _Masks:
+    """Masks of a call: heads that choose alike in a place share one."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._known: dict[tuple[int, bytes], Tensor] = {}
+
+    def of(self, rows: Tensor, start: int, stop: int) -> Gathered:
+        """Rows that see some of the keys of a place."""
+        places, keys = self._places, slice(start, stop)
+        numbers = rows.numpy()
+        if places.diagonal is not None and places.order is None:
+            first = start - places.diagonal
+            if numbers[0] == first and len(numbers) == int(numbers[-1]) - int(numbers[0]) + 1 <= stop - start:
+                return Gathered(rows, slice(start, start + len(numbers)), True, None)
+
+        def seen() -> Tensor:
+            return self._seen(numbers, start, stop)
+
+        return Gathered(rows, keys, False, seen)
+
+    def _seen(self, rows: NDArray[np.int64], start: int, stop: int) -> Tensor:
+        name = (start, rows.tobytes())
+        if name not in self._known:
+            if len(self._known) >= MOST_MASKS:
+                self._known.clear()
+            places = self._places
+            keys = np.arange(start, stop) if places.order is None else places.order[start:stop]
+            alive = np.ones((len(rows), len(keys)), dtype=np.bool_)
+            limits = (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1)
+            wide = not fits_word(places.rest, *limits)
+            self._known[name] = torch.from_numpy(exact.mask_at(places.rest, rows, keys, alive, {}, wide=wide))
+        return self._known[name]
+
+
+def _filled(rows: Tensor) -> Tensor:
+    """The rows, the last one as often as it takes for a multiple of `ROWS`."""
+    missing = -len(rows) % ROWS
+    return torch.cat([rows, rows[-1:].expand(missing)]) if missing else rows

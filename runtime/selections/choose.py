@@ -1,0 +1,164 @@
+"""What rows choose: their scores over blocks of rows, ranked, as one truth tensor by batch entry, heads, row and place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.values import reads
+from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.call import Sizes, number
+from attnc.runtime.constants import on_device
+from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
+from attnc.runtime.selections.ranking import kept
+from attnc.runtime.values import NEUTRAL, Values
+
+AT_ONCE = 1 << 21
+"""Scores of one block of rows, over all heads."""
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """One selection of one call; `operands` carry no gradients."""
+
+    selection: ir.Selection
+    relations: Relations
+    sizes: Sizes
+    operands: Operands
+
+    def choose(self) -> Tensor:
+        """What is chosen: bool (batch, deciding heads if they differ, rows, places).
+
+        Raises EvaluationError where an exact part faults.
+        """
+        with torch.no_grad():
+            found = [self._of_batch(batch) for batch in range(self.sizes.batch)]
+        dims = self.selection.given.dims
+        if not found:
+            heads = [self.sizes.heads] if "head" in dims else [self.sizes.kv_heads] if "kv_head" in dims else []
+            return torch.zeros((0, *heads, self._rows, self._places), dtype=torch.bool, device=self.operands.device)
+        whole = torch.stack(found)
+        return whole if self.selection.by_heads is not None else whole[:, 0]
+
+    @property
+    def _named(self) -> Mapping[str, int]:
+        return self.relations.shape.sizes
+
+    @property
+    def _rows(self) -> int:
+        rows = self.selection.rows
+        return self.sizes.n_q if rows is None else max(number(rows, self.sizes, self._named), 0)
+
+    @property
+    def _places(self) -> int:
+        items = self.selection.items
+        return self.sizes.n_k if items is None else max(number(items, self.sizes, self._named), 0)
+
+    @property
+    def _heads(self) -> tuple[int, ...]:
+        """One query head for each that decides."""
+        match self.selection.by_heads:
+            case "head":
+                return tuple(range(self.sizes.heads))
+            case "kv_head":
+                return tuple(range(0, self.sizes.heads, self.operands.group))
+            case _:
+                return (0,)[: self.sizes.heads]
+
+    def _of_batch(self, batch: int) -> Tensor:
+        (window,) = self.relations.windows(batch)
+        rows, places, heads = self._rows, self._places, self._heads
+        if not (rows and places and heads):
+            return torch.zeros((len(heads), rows, places), dtype=torch.bool, device=self.operands.device)
+        hoisted = self._hoisted(batch, window, heads)
+        all_heads = tuple(range(self.sizes.heads))
+        sums = list(head_sums(self.selection.score))
+        terms = [of_one_head(node) for node, _ in sums]
+        own = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
+        wide = len(all_heads) if sums else len(heads)
+        step = rows if self.selection.pairs else max(AT_ONCE // (places * wide), 1)
+        parts = []
+        for start in range(0, rows, step):
+            block = self._block(batch, window, heads, start, min(start + step, rows))
+            known = dict(hoisted)
+            for (node, over), (condition, term), constants in zip(sums, terms, own, strict=True):
+                found = self._terms(replace(block, heads=all_heads), node, condition, term, constants)
+                known[node] = summed(node, over, found, self.operands.group, len(heads))
+            parts.append(self._of_rows(block, known))
+        return torch.cat(parts, 1)
+
+    def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> Block:
+        """Some of the rows, with all places."""
+        numbers, places = np.arange(start, stop), np.arange(self._places)
+        alive = np.ones((1, len(numbers), len(places)), dtype=np.bool_)
+        return Block(batch, heads, window, numbers, places, alive, running=self.selection.rows is not None)
+
+    def _of_rows(self, block: Block, known: Mapping[ir.Value, Tensor]) -> Tensor:
+        """What some rows choose: (heads, rows, places)."""
+        selection = self.selection
+        shape = (len(block.heads), len(block.rows), len(block.keys))
+        whole = Values(self.operands, block)
+        holds = whole.holds(selection.candidates)
+        candidates = np.broadcast_to(holds, (holds.shape[0], *shape[1:]))
+        block = replace(block, alive=candidates, seen=candidates)
+        values = Values(self.operands, block, known=known)
+        score = values.of(selection.score).expand(shape)
+        among = on_device(np.array(candidates), score.device)
+        found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
+        if isinstance(selection.always, ir.Truth) and not selection.always.value:
+            return found
+        return found | on_device(whole.holds(selection.always), score.device)
+
+    def _keeps(self, block: Block, given: Mapping[str, Tensor]) -> Tensor:
+        """Where `keep` holds, of ranks, masses and scores (heads, rows, places) in fp64."""
+        nodes = {node: given[node.name] for node in self.selection.keep.below if isinstance(node, ir.Ranking)}
+        values = Values(replace(self.operands, dtype=torch.float64), block, known=nodes)
+        return values.of(self.selection.keep) != 0
+
+    def _terms(
+        self, block: Block, node: ir.Total, condition: ir.Index, term: ir.Value, known: Mapping[ir.Value, Tensor]
+    ) -> Tensor:
+        """The terms of a sum over heads, of every query head: (Hq, rows, places)."""
+        shape = (len(block.heads), len(block.rows), len(block.keys))
+        values, holds = Values(self.operands, block, known=known).where(condition)
+        found = values.of(term).expand(shape)
+        if bool(holds.all()):
+            return found
+        return torch.where(holds, found, NEUTRAL[node.op])
+
+    def _hoisted(
+        self, batch: int, window: Window, heads: tuple[int, ...], root: ir.Value | None = None
+    ) -> dict[ir.Value, Tensor]:
+        """What of the score, or of a part of it, depends on no row, computed for all places at once."""
+        nodes = list(_free_of_rows(self.selection.score if root is None else root))
+        if not nodes:
+            return {}
+        block = self._block(batch, window, heads, 0, 1)
+        values = Values(self.operands, block)
+        return {node: values.of(node) for node in nodes}
+
+
+def _free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
+    """The outermost aggregates in a value, outside of others, that depend on no row."""
+    seen = set[object]()
+    pending: list[object] = [root]
+    while pending:
+        node = pending.pop()
+        if node in seen or not isinstance(node, ir.VALUES):
+            continue
+        seen.add(node)
+        free = "q" not in reads(node) and not any(isinstance(b, ir.Ranking | ir.Seen) for b in node.below)
+        if free and any(isinstance(below, ir.Total) for below in node.below):
+            yield node
+        elif not isinstance(node, ir.Total | ir.Seen):
+            pending.extend(node.children())
+
+
+__all__ = ["Choosing"]

@@ -1,0 +1,120 @@
+"""Candidates ranked by their scores, ties to the earlier one, and which of them are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from math import ceil, floor, isfinite
+
+import torch
+from torch import Tensor
+
+from attnc.compiler import ir
+
+Keep = Callable[[Mapping[str, Tensor]], Tensor]
+"""From `rank`, `mass` and `score` of every candidate, in fp64, to whether it is kept."""
+
+
+def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """The `count` best candidates of each row, as truth: score (…, rows, places), candidates alike or broadcast.
+
+    A row with fewer candidates keeps them all. Nothing is asked of another device than the CPU.
+    """
+    places = score.shape[-1]
+    if count <= 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    if count >= places:
+        return candidates.expand(score.shape).contiguous()
+    if score.device.type != "cpu":
+        return _packed_best(score, candidates, count)
+    worst = score.masked_fill(score.isnan() | ~candidates, -torch.inf)
+    least = torch.topk(worst, count, -1, sorted=False).values.amin(-1, keepdim=True)
+    found = (worst >= least) & candidates
+    tied = found.sum(-1) > count
+    if bool(tied.any()):
+        rank, _ = ranked(score[tied], candidates.expand(score.shape)[tied], with_mass=False)
+        found[tied] = (rank < count) & candidates.expand(score.shape)[tied]
+    return found
+
+
+def _packed_best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """The same without a question to the host."""
+    places = score.shape[-1]
+    if score.dtype != torch.float32:
+        rank, _ = ranked(score, candidates, with_mass=False)
+        return (rank < count) & candidates
+    chosen = torch.topk(_keys(score, candidates), count, -1, sorted=False).values
+    at = torch.where(chosen == _NEVER, places, (places - 1) - (chosen & 0xFFFFFFFF))
+    found = torch.zeros((*score.shape[:-1], places + 1), dtype=torch.bool, device=score.device)
+    return found.scatter_(-1, at, True)[..., :-1]
+
+
+_NEVER = torch.iinfo(torch.int64).min
+
+
+def _keys(score: Tensor, candidates: Tensor) -> Tensor:
+    """Numbers that are ordered as scores are, and equal scores by their places: 32 bits of each."""
+    places = score.shape[-1]
+    bits = (score.contiguous() + 0.0).view(torch.int32)  # -0.0 is 0.0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
+    ordered = torch.where(score.isnan(), -(1 << 31) + 1, ordered)
+    later = torch.arange(places - 1, -1, -1, device=score.device)
+    return torch.where(candidates, (ordered << 32) | later, _NEVER)
+
+
+def ranked(score: Tensor, candidates: Tensor, *, with_mass: bool) -> tuple[Tensor, Tensor | None]:
+    """The rank of each candidate of a row, 0 for the best, and the sum of the scores before it, in fp64."""
+    worst = torch.where(score.isnan(), -torch.inf, score)
+    order = torch.argsort(worst, dim=-1, descending=True, stable=True)
+    last = score.isnan() | ~candidates  # what is no number comes after -inf, what is no candidate after that
+    last = last.to(torch.int8) + (~candidates).to(torch.int8)
+    again = torch.argsort(last.expand(score.shape).gather(-1, order), dim=-1, stable=True)
+    order = order.gather(-1, again)
+    rank = torch.empty_like(order)
+    rank.scatter_(-1, order, torch.arange(score.shape[-1], device=score.device).expand(order.shape))
+    if not with_mass:
+        return rank, None
+    sorted_scores = torch.where(candidates, score, 0.0).gather(-1, order).double()
+    sums = torch.cumsum(sorted_scores, -1)
+    before = torch.cat([torch.zeros_like(sums[..., :1]), sums[..., :-1]], -1)
+    return rank, torch.empty_like(before).scatter_(-1, order, before)
+
+
+def kept(score: Tensor, candidates: Tensor, keep: ir.Value, evaluate: Keep, *, pairs: bool) -> Tensor:
+    """Which candidates stay: (…, rows, places). `pairs`: all rows are one ranking."""
+    shape = score.shape
+    candidates = candidates.expand(shape)
+    if pairs:
+        score, candidates = score.flatten(-2), candidates.flatten(-2)
+    count = count_of(keep)
+    if count is not None:
+        return best(score, candidates, count).reshape(shape)
+    read = {node.name for node in keep.below if isinstance(node, ir.Ranking)}
+    values = {"score": score.double()}
+    if read & {"rank", "mass"}:
+        rank, mass = ranked(score, candidates, with_mass="mass" in read)
+        values["rank"] = rank.double()
+        if mass is not None:
+            values["mass"] = mass
+    values = {name: values[name].reshape(shape) for name in read}
+    return evaluate(values) & candidates.reshape(shape)
+
+
+def count_of(keep: ir.Value) -> int | None:
+    """n of `rank < n` or `rank <= n - 1`, where it is a constant; None for any other condition."""
+    match keep:
+        case ir.Apply(op="lt" | "le" as op, operands=(ir.Ranking(name="rank"), limit)):
+            number = _constant(limit)
+            return None if number is None else max(ceil(number) if op == "lt" else floor(number) + 1, 0)
+        case _:
+            return None
+
+
+def _constant(node: ir.Value) -> Fraction | None:
+    match node:
+        case ir.Ratio(num=ir.Const(value=num), den=ir.Const(value=den)):
+            return Fraction(num, den)
+        case ir.Number(value=value) if isfinite(value):
+            return Fraction(value)
+        case _:
+            return None
