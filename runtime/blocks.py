@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -24,7 +24,8 @@ Alive = NDArray[np.bool_]
 class Operands:
     """One call: of each batch entry q (Hq, Nq, dk), k (Hkv, Nk, dk), v (Hkv, Nk, dv); real inputs, sizes, int inputs.
 
-    Values are computed in `dtype`. `spaced`: the keys of a row are no tokens.
+    Values are computed in `dtype`. `spaced`: the keys of a row are no tokens. `exponents`: exponentials keep theirs, so
+    that quotients of large ones have a value.
     """
 
     q: Sequence[Tensor]
@@ -37,6 +38,9 @@ class Operands:
     dtype: torch.dtype
     origins: Mapping[ir.Index, Span]
     spaced: bool = False
+    exponents: bool = True
+    specialised: dict[object, ir.Index] = field(default_factory=dict, compare=False)
+    """Exact parts as they are for a window of a batch entry, and a head."""
 
     @property
     def group(self) -> int:

@@ -39,6 +39,8 @@ from attnc.runtime.cpu.autograd import differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.cpu.pooled import attend as attend_pooled
+from attnc.runtime.cpu.pooled import pooled_keys
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
@@ -354,6 +356,9 @@ def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
     call = Call(plan, relations, given.scale)
     real = _real(planner.pattern, known)
+    pooled = pooled_keys(node) if q.numel() and k.numel() else None
+    if pooled is not None:
+        return attend_pooled(q, k, v, call, list(real), pooled)
     return scored.attend(q, k, v, call, real) if is_scored(node) else rows.attend(q, k, v, call, real)
 
 

@@ -309,9 +309,13 @@ class Values:
 
     def _specialised(self, node: ir.Index, head: int | ir.Var) -> ir.Index:
         block, operands = self._block, self._operands
-        return specialise(
-            node, operands.sizes, operands.slices, block.place, batch=block.batch, head=head, group=operands.group
-        )
+        name = (node, block.place, block.batch, head)
+        found = operands.specialised.get(name)
+        if found is None:
+            how = {"batch": block.batch, "head": head, "group": operands.group}
+            found = specialise(node, operands.sizes, operands.slices, block.place, **how)  # type: ignore[arg-type]
+            operands.specialised[name] = found
+        return found
 
     def _ratio(self, node: ir.Ratio) -> Tensor:
         num, den = self._floats(node.num), self._floats(node.den)
@@ -408,7 +412,7 @@ class Values:
         aligned = [_widened(operand, most - self._rank(operand)) for operand in operands]
         if node.op in UNBOUNDED:
             aligned = self._calmed(node, aligned, most)
-        found = _scaled(node, aligned)
+        found = None if node.op == "exp" and not self._operands.exponents else _scaled(node, aligned)
         return FUNCTIONS[node.op](*map(plain, aligned)) if found is None else found
 
     def _calmed(self, node: ir.Apply, operands: list[Quantity], extra: int) -> list[Quantity]:

@@ -268,8 +268,7 @@ class _Evaluator:
             case Truth():
                 return np.full((1, 1), node.value)
             case Sign():
-                value = self.integer(node.value, alive)
-                return np.asarray(value >= 0 if node.op == "ge" else value == 0, dtype=np.bool_)
+                return self._sign(node, alive)
             case Bool():
                 return self._junction(node, alive)
             case Not():
@@ -286,6 +285,21 @@ class _Evaluator:
                 return self._rounded(node, alive)
             case _:
                 raise AssertionError(f"not a truth value: {node}")
+
+    def _sign(self, node: Sign, alive: Alive) -> Alive:
+        """A comparison with 0; of a sum of what rows and what keys alone decide, these with each other."""
+        if self._wide or not isinstance(node.value, Linear):
+            value = self.integer(node.value, alive)
+            return np.asarray(value >= 0 if node.op == "ge" else value == 0, dtype=np.bool_)
+        rows: Array = np.array([[node.value.constant]], dtype=np.int64)
+        keys: Array = np.zeros((1, 1), dtype=np.int64)
+        for term, coefficient in node.value.terms:
+            own = self.integer(term, alive)
+            if own.shape[-1] == 1:
+                rows = rows + own * coefficient
+            else:
+                keys = keys - own * coefficient
+        return np.asarray(rows >= keys if node.op == "ge" else rows == keys)
 
     def bind(self, variable: Var, value: Array) -> None:
         """Give a variable its value in each lane."""
@@ -527,7 +541,10 @@ class _Evaluator:
         return value
 
     def _fault(self, node: Index, bad: Any, alive: Alive, what: str) -> None:
-        lanes = np.asarray(bad, dtype=np.bool_) & alive
+        found = np.asarray(bad, dtype=np.bool_)
+        if not found.any():
+            return
+        lanes = found & alive
         if not lanes.any():
             return
         shapes = (lanes.shape, self._places["q"].shape, self._places["k"].shape)

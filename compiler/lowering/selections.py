@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from attnc.compiler import fold, ir, values
+from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.attends import Around, AttentionLowering
 from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value
@@ -73,8 +74,8 @@ class SelectingLowering(AttentionLowering):
         score = self.value(row.weights, scope)
         keep = self._kept(item.keep, scope)
         always = fold.truth(False) if item.always is None else self.truth(item.always, scope)
-        heads = () if item.by == "batch" else _heads([score, candidates, keep, always])
-        dims: list[str | int] = ["batch", *heads, *self._dims(item, rows, keys.count)]
+        heads = None if item.by == "batch" else heads_read([score, candidates, keep, always])
+        dims: list[str | int] = ["batch", *([heads] if heads else []), *self._dims(item, rows, keys.count)]
         given = ir.intern(ir.Tensor(item.name, "bool", tuple(dims)))
         item_of = fold.place("k") if row.over is None else keys.key_of
         return ir.Selection(
@@ -259,40 +260,6 @@ def _product(factors: Sequence[Index]) -> Index:
     for factor in factors:
         result = fold.mul(result, factor)
     return result
-
-
-# --- which heads choose alike ----------------------------------------------------------------------------------------
-
-
-def _heads(roots: Sequence[ir.Value | Index]) -> tuple[str, ...]:
-    """The dimension of heads that a choice has: of query heads, of kv heads, or none."""
-    found = {way for root in roots for way in _ways(root)}
-    return ("head",) if "head" in found else ("kv_head",) if found else ()
-
-
-def _ways(root: ir.Value | Index) -> set[str]:
-    """How the head at hand is read: as itself, or as its kv head."""
-    own, found, seen = fold.head_index("head"), set[str](), set[object]()
-    shared = {fold.floordiv(own, fold.extent("group")), fold.head_index("kv_head")}
-    pending: list[Index | ir.Value] = [root]
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        match node:
-            case _ if node in shared:
-                found.add("kv_head")
-            case ir.HeadIndex(name="head"):
-                found.add("head")
-            case ir.Vec(tensor="k" | "v", head=head, at=at) if head is own:
-                found.add("kv_head")
-                pending.append(at)
-            case ir.Seen():
-                found |= _ways(node.body) | _ways(node.condition)
-            case _:
-                pending.extend(node.children())
-    return found
 
 
 def _refuse(span: Span, what: str, remedy: str) -> NoReturn:

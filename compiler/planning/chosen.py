@@ -91,4 +91,4 @@ def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArra
         low, high = (np.where(starts[1:] > starts[:-1], f.reduceat(order, filled), 0) for f in (np.minimum, np.maximum))
     boxes = Boxes(first[:, None], last[:, None], low[None, :], high[None, :])
     found = classify(rest, boxes, keyed=False).state
-    return np.ascontiguousarray(np.broadcast_to(found, (len(first), len(low))), dtype=np.int8)
+    return np.array(np.broadcast_to(found, (len(first), len(low))), dtype=np.int8)

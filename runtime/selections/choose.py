@@ -38,6 +38,11 @@ class Choosing:
 
         Raises EvaluationError where an exact part faults.
         """
+        if not _has_quotients(self.selection.score):
+            return replace(self, operands=replace(self.operands, exponents=False))._choose()
+        return self._choose()
+
+    def _choose(self) -> Tensor:
         with torch.no_grad():
             found = [self._of_batch(batch) for batch in range(self.sizes.batch)]
         dims = self.selection.given.dims
@@ -143,6 +148,12 @@ class Choosing:
         block = self._block(batch, window, heads, 0, 1)
         values = Values(self.operands, block)
         return {node: values.of(node) for node in nodes}
+
+
+def _has_quotients(root: ir.Value) -> bool:
+    """Whether exponentials are divided, or their logarithm taken."""
+    over = (node for node in root.below if isinstance(node, ir.Apply) and node.op in ("div", "share", "log"))
+    return any(isinstance(below, ir.Apply) and below.op == "exp" for node in over for below in node.below)
 
 
 def _free_of_rows(root: ir.Value) -> Iterator[ir.Value]:
