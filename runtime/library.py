@@ -80,13 +80,20 @@ def library_files() -> dict[str, Path]:
 @cache
 def library_names() -> tuple[str, ...]:
     """The patterns of the standard library: files that define a pattern of their own name."""
-    return tuple(sorted((*pattern_names(), *recurrence_names(), *hybrid_names())))
+    return tuple(sorted((*pattern_names(), *routing_names(), *recurrence_names(), *hybrid_names())))
 
 
 @cache
 def pattern_names() -> tuple[str, ...]:
-    """Those of queries and keys alone."""
-    return tuple(name for name in _that_have("^pattern ") if name not in _that_have(_STATE))
+    """Those of queries and keys alone, whose content does not decide who sees whom."""
+    others = {*_that_have(_STATE), *routing_names()}
+    return tuple(name for name in _that_have("^pattern ") if name not in others)
+
+
+@cache
+def routing_names() -> tuple[str, ...]:
+    """Those in which content decides who sees whom: by a `select`, or by what the caller chose before."""
+    return tuple(stem for stem, file in _texts().items() if file.parent.name == "routing")
 
 
 @cache

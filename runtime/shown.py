@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.planning.plan import Plan
-from attnc.runtime.call import FLOATS, Sizes, check_counts
+from attnc.runtime.call import (
+    FLOATS,
+    Sizes,
+    check_are_tensors,
+    check_counts,
+    check_tensors,
+    finite,
+    input_tensors,
+)
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.gpu.targets import named_target, planned_target
@@ -31,22 +39,79 @@ class Shown(Compiled):
         head: int = 0,
         heads: int | None = None,
         kv_heads: int | None = None,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
         **inputs: object,
     ) -> Tensor:
         """The relation, bool (Nq, Nk); with a leading batch dimension where an input has one.
 
-        Of several branches it is the pairs that one of them sees; a unit of keys stands for its tokens.
+        Of several branches it is the pairs that one of them sees; a unit of keys stands for its tokens. Where a
+        selection decides, it needs `q` and `k` of a call, and `v` if a selection reads values (k stands for it else),
+        and has a leading batch dimension.
 
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
         say.
         """
         self._refuse_states("mask")
+        if self._pattern.selections:
+            return self._mask_of_chosen(n_q, n_k, head, q, k, v, inputs)
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
         batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
         masks = [self._mask(sizes, inputs, b, head) for b in range(sizes.batch if batched else 1)]
         return torch.stack(masks) if batched else masks[0]
+
+    def _mask_of_chosen(
+        self,
+        n_q: int,
+        n_k: int | None,
+        head: int,
+        q: Tensor | None,
+        k: Tensor | None,
+        v: Tensor | None,
+        inputs: Mapping[str, object],
+    ) -> Tensor:
+        """Who sees whom in a call, (batch, Nq, Nk)."""
+        if q is None or k is None:
+            name = self._pattern.selections[0].name
+            raise ArgumentError(f"mask: the selection `{name}` of `{self.name}` depends on content; give `q` and `k`")
+        if (q.shape[2], k.shape[2]) != (n_q, n_q if n_k is None else n_k):
+            raise ArgumentError(f"mask: q has {q.shape[2]} and k {k.shape[2]} tokens, not {n_q} and {n_k or n_q}")
+        sizes, given, chosen = self._chosen(q, k, k if v is None else v, None, inputs)
+        if not 0 <= head < sizes.heads:
+            raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
+        assert self._steps is not None
+        whole = {**given, **chosen}
+        return torch.stack([self._steps.mask(sizes, whole, b, head) for b in range(sizes.batch)])
+
+    def chosen(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
+    ) -> dict[str, Tensor]:
+        """What each selection of the pattern chooses in a call, by its name: bool (B[, Hq or Hkv], rows, places).
+
+        It has heads where the choice differs between them. A row is a query, a unit of queries, or all of them (1 row);
+        a place is a key, a unit of keys, or a number, counted from 0. Raises ArgumentError, ArgumentTypeError.
+        """
+        return self._chosen(q, k, v, scale, inputs)[2]
+
+    def _chosen(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> tuple[Sizes, Mapping[str, object], dict[str, Tensor]]:
+        """The sizes of a call, its inputs, and what is chosen."""
+        from attnc.runtime.steps import Given
+
+        if not self._pattern.selections:
+            raise ArgumentError(f"`{self.name}` has no selection: nothing is chosen by content")
+        assert self._steps is not None
+        check_are_tensors(q, k, v)
+        sizes = check_tensors(q, k, v)
+        tensors = input_tensors(self._pattern, inputs)
+        real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
+        factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
+        with torch.no_grad():
+            return sizes, inputs, self._steps.chosen(q, k, v, Given(sizes, inputs, real, factor))
 
     def _mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         if self._steps is not None:

@@ -150,15 +150,32 @@ class Steps:
         """The same by the reference, differentiable as often as torch can."""
         return self._run(q, k, v, given, _densely)
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
-        pattern, known = self._pattern, dict(given.real)
+    def chosen(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> dict[str, Tensor]:
+        """What each selection chooses, by name: bool (batch[, heads or kv heads], rows, places)."""
+        known = dict(given.real)
+        if any(isinstance(below, ir.Element) for item in self._pattern.selections for below in item.score.below):
+            known |= self._of_nodes(q, k, v, given, _on_cpu)[0]
+        found = _Chosen(given, (q, k, v), known, {})
+        self._having_chosen({item.given for item in self._pattern.selections}, found)
+        return found.found
+
+    def _of_nodes(
+        self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is known by name once every attention has run, and what selections chose."""
+        known = dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
         chosen = _Chosen(given, (q, k, v), known, {})
-        for node in pattern.nodes:
+        for node in self._pattern.nodes:
             asking = self._having_chosen(asked([node.visible, *values_of(node)]), chosen)
             own = None if run is not _on_cpu else self._on_chosen(node, q, k, v, asking)
             own = own or self._node(node, q, k, v, asking, run, known)
             known[output(node).name], known[output_lse(node).name] = own
+        return known, chosen.found
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
+        pattern = self._pattern
+        known, _ = self._of_nodes(q, k, v, given, run)
         if pattern.combine is None:
             name = pattern.nodes[0].name
             return known[name].to(q.dtype), known[f"{name}.lse"] if self.has_lse else None
@@ -289,13 +306,15 @@ class Steps:
         return torch.from_numpy(result)
 
     def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
-        """The relations of every attention."""
+        """The relations of every attention; `inputs` have what selections chose."""
         found = []
         for node in self._pattern.nodes:
             members = [None] if node.family is None else self._members(node, sizes, inputs)
             for i in members:
                 pattern = self._planner(node, i).pattern
-                found.append((pattern.attend, relations_of(pattern, call_shape(pattern, sizes, inputs))))
+                chosen = {item.name for item in self._pattern.selections} - {t.name for t in pattern.tensors}
+                own = {name: x for name, x in inputs.items() if name not in chosen}
+                found.append((pattern.attend, relations_of(pattern, call_shape(pattern, sizes, own))))
         return found
 
     def _planner(self, node: ir.Attend, member: int | None) -> Planner:

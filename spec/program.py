@@ -191,7 +191,7 @@ class Chosen:
     """`k in chosen`: whether the row at hand chose the token at a position, or all tokens of a unit, or a number.
 
     `item`: the position, or the number where the selection is over a range that covers nothing; None for a unit.
-    `member`: which selection of a family.
+    `member`: which selection of a family. `by_query`: whether the query at hand tells the row.
     """
 
     span: Span
@@ -199,23 +199,25 @@ class Chosen:
     item: Expr | None
     unit: Unit | None = None
     member: Expr | None = None
+    by_query: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChosenSize:
-    """`chosen.size`: how many of its places the row at hand chose."""
+    """`chosen.size`: how many of its places the row at hand chose; the rest as of `Chosen`."""
 
     span: Span
     selection: str
     member: Expr | None = None
+    by_query: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
-    """`rank`, 0 for the best score, or `mass`, the sum of the scores ranked before: of a candidate, in `keep`."""
+    """`rank`, 0 for the best score, `mass`, the sum of the scores ranked before, or its `score`: of a candidate."""
 
     span: Span
-    name: OneOf["rank", "mass"]
+    name: OneOf["rank", "mass", "score"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -151,8 +151,6 @@ class SelectingLowering(AttentionLowering):
                 return values.number(float("inf"))
             case checked.Ranking(name=name):
                 return values.ranking(name)
-            case checked.Score(at=None) if self._here().attend is getattr(self._deciding, "row", None):
-                return values.ranking("score")
             case checked.InUnit():
                 return self._in_unit(expr, scope)
             case checked.Chosen():

@@ -78,7 +78,7 @@ def find_places(row_of: Index | None, item_of: Index, rest: Index, n_q: int, n_k
 
 def _numbers(node: Index, n_q: int, n_k: int) -> Int64:
     found = exact.integers(node, (0, max(n_q, 1)), (0, max(n_k, 1)))
-    return np.broadcast_to(found, (max(n_q, 1), max(n_k, 1)))[:n_q, :n_k]
+    return np.array(np.broadcast_to(found, (max(n_q, 1), max(n_k, 1)))[:n_q, :n_k])
 
 
 def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArray[np.int8]:

@@ -12,7 +12,7 @@ from attnc.spec import program
 from attnc.spec.source import Span
 
 MAX_HEIGHT = 200
-MAX_LOOPS = 4
+MAX_LOOPS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +201,13 @@ class Measures:
                 places |= _implied(node)
             case program.InUnit(unit=unit):
                 free |= {unit.binder}
-            case program.Chosen(unit=unit):
-                places |= {"q"}
+            case program.Chosen(unit=unit, by_query=by_query):
+                places |= {"q"} if by_query else set()
                 free |= frozenset() if unit is None else {unit.binder}
-            case program.ChosenSize():
-                places |= {"q"}
+            case program.ChosenSize(by_query=by_query):
+                places |= {"q"} if by_query else set()
             case program.Ranking():
-                places |= {"q", "key"}
+                places |= {"key"}
             case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):
                 places = frozenset({place})
             case program.Aggregate(runnings=runnings):

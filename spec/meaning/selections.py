@@ -106,15 +106,12 @@ class Candidates(Row):
     def _sees(self, frame: Frame) -> bool:
         return all(self._call.meanings.of(line)(frame) for line in self._attend.visible)
 
-    def score(self, frame: Frame, at: int | None) -> Result:
-        """The score of a frame's candidate."""
-        assert at is None
-        return self.scores[self.name_of(frame)]
-
     def ranking(self, frame: Frame, name: str) -> Result:
-        """`rank` or `mass` of a frame's candidate."""
-        rank, mass = self.ranks[self.name_of(frame)]
-        return rank if name == "rank" else mass
+        """`rank`, `mass` or `score` of a frame's candidate."""
+        place = self.name_of(frame)
+        if name == "score":
+            return self.scores[place]
+        return self.ranks[place][0 if name == "rank" else 1]
 
     def unit_like(self, unit: program.Unit) -> program.Unit | None:
         """The unit of queries that decides here, where it is written as another one is."""

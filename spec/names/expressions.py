@@ -256,7 +256,8 @@ class ExpressionResolver(NameResolver):
         if any(op in ("in", "not in") for op, _ in node.rest):
             return self._membership(node)
         sides = [node.first, *(right for _, right in node.rest)]
-        in_keep = self._resolver.surroundings.selecting == "keep"
+        selecting = self._resolver.surroundings.selecting
+        in_keep = selecting is not None and selecting.part == "keep"
         operands = [self._in("float").resolve(side) for side in sides]
         pairs = tuple(
             program.Operation(a.span.to(b.span), OPERATORS[op], (a, b), floating=in_keep)
@@ -296,13 +297,14 @@ class ExpressionResolver(NameResolver):
         member = self._which(right, symbol)
         unit = self._unit(node.first)
         if unit is not None:
-            return program.Chosen(node.span, symbol.name, None, unit, member)
+            return program.Chosen(node.span, symbol.name, None, unit, member, symbol.by_query)
         named = isinstance(node.first, syntax.Name) and node.first.id in POSITIONS
         if symbol.is_numbered and named:
             help_ = f"ask a number: `i in {symbol.name}`; or say in `covers` which keys a number stands for"
             message = f"`{symbol.name}` chooses numbers, which stand for no tokens"
             return self.refuse("A209", message, node.first.span, help_)
-        return program.Chosen(node.span, symbol.name, self._in("float").resolve(node.first), None, member)
+        item = self._in("float").resolve(node.first)
+        return program.Chosen(node.span, symbol.name, item, None, member, symbol.by_query)
 
     def _which(self, node: syntax.Expr, symbol: SelectionSymbol) -> program.Expr | None:
         """The member of a family that is meant."""
@@ -361,7 +363,7 @@ class ExpressionResolver(NameResolver):
     def _of_selected(self, node: syntax.Attribute, symbol: SelectionSymbol) -> program.Expr:
         """`chosen.size`."""
         if node.name.id == "size":
-            return program.ChosenSize(node.span, symbol.name, self._which(node.base, symbol))
+            return program.ChosenSize(node.span, symbol.name, self._which(node.base, symbol), symbol.by_query)
         help_ = did_you_mean(node.name.id, ("size",), f"its size is `{symbol.name}.size`")
         return self.refuse("A202", f"a selection has no `{node.name.id}`", node.name.span, help_, "not of a selection")
 
@@ -577,8 +579,17 @@ class ExpressionResolver(NameResolver):
         inner = self._in("float")
         if self._resolver.surroundings.recurrent and plain and not extra:
             return self._applied(node.span, "softmax", self._in("vector").resolve(plain[0]))
+        selecting = self._resolver.surroundings.selecting
+        if selecting is not None and plain and not extra:
+            return self._softmax_of_candidates(node.span, inner.resolve(plain[0]), selecting.key)
         score = None if not plain or self._is_score(plain[0]) else inner.resolve(plain[0])
         return program.Share(node.span, score, inner.resolve(extra[0].value) if extra else None)
+
+    def _softmax_of_candidates(self, span: Span, of: program.Expr, key: program.Binder | OneOf["k"]) -> program.Expr:
+        """Shares of what may be chosen."""
+        own = self._applied(span, "exp", of)
+        whole = program.Aggregate(span, "sum", own, (program.Visible(key),), None, floating=True)
+        return self._applied(span, "share", own, whole)
 
     def _is_score(self, node: syntax.Expr) -> bool:
         """Whether it is the score of this key, and no name of the file that hides it."""

@@ -53,6 +53,15 @@ UNKNOWN = program.Binder(Span(SourceFile("", ""), 0, 0), "")
 Part = OneOf["score", "from", "keep", "always"]
 """A clause of a `select`: `always` and `covers` are alike."""
 
+
+@dataclass(frozen=True, slots=True)
+class Selecting:
+    """The clause of a `select` that is read, and what stands for its places."""
+
+    part: Part
+    key: program.Binder | OneOf["k"]
+
+
 Names = Mapping[str, Symbol]
 Binders = Mapping[str, program.Binder]
 
@@ -97,8 +106,8 @@ class Surroundings:
     """Whether a `def` is read by itself: coordinates and the names of other bodies are taken on trust."""
     visible: list[program.Expr] = field(default_factory=list)
     """The lines of the relation so far."""
-    selecting: Part | None = None
-    """The clause of a `select` that is read, in which `inf`, `rank` and `mass` may have a meaning."""
+    selecting: Selecting | None = None
+    """The clause of a `select` that is read, in which `inf`, `rank`, `mass` and `score` may have a meaning."""
     recurrent: bool = False
     """Whether there is one token, of which `q`, `k`, `v` and the inputs are, and whose position is `t`."""
 
@@ -192,6 +201,9 @@ class NameResolver:
             own = self._of_token(node)
             if own is not None:
                 return own
+        chosen = self._of_selection(node)
+        if chosen is not None:
+            return chosen
         match name:
             case "q" | "k":
                 return program.Vector(span, name) if self._world == "vector" else program.Place(span, name)
@@ -208,17 +220,17 @@ class NameResolver:
                 return self.refuse("A206", "a selection does not know what is visible", span, help_)
             case "visible":
                 return self._resolver.relation_so_far(span)
-            case _ if (own := self._of_selection(node)) is not None:
-                return own
         return program.Size(span, name) if name in SIZES else self._not_a_value(node)
 
     def _of_selection(self, node: syntax.Name) -> program.Expr | None:
         """Names with a meaning in the clauses of a `select`."""
-        part = self._resolver.surroundings.selecting
+        selecting = self._resolver.surroundings.selecting
+        part = None if selecting is None else selecting.part
         if node.id == "inf" and part in ("score", "keep") and self._world != "exact":
             return program.Infinity(node.span)
-        if node.id in SELECTION_NAMES and part == "keep":
-            return program.Ranking(node.span, "rank" if node.id == "rank" else "mass")
+        known: dict[str, OneOf["rank", "mass", "score"]] = {"rank": "rank", "mass": "mass", "score": "score"}
+        if node.id in known and part == "keep" and self._world != "exact":
+            return program.Ranking(node.span, known[node.id])
         return None
 
     def _of_token(self, node: syntax.Name) -> program.Expr | None:

@@ -512,7 +512,8 @@ class _PatternResolver:
             return ()
         found = []
         floating = ("score", "weights", "value", "combine")
-        world: World = "float" if any(self._clauses(word) for word in floating) else "exact"
+        selects = any(block.word.id == "select" for block in self._statements(syntax.Block))
+        world: World = "float" if selects or any(self._clauses(word) for word in floating) else "exact"
         if self._is_recurrence:
             world = "vector"
         for source in lets:

@@ -118,12 +118,16 @@ class BranchSymbol:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelectionSymbol:
-    """A selection, or a family of them. `is_numbered`: it chooses numbers, which stand for no tokens."""
+    """A selection, or a family of them. `is_numbered`: it chooses numbers, which stand for no tokens.
+
+    `by_query`: whether queries, or units of them, decide by themselves.
+    """
 
     span: Span
     name: str
     is_family: bool
     is_numbered: bool = False
+    by_query: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

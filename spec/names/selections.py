@@ -13,7 +13,7 @@ from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.families import family_of
 from attnc.spec.names.modules import declare, let_source, refuse_hiding
-from attnc.spec.names.name_resolver import Part
+from attnc.spec.names.name_resolver import Part, Selecting
 from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, RangeSymbol, SelectionSymbol, SilentSymbol, Symbol
 from attnc.spec.names.worlds import World
 from attnc.spec.report import Report
@@ -45,15 +45,22 @@ class Select:
         self._per: tuple[program.Unit, ...] = ()
         self._by: By = "query"
         self._pairs = False
+        self._key: program.Binder | OneOf["k"] = "k"
 
     @property
     def symbol(self) -> SelectionSymbol:
         """What its name stands for."""
-        over = next((p for p in self._statements if isinstance(p, syntax.Places) and p.word.id == "over"), None)
+        over = next(iter(self._lines("over")), None)
+        together = any(_is_bare(b, "head") or _is_bare(b, "batch") for line in self._lines("per") for b in line.binders)
+        pairs = over is not None and _is_bare(over.binders[0], "q")
         covers = any(item.word.id == "covers" for item in self._statements)
         is_range = over is not None and isinstance(over.binders[-1], syntax.Running) and over.binders[-1].domain
         return SelectionSymbol(
-            self.name.span, self.name.id, bool(self._block.binders), is_numbered=bool(is_range) and not covers
+            self.name.span,
+            self.name.id,
+            bool(self._block.binders),
+            is_numbered=bool(is_range) and not covers,
+            by_query=pairs or not together,
         )
 
     def spare(self) -> list[DefinitionSource]:
@@ -66,6 +73,7 @@ class Select:
         family = self._family()
         self._declare_lets()
         over = self._over()
+        self._key = "k" if over is None else over.binder
         self._who()
         score = self._one("score", "float", "score")
         candidates = self._one("from", "exact", "from")
@@ -143,7 +151,7 @@ class Select:
     def _one(self, word: str, world: World, part: Part) -> program.Expr | None:
         around = self._resolver.surroundings
         for clause in (s for s in self._statements if isinstance(s, syntax.Clause) and s.word.id == word):
-            around.selecting = part
+            around.selecting = Selecting(part, self._key)
             try:
                 found = self._resolver.resolve(clause.value, self._names, world=world)
             finally:
