@@ -16,7 +16,9 @@ Row = dict[str, object]
 def main() -> int:
     """Run a suite and print its rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", choices=["cpu", "plan", "compile", "simulator", "weights", "decode", "recurrence"])
+    parser.add_argument(
+        "suite", choices=["cpu", "plan", "compile", "simulator", "weights", "decode", "recurrence", "routing"]
+    )
     parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
@@ -50,6 +52,10 @@ def _summary(suite: str, done: list[Row]) -> Row:
         import simulator
 
         return {"summary": simulator.summary(done)}
+    if suite == "routing":
+        import routing
+
+        return {"summary": routing.summary(done)}
     if suite == "recurrence":
         import recurrence
 
@@ -79,6 +85,11 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
 
         lengths = options.lengths or [8192, 65536]
         return recurrence.rows(lengths, options.rounds, options.pattern), recurrence.line
+    if options.suite == "routing":
+        import routing
+
+        lengths = options.lengths or [2048, 4096, 8192, 16384, 32768]
+        return routing.rows(lengths, options.rounds, options.pattern), routing.line
     if options.suite == "compile":
         import compiling
 

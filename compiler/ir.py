@@ -676,7 +676,7 @@ class Selection:
     @property
     def by_heads(self) -> str | None:
         """The dimension of heads."""
-        return next((dim for dim in self.given.dims if dim in ("head", "kv_head")), None)  # type: ignore[return-value]
+        return next((dim for dim in self.given.dims if dim in ("head", "kv_head")), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import bounds, simplified
-from attnc.compiler.lowering.selections import SelectingLowering
 from attnc.compiler.lowering.expressions import Scope
 from attnc.compiler.lowering.lower import lower
+from attnc.compiler.lowering.selections import SelectingLowering
 from attnc.compiler.lowering.specialise import alone
 from attnc.compiler.rewrite import variables, walk
 from attnc.spec import program as checked

@@ -219,11 +219,11 @@ class Steps:
         pattern = choosing(self._pattern, item)
         relations = relations_of(pattern, _on_tokens(pattern, given))
         q, k, v = chosen.vectors
-        vectors = tuple(x.detach().unbind(0) for x in (q, k, v))
+        rows, keys, own = (x.detach().unbind(0) for x in (q, k, v))
         real = {name: x.detach() for name, x in chosen.known.items()}
         sizes, slices, origins = relations.sizes, relations.slices, self._pattern.origins
         spaced, dtype = item.items is not None, lse_dtype(q.dtype)
-        operands = Operands(*vectors, real, sizes, slices, given.scale, dtype, origins, spaced)  # type: ignore[arg-type]
+        operands = Operands(rows, keys, own, real, sizes, slices, given.scale, dtype, origins, spaced)
         return Choosing(item, relations, given.sizes, operands).choose()
 
     def _of_states(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> dict[str, Tensor]:

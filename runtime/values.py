@@ -234,7 +234,8 @@ class Values:
                 return self._of_vectors(node)
 
     def _of_vectors(
-        self, node: ir.Pick | ir.Part | ir.Outer | ir.Eye | ir.Solve | ir.Contract | ir.Diagonal | ir.StateAt
+        self,
+        node: ir.Pick | ir.Part | ir.Outer | ir.Eye | ir.Solve | ir.Contract | ir.Diagonal | ir.StateAt | ir.Ranking,
     ) -> Tensor:
         match node:
             case ir.Pick():

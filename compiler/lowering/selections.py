@@ -1,4 +1,4 @@
-"""Lowering of selections: their rows and places by number, what they rank by, and the questions that are asked of them."""
+"""Lowering of selections: rows and places by number, what they are ranked by, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -193,9 +193,7 @@ class SelectingLowering(AttentionLowering):
         assert expr.item is not None
         return self._holds(item, found, row, self.integer(expr.item, scope), scope)
 
-    def _holds(
-        self, item: checked.Selection, found: ir.Selection, row: Index, place: Index, scope: Scope
-    ) -> Index:
+    def _holds(self, item: checked.Selection, found: ir.Selection, row: Index, place: Index, scope: Scope) -> Index:
         """Whether a row chose the token at a position, or a number."""
         if not isinstance(item.row.over, checked.Range):
             assert found.item_of is not None
@@ -262,5 +260,3 @@ def _product(factors: Sequence[Index]) -> Index:
 
 def _refuse(span: Span, what: str, remedy: str) -> NoReturn:
     raise SpecError((Diagnostic("A701", f"{what} is not supported yet", Label(span), help=remedy),))
-
-

@@ -24,7 +24,7 @@ from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.autograd import Pair, Triple
 
 ROWS = 32
-"""Gathered rows are filled up to a multiple of this: the kernel computes a single last row of its tile in another way."""
+"""Gathered rows are filled up to a multiple of this: the kernel computes a single last row of a tile in another way."""
 
 MOST_MASKS = 64
 """Masks of partly visible places that are kept during a call."""
@@ -57,7 +57,12 @@ class Chosen:
                 mask = some.mask(q.dtype, len(rows))
                 at = some.keys
                 o, part = kernel.attend(
-                    own.index_select(1, rows)[None], keys[None, :, at], values[None, :, at], mask, some.causal, self.scale
+                    own.index_select(1, rows)[None],
+                    keys[None, :, at],
+                    values[None, :, at],
+                    mask,
+                    some.causal,
+                    self.scale,
                 )
                 count = len(some.rows)
                 o, part = o[0, :, :count, : total.shape[-1]], part[0, :, :count]

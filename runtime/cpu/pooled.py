@@ -1,4 +1,4 @@
-"""Keys that are units of tokens, each with one vector and one value: made once for all rows, then attended to as keys."""
+"""Keys that are units of tokens, each with one vector and one value: made once, then attended to as keys."""
 
 from __future__ import annotations
 

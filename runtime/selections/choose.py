@@ -1,4 +1,4 @@
-"""What rows choose: their scores over blocks of rows, ranked, as one truth tensor by batch entry, heads, row and place."""
+"""What rows choose: their scores over blocks of rows, ranked; a truth tensor by batch entry, heads, row, place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import reads
+from attnc.compiler.values import ranking, reads
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.call import Sizes, number
 from attnc.runtime.constants import on_device
@@ -123,7 +123,7 @@ class Choosing:
 
     def _keeps(self, block: Block, given: Mapping[str, Tensor]) -> Tensor:
         """Where `keep` holds, of ranks, masses and scores (heads, rows, places) in fp64."""
-        nodes = {node: given[node.name] for node in self.selection.keep.below if isinstance(node, ir.Ranking)}
+        nodes = {ranking(name): x for name, x in given.items()}  # type: ignore[arg-type]  # they are its names
         values = Values(replace(self.operands, dtype=torch.float64), block, known=nodes)
         return values.of(self.selection.keep) != 0
 

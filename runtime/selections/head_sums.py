@@ -42,13 +42,13 @@ def _over(node: ir.Total) -> Heads | None:
 
 def of_one_head(node: ir.Total) -> tuple[ir.Index, ir.Value]:
     """The condition and the term of the head at hand."""
-    own = {node.var: fold.head_index("head")}
+    own: dict[ir.Index, ir.Index] = {node.var: fold.head_index("head")}
     return substitute(node.condition, own), substitute_value(node.body, own)
 
 
 def summed(node: ir.Total, over: Heads, terms: Tensor, group: int, heads: int) -> Tensor:
     """The aggregate of terms of all query heads (Hq, …), for each of `heads` that decide."""
-    own = terms.unflatten(0, (-1, group)) if over == "group" else terms[None]
+    own = terms.reshape(-1, group, *terms.shape[1:]) if over == "group" else terms[None]
     fold_: dict[str, Callable[[Tensor], Tensor]] = {
         "sum": lambda x: x.sum(1),
         "max": lambda x: x.amax(1),

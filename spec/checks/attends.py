@@ -80,13 +80,18 @@ class AttendChecker:
         if selection.pairs or (selection.by == "query" and not selection.row.per):
             return
         at = self._checker.first_use(line, "q")
-        if at is None:
+        if at is None or self._weighs_alike(selection, line):
             return
         names = [unit.binder.name for unit in selection.row.per]
         who = f"the unit `{names[0]}`" if names else f"a whole {selection.by}"
         own = f"those of the unit are `mean({names[0]}.q)`" if names else "let it run: `sum(… for q)`"
         message = f"there is no one query here: {who} decides"
         self._complain("A206", message, at, "which query?", help=f"the vector of a query is `q[i]`; {own}")
+
+    def _weighs_alike(self, selection: program.Selection, line: program.Expr) -> bool:
+        """Whether it reads weights of a branch whose rows are such units too."""
+        read = (n for n in below([line]) if isinstance(n, program.BranchRead) and n.part == "weight")
+        return any(n.branch in self._branches and self._branches[n.branch].per for n in read)
 
     def _places(self, attend: program.Attend, facts: Facts) -> Mapping[program.Binder, Finding]:
         """What its own names are."""

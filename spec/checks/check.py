@@ -299,7 +299,7 @@ class Checker:
 
     # --- expressions -------------------------------------------------------------------------------------------------
 
-    def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:
+    def find(self, node: program.Expr, env: Environment, facts: Facts | None) -> Finding:  # noqa: C901  one case a kind
         """What is known of an expression. Without `facts`, coordinates are taken on trust."""
         match node:
             case program.Local(binder=binder):
@@ -367,7 +367,7 @@ class Checker:
             return Finding(FLOAT)  # a `def` by itself
         return self.attention.find(node)
 
-    def _leaf(self, node: _Leaf) -> Finding:
+    def _leaf(self, node: _Leaf) -> Finding:  # noqa: C901  one case a kind
         match node:
             case program.Literal(value=value):
                 return of_constant(value)

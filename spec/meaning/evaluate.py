@@ -12,8 +12,8 @@ from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result, constantly
 from attnc.spec.meaning.recurrent import Tokens
 from attnc.spec.meaning.rows import Heads, Rows
-from attnc.spec.meaning.selections import Selections
 from attnc.spec.meaning.segments import TokenLayout
+from attnc.spec.meaning.selections import Selections
 from attnc.spec.meaning.tensors import Tensors
 from attnc.spec.program import BoundProgram, Value
 from attnc.spec.source import Span
@@ -329,6 +329,9 @@ class View:
 
     def vector(self, node: program.Vector, position: int, head: int, batch: int) -> tuple[float, ...]:
         """The vector at a local position; zeros where a key is one that pads add."""
+        if node.tensor not in self._call.vectors:
+            help_ = "call `attend` with the vectors before"
+            raise EvaluationError("A909", "this depends on vectors, and there are none yet", node.span, help_)
         if node.tensor == "q":
             rows = self._call.vectors["q"][batch][head]
             return tuple(rows[self._checked(position - self.shift, self.queries, node) + self.first_row])

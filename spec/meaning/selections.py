@@ -27,7 +27,7 @@ class Selections:
         self._known: dict[Hashable, Places] = {}
 
     def holds(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame, view: View) -> bool:
-        """Whether the row of a frame chose the token at a local position, all tokens of the unit at hand, or a number."""
+        """Whether the row of a frame chose the token at a position, all tokens of the unit at hand, or a number."""
         if node.unit is None:
             assert item is not None
             return self._has(node.selection, member, item, frame, view)
@@ -91,7 +91,8 @@ class Selections:
         queries = range(view.shift, view.shift + view.queries)
         rows = [self._row(selection, member, frame, view, q) for q in queries]
         for q, chosen in zip(queries, _kept(self._call, rows), strict=True):
-            self._known[(*key, q)] = chosen
+            name: Hashable = (*key, q)
+            self._known[name] = chosen
 
 
 class Candidates(Row):
@@ -110,8 +111,10 @@ class Candidates(Row):
         """`rank`, `mass` or `score` of a frame's candidate."""
         place = self.name_of(frame)
         if name == "score":
-            return self.scores[place]
-        return self.ranks[place][0 if name == "rank" else 1]
+            found: float = self.scores[place]
+            return found
+        rank, mass = self.ranks[place]
+        return rank if name == "rank" else mass
 
     def unit_like(self, unit: program.Unit) -> program.Unit | None:
         """The unit of queries that decides here, where it is written as another one is."""

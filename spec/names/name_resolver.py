@@ -195,7 +195,7 @@ class NameResolver:
         definition = self._resolver.define(source, self._world, units)
         return program.DefinitionUse(span, definition, arguments) if definition else self.unknown(span)
 
-    def _place(self, node: syntax.Name) -> program.Expr:
+    def _place(self, node: syntax.Name) -> program.Expr:  # noqa: C901  one case a kind
         name, span = node.id, node.span
         if self._resolver.surroundings.recurrent:
             own = self._of_token(node)

@@ -23,6 +23,7 @@ from attnc.spec.names.builtins import CALL_NAMES, FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.constants import NotConstant, constant
 from attnc.spec.names.dimensions import Dimensions
 from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.later import later, remedy
 from attnc.spec.names.modules import Scope, declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Surroundings
 from attnc.spec.names.recurrent import RECURRENT, Recurrent, stateful_lets
@@ -68,20 +69,6 @@ _HOME = {
     "return": "a `def`",
 }
 """Where the other statements belong."""
-
-
-SEVERAL = "several units of keys"
-
-
-def _later_inside(item: syntax.Statement) -> str | None:
-    """What of a statement is not supported yet."""
-    if isinstance(item, syntax.Places) and item.word.id == "over" and len(item.binders) > 1:
-        return SEVERAL if any(isinstance(binder, syntax.Unit) for binder in item.binders) else None
-    if not isinstance(item, syntax.Block) or item.word.id != "branch":
-        return None
-    if is_stateful(item):
-        return None
-    return next((found for inner in item.body.statements if (found := _later_inside(inner))), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +207,14 @@ class _PatternResolver:
     def _check_statements(self) -> None:
         """Refuse what is not supported yet, what belongs elsewhere, and what may stand only once."""
         first: dict[str, syntax.Statement] = {}
+        blocks = [block for block in self._statements(syntax.Block) if block.word.id == "select"]
+        selections = frozenset(block.name.id for block in blocks if block.name is not None)
+        padded = any(places.word.id == "pad" for places in self._statements(syntax.Places))
         for item in self._pattern.body.statements:
             word = item.word.id
-            later = None if self._is_recurrence else _later_inside(item)
-            if later:
-                self._later(item, later)
+            what = None if self._is_recurrence else later(item, selections, padded)
+            if what:
+                self._later(item, what)
             elif self._is_recurrence and word not in RECURRENT:
                 help_ = f"it belongs in {_HOME.get(word, 'a `pattern`')}; a recurrence has one token at a time"
                 self._report.error("A214", f"`{word}` does not belong in a `recurrence`", item.word.span, help=help_)
@@ -248,8 +238,7 @@ class _PatternResolver:
     def _later(self, item: syntax.Statement, what: str) -> None:
         word = item.word
         message = f"`{word.id}` is not supported yet: {what}"
-        help_ = "make one list of them: `b = [k.y // 8, k.x // 8]`"
-        self._report.error("A703", message, word.span, "not compiled yet", help=help_)
+        self._report.error("A703", message, word.span, "not compiled yet", help=remedy(what))
         if not self._unsupported:
             for other in self._pattern.body.statements:
                 if other.word.id in ("branch", "over", "per", "select"):

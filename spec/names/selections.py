@@ -14,7 +14,14 @@ from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.families import family_of
 from attnc.spec.names.modules import declare, let_source, refuse_hiding
 from attnc.spec.names.name_resolver import Part, Selecting
-from attnc.spec.names.scope import DefinitionSource, DefinitionSymbol, RangeSymbol, SelectionSymbol, SilentSymbol, Symbol
+from attnc.spec.names.scope import (
+    DefinitionSource,
+    DefinitionSymbol,
+    RangeSymbol,
+    SelectionSymbol,
+    SilentSymbol,
+    Symbol,
+)
 from attnc.spec.names.worlds import World
 from attnc.spec.report import Report
 
