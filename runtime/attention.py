@@ -25,6 +25,7 @@ from attnc.runtime.call import (
 )
 from attnc.runtime.compiled import Backend, Options
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
@@ -32,7 +33,6 @@ from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
-from attnc.runtime.steps import Given
 from attnc.runtime.transforms import cast_for_autocast, untraced
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind

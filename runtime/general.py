@@ -13,9 +13,10 @@ from attnc.compiler.values import is_plain, is_scored
 from attnc.runtime.call import call_shape, check_tensors
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
+from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recurrent.call import Recurrent
-from attnc.runtime.steps import Given, Steps
+from attnc.runtime.steps import Steps
 
 Result = tuple[Tensor, "Tensor | None"]
 

@@ -21,8 +21,8 @@ from attnc.runtime.caches import Cache
 from attnc.runtime.call import check_tensors, input_tensors
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.general import steps_of
+from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, need_of
-from attnc.runtime.steps import Given
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache

@@ -16,11 +16,12 @@ from attnc.runtime.caches import Cache
 from attnc.runtime.call import check_tensors, input_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.general import steps_of
+from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner
 from attnc.runtime.recurrent import token_loop
 from attnc.runtime.recurrent.call import Recurrent, count_of
 from attnc.runtime.serving import Share, shares_of, together
-from attnc.runtime.steps import Given, Steps
+from attnc.runtime.steps import Steps
 
 States = dict[str, Tensor]
 How = Literal["cache", "cpu", "gpu", "reference"]

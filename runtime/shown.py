@@ -20,6 +20,7 @@ from attnc.runtime.call import (
 )
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import named_target, planned_target
 
 if TYPE_CHECKING:
@@ -100,8 +101,6 @@ class Shown(Compiled):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
     ) -> tuple[Sizes, Mapping[str, object], dict[str, Tensor]]:
         """The sizes of a call, its inputs, and what is chosen."""
-        from attnc.runtime.steps import Given
-
         if not self._pattern.selections:
             raise ArgumentError(f"`{self.name}` has no selection: nothing is chosen by content")
         assert self._steps is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,12 +13,11 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
-from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, rows_of, stateful_alone
+from attnc.compiler.attentions import alone, asked, rows_of, stateful_alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
-from attnc.compiler.planning.chosen import Places, chosen_keys, find_places
 from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.values import (
     is_plain,
@@ -36,16 +35,19 @@ from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
-from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.pooled import attend as attend_pooled
 from attnc.runtime.cpu.pooled import pooled_keys
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.recurrent.call import Recurrent
-from attnc.runtime.selections.choose import Choosing
+from attnc.runtime.selections.choices import Choices
+from attnc.runtime.selections.placed import attend as attend_placed
+from attnc.runtime.selections.sequences import alone as alone_in_call
+from attnc.runtime.selections.sequences import by_sequence
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.values import Values
 
@@ -53,32 +55,8 @@ Int64 = NDArray[np.int64]
 Pair = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Given:
-    """One call: sizes, inputs by name (real ones among them), and the scale.
-
-    `states`: what branches with a state give, by name, where it is known already.
-    """
-
-    sizes: Sizes
-    inputs: Mapping[str, object]
-    real: Mapping[str, Tensor]
-    scale: float
-    states: Mapping[str, Tensor] | None = None
-
-
 Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], Pair]
 """(planner, call, q, k, v, what was given and computed before) → (out, lse) of one attention."""
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """A call, its vectors, what is known by name so far, and what selections chose so far."""
-
-    given: Given
-    vectors: tuple[Tensor, Tensor, Tensor]
-    known: Mapping[str, Tensor]
-    found: dict[str, Tensor]
 
 
 class Steps:
@@ -133,10 +111,16 @@ class Steps:
         parts = in_parts(self._pattern)
         return self if parts is self._pattern else Steps(f"{self._text}#parts", parts, self._strict)
 
+    @cached_property
+    def _alone(self) -> Steps:
+        """The same of one sequence."""
+        return Steps(f"{self._text}#alone", alone_in_call(self._pattern), self._strict)
+
     def on_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same of queries against a cache, for which k and v only stand; not differentiable."""
         joining = [root for root in (self._pattern.combine, self._pattern.lse) if root is not None]
-        if any(isinstance(below, ir.Vec) and below.tensor != "q" for root in joining for below in root.below):
+        joined = any(isinstance(below, ir.Vec) and below.tensor != "q" for root in joining for below in root.below)
+        if joined or self._pattern.selections:
             k, v = cache.whole(range(len(cache.lengths)), cache.lengths[0])
 
         def run(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
@@ -153,78 +137,35 @@ class Steps:
     def chosen(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> dict[str, Tensor]:
         """What each selection chooses, by name: bool (batch[, heads or kv heads], rows, places)."""
         known = dict(given.real)
-        if any(isinstance(below, ir.Element) for item in self._pattern.selections for below in item.score.below):
-            known |= self._of_nodes(q, k, v, given, _on_cpu)[0]
-        found = _Chosen(given, (q, k, v), known, {})
-        self._having_chosen({item.given for item in self._pattern.selections}, found)
-        return found.found
+        roots = [root for item in self._pattern.selections for root in (item.score, item.candidates)]
+        read = {below.tensor.name for root in roots for below in root.below if isinstance(below, ir.Element)}
+        if any(name.split(".")[0] in {node.name for node in self._pattern.nodes} for name in read):
+            known |= self._of_nodes(q, k, v, given, _on_cpu)
+        choices = Choices(self._pattern, given, (q, k, v), known)
+        choices.asking({item.given for item in self._pattern.selections})
+        return choices.found
 
-    def _of_nodes(
-        self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What is known by name once every attention has run, and what selections chose."""
+    def _of_nodes(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> dict[str, Tensor]:
+        """What is known by name once every attention has run."""
         known = dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
-        chosen = _Chosen(given, (q, k, v), known, {})
+        choices = Choices(self._pattern, given, (q, k, v), known)
         for node in self._pattern.nodes:
-            asking = self._having_chosen(asked([node.visible, *values_of(node)]), chosen)
-            own = None if run is not _on_cpu else self._on_chosen(node, q, k, v, asking)
-            own = own or self._node(node, q, k, v, asking, run, known)
-            known[output(node).name], known[output_lse(node).name] = own
-        return known, chosen.found
+            asking = choices.asking(asked([node.visible, *values_of(node)]))
+            known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
+        return known
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern = self._pattern
-        known, _ = self._of_nodes(q, k, v, given, run)
+        if pattern.selections and pattern.documents is not None:
+            return by_sequence(pattern, lambda *call: self._alone._run(*call, run), q, k, v, given)
+        known = self._of_nodes(q, k, v, given, run)
         if pattern.combine is None:
             name = pattern.nodes[0].name
             return known[name].to(q.dtype), known[f"{name}.lse"] if self.has_lse else None
         out = self._combined(pattern.combine, q, k, v, given, known)
         lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
         return out.to(q.dtype), lse
-
-    def _on_chosen(self, node: ir.Attend, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
-        """Attention to the places that a selection chose, place by place; None for what is none."""
-        choice = chosen_keys(node.visible, self._pattern.selections) if is_plain(node) and node.family is None else None
-        if choice is None:
-            return None
-        item, sizes, planner = choice.selection, given.sizes, self._planner(node, None)
-        shape = call_shape(planner.pattern, sizes, given.inputs)
-
-        def find() -> Places:
-            relations = relations_of(planner.pattern, shape)
-            (window,) = relations.windows(0)
-            nodes = (item.row_of, item.item_of, choice.rest)
-            how = {"batch": 0, "head": 0, "group": 1}
-            own = [specialise(x, relations.sizes, relations.slices, window, **how) for x in nodes]  # type: ignore[arg-type]
-            items = sizes.n_k if item.items is None else number(item.items, sizes, shape.sizes)
-            return find_places(None if item.rows is None else own[0], own[1], own[2], sizes.n_q, sizes.n_k, items)
-
-        places = planner.remembered(("places", sizes, tuple(sorted(shape.sizes.items()))), find)
-        found = given.inputs[item.name]
-        assert isinstance(found, Tensor)
-        return differentiable(q, k, v, Chosen(places, given.scale, item.by_heads is not None), [found])
-
-    def _having_chosen(self, read: set[ir.Tensor], chosen: _Chosen) -> Given:
-        """The call with what those selections choose whose truth tensors are read, each worked out once."""
-        for item in self._pattern.selections:
-            if item.given in read and item.name not in chosen.found:
-                chosen.found[item.name] = self._choose(item, chosen)
-        names = {tensor.name for tensor in read} & chosen.found.keys()
-        return replace(chosen.given, inputs={**chosen.given.inputs, **{name: chosen.found[name] for name in names}})
-
-    def _choose(self, item: ir.Selection, chosen: _Chosen) -> Tensor:
-        """What a selection chooses."""
-        given = self._having_chosen(asked_by_selection(item), chosen)
-        pattern = choosing(self._pattern, item)
-        relations = relations_of(pattern, _on_tokens(pattern, given))
-        q, k, v = chosen.vectors
-        rows, keys, own = (x.detach().unbind(0) for x in (q, k, v))
-        real = {name: x.detach() for name, x in chosen.known.items()}
-        sizes, slices, origins = relations.sizes, relations.slices, self._pattern.origins
-        spaced, dtype = item.items is not None, lse_dtype(q.dtype)
-        operands = Operands(rows, keys, own, real, sizes, slices, given.scale, dtype, origins, spaced)
-        return Choosing(item, relations, given.sizes, operands).choose()
 
     def _of_states(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> dict[str, Tensor]:
         """What branches with a state give, by name."""
@@ -368,6 +309,9 @@ def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
 
 def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
     """One attention by the executor that is made for it."""
+    placed = attend_placed(planner, q, k, v, given)
+    if placed is not None:
+        return placed
     plan = planner.plan(given.sizes, given.inputs)
     node = planner.pattern.attend
     if is_plain(node):

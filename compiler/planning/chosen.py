@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import Boxes, classify
-from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Selection, Truth
+from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor, Truth
 from attnc.compiler.planning.formulas import diagonal_shift
+from attnc.compiler.values import reads
 
 Int64 = NDArray[np.int64]
 
@@ -21,28 +22,52 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class ChosenKeys:
-    """A relation that is `rest` for the keys in the places that a row chose."""
+    """A relation that is `rest` for the keys in the places that a row chose, as a truth tensor `chosen` tells.
 
-    selection: Selection
+    `row_of`: the row that the query is in; `item_of`: the place that the key is in.
+    """
+
+    chosen: Tensor
+    row_of: Index
+    item_of: Index
     rest: Index
 
+    @property
+    def by_batch(self) -> bool:
+        """Whether batch entries choose by themselves."""
+        return "batch" in self.chosen.dims
 
-def chosen_keys(visible: Index, selections: tuple[Selection, ...]) -> ChosenKeys | None:
-    """The relation as a choice, where it is one: what else it asks depends on positions alone."""
+    @property
+    def by_heads(self) -> bool:
+        """Whether heads, or those of a kv head, do."""
+        return bool({"head", "kv_head"} & set(self.chosen.dims))
+
+    @property
+    def is_by_query(self) -> bool:
+        """Whether each query is a row."""
+        return self.chosen.dims[-2] == "query" and self.row_of is fold.place("q")
+
+
+def chosen_keys(visible: Index) -> ChosenKeys | None:
+    """The relation as a choice among places of keys, where it is one and all else in it depends on positions alone."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
-    asked = [part for part in parts if isinstance(part, Lookup)]
-    if len(asked) != 1:
+    lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
+    if len(lookups) != 1:
         return None
-    lookup = asked[0]
-    found = next((item for item in selections if item.given is lookup.tensor), None)
-    if found is None or lookup.indices[-2:] != (found.row_of, found.item_of):
+    (lookup,) = lookups
+    dims = lookup.tensor.dims[:-2]
+    head = fold.head_index("head")
+    of_heads = {"batch": fold.head_index("batch"), "head": head, "kv_head": fold.floordiv(head, fold.extent("group"))}
+    known = dims in ((), ("batch",), ("head",), ("kv_head",), ("batch", "head"), ("batch", "kv_head"))
+    if not known or any(of_heads[str(d)] is not i for d, i in zip(dims, lookup.indices, strict=False)):
         return None
-    if any(isinstance(index, HeadIndex) and index.name == "batch" for index in lookup.indices[1:]):
+    row_of, item_of = lookup.indices[-2:]
+    if not (reads(row_of) <= {"q"} and reads(item_of) == {"k"}) or item_of is fold.place("k"):
         return None
     rest = fold.conjunction(*(part for part in parts if part is not lookup))
-    if any(isinstance(node, Lookup | HeadIndex) for node in rest.below):
+    if any(isinstance(node, Lookup | HeadIndex) for root in (rest, row_of, item_of) for node in root.below):
         return None
-    return ChosenKeys(found, rest)
+    return ChosenKeys(lookup.tensor, row_of, item_of, rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,13 +88,22 @@ class Places:
     diagonal: int | None
 
 
-def find_places(row_of: Index | None, item_of: Index, rest: Index, n_q: int, n_k: int, items: int) -> Places:
-    """The places of a call, from specialised expressions over its rows and keys."""
+def find_places(
+    row_of: Index | None, item_of: Index, rest: Index, n_q: int, n_k: int, count: int, items: int
+) -> Places | None:
+    """The places of a call, from specialised expressions over its rows and keys: `count` rows and `items` places.
+
+    None where some query or key is in none of them.
+    """
     ids = _numbers(item_of, 1, n_k)[0]
+    if len(ids) and not (ids.min() >= 0 and ids.max() < items):
+        return None
     order = None if (ids[1:] >= ids[:-1]).all() else np.argsort(ids, kind="stable")
     own = ids if order is None else ids[order]
     starts = np.searchsorted(own, np.arange(items + 1))
     rows = None if row_of is None else _numbers(row_of, n_q, 1)[:, 0]
+    if rows is not None and len(rows) and not (rows.min() >= 0 and rows.max() < count):
+        return None
     states = None
     if not (isinstance(rest, Truth) and rest.value):
         states = _states(rest, n_q, starts, order)

@@ -32,14 +32,15 @@ MOST_MASKS = 64
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The work of one call; the inputs of `forward` and `backward` are what was chosen, (batch[, heads], rows, places).
+    """The work of one call; the input of `forward` and `backward` is what was chosen, ([batch,] [heads,] rows, places).
 
-    `by_heads`: whether it has heads.
+    `by_batch`, `by_heads`: whether it has batch entries and heads.
     """
 
     places: Places
     scale: float
-    by_heads: bool
+    by_batch: bool = True
+    by_heads: bool = True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """(out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
@@ -123,7 +124,8 @@ class Chosen:
             return
         masks = _Masks(self.places)
         for batch in range(q.shape[0]):
-            own = chosen[batch] if self.by_heads else chosen[batch][None]
+            own = chosen[batch] if self.by_batch else chosen
+            own = own if self.by_heads else own[None]
             count = own.shape[0]
             for i in range(count):
                 per, per_kv = heads // count, max(kv_heads // count, 1)

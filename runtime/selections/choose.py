@@ -32,6 +32,7 @@ class Choosing:
     relations: Relations
     sizes: Sizes
     operands: Operands
+    device: torch.device
 
     def choose(self) -> Tensor:
         """What is chosen: bool (batch, deciding heads if they differ, rows, places).
@@ -43,12 +44,11 @@ class Choosing:
         return self._choose()
 
     def _choose(self) -> Tensor:
-        with torch.no_grad():
-            found = [self._of_batch(batch) for batch in range(self.sizes.batch)]
+        found = [self._of_batch(batch) for batch in range(self.sizes.batch)]
         dims = self.selection.given.dims
         if not found:
             heads = [self.sizes.heads] if "head" in dims else [self.sizes.kv_heads] if "kv_head" in dims else []
-            return torch.zeros((0, *heads, self._rows, self._places), dtype=torch.bool, device=self.operands.device)
+            return torch.zeros((0, *heads, self._rows, self._places), dtype=torch.bool, device=self.device)
         whole = torch.stack(found)
         return whole if self.selection.by_heads is not None else whole[:, 0]
 
@@ -81,7 +81,7 @@ class Choosing:
         (window,) = self.relations.windows(batch)
         rows, places, heads = self._rows, self._places, self._heads
         if not (rows and places and heads):
-            return torch.zeros((len(heads), rows, places), dtype=torch.bool, device=self.operands.device)
+            return torch.zeros((len(heads), rows, places), dtype=torch.bool, device=self.device)
         hoisted = self._hoisted(batch, window, heads)
         all_heads = tuple(range(self.sizes.heads))
         sums = list(head_sums(self.selection.score))

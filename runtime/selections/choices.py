@@ -1,0 +1,58 @@
+"""The selections of one call, each worked out once, when an attention or another selection asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.attentions import asked_by_selection, choosing
+from attnc.runtime.blocks import Operands
+from attnc.runtime.call import call_shape
+from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.given import Given
+from attnc.runtime.plans import relations_of
+from attnc.runtime.selections.choose import Choosing
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is chosen in a call; `known`: inputs and what attentions gave, by name, as it becomes known."""
+
+    pattern: ir.Pattern
+    given: Given
+    vectors: tuple[Tensor, Tensor, Tensor]
+    known: Mapping[str, Tensor]
+    found: dict[str, Tensor] = field(default_factory=dict)
+
+    def asking(self, read: set[ir.Tensor]) -> Given:
+        """The call with what those selections choose whose truth tensors are read."""
+        for item in self.pattern.selections:
+            if item.given in read and item.name not in self.found:
+                self.found[item.name] = self._chosen(item)
+        names = {tensor.name for tensor in read} & self.found.keys()
+        return replace(self.given, inputs={**self.given.inputs, **{name: self.found[name] for name in names}})
+
+    def _chosen(self, item: ir.Selection) -> Tensor:
+        given = self.asking(asked_by_selection(item))
+        pattern = choosing(self.pattern, item)
+        shape = replace(call_shape(pattern, given.sizes, given.inputs), n_k=given.sizes.n_k, shift=None)
+        relations = relations_of(pattern, shape)
+        q, k, v = (x.detach() for x in self.vectors)
+        operands = Operands(
+            q.unbind(0),
+            k.unbind(0),
+            v.unbind(0),
+            {name: x.detach() for name, x in self.known.items()},
+            relations.sizes,
+            relations.slices,
+            given.scale,
+            lse_dtype(q.dtype),
+            self.pattern.origins,
+            spaced=item.items is not None,
+        )
+        with torch.no_grad():
+            return Choosing(item, relations, given.sizes, operands, q.device).choose()
