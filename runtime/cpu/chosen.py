@@ -8,7 +8,7 @@ one, so that the gradients of their keys are sums over one call each: nothing is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,9 @@ from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.autograd import Pair, Triple
 
 ROWS = 32
-"""Gathered rows are filled up to a multiple of this: the kernel computes a single last row of a tile in another way."""
+"""Gathered rows are filled up to a multiple of this: what is left over of a tile, or of a vector of the processor, is
+computed in another way.
+"""
 
 MOST_MASKS = 64
 """Masks of partly visible places that are kept during a call."""
@@ -65,16 +67,15 @@ class Chosen:
                     some.causal,
                     self.scale,
                 )
-                count = len(some.rows)
-                o, part = o[0, :, :count, : total.shape[-1]], part[0, :, :count]
-                before, known = total.index_select(1, some.rows), log.index_select(1, some.rows)
-                if mask is not None:
-                    blind = some.blind
-                    part = part.masked_fill(blind, -math.inf)
-                    o = o.masked_fill(blind[:, None], 0)
+                count, blind = len(some.rows), some.blind
+                o, part = o[0, :, :, : total.shape[-1]], part[0]
+                before, known = total.index_select(1, rows), log.index_select(1, rows)
+                if blind is not None:
+                    part[:, :count].masked_fill_(blind, -math.inf)
+                    o[:, :count].masked_fill_(blind[:, None], 0)
                 executor.merge(o, part, before, known)
-                total.index_copy_(1, some.rows, before)
-                log.index_copy_(1, some.rows, known)
+                total.index_copy_(1, some.rows, before[:, :count])
+                log.index_copy_(1, some.rows, known[:, :count])
         return out.to(q.dtype), lse
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
@@ -99,6 +100,7 @@ class Chosen:
                 do, own, o = (x.index_select(1, some.rows)[None] for x in of_rows)
                 keys, values = (x[None, :, at] for x in of_keys)
                 known = log.index_select(1, some.rows)[None]
+                known = known if some.taken is None else known.masked_fill(~some.taken, math.inf)
                 mask = some.mask(dtype, len(some.rows))
                 dq, dk, dv = kernel.attend_backward(do, own, keys, values, o, known, mask, some.causal, self.scale)
                 to_rows.index_add_(1, some.rows, dq[0, :, :, : shapes[0][-1]].to(sums))
@@ -140,27 +142,32 @@ class Chosen:
 
 @dataclass(frozen=True, eq=False)
 class Gathered:
-    """Queries that meet the keys of one place: `full`, all of them, or by a mask."""
+    """Queries that meet the keys of one place: all of them, up to the diagonal (`causal`), or those that are `seen`.
+
+    `taken`: which of the rows chose the place, None for all.
+    """
 
     rows: Tensor
     keys: slice
-    causal: bool
-    seen: Callable[[], Tensor] | None
+    causal: bool = False
+    seen: Tensor | None = None
+    taken: Tensor | None = None
 
     def mask(self, dtype: torch.dtype, rows: int) -> Tensor | None:
         """What is added to the scores of so many rows, the last ones being there to fill up; None for nothing."""
         if self.seen is None:
             return None
-        seen = self.seen()
-        mask = torch.zeros((rows, seen.shape[1]), dtype=dtype)
-        mask[: len(seen)].masked_fill_(~seen, -math.inf)
+        mask = torch.zeros((rows, self.seen.shape[1]), dtype=dtype)
+        mask[: len(self.seen)].masked_fill_(~self.seen, -math.inf)
         return mask
 
     @property
-    def blind(self) -> Tensor:
-        """Which rows see nothing here."""
-        assert self.seen is not None
-        return ~self.seen().any(-1)
+    def blind(self) -> Tensor | None:
+        """Which rows get nothing here; None for none of them."""
+        sees_none = None if self.seen is None else ~self.seen.any(-1)
+        if self.taken is None:
+            return sees_none
+        return ~self.taken if sees_none is None else sees_none | ~self.taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,29 +181,63 @@ class Lane:
 
 
 def gathered(places: Places, chosen: Tensor, n_q: int, masks: _Masks) -> Iterator[Gathered]:
-    """Place by place, the queries that chose it: those that see all of its keys, then those that see some."""
+    """Place by place, the queries that chose it: those that see all of its keys, then those that see some.
+
+    Which rows are computed in which way depends on nothing that other rows chose.
+    """
     own = chosen if places.row_of is None else chosen.index_select(0, torch.from_numpy(places.row_of))
+    starts = torch.from_numpy(places.starts)
     if places.states is None:
-        sides = [(own, False)]
+        full, part = own, None
+    elif places.diagonal is not None and places.order is None:
+        last = torch.arange(n_q)[:, None] + places.diagonal
+        full, part = own & (last >= starts[None, 1:]), own & (last >= starts[None, :-1]) & (last < starts[None, 1:])
     else:
         states = torch.from_numpy(places.states).repeat_interleave(TILE, 0)[:n_q]
-        sides = [(own & (states == 1), False), (own & (states == 0), True)]
-    found = [(*_by_place(side), partly) for side, partly in sides]
+        full, part = own & (states == 1), own & (states == 0)
+    found = _by_place(full)
+    partly = None if part is None else _by_place(part)
     for i in range(len(places.starts) - 1):
         start, stop = int(places.starts[i]), int(places.starts[i + 1])
         if start == stop:
             continue
-        for rows, ends, partly in found:
-            some = rows[ends[i] : ends[i + 1]]
-            if len(some):
-                yield masks.of(some, start, stop) if partly else Gathered(some, slice(start, stop), False, None)
+        rows = found.of(i)
+        if len(rows):
+            yield Gathered(rows, slice(start, stop))
+        rows = rows[:0] if partly is None else partly.of(i)
+        if len(rows):
+            yield _on_diagonal(places, rows, start, stop, n_q) or masks.of(rows, start, stop)
 
 
-def _by_place(chosen: Tensor) -> tuple[Tensor, list[int]]:
-    """The rows that chose each place, place by place, and where each place's begin."""
+def _on_diagonal(places: Places, rows: Tensor, start: int, stop: int, n_q: int) -> Gathered | None:
+    """The rows of a place's own keys as one triangle, whichever of them chose it; None where there is none."""
+    if places.diagonal is None or places.order is not None or start < places.diagonal:
+        return None
+    first = start - places.diagonal
+    whole = torch.arange(first, min(stop - places.diagonal, n_q))
+    taken = (
+        None if len(rows) == len(whole) else torch.zeros(len(whole), dtype=torch.bool).index_fill_(0, rows - first, 1)
+    )
+    return Gathered(whole, slice(start, start + len(whole)), causal=True, taken=taken)
+
+
+@dataclass(frozen=True)
+class _ByPlace:
+    """Rows, place by place; those of place i are from `ends[i]` to `ends[i + 1]`."""
+
+    rows: Tensor
+    ends: list[int]
+
+    def of(self, place: int) -> Tensor:
+        """The rows of a place."""
+        return self.rows[self.ends[place] : self.ends[place + 1]]
+
+
+def _by_place(chosen: Tensor) -> _ByPlace:
+    """The rows that chose each place."""
     pairs = chosen.t().contiguous().nonzero()
     counts = torch.bincount(pairs[:, 0], minlength=chosen.shape[1])
-    return pairs[:, 1].contiguous(), [0, *torch.cumsum(counts, 0).tolist()]
+    return _ByPlace(pairs[:, 1].contiguous(), [0, *torch.cumsum(counts, 0).tolist()])
 
 
 class _Masks:
@@ -208,30 +249,20 @@ class _Masks:
 
     def of(self, rows: Tensor, start: int, stop: int) -> Gathered:
         """Rows that see some of the keys of a place."""
-        places, keys = self._places, slice(start, stop)
         numbers = rows.numpy()
-        if places.diagonal is not None and places.order is None:
-            first = start - places.diagonal
-            if numbers[0] == first and len(numbers) == int(numbers[-1]) - int(numbers[0]) + 1 <= stop - start:
-                return Gathered(rows, slice(start, start + len(numbers)), True, None)
-
-        def seen() -> Tensor:
-            return self._seen(numbers, start, stop)
-
-        return Gathered(rows, keys, False, seen)
-
-    def _seen(self, rows: NDArray[np.int64], start: int, stop: int) -> Tensor:
-        name = (start, rows.tobytes())
+        name = (start, numbers.tobytes())
         if name not in self._known:
             if len(self._known) >= MOST_MASKS:
                 self._known.clear()
-            places = self._places
-            keys = np.arange(start, stop) if places.order is None else places.order[start:stop]
-            alive = np.ones((len(rows), len(keys)), dtype=np.bool_)
-            limits = (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1)
-            wide = not fits_word(places.rest, *limits)
-            self._known[name] = torch.from_numpy(exact.mask_at(places.rest, rows, keys, alive, {}, wide=wide))
-        return self._known[name]
+            self._known[name] = self._seen(numbers, start, stop)
+        return Gathered(rows, slice(start, stop), seen=self._known[name])
+
+    def _seen(self, rows: NDArray[np.int64], start: int, stop: int) -> Tensor:
+        places = self._places
+        keys = np.arange(start, stop) if places.order is None else places.order[start:stop]
+        alive = np.ones((len(rows), len(keys)), dtype=np.bool_)
+        wide = not fits_word(places.rest, (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1))
+        return torch.from_numpy(exact.mask_at(places.rest, rows, keys, alive, {}, wide=wide))
 
 
 def _filled(rows: Tensor) -> Tensor:
