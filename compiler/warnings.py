@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import bounds, simplified
+from attnc.compiler.foresight import looks_ahead
 from attnc.compiler.lowering.expressions import Scope
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.lowering.selections import SelectingLowering
@@ -46,7 +47,7 @@ class _Sample:
 def warnings_of(bound: checked.BoundProgram) -> list[Diagnostic]:
     """The warnings (W001, W002, W004, W006) of a program with values for its parameters."""
     pattern = lower(bound)
-    found = [*_idle_conditions(bound), *_large_products(bound.program, pattern)]
+    found = [*_idle_conditions(bound), *_large_products(bound.program, pattern), *_foresight(bound.program, pattern)]
     sample = _sample(bound.program, pattern)
     if sample is not None:
         found += [*_blind_rows(sample), *_open_future(sample)]
@@ -108,6 +109,23 @@ def _open_future(sample: _Sample) -> Iterator[Diagnostic]:
     message = f"every later key is visible, and of the earlier ones {share:.0%} (among {n} tokens)"
     help_ = "for a causal pattern bound the distance on both sides: `0 <= q - k < window`"
     yield _warning("W002", message, sample.span, "nothing hides the future", help_)
+
+
+def _foresight(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagnostic]:
+    ahead = looks_ahead(pattern)
+    if ahead is None:
+        return
+    item = next(item for item in program.selections if item.name == ahead.selection)
+    message = (
+        f"`{ahead.selection}` sees the future: query {ahead.query} chooses place {ahead.place} by token {ahead.token}, "
+        f"and no query sees a later key"
+    )
+    score = item.row.weights
+    span = score.span if isinstance(score, checked.Expr) else item.span
+    help_ = (
+        "rank what lies wholly before the query, `from b.end <= q`; where a whole prompt is known it may be meant"
+    )
+    yield _warning("W007", message, span, "reads later tokens", help_)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------

@@ -124,4 +124,5 @@ CODES: dict[str, str] = {
     "W004": "a product that can pass 32 bits",
     "W005": "a name that nothing reads",
     "W006": "a condition that is always true, or always false",
+    "W007": "a causal pattern that chooses by what comes later",
 }

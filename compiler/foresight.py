@@ -1,0 +1,162 @@
+"""Choices that look ahead: where what a row chooses depends on tokens behind its first query."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.exact import Lanes
+from attnc.compiler.ir import Index, Value
+from attnc.compiler.lowering.attends import TOKENS
+from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.rewrite import rewrite
+from attnc.spec.errors import EvaluationError
+
+Int64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+SHORTEST, LONGEST = 192, 2048
+"""Tokens of a sample."""
+PLACES = 4
+"""Places that a sample should have."""
+ROWS = 48
+"""Rows of a sample that are looked at."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A query, the place that it may choose, and the token behind it by which that is scored."""
+
+    selection: str
+    query: int
+    place: int
+    token: int
+
+
+def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
+    """A witness that a causal pattern chooses by what comes later, None where none was found."""
+    for item in pattern.selections:
+        asking = [node for node in pattern.nodes if item.given in _tensors(node.visible)]
+        found = _Sample.of(item)
+        if found is None or not asking or not all(_is_causal(node, found.tokens) for node in asking):
+            continue
+        witness = found.witness()
+        if witness is not None:
+            return witness
+    return None
+
+
+def _tensors(root: Index) -> set[ir.Tensor]:
+    return {below.tensor for below in root.below if isinstance(below, ir.Lookup)}
+
+
+def _is_causal(node: ir.Attend, n: int) -> bool:
+    """Whether no query sees a later key, whatever is chosen."""
+    if node.keys is not None:
+        return False
+    relation = rewrite(node.visible, lambda x: fold.truth(True) if isinstance(x, ir.Lookup) else None)
+    mask = exact.mask(_specialised(relation, n), (0, n), (0, n))
+    return not bool(np.triu(mask, 1).any())
+
+
+def _specialised(node: Index, n: int) -> Index:
+    sizes = Sizes({"heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
+    return specialise(node, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=0, group=1)
+
+
+@dataclass
+class _Sample:
+    """Rows and places of a selection among some tokens: a lane for each pair."""
+
+    item: ir.Selection
+    tokens: int
+    lanes: Lanes
+    limit: Int64
+    """By lane: the first query of its row."""
+    alive: Bools
+    _variables: dict[ir.Var, Int64] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, item: ir.Selection) -> _Sample | None:
+        """A sample that has a few places."""
+        n = SHORTEST
+        try:
+            while _count(item.items, n) < PLACES and n < LONGEST:
+                n *= 2
+            rows, places = _count(item.rows, n), _count(item.items, n)
+            row_of = exact.integers(_specialised(item.row_of, n), (0, n), (0, 1))[:, 0]
+            own = np.unique(np.linspace(0, rows - 1, ROWS).astype(np.int64))
+            first = np.array([int(np.argmax(row_of == row)) if (row_of == row).any() else n for row in own])
+            q, k = np.repeat(own, places), np.tile(np.arange(places), len(own))
+            sample = cls(item, n, Lanes({}, q, k), np.repeat(first, places), np.ones(len(q), dtype=np.bool_))
+            sample.alive = sample._holds(item.candidates) & (sample.limit < n)
+        except (AssertionError, KeyError, EvaluationError):
+            return None  # it has sizes of its own, or no value there: a call says so
+        return sample
+
+    def witness(self) -> Ahead | None:
+        """The first lane that reads a token behind its query."""
+        try:
+            token = self._last(self.item.score, self.alive)
+        except (AssertionError, KeyError, EvaluationError):
+            return None
+        (ahead,) = np.nonzero(self.alive & (token > self.limit))
+        if not len(ahead):
+            return None
+        lane = int(ahead[0])
+        return Ahead(self.item.name, int(self.limit[lane]), int(self.lanes.k[lane]), int(token[lane]))
+
+    def _numbers(self, node: Index) -> Int64:
+        own = Lanes(self._variables, self.lanes.q, self.lanes.k)
+        return np.asarray(exact.values(_specialised(node, self.tokens), own, wide=False), dtype=np.int64)
+
+    def _holds(self, condition: Index) -> Bools:
+        return np.asarray(self._numbers(condition) != 0)
+
+    def _last(self, node: Value, alive: Bools) -> Int64:
+        """The last token that a value reads in each lane, -1 for none."""
+        nothing = np.full(len(alive), -1, dtype=np.int64)
+        if not alive.any():
+            return nothing
+        match node:
+            case ir.Vec(at=at):
+                return np.where(alive, self._numbers(at), -1)
+            case ir.Element(tensor=tensor, indices=indices):
+                pairs = zip(tensor.dims, indices, strict=False)
+                own = [self._numbers(i) for dim, i in pairs if dim in ("key", "token", "query")]
+                return np.where(alive, np.maximum.reduce([nothing, *own]), -1)
+            case ir.Select(condition=condition, then=then, otherwise=otherwise):
+                holds = self._holds(condition)
+                return np.maximum(self._last(then, alive & holds), self._last(otherwise, alive & ~holds))
+            case ir.Total():
+                return self._of_total(node, alive)
+            case ir.Seen(body=body):
+                own = self._last(body, self.alive).reshape(-1, len(np.unique(self.lanes.k))).max(1)
+                return np.asarray(np.where(alive, np.repeat(own, len(alive) // max(len(own), 1)), -1))
+            case _:
+                inner = [self._last(child, alive) for child in node.children() if isinstance(child, ir.VALUES)]
+                return np.asarray(np.maximum.reduce([nothing, *inner]))
+
+    def _of_total(self, node: ir.Total, alive: Bools) -> Int64:
+        """Over a range, by its ends: what it reads lies between those."""
+        low, high = self._numbers(node.low), self._numbers(node.high)
+        some = alive & (low < high)
+        found = np.full(len(alive), -1, dtype=np.int64)
+        before = dict(self._variables)
+        for end in (low, high - 1):
+            self._variables = {**before, node.var: np.where(some, end, low)}
+            found = np.maximum(found, self._last(node.body, some & self._holds(node.condition)))
+        self._variables = before
+        return found
+
+
+def _count(node: Index | None, n: int) -> int:
+    if node is None:
+        return n
+    found = _specialised(node, n)
+    assert isinstance(found, ir.Const)
+    return found.value
