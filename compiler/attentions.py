@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Recur, Selection, Softmax, Tensor, Value
-from attnc.compiler.rewrite import substitute_attend
+from attnc.compiler.rewrite import rewrite, substitute_attend
 from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
 
 
@@ -31,6 +31,17 @@ def asked(roots: Iterable[Value | Index]) -> set[Tensor]:
 def asked_by_selection(item: Selection) -> set[Tensor]:
     """The same of a selection."""
     return asked([item.score, item.candidates, item.keep, item.always])
+
+
+def open_choices(pattern: Pattern) -> Pattern:
+    """The pattern in which all is seen that selections might choose."""
+    own = {item.given for item in pattern.selections}
+
+    def opened(node: Index) -> Index | None:
+        return fold.truth(True) if isinstance(node, Lookup) and node.tensor in own else None
+
+    nodes = tuple(replace(node, visible=rewrite(node.visible, opened)) for node in pattern.nodes)
+    return replace(pattern, nodes=nodes, selections=())
 
 
 def choosing(pattern: Pattern, item: Selection) -> Pattern:

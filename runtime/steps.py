@@ -13,12 +13,13 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
-from attnc.compiler.attentions import alone, asked, rows_of, stateful_alone
+from attnc.compiler.attentions import alone, asked, open_choices, rows_of, stateful_alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.plan import Plan, joined
+from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.values import (
     is_plain,
     is_scored,
@@ -38,7 +39,6 @@ from attnc.runtime.cpu.autograd import differentiable
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.pooled import attend as attend_pooled
-from attnc.runtime.cpu.pooled import pooled_keys
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
@@ -46,6 +46,7 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.selections.choices import Choices
 from attnc.runtime.selections.placed import attend as attend_placed
+from attnc.runtime.selections.planned import plan_of_choices
 from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
 from attnc.runtime.settings import SETTINGS
@@ -149,7 +150,7 @@ class Steps:
         """What is known by name once every attention has run."""
         known = dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
-        choices = Choices(self._pattern, given, (q, k, v), known)
+        choices = Choices(self._pattern, given, (q, k, v), known, strict=self._strict)
         for node in self._pattern.nodes:
             asking = choices.asking(asked([node.visible, *values_of(node)]))
             known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
@@ -158,7 +159,7 @@ class Steps:
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern = self._pattern
         if pattern.selections and pattern.documents is not None:
-            return by_sequence(pattern, lambda *call: self._alone._run(*call, run), q, k, v, given)
+            return by_sequence(pattern, lambda q, k, v, own: self._alone._run(q, k, v, own, run), q, k, v, given)
         known = self._of_nodes(q, k, v, given, run)
         if pattern.combine is None:
             name = pattern.nodes[0].name
@@ -223,6 +224,8 @@ class Steps:
 
     def plan(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None = None) -> Plan:
         """The plans of all attentions in one; `target`: on a GPU."""
+        if self._pattern.selections:
+            return self._plan_of_choices(sizes, inputs, target)
         own = self if target is None else self.by_kernels
         planners = own.planners(sizes, inputs)
         plans = [(name, planner.plan_on(target, sizes, inputs)) for name, planner in planners]
@@ -231,6 +234,11 @@ class Steps:
         whole, dtype = joined(plans), getattr(torch, sizes.dtype)
         how = [x.how if target is None else x.how_by_kernels(dtype) for x in self.stateful]
         return replace(whole, reasons=(*whole.reasons, *dict.fromkeys(f"before them {one}" for one in how)))
+
+    def _plan_of_choices(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None) -> Plan:
+        """The plan of all that may be chosen, with what is known of the choice before a call."""
+        whole = Steps(f"{self._text}#open", open_choices(self._pattern), False).plan(sizes, inputs, target)
+        return plan_of_choices(whole, self._pattern)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""

@@ -21,6 +21,7 @@ from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover
 from attnc.compiler.planning.plan import ExactMask, GridMask, Group, Mask, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, Rates, Work
 from attnc.compiler.planning.schedule import Choice, Problem, choose, tile_sizes
+from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.rewrite import walk
 from attnc.compiler.values import additive, is_plain, is_scored, passes
 
@@ -367,6 +368,8 @@ def _scores(pattern: Pattern) -> tuple[str, ...]:
     node = pattern.attend
     if is_plain(node):
         return ()
+    if pooled_keys(node) is not None:
+        return ("vectors and values of the keys made once, for all rows",)
     if not is_scored(node):
         number = passes(node)
         return (f"computed row by row in torch, in {number} pass{'es' if number > 1 else ''} over the keys of a row",)

@@ -20,6 +20,18 @@ Mask = NDArray[np.bool_]
 
 Tokens = NDArray[np.int64]
 
+Schedule = Literal[
+    "pieces",
+    "dense by row blocks",
+    "dense",
+    "branches",
+    "loop bounds",
+    "bricks",
+    "tile lists",
+    "gathered queries",
+    "chosen tiles",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Steps:
@@ -234,7 +246,7 @@ class Plan:
     groups: tuple[Group, ...]
     masks: tuple[GridMask, ...]
     executor: Literal["cpu", "reference", "triton"]
-    schedule: Literal["pieces", "dense by row blocks", "dense", "branches", "loop bounds", "bricks", "tile lists"]
+    schedule: Schedule
     reasons: tuple[str, ...]
     fallback: str | None
     exact_mask: ExactMask = field(repr=False, compare=False)

@@ -13,9 +13,11 @@ from attnc.compiler.attentions import asked_by_selection, choosing
 from attnc.runtime.blocks import Operands
 from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.errors import ArgumentError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import relations_of
 from attnc.runtime.selections.choose import Choosing
+from attnc.runtime.selections.ranking import count_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Choices:
     vectors: tuple[Tensor, Tensor, Tensor]
     known: Mapping[str, Tensor]
     found: dict[str, Tensor] = field(default_factory=dict)
+    strict: bool = False
 
     def asking(self, read: set[ir.Tensor]) -> Given:
         """The call with what those selections choose whose truth tensors are read."""
@@ -54,5 +57,17 @@ class Choices:
             self.pattern.origins,
             spaced=item.items is not None,
         )
+        choosing_ = Choosing(item, relations, given.sizes, operands, q.device)
+        if self.strict:
+            self._check_count(item, choosing_.places)
         with torch.no_grad():
-            return Choosing(item, relations, given.sizes, operands, q.device).choose()
+            return choosing_.choose()
+
+    def _check_count(self, item: ir.Selection, places: int) -> None:
+        """Raise ArgumentError where everything would be kept, so that nothing is chosen."""
+        count = count_of(item.keep)
+        if count is not None and count > places:
+            raise ArgumentError(
+                f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} places and there are {places}, so that "
+                f"nothing is chosen: give a smaller number, or more tokens; or compile it without strict"
+            )

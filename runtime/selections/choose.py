@@ -48,7 +48,7 @@ class Choosing:
         dims = self.selection.given.dims
         if not found:
             heads = [self.sizes.heads] if "head" in dims else [self.sizes.kv_heads] if "kv_head" in dims else []
-            return torch.zeros((0, *heads, self._rows, self._places), dtype=torch.bool, device=self.device)
+            return torch.zeros((0, *heads, self._rows, self.places), dtype=torch.bool, device=self.device)
         whole = torch.stack(found)
         return whole if self.selection.by_heads is not None else whole[:, 0]
 
@@ -62,7 +62,8 @@ class Choosing:
         return self.sizes.n_q if rows is None else max(number(rows, self.sizes, self._named), 0)
 
     @property
-    def _places(self) -> int:
+    def places(self) -> int:
+        """How many there are."""
         items = self.selection.items
         return self.sizes.n_k if items is None else max(number(items, self.sizes, self._named), 0)
 
@@ -79,7 +80,7 @@ class Choosing:
 
     def _of_batch(self, batch: int) -> Tensor:
         (window,) = self.relations.windows(batch)
-        rows, places, heads = self._rows, self._places, self._heads
+        rows, places, heads = self._rows, self.places, self._heads
         if not (rows and places and heads):
             return torch.zeros((len(heads), rows, places), dtype=torch.bool, device=self.device)
         hoisted = self._hoisted(batch, window, heads)
@@ -101,7 +102,7 @@ class Choosing:
 
     def _block(self, batch: int, window: Window, heads: tuple[int, ...], start: int, stop: int) -> Block:
         """Some of the rows, with all places."""
-        numbers, places = np.arange(start, stop), np.arange(self._places)
+        numbers, places = np.arange(start, stop), np.arange(self.places)
         alive = np.ones((1, len(numbers), len(places)), dtype=np.bool_)
         return Block(batch, heads, window, numbers, places, alive, running=self.selection.rows is not None)
 

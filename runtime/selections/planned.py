@@ -1,0 +1,37 @@
+"""The plan of a call whose choices are not known yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attnc.compiler import ir
+from attnc.compiler.attentions import asked
+from attnc.compiler.planning.plan import Plan, Schedule
+from attnc.runtime.selections.placed import choice_of
+from attnc.runtime.selections.ranking import count_of
+
+
+def plan_of_choices(whole: Plan, pattern: ir.Pattern) -> Plan:
+    """The plan of all that may be chosen, `whole`, with what is known of the choice before a call."""
+    branches = whole.branches or ((pattern.nodes[0].name, whole),)
+    found = []
+    for node, (name, plan) in zip(pattern.nodes, branches, strict=True):
+        items = [item for item in pattern.selections if item.given in asked([node.visible])]
+        found.append((name, _chosen(plan, node, items) if items else plan))
+    return replace(whole, branches=tuple(found)) if whole.branches else found[0][1]
+
+
+def _chosen(plan: Plan, node: ir.Attend, items: list[ir.Selection]) -> Plan:
+    """The plan of one attention that asks selections."""
+    reasons = tuple(map(_in_words, items))
+    schedule: Schedule = "gathered queries" if choice_of(node) is not None else "chosen tiles"
+    return replace(plan, schedule=schedule, groups=(), masks=(), reasons=reasons)
+
+
+def _in_words(item: ir.Selection) -> str:
+    count = count_of(item.keep)
+    most = "what `keep` leaves" if count is None else f"at most {count} places"
+    besides = "" if isinstance(item.always, ir.Truth) and not item.always.value else " and those that it always takes"
+    who = "each query takes" if item.rows is None else "each unit of queries takes"
+    who = "all queries of a head together take" if item.pairs else who
+    return f"{who} {most} of `{item.name}`{besides}; counted is all that it may take"
