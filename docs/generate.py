@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from attnc.runtime.library import hybrid_names, library_files, library_names, pattern_names, recurrence_names
+from attnc.runtime.library import (
+    hybrid_names,
+    library_files,
+    library_names,
+    pattern_names,
+    recurrence_names,
+    routing_names,
+)
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent
@@ -52,6 +59,19 @@ def _tree(nodes: int) -> Tensor:
 def _random_blocks(heads: int, blocks: int, count: int) -> Tensor:
     at = torch.arange(heads * blocks * count).reshape(heads, blocks, count)
     return (at * 7 + at // 5) % blocks
+
+
+def _indexer(n: int) -> dict[str, Tensor]:
+    """The queries, keys and weights of an indexer."""
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"iq": (1, n, 2, 8), "ik": (1, n, 8), "w": (1, n, 2)}
+    return {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
+
+
+def _gates(blocks: int) -> dict[str, Tensor]:
+    """Pooled queries and keys of a gate, by block."""
+    draw = torch.Generator().manual_seed(0)
+    return {name: torch.randn((1, 1, blocks, 8), generator=draw) for name in ("gq", "gk")}
 
 
 DRAWN: dict[str, Picture] = {
@@ -94,11 +114,25 @@ DRAWN: dict[str, Picture] = {
     ),
     "tree_verify": Picture(queries=15, keys=39, inputs={"prefix": torch.tensor([24]), "ancestor": _tree(15)}),
     "videofactory": Picture({"frames": 4, "height": 4, "width": 4, "window": [2, 2, 2], "layer": 1}),
+    # Chosen by content.
+    "anchor": Picture({"block": 8, "group": 2, "theta": 1}),
+    "deepseek_sparse": Picture({"topk": 12}, inputs=_indexer(LENGTH)),
+    "dynamic_mask": Picture({"keys_kept": 12}),
+    "minference_blocks": Picture({"block": 8, "topk": 3}),
+    "minference_vertical_slash": Picture({"columns": 6, "slashes": 50, "block": 4, "probe": 8}, queries=160),
+    "moba": Picture({"block": 8, "topk": 3}),
+    "recycled": Picture(inputs={"cached": torch.tensor([[[1, 4, 7, 20, 21, 30]]]), "since": torch.tensor([40])}),
+    "seer": Picture({"block": 8, "threshold": 0.3, "dense_rows": 1}, inputs=_gates(8)),
+    "seer_decode": Picture({"block": 8, "budget": 16}),
+    "sparse_d": Picture(inputs={"map": torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.6}),
+    "token_sparse": Picture({"window": 8, "pool": 3, "tau": 0.4}),
+    "vmoba": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "topk": 2, "layer": 2}),
+    "vmoba_threshold": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "layer": 0}),
 }
 """What is drawn where the defaults would show little, or where there are none."""
 
-NO_TOKENS = {"attention_residual", "autoformer_lags", "davit_channel"}
-"""Patterns whose keys are layers, lags or channels: there are no pairs of tokens to draw."""
+NO_TOKENS = {"attention_residual", "autoformer_lags", "davit_channel", "hybrid_forcing", "native_sparse", "vsa"}
+"""Patterns whose keys are layers, lags or channels, or whose branches together see all: there is nothing to draw."""
 
 HEAD = """# The library
 
@@ -108,6 +142,12 @@ Every pattern by name: `compile_attention("sliding_window", window=512)`. The pi
 <!-- Written by `python docs/generate.py` from stdlib_patterns/*.attn; do not edit. -->
 """
 
+
+ROUTING = """## Chosen by content
+
+What a query sees depends on what the vectors hold: a `select` ranks places by a score and keeps some
+([routing](routing.md)), or the caller chose before. The pictures are of random vectors.
+"""
 
 RECURRENCES = """## Recurrences
 
@@ -119,7 +159,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {"mhs_vm": {"height": 8, "width": 8}}
 
 def pictures() -> dict[str, str]:
     """Each SVG by its path below docs/."""
-    drawn = [name for name in pattern_names() if name not in NO_TOKENS]
+    drawn = [name for name in (*pattern_names(), *routing_names()) if name not in NO_TOKENS]
     return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in drawn}
 
 
@@ -127,8 +167,11 @@ def library_page() -> str:
     """`library.md`: a section a pattern, then the modules of definitions."""
     files = library_files()
     parts = [HEAD]
-    for name in pattern_names():
-        parts.append(f"## {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
+    for name in (*pattern_names(), *routing_names()):
+        if name == routing_names()[0]:
+            parts.append(ROUTING)
+        level = "###" if name in routing_names() else "##"
+        parts.append(f"{level} {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
         if name not in NO_TOKENS:
             parts.append(f"![{name}: who sees whom](pictures/{name}.svg)\n")
     parts.append(RECURRENCES)
