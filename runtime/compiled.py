@@ -167,6 +167,10 @@ class Compiled:
     ) -> Sizes:
         n_k = n_q if n_k is None else n_k
         known = self._known_counts(inputs)
+        if heads is None and kv_heads is None and known.get("kv_head", 1) > 1 and "head" not in known:
+            raise ArgumentError(
+                f"an input has {known['kv_head']} kv heads: say how many query heads there are, heads=…"
+            )
         heads = max(known.get("head", 1), at_least) if heads is None else heads
         kv_heads = known.get("kv_head", heads) if kv_heads is None else kv_heads
         batch = known.get("batch", 1) if batch is None else batch

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.example_inputs import example_inputs, head_count
@@ -26,6 +27,10 @@ SQUARES = 256
 """Squares along a side of the element view."""
 TILES = 1024
 """Tiles along a side that are told apart."""
+MOST_CHOSEN = 1 << 24
+"""Pairs of a picture of what content chooses."""
+WIDTH = 16
+"""Of the vectors that it is chosen by."""
 _SMALL = 1 << 20
 """Up to this many pairs, the relation itself is counted; past it, the plan."""
 
@@ -63,8 +68,12 @@ def make_drawing(
     tile = _tile(n_q, n_k, tile)
     bound = attention.bound
     heads = max(head_count(bound) or 1, head + 1)
-    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, names=attention.relation_inputs)
+    chooses = bool(attention.pattern.selections)
+    names = None if chooses else attention.relation_inputs
+    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, names=names)
     given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
+    if chooses:
+        given |= _vectors(heads, n_q, n_k)
     cell = _power_of_two(-(-max(n_q, n_k) // SQUARES))
     rows, pairs, in_tiles = _counts(attention, n_q, n_k, head, given, ((1, n_k), (cell, cell), (tile, tile)))
     area = np.outer(extents(n_q, tile), extents(n_k, tile))
@@ -72,6 +81,7 @@ def make_drawing(
     blind = int((rows == 0).sum())
     notes = (
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
+        *(("chosen by the content of random vectors",) if chooses else ()),
         *_reaches(bound, max(n_q, n_k)),
         *((f"{blind:,} of {n_q:,} queries see no key: their output is 0",) if blind else ()),
     )
@@ -90,6 +100,15 @@ def make_drawing(
         align=bound.program.align,
         notes=notes,
     )
+
+
+def _vectors(heads: int, n_q: int, n_k: int) -> dict[str, object]:
+    """Random queries and keys, the same each time, by which something can be chosen."""
+    if n_q * n_k > MOST_CHOSEN:
+        raise ArgumentError(f"{n_q} × {n_k} pairs: what content chooses is drawn pair by pair, {MOST_CHOSEN} at most")
+    draw = torch.Generator().manual_seed(0)
+    sizes = {"q": n_q, "k": n_k}
+    return {name: torch.randn((1, heads, n, WIDTH), generator=draw, dtype=torch.float64) for name, n in sizes.items()}
 
 
 def _tile(n_q: int, n_k: int, tile: int | None) -> int:
@@ -116,7 +135,7 @@ def _counts(
     attention: Shown, n_q: int, n_k: int, head: int, inputs: Mapping[str, object], steps: Steps
 ) -> list[Counts]:
     heads = max(head_count(attention.bound) or 1, head + 1)
-    if n_q * n_k <= _SMALL:
+    if n_q * n_k <= _SMALL or attention.pattern.selections:
         mask = attention.mask(n_q, n_k, head=head, **inputs)  # type: ignore[arg-type]
         return count_mask((mask[0] if mask.dim() == 3 else mask).numpy(), steps)
     plan = attention.plan(n_q, n_k, heads=heads, **inputs)  # type: ignore[arg-type]

@@ -138,6 +138,9 @@ NEEDED: dict[str, dict[str, Any]] = {
     "spatial_mamba": {"height": 8, "width": 8},
     "svg": {"frames": 4, "per_frame": 64},
     "videofactory": GRID,
+    "vmoba": GRID,
+    "vmoba_threshold": GRID,
+    "vsa": GRID,
 }
 """Parameters without a default."""
 
