@@ -18,9 +18,9 @@ def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     before = [other for other in pattern.nodes if other.name != node.name]
     given = states + tuple(tensor for other in before for tensor in (output(other), output_lse(other)))
     read = tuple(tensor for tensor in given if tensor in _read(own))
-    chosen = tuple(item.given for item in pattern.selections if item.given in asked([own.visible, *values_of(own)]))
-    tensors = pattern.tensors + chosen + read
-    return replace(pattern, tensors=tensors, nodes=(own,), combine=None, lse=None, stateful=(), selections=())
+    chosen = tuple(item for item in pattern.selections if item.given in asked([own.visible, *values_of(own)]))
+    tensors = pattern.tensors + tuple(item.given for item in chosen) + read
+    return replace(pattern, tensors=tensors, nodes=(own,), combine=None, lse=None, stateful=(), selections=chosen)
 
 
 def asked(roots: Iterable[Value | Index]) -> set[Tensor]:
@@ -41,7 +41,8 @@ def open_choices(pattern: Pattern) -> Pattern:
         return fold.truth(True) if isinstance(node, Lookup) and node.tensor in own else None
 
     nodes = tuple(replace(node, visible=rewrite(node.visible, opened)) for node in pattern.nodes)
-    return replace(pattern, nodes=nodes, selections=())
+    tensors = tuple(tensor for tensor in pattern.tensors if tensor not in own)
+    return replace(pattern, nodes=nodes, tensors=tensors, selections=())
 
 
 def choosing(pattern: Pattern, item: Selection) -> Pattern:

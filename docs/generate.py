@@ -68,6 +68,11 @@ def _indexer(n: int) -> dict[str, Tensor]:
     return {name: torch.randn(size, generator=draw) for name, size in sizes.items()}
 
 
+def _map(blocks: int) -> dict[str, Tensor]:
+    """A map of blocks."""
+    return {"map": torch.rand((1, 1, blocks, blocks), generator=torch.Generator().manual_seed(0)) > 0.6}
+
+
 def _gates(blocks: int) -> dict[str, Tensor]:
     """Pooled queries and keys of a gate, by block."""
     draw = torch.Generator().manual_seed(0)
@@ -125,7 +130,7 @@ DRAWN: dict[str, Picture] = {
     "seer": Picture({"block": 8, "threshold": 0.3, "dense_rows": 1}, inputs=_gates(8)),
     "seer_decode": Picture({"block": 8, "budget": 16}),
     "sparse_d": Picture(
-        {"block": 8}, inputs={"map": torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.6}
+        {"block": 8}, inputs=_map(8)
     ),
     "token_sparse": Picture({"window": 8, "pool": 3, "tau": 0.4}),
     "vmoba": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "topk": 2, "layer": 2}),

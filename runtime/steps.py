@@ -44,6 +44,7 @@ from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
 from attnc.runtime.selections.placed import attend as attend_placed
 from attnc.runtime.selections.planned import plan_of_choices
@@ -320,7 +321,7 @@ def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     placed = attend_placed(planner, q, k, v, given)
     if placed is not None:
         return placed
-    plan = planner.plan(given.sizes, given.inputs)
+    plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
     node = planner.pattern.attend
     if is_plain(node):
         return attend_plain(q, k, v, plan, given.scale)
