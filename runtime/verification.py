@@ -152,6 +152,7 @@ def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) 
     if attention.is_recurrence:  # as delta rules need it for bounded states
         q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     _check_scores(attention, case, inputs, (q, k, v), verdict)
+    chooses = bool(attention.pattern.selections)
     for executor, dtype in RUNS:
         call = attention if executor == "cpu" else attention.reference
 
@@ -160,7 +161,7 @@ def _verify_case(attention: Attention, case: Case, verdict: Verdict, seed: int) 
 
         dense = None if attention.is_plain else partial(_called, attention.reference, attention, inputs)
         grad_lse = grads[1] if attention.has_lse else None
-        probe = Probe(q.to(dtype), k.to(dtype), v.to(dtype), mask, grads[0], grad_lse, dense)
+        probe = Probe(q.to(dtype), k.to(dtype), v.to(dtype), mask, grads[0], grad_lse, dense, chooses)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(Trial(executor, name, case, error) for error in compare(run, probe))
 
@@ -220,7 +221,7 @@ def _relation(attention: Attention, case: Case, inputs: dict[str, object], verdi
     """The mask (batch, heads, Nq, Nk), compared with the evaluator's where that is quick."""
     counts = {"heads": case.heads, "kv_heads": case.kv_heads}
     mask = torch.ones((case.batch, case.heads, case.n_q, case.n_k), dtype=torch.bool)
-    if not attention.has_mask:
+    if not attention.has_mask or attention.pattern.selections:  # of which vectors decide
         return mask
     read = {name: x for name, x in inputs.items() if name in attention.relation_inputs}
     for head in range(case.heads):
