@@ -6,8 +6,22 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Recur, Selection, Softmax, Tensor, Value
-from attnc.compiler.rewrite import rewrite, substitute_attend
+from attnc.compiler.ir import (
+    Attend,
+    Bool,
+    Choice,
+    Element,
+    Index,
+    Lookup,
+    Not,
+    Pattern,
+    Recur,
+    Selection,
+    Softmax,
+    Tensor,
+    Value,
+)
+from attnc.compiler.rewrite import substitute_attend
 from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
 
 
@@ -34,15 +48,27 @@ def asked_by_selection(item: Selection) -> set[Tensor]:
 
 
 def open_choices(pattern: Pattern) -> Pattern:
-    """The pattern in which all is seen that selections might choose."""
+    """The pattern in which all is seen that might be, whatever selections choose."""
     own = {item.given for item in pattern.selections}
-
-    def opened(node: Index) -> Index | None:
-        return fold.truth(True) if isinstance(node, Lookup) and node.tensor in own else None
-
-    nodes = tuple(replace(node, visible=rewrite(node.visible, opened)) for node in pattern.nodes)
+    nodes = tuple(replace(node, visible=might_hold(node.visible, own)) for node in pattern.nodes)
     tensors = tuple(tensor for tensor in pattern.tensors if tensor not in own)
     return replace(pattern, nodes=nodes, tensors=tensors, selections=())
+
+
+def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Index:
+    """What holds wherever a condition might, whatever some truth tensors hold; of `hopes` false: wherever it must."""
+    if not asked([condition]) & open_:
+        return condition
+    match condition:
+        case Not(operand=operand):
+            return fold.negation(might_hold(operand, open_, not hopes))
+        case Bool(op=op, operands=operands):
+            parts = [might_hold(operand, open_, hopes) for operand in operands]
+            return fold.conjunction(*parts) if op == "and" else fold.disjunction(*parts)
+        case Choice(condition=which, then=then, otherwise=otherwise) if not asked([which]) & open_:
+            return fold.choice(which, might_hold(then, open_, hopes), might_hold(otherwise, open_, hopes))
+        case _:
+            return fold.truth(hopes)
 
 
 def choosing(pattern: Pattern, item: Selection) -> Pattern:

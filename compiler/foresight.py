@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.exact import Lanes
+from attnc.compiler.attentions import asked, might_hold
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
-from attnc.compiler.rewrite import rewrite
 from attnc.spec.errors import EvaluationError
 
 Int64 = NDArray[np.int64]
@@ -40,7 +40,7 @@ class Ahead:
 def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
     """A witness that a causal pattern chooses by what comes later, None where none was found."""
     for item in pattern.selections:
-        asking = [node for node in pattern.nodes if item.given in _tensors(node.visible)]
+        asking = [node for node in pattern.nodes if item.given in asked([node.visible])]
         found = _Sample.of(item)
         if found is None or not asking or not all(_is_causal(node, found.tokens) for node in asking):
             continue
@@ -50,15 +50,11 @@ def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
     return None
 
 
-def _tensors(root: Index) -> set[ir.Tensor]:
-    return {below.tensor for below in root.below if isinstance(below, ir.Lookup)}
-
-
 def _is_causal(node: ir.Attend, n: int) -> bool:
     """Whether no query sees a later key, whatever is chosen."""
     if node.keys is not None:
         return False
-    relation = rewrite(node.visible, lambda x: fold.truth(True) if isinstance(x, ir.Lookup) else None)
+    relation = might_hold(node.visible, asked([node.visible]))
     mask = exact.mask(_specialised(relation, n), (0, n), (0, n))
     return not bool(np.triu(mask, 1).any())
 

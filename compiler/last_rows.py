@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Place, Value, Vec
+from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Place, Selection, Value, Vec
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
 from attnc.compiler.values import values_of
@@ -23,11 +23,15 @@ def last_rows(pattern: Pattern) -> Pattern:
     """
     for node in pattern.nodes:
         _check(pattern, node)
+    for item in pattern.selections:
+        for read in _read_by(item):
+            raise OtherRowsError(f"{read} of other rows")
     return replace(
         pattern,
         align="end",
         requirements=tuple((substitute(root, _COUNTED), span) for root, span in pattern.requirements),
         nodes=tuple(map(_of_node, pattern.nodes)),
+        selections=tuple(map(_of_selection, pattern.selections)),
         combine=None if pattern.combine is None else substitute_value(pattern.combine, _COUNTED),
         lse=None if pattern.lse is None else substitute_value(pattern.lse, _COUNTED),
     )
@@ -39,7 +43,25 @@ def _of_node(node: Attend) -> Attend:
     return substitute_attend(node, {fold.extent("queries"): fold.extent(count)})
 
 
-_COUNTED = {fold.extent("queries"): fold.extent("keys")}
+def _of_selection(item: Selection) -> Selection:
+    """Queries are counted by the tokens."""
+    return replace(
+        item,
+        score=substitute_value(item.score, _COUNTED),
+        candidates=substitute(item.candidates, _COUNTED),
+        keep=substitute_value(item.keep, _COUNTED),
+        always=substitute(item.always, _COUNTED),
+    )
+
+
+def _read_by(item: Selection) -> Iterator[str]:
+    """What a choice is made by that no cache holds."""
+    if item.pairs:
+        yield "the choices"
+    yield from _read([item.score, item.candidates, item.keep, item.always])
+
+
+_COUNTED: dict[Index, Index] = {fold.extent("queries"): fold.extent("keys")}
 
 
 def _check(pattern: Pattern, node: Attend) -> None:

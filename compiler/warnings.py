@@ -122,9 +122,7 @@ def _foresight(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagno
     )
     score = item.row.weights
     span = score.span if isinstance(score, checked.Expr) else item.span
-    help_ = (
-        "rank what lies wholly before the query, `from b.end <= q`; where a whole prompt is known it may be meant"
-    )
+    help_ = "rank what lies wholly before the query, `from b.end <= q`; where a whole prompt is known it may be meant"
     yield _warning("W007", message, span, "reads later tokens", help_)
 
 

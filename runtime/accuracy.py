@@ -45,8 +45,8 @@ class Probe:
     """Numbers to hold an executor against: operands in one dtype, the mask, and the gradients of out and lse.
 
     `mask` is bool (B, Hq, Nq, Nk); `grad_lse` is None where the LSE takes no part in the loss. `dense` is attention as
-    torch would write it where that is not the softmax of `scale * dot(q, k)` under the mask. `has_choices`: it is one of
-    softmaxes over what was chosen, perhaps of a single key.
+    torch would write it where that is not the softmax of `scale * dot(q, k)` under the mask. `has_choices`: it is made
+    of softmaxes over what was chosen, perhaps of a single key.
     """
 
     q: Tensor

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import record_function
 
 from attnc.compiler.cache_need import CacheNeed, cache_need
 from attnc.compiler.ir import BOUNDARIES, Pattern
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from attnc.runtime.gpu.planner import GpuPlanner
 
 T = TypeVar("T")
+
+PLANNING = "attnc::plan"
+"""What a profiler shows where something is planned."""
 
 _SHORT = 256
 """Input data of up to this many bytes is its own key."""
@@ -116,7 +120,8 @@ class Planner:
         return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
 
     def _build(self, shape: CallShape) -> Plan:
-        own = build_plan(relations_of(self.pattern, shape))
+        with record_function(PLANNING):
+            own = build_plan(relations_of(self.pattern, shape))
         plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(

@@ -142,29 +142,31 @@ class Steps:
         roots = [root for item in self._pattern.selections for root in (item.score, item.candidates)]
         read = {below.tensor.name for root in roots for below in root.below if isinstance(below, ir.Element)}
         if any(name.split(".")[0] in {node.name for node in self._pattern.nodes} for name in read):
-            known |= self._of_nodes(q, k, v, given, _on_cpu)
+            known |= self._of_nodes(q, k, v, given, _on_cpu).known
         choices = Choices(self._pattern, given, (q, k, v), known)
         choices.asking({item.given for item in self._pattern.selections})
         return choices.found
 
-    def _of_nodes(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> dict[str, Tensor]:
-        """What is known by name once every attention has run."""
+    def _of_nodes(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> Choices:
+        """What is known by name once every attention has run, and what was chosen so far."""
         known = dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
         choices = Choices(self._pattern, given, (q, k, v), known, strict=self._strict)
         for node in self._pattern.nodes:
             asking = choices.asking(asked([node.visible, *values_of(node)]))
             known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
-        return known
+        return choices
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern = self._pattern
         if pattern.selections and pattern.documents is not None:
             return by_sequence(pattern, lambda q, k, v, own: self._alone._run(q, k, v, own, run), q, k, v, given)
-        known = self._of_nodes(q, k, v, given, run)
+        choices = self._of_nodes(q, k, v, given, run)
+        known = choices.known
         if pattern.combine is None:
             name = pattern.nodes[0].name
             return known[name].to(q.dtype), known[f"{name}.lse"] if self.has_lse else None
+        given = choices.asking(asked([root for root in (pattern.combine, pattern.lse) if root is not None]))
         out = self._combined(pattern.combine, q, k, v, given, known)
         lse = None if pattern.lse is None else self._combined(pattern.lse, q, k, v, given, known)
         return out.to(q.dtype), lse
@@ -281,8 +283,10 @@ class Steps:
         self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: Given, known: Mapping[str, Tensor]
     ) -> Tensor:
         """A value of every row: (B, Hq, Nq[, width])."""
-        pattern = rows_of(self._pattern)
-        relations = relations_of(replace(pattern, requirements=()), _on_tokens(pattern, given))
+        chosen = tuple(item.given for item in self._pattern.selections if item.name in given.inputs)
+        pattern = replace(rows_of(self._pattern), requirements=())
+        pattern = replace(pattern, tensors=pattern.tensors + chosen)
+        relations = relations_of(pattern, _on_tokens(pattern, given))
         dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)
         sizes, slices = relations.sizes, relations.slices

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch.profiler import record_function
+
 from attnc.compiler import ir
 from attnc.compiler.attentions import open_choices
 from attnc.compiler.planning.build_plan import Relations, build_plan
@@ -16,7 +18,7 @@ from attnc.compiler.planning.seen_keys import find_seen_keys
 from attnc.compiler.values import is_scored
 from attnc.runtime.call import call_shape
 from attnc.runtime.given import Given
-from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.plans import PLANNING, Planner, relations_of
 
 ROWS = 512
 """Rows of a block."""
@@ -37,6 +39,11 @@ def plan_of(planner: Planner, given: Given) -> Plan | None:
 
 def _open(planner: Planner, given: Given) -> Plan:
     """Blocks of rows with the keys that they might choose from, as a plan of every head alike."""
+    with record_function(PLANNING):
+        return _made(planner, given)
+
+
+def _made(planner: Planner, given: Given) -> Plan:
     pattern = open_choices(planner.pattern)
     own = {tensor.name for tensor in pattern.tensors}
     shape = call_shape(pattern, given.sizes, {name: x for name, x in given.inputs.items() if name in own})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.profiler import record_function
 
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import specialise
@@ -12,7 +13,7 @@ from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.given import Given
-from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.plans import PLANNING, Planner, relations_of
 
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
@@ -52,4 +53,8 @@ def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None
         )
         return find_places(None if choice.is_by_query else row_of, item_of, rest, sizes.n_q, sizes.n_k, rows, items)
 
-    return planner.remembered(("places", sizes, rows, items), find)
+    def made() -> Places | None:
+        with record_function(PLANNING):
+            return find()
+
+    return planner.remembered(("places", sizes, rows, items), made)

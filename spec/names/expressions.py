@@ -294,6 +294,9 @@ class ExpressionResolver(NameResolver):
 
     def _chosen(self, node: syntax.Comparison, symbol: SelectionSymbol, right: syntax.Expr) -> program.Expr:
         """`k in chosen`, `b in chosen[level]`, `i in chosen`."""
+        if self._resolver.surroundings.recurrent:
+            help_ = "ask it in a branch with keys, or in `combine`"
+            return self.refuse("A703", "a state that depends on a selection is not supported yet", node.span, help_)
         member = self._which(right, symbol)
         unit = self._unit(node.first)
         if unit is not None:

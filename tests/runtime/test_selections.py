@@ -1,0 +1,315 @@
+"""Selections in calls: new choices in every step without a new plan, sequences, caches, masks, `strict`."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from attnc import ArgumentError, Attention, SpecError, UnsupportedError, compile_attention
+from attnc.runtime.plans import PLANNING
+from attnc.spec.meaning.evaluate import Evaluator
+
+Case = tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]
+
+STEPS: list[Case] = [
+    ("moba", {"block": 8, "topk": 3}, {}),
+    ("native_sparse", {"block": 8, "topk": 4, "window": 10}, {"gate": (1, 96, 4, 3)}),
+    ("dynamic_mask", {"keys_kept": 9}, {"bias": (1, 2, 96)}),
+    ("minference_blocks", {"block": 8, "topk": 3}, {}),
+    ("deepseek_sparse", {"topk": 9}, {"iq": (1, 96, 2, 4), "ik": (1, 96, 4), "w": (1, 96, 2)}),
+]
+
+
+def made(n: int = 96, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    q = torch.randn(1, heads, n, 8, dtype=dtype)
+    return [q, *(torch.randn(1, kv_heads, n, 8, dtype=dtype) for _ in range(2))]
+
+
+def inputs_of(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {name: torch.rand(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(("name", "params", "shapes"), STEPS, ids=lambda x: x if isinstance(x, str) else "")
+def test_fifty_steps_plan_nothing(name: str, params: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """A training step plans once for its sizes; what the next ones choose is new, and nothing is planned."""
+    attend = compile_attention(name, **params)
+
+    def step() -> Tensor:
+        leaves = [x.requires_grad_() for x in made()]
+        given = inputs_of(shapes)
+        attend(*leaves, **given).sum().backward()
+        with torch.no_grad():
+            return next(iter(attend.chosen(*leaves, **given).values()))
+
+    with profile(activities=[ProfilerActivity.CPU]) as first:
+        before = step()
+    chosen = []
+    with profile(activities=[ProfilerActivity.CPU]) as rest:
+        for _ in range(50):
+            chosen.append(step())
+    assert PLANNING in {event.name for event in first.events() or []}
+    assert PLANNING not in {event.name for event in rest.events() or []}
+    assert len({x.numpy().tobytes() for x in [before, *chosen]}) == 51, "the steps chose alike"
+
+
+def test_fifty_steps_compile_once() -> None:
+    attend = compile_attention("moba", block=8, topk=3)
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, fullgraph=True)
+    wanted = attend(*(tensors := made()))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(compiled(*tensors), wanted)
+        for _ in range(50):
+            tensors = made()
+            torch.testing.assert_close(compiled(*tensors), attend(*tensors))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("name", "params", "shapes"), STEPS[:2], ids=lambda x: x if isinstance(x, str) else "")
+def test_sequences_choose_by_themselves(name: str, params: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    attend = compile_attention(name, **params)
+    q, k, v = (x.requires_grad_() for x in made(dtype=torch.float64))
+    given = inputs_of(shapes)
+    cuts = [0, 0, 31, 95, 96]
+    if name == "native_sparse":
+        with pytest.raises(UnsupportedError, match="cu_seqlens"):
+            attend(q, k, v, cu_seqlens=torch.tensor(cuts), **given)
+        return
+    runs: list[Any] = [attend, attend.reference]
+    for run in runs:
+        out = run(q, k, v, cu_seqlens=torch.tensor(cuts), **given)
+        parts = [run(*(x[:, :, a:b] for x in (q, k, v))) for a, b in pairwise(cuts) if a < b]
+        torch.testing.assert_close(out, torch.cat(parts, 2))
+        grads = [torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (out, torch.cat(parts, 2))]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("name", "params", "shapes"), STEPS, ids=lambda x: x if isinstance(x, str) else "")
+def test_a_cache_chooses_as_a_call_does(name: str, params: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    attend = compile_attention(name, **params)
+    q, k, v = made()
+    given = inputs_of(shapes)
+    if name == "minference_blocks":  # one decision for queries that a cache does not have
+        with pytest.raises(UnsupportedError, match="a cache of keys is not enough"):
+            attend.decode(q[:, :, -1:], k, v, kv_len=96)
+        return
+    whole = attend(q, k, v, **given)
+    more = [torch.cat([x, torch.randn(1, 2, 20, 8)], 2) for x in (k, v)]
+    for count in (1, 3):
+        last = {key: x[:, -count:] if key in ("gate", "iq", "w") else x for key, x in given.items()}
+        found = attend.decode(q[:, :, -count:], *more, kv_len=96, **last)
+        torch.testing.assert_close(found, whole[:, :, -count:], rtol=1e-5, atol=1e-5)
+        found = attend.prefill(q[:, :, -count:], *more, kv_len=96, **last)
+        torch.testing.assert_close(found, whole[:, :, -count:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_needs_vectors() -> None:
+    attend = compile_attention("moba", block=8, topk=2)
+    q, k, v = made(20)
+    with pytest.raises(ArgumentError, match=r"the selection `chosen` of `moba` depends on content; give `q` and `k`"):
+        attend.mask(20)
+    with pytest.raises(ArgumentError, match="q has 20 and k 20 tokens, not 21 and 21"):
+        attend.mask(21, q=q, k=k)
+    with pytest.raises(ArgumentError, match="there are 4 heads"):
+        attend.mask(20, q=q, k=k, head=4)
+    seen = torch.stack([attend.mask(20, q=q, k=k, head=h)[0] for h in range(4)])
+    score = (q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 8**-0.5).masked_fill(~seen, -torch.inf)
+    torch.testing.assert_close(attend(q, k, v), score.softmax(-1) @ v.repeat_interleave(2, 1))
+    with pytest.raises(ArgumentError, match="has no selection"):
+        compile_attention("causal").chosen(q, k, v)
+
+
+def test_strict_refuses_a_choice_of_everything() -> None:
+    attend = compile_attention("moba", block=8, topk=5, strict=True)
+    q, k, v = made(30)
+    with pytest.raises(ArgumentError, match=r"keeps 4 places and there are 4|keeps 4 places and there are 3") as caught:
+        attend(*made(24))
+    assert "give a smaller number, or more tokens" in str(caught.value)
+    assert attend(*made(40)).shape == (1, 4, 40, 8)
+    assert compile_attention("moba", block=8, topk=5)(q, k, v).shape == (1, 4, 30, 8)
+
+
+def test_plans_say_what_may_be_chosen() -> None:
+    plan = compile_attention("moba", block=64, topk=3).plan(1024, heads=4)
+    assert plan.schedule == "gathered queries"
+    assert any("each query takes at most 2 places of `chosen`" in reason for reason in plan.reasons)
+    branches = dict(compile_attention("native_sparse").plan(1024).branches)
+    assert {name: branch.schedule for name, branch in branches.items()}["fine"] == "gathered queries"
+    assert compile_attention("dynamic_mask").plan(256).schedule == "chosen tiles"
+
+
+# --- the language, each clause against the evaluator ------------------------------------------------------------------
+
+TEXTS: dict[str, str] = {
+    "mass": """
+    select chosen
+        over   b = k // 4
+        score  softmax(dot(q, mean(b.k)))
+        keep   mass < 0.6
+    visible k in chosen""",
+    "a threshold relative to the best": """
+    select chosen
+        over   b = k // 4
+        score  dot(q, max(b.k))
+        keep   score >= max(score for b) - 1
+    visible k in chosen""",
+    "not, and at least": """
+    select chosen
+        over   b = k // 4
+        score  softmax(dot(q, mean(b.k)))
+        from   b.start <= q
+        keep   not (rank >= 3) and (mass < 0.5 or rank < 1)
+    visible k in chosen and k <= q""",
+    "what was not chosen": """
+    select worst
+        score  -dot(q, k)
+        from   k <= q
+        keep   rank < 3
+    visible k not in worst and k <= q""",
+    "numbers that cover keys": """
+    select spans
+        over   n in 0 .. 5
+        covers 3 * n <= k < 3 * n + 5
+        score  dot(q, k[3 * n])
+        from   3 * n <= q
+        keep   rank < 2
+    visible k in spans and k <= q""",
+    "numbers that cover nothing": """
+    input  weight: real[batch, query, 4]
+    select on
+        over   n in 0 .. 4
+        score  weight[q, n]
+        keep   rank < 2
+    branch at[n in 0 .. 4]
+        visible abs(q - k) <= 2 * n
+    combine sum((1 if n in on else 0) * at[n] for n in 0 .. 4)""",
+    "by a head, asked of queries and keys": """
+    select kept
+        per    head
+        score  dot(k, k)
+        keep   rank < keys - 5
+    visible q in kept and k in kept""",
+    "by a batch entry": """
+    select kept
+        per    batch
+        score  sum(dot(k, k) for head)
+        keep   rank < 7
+    visible k in kept""",
+    "pairs": """
+    select chosen
+        per    head
+        over   q, b = k // 3
+        score  dot(q, mean(b.k))
+        keep   rank < 2 * queries
+        always q in b
+    visible k in chosen""",
+    "units of queries, shared by a group": """
+    select chosen
+        per    a = q // 4
+        over   b = k // 4
+        score  sum(dot(mean(a.q), mean(b.k)) for head in group)
+        from   b <= a
+        keep   rank < 2
+        always b == a
+    visible k in chosen and k <= q""",
+    "a choice from a choice": """
+    select first
+        over   b = k // 6
+        score  dot(q, mean(b.k))
+        keep   rank < 2
+    select second
+        over   c = k // 2
+        score  dot(q, mean(c.k))
+        from   c in first
+        keep   rank < first.size + 1
+    visible k in second""",
+    "two choices": """
+    select near
+        over   b = k // 4
+        score  dot(q, mean(b.k))
+        from   b.end <= q
+        keep   rank < 1
+    select far
+        score  dot(q, k)
+        from   k <= q
+        keep   rank < 2
+    visible k in near or k in far or k == q""",
+    "in a score": """
+    select chosen
+        score  dot(q, k)
+        keep   rank < 4
+    visible true
+    score   scale * dot(q, k) + (2 if k in chosen else 0)""",
+    "infinite and equal scores": """
+    select chosen
+        over   b = k // 3
+        score  inf if b == 1 else -inf if b == 2 else 0
+        keep   rank < 3
+    visible k in chosen""",
+    "by a branch": """
+    branch pooled
+        over    b = k // 4
+        score   scale * dot(q, mean(b.k))
+        value   mean(b.v)
+    select chosen
+        over   b = k // 4
+        score  pooled.weight
+        keep   rank < 2
+    branch fine
+        visible k in chosen
+    combine pooled + fine""",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_clause_means_what_the_evaluator_says(name: str) -> None:
+    attend = compile_attention(f"pattern p\n    align end{TEXTS[name]}\n")
+    n = 17
+    q, k, v = (x.requires_grad_() for x in made(n, dtype=torch.float64))
+    given: dict[str, Any] = {"weight": torch.randn(1, n, 4, dtype=torch.float64)} if "weight:" in TEXTS[name] else {}
+    counts = {"queries": n, "keys": n, "heads": 4, "kv_heads": 2, "dk": 8, "dv": 8}
+    oracle = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in given.items()}, **counts)
+    found, _ = oracle.attend(*(x.tolist() for x in (q, k, v)))
+    wanted = torch.tensor(found, dtype=torch.float64)
+    out, dense = attend(q, k, v, **given), attend.reference(q, k, v, **given)
+    torch.testing.assert_close(dense, wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(out)
+    grads = [torch.autograd.grad((x * weights).sum(), (q, k, v), allow_unused=True) for x in (out, dense)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_fewer_queries_than_keys() -> None:
+    """Rows of units of queries that begin inside a unit."""
+    attend = compile_attention(f"pattern p\n    align end{TEXTS['units of queries, shared by a group']}\n")
+    q, k, v = made(17, dtype=torch.float64)
+    q = q[:, :, -6:]
+    oracle = Evaluator(attend.bound, queries=6, keys=17, heads=4, kv_heads=2, dk=8, dv=8)
+    wanted = torch.tensor(oracle.attend(*(x.tolist() for x in (q, k, v)))[0], dtype=torch.float64)
+    torch.testing.assert_close(attend(q, k, v), wanted)
+    torch.testing.assert_close(attend.reference(q, k, v), wanted)
+
+
+def test_half_precision_chooses_by_single_precision() -> None:
+    attend: Attention = compile_attention("moba", block=8, topk=3)
+    q, k, v = (x.bfloat16() for x in made())
+    assert torch.equal(attend.chosen(q, k, v)["chosen"], attend.chosen(q.float(), k.float(), v.float())["chosen"])
+    torch.testing.assert_close(attend(q, k, v).float(), attend(q.float(), k.float(), v.float()), rtol=0.02, atol=0.02)
+
+
+def test_a_family_of_selections_is_refused() -> None:
+    text = """pattern p
+    select chosen[c in 0 .. 2]
+        score  dot(q, k)
+        keep   rank < 2
+    visible k in chosen[0]
+"""
+    with pytest.raises(SpecError, match="families of selections"):
+        compile_attention(text)
