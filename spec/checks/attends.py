@@ -263,6 +263,8 @@ class AttendChecker:
             word = "score" if isinstance(node, program.Score) else "softmax"
             here = "this line defines it" if self._clause in ("score", "ranking") else "there is none here"
             help_ = "it is known in `weights` and in `value`"
+            if self._clause == "ranking":
+                help_ = "write the number itself, as in `softmax(dot(q, mean(b.k)))`; `keep` knows it as `score`"
             if word == "softmax" and self._clause == "score":
                 help_ = "leave it out: the weights are the softmax of the score already"
             self._complain("A206", f"`{word}` is of a row's scores, and {here}", node.span, help=help_)

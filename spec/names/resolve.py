@@ -160,7 +160,7 @@ class _PatternResolver:
             stateful=stateful_branches,
             selections=selections,
         )
-        if len(selections) == len(selects):
+        if len(selections) == len(selects) and not self._report.failed:
             self._check_asked(result)
         spare = [*lets, *(source for block in (*branches, *selects) for source in block.spare())]
         return Resolved(result, self._spare(spare), not self._unsupported)
