@@ -16,6 +16,7 @@ from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.steps import Steps
 
 Result = tuple[Tensor, "Tensor | None"]
@@ -97,7 +98,7 @@ def general_of(planner: Planner) -> General:
         recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
         return General(planner, None, recurrent)
     single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
-    single = single and not pattern.selections
+    single = single and not pattern.selections and choice_of(pattern.nodes[0]) is None
     return General(planner, None if single else steps_of(planner))
 
 

@@ -85,6 +85,8 @@ def decode_by_kernels(
     real = {t.name: x for t, x in zip(pattern.tensors, tensors, strict=True)}
     factor = float(q.shape[3] ** -0.5) if scale is None else scale
     try:
+        if pattern.selections:
+            raise NotInKernelsError("decoding with selections")
         if len(pattern.nodes) > 1 or pattern.combine is not None or pattern.nodes[0].family is not None:
             raise NotInKernelsError("decoding with several attentions")
         return by_kernels(rows, q, cache, factor, real, inputs)

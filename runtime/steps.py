@@ -343,6 +343,9 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     from attnc.runtime.gpu import scored as scored_on_gpu
     from attnc.runtime.gpu.work import OnGpu
 
+    placed = attend_placed(planner, q, k, v, given, by_kernels=True)
+    if placed is not None:
+        return placed
     pattern = planner.pattern
     inputs = [known[t.name] if t.is_floating else _tensor(given.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):

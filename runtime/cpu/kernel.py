@@ -11,6 +11,7 @@ true by `tests/runtime/test_kernel.py`:
   queries is taken, and gives wrong numbers with AVX2 (right ones with AVX-512);
 - a row whose mask leaves it no key gets output 0 (NaN if a value is not finite) and LSE 0 instead of −inf;
 - a mask may come together with `causal`, which then saves what is above the diagonal and changes no bit;
+- a scale that is not positive gives NaN where something is hidden, for what hides it is multiplied too;
 - the output has the strides of `torch.empty_like(q)`;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
 - Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head.
@@ -34,6 +35,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, s
 
     `mask` (rows, keys) is added to the scores; `causal` lets row r see columns <= r. No extent may be 0.
     """
+    if scale <= 0:
+        q, scale = _for_positive(q, scale)
     found: tuple[Tensor, Tensor] = _forward(q, k, v, is_causal=causal, attn_mask=mask, scale=scale)
     return found
 
@@ -59,10 +62,19 @@ def attend_backward(
     dS = P ∘ (dO Vᵀ − δ) with P = exp(S − lse) and δ = rowsum(dO ∘ out): `out` and `lse` enter nowhere else, so the
     values of the whole row make the gradients of one piece of it. `lse` must not be −inf: see `without_blind_rows`.
     """
+    if scale <= 0:
+        own, factor = _for_positive(q, scale)
+        dq, dk, dv = attend_backward(grad_out, own, k, v, out, lse, mask, causal, factor)
+        return dq * (-1 if scale else 0), dk, dv
     return cast(
         "tuple[Tensor, Tensor, Tensor]",
         _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale),
     )
+
+
+def _for_positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
+    """Queries and a positive scale with the same scores: the kernel multiplies -inf by the scale too."""
+    return (-q, -scale) if scale else (torch.zeros_like(q), 1.0)
 
 
 def padded(x: Tensor, width: int) -> Tensor:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 from torch.profiler import record_function
 
 from attnc.compiler import ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places
 from attnc.compiler.values import is_plain
 from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
+from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import PLANNING, Planner, relations_of
+from attnc.runtime.selections.ranking import count_of
 
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
@@ -21,21 +27,72 @@ def choice_of(node: ir.Attend) -> ChosenKeys | None:
     return chosen_keys(node.visible) if is_plain(node) and node.family is None and node.keys is None else None
 
 
-def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
-    """(out, lse) of such an attention on the CPU, differentiable once; None for any other."""
+def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool = False) -> Pair | None:
+    """(out, lse) of such an attention, differentiable once; None for any other, and for what there are no kernels for.
+
+    Raises UnsupportedError for the latter under `strict`.
+    """
     choice = choice_of(planner.pattern.attend)
     if choice is None or planner.pattern.documents is not None:
         return None
     places = _places(planner, choice, given)
-    if places is None:
-        return None
     found = given.inputs[choice.chosen.name]
-    if not isinstance(found, Tensor):
+    if places is None or not isinstance(found, Tensor):
         return None
     if choice.by_batch and found.shape[0] != q.shape[0]:
         found = found.expand(q.shape[0], *found.shape[1:])
+    if by_kernels:
+        return _by_kernels(planner, choice, places, found, q, k, v, given)
     work = Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
     return differentiable(q, k, v, work, [found])
+
+
+def _by_kernels(
+    planner: Planner,
+    choice: ChosenKeys,
+    places: Places,
+    found: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    given: Given,
+) -> Pair | None:
+    from attnc.runtime.gpu.chosen import ChosenOnGpu
+    from attnc.runtime.gpu.work import without_kernels
+
+    most = _most(planner, choice, given)
+    work = ChosenOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most)
+    try:
+        return differentiable(q, k, v, work, [found.to(q.device)])
+    except NotInKernelsError as error:
+        if planner.strict:
+            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        return None
+
+
+def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
+    """How many places a row chooses at most, by its selection; None where that is not known before."""
+    item = next((item for item in planner.pattern.selections if item.given is choice.chosen), None)
+    count = None if item is None else count_of(item.keep)
+    if item is None or count is None or item.pairs:
+        return None
+    always = item.always
+    if isinstance(always, ir.Truth):
+        return None if always.value else count
+    if any(isinstance(node, ir.Lookup | ir.HeadIndex) for node in always.below):
+        return None
+    found = given.inputs[choice.chosen.name]
+    assert isinstance(found, Tensor)
+    rows, items = found.shape[-2:]
+
+    def most() -> int:
+        relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+        (window,) = relations.windows(0)
+        place = window if item.rows is None else replace(window, shift=0)
+        own = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
+        return count + int(exact.mask(own, (0, rows), (0, items)).sum(1).max(initial=0))
+
+    return planner.remembered(("most", given.sizes, rows, items), most)
 
 
 def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None:

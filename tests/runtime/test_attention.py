@@ -352,6 +352,20 @@ def test_a_picture_needs_a_length() -> None:
     assert compile_attention("causal").picture(8).startswith("<svg")
 
 
+@pytest.mark.parametrize("name", ["causal", "sliding_window", "alibi", "moba"])
+@pytest.mark.parametrize("scale", [-0.5, 0.0])
+def test_a_scale_that_is_not_positive(name: str, scale: float) -> None:
+    """What is hidden stays hidden: torch's kernel multiplies what hides it by the scale."""
+    params: dict[str, Any] = {"sliding_window": {"window": 5}, "moba": {"block": 8}}.get(name, {})
+    attend = compile_attention(name, **params)
+    q, k, v = (torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3))
+    results = [run(q, k, v, scale=scale) for run in (attend, attend.reference)]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), (q, k, v)) for out in results]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 def test_public_names() -> None:
     for name in attnc.__all__:
         assert getattr(attnc, name) is not None

@@ -1,0 +1,69 @@
+"""Ranking: the best places of a row against a sort by hand, equal scores and scores that are no numbers included."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from attnc.runtime.selections.ranking import _packed_best, best, ranked
+
+SCORES = st.sampled_from([-math.inf, -2.0, -0.0, 0.0, 1.0, 1.0 + 2**-23, 3.0, math.inf, math.nan])
+
+
+def by_hand(score: list[float], candidates: list[bool]) -> list[int]:
+    """The candidates, the best first; those whose score is no number last, of equal ones the earlier first."""
+    places = [i for i, may in enumerate(candidates) if may]
+    return sorted(places, key=lambda i: (math.isnan(score[i]), -score[i] if not math.isnan(score[i]) else 0.0, i))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=9), st.integers(0, 10))
+def test_the_best_are_those_of_a_sort(row: list[tuple[float, bool]], count: int) -> None:
+    score, candidates = [x for x, _ in row], [may for _, may in row]
+    wanted = torch.zeros(len(row), dtype=torch.bool)
+    wanted[by_hand(score, candidates)[:count]] = True
+    for dtype in (torch.float32, torch.float64):
+        given_, among = torch.tensor([score], dtype=dtype), torch.tensor([candidates])
+        assert torch.equal(best(given_, among, count)[0], wanted)
+        if 0 < count < len(row):
+            assert torch.equal(_packed_best(given_, among, count)[0], wanted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(SCORES, st.booleans()), min_size=1, max_size=9))
+def test_ranks_count_the_candidates_before(row: list[tuple[float, bool]]) -> None:
+    score, candidates = [x for x, _ in row], [may for _, may in row]
+    rank, _ = ranked(torch.tensor([score]), torch.tensor([candidates]), with_mass=False)
+    order = by_hand(score, candidates)
+    assert [int(rank[0, i]) for i in order] == list(range(len(order)))
+
+
+def test_mass_is_what_comes_before() -> None:
+    score = torch.tensor([[0.1, 0.5, 0.2, 0.2]])
+    rank, mass = ranked(score, torch.tensor([[True, True, False, True]]), with_mass=True)
+    assert mass is not None
+    assert rank[0, [1, 3, 0]].tolist() == [0, 1, 2]
+    torch.testing.assert_close(
+        mass[0, [1, 3, 0]], torch.tensor([0.0, 0.5, 0.7], dtype=torch.float64), atol=1e-7, rtol=0
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (2, 4, 70)])
+def test_large_rows(shape: tuple[int, ...]) -> None:
+    score = torch.randn(shape).round(decimals=1)  # many alike
+    among = torch.rand(shape) < 0.7
+    wanted = _by_rank(score, among, 7)
+    assert torch.equal(best(score, among, 7), wanted)
+    assert torch.equal(best(score.double(), among, 7), wanted)
+
+
+def _by_rank(score: Tensor, among: Tensor, count: int) -> Tensor:
+    found = torch.zeros_like(among)
+    for row, may, out in zip(score.flatten(0, -2), among.flatten(0, -2), found.view(-1, score.shape[-1]), strict=True):
+        out[by_hand(row.tolist(), may.tolist())[:count]] = True
+    return found
