@@ -13,6 +13,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from attnc.runtime.asking import perhaps_any, surely_all
+
 
 @dataclass(frozen=True)
 class Scaled:
@@ -126,7 +128,7 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: in
         seen = torch.where(inside, shift, -torch.inf)
         for zero in [t.detach() == 0 for t in tensors]:
             alike = not extra or all(size == 1 for size in zero.shape[-extra:])
-            if alike and zero.shape[axis] > 1 and zero.any():
+            if alike and zero.shape[axis] > 1 and perhaps_any(zero):
                 seen = torch.where(zero, -torch.inf, seen)
         most = seen.amax(axis, keepdim=True)
         most = torch.where(most.isfinite(), most, 0)
@@ -137,7 +139,7 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: in
 
 def _masked(tensors: list[Tensor], inside: Tensor) -> list[Tensor]:
     """The factors, one of them 0 where nothing is inside: the one that grows least by it."""
-    if inside.all() and any(t.shape == inside.shape for t in tensors):
+    if surely_all(inside) and any(t.shape == inside.shape for t in tensors):
         return tensors
     sizes = [_numel(t, inside) - t.numel() for t in tensors]
     i = sizes.index(min(sizes))

@@ -23,6 +23,7 @@ from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.rewrite import substitute_value, variables
 from attnc.compiler.values import is_own, rank, reads
 from attnc.runtime import scaled
+from attnc.runtime.asking import surely_all
 from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.functions import FUNCTIONS
@@ -664,7 +665,7 @@ def _least(inside: Tensor, axis: int) -> Tensor:
         if i == axis % inside.ndim or inside.shape[i] == 1:
             continue
         first = inside.narrow(i, 0, 1)
-        if bool((inside == first).all()):
+        if surely_all(inside == first):
             inside = first
     return inside
 

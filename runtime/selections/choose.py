@@ -13,6 +13,7 @@ from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import ranking, reads
+from attnc.runtime.asking import surely_all
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.call import Sizes, number
 from attnc.runtime.constants import on_device
@@ -21,7 +22,8 @@ from attnc.runtime.selections.ranking import kept
 from attnc.runtime.values import NEUTRAL, Values
 
 AT_ONCE = 1 << 21
-"""Scores of one block of rows, over all heads."""
+ON_DEVICE = 1 << 27
+"""Scores of one block of rows, over all heads, on a CPU and on another device."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class Choosing:
         terms = [of_one_head(node) for node, _ in sums]
         own = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
         wide = len(all_heads) if sums else len(heads)
-        step = rows if self.selection.pairs else max(AT_ONCE // (places * wide), 1)
+        most = AT_ONCE if self.device.type == "cpu" else ON_DEVICE
+        step = rows if self.selection.pairs else max(most // (places * wide), 1)
         parts = []
         for start in range(0, rows, step):
             block = self._block(batch, window, heads, start, min(start + step, rows))
@@ -135,7 +138,7 @@ class Choosing:
         shape = (len(block.heads), len(block.rows), len(block.keys))
         values, holds = Values(self.operands, block, known=known).where(condition)
         found = values.of(term).expand(shape)
-        if bool(holds.all()):
+        if surely_all(holds):
             return found
         return torch.where(holds, found, NEUTRAL[node.op])
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from attnc import ArgumentError, Attention, SpecError, UnsupportedError, compile_attention
+from attnc.runtime.call import check_tensors
+from attnc.runtime.given import Given
 from attnc.runtime.plans import PLANNING
+from attnc.runtime.selections.choices import Choices
 from attnc.spec.meaning.evaluate import Evaluator
 
 Case = tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]
@@ -59,6 +62,32 @@ def test_fifty_steps_plan_nothing(
     assert PLANNING in trace(first, tmp_path)
     assert PLANNING not in trace(rest, tmp_path)
     assert len({x.numpy().tobytes() for x in [before, *chosen]}) > 40, "the steps chose alike"
+
+
+SEER: Case = ("seer", {"block": 8}, {"gq": (1, 4, 12, 4), "gk": (1, 4, 12, 4)})
+VMOBA: Case = ("vmoba", {"frames": 2, "height": 6, "width": 8, "chunk": [1, 2, 2], "topk": 2}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "shapes"), [*STEPS, SEER, VMOBA], ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_choosing_asks_nothing_of_a_device(
+    name: str, params: dict[str, Any], shapes: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors without values stand for a device's: what would make the host wait for one raises."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    pattern = compile_attention(name, **params).pattern
+    with torch.device("meta"):
+        q, k, v = made()
+        inputs = inputs_of(shapes)
+        nodes = {node.name: torch.empty(1, 4, 96, 8) for node in pattern.nodes}
+        sums = {f"{node.name}.lse": torch.empty(1, 4, 96) for node in pattern.nodes}
+    known = {**inputs, **nodes, **sums}
+    choices = Choices(pattern, Given(check_tensors(q, k, v), inputs, known, 1.0), (q, k, v), known)
+    choices.asking({selection.given for selection in pattern.selections})
+    assert {found.device.type for found in choices.found.values()} == {"meta"}
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(q[0, 0, 0, 0] > 0)
 
 
 def trace(found: profile, folder: Path) -> str:

@@ -1,0 +1,218 @@
+"""Attention to chosen keys on a GPU: is it right, does it wait for nothing, how fast beside dense attention?
+
+    python benchmarks/gpu_routing.py correct|steps|speed [--toy]
+
+Each part takes less than nine minutes and writes `results/gpu-routing-<part>.json`. `speed` has the shapes of
+NSA-Triton's README (64 query heads on 4 kv heads of 128, blocks of 64, the best 8 and 16): `choose` is the choice
+alone, by mean keys and for the heads of a group together, `attend` the whole call, `dense` torch's SDPA in the same
+run; `published` are that README's milliseconds on an H100: attention to given blocks without the choice, and
+FlashAttention 2. On a CPU, `TRITON_INTERPRET=1` and `--toy` run every line at toy sizes in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import timing
+import torch
+from gpu_check import L2_BYTES, TOLERANCE, Setting
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnc import Attention, compile_attention
+
+Row = dict[str, Any]
+
+ROUNDS, WARM_UP, STEPS = 15, 3, 50
+
+GROUPED = """pattern grouped_blocks(block: int = 64, topk: int = 16)
+    align   end
+    select chosen
+        over   b = k // block
+        score  sum(dot(q, mean(b.k)) for head in group)
+        from   b.end <= q
+        keep   rank < topk - 1
+        always q in b
+    visible k in chosen and k <= q
+"""
+"""The blocks that the heads of a group take together, the own one among them."""
+
+LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+PUBLISHED: Mapping[str, tuple[float, ...]] = {
+    "FlashAttention 2 forward": (0.260, 0.847, 3.04, 11.74, 45.97, 187.2, 810.9),
+    "FlashAttention 2 backward": (0.799, 2.55, 9.03, 34.1, 135.7, 541, 2140),
+    "top-8 forward": (0.585, 1.09, 2.13, 4.19, 7.61, 14.8, 29.5),
+    "top-8 backward": (1.12, 1.67, 2.77, 5.20, 9.97, 21.1, 54.9),
+    "top-16 forward": (0.918, 1.75, 3.40, 6.70, 12.4, 24.5, 49.0),
+    "top-16 backward": (1.38, 2.21, 3.95, 7.54, 15.2, 33.8, 93.8),
+}
+"""Milliseconds by length on an H100, of the README of NSA-Triton (XunhaoLai/native-sparse-attention-triton)."""
+
+Run = Callable[[], object]
+
+
+def main() -> int:
+    """Run one part; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
+    parser.add_argument("--out", type=Path, default=None, help="the result file")
+    options = parser.parse_args()
+    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
+    if not (setting.cuda or setting.toy):
+        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
+    torch.manual_seed(0)
+    facts = timing.header()
+    if setting.cuda:
+        facts["device"] = torch.cuda.get_device_name()
+    out = options.out or timing.RESULTS / f"gpu-routing-{'toy-' if setting.toy else ''}{options.part}.json"
+    done: list[Row] = []
+    for row in PARTS[options.part](setting):
+        done.append(row)
+        print(row, flush=True)
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps({**facts, "rows": done}, indent=1) + "\n", encoding="utf-8")
+    wrong = [row for row in done if not row.get("ok", True)]
+    print(f"{len(done)} rows, {len(wrong)} wrong; written to {out}")
+    return 1 if wrong else 0
+
+
+def _attention(name: str, **params: Any) -> Attention:
+    return compile_attention(GROUPED if name == "grouped_blocks" else name, backend="triton", **params)
+
+
+def _drawn(setting: Setting, heads: int, kv_heads: int, n: int, width: int, dtype: torch.dtype) -> list[Tensor]:
+    sizes = (heads, kv_heads, kv_heads)
+    return [torch.randn(1, h, n, width, device=setting.device).to(dtype).requires_grad_() for h in sizes]
+
+
+def correct(setting: Setting) -> Iterator[Row]:
+    """Outputs and gradients against the reference in fp64, where that chooses the same."""
+    n, width = (90, 16) if setting.toy else (1500, 64)
+    small = {"block": 16, "topk": 3}
+    dtypes = [torch.float32] if setting.toy else [torch.float32, torch.bfloat16, torch.float16]
+    for name, params in (("moba", small), ("grouped_blocks", small), ("native_sparse", {**small, "window": 40})):
+        for dtype in dtypes:
+            attend = _attention(name, **params)
+            q, k, v = _drawn(setting, 4, 2, n, width, dtype)
+            given: dict[str, Any] = {"gate": torch.rand(1, n, 4, 3, device=setting.device)} if "nat" in name else {}
+            leaves = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
+            true_given = {key: x.double().cpu() for key, x in given.items()}
+            ours, true = attend(q, k, v, **given), attend.reference(*leaves, **true_given)
+            weights = torch.randn_like(true)
+            grads = torch.autograd.grad((ours.double().cpu() * weights).sum(), (q, k, v))
+            wanted = torch.autograd.grad((true * weights).sum(), leaves)
+            chosen = next(iter(attend.chosen(q, k, v, **given).values())).cpu()
+            alike = torch.equal(chosen, next(iter(attend.chosen(*leaves, **true_given).values())))
+            pairs = zip(("out", "dq", "dk", "dv"), (ours, *grads), (true, *wanted), strict=True)
+            errors = {key: _error(a, b) for key, a, b in pairs}
+            ok = not alike or max(errors.values()) <= TOLERANCE[dtype]
+            yield {"pattern": name, "dtype": str(dtype), "chose_alike": alike, "errors": errors, "ok": ok}
+
+
+def _error(ours: Tensor, true: Tensor) -> float:
+    return float((ours.detach().double().cpu() - true.detach()).abs().max() / max(float(true.abs().max()), 1.0))
+
+
+def steps(setting: Setting) -> Iterator[Row]:
+    """Training steps with new choices: no host waits for the device (an error of torch says where it does)."""
+    n, width, count = (90, 16, 3) if setting.toy else (4096, 128, STEPS)
+    for name, params in (("moba", {"block": 16 if setting.toy else 128}), ("grouped_blocks", {"topk": 4})):
+        attend = _attention(name, **params)
+        drawn = [_drawn(setting, 4, 2, n, width, torch.float32) for _ in range(count + 2)]
+        grad = torch.randn(1, 4, n, width, device=setting.device)
+        for tensors in drawn[:2]:
+            torch.autograd.grad(attend(*tensors), tensors, grad)
+        waits = ""
+        if setting.cuda:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            for tensors in drawn[2:]:
+                torch.autograd.grad(attend(*tensors), tensors, grad)
+        except RuntimeError as error:
+            waits = str(error)
+        finally:
+            if setting.cuda:
+                torch.cuda.set_sync_debug_mode("default")
+        yield {"pattern": name, "steps": count, "waits": waits, "ok": not waits}
+
+
+def speed(setting: Setting) -> Iterator[Row]:
+    """Forward and forward with backward, bf16, by length."""
+    heads, kv_heads, width = (4, 2, 16) if setting.toy else (64, 4, 128)
+    lengths = (96,) if setting.toy else LENGTHS[2:]
+    for topk in (8, 16):
+        attend = _attention("grouped_blocks", topk=topk, **({"block": 16} if setting.toy else {}))
+        for n in lengths:
+            for training in (False, True):
+                yield _timed(setting, attend, topk, heads, kv_heads, n, width, training=training)
+
+
+def _timed(
+    setting: Setting,
+    attend: Attention,
+    topk: int,
+    heads: int,
+    kv_heads: int,
+    n: int,
+    width: int,
+    *,
+    training: bool,
+) -> Row:
+    dtype = torch.float32 if setting.toy else torch.bfloat16
+    q, k, v = _drawn(setting, heads, kv_heads, n, width, dtype)
+    grad = torch.randn(1, heads, n, width, device=setting.device, dtype=dtype)
+
+    def dense() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def run(function: Callable[[], Tensor]) -> Run:
+        return (lambda: torch.autograd.grad(function(), (q, k, v), grad)) if training else function
+
+    contenders: dict[str, Run] = {"attend": run(lambda: attend(q, k, v)), "dense": run(dense)}
+    if not training:
+        contenders["choose"] = lambda: attend.chosen(q, k, v)
+    with torch.set_grad_enabled(training):
+        found = _interleaved(setting, contenders)
+    row: Row = {"topk": topk, "n": n, "direction": "forward+backward" if training else "forward"}
+    row |= {f"{name}_ms": timing.as_json(one) for name, one in found.items()}
+    row["dense_over_attnc"] = found["dense"].median / found["attend"].median
+    if n in LENGTHS:
+        row["published"] = {
+            name: figures[LENGTHS.index(n)]
+            for name, figures in PUBLISHED.items()
+            if name.startswith(("FlashAttention", f"top-{topk} ")) and (training or name.endswith("forward"))
+        }
+    return row
+
+
+def _interleaved(setting: Setting, contenders: Mapping[str, Run]) -> dict[str, timing.Timing]:
+    """Milliseconds by CUDA events, in turns, each run with an L2 that holds nothing of it."""
+    if not setting.cuda:
+        return timing.interleaved(contenders, rounds=1, warm_up=0)
+    flush = torch.empty(L2_BYTES, dtype=torch.int8, device=setting.device)
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for i in range(WARM_UP + ROUNDS):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            contenders[name]()
+            end.record()
+            torch.cuda.synchronize()
+            if i >= WARM_UP:
+                samples[name].append(float(start.elapsed_time(end)))
+    return {name: timing.Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items()}
+
+
+PARTS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {"correct": correct, "steps": steps, "speed": speed}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
