@@ -129,9 +129,7 @@ DRAWN: dict[str, Picture] = {
     "recycled": Picture(inputs={"cached": torch.tensor([[[1, 4, 7, 20, 21, 30]]]), "since": torch.tensor([40])}),
     "seer": Picture({"block": 8, "threshold": 0.3, "dense_rows": 1}, inputs=_gates(8)),
     "seer_decode": Picture({"block": 8, "budget": 16}),
-    "sparse_d": Picture(
-        {"block": 8}, inputs=_map(8)
-    ),
+    "sparse_d": Picture({"block": 8}, inputs=_map(8)),
     "token_sparse": Picture({"window": 8, "pool": 3, "tau": 0.4}),
     "vmoba": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "topk": 2, "layer": 2}),
     "vmoba_threshold": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "layer": 0}),
