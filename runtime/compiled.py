@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from attnc.compiler.attentions import asked_by_selection
 from attnc.compiler.ir import Pattern
 from attnc.compiler.planning.build_plan import Relations
 from attnc.runtime import identity
@@ -104,8 +105,10 @@ class Compiled:
 
     @property
     def relation_inputs(self) -> frozenset[str]:
-        """The inputs that the relation reads: what `mask`, `plan` and `picture` need."""
-        return frozenset(names_read(self._pattern))
+        """The inputs that the relation reads, or that have a size that it reads: what `mask` and `plan` need."""
+        pattern = self._pattern
+        names = names_read(pattern) | {t.name for item in pattern.selections for t in asked_by_selection(item)}
+        return frozenset(t.name for t in pattern.tensors if names & {t.name, *map(str, t.dims)})
 
     @property
     def bound(self) -> BoundProgram:

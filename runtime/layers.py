@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.attentions import open_choices
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.receptive.fields import Layer
 from attnc.compiler.values import output, output_lse, values_of
@@ -19,12 +20,13 @@ from attnc.runtime.steps import Steps, places
 def layer_of(attention: Attention, n: int, heads: int, inputs: Mapping[str, Tensor]) -> Layer:
     """What a pattern shows among n tokens, in any of its heads and branches, for the first batch entry.
 
-    A query sees a unit of keys whole: pooled keys hold something of each of their tokens.
+    A query sees a unit of keys whole: pooled keys hold something of each of their tokens. Where content chooses, it
+    sees all that may be chosen.
 
     Raises UnsupportedError for keys that are no tokens and for branches that read what others gave, and what a call of
     these sizes raises.
     """
-    pattern = lower(attention.bound)
+    pattern = open_choices(lower(attention.bound))
     _refuse(pattern)
     batch = next((x.shape[0] for t, x in _given(pattern, inputs) if t.dims[:1] == ("batch",)), 1)
     sizes = Sizes(n, n, batch, heads, heads, 64, 64, "float32")

@@ -19,14 +19,16 @@ from attnc.runtime.call import (
     input_tensors,
 )
 from attnc.runtime.compiled import Compiled
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import named_target, planned_target
 
 if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth
-    from attnc.compiler.simulation.simulation import Simulation
+    from attnc.compiler.simulation.candidates import Wish
+    from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
     from attnc.runtime.floors import Floor
+    from attnc.runtime.simulating import Device
 
 
 class Shown(Compiled):
@@ -223,6 +225,8 @@ class Shown(Compiled):
             from attnc.runtime.simulating_recurrences import simulated_recurrence
 
             return simulated_recurrence(recurrent, self._bound.values, sizes, machine, stage, inputs)
+        if self._pattern.selections:
+            return self._simulated_choices(sizes, inputs, machine, stage, baseline, Wish(tile, order))
         if self._steps is None:
             attends = [self._relations(sizes, inputs)]
         else:
@@ -240,6 +244,34 @@ class Shown(Compiled):
             Wish(tile, order),
         )
 
+    def _simulated_choices(
+        self,
+        sizes: Sizes,
+        inputs: Mapping[str, object],
+        machine: Device,
+        stage: Pass,
+        baseline: Baseline,
+        wish: Wish,
+    ) -> Simulation:
+        from attnc.compiler.simulation.cpu import Cpu
+        from attnc.runtime.simulating import check_asked
+        from attnc.runtime.simulating_choices import simulated_choices
+
+        if not isinstance(machine, Cpu):
+            raise UnsupportedError(
+                f"`{self.name}` chooses by content, which is simulated on the CPU at hand only: ask for device cpu"
+            )
+        if stage == "decode":
+            raise UnsupportedError(f"decode of `{self.name}`, which chooses by content, is not simulated yet")
+        assert self._steps is not None
+        check_asked(stage, baseline, wish, on_cpu=True)
+        open_ = self._steps.open
+        relations = [own for _, own in open_.relations(sizes, inputs)]
+        plan = self._steps.plan(sizes, inputs)
+        return simulated_choices(
+            self._pattern, self._bound.values, relations, plan, sizes, inputs, machine, stage, baseline
+        )
+
     def growth(self, *, heads: int | None = None) -> Growth:
         """How the visible pairs grow with the length: a formula with its derivation, or a law that is fitted.
 
@@ -253,10 +285,15 @@ class Shown(Compiled):
     def floors(
         self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
     ) -> tuple[Floor, ...]:
-        """How sparse the pattern can become by its real parameters, and what is visible even then."""
+        """How sparse the pattern can become by its real parameters, and what is visible even then.
+
+        Nothing is said of a pattern that chooses by content.
+        """
         self._refuse_states("floors")
         from attnc.runtime.simulating import floors
 
+        if self._pattern.selections:
+            return ()
         return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:

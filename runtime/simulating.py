@@ -18,7 +18,7 @@ from attnc.compiler.simulation.candidates import Wish
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
 from attnc.compiler.simulation.gpu import simulate_gpu
 from attnc.compiler.simulation.machine import Machine, find_machine
-from attnc.compiler.simulation.problem import problem_of
+from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.cpu import calibration
@@ -68,31 +68,42 @@ def simulated(
 
     Raises MachineError, ArgumentError, EvaluationError.
     """
+    check_asked(stage, baseline, wish, on_cpu=isinstance(device, Cpu))
+    problem = problem_of(attends, name, params, sizes.n_k)
+    check_baseline(problem, baseline)
+    if isinstance(device, Machine):
+        return simulate_gpu(problem, device, stage, baseline, wish)
+    nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
+    return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
+
+
+def check_asked(stage: Pass, baseline: Baseline, wish: Wish, *, on_cpu: bool) -> None:
+    """Raise ArgumentError where one of them is none."""
     if stage not in PASSES:
         raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
     if baseline not in ("full", "causal"):
         raise ArgumentError(f'baseline is {baseline!r}: it must be "full" or "causal"')
     if wish.order not in (None, "natural", "bricks", "residues"):
         raise ArgumentError(f'order is {wish.order!r}: it must be "natural", "bricks" or "residues"')
-    problem = problem_of(attends, name, params, sizes.n_k)
+    if on_cpu and wish != Wish():
+        raise ArgumentError("tile and order are chosen for GPUs; on the CPU the plan chooses them")
+
+
+def check_baseline(problem: Problem, baseline: Baseline) -> None:
+    """Raise ArgumentError where causal attention shows less than the pattern."""
     if baseline == "causal" and not problem.is_causal:
         raise ArgumentError(
-            f'baseline="causal": `{name}` shows keys behind their queries, so that causal attention is no rival of it; '
-            f'leave it at "full"'
+            f'baseline="causal": `{problem.pattern}` shows keys behind their queries, so that causal attention is no '
+            f'rival of it; leave it at "full"'
         )
-    if isinstance(device, Machine):
-        return simulate_gpu(problem, device, stage, baseline, wish)
-    if wish != Wish():
-        raise ArgumentError("tile and order are chosen for GPUs; on the CPU the plan chooses them")
-    nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
-    return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
 
 
 def growth(bound: BoundProgram, pattern: Pattern, heads: int | None) -> Growth:
     """The law of a pattern; of a grid of tokens, fitted over the extent of its first axis, if that is a parameter."""
     segments = bound.program.segments
     extent = segments[0].axes[0].extent if len(segments) == 1 else None
-    if not isinstance(extent, ParameterRead) or len(pattern.nodes) > 1 or pattern.nodes[0].keys is not None:
+    several = len(pattern.nodes) > 1 or pattern.nodes[0].keys is not None
+    if not isinstance(extent, ParameterRead) or several or pattern.selections:
         return find_growth(pattern, heads=heads)
     name, own = extent.name, bound.values[extent.name]
     assert isinstance(own, int)

@@ -114,6 +114,11 @@ class Steps:
         return self if parts is self._pattern else Steps(f"{self._text}#parts", parts, self._strict)
 
     @cached_property
+    def open(self) -> Steps:
+        """The same where all is seen that may be chosen."""
+        return Steps(f"{self._text}#open", open_choices(self._pattern), False)
+
+    @cached_property
     def _alone(self) -> Steps:
         """The same of one sequence."""
         return Steps(f"{self._text}#alone", alone_in_call(self._pattern), self._strict)
@@ -240,8 +245,7 @@ class Steps:
 
     def _plan_of_choices(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None) -> Plan:
         """The plan of all that may be chosen, with what is known of the choice before a call."""
-        whole = Steps(f"{self._text}#open", open_choices(self._pattern), False).plan(sizes, inputs, target)
-        return plan_of_choices(whole, self._pattern)
+        return plan_of_choices(self.open.plan(sizes, inputs, target), self._pattern)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""

@@ -119,6 +119,8 @@ def fit_growth(relations: Callable[[int], tuple[Index, int]], extents: Iterable[
 
 def _refusal(pattern: Pattern, sizes: Mapping[str, int]) -> str | None:
     """Why nothing can be said, if so."""
+    if pattern.selections:
+        return f"what it sees is chosen by content, by `{pattern.selections[0].name}`"
     if pattern.documents is not None:
         return f"it depends on the input `{pattern.documents.name}`"
     if pattern.segments:

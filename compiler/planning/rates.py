@@ -47,7 +47,8 @@ class Rates:
     `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `backward`: how much
     longer the backward takes than the forward, by dtype. `row`: a row of queries with few keys, by dtype, at the first
     of `WIDTHS`; a row of `KEY_BLOCK` keys has it in its elements. `peak`: an element of long dense calls, by dtype and
-    width, than which nothing is faster; of what is not known, the best of `elements`. `source`: where they come from.
+    width, than which nothing is faster; of what is not known, the best of `elements`. `chosen`: a place that is scored
+    and ranked for a row; `listed`: one that is looked at for lists. `source`: where they come from.
     """
 
     elements: Mapping[str, Table]
@@ -60,6 +61,8 @@ class Rates:
     backward: Mapping[str, float]
     row: Mapping[str, float]
     peak: Mapping[str, tuple[float, float]]
+    chosen: float
+    listed: float
     source: str
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
@@ -138,6 +141,8 @@ AMX = Rates(
     evaluate=1.5,
     row={},
     peak={},
+    chosen=9.0,
+    listed=1.5,
     backward={"float32": 2.4, "bfloat16": 2.6, "float16": 2.6, "float64": 2.4},
     source="two threads of a CPU with AVX-512 and AMX, torch 2.13",
 )
@@ -158,6 +163,8 @@ PLAIN = Rates(
     evaluate=AMX.evaluate,
     row={},
     peak={},
+    chosen=AMX.chosen,
+    listed=AMX.listed,
     backward={"float32": 2.1, "bfloat16": 2.3, "float16": 2.3, "float64": 2.1},
     source="two threads of a CPU with AVX2, torch 2.13",
 )

@@ -5,7 +5,7 @@ What the plan was chosen by is what is reported: the same rates, the same formul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
@@ -15,6 +15,7 @@ import numpy as np
 from attnc.compiler.planning.plan import Piece, Plan, stretch
 from attnc.compiler.planning.rates import KEY_BLOCK, Rates, Work, computed
 from attnc.compiler.simulation.balance import Float64
+from attnc.compiler.simulation.cpu_choices import ChosenWork
 from attnc.compiler.simulation.problem import Problem
 from attnc.compiler.simulation.simulation import RUNGS, Baseline, Choice, Pass, Rung, Simulation, Tiles, Traffic, ladder
 from attnc.compiler.simulation.tile_work import NATURAL, Order
@@ -33,10 +34,20 @@ class Cpu:
 
 
 def simulate_cpu(
-    problem: Problem, plan: Plan, cpu: Cpu, nodes: int, stage: Pass = "forward", baseline: Baseline = "full"
+    problem: Problem,
+    plan: Plan,
+    cpu: Cpu,
+    nodes: int,
+    stage: Pass = "forward",
+    baseline: Baseline = "full",
+    chosen: Sequence[ChosenWork] = (),
 ) -> Simulation:
-    """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate."""
+    """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate.
+
+    `chosen`: the attentions to chosen places, of which the plan has no pieces.
+    """
     pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes)]
+    pieces += [run for work in chosen for run in _gathered(work, problem, cpu)]
     factor = _longer(problem.shape.dtype, cpu, stage)
     shape = problem.shape
     best = cpu.rates.best(shape.dtype, _width(problem))
@@ -44,18 +55,28 @@ def simulate_cpu(
     ideal, dense = dense_ms(problem, cpu, stage, baseline)
     elements = sum(run.elements for run in pieces)
     chunks = sum(run.longest_thread for run in pieces)
-    predicted = sum(run.ns for run in pieces) * factor / 1e6
+    attended = sum(run.ns for run in pieces) * factor / 1e6
+    listing = sum(work.listing_ns(cpu.rates, shape.dk, shape.dv) for work in chosen) / 1e6
+    choosing = sum(work.choosing_ns(cpu.rates) for work in chosen) / 1e6 if stage != "backward" else 0.0
+    predicted = attended + listing + choosing
     visible = plan.visible
     tile = pairs / elements if elements else inf
     balanced = pairs / cpu.threads / chunks if chunks else inf
-    speedups = ladder(pairs, visible, tile, balanced, ideal / predicted if predicted else inf)
+    *bounds, last = ladder(pairs, visible, tile, balanced, ideal / attended if attended else inf)
     lost = (
         _hidden(visible, pairs),
         f"{elements:,} score elements are computed in {len(pieces)} kinds of kernel calls",
         f"the longest of {cpu.threads} threads, call by call",
         _lost(pieces, cpu, best),
     )
-    rungs = tuple(Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, speedups, lost, strict=True))
+    rungs = [Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, bounds, lost, strict=False)]
+    if chosen:
+        listed, all_ = (min(last, ideal / ms) for ms in (attended + listing, predicted))
+        rungs += [Rung("attended", last, lost[-1]), Rung("listed", listed, _share("lists", listing, predicted))]
+        what = "chosen in the forward" if stage == "backward" else _share("the choice", choosing, predicted)
+        rungs.append(Rung("predicted", all_, what))
+    else:
+        rungs.append(Rung("predicted", last, lost[-1]))
     size = BYTES[shape.dtype]
     masks = sum(mask.whole().size for one in _plans(plan) for mask in one.masks)
     own = (shape.lanes * shape.n_q + shape.batch * shape.kv_heads * shape.n_k) * (shape.dk + shape.dv) * size
@@ -75,7 +96,7 @@ def simulate_cpu(
         tiles=Tiles(plan.tiles.total, plan.tiles.live, plan.tiles.full, plan.tiles.partial),
         choices=(choice,),
         others=(),
-        rungs=rungs,
+        rungs=tuple(rungs),
         predicted_ms=predicted,
         dense_ms=dense,
         ideal_ms=ideal,
@@ -99,6 +120,12 @@ def _runs(plan: Plan, problem: Problem, cpu: Cpu, nodes: int) -> Iterator[_Run]:
             yield _Run(piece, work, _is_trimmed(plan, piece), cpu)
 
 
+def _gathered(work: ChosenWork, problem: Problem, cpu: Cpu) -> Iterator[_Run]:
+    own = Work(problem.shape.dtype, _width(problem), work.together, 1)
+    for piece, times in work.pieces():
+        yield _Run(piece, own, False, cpu, times)
+
+
 def _width(problem: Problem) -> int:
     return max(problem.shape.dk, problem.shape.dv)
 
@@ -120,22 +147,23 @@ def _order(plan: Plan) -> Order:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A piece as torch's kernel runs it."""
+    """A piece as torch's kernel runs it, `times` times."""
 
     piece: Piece
     work: Work
     trimmed: bool
     cpu: Cpu
+    times: float = 1.0
 
     @cached_property
     def ns(self) -> float:
         """By the rates."""
-        return self.cpu.rates.piece(self.piece, self.work, self.trimmed)
+        return self.cpu.rates.piece(self.piece, self.work, self.trimmed) * self.times
 
     @cached_property
     def elements(self) -> int:
         """Score elements that the kernel computes."""
-        return computed(self.piece, trimmed=self.trimmed) * self.work.lanes
+        return round(computed(self.piece, trimmed=self.trimmed) * self.work.lanes * self.times)
 
     @cached_property
     def longest_thread(self) -> float:
@@ -158,7 +186,8 @@ class _Run:
         chunk = ceil(len(own) * many / self.cpu.threads)
         before = np.append(0.0, np.cumsum(own))
         ends = np.minimum(np.arange(self.cpu.threads + 1) * chunk, len(own) * many)
-        return np.diff(ends // len(own) * before[-1] + before[ends % len(own)])
+        each = ends // len(own) * before[-1] + before[ends % len(own)]
+        return np.asarray(np.diff(each) * self.times)
 
 
 def _loads(pieces: list[_Run], cpu: Cpu) -> tuple[float, ...]:
@@ -193,11 +222,17 @@ def _hidden(visible: int | None, pairs: int) -> str:
     return "pairs were not counted" if visible is None else f"{visible:,} of {pairs:,} pairs are visible"
 
 
+def _share(what: str, own: float, whole: float) -> str:
+    return f"{what} {own / whole:.0%} of the time" if own else f"{what} nothing"
+
+
 def _lost(pieces: list[_Run], cpu: Cpu, best: float) -> str:
     total = sum(run.ns for run in pieces)
     if not total:
         return "nothing to do"
-    calls = sum(cpu.rates.call * (run.piece.queries.count if run.piece.mask == "exact" else 1) for run in pieces)
+    calls = sum(
+        cpu.rates.call * run.times * (run.piece.queries.count if run.piece.mask == "exact" else 1) for run in pieces
+    )
     at_best = sum(run.elements for run in pieces) * best
     named = {"calls": calls / total, "short stretches, masks, merging and copies": 1 - (calls + at_best) / total}
     return ", ".join(f"{name} {share:.0%}" for name, share in named.items() if share >= 0.005) or "next to nothing"

@@ -228,6 +228,11 @@ def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer],
         inputs |= {name: example.tensor for name, example in examples.items()}
         layers.append(layer_of(pattern, stack.n, stack.heads, inputs))
         notes += [f"{name}, an example: {example.words}" for name, example in examples.items()]
+    notes += [
+        f"{pattern.name} chooses by content: a token sees all that may be chosen"
+        for pattern in stack.patterns
+        if pattern.pattern.selections
+    ]
     if stack.heads > 1:
         notes.append(f"{stack.heads} heads: a token sees what one of them sees")
     return layers, list(dict.fromkeys(notes))

@@ -17,12 +17,16 @@ import torch
 from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
+from attnc.runtime.cpu.chosen import by_place
+from attnc.runtime.selections.ranking import best
 
-SCHEMA = 2
+SCHEMA = 3
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 """Heads, keys a stretch and score elements of one measurement."""
 LONG = 1024
 """Tokens of a long dense call."""
+ROWS_THAT_CHOOSE, PLACES = 2048, 64
+"""Of a measured choice."""
 REPEATS = 7
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -63,6 +67,8 @@ def measure() -> Rates:
         row={**row, "float16": row["bfloat16"], "float64": 2 * row["float32"]},
         peak={name: (_peak(dtype, WIDTHS[0]), _peak(dtype, WIDTHS[1])) for name, dtype in _DTYPES.items()},
         backward={**backward, "float16": backward["bfloat16"], "float64": backward["float32"]},
+        chosen=_chosen(),
+        listed=_listed(),
         source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
 
@@ -93,6 +99,8 @@ def _load(path: Path) -> Rates | None:
             found.copy,
             found.mask,
             found.evaluate,
+            found.chosen,
+            found.listed,
             *found.masked.values(),
             *found.backward.values(),
         ]
@@ -209,6 +217,19 @@ def _copy() -> float:
     grid = torch.randn(HEADS, 32, 32, 64)
     bricks = grid.as_strided((HEADS, 3, 3, 16, 16, 64), (32 * 32 * 64, 8 * 32 * 64, 8 * 64, 32 * 64, 64, 1))
     return _time(lambda: bricks.reshape(HEADS, 9, 256, 64)) / bricks.numel()
+
+
+def _chosen() -> float:
+    """Nanoseconds of a place that is scored for a row by one product of vectors, and ranked."""
+    q, pooled = torch.randn(HEADS, ROWS_THAT_CHOOSE, WIDTHS[0]), torch.randn(HEADS, PLACES, WIDTHS[0])
+    candidates = torch.rand(HEADS, ROWS_THAT_CHOOSE, PLACES) < 0.5
+    return _time(lambda: best(q @ pooled.mT, candidates, 4)) / candidates.numel()
+
+
+def _listed() -> float:
+    """Nanoseconds of a place of a row that is looked at for the lists of rows that chose each place."""
+    taken = torch.rand(ROWS_THAT_CHOOSE, PLACES) < 4 / PLACES
+    return _time(lambda: by_place(taken)) / taken.numel()
 
 
 def _time(run: Callable[[], object], inner: int = 1) -> float:

@@ -195,8 +195,8 @@ def gathered(places: Places, chosen: Tensor, n_q: int, masks: _Masks) -> Iterato
     else:
         states = torch.from_numpy(places.states).repeat_interleave(TILE, 0)[:n_q]
         full, part = own & (states == 1), own & (states == 0)
-    found = _by_place(full)
-    partly = None if part is None else _by_place(part)
+    found = by_place(full)
+    partly = None if part is None else by_place(part)
     for i in range(len(places.starts) - 1):
         start, stop = int(places.starts[i]), int(places.starts[i + 1])
         if start == stop:
@@ -222,7 +222,7 @@ def _on_diagonal(places: Places, rows: Tensor, start: int, stop: int, n_q: int) 
 
 
 @dataclass(frozen=True)
-class _ByPlace:
+class ByPlace:
     """Rows, place by place; those of place i are from `ends[i]` to `ends[i + 1]`."""
 
     rows: Tensor
@@ -233,11 +233,11 @@ class _ByPlace:
         return self.rows[self.ends[place] : self.ends[place + 1]]
 
 
-def _by_place(chosen: Tensor) -> _ByPlace:
+def by_place(chosen: Tensor) -> ByPlace:
     """The rows that chose each place."""
     pairs = chosen.t().contiguous().nonzero()
     counts = torch.bincount(pairs[:, 0], minlength=chosen.shape[1])
-    return _ByPlace(pairs[:, 1].contiguous(), [0, *torch.cumsum(counts, 0).tolist()])
+    return ByPlace(pairs[:, 1].contiguous(), [0, *torch.cumsum(counts, 0).tolist()])
 
 
 class _Masks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 
 from attnc.compiler.simulation.print_simulation import times
-from attnc.compiler.simulation.simulation import RUNGS, RungName, Simulation
+from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, RungName, Simulation
 from attnc.runtime.report.frame import Frame
 from attnc.runtime.report.markup import Markup, element, px
 from attnc.runtime.report.svg import figure, label
@@ -19,13 +19,15 @@ MEANING: dict[RungName, str] = {
     "element": "visible pairs",
     "tile": "whole tiles",
     "balanced": "longest worker",
+    "attended": "what is chosen",
+    "listed": "with its lists",
     "predicted": "with all costs",
 }
 
 
 def ladder_frame(simulation: Simulation) -> Frame:
     """Widths are shares of the longest finite bar; a bound without limit takes the whole width."""
-    rungs = [simulation.rung(name) for name in RUNGS]
+    rungs = simulation.rungs
     top = max([rung.speedup for rung in rungs if rung.speedup < inf] + [1.0])
     texts: dict[str, str] = {}
     shapes: dict[str, dict[str, str]] = {}
@@ -57,13 +59,14 @@ def _shortened(text: str) -> str:
 
 def draw_ladder(frame: Frame) -> Markup:
     """The chart."""
-    height = TOP + ROW * len(RUNGS) + 22
+    names = [name for name in CHOSEN_RUNGS if f"ladder-{name}" in frame.texts]
+    height = TOP + ROW * len(names) + 22
     parts = [
         element("line", class_="edge", x1=LEFT, x2=LEFT, y1=TOP - 8, y2=height - 22),
         frame.shape("line", "ladder-one", class_="dashed", y1=TOP - 8, y2=height - 22),
         frame.shape("text", "ladder-one-at", "1×: dense at its ideal", class_="quiet small", y=height - 6),
     ]
-    for i, name in enumerate(RUNGS):
+    for i, name in enumerate(names):
         y = TOP + ROW * i
         kind = "measure" if name == "predicted" else "measure bound"
         parts += [

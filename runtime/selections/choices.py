@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.attentions import asked_by_selection, choosing
+from attnc.compiler.keeping import most_kept
 from attnc.runtime.blocks import Operands
 from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.kernel import lse_dtype
@@ -17,7 +18,6 @@ from attnc.runtime.errors import ArgumentError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import relations_of
 from attnc.runtime.selections.choose import Choosing
-from attnc.runtime.selections.ranking import count_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Choices:
 
     def _check_count(self, item: ir.Selection, places: int) -> None:
         """Raise ArgumentError where everything would be kept, so that nothing is chosen."""
-        count = count_of(item.keep)
+        count = most_kept(item.keep)
         if count is not None and count > places:
             raise ArgumentError(
                 f"strict: `{item.name}` of `{self.pattern.name}` keeps {count} places and there are {places}, so that "

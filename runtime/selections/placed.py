@@ -9,6 +9,7 @@ from torch.profiler import record_function
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
+from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places
@@ -19,7 +20,6 @@ from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import PLANNING, Planner, relations_of
-from attnc.runtime.selections.ranking import count_of
 
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
@@ -73,7 +73,7 @@ def _by_kernels(
 def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
     """How many places a row chooses at most, by its selection; None where that is not known before."""
     item = next((item for item in planner.pattern.selections if item.given is choice.chosen), None)
-    count = None if item is None else count_of(item.keep)
+    count = None if item is None else most_kept(item.keep)
     if item is None or count is None or item.pairs:
         return None
     always = item.always

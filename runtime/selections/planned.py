@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from attnc.compiler import ir
 from attnc.compiler.attentions import asked
+from attnc.compiler.keeping import most_kept
 from attnc.compiler.planning.plan import Plan, Schedule
 from attnc.runtime.selections.placed import choice_of
-from attnc.runtime.selections.ranking import count_of
 
 
 def plan_of_choices(whole: Plan, pattern: ir.Pattern) -> Plan:
@@ -29,7 +29,7 @@ def _chosen(plan: Plan, node: ir.Attend, items: list[ir.Selection]) -> Plan:
 
 
 def _in_words(item: ir.Selection) -> str:
-    count = count_of(item.keep)
+    count = most_kept(item.keep)
     most = "what `keep` leaves" if count is None else f"at most {count} places"
     besides = "" if isinstance(item.always, ir.Truth) and not item.always.value else " and those that it always takes"
     who = "each query takes" if item.rows is None else "each unit of queries takes"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from fractions import Fraction
-from math import ceil, floor, isfinite
 
 import torch
 from torch import Tensor
 
 from attnc.compiler import ir
+from attnc.compiler.keeping import most_kept
 
 Keep = Callable[[Mapping[str, Tensor]], Tensor]
 """From `rank`, `mass` and `score` of every candidate, in fp64, to whether it is kept."""
@@ -86,7 +85,7 @@ def kept(score: Tensor, candidates: Tensor, keep: ir.Value, evaluate: Keep, *, p
     candidates = candidates.expand(shape)
     if pairs:
         score, candidates = score.flatten(-2), candidates.flatten(-2)
-    count = count_of(keep)
+    count = most_kept(keep)
     if count is not None:
         return best(score, candidates, count).reshape(shape)
     read = {node.name for node in keep.below if isinstance(node, ir.Ranking)}
@@ -98,23 +97,3 @@ def kept(score: Tensor, candidates: Tensor, keep: ir.Value, evaluate: Keep, *, p
             values["mass"] = mass
     values = {name: values[name].reshape(shape) for name in read}
     return evaluate(values) & candidates.reshape(shape)
-
-
-def count_of(keep: ir.Value) -> int | None:
-    """n of `rank < n` or `rank <= n - 1`, where it is a constant; None for any other condition."""
-    match keep:
-        case ir.Apply(op="lt" | "le" as op, operands=(ir.Ranking(name="rank"), limit)):
-            number = _constant(limit)
-            return None if number is None else max(ceil(number) if op == "lt" else floor(number) + 1, 0)
-        case _:
-            return None
-
-
-def _constant(node: ir.Value) -> Fraction | None:
-    match node:
-        case ir.Ratio(num=ir.Const(value=num), den=ir.Const(value=den)):
-            return Fraction(num, den)
-        case ir.Number(value=value) if isfinite(value):
-            return Fraction(value)
-        case _:
-            return None

@@ -1,0 +1,166 @@
+"""Simulations of patterns that choose: what they expect against what is chosen, the ladder, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import ArgumentError, Attention, UnsupportedError, compile_attention
+from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, Simulation
+from attnc.runtime.cli import main
+
+SHARED = """pattern shared(block: int = 16, topk: int = 3)
+    select chosen
+        over   b = k // block
+        score  sum(dot(q, mean(b.k)) for head in group)
+        keep   rank < topk
+    visible k in chosen and k <= q
+"""
+"""Blocks behind a query may be chosen too, and show nothing."""
+
+BY_UNITS = """pattern by_units(tile: int = 16, topk: int = 2)
+    select chosen
+        per    a = q // tile
+        over   b = k // tile
+        score  dot(mean(a.q), mean(b.k))
+        from   b < a
+        keep   rank < topk
+        always a == b
+    visible k in chosen and k <= q
+"""
+
+WHOLE = """pattern whole(block: int = 16)
+    select chosen
+        over   b = k // block
+        score  dot(q, mean(b.k))
+        from   b.end <= q
+        keep   score > 0.5
+        always q in b
+    visible k in chosen and k <= q
+"""
+
+TOGETHER = """pattern together(block: int = 16)
+    select chosen
+        per    head
+        over   q, b = k // block
+        score  dot(q, mean(b.k))
+        keep   rank < 2 * queries
+    visible k in chosen
+"""
+
+
+def drawn(n: int, heads: int = 4, kv_heads: int = 2) -> list[Tensor]:
+    return [torch.randn(1, h, n, 8) for h in (heads, kv_heads, kv_heads)]
+
+
+def seen(attend: Attention, n: int) -> int:
+    """Pairs that are visible in a call of random tensors."""
+    q, k, v = drawn(n)
+    masks = [attend.mask(n, q=q, k=k, v=v, head=head, heads=4, kv_heads=2) for head in range(4)]
+    return sum(int(mask.sum()) for mask in masks)
+
+
+def simulated(attend: Attention, n: int, **options: Any) -> Simulation:
+    return attend.simulate(n, heads=4, kv_heads=2, head_dim=8, device="cpu", **options)
+
+
+@pytest.mark.parametrize("n", [1, 15, 200, 333])
+@pytest.mark.parametrize("spec", ["moba", BY_UNITS, TOGETHER], ids=["moba", "by_units", "together"])
+def test_pairs_that_do_not_depend_on_the_choice(spec: str, n: int) -> None:
+    """Whole places before a query are alike: as many pairs are visible whichever are chosen."""
+    params: dict[str, Any] = {"block": 16, "topk": 3} if spec == "moba" else {}
+    attend = compile_attention(spec, **params)
+    if spec == TOGETHER and n % 16:
+        n -= n % 16  # or the last block is shorter
+    if n:
+        assert simulated(attend, n).visible == seen(attend, n)
+
+
+def test_pairs_that_do(n: int = 200) -> None:
+    """Where blocks differ, random ones are expected, and never more than the note says."""
+    attend = compile_attention(SHARED)
+    found = simulated(attend, n)
+    counts = [seen(attend, n) for _ in range(12)]
+    assert found.visible == pytest.approx(sum(counts) / len(counts), rel=0.03)
+    (note,) = (note for note in found.notes if "at most" in note and "expected" in note)
+    most = int(note.split("expected, ")[1].split(" at most")[0].replace(",", ""))
+    assert max(counts) <= most
+    assert found.visible is not None and found.visible < most
+
+
+def test_what_content_counts_is_taken_whole() -> None:
+    """A threshold may keep every candidate."""
+    attend, n = compile_attention(WHOLE), 160
+    found = simulated(attend, n)
+    assert found.visible == 4 * n * (n + 1) // 2
+    assert any("told by content" in note for note in found.notes)
+
+
+def test_lengths_beyond_the_sample() -> None:
+    """Of many queries some are looked at; pairs of moba follow from arithmetic."""
+    n, block, topk = 8192, 64, 3
+    attend = compile_attention("moba", block=block, topk=topk)
+    exact = 4 * sum(min(q // block, topk - 1) * block + q % block + 1 for q in range(n))
+    assert simulated(attend, n).visible == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["moba", "native_sparse"])
+def test_ladder(name: str, stage: Any) -> None:
+    """Every rung counts what the one above does; the choice is the last, and is made in the forward."""
+    attend = compile_attention(name, block=64)
+    found = (
+        attend.simulate(2048, heads=4, kv_heads=2, head_dim=64, device="cpu", baseline="causal", stage=stage)
+        if (name == "moba")
+        else attend.simulate(2048, heads=4, kv_heads=2, head_dim=64, device="cpu", stage=stage)
+    )
+    assert tuple(rung.name for rung in found.rungs) == CHOSEN_RUNGS
+    speedups = [rung.speedup for rung in found.rungs]
+    assert speedups == sorted(speedups, reverse=True)
+    assert found.rung("predicted").speedup == pytest.approx(found.ideal_ms / found.predicted_ms)
+    assert found.rung("attended").speedup > found.rung("listed").speedup
+    chosen_later = found.rung("listed").speedup > found.rung("predicted").speedup
+    assert chosen_later == (stage == "forward")
+    assert all(rung.lost_to in str(found) for rung in found.rungs)
+
+
+def test_refusals() -> None:
+    """What is not simulated says so."""
+    with pytest.raises(UnsupportedError, match="on the CPU at hand only"):
+        compile_attention("moba").simulate(1024)
+    with pytest.raises(UnsupportedError, match="decode of `moba`"):
+        compile_attention("moba").simulate(1, 1024, device="cpu", stage="decode")
+    with pytest.raises(UnsupportedError, match="no choice among places"):
+        compile_attention("dynamic_mask").simulate(256, heads=2, device="cpu")
+    with pytest.raises(ArgumentError, match="causal attention is no rival"):
+        compile_attention("vmoba", frames=4, height=8, width=8).simulate(256, device="cpu", baseline="causal")
+    with pytest.raises(ArgumentError, match="tile and order are chosen for GPUs"):
+        compile_attention("moba").simulate(1024, device="cpu", tile=(64, 64))
+
+
+def test_inputs_whose_sizes_are_read() -> None:
+    """Pooled gates say how many rows and columns there are."""
+    attend = compile_attention("seer", block=16)
+    assert attend.relation_inputs == {"gq", "gk"}
+    gates: dict[str, Any] = {name: torch.randn(1, 2, 8, 4) for name in ("gq", "gk")}
+    assert attend.simulate(128, heads=2, device="cpu", **gates).visible == 2 * 128 * 129 // 2
+
+
+def test_commands(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`simulate` with its report, `receptive`: what may be chosen."""
+    page = tmp_path / "page.html"
+    small = ["--device", "cpu", "--len", "1024", "--heads", "2", "--head-dim", "32"]
+    assert main(["simulate", "moba", "-p", "block=64", *small]) == 0
+    text = capsys.readouterr().out
+    assert "the choice" in text
+    assert "what it sees is chosen by content, by `chosen`" in text
+    assert "break-even" in text
+    assert main(["simulate", "moba", "-p", "block=64", *small, "-o", str(page)]) == 0
+    assert all(f'id="ladder-{name}"' in page.read_text(encoding="utf-8") for name in CHOSEN_RUNGS)
+    capsys.readouterr()
+    assert main(["receptive", "moba", "-p", "block=64", "--len", "512"]) == 0
+    assert "a token sees all that may be chosen" in capsys.readouterr().out
