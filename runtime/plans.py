@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
@@ -40,6 +42,12 @@ T = TypeVar("T")
 
 PLANNING = "attnc::plan"
 """What a profiler shows where something is planned."""
+
+
+def planning() -> AbstractContextManager[object]:
+    """Shows a profiler that something is planned; nothing to a trace, in which plans are no operations."""
+    return nullcontext() if torch._C._is_tracing() else record_function(PLANNING)
+
 
 _SHORT = 256
 """Input data of up to this many bytes is its own key."""
@@ -120,7 +128,7 @@ class Planner:
         return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
 
     def _build(self, shape: CallShape) -> Plan:
-        with record_function(PLANNING):
+        with planning():
             own = build_plan(relations_of(self.pattern, shape))
         plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
         if self.strict and plan.fallback is not None:

@@ -52,7 +52,7 @@ def chosen_keys(visible: Index) -> ChosenKeys | None:
     """The relation as a choice among places of keys, where it is one and all else in it depends on positions alone."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
-    if len(lookups) != 1:
+    if len(lookups) != 1 or len(lookups[0].indices) < 2:
         return None
     (lookup,) = lookups
     dims = lookup.tensor.dims[:-2]

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch.profiler import record_function
-
 from attnc.compiler import ir
 from attnc.compiler.attentions import open_choices
 from attnc.compiler.planning.build_plan import Relations, build_plan
@@ -18,7 +16,7 @@ from attnc.compiler.planning.seen_keys import find_seen_keys
 from attnc.compiler.values import is_scored
 from attnc.runtime.call import call_shape
 from attnc.runtime.given import Given
-from attnc.runtime.plans import PLANNING, Planner, relations_of
+from attnc.runtime.plans import Planner, planning, relations_of
 
 ROWS = 512
 """Rows of a block."""
@@ -39,7 +37,7 @@ def plan_of(planner: Planner, given: Given) -> Plan | None:
 
 def _open(planner: Planner, given: Given) -> Plan:
     """Blocks of rows with the keys that they might choose from, as a plan of every head alike."""
-    with record_function(PLANNING):
+    with planning():
         return _made(planner, given)
 
 

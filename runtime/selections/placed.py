@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from torch import Tensor
-from torch.profiler import record_function
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
@@ -19,7 +18,7 @@ from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
-from attnc.runtime.plans import PLANNING, Planner, relations_of
+from attnc.runtime.plans import Planner, planning, relations_of
 
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
@@ -111,7 +110,7 @@ def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None
         return find_places(None if choice.is_by_query else row_of, item_of, rest, sizes.n_q, sizes.n_k, rows, items)
 
     def made() -> Places | None:
-        with record_function(PLANNING):
+        with planning():
             return find()
 
     return planner.remembered(("places", sizes, rows, items), made)

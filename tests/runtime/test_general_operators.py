@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnc import UnsupportedError, compile_attention
 from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.library import pattern_names
 from library_calls import SMALL, made_inputs
 from operator_calls import draw, leaves, text_of
-from plan_calls import LIBRARY
 
 GENERAL = torch.ops.attnc.attend_general.default
 DECODE = torch.ops.attnc.decode.default
 
-NAMES = sorted({path.stem for path in LIBRARY.glob("*.attn")} - {"windows"})
+NAMES = pattern_names()
 
 
 @pytest.fixture(autouse=True)

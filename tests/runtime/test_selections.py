@@ -352,3 +352,13 @@ def test_a_family_of_selections_is_refused() -> None:
 """
     with pytest.raises(SpecError, match="families of selections"):
         compile_attention(text)
+
+
+@pytest.mark.parametrize("dims", ["token", "batch, token", "head, token"])
+def test_truth_of_tokens_is_no_choice(dims: str) -> None:
+    """A bool of each token marks keys; it is read as any other condition."""
+    text = f"pattern marked()\n    input x: bool[{dims}]\n    visible k <= q and x[k]\n"
+    attend = compile_attention(text)
+    q, k, v = made(n=40)
+    x = torch.rand({"token": (40,), "batch, token": (1, 40), "head, token": (4, 40)}[dims]) < 0.7
+    torch.testing.assert_close(attend(q, k, v, x=x), attend.reference(q, k, v, x=x))

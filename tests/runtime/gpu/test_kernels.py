@@ -17,10 +17,10 @@ from attnc import UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.gpu import planner
+from attnc.runtime.library import pattern_names
 from attnc.spec.errors import EvaluationError
 from kernel_calls import Launch, check, operands, recorded, stages
 from library_calls import SMALL, made_inputs
-from plan_calls import LIBRARY
 
 STAGES = {"forward", "delta", "dq", "dkdv"}
 
@@ -48,7 +48,7 @@ TILED = {
 LOOSE = {"local_linear": 1e-2}
 """Where tiles in fp32 are far from 64 bits, as the sums are ill conditioned."""
 
-NAMES = sorted({path.stem for path in LIBRARY.glob("*.attn")} - {"windows"})
+NAMES = pattern_names()
 
 
 @pytest.mark.parametrize("name", NAMES)
