@@ -3,7 +3,8 @@
 `chosen_ms` is the choice alone. Queries and keys are random, so that rows choose unlike each other, which is the
 hardest case for gathered queries; `pairs` are those that are attended to, over those of the dense call. `break_even`
 of a pattern and direction is the length at which both cost the same, between the two lengths around it on a
-logarithmic scale. Above 1 attnc is faster.
+logarithmic scale. Above 1 attnc is faster. `predicted`: what `attend.simulate` says of both, at the rates that `attnc
+doctor --measure` measured, if it has.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timing import as_json, interleaved
@@ -69,7 +70,19 @@ def _row(name: str, params: dict[str, Any], heads: int, kv_heads: int, n: int, b
     row["direction"] = "forward+backward" if backward else "forward"
     row["pairs"] = _pairs(attend, q.detach(), k.detach(), v.detach(), inputs)
     row |= {f"{key}_ms": as_json(timing) for key, timing in found.items()}
+    row["predicted"] = _predicted(attend, inputs, row)
     return row | {"dense_over_attnc": found["dense"].median / found["attnc"].median}
+
+
+def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:
+    """Milliseconds of the pattern and of dense causal attention."""
+    stages: tuple[Literal["forward", "backward"], ...] = ("forward", "backward")
+    stages = stages if row["direction"] == "forward+backward" else stages[:1]
+    size: dict[str, Any] = {key: row[key] for key in ("heads", "kv_heads", "head_dim")}
+    ours = [attend.simulate(row["n"], device="cpu", stage=stage, **size, **inputs) for stage in stages]
+    causal = compile_attention("causal")
+    dense = [causal.simulate(row["n"], device="cpu", stage=stage, baseline="causal", **size) for stage in stages]
+    return {"attnc_ms": sum(x.predicted_ms for x in ours), "dense_ms": sum(x.dense_ms for x in dense)}
 
 
 def _pairs(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Any]) -> float:
@@ -86,7 +99,8 @@ def line(row: Row) -> str:
     chosen = f"  choosing {row['chosen_ms']['median']:8.1f} ms" if "chosen_ms" in row else ""
     return (
         f"{row['pattern']:15} n={row['n']:6} {row['direction']:17} attnc {ours:9.1f} ms  dense {dense:9.1f} ms  "
-        f"{row['dense_over_attnc']:5.2f}×  pairs {row['pairs']:.3f}{chosen}"
+        f"{row['dense_over_attnc']:5.2f}×  predicted {row['predicted']['attnc_ms']:9.1f} and "
+        f"{row['predicted']['dense_ms']:9.1f} ms  pairs {row['pairs']:.3f}{chosen}"
     )
 
 
@@ -99,13 +113,15 @@ def summary(done: list[Row]) -> Row:
             if mine:
                 longest = max(mine, key=lambda row: int(row["n"]))
                 own: Row = {"n": longest["n"], "dense_over_attnc": round(longest["dense_over_attnc"], 2)}
-                found[f"{pattern} {direction}"] = own | {"break_even": _break_even(mine)}
+                predicted = [(row["n"], row["predicted"]["dense_ms"] / row["predicted"]["attnc_ms"]) for row in mine]
+                own["break_even"] = _break_even([(row["n"], row["dense_over_attnc"]) for row in mine])
+                found[f"{pattern} {direction}"] = own | {"predicted_break_even": _break_even(predicted)}
     return found
 
 
-def _break_even(mine: list[Row]) -> float | None:
-    """The length at which both take as long; None where one is faster everywhere."""
-    points = sorted((float(row["n"]), math.log(row["dense_over_attnc"])) for row in mine)
+def _break_even(gains: list[tuple[int, float]]) -> float | None:
+    """The length at which both take as long, of lengths and gains; None where one is faster everywhere."""
+    points = sorted((float(n), math.log(gain)) for n, gain in gains)
     for (a, low), (b, high) in pairwise(points):
         if low < 0 <= high:
             return round(math.exp(math.log(a) + (math.log(b) - math.log(a)) * -low / (high - low)))

@@ -143,21 +143,26 @@ class Steps:
 
     def chosen(self, q: Tensor, k: Tensor, v: Tensor, given: Given) -> dict[str, Tensor]:
         """What each selection chooses, by name: bool (batch[, heads or kv heads], rows, places)."""
-        known = dict(given.real)
-        roots = [root for item in self._pattern.selections for root in (item.score, item.candidates)]
+        pattern = self._pattern
+        roots = [root for item in pattern.selections for root in (item.score, item.candidates)]
         read = {below.tensor.name for root in roots for below in root.below if isinstance(below, ir.Element)}
-        if any(name.split(".")[0] in {node.name for node in self._pattern.nodes} for name in read):
-            known |= self._of_nodes(q, k, v, given, _on_cpu).known
-        choices = Choices(self._pattern, given, (q, k, v), known)
-        choices.asking({item.given for item in self._pattern.selections})
+        last = max(
+            (i for i, node in enumerate(pattern.nodes) if {output(node).name, output_lse(node).name} & read), default=-1
+        )
+        choices = Choices(pattern, given, (q, k, v), given.real)
+        if last >= 0:
+            choices = self._of_nodes(q, k, v, given, _on_cpu, pattern.nodes[: last + 1])
+        choices.asking({item.given for item in pattern.selections})
         return choices.found
 
-    def _of_nodes(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> Choices:
-        """What is known by name once every attention has run, and what was chosen so far."""
+    def _of_nodes(
+        self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run, nodes: Sequence[ir.Attend] | None = None
+    ) -> Choices:
+        """What is known by name once every attention has run, or those `nodes`, and what was chosen so far."""
         known = dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
         choices = Choices(self._pattern, given, (q, k, v), known, strict=self._strict)
-        for node in self._pattern.nodes:
+        for node in self._pattern.nodes if nodes is None else nodes:
             asking = choices.asking(asked([node.visible, *values_of(node)]))
             known[output(node).name], known[output_lse(node).name] = self._node(node, q, k, v, asking, run, known)
         return choices

@@ -48,7 +48,8 @@ class Rates:
     longer the backward takes than the forward, by dtype. `row`: a row of queries with few keys, by dtype, at the first
     of `WIDTHS`; a row of `KEY_BLOCK` keys has it in its elements. `peak`: an element of long dense calls, by dtype and
     width, than which nothing is faster; of what is not known, the best of `elements`. `chosen`: a place that is scored
-    and ranked for a row; `listed`: one that is looked at for lists. `source`: where they come from.
+    and ranked for a row; `listed`: one that is looked at for lists; `gathered`: a piece of gathered queries, whatever
+    its size; `scattered`: a number that is gathered, or put back. `source`: where they come from.
     """
 
     elements: Mapping[str, Table]
@@ -63,6 +64,8 @@ class Rates:
     peak: Mapping[str, tuple[float, float]]
     chosen: float
     listed: float
+    gathered: float
+    scattered: float
     source: str
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
@@ -143,6 +146,8 @@ AMX = Rates(
     peak={},
     chosen=9.0,
     listed=1.5,
+    gathered=110_000.0,
+    scattered=0.5,
     backward={"float32": 2.4, "bfloat16": 2.6, "float16": 2.6, "float64": 2.4},
     source="two threads of a CPU with AVX-512 and AMX, torch 2.13",
 )
@@ -165,6 +170,8 @@ PLAIN = Rates(
     peak={},
     chosen=AMX.chosen,
     listed=AMX.listed,
+    gathered=AMX.gathered,
+    scattered=AMX.scattered,
     backward={"float32": 2.1, "bfloat16": 2.3, "float16": 2.3, "float64": 2.1},
     source="two threads of a CPU with AVX2, torch 2.13",
 )

@@ -61,8 +61,10 @@ class ChosenWork:
     def listing_ns(self, rates: Rates, dk: int, dv: int) -> float:
         """To list the queries of each place, and to gather them and what they have so far."""
         entries = self.lanes * self.n_q * len(self.expected.keys) * LOOKS
-        rows = sum(piece.queries.length * often for piece, often in self.pieces()) * self.together
-        return entries * rates.listed + rows * (dk + 2 * dv) * rates.copy
+        pieces = list(self.pieces())
+        rows = sum(piece.queries.length * often for piece, often in pieces) * self.together
+        calls = sum(often for _, often in pieces) * max(rates.gathered - rates.call, 0.0)
+        return entries * rates.listed + rows * (dk + 2 * dv) * rates.scattered + calls
 
     def choosing_ns(self, rates: Rates) -> float:
         """To score and rank the places."""

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from attnc.compiler.fold import truth
+from attnc.compiler.planning.chosen import Places
 from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
-from attnc.runtime.cpu.chosen import by_place
+from attnc.runtime.cpu.chosen import Chosen, by_place
 from attnc.runtime.selections.ranking import best
 
 SCHEMA = 3
@@ -69,6 +71,8 @@ def measure() -> Rates:
         backward={**backward, "float16": backward["bfloat16"], "float64": backward["float32"]},
         chosen=_chosen(),
         listed=_listed(),
+        gathered=_gathered(),
+        scattered=_scattered(),
         source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
 
@@ -101,6 +105,8 @@ def _load(path: Path) -> Rates | None:
             found.evaluate,
             found.chosen,
             found.listed,
+            found.gathered,
+            found.scattered,
             *found.masked.values(),
             *found.backward.values(),
         ]
@@ -230,6 +236,28 @@ def _listed() -> float:
     """Nanoseconds of a place of a row that is looked at for the lists of rows that chose each place."""
     taken = torch.rand(ROWS_THAT_CHOOSE, PLACES) < 4 / PLACES
     return _time(lambda: by_place(taken)) / taken.numel()
+
+
+def _gathered() -> float:
+    """Nanoseconds of a piece of gathered queries that does next to nothing."""
+    some, side, width = 8, 32, 16
+    few, many = (_places_taken(count, side, width) for count in (some, 2 * some))
+    return max((_time(many) - _time(few)) / some, 1000.0)
+
+
+def _places_taken(count: int, side: int, width: int) -> Callable[[], object]:
+    """Attention of so many places of `side` keys, each taken by `side` queries."""
+    q, k, v = (torch.randn(1, 1, count * side, width) for _ in range(3))
+    taken = torch.eye(count, dtype=torch.bool).repeat_interleave(side, 0)[None, None]
+    work = Chosen(Places(np.arange(count + 1) * side, None, None, None, truth(True), None), 0.1)
+    return lambda: work.forward(q, k, v, [taken])
+
+
+def _scattered() -> float:
+    """Nanoseconds of a number of rows that are taken out of order."""
+    rows = torch.randperm(2 * ROWS_THAT_CHOOSE)[:ROWS_THAT_CHOOSE].sort().values
+    x = torch.randn(1, 2 * ROWS_THAT_CHOOSE, WIDTHS[0])
+    return _time(lambda: x.index_select(1, rows)) / (ROWS_THAT_CHOOSE * WIDTHS[0])
 
 
 def _time(run: Callable[[], object], inner: int = 1) -> float:
