@@ -71,7 +71,7 @@ def simulate_cpu(
     )
     rungs = [Rung(name, speedup, why) for name, speedup, why in zip(RUNGS, bounds, lost, strict=False)]
     if chosen:
-        listed, all_ = (min(last, ideal / ms) for ms in (attended + listing, predicted))
+        listed, all_ = (min(last, ideal / ms if ms else inf) for ms in (attended + listing, predicted))
         rungs += [Rung("attended", last, lost[-1]), Rung("listed", listed, _share("lists", listing, predicted))]
         what = "chosen in the forward" if stage == "backward" else _share("the choice", choosing, predicted)
         rungs.append(Rung("predicted", all_, what))

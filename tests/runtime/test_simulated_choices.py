@@ -78,6 +78,7 @@ def test_pairs_that_do_not_depend_on_the_choice(spec: str, n: int) -> None:
         n -= n % 16  # or the last block is shorter
     if n:
         assert simulated(attend, n).visible == seen(attend, n)
+    assert simulated(attend, 0).predicted_ms == 0
 
 
 def test_pairs_that_do(n: int = 200) -> None:
