@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,13 @@ def main() -> int:
     if setting.cuda:
         facts["device"] = torch.cuda.get_device_name()
     out = options.out or timing.RESULTS / f"gpu-{'toy-' if setting.toy else ''}{options.part}.json"
+    return finished(PARTS[options.part](setting), out, facts)
+
+
+def finished(rows: Iterable[Row], out: Path, facts: Mapping[str, object]) -> int:
+    """Print the rows and write them, each as it comes; 1 where one of them is wrong."""
     done: list[Row] = []
-    for row in PARTS[options.part](setting):
+    for row in rows:
         done.append(row)
         print(row, flush=True)
         out.parent.mkdir(exist_ok=True)

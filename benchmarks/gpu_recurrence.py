@@ -263,20 +263,7 @@ def _interleaved(
     steps["copy"] = half.clone
     if not setting.cuda:
         return timing.interleaved(steps, rounds=1, warm_up=0)
-    flush = torch.empty(L2_BYTES, dtype=torch.int8, device=setting.device)
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    for i in range(WARM_UP + ROUNDS):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            flush.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
-            steps[name]()
-            end.record()
-            torch.cuda.synchronize()
-            if i >= WARM_UP:
-                samples[name].append(float(start.elapsed_time(end)))
-    return {name: timing.Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items()}
+    return timing.interleaved_on_gpu(steps, ROUNDS, WARM_UP, L2_BYTES)
 
 
 def lengths(setting: Setting, system: System) -> Iterator[Row]:

@@ -12,15 +12,13 @@ FlashAttention 2. On a CPU, `TRITON_INTERPRET=1` and `--toy` run every line at t
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import timing
 import torch
-from gpu_check import L2_BYTES, TOLERANCE, Setting
+from gpu_check import L2_BYTES, TOLERANCE, Setting, finished
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,15 +70,7 @@ def main() -> int:
     if setting.cuda:
         facts["device"] = torch.cuda.get_device_name()
     out = options.out or timing.RESULTS / f"gpu-routing-{'toy-' if setting.toy else ''}{options.part}.json"
-    done: list[Row] = []
-    for row in PARTS[options.part](setting):
-        done.append(row)
-        print(row, flush=True)
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps({**facts, "rows": done}, indent=1) + "\n", encoding="utf-8")
-    wrong = [row for row in done if not row.get("ok", True)]
-    print(f"{len(done)} rows, {len(wrong)} wrong; written to {out}")
-    return 1 if wrong else 0
+    return finished(PARTS[options.part](setting), out, facts)
 
 
 def _attention(name: str, **params: Any) -> Attention:
@@ -193,23 +183,10 @@ def _timed(
 
 
 def _interleaved(setting: Setting, contenders: Mapping[str, Run]) -> dict[str, timing.Timing]:
-    """Milliseconds by CUDA events, in turns, each run with an L2 that holds nothing of it."""
+    """Milliseconds, in turns."""
     if not setting.cuda:
         return timing.interleaved(contenders, rounds=1, warm_up=0)
-    flush = torch.empty(L2_BYTES, dtype=torch.int8, device=setting.device)
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for i in range(WARM_UP + ROUNDS):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            flush.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
-            contenders[name]()
-            end.record()
-            torch.cuda.synchronize()
-            if i >= WARM_UP:
-                samples[name].append(float(start.elapsed_time(end)))
-    return {name: timing.Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items()}
+    return timing.interleaved_on_gpu(contenders, ROUNDS, WARM_UP, L2_BYTES)
 
 
 PARTS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {"correct": correct, "steps": steps, "speed": speed}

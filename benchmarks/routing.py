@@ -88,7 +88,8 @@ def _predicted(attend: Attention, inputs: dict[str, Any], row: Row) -> Row:
 def _pairs(attend: Attention, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Any]) -> float:
     """Pairs of a query and a chosen key, over those of causal attention: by the sizes of blocks."""
     n = q.shape[2]
-    block = int(attend.parameters["block"])  # type: ignore[call-overload]
+    block = attend.parameters["block"]
+    assert isinstance(block, int)
     chosen = sum(int(x.sum()) // x.shape[1] for x in attend.chosen(q, k, v, **inputs).values())
     return float(chosen * block / (n * (n + 1) / 2))
 

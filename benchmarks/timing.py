@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,6 +45,26 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, war
             start = time.perf_counter()
             run()
             samples[name].append((time.perf_counter() - start) * 1e3)
+    return {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items()}
+
+
+def interleaved_on_gpu(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int, l2_bytes: int
+) -> dict[str, Timing]:
+    """The same by CUDA events, each run with an L2 of at most so many bytes that holds nothing of it."""
+    flush = torch.empty(l2_bytes, dtype=torch.int8, device="cuda")
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for i in range(warm_up + rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
+            contenders[name]()
+            end.record()
+            torch.cuda.synchronize()
+            if i >= warm_up:
+                samples[name].append(float(start.elapsed_time(end)))
     return {name: Timing(statistics.median(s), min(s), max(s), len(s)) for name, s in samples.items()}
 
 

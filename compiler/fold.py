@@ -404,6 +404,14 @@ def _crosses(op: str, terms: _Terms, same: list[Sign], bounds: dict[_Terms, list
     return room < 0 if op == "and" else room >= -1
 
 
+def product(factors: Iterable[Index]) -> Index:
+    """Of any number of factors, left to right."""
+    result: Index = const(1)
+    for factor in factors:
+        result = mul(result, factor)
+    return result
+
+
 def conjunction(*nodes: Index) -> Index:
     """`and` of any number of nodes, left to right."""
     return _junction("and", nodes)

@@ -86,7 +86,7 @@ class AttentionLowering(Lowering):
     def _refuse_documents(self, attend: checked.Attend) -> None:
         if (attend.over is not None or self.program.pads) and self.program.documents is not None:
             span = attend.over.span if attend.over is not None else self.program.pads[0].span
-            _refuse(span, "keys that are no tokens, with `documents`,", "Call it once for each document.")
+            refuse(span, "keys that are no tokens, with `documents`,", "Call it once for each document.")
 
     def _keys(self, attend: checked.Attend, scope: Scope) -> tuple[Scope, _Keys]:
         """The scope in which keys have their names, and what they are."""
@@ -114,16 +114,16 @@ class AttentionLowering(Lowering):
         """Units by number: the first of a list of numbers is the slowest."""
         members, own = members_of(unit, self.program, self, scope)
         if isinstance(members.form, Stretch) and not 0 <= members.form.shift < members.form.size:
-            _refuse(unit.span, "units whose numbers do not begin at 0", "Number them from 0: `k // 4`.")
+            refuse(unit.span, "units whose numbers do not begin at 0", "Number them from 0: `k // 4`.")
         self.units[unit] = members
         counts = members.counts()
         numbers, key_of = [], fold.const(0)
         for i, count in enumerate(counts):
-            number = fold.floordiv(fold.place("k"), _product(counts[i + 1 :]))
+            number = fold.floordiv(fold.place("k"), fold.product(counts[i + 1 :]))
             numbers.append(number if i == 0 else fold.mod(number, count))
             key_of = fold.add(fold.mul(key_of, count), own[i])
         key: Lowered = tuple(numbers) if is_list(unit, self, scope) else numbers[0]
-        return _Keys(key, _product(counts), key_of)
+        return _Keys(key, fold.product(counts), key_of)
 
     def _padded(self, scope: Scope) -> tuple[Scope, _Keys]:
         """Keys that are tokens, with zeros around them."""
@@ -139,17 +139,17 @@ class AttentionLowering(Lowering):
         coordinates, inside, token, key_of = [], [], fold.const(0), fold.const(0)
         for axis, (name, extent) in enumerate(segment.axes):
             along = fold.coord(
-                place, fold.const(0), _product(tuple(counts[axis + 1 :])), counts[axis] if axis else None, name
+                place, fold.const(0), fold.product(tuple(counts[axis + 1 :])), counts[axis] if axis else None, name
             )
             coordinates.append(fold.add(along, lows[axis]))
             inside += [fold.nonnegative(coordinates[-1]), fold.less(coordinates[-1], extent)]
             token = fold.add(fold.mul(token, extent), coordinates[-1])
-            inner = _product(tuple(extent for _, extent in segment.axes[axis + 1 :]))
+            inner = fold.product(tuple(extent for _, extent in segment.axes[axis + 1 :]))
             own = fold.coord(place, fold.const(0), inner, extent if axis else None, name)
             key_of = fold.add(fold.mul(key_of, counts[axis]), fold.sub(own, lows[axis]))
         position = fold.choice(fold.conjunction(*inside), token, fold.const(ir.OUTSIDE))
         scope = replace(scope, k=position, coordinates=(*scope.coordinates, ("k", tuple(coordinates))))
-        return scope, _Keys(position, _product(tuple(counts)), key_of)
+        return scope, _Keys(position, fold.product(tuple(counts)), key_of)
 
     # --- clauses ---
 
@@ -205,7 +205,7 @@ class AttentionLowering(Lowering):
             return scope
         index, over = self.integer(at, scope), self._here().attend.over
         if isinstance(over, checked.Unit) and is_list(over, self, scope):
-            _refuse(at.span, "a score of a tile by its number", "Read the score of this key.")
+            refuse(at.span, "a score of a tile by its number", "Read the score of this key.")
         if over is not None:
             return scope.bind(over.binder, index)
         others = tuple(item for item in scope.coordinates if item[0] != "k")
@@ -242,7 +242,7 @@ class AttentionLowering(Lowering):
         for binder, value in scope.names:
             parts = (value.num, value.den) if isinstance(value, Rational) else (value,)
             if binder in used and any("k" in values.reads(p) for p in parts if isinstance(p, ir.Node)):
-                _refuse(expr.span, "the key outside of a `for k`, inside of it,", "Write the sum without it.")
+                refuse(expr.span, "the key outside of a `for k`, inside of it,", "Write the sum without it.")
 
     def _asked(self, condition: checked.Expr, scope: Scope) -> Index:
         """A condition on a key that is seen: that it is seen is known."""
@@ -264,7 +264,7 @@ class AttentionLowering(Lowering):
             return values.apply("exp", extra)
         if not isinstance(extra, ir.Element):
             span = self.origins.get(extra, self.program.span)  # type: ignore[call-overload]
-            _refuse(span, "a vector of extra logits that is no input", "Give them as an input, or one by one.")
+            refuse(span, "a vector of extra logits that is no input", "Give them as an input, or one by one.")
         dim = extra.tensor.dims[-1]
         length = fold.const(dim) if isinstance(dim, int) else fold.extent(dim)
         variable = self.variable("i")
@@ -305,7 +305,7 @@ class AttentionLowering(Lowering):
         sums = any(isinstance(below, ir.Seen) for below in node.score.below)
         if attend.per or attend.stack is not None or sums:
             what = "the weight of a branch that has rows or sums of its own"
-            _refuse(expr.span, what, "Compute it in this branch.")
+            refuse(expr.span, what, "Compute it in this branch.")
         lse = values.element(
             values.output_lse(node), (fold.head_index("batch"), scope.head, scope.q, *self._member(expr, node, scope))
         )
@@ -318,7 +318,7 @@ class AttentionLowering(Lowering):
             changes[fold.head_index("head")] = scope.head
         key = scope.lookup(self._here().attend.over.binder) if self._here().attend.over is not None else scope.k  # type: ignore[union-attr]
         if key is not self._here().key:
-            _refuse(expr.span, "the weight of a branch at another key", "Read it at this key.")
+            refuse(expr.span, "the weight of a branch at another key", "Read it at this key.")
         score = substitute_value(node.score, changes) if changes else node.score
         visible = substitute(node.visible, changes) if changes else node.visible
         finite = values.apply("max", lse, values.number(-1e30))  # of a row whose scores are all -inf
@@ -356,12 +356,6 @@ def _on_tokens(node: ir.Attend) -> ir.Attend:
     return substitute_attend(node, {fold.extent("keys"): fold.extent(TOKENS)})
 
 
-def _product(factors: tuple[Index, ...]) -> Index:
-    result = fold.const(1)
-    for factor in factors:
-        result = fold.mul(result, factor)
-    return result
-
-
-def _refuse(span: Span, what: str, remedy: str) -> NoReturn:
+def refuse(span: Span, what: str, remedy: str) -> NoReturn:
+    """Raise SpecError (A701): not supported yet, with what to do instead."""
     raise SpecError((Diagnostic("A701", f"{what} is not supported yet", Label(span), help=remedy),))

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from attnc.compiler import fold, ir, values
 from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
-from attnc.compiler.lowering.attends import Around, AttentionLowering
+from attnc.compiler.lowering.attends import Around, AttentionLowering, refuse
 from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value
 from attnc.compiler.lowering.rounding import is_list, members_of
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attends import same_keys
-from attnc.spec.diagnostics import Diagnostic, Label
-from attnc.spec.errors import SpecError
-from attnc.spec.source import Span
 
 _COMPARED = {"lt": ("lt", False), "gt": ("lt", True), "le": ("le", False), "ge": ("le", True), "eq": ("eq", False)}
 """Comparisons: which of the IR's, and whether their sides change places."""
@@ -61,9 +56,9 @@ class SelectingLowering(AttentionLowering):
     def _lowered(self, item: checked.Selection) -> ir.Selection:
         row = item.row
         if item.family is not None:
-            _refuse(item.span, "a family of selections", "Write its members one by one.")
+            refuse(item.span, "a family of selections", "Write its members one by one.")
         if self.program.pads:
-            _refuse(item.span, "a selection of padded keys", "Pad the tensors before the call.")
+            refuse(item.span, "a selection of padded keys", "Pad the tensors before the call.")
         self._refuse_with_documents(item)
         rows, scope = self._rows(item, Scope())
         scope, keys = self._keys(row, scope)
@@ -89,7 +84,7 @@ class SelectingLowering(AttentionLowering):
 
     def _refuse_with_documents(self, item: checked.Selection) -> None:
         if self.program.documents is not None:
-            _refuse(item.span, "a selection in a pattern with `documents`", "Call it once for each document.")
+            refuse(item.span, "a selection in a pattern with `documents`", "Call it once for each document.")
 
     def _rows(self, item: checked.Selection, scope: Scope) -> tuple[_Rows, Scope]:
         if not item.row.per:
@@ -102,11 +97,11 @@ class SelectingLowering(AttentionLowering):
         counts = members.counts()
         numbers, row_of = [], fold.const(0)
         for i, count in enumerate(counts):
-            number = fold.floordiv(fold.place("q"), _product(counts[i + 1 :]))
+            number = fold.floordiv(fold.place("q"), fold.product(counts[i + 1 :]))
             numbers.append(number if i == 0 else fold.mod(number, count))
             row_of = fold.add(fold.mul(row_of, count), own[i])
         bound: Lowered = tuple(numbers) if is_list(unit, self) else numbers[0]
-        return _Rows(_product(counts), row_of, bound), scope.bind(unit.binder, bound)
+        return _Rows(fold.product(counts), row_of, bound), scope.bind(unit.binder, bound)
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
@@ -249,14 +244,3 @@ def _at(node: Index, place: str, position: Index) -> Index:
     """A number of a place, at a position."""
     own = fold.place("q" if place == "q" else "k")
     return node if position is own else substitute(node, {own: position})
-
-
-def _product(factors: Sequence[Index]) -> Index:
-    result = fold.const(1)
-    for factor in factors:
-        result = fold.mul(result, factor)
-    return result
-
-
-def _refuse(span: Span, what: str, remedy: str) -> NoReturn:
-    raise SpecError((Diagnostic("A701", f"{what} is not supported yet", Label(span), help=remedy),))

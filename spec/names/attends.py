@@ -9,14 +9,12 @@ from typing import TypeVar
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
-from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.families import family_of, range_of
-from attnc.spec.names.modules import declare, let_source, refuse_hiding
+from attnc.spec.names.modules import declare, declare_lets
 from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
-    DefinitionSymbol,
     PartSymbol,
     RangeSymbol,
     SilentSymbol,
@@ -233,7 +231,7 @@ class Branch:
         statements = self._block.body.statements
         clauses = Clauses(statements, self._own, self._outer, self._resolver, self._report)
         family = self._family(clauses)
-        self._declare_lets(statements)
+        self._lets = declare_lets(self._report, statements, self._own, self._outer, self._names)
         clauses.places()
         around = self._resolver.surroundings
         before = list(around.visible)
@@ -252,18 +250,6 @@ class Branch:
         found = clauses.range(first)
         declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
         return found
-
-    def _declare_lets(self, statements: tuple[syntax.Statement, ...]) -> None:
-        for item in statements:
-            if isinstance(item, syntax.Definition) and item.word.id == "let":
-                source = let_source(item, self._names)
-                declare(self._report, self._own, self._outer, item.name, DefinitionSymbol(item.name.span, source))
-                self._lets.append(source)
-                for name in item.parameters or ():
-                    if name.id in RESERVED_NAMES | FUNCTIONS:
-                        refuse_hiding(self._report, name)
-                    elif name.id in self._names:
-                        refuse_hiding(self._report, name, self._names[name.id].span)
 
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}

@@ -252,6 +252,28 @@ def declare(
     own.setdefault(name.id, SilentSymbol(name.span))
 
 
+def declare_lets(
+    report: Report,
+    statements: Iterable[syntax.Statement],
+    own: dict[str, Symbol],
+    outer: Mapping[str, Symbol],
+    names: Mapping[str, Symbol],
+) -> list[DefinitionSource]:
+    """Give the `let` of a block their meaning in `own`; `names` are those that they may read."""
+    found = []
+    for item in statements:
+        if isinstance(item, syntax.Definition) and item.word.id == "let":
+            source = let_source(item, names)
+            declare(report, own, outer, item.name, DefinitionSymbol(item.name.span, source))
+            found.append(source)
+            for name in item.parameters or ():
+                if name.id in RESERVED_NAMES | FUNCTIONS:
+                    refuse_hiding(report, name)
+                elif name.id in names:
+                    refuse_hiding(report, name, names[name.id].span)
+    return found
+
+
 def let_source(
     item: syntax.Definition, names: Mapping[str, Symbol], outer: Mapping[str, program.Binder] | None = None
 ) -> DefinitionSource:

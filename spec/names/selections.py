@@ -9,14 +9,12 @@ from typing import Literal as OneOf
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.attends import Clauses
-from attnc.spec.names.builtins import FUNCTIONS, RESERVED_NAMES
 from attnc.spec.names.expressions import Resolver
 from attnc.spec.names.families import family_of
-from attnc.spec.names.modules import declare, let_source, refuse_hiding
+from attnc.spec.names.modules import declare, declare_lets
 from attnc.spec.names.name_resolver import Part, Selecting
 from attnc.spec.names.scope import (
     DefinitionSource,
-    DefinitionSymbol,
     RangeSymbol,
     SelectionSymbol,
     SilentSymbol,
@@ -78,7 +76,7 @@ class Select:
         """The selection; None, and a report, where something is missing."""
         self._check_statements()
         family = self._family()
-        self._declare_lets()
+        self._lets = declare_lets(self._report, self._statements, self._own, self._outer, self._names)
         over = self._over()
         self._key = "k" if over is None else over.binder
         self._who()
@@ -179,18 +177,6 @@ class Select:
         found = self._clauses.range(first)
         declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
         return found
-
-    def _declare_lets(self) -> None:
-        for item in self._statements:
-            if isinstance(item, syntax.Definition) and item.word.id == "let":
-                source = let_source(item, self._names)
-                declare(self._report, self._own, self._outer, item.name, DefinitionSymbol(item.name.span, source))
-                self._lets.append(source)
-                for name in item.parameters or ():
-                    if name.id in RESERVED_NAMES | FUNCTIONS:
-                        refuse_hiding(self._report, name)
-                    elif name.id in self._names:
-                        refuse_hiding(self._report, name, self._names[name.id].span)
 
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}
