@@ -19,6 +19,11 @@ Int64 = NDArray[np.int64]
 ROWS = 64
 """Rows that are looked at together."""
 
+FILLED = 32
+"""On a CPU gathered rows are filled up to a multiple of this: what is left over of a tile, or of a vector of the
+processor, is computed in another way.
+"""
+
 
 @dataclass(frozen=True)
 class ChosenKeys:

@@ -8,12 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from attnc.compiler.planning.chosen import FILLED
 from attnc.compiler.planning.plan import Piece, stretch
 from attnc.compiler.planning.rates import Rates
 from attnc.compiler.simulation.choices import ExpectedChoice, Float64
-
-FILLED = 32
-"""Gathered queries are filled up to a multiple of this."""
 
 LOOKS = 2
 """Every entry of what is chosen is looked at for places that are seen whole, and for those that are seen in part."""

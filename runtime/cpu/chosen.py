@@ -1,8 +1,8 @@
 """Attention to chosen places: for each place the queries that chose it are gathered, and meet its keys together.
 
 A query's parts are merged by log-sum-exp in the order of its own places, and no row of a kernel call depends on the
-number of rows beside it (`ROWS`): what other queries choose changes no bit of it. The backward takes the places one by
-one, so that the gradients of their keys are sums over one call each: nothing is added from several sides at once.
+number of rows beside it (`FILLED`): what other queries choose changes no bit of it. The backward takes the places one
+by one, so that the gradients of their keys are sums over one call each: nothing is added from several sides at once.
 """
 
 from __future__ import annotations
@@ -18,15 +18,10 @@ from torch import Tensor
 
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.planning.chosen import FILLED, Places
 from attnc.compiler.planning.chosen import ROWS as TILE
-from attnc.compiler.planning.chosen import Places
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.autograd import Pair, Triple
-
-ROWS = 32
-"""Gathered rows are filled up to a multiple of this: what is left over of a tile, or of a vector of the processor, is
-computed in another way.
-"""
 
 MOST_MASKS = 64
 """Masks of partly visible places that are kept during a call."""
@@ -266,6 +261,6 @@ class _Masks:
 
 
 def _filled(rows: Tensor) -> Tensor:
-    """The rows, the last one as often as it takes for a multiple of `ROWS`."""
-    missing = -len(rows) % ROWS
+    """The rows, the last one as often as it takes for a multiple of `FILLED`."""
+    missing = -len(rows) % FILLED
     return torch.cat([rows, rows[-1:].expand(missing)]) if missing else rows
