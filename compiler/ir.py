@@ -350,7 +350,8 @@ class Tensor(Node):
     """An input of each call; `dims` are fixed names (batch head kv_head query key token dk dv), new sizes, or numbers.
 
     `real` and `complex` ones enter values only. `learned`: a module owns it. `refinement`: what its entries
-    promise to be, 0 to 1, at most 0, or above 0.
+    promise to be, 0 to 1, at most 0, or above 0. `made`: it is not given, but made of one that
+    is.
     """
 
     name: str
@@ -358,11 +359,25 @@ class Tensor(Node):
     dims: tuple[str | int, ...]
     learned: bool = False
     refinement: Literal["unit", "log_decay", "positive"] | None = None
+    made: Made | None = None
 
     @property
     def is_floating(self) -> bool:
         """Whether it holds floating-point numbers."""
         return self.kind in ("real", "complex")
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A tensor of the call: tokens sorted by the entries of the input `of`, ties to the earlier one.
+
+    `what`: the place of each token, the token at each place, or, of entries modulo `count`, where each of these numbers
+    begins among the places, with their end.
+    """
+
+    of: str
+    what: Literal["ranks", "order", "starts"]
+    count: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)

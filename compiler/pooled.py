@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from attnc.compiler import ir
 from attnc.compiler.heads import heads_read
-from attnc.compiler.values import reads, scale, vector
+from attnc.compiler.values import reads, vector
 
 
-def pooled_keys(node: ir.Attend) -> tuple[ir.Value, ir.Value] | None:
-    """The vector and the value of a key, where the score is `scale * dot(q, vector)` and neither depends on a query."""
+class PooledKeys(NamedTuple):
+    """A key's vector and value, neither of which depends on a query; the score is `factor * dot(q, vector)`."""
+
+    factor: ir.Value
+    vector: ir.Value
+    value: ir.Value
+
+
+def pooled_keys(node: ir.Attend) -> PooledKeys | None:
+    """The keys of an attention, where that is what they are."""
     softmax = isinstance(node.weights, ir.Softmax) and node.weights.extra is None
     if node.keys is None or not softmax or node.stack is not None or node.family is not None:
         return None
     match node.score:
-        case ir.Apply(op="mul", operands=(a, b)) if scale() in (a, b):
-            product = b if a is scale() else a
+        case ir.Apply(op="mul", operands=(factor, ir.Dot() as product)):
+            pass
+        case ir.Apply(op="mul", operands=(ir.Dot() as product, factor)):
+            pass
         case _:
             return None
-    if not isinstance(product, ir.Dot) or vector("q") not in (product.left, product.right):
+    if vector("q") not in (product.left, product.right) or not _is_constant(factor):
         return None
     key = product.right if product.left is vector("q") else product.left
     if "q" in reads(key) or "q" in reads(node.value) or heads_read([key, node.value]) == "head":
         return None
-    return key, node.value
+    return PooledKeys(factor, key, node.value)
+
+
+def _is_constant(node: ir.Value) -> bool:
+    """Whether a number is the same for all queries, keys and heads, and no input enters it."""
+    return not reads(node) and not any(isinstance(below, ir.Element | ir.Lookup | ir.Vec) for below in node.below)

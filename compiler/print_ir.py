@@ -62,7 +62,7 @@ from attnc.compiler.values import is_default, is_scored
 def print_pattern(pattern: Pattern) -> str:
     """The whole pattern."""
     lines = [f"pattern {pattern.name}{_parameters(pattern.parameters)}"]
-    lines.extend(f"    input {_tensor(tensor)}" for tensor in pattern.tensors)
+    lines.extend(f"    {'made' if tensor.made else 'input'} {_tensor(tensor)}" for tensor in pattern.tensors)
     lines.extend(f"    tokens {_segment(segment)}" for segment in pattern.segments)
     if pattern.align is not None:
         lines.append(f"    align {pattern.align}")

@@ -19,6 +19,7 @@ from attnc.runtime.call import (
     check_counts,
     check_promises,
     check_tensors,
+    completed,
     finite,
     input_tensors,
     refuse_options,
@@ -228,6 +229,7 @@ class Attention(Shown, Served, Stateful):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_are_tensors(q, k, v)
+        inputs = completed(self._pattern, inputs) if inputs else inputs
         if self._is_reference:
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
@@ -360,6 +362,7 @@ class Attention(Shown, Served, Stateful):
     ) -> tuple[Tensor, Tensor | None]:
         refuse_options(self._pattern, inputs)
         sizes = check_tensors(q, k, v)
+        inputs = completed(self._pattern, inputs)
         factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
         tensors = input_tensors(self._pattern, inputs)
         check_promises(self._pattern.tensors, tensors)

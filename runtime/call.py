@@ -207,7 +207,32 @@ def input_tensors(pattern: ir.Pattern, given: Mapping[str, object]) -> list[Tens
     """
     refuse_options(pattern, given)
     _check_names(pattern, given)
+    given = completed(pattern, given)
     return [_tensor(pattern, tensor, given.get(tensor.name)) for tensor in pattern.tensors]
+
+
+def completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, object]:
+    """The inputs of a call with what is made of them, on their device."""
+    made = {}
+    for tensor in pattern.tensors:
+        value = None if tensor.made is None else given.get(tensor.made.of)
+        if tensor.made is not None and value is not None and tensor.name not in given:
+            x = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+            made[tensor.name] = sorted_by(x.detach(), tensor.made)
+    return {**given, **made} if made else given
+
+
+def sorted_by(x: Tensor, made: ir.Made) -> Tensor:
+    """What is made of an input, along its last dimension."""
+    x = x.remainder(made.count) if made.count else x
+    found, order = torch.sort(x, dim=-1, stable=True)
+    if made.what == "order":
+        return order
+    if made.what == "starts":
+        numbers = torch.arange(made.count + 1, dtype=x.dtype, device=x.device)
+        return torch.searchsorted(found, numbers.expand(*x.shape[:-1], made.count + 1).contiguous())
+    places = torch.arange(x.shape[-1], device=x.device).expand(x.shape)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
@@ -250,15 +275,17 @@ _PROMISES: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 
 
 def _check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
-    names = [tensor.name for tensor in pattern.tensors]
+    names = [tensor.name for tensor in pattern.tensors if tensor.made is None]
+    made = {tensor.name for tensor in pattern.tensors} - set(names)
     for name, value in given.items():
-        if name not in names and not (name in REFUSED and _is_off(value)):
+        if name not in made and name not in names and not (name in REFUSED and _is_off(value)):
             has = f"its inputs are {', '.join(f'`{n}`' for n in names)}" if names else "it has no inputs"
             raise ArgumentTypeError(f"`{pattern.name}` has no input `{name}`: {did_you_mean(name, names, has)}")
 
 
 def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
     _check_names(pattern, given)
+    given = completed(pattern, given)
     needed = names_read(pattern)
     wanted = [t for t in pattern.tensors if given.get(t.name) is not None or needed & {t.name, *map(str, t.dims)}]
     return {tensor.name: _array(pattern, tensor, given.get(tensor.name)) for tensor in wanted}

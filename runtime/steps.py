@@ -19,7 +19,7 @@ from attnc.compiler.kernels.targets import Target
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.plan import Plan, joined
-from attnc.compiler.pooled import pooled_keys
+from attnc.compiler.pooled import PooledKeys, pooled_keys
 from attnc.compiler.values import (
     is_plain,
     is_scored,
@@ -37,8 +37,9 @@ from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
 from attnc.runtime.cpu.kernel import lse_dtype
-from attnc.runtime.cpu.planned_call import Call
-from attnc.runtime.cpu.pooled import attend as attend_pooled
+from attnc.runtime.cpu.planned_call import Call, operands_of
+from attnc.runtime.cpu.pooled import Keys
+from attnc.runtime.cpu.pooled import made as pooled_made
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
@@ -47,6 +48,7 @@ from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
 from attnc.runtime.selections.placed import attend as attend_placed
+from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.selections.planned import plan_of_choices
 from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
@@ -331,20 +333,39 @@ def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
 
 def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
     """One attention by the executor that is made for it."""
+    node = planner.pattern.attend
+    pooled = pooled_keys(node) if q.numel() and k.numel() else None
+    if pooled is not None:
+        keys = _made(planner, given, q, k, v, known, pooled)
+        given = replace(given, scale=keys.scale)
+        placed = attend_placed(planner, q, keys.k, keys.v, given)
+        plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
+        return attend_plain(q, keys.k, keys.v, plan, given.scale) if placed is None else placed
     placed = attend_placed(planner, q, k, v, given)
     if placed is not None:
         return placed
     plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
-    node = planner.pattern.attend
     if is_plain(node):
         return attend_plain(q, k, v, plan, given.scale)
     relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
     call = Call(plan, relations, given.scale)
     real = _real(planner.pattern, known)
-    pooled = pooled_keys(node) if q.numel() and k.numel() else None
-    if pooled is not None:
-        return attend_pooled(q, k, v, call, list(real), pooled)
     return scored.attend(q, k, v, call, real) if is_scored(node) else rows.attend(q, k, v, call, real)
+
+
+def _made(
+    planner: Planner,
+    given: Given,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    known: Mapping[str, Tensor],
+    pooled: PooledKeys,
+) -> Keys:
+    """The keys of an attention whose keys are no tokens."""
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+    vectors = q.unbind(0), k.unbind(0), v.unbind(0)
+    return pooled_made(operands_of(relations, given.scale, vectors, _real(planner.pattern, known)), relations, pooled)
 
 
 def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
@@ -352,10 +373,15 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     from attnc.runtime.gpu import scored as scored_on_gpu
     from attnc.runtime.gpu.work import OnGpu
 
-    placed = attend_placed(planner, q, k, v, given, by_kernels=True)
+    pattern = planner.pattern
+    pooled = pooled_keys(pattern.attend) if q.numel() and k.numel() and choice_of(pattern.attend) else None
+    if pooled is not None:
+        keys = _made(planner, given, q, k, v, known, pooled)
+        placed = attend_placed(planner, q, keys.k, keys.v, replace(given, scale=keys.scale), by_kernels=True)
+    else:
+        placed = attend_placed(planner, q, k, v, given, by_kernels=True)
     if placed is not None:
         return placed
-    pattern = planner.pattern
     inputs = [known[t.name] if t.is_floating else _tensor(given.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)

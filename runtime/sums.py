@@ -43,6 +43,27 @@ def ranges(terms: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(between(terms.isnan().double()) > 0, torch.nan, total) if terms.isnan().any() else total
 
 
+def numbered(low: Int64, high: Int64, first: int, last: int) -> Int64 | None:
+    """The range (of n) that each number from `first` to `last` is in, n for none of them; None where they overlap."""
+    order = np.argsort(low, kind="stable")
+    starts, ends = low[order], high[order]
+    filled = starts < ends
+    starts, ends, order = starts[filled], ends[filled], order[filled]
+    if (ends[:-1] > starts[1:]).any():
+        return None
+    found = np.full(last - first, len(low), dtype=np.int64)
+    lengths = ends - starts
+    inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    found[inside + np.repeat(starts - first, lengths)] = np.repeat(order, lengths)
+    return found
+
+
+def added_up(terms: Tensor, numbers: Tensor, count: int) -> Tensor:
+    """Sums of terms (n, …) that have a number, as `numbered` gives it: (count, …)."""
+    sums = terms.new_zeros((count + 1, *terms.shape[1:]))
+    return sums.index_add(0, numbers, terms)[:count]
+
+
 def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
     """`tensor[indices]`. Its gradient is added up in one order, which that of indexing is not."""
     sizes = tensor.shape[: len(indices)]

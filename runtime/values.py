@@ -28,7 +28,7 @@ from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.scaled import Quantity, Scaled, plain
-from attnc.runtime.sums import conjugate_gradients, covered, gathered, ranges
+from attnc.runtime.sums import added_up, conjugate_gradients, covered, gathered, numbered, ranges
 from attnc.spec.errors import EvaluationError
 
 S = TypeVar("S", np.int64, np.float64)
@@ -516,6 +516,9 @@ class Values:
         low, high = (np.where(alive, end, first) for end in (low, high))
         if self._is_sum_of_terms(node, low, high):
             return self._difference(node, low, high, first, last)
+        apart = self._of_ranges_apart(node, low, high, first, last)
+        if apart is not None:
+            return apart
         shared = self._shared(node, low, high)
         if shared is not None:
             return shared
@@ -571,6 +574,35 @@ class Values:
         terms = terms.expand(heads, len(rows), 1)[..., 0]
         ends = self._tensor(low - first), self._tensor(high - first)
         return ranges(terms, *ends).to(self._operands.dtype)
+
+    def _of_ranges_apart(self, node: ir.Total, low: Int64, high: Int64, first: int, last: int) -> Tensor | None:
+        """A sum whose terms depend on its variable alone, over ranges that are apart: each term is added once."""
+        always = isinstance(node.condition, ir.Truth) and node.condition.value
+        large = any(isinstance(b, ir.Seen) or (isinstance(b, ir.Apply) and b.op == "exp") for b in node.body.below)
+        if node.op != "sum" or not always or large or self._loops.depth or {"q", "k"} & reads(node.body):
+            return None
+        low, high = np.broadcast_arrays(low, high)
+        lanes, count = low.shape, prod(low.shape[1:])
+        if count * int((high - low).max()) <= 2 * (last - first):
+            return None
+        numbers = [
+            numbered(a, b, first, last) for a, b in zip(low.reshape(-1, count), high.reshape(-1, count), strict=True)
+        ]
+        if any(own is None for own in numbers):
+            return None
+        block, rows = self._block, np.arange(first, last)
+        heads = len(block.heads) if "head" in reads(node.body) else 1
+        alive = np.any([own < count for own in numbers if own is not None], 0)
+        alive = np.broadcast_to(alive[None, :, None], (heads, len(rows), 1))
+        here = replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True, seen=None)
+        terms = Values(self._operands, here).of(substitute_value(node.body, {node.var: fold.place("q")}))[:, :, 0]
+        terms = terms.expand(max(heads, lanes[0]), *terms.shape[1:])
+        terms = torch.where(_broad(self._tensor(alive[..., 0]), rank(node)), terms, 0)
+        found = [
+            added_up(own, self._tensor(numbers[min(i, len(numbers) - 1)]), count)  # type: ignore[arg-type]  # not None
+            for i, own in enumerate(terms)
+        ]
+        return torch.stack(found).reshape(len(found), *lanes[1:], *terms.shape[2:])
 
     def _shared(self, node: ir.Total, low: Int64, high: Int64) -> Quantity | None:
         """The aggregate of a unit once for all of its rows, or keys, where its ends alone depend on these."""

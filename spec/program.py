@@ -402,12 +402,16 @@ class Input:
     `int` and `bool` inputs enter relations, `real` ones scores; each dimension is a fixed name (batch head kv_head
     query key token dk dv), a new size's name, or an exact number / expression of parameters. `learned`: a module owns
     it as a Parameter.
+
+    `ranks_of`: it is not given, but holds `order(…)` of one that is: the place of each token when tokens are sorted by
+    that, ties to the earlier one.
     """
 
     span: Span
     name: str
     type: Type
     learned: bool = False
+    ranks_of: Input | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -71,6 +71,8 @@ class Lowering:
     per_head: frozenset[str]
     left_open: frozenset[str] = frozenset()
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
+    made: dict[str, ir.Tensor] = field(default_factory=dict)
+    """What calls make of inputs, by name."""
     segments: dict[checked.Segment, ir.Segment] = field(default_factory=dict)
     units: dict[checked.Unit, Members] = field(default_factory=dict)
     states: dict[checked.State, ir.Value] = field(default_factory=dict)
@@ -189,7 +191,7 @@ class Lowering:
         return fold.conjunction(fold.nonnegative(place), fold.less(place, segment.length))
 
     def _input(self, expr: checked.InputRead, scope: Scope) -> Index | ir.Value:
-        tensor = self.tensors[expr.input]
+        tensor = self._tensor(expr.input)
         written = iter(expr.indices)
         indices = []
         for dim in tensor.dims:
@@ -203,6 +205,18 @@ class Lowering:
         if tensor.is_floating:
             return values.element(tensor, tuple(indices))
         return fold.lookup(tensor, tuple(indices))
+
+    def _tensor(self, item: checked.Input) -> ir.Tensor:
+        """The tensor of an input, or that of its ranks."""
+        if item.ranks_of is None:
+            return self.tensors[item]
+        source = self.tensors[item.ranks_of]
+        return self.made_of(item.name, source.dims, ir.Made(source.name, "ranks"))
+
+    def made_of(self, name: str, dims: tuple[str | int, ...], how: ir.Made) -> ir.Tensor:
+        """A tensor that calls make of an input."""
+        self.made[name] = ir.intern(ir.Tensor(name, "int", dims, made=how))
+        return self.made[name]
 
     def _definition(self, expr: checked.DefinitionUse, scope: Scope) -> Lowered:
         definition = expr.definition

@@ -70,11 +70,12 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
     requirements = tuple(
         (lowering.truth(r.condition, Scope()), r.span) for r in program.requirements if r.stage == "call"
     )
+    selections = lowering.selections()
     return ir.Pattern(
         name=program.name,
         parameters=dict(bound.values),
         head_lists=tuple((name, len(cast("tuple[object, ...]", bound.values[name]))) for name in sorted(per_head)),
-        tensors=tuple(tensors.values()),
+        tensors=(*tensors.values(), *lowering.made.values()),
         segments=segments,
         align=program.align,
         needs_align=program.needs_align,
@@ -85,7 +86,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
         combine=combine,
         lse=lse,
         recur=recur,
-        selections=lowering.selections(),
+        selections=selections,
         stateful=tuple(recur for family in lowering.stateful.values() for recur in family),
     )
 

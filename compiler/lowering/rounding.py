@@ -7,7 +7,7 @@ from typing import Literal, NoReturn
 from attnc.compiler import fold, ir, values
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.expressions import Lowering, Scope
-from attnc.compiler.lowering.units import Members, Rows, form_of
+from attnc.compiler.lowering.units import Members, Numbered, Rows, form_of, numbers_of
 from attnc.spec import program as checked
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
@@ -37,10 +37,42 @@ def members_of(
     """
     written = _values(unit, lowering, scope or Scope())
     segments = tuple(lowering.segments.values())
-    form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None)
+    padded = _padded_extents(program, lowering) if unit.place == "k" and program.pads else None
+    form = form_of(written, fold.place(unit.place), segments[0] if len(segments) == 1 else None, padded)
+    form = form or _numbered(unit, written, lowering)
     if form is None:
         _refuse(unit)
     return Members(form, _rows(unit.place, program.align)), written
+
+
+def _numbered(unit: checked.Unit, written: tuple[Index, ...], lowering: Lowering) -> Numbered | None:
+    """Units that an input numbers: `clusters[k] % 64`."""
+    found = numbers_of(written[0], fold.place(unit.place)) if len(written) == 1 else None
+    if found is None:
+        return None
+    read, count = found
+    *lead, last = read.tensor.dims
+    if last not in {"q": ("query",), "k": ("key", "token")}[unit.place]:
+        return None
+    name, source = f"{read.tensor.name} % {count}", read.tensor.name
+    order = lowering.made_of(f"order({name})", (*lead, f"tokens by {name}"), ir.Made(source, "order", count))
+    starts = lowering.made_of(f"starts({name})", (*lead, count + 1), ir.Made(source, "starts", count))
+    return Numbered(count, order, starts, read.indices[:-1])
+
+
+def _padded_extents(program: checked.Program, lowering: Lowering) -> tuple[Index, ...]:
+    """How many keys there are along each axis. Raises SpecError (A701) for keys before the first token."""
+    (segment,) = lowering.segments.values()
+    pads = {pad.axis: pad for pad in program.pads}
+    extents = []
+    for axis, (_, extent) in enumerate(segment.axes):
+        pad = pads.get(axis)
+        if pad is not None and lowering.integer(pad.low, Scope()) is not fold.const(0):
+            message = "units of padded keys that begin before the first token are not supported yet"
+            help_ = "pad behind the last token: `y: 0 .. rows`"
+            raise SpecError((Diagnostic("A701", message, Label(pad.span, "before it"), help=help_),))
+        extents.append(extent if pad is None else lowering.integer(pad.high, Scope()))
+    return tuple(extents)
 
 
 def _values(unit: checked.Unit, lowering: Lowering, scope: Scope) -> tuple[Index, ...]:
@@ -67,6 +99,9 @@ def _rows(place: str, align: Literal["start", "end"] | None) -> Rows:
 
 def _refuse(unit: checked.Unit) -> NoReturn:
     place = unit.place
-    help_ = f"number stretches of tokens: `{place} // 128`; or tiles of a grid: `[{place}.y // 8, {place}.x // 8]`"
-    message = "units other than stretches of tokens and tiles of a grid are not supported yet"
+    help_ = (
+        f"number stretches of tokens: `{place} // 128`; tiles of a grid: `[{place}.y // 8, {place}.x // 8]`; or let an "
+        f"input number them, below a bound: `clusters[{place}] % 64`"
+    )
+    message = "units other than stretches of tokens, tiles of a grid, and numbers of an input are not supported yet"
     raise SpecError((Diagnostic("A701", message, Label(unit.value.span, "neither"), help=help_),))

@@ -10,6 +10,7 @@ from attnc.compiler.ir import Index
 from attnc.compiler.lowering.attends import Around, AttentionLowering, refuse
 from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value
 from attnc.compiler.lowering.rounding import is_list, members_of
+from attnc.compiler.lowering.units import Numbered
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attends import same_keys
@@ -57,13 +58,14 @@ class SelectingLowering(AttentionLowering):
         row = item.row
         if item.family is not None:
             refuse(item.span, "a family of selections", "Write its members one by one.")
-        if self.program.pads:
-            refuse(item.span, "a selection of padded keys", "Pad the tensors before the call.")
+        if self.program.pads and not isinstance(row.over, checked.Unit):
+            refuse(item.span, "a choice among padded keys one by one", "Choose units of them: `over b = k.y // 8`.")
         self._refuse_with_documents(item)
         rows, scope = self._rows(item, Scope())
         scope, keys = self._keys(row, scope)
         self._around = Around(row, scope, keys.key)
-        candidates = fold.conjunction(*(self.truth(line, scope) for line in row.visible))
+        exists = self._exists(row.over, keys.key)
+        candidates = fold.conjunction(exists, *(self.truth(line, scope) for line in row.visible))
         self._around = Around(row, scope, keys.key, candidates)
         assert isinstance(row.weights, checked.Expr)
         score = self.value(row.weights, scope)
@@ -85,6 +87,14 @@ class SelectingLowering(AttentionLowering):
     def _refuse_with_documents(self, item: checked.Selection) -> None:
         if self.program.documents is not None:
             refuse(item.span, "a selection in a pattern with `documents`", "Call it once for each document.")
+
+    def _exists(self, over: checked.Unit | checked.Range | None, key: Lowered) -> Index:
+        """Whether a place has a token: numbers that an input never gives are none."""
+        form = self.units[over].form if isinstance(over, checked.Unit) else None
+        if not isinstance(form, Numbered):
+            return fold.truth(True)
+        assert not isinstance(key, tuple)
+        return fold.less(*form.ends(as_index(key)))
 
     def _rows(self, item: checked.Selection, scope: Scope) -> tuple[_Rows, Scope]:
         if not item.row.per:
@@ -186,6 +196,10 @@ class SelectingLowering(AttentionLowering):
         if expr.unit is not None:
             return self._whole_unit(expr, item, found, row, scope)
         assert expr.item is not None
+        if self.program.pads and isinstance(expr.item, checked.Place) and isinstance(item.row.over, checked.Unit):
+            numbers = self.lower(item.row.over.value, scope)
+            own = tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
+            return _asked(found, scope.head, row, self._flat(item.row.over, own))
         return self._holds(item, found, row, self.integer(expr.item, scope), scope)
 
     def _holds(self, item: checked.Selection, found: ir.Selection, row: Index, place: Index, scope: Scope) -> Index:

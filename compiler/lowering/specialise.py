@@ -38,10 +38,14 @@ class Sizes:
 
 
 class Slices:
-    """The inputs of one call, cut for a batch entry; equal cuts are one `Data`, so that relations compare."""
+    """The inputs of one call, cut for a batch entry; equal cuts are one `Data`, so that relations compare.
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+    A window of `n_k` keys has all tokens, of which keys may be no part.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], n_k: int | None = None) -> None:
         self.tensors = tensors
+        self._n_k = n_k
         self._cuts: dict[tuple[object, ...], Data] = {}
 
     def cut(self, tensor: Tensor, batch: int, window: Window) -> Data:
@@ -51,7 +55,7 @@ class Slices:
             match dim:
                 case "batch":
                     at.append(batch)
-                case "token" | "key":
+                case "token" | "key" if window.key or window.n_k != self._n_k:
                     at.append(slice(window.key, window.key + window.n_k))
                 case "query":
                     at.append(slice(window.row, window.row + window.n_q))

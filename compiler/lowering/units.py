@@ -64,29 +64,61 @@ class Tile:
     """A unit of the tokens of a grid: for each axis its extent, and how many coordinates share a number.
 
     Numbers are given for the axes in this `order`; the last `hidden` of them, which the text divides into nothing, are
-    always 0.
+    always 0. `real`: the extents of the tokens where the grid goes on beyond them, with keys that are zeros.
     """
 
     extents: tuple[Index, ...]
     sizes: tuple[Index, ...]
     order: tuple[int, ...]
     hidden: int
+    real: tuple[Index, ...] | None = None
 
     def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
         """Any token of a unit. The last unit of an axis may have fewer coordinates."""
         at = dict(zip(self.order, numbers, strict=True))
         loops: list[Loop] = []
         coordinates: list[Index] = []
-        position = fold.const(0)
         for axis, (extent, size) in enumerate(zip(self.extents, self.sizes, strict=True)):
             inside, start = variable(), fold.mul(at[axis], size)
             loops.append((inside, fold.const(0), fold.minimum(size, fold.sub(extent, start))))
             coordinates.append(fold.add(start, inside))
-            position = fold.add(fold.mul(position, extent), coordinates[-1])
-        return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
+        position = fold.const(0)
+        for extent, coordinate in zip(self.real or self.extents, coordinates, strict=True):
+            position = fold.add(fold.mul(position, extent), coordinate)
+        if self.real is None:
+            return Token(tuple(loops), position, rows.holds(position), tuple(coordinates))
+        inside_all = fold.conjunction(*(fold.less(x, n) for x, n in zip(coordinates, self.real, strict=True)))
+        position = fold.choice(inside_all, position, fold.const(ir.OUTSIDE))
+        return Token(tuple(loops), position, fold.truth(True), tuple(coordinates))
 
 
-Form = Stretch | Tile
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Units whose numbers an input holds, below `count`: their tokens in `order`, and where in it each one `starts`.
+
+    Both are read at the batch entry and head at hand, `indices`.
+    """
+
+    count: int
+    order: ir.Tensor
+    starts: ir.Tensor
+    indices: tuple[Index, ...]
+    hidden = 0
+
+    def token(self, numbers: tuple[Index, ...], rows: Rows, variable: Callable[[], ir.Var]) -> Token:
+        """Any token of a unit."""
+        inside = variable()
+        low, high = self.ends(numbers[0])
+        position = fold.add(rows.first, fold.lookup(self.order, (*self.indices, inside)))
+        return Token(((inside, low, high),), position, fold.truth(True), None)
+
+    def ends(self, number: Index) -> tuple[Index, Index]:
+        """Where a unit begins and ends in the order of units."""
+        low = fold.lookup(self.starts, (*self.indices, number))
+        return low, fold.lookup(self.starts, (*self.indices, fold.add(number, fold.const(1))))
+
+
+Form = Stretch | Tile | Numbered
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +139,8 @@ class Members:
         if isinstance(form, Stretch):
             end = fold.add(self.rows.first, self.rows.count, fold.const(form.shift + form.size - 1))
             return (fold.floordiv(end, fold.const(form.size)),)
+        if isinstance(form, Numbered):
+            return (fold.const(form.count),)
         written = form.order[: len(form.order) - form.hidden]
         return tuple(_ceiling(form.extents[axis], form.sizes[axis]) for axis in written)
 
@@ -115,19 +149,35 @@ def _ceiling(extent: Index, size: Index) -> Index:
     return fold.floordiv(fold.add(extent, size, fold.const(-1)), size)
 
 
-def form_of(values: tuple[Index, ...], place: Index, segment: ir.Segment | None) -> Form | None:
-    """The form of the unit with these values, None where it has none; `segment` is given where there is only one."""
+def form_of(
+    values: tuple[Index, ...], place: Index, segment: ir.Segment | None, padded: tuple[Index, ...] | None = None
+) -> Form | None:
+    """The form of the unit with these values, None where it has none; `segment` is given where there is only one.
+
+    `padded`: the extents of the grid of keys where it goes on beyond the tokens.
+    """
     stretch = _stretch(values[0], place) if len(values) == 1 else None
-    if stretch is not None or segment is None:
+    if segment is None or (stretch is not None and padded is None):
         return stretch
     axes = [_axis(value, place, segment) for value in values]
     sizes = dict(axis for axis in axes if axis is not None)
     if len(sizes) < len(values):
         return None
     hidden = tuple(axis for axis in range(len(segment.axes)) if axis not in sizes)
-    extents = tuple(extent for _, extent in segment.axes)
+    tokens = tuple(extent for _, extent in segment.axes)
+    extents = tokens if padded is None else padded
     whole = tuple(fold.const(sizes[axis]) if axis in sizes else extent for axis, extent in enumerate(extents))
-    return Tile(extents, whole, (*sizes, *hidden), len(hidden))
+    return Tile(extents, whole, (*sizes, *hidden), len(hidden), None if padded is None else tokens)
+
+
+def numbers_of(value: Index, place: Index) -> tuple[ir.Lookup, int] | None:
+    """The input and the bound of `input[place] % bound`."""
+    if not (isinstance(value, ir.Arith) and value.op == "mod"):
+        return None
+    read, bound = value.operands
+    if not (isinstance(read, ir.Lookup) and isinstance(bound, ir.Const) and bound.value > 0):
+        return None
+    return (read, bound.value) if read.indices[-1:] == (place,) and read.tensor.kind == "int" else None
 
 
 def _stretch(value: Index, place: Index) -> Stretch | None:

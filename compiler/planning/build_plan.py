@@ -67,7 +67,11 @@ def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Ind
     by_batch = range(shape.batch) if reads_batch(pattern, condition) else [0]
     by_head = range(shape.heads) if reads_head(condition) else [0]
     window = whole(shape.n_q, shape.n_k, pattern.align)
-    group, sizes, slices = max(shape.heads // max(shape.kv_heads, 1), 1), Sizes(shape.sizes), Slices(shape.inputs)
+    group, sizes, slices = (
+        max(shape.heads // max(shape.kv_heads, 1), 1),
+        Sizes(shape.sizes),
+        Slices(shape.inputs, shape.n_k),
+    )
     return [
         specialise(condition, sizes, slices, window, batch=b, head=h, group=group) for b in by_batch for h in by_head
     ]
@@ -81,7 +85,7 @@ class Relations:
         self.shape = shape
         relation = pattern.attend.visible
         self.sizes = Sizes(shape.sizes)
-        self.slices = Slices(shape.inputs)
+        self.slices = Slices(shape.inputs, shape.n_k)
         self._by_head = reads_head(relation)
         self._by_batch = reads_batch(pattern, relation)
         self._plain = not any(isinstance(n, Lookup) and _WINDOWED & set(n.tensor.dims) for n in walk(relation))

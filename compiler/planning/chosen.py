@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import Boxes, classify
-from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor, Truth
+from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Sign, Tensor, Truth
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.values import reads
 
@@ -29,10 +29,11 @@ processor, is computed in another way.
 class ChosenKeys:
     """A relation that is `rest` for the keys in the places that a row chose, as a truth tensor `chosen` tells.
 
-    `row_of`: the row that the query is in; `item_of`: the place that the key is in.
+    `row_of`: the row that the query is in; `item_of`: the place that the key is in. Without `chosen` a row sees the
+    place of its own number.
     """
 
-    chosen: Tensor
+    chosen: Tensor | None
     row_of: Index
     item_of: Index
     rest: Index
@@ -40,23 +41,43 @@ class ChosenKeys:
     @property
     def by_batch(self) -> bool:
         """Whether batch entries choose by themselves."""
-        return "batch" in self.chosen.dims
+        return "batch" in self._dims
 
     @property
     def by_heads(self) -> bool:
         """Whether heads, or those of a kv head, do."""
-        return bool({"head", "kv_head"} & set(self.chosen.dims))
+        return bool({"head", "kv_head"} & self._dims)
+
+    @property
+    def by_head(self) -> bool:
+        """Whether each query head does."""
+        return "head" in self._dims
+
+    @property
+    def by_data(self) -> bool:
+        """Whether inputs tell who is where."""
+        return any(isinstance(below, Lookup) for root in (self.row_of, self.item_of) for below in root.below)
 
     @property
     def is_by_query(self) -> bool:
         """Whether each query is a row."""
-        return self.chosen.dims[-2] == "query" and self.row_of is fold.place("q")
+        return self.chosen is not None and self.chosen.dims[-2] == "query" and self.row_of is fold.place("q")
+
+    @property
+    def _dims(self) -> set[str | int]:
+        """The dimensions of what is read."""
+        read = [
+            below.tensor for root in (self.row_of, self.item_of) for below in root.below if isinstance(below, Lookup)
+        ]
+        return {dim for tensor in (*read, *([] if self.chosen is None else [self.chosen])) for dim in tensor.dims}
 
 
 def chosen_keys(visible: Index) -> ChosenKeys | None:
     """The relation as a choice among places of keys, where it is one and all else in it depends on positions alone."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
+    if not lookups:
+        return _same_place(parts)
     if len(lookups) != 1 or len(lookups[0].indices) < 2:
         return None
     (lookup,) = lookups
@@ -67,12 +88,35 @@ def chosen_keys(visible: Index) -> ChosenKeys | None:
     if not known or any(of_heads[str(d)] is not i for d, i in zip(dims, lookup.indices, strict=False)):
         return None
     row_of, item_of = lookup.indices[-2:]
-    if not (reads(row_of) <= {"q"} and reads(item_of) == {"k"}) or item_of is fold.place("k"):
+    if not ((_is_of(row_of, "q") or not reads(row_of)) and _is_of(item_of, "k")) or item_of is fold.place("k"):
         return None
     rest = fold.conjunction(*(part for part in parts if part is not lookup))
-    if any(isinstance(node, Lookup | HeadIndex) for root in (rest, row_of, item_of) for node in root.below):
+    if any(isinstance(node, Lookup | HeadIndex) for node in rest.below):
         return None
     return ChosenKeys(lookup.tensor, row_of, item_of, rest)
+
+
+def _same_place(parts: tuple[Index, ...]) -> ChosenKeys | None:
+    """Tokens that sorting puts into one place: `order(h)[q] // 64 == order(h)[k] // 64`."""
+    for part in parts:
+        if not (isinstance(part, Sign) and part.op == "eq"):
+            continue
+        terms, constant = fold.parts(part.value)
+        own = fold.linear([(term, n) for term, n in terms if "k" not in reads(term)], constant)
+        other = fold.linear([(term, -n) for term, n in terms if "k" in reads(term)], 0)
+        sorted_ = any(isinstance(below, Lookup) and below.tensor.made is not None for below in part.below)
+        rest = fold.conjunction(*(each for each in parts if each is not part))
+        of_positions = not any(isinstance(node, Lookup | HeadIndex) for node in rest.below)
+        if sorted_ and of_positions and _is_of(own, "q") and _is_of(other, "k"):
+            return ChosenKeys(None, own, other, rest)
+    return None
+
+
+def _is_of(node: Index, place: str) -> bool:
+    """Whether a number is of the token at a place; inputs may tell it, at the batch entry and head at hand."""
+    has_inputs = any(isinstance(below, Lookup) for below in node.below)
+    besides = {"head", "batch"} if has_inputs else set()
+    return reads(node) - besides == {place}
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +157,19 @@ def find_places(
     if not (isinstance(rest, Truth) and rest.value):
         states = _states(rest, n_q, starts, order)
     return Places(starts, order, rows, states, rest, diagonal_shift(rest))
+
+
+def find_same_places(row_of: Index, item_of: Index, rest: Index, n_q: int, n_k: int) -> Places:
+    """The places of tokens that share a number; the last one, without keys, is for queries whose number no key has."""
+    numbers, items = np.unique(_numbers(item_of, 1, n_k)[0], return_inverse=True)
+    order = np.argsort(items, kind="stable")
+    starts = np.searchsorted(items[order], np.arange(len(numbers) + 2))
+    own = _numbers(row_of, n_q, 1)[:, 0]
+    rows = np.searchsorted(numbers, own)
+    alone = (rows == len(numbers)) | (numbers[np.minimum(rows, len(numbers) - 1)] != own)
+    rows = np.where(alone, len(numbers), rows)
+    states = None if isinstance(rest, Truth) and rest.value else _states(rest, n_q, starts, order)
+    return Places(starts, order, rows, states, rest, None)
 
 
 def _numbers(node: Index, n_q: int, n_k: int) -> Int64:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from attnc.compiler import ir
@@ -11,11 +12,13 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
-from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places
+from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places, find_same_places
+from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.values import is_plain
 from attnc.runtime.call import call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Pair, Work, differentiable
 from attnc.runtime.cpu.chosen import Chosen
+from attnc.runtime.cpu.chosen_by_data import ChosenByData, OwnPlaces
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
@@ -23,7 +26,8 @@ from attnc.runtime.plans import Planner, planning, relations_of
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
     """The choice that an attention's relation is, if gathered queries serve it."""
-    return chosen_keys(node.visible) if is_plain(node) and node.family is None and node.keys is None else None
+    fits = is_plain(node) or pooled_keys(node) is not None
+    return chosen_keys(node.visible) if fits and node.family is None else None
 
 
 def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool = False) -> Pair | None:
@@ -34,6 +38,9 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
     choice = choice_of(planner.pattern.attend)
     if choice is None or planner.pattern.documents is not None:
         return None
+    if choice.by_data:
+        return _by_data(planner, choice, q, k, v, given, by_kernels=by_kernels)
+    assert choice.chosen is not None
     places = _places(planner, choice, given)
     found = given.inputs[choice.chosen.name]
     if places is None or not isinstance(found, Tensor):
@@ -44,6 +51,59 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
         return _by_kernels(planner, choice, places, found, q, k, v, given)
     work = Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
     return differentiable(q, k, v, work, [found])
+
+
+def _by_data(
+    planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool
+) -> Pair | None:
+    """The same where inputs tell the places of each head, which are found anew in every call."""
+    pattern, scale = planner.pattern, given.scale
+    shape = call_shape(pattern, given.sizes, given.inputs)
+    relations = relations_of(pattern, shape)
+    (window,) = relations.windows(0)
+    count = q.shape[1] if choice.by_head else k.shape[1] if choice.by_heads else 1
+    found = None if choice.chosen is None else given.inputs[choice.chosen.name]
+    assert found is None or isinstance(found, Tensor)
+    lanes = []
+    for batch in range(q.shape[0]):
+        for i in range(count):
+            head, group = i * q.shape[1] // count, q.shape[1] // max(k.shape[1], 1)
+            row_of, item_of, rest = (
+                specialise(x, relations.sizes, relations.slices, window, batch=batch, head=head, group=group)
+                for x in (choice.row_of, choice.item_of, choice.rest)
+            )
+            chosen = None if found is None else _of_lane(choice, found, batch, i, count)
+            if chosen is None:
+                places = find_same_places(row_of, item_of, rest, shape.n_q, shape.n_k)
+                own = torch.eye(len(places.starts) - 1, dtype=torch.bool, device=q.device)
+            else:
+                rows, items = chosen.shape
+                placed = find_places(row_of, item_of, rest, shape.n_q, shape.n_k, rows, items)
+                if placed is None:
+                    return None
+                places, own = placed, chosen
+            kv = i * k.shape[1] // count
+            heads = slice(head, (i + 1) * q.shape[1] // count)
+            kv_heads = slice(kv, max((i + 1) * k.shape[1] // count, kv + 1))
+            lanes.append(OwnPlaces(batch, heads, kv_heads, places, own, _work(places, scale, by_kernels=by_kernels)))
+    return differentiable(q, k, v, ChosenByData(lanes), [])
+
+
+def _of_lane(choice: ChosenKeys, found: Tensor, batch: int, lane: int, count: int) -> Tensor:
+    """What the rows of some heads chose, (rows, places)."""
+    assert choice.chosen is not None
+    dims = choice.chosen.dims[:-2]
+    for dim in dims:
+        found = found[min(batch, len(found) - 1)] if dim == "batch" else found[lane * len(found) // count]
+    return found
+
+
+def _work(places: Places, scale: float, *, by_kernels: bool) -> Work:
+    if not by_kernels:
+        return Chosen(places, scale, by_batch=False, by_heads=False)
+    from attnc.runtime.gpu.chosen import ChosenOnGpu
+
+    return ChosenOnGpu(places, scale, False, False, None)
 
 
 def _by_kernels(
@@ -80,7 +140,7 @@ def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
         return None if always.value else count
     if any(isinstance(node, ir.Lookup | ir.HeadIndex) for node in always.below):
         return None
-    found = given.inputs[choice.chosen.name]
+    found = given.inputs[item.name]
     assert isinstance(found, Tensor)
     rows, items = found.shape[-2:]
 
@@ -96,18 +156,20 @@ def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
 
 def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None:
     """Where the places of a call lie, found once for its sizes."""
+    assert choice.chosen is not None
     found, sizes = given.inputs[choice.chosen.name], given.sizes
     rows, items = getattr(found, "shape", (0, 0))[-2:]
 
     def find() -> Places | None:
         pattern = planner.pattern
-        relations = relations_of(pattern, call_shape(pattern, sizes, given.inputs))
+        shape = call_shape(pattern, sizes, given.inputs)
+        relations = relations_of(pattern, shape)
         (window,) = relations.windows(0)
         row_of, item_of, rest = (
             specialise(x, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
             for x in (choice.row_of, choice.item_of, choice.rest)
         )
-        return find_places(None if choice.is_by_query else row_of, item_of, rest, sizes.n_q, sizes.n_k, rows, items)
+        return find_places(None if choice.is_by_query else row_of, item_of, rest, shape.n_q, shape.n_k, rows, items)
 
     def made() -> Places | None:
         with planning():

@@ -179,8 +179,9 @@ class Checker:
         """Where keys are padded, one of them may be no token, and has coordinates but no position."""
         if not self._pattern.pads:
             return
+        asked = {id(node.item) for node in below(self._roots()) if isinstance(node, program.Chosen)}
         for node in below(self._roots()):
-            if isinstance(node, program.Place) and node.place == "k":
+            if isinstance(node, program.Place) and node.place == "k" and id(node) not in asked:
                 axes = ", ".join(f"`k.{axis.name}`" for axis in self._pattern.pads[0].segment.axes)
                 message = "`k` has no position here: beyond the tokens there are padded keys"
                 self._complain("A206", message, node.span, "which position?", help=f"read its coordinates: {axes}")

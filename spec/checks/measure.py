@@ -118,8 +118,9 @@ def below(roots: Iterable[program.Expr]) -> Iterator[program.Expr]:
 
 
 def inputs_read(roots: Iterable[program.Expr]) -> set[program.Input]:
-    """The inputs that expressions read, through definitions too."""
-    return {node.input for node in below(roots) if isinstance(node, program.InputRead)}
+    """The inputs that expressions read, through definitions too; of `order(h)` what it sorts by."""
+    read = {node.input for node in below(roots) if isinstance(node, program.InputRead)}
+    return {item if item.ranks_of is None else item.ranks_of for item in read}
 
 
 def selections_read(roots: Iterable[program.Expr]) -> set[str]:

@@ -25,6 +25,9 @@ _TEST_FIRST = "test for that case first: `… if condition else …`"
 MAX_STEPS = 1_000_000
 """How many steps of aggregates and definitions one value may take: some seconds."""
 
+BEYOND = -(1 << 40)
+"""The position of padded keys, whose vectors are zeros."""
+
 
 class Around(Protocol):
     """What a frame stands in: one call, or one document of it, or the parameters alone."""
@@ -57,6 +60,9 @@ class Around(Protocol):
 
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         """The positions in the unit that is bound in a frame."""
+
+    def tokens(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+        """The same as positions of tokens, `BEYOND` for padded keys."""
 
     def in_unit(self, node: program.InUnit, position: int, frame: Frame) -> bool:
         """Whether the token at a position is in the unit that is bound in a frame."""
@@ -402,7 +408,9 @@ class Meanings:
             return None
         if isinstance(running, program.Members):
             unit = running.unit
-            return lambda frame: frame.around.members(unit, frame)
+            if isinstance(running.target, str):
+                return lambda frame: frame.around.members(unit, frame)
+            return lambda frame: frame.around.tokens(unit, frame)
         low, high = self.of(running.low), self.of(running.high)
         return lambda frame: range(_integer(low(frame)), _integer(high(frame)))
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.denotation import MAX_STEPS, Frame, Meanings, Result, constantly
+from attnc.spec.meaning.denotation import BEYOND, MAX_STEPS, Frame, Meanings, Result, constantly
 from attnc.spec.meaning.recurrent import Tokens
 from attnc.spec.meaning.rows import Heads, Rows
 from attnc.spec.meaning.segments import TokenLayout
@@ -337,7 +337,7 @@ class View:
             return tuple(rows[self._checked(position - self.shift, self.queries, node) + self.first_row])
         rows = self._call.vectors[node.tensor][batch][head // self._call.sizes["group"]]
         token = position if node.at is not None else self.token(position)
-        if token is None:
+        if token is None or token == BEYOND:
             return (0.0,) * len(rows[0])
         return tuple(rows[self._checked(token, self.keys, node) + self.first_key])
 
@@ -376,6 +376,14 @@ class View:
         """The local positions in the unit that is bound in a frame: rows for queries, keys for keys."""
         return self.units(unit, frame).get(frame.bound[unit.binder](frame), ())
 
+    def tokens(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+        """The same as positions of tokens, `BEYOND` for padded keys."""
+        found = self.members(unit, frame)
+        if unit.place == "q" or not self._call.program.pads:
+            return found
+        tokens = map(self.token, found)
+        return [BEYOND if token is None else token for token in tokens]
+
     def units(self, unit: program.Unit, frame: Frame) -> Mapping[Result, Sequence[int]]:
         """The values of a unit, with the local positions that have each."""
         key = (unit, frame.head, frame.batch)
@@ -385,7 +393,7 @@ class View:
 
     def _grouped(self, unit: program.Unit, frame: Frame) -> dict[Result, list[int]]:
         meaning = self._call.meanings.of(unit.value)
-        positions = range(self.shift, self.shift + self.queries) if unit.place == "q" else range(self.keys)
+        positions = range(self.shift, self.shift + self.queries) if unit.place == "q" else range(self.places)
         groups: dict[Result, list[int]] = {}
         for position in positions:
             groups.setdefault(meaning(frame.at(unit.place, position)), []).append(position)
@@ -476,6 +484,9 @@ class _Alone:
         raise AssertionError("a selection is not a constant")
 
     def members(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
+        raise AssertionError("a unit is not a constant")
+
+    def tokens(self, unit: program.Unit, frame: Frame) -> Sequence[int]:
         raise AssertionError("a unit is not a constant")
 
     def tick(self, span: Span) -> None:

@@ -53,7 +53,7 @@ class Tensors:
         `offsets` turns positions into entries; `limits` are the positions that exist."""
         implied = {"batch": batch, "head": head, "kv_head": head // self._call.sizes["group"]}
         written = iter(zip(indices, node.indices, strict=True))
-        data = self._data[node.input]
+        data = self._of(node.input)
         for dim in node.input.type.dims:
             if dim in implied:
                 index, span = implied[dim], node.span
@@ -76,6 +76,12 @@ class Tensors:
             case "complex":
                 return complex(data)  # type: ignore[return-value]  # of recurrences, which take any number
         return float(data)
+
+    def _of(self, tensor: program.Input) -> Any:
+        if tensor not in self._data:
+            assert tensor.ranks_of is not None
+            self._data[tensor] = _ranks(self._data[tensor.ranks_of])
+        return self._data[tensor]
 
     def _check_names(self, given: Mapping[str, object]) -> None:
         names = [tensor.name for tensor in self._call.program.inputs]
@@ -140,6 +146,17 @@ _ENTRIES: dict[Kind, tuple[type, ...]] = {
     "real": (int, float),
     "complex": (int, float, complex),
 }
+
+
+def _ranks(data: Any) -> Any:
+    """By token, its place when tokens are sorted, ties to the earlier one."""
+    if data and isinstance(data[0], list | tuple):
+        return [_ranks(inner) for inner in data]
+    places = sorted(range(len(data)), key=lambda i: data[i])
+    ranks = [0] * len(data)
+    for rank, place in enumerate(places):
+        ranks[place] = rank
+    return ranks
 
 
 def _floats(data: Any) -> Any:

@@ -68,7 +68,6 @@ FLOAT_FUNCTIONS = frozenset(FLOAT_BUILTINS) | {*("softmax", "merge", "conjugate_
 """Functions of scores, weights, values and steps."""
 
 LATER_FUNCTIONS = {
-    "order": ("A701", "compute the ranks before the call, and declare them: `input place: int[batch, token]`"),
     "token": ("A701", "write the position of the coordinates: `y * width + x`"),
 }
 """Functions that are not there yet: a code, and what to do instead."""
@@ -79,6 +78,7 @@ AGGREGATES = frozenset({"sum", "mean", "max", "min", "any", "all", "count"})
 _SPECIAL_CALLS = {
     "softmax": "softmax(score)",
     "merge": "merge(near, far)",
+    "order": "order(h)[k]",
     "conjugate_gradient": "conjugate_gradient(8)",
     **{name: f"{name}(… for i in low .. high)" for name in AGGREGATES - EXACT_FUNCTIONS.keys()},
 }

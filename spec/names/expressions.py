@@ -446,6 +446,9 @@ class ExpressionResolver(NameResolver):
                 return self.refuse(
                     "A401", f"`{base.id}[…]` is a vector, which is floating-point", node.span, EXACT_ONLY
                 )
+        if isinstance(base, syntax.Call) and isinstance(base.function, syntax.Name) and base.function.id == "order":
+            tensor = self.order(base)
+            return self.unknown(node.span) if tensor is None else self._read_at(node, tensor)
         table = self.resolve(base)
         indices = self._indices(node)
         whole = isinstance(base, syntax.Index)  # one of a family, as it stands
@@ -492,7 +495,7 @@ class ExpressionResolver(NameResolver):
             return self.refuse("A204", f"`{function.id}` is not a function", function.span, help_)
         return self._builtin_call(node, function)
 
-    def _builtin_call(self, node: syntax.Call, function: syntax.Name) -> program.Expr:
+    def _builtin_call(self, node: syntax.Call, function: syntax.Name) -> program.Expr:  # noqa: C901  one case a kind
         name = function.id
         if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS.keys() and self._resolver.surroundings.alone:
             return self.unknown(node.span)
@@ -502,6 +505,9 @@ class ExpressionResolver(NameResolver):
                 return special
         if name in FLOAT_FUNCTIONS and self._world == "exact":
             return self.refuse("A401", f"`{name}` computes floating-point values", node.span, EXACT_ONLY)
+        if name == "order":
+            ranks = self.order(node)
+            return self.unknown(node.span) if ranks is None else self.read(node.span, ranks, ())
         later = self._later(name)
         if later is not None:
             code, message, help_ = later

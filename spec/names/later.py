@@ -19,8 +19,8 @@ def remedy(what: str) -> str:
     return _REMEDIES.get(what, "ask of each place whether it is chosen: `k in chosen`; or give the choice as an input")
 
 
-def later(item: syntax.Statement, selections: frozenset[str], padded: bool) -> str | None:
-    """What of a statement is not supported yet; `selections` are the names of all, `padded`: keys are."""
+def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
+    """What of a statement is not supported yet; `selections` are the names of all."""
     if isinstance(item, syntax.Places) and item.word.id == "over" and len(item.binders) > 1:
         return SEVERAL if any(isinstance(binder, syntax.Unit) for binder in item.binders) else None
     if isinstance(item, syntax.Places) and item.word.id == "over":
@@ -28,11 +28,11 @@ def later(item: syntax.Statement, selections: frozenset[str], padded: bool) -> s
     if not isinstance(item, syntax.Block) or item.word.id not in ("branch", "select"):
         return None
     if item.word.id == "select":
-        return "choices among padded keys" if padded else _of_select(item, selections)
+        return _of_select(item, selections)
     found = _over_chosen(item, selections)
     if found is not None or is_stateful(item):
         return found
-    return next((x for inner in item.body.statements if (x := later(inner, selections, padded))), None)
+    return next((x for inner in item.body.statements if (x := later(inner, selections))), None)
 
 
 def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from typing import Literal as OneOf
 
@@ -108,6 +108,8 @@ class Surroundings:
     """The lines of the relation so far."""
     selecting: Selecting | None = None
     """The clause of a `select` that is read, in which `inf`, `rank`, `mass` and `score` may have a meaning."""
+    orders: dict[program.Input, program.Input] = field(default_factory=dict)
+    """`order(…)` of inputs, as inputs of their own."""
     recurrent: bool = False
     """Whether there is one token, of which `q`, `k`, `v` and the inputs are, and whose position is `t`."""
 
@@ -335,6 +337,30 @@ class NameResolver:
             help=f"write `{example}`; `batch`, `head` and `kv_head` are implied",
         )
         return self.unknown(span)
+
+    def order(self, node: syntax.Call) -> program.Input | None:
+        """The ranks of an input's tokens, as an input; None, and a report, for what has none."""
+        given = [argument.value for argument in node.arguments]
+        symbol = self._names.get(given[0].id) if len(given) == 1 and isinstance(given[0], syntax.Name) else None
+        if isinstance(symbol, SilentSymbol) or self._resolver.surroundings.alone:
+            return None
+        tensor = symbol.input if isinstance(symbol, InputSymbol) else None
+        dims = () if tensor is None else tensor.type.dims
+        tokens = [dim for dim in dims if dim not in IMPLIED_DIMENSIONS]
+        fits = len(tokens) == 1 and dims[-1] in TOKEN_DIMENSIONS and tensor is not None
+        if not fits or tensor is None or tensor.type.kind not in ("int", "real"):
+            help_ = "declare one number a token: `input h: int[batch, head, key]`, and write `order(h)[k]`"
+            self.refuse("A305", "`order` sorts tokens by an input that has a number for each", node.span, help_)
+            return None
+        if self._resolver.surroundings.recurrent:
+            help_ = "tokens are taken by increasing numbers: `scan h[t]`"
+            self.refuse("A703", "`order` in a recurrence is not supported yet", node.span, help_)
+            return None
+        known = self._resolver.surroundings.orders
+        if tensor not in known:
+            type_ = replace(tensor.type, kind="int", refinement=None)
+            known[tensor] = program.Input(tensor.span, f"order({tensor.name})", type_, ranks_of=tensor)
+        return known[tensor]
 
     def _read_of_token(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input at the token: the indices of tokens are implied too."""

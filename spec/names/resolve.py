@@ -209,10 +209,9 @@ class _PatternResolver:
         first: dict[str, syntax.Statement] = {}
         blocks = [block for block in self._statements(syntax.Block) if block.word.id == "select"]
         selections = frozenset(block.name.id for block in blocks if block.name is not None)
-        padded = any(places.word.id == "pad" for places in self._statements(syntax.Places))
         for item in self._pattern.body.statements:
             word = item.word.id
-            what = None if self._is_recurrence else later(item, selections, padded)
+            what = None if self._is_recurrence else later(item, selections)
             if what:
                 self._later(item, what)
             elif self._is_recurrence and word not in RECURRENT:
