@@ -60,7 +60,8 @@ def _is_causal(node: ir.Attend, n: int) -> bool:
 
 
 def _specialised(node: Index, n: int) -> Index:
-    sizes = Sizes({"heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
+    own = {name: PLACES for below in node.below if isinstance(below, ir.Extent) for name in [below.name]}
+    sizes = Sizes({**own, "heads": 1, "kv_heads": 1, "group": 1, "dk": 8, "dv": 8, TOKENS: n})
     return specialise(node, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=0, group=1)
 
 

@@ -284,7 +284,7 @@ class Members:
 class Visible:
     """A variable of an aggregate over the keys that this row sees: `k`, or the name that `over` gives to its keys."""
 
-    target: Binder | OneOf["k"]
+    target: Binder | PlaceName
 
 
 Domain = Running | Members | Visible
@@ -515,7 +515,7 @@ class Selection:
     `row` is that as an attention: it sees the candidates, its weights are their scores. `by`: which queries decide
     together: those of a unit in `row.per`, or else none, all of a head, or all of a batch entry. `pairs`: one ranking
     of all pairs of a query and a place. `covers`: the keys that a place stands for. What fulfils `keep` is chosen of
-    the candidates, and what fulfils `always` besides.
+    the candidates, and what fulfils `always` besides. `of_queries`: the places are queries, not keys.
     """
 
     span: Span
@@ -526,6 +526,7 @@ class Selection:
     covers: Expr | None
     keep: Expr
     always: Expr | None
+    of_queries: bool = False
 
     @property
     def family(self) -> Range | None:

@@ -33,7 +33,7 @@ class Around:
 
 
 @dataclass(frozen=True, slots=True)
-class _Keys:
+class Keys:
     """How a key is named; how many there are, and which one a token is in, where they are no tokens."""
 
     key: Lowered
@@ -88,20 +88,26 @@ class AttentionLowering(Lowering):
             span = attend.over.span if attend.over is not None else self.program.pads[0].span
             refuse(span, "keys that are no tokens, with `documents`,", "Call it once for each document.")
 
-    def _keys(self, attend: checked.Attend, scope: Scope) -> tuple[Scope, _Keys]:
+    def _keys(self, attend: checked.Attend, scope: Scope) -> tuple[Scope, Keys]:
         """The scope in which keys have their names, and what they are."""
         match attend.over:
             case None if self.program.pads:
                 return self._padded(scope)
             case None:
-                return scope, _Keys(fold.place("k"))
+                return scope, Keys(fold.place("k"))
             case checked.Unit() as unit:
                 keys = self._units_of(unit, scope)
                 return scope.bind(unit.binder, keys.key), keys
             case checked.Range(binder=binder, low=low, high=high):
                 first = self.integer(low, scope)
                 key = fold.add(fold.place("k"), first)
-                return scope.bind(binder, key), _Keys(key, fold.sub(self.integer(high, scope), first))
+                return scope.bind(binder, key), Keys(key, fold.sub(self.integer(high, scope), first))
+
+    def first_query(self) -> Index:
+        """The position of query 0."""
+        if self.program.align != "end":
+            return fold.const(0)
+        return fold.sub(fold.extent("keys"), fold.extent("queries"))
 
     def _loop(self, item: checked.Range | None, scope: Scope) -> tuple[ir.Loop | None, Scope]:
         if item is None:
@@ -110,7 +116,7 @@ class AttentionLowering(Lowering):
         ends = self.integer(item.low, scope), self.integer(item.high, scope)
         return (variable, *ends), scope.bind(item.binder, variable)
 
-    def _units_of(self, unit: checked.Unit, scope: Scope) -> _Keys:
+    def _units_of(self, unit: checked.Unit, scope: Scope) -> Keys:
         """Units by number: the first of a list of numbers is the slowest."""
         members, own = members_of(unit, self.program, self, scope)
         if isinstance(members.form, Stretch) and not 0 <= members.form.shift < members.form.size:
@@ -123,9 +129,9 @@ class AttentionLowering(Lowering):
             numbers.append(number if i == 0 else fold.mod(number, count))
             key_of = fold.add(fold.mul(key_of, count), own[i])
         key: Lowered = tuple(numbers) if is_list(unit, self, scope) else numbers[0]
-        return _Keys(key, fold.product(counts), key_of)
+        return Keys(key, fold.product(counts), key_of)
 
-    def _padded(self, scope: Scope) -> tuple[Scope, _Keys]:
+    def _padded(self, scope: Scope) -> tuple[Scope, Keys]:
         """Keys that are tokens, with zeros around them."""
         pads = {pad.axis: pad for pad in self.program.pads}
         place = fold.place("k")
@@ -149,7 +155,7 @@ class AttentionLowering(Lowering):
             key_of = fold.add(fold.mul(key_of, counts[axis]), fold.sub(own, lows[axis]))
         position = fold.choice(fold.conjunction(*inside), token, fold.const(ir.OUTSIDE))
         scope = replace(scope, k=position, coordinates=(*scope.coordinates, ("k", tuple(coordinates))))
-        return scope, _Keys(position, fold.product(tuple(counts)), key_of)
+        return scope, Keys(position, fold.product(tuple(counts)), key_of)
 
     # --- clauses ---
 

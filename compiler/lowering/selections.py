@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 from attnc.compiler import fold, ir, values
 from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
-from attnc.compiler.lowering.attends import Around, AttentionLowering, refuse
-from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value
+from attnc.compiler.lowering.attends import Around, AttentionLowering, Keys, refuse
+from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value, number_of
 from attnc.compiler.lowering.rounding import is_list, members_of
 from attnc.compiler.lowering.units import Numbered
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attends import same_keys
+from attnc.spec.checks.measure import expressions_of_selection, selections_read
+from attnc.spec.diagnostics import Diagnostic, Label
+from attnc.spec.errors import SpecError
 
 _COMPARED = {"lt": ("lt", False), "gt": ("lt", True), "le": ("le", False), "ge": ("le", True), "eq": ("eq", False)}
 """Comparisons: which of the IR's, and whether their sides change places."""
@@ -21,23 +25,42 @@ _COMPARED = {"lt": ("lt", False), "gt": ("lt", True), "le": ("le", False), "ge":
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Who decides: how many rows where these are no queries, and the row that the query q is in."""
+    """Who decides: how many rows where these are no queries, and the row that the query q is in.
+
+    Of a family there are so many rows for each member, which begins at `low`.
+    """
 
     count: Index | None
     row_of: Index
-    numbers: Lowered | None = None
+    family: tuple[Index, Index] | None = None
+    """The first member, and the rows of each."""
+
+
+Name = tuple[str, int | None]
+"""A selection, or one of a family."""
 
 
 @dataclass
 class SelectingLowering(AttentionLowering):
-    """Lowers attentions and the selections that they ask, these when they are first met."""
+    """Lowers attentions and the selections that they ask, these when they are first met.
 
-    _selections: dict[str, ir.Selection] = field(default_factory=dict, init=False)
+    A family is one selection with rows for each member. Where its members ask each other, each is one by itself.
+    """
+
+    _selections: dict[Name, ir.Selection] = field(default_factory=dict, init=False)
+    _rows_of: dict[str, _Rows] = field(default_factory=dict, init=False)
     _deciding: checked.Selection | None = field(default=None, init=False)
+    _own_row: Index = field(default_factory=lambda: fold.place("q"), init=False)
+    """The row that decides, counted among those of a member."""
+    _open: list[Name] = field(default_factory=list, init=False)
 
     def selections(self) -> tuple[ir.Selection, ...]:
-        """All of the program's, those that others read first."""
-        return tuple(self.selection(item) for item in self.program.selections)
+        """All of the program's."""
+        found = []
+        for item in self.program.selections:
+            members = self._members(item) if _asks_itself(item) else [None]
+            found += [self.selection(item, member) for member in members]
+        return tuple(found)
 
     def context(self) -> object:
         """The keys, and who decides, are those at hand."""
@@ -45,24 +68,48 @@ class SelectingLowering(AttentionLowering):
 
     # --- a selection -------------------------------------------------------------------------------------------------
 
-    def selection(self, item: checked.Selection) -> ir.Selection:
-        """One selection. Raises SpecError where something in it is not supported."""
-        if item.name not in self._selections:
-            around, deciding = self._around, self._deciding
+    def selection(self, item: checked.Selection, member: int | None = None) -> ir.Selection:
+        """One selection. Raises SpecError where something in it is not supported, or asks itself in a circle."""
+        name = item.name, member
+        if name in self._open:
+            self._refuse_circle(item, name)
+        if name not in self._selections:
+            kept = self._around, self._deciding, self._own_row
             self._deciding = item
-            self._selections[item.name] = self._lowered(item)
-            self._around, self._deciding = around, deciding
-        return self._selections[item.name]
+            self._open.append(name)
+            self._selections[name] = self._lowered(item, member)
+            self._open.pop()
+            self._around, self._deciding, self._own_row = kept
+        return self._selections[name]
 
-    def _lowered(self, item: checked.Selection) -> ir.Selection:
+    def _members(self, item: checked.Selection) -> range:
+        """The members of a family, which parameters tell."""
+        assert item.family is not None
+        ends = [self.integer(end, Scope()) for end in (item.family.low, item.family.high)]
+        if not all(isinstance(end, ir.Const) for end in ends):
+            what = "a family whose members ask each other, and whose number sizes tell,"
+            refuse(item.family.span, what, "Let a parameter be its number.")
+        low, high = (number_of(end) for end in ends)
+        return range(low, high)
+
+    def _refuse_circle(self, item: checked.Selection, name: Name) -> NoReturn:
+        circle = [*self._open[self._open.index(name) :], name]
+        names = " → ".join(f"`{own}`" if i is None else f"`{own}[{i}]`" for own, i in reversed(circle))
+        message = f"the selections of a family ask each other in a circle: {names}"
+        help_ = "ask a member that is nearer to an end: `stage[s - 1]`, and test for the first: `s == 0 or …`"
+        raise SpecError((Diagnostic("A205", message, Label(item.span), help=help_),))
+
+    def _lowered(self, item: checked.Selection, member: int | None) -> ir.Selection:
         row = item.row
-        if item.family is not None:
-            refuse(item.span, "a family of selections", "Write its members one by one.")
         if self.program.pads and not isinstance(row.over, checked.Unit):
             refuse(item.span, "a choice among padded keys one by one", "Choose units of them: `over b = k.y // 8`.")
         self._refuse_with_documents(item)
-        rows, scope = self._rows(item, Scope())
-        scope, keys = self._keys(row, scope)
+        scope = (
+            Scope() if member is None or item.family is None else Scope().bind(item.family.binder, fold.const(member))
+        )
+        rows, scope = self._rows(item, scope)
+        self._rows_of[item.name] = rows
+        scope, keys = self._queries(scope) if item.of_queries else self._keys(row, scope)
         self._around = Around(row, scope, keys.key)
         exists = self._exists(row.over, keys.key)
         candidates = fold.conjunction(exists, *(self.truth(line, scope) for line in row.visible))
@@ -72,17 +119,34 @@ class SelectingLowering(AttentionLowering):
         keep = self._kept(item.keep, scope)
         always = fold.truth(False) if item.always is None else self.truth(item.always, scope)
         heads = None if item.by == "batch" else heads_read([score, candidates, keep, always])
-        dims: list[str | int] = ["batch", *([heads] if heads else []), *self._dims(item, rows, keys.count)]
-        given = ir.intern(ir.Tensor(item.name, "bool", tuple(dims)))
-        item_of = fold.place("k") if row.over is None else keys.key_of
+        name = item.name if member is None else f"{item.name}[{member}]"
+        dims: list[str | int] = ["batch", *([heads] if heads else []), *self._dims(item, name, rows, keys.count)]
+        given = ir.intern(ir.Tensor(name, "bool", tuple(dims)))
+        item_of = keys.key_of if row.over is not None or item.of_queries else fold.place("k")
         return ir.Selection(
-            item.name, given, rows.count, rows.row_of, keys.count, item_of, score, candidates, keep, always, item.pairs
+            name, given, rows.count, rows.row_of, keys.count, item_of, score, candidates, keep, always, item.pairs
         )
 
-    def _dims(self, item: checked.Selection, rows: _Rows, items: Index | None) -> tuple[str | int, str]:
+    def _queries(self, scope: Scope) -> tuple[Scope, Keys]:
+        """Queries as places: the place k is the number of one."""
+        first = self.first_query()
+        position = fold.add(fold.place("k"), first)
+        return replace(scope, q=position), Keys(
+            fold.place("k"), fold.extent("queries"), fold.sub(fold.place("k"), first)
+        )
+
+    def _own_key(self, scope: Scope) -> Scope:
+        """The scope with the place that runs over the row's."""
+        if self._deciding is not None and self._deciding.of_queries:
+            return replace(scope, q=self._here().scope.q)
+        return super()._own_key(scope)
+
+    def _dims(self, item: checked.Selection, name: str, rows: _Rows, items: Index | None) -> tuple[str | int, str]:
         """The dimensions of rows and places: positions of queries and keys, or sizes of their own."""
-        row: str | int = "query" if rows.count is None else 1 if item.by != "query" else f"{item.name} rows"
-        return row, "key" if items is None else f"{item.name} places"
+        row: str | int = "query" if rows.count is None else f"{name} rows"
+        if rows.count is fold.const(1) and item.by != "query":
+            row = 1
+        return row, "key" if items is None else f"{name} places"
 
     def _refuse_with_documents(self, item: checked.Selection) -> None:
         if self.program.documents is not None:
@@ -97,21 +161,49 @@ class SelectingLowering(AttentionLowering):
         return fold.less(*form.ends(as_index(key)))
 
     def _rows(self, item: checked.Selection, scope: Scope) -> tuple[_Rows, Scope]:
-        if not item.row.per:
-            if item.by == "query" or item.pairs:
-                return _Rows(None, fold.place("q")), scope
-            return _Rows(fold.const(1), fold.const(0)), scope
+        """Who decides, and the scope of a row."""
+        if item.row.per:
+            return self._rows_of_units(item, scope)
+        each = item.by == "query" or item.pairs
+        if item.family is None or _asks_itself(item):
+            self._own_row = fold.place("q") if each else fold.const(0)
+            return _Rows(None, fold.place("q")) if each else _Rows(fold.const(1), fold.const(0)), scope
+        family, count, scope = self._of_family(item, fold.extent("queries") if each else fold.const(1), scope)
+        if not each:
+            return _Rows(count, fold.const(0), family), scope
+        first = self.first_query()
+        own = _Rows(count, fold.sub(fold.place("q"), first), family)
+        return own, replace(scope, q=fold.add(self._own_row, first))
+
+    def _rows_of_units(self, item: checked.Selection, scope: Scope) -> tuple[_Rows, Scope]:
         (unit,) = item.row.per
         members, own = members_of(unit, self.program, self)
         self.units[unit] = members
         counts = members.counts()
+        count, family = fold.product(counts), None
+        self._own_row = fold.place("q")
+        if item.family is not None and not _asks_itself(item):
+            family, count, scope = self._of_family(item, count, scope)
         numbers, row_of = [], fold.const(0)
-        for i, count in enumerate(counts):
-            number = fold.floordiv(fold.place("q"), fold.product(counts[i + 1 :]))
-            numbers.append(number if i == 0 else fold.mod(number, count))
-            row_of = fold.add(fold.mul(row_of, count), own[i])
+        for i, each in enumerate(counts):
+            number = fold.floordiv(self._own_row, fold.product(counts[i + 1 :]))
+            numbers.append(number if i == 0 else fold.mod(number, each))
+            row_of = fold.add(fold.mul(row_of, each), own[i])
         bound: Lowered = tuple(numbers) if is_list(unit, self) else numbers[0]
-        return _Rows(fold.product(counts), row_of, bound), scope.bind(unit.binder, bound)
+        return _Rows(count, row_of, family), scope.bind(unit.binder, bound)
+
+    def _of_family(
+        self, item: checked.Selection, rows: Index, scope: Scope
+    ) -> tuple[tuple[Index, Index], Index, Scope]:
+        """Rows for each member of a family: its first member and these rows, all rows, and the scope of one."""
+        assert item.family is not None
+        if item.pairs:
+            refuse(item.span, "a family of choices among pairs", "Write its members one by one.")
+        low, high = (self.integer(end, scope) for end in (item.family.low, item.family.high))
+        member = fold.add(low, fold.floordiv(fold.place("q"), rows))
+        self._own_row = fold.mod(fold.place("q"), rows)
+        count = fold.mul(fold.maximum(fold.sub(high, low), fold.const(0)), rows)
+        return (low, rows), count, scope.bind(item.family.binder, member)
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 
@@ -177,9 +269,28 @@ class SelectingLowering(AttentionLowering):
         found = self.lower(unit.value, where)
         return tuple(map(as_index, found)) if isinstance(found, tuple) else (as_index(found),)
 
-    def _find(self, name: str) -> tuple[checked.Selection, ir.Selection]:
+    def _find(
+        self, name: str, member: checked.Expr | None, scope: Scope
+    ) -> tuple[checked.Selection, ir.Selection, Index]:
+        """A selection by name, and the row at hand."""
         item = next(item for item in self.program.selections if item.name == name)
-        return item, self.selection(item)
+        which = None if member is None else self.integer(member, scope)
+        number = None
+        if which is not None and _asks_itself(item):
+            members = self._members(item)
+            if not isinstance(which, ir.Const) or which.value not in members:
+                assert member is not None
+                refuse(
+                    member.span,
+                    f"a member of `{name}` that is none of {members.start} to {members.stop - 1}",
+                    "Test for the first one before: `s == 0 or …`.",
+                )
+            number = which.value
+        found = self.selection(item, number)
+        row, family = self._row_of(item, found, scope), self._rows_of[name].family
+        if family is not None and which is not None:
+            row = fold.add(fold.mul(fold.sub(which, family[0]), family[1]), row)
+        return item, found, row
 
     def _row_of(self, item: checked.Selection, found: ir.Selection, scope: Scope) -> Index:
         """The row at hand: that of the query, or of the unit that decides here too."""
@@ -187,12 +298,11 @@ class SelectingLowering(AttentionLowering):
         if item.row.per and deciding is not None and deciding.row.per:
             (unit,), (own,) = item.row.per, deciding.row.per
             if same_keys(unit, own):
-                return fold.place("q")
+                return self._own_row
         return _at(found.row_of, "q", scope.q)
 
     def _chosen(self, expr: checked.Chosen, scope: Scope) -> Index:
-        item, found = self._find(expr.selection)
-        row = self._row_of(item, found, scope)
+        item, found, row = self._find(expr.selection, expr.member, scope)
         if expr.unit is not None:
             return self._whole_unit(expr, item, found, row, scope)
         assert expr.item is not None
@@ -239,11 +349,16 @@ class SelectingLowering(AttentionLowering):
         return flat
 
     def _size(self, expr: checked.ChosenSize, scope: Scope) -> Index:
-        item, found = self._find(expr.selection)
-        row, variable = self._row_of(item, found, scope), self.variable("place")
+        _, found, row = self._find(expr.selection, expr.member, scope)
+        variable = self.variable("place")
         one = fold.choice(_asked(found, scope.head, row, variable), fold.const(1), fold.const(0))
         count = found.items if found.items is not None else fold.extent("keys")
         return fold.reduce("sum", variable, fold.const(0), count, fold.truth(True), one)
+
+
+def _asks_itself(item: checked.Selection) -> bool:
+    """Whether members of a family ask others of it."""
+    return item.family is not None and item.name in selections_read(expressions_of_selection(item))
 
 
 def _asked(found: ir.Selection, head: Index, row: Index, item: Index) -> Index:

@@ -79,6 +79,12 @@ class AttendChecker:
         """Where many queries decide together, there is no one query."""
         if selection.pairs or (selection.by == "query" and not selection.row.per):
             return
+        if selection.of_queries:
+            at = self._checker.first_use(line, "k")
+            if at is not None:
+                message = "there is no key here: queries are ranked"
+                self._complain("A206", message, at, "which key?", help="the vector of a key is `k[j]`")
+            return
         at = self._checker.first_use(line, "q")
         if at is None or self._weighs_alike(selection, line):
             return

@@ -49,6 +49,8 @@ class Rows:
         if isinstance(combine, program.BranchRead) and combine.part == "out" and combine.at is None:
             member = None if combine.member is None else self._call.meanings.of(combine.member)(frame)
             lse = self.of(combine.branch, member, batch, head, row)[1]  # type: ignore[arg-type]  # an integer
+        if not isinstance(out, tuple):  # a sum of no vectors is the number 0
+            out = (out,) * len(self._call.vectors["v"][0][0][0])
         return list(map(float, cast("Any", out))), lse
 
     def frame(self, batch: int, head: int, row: int) -> tuple[View, Frame]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attnc.spec import program
 from attnc.spec.checks.attends import same_keys
+from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, Meaning, Result, constantly
 from attnc.spec.meaning.rows import Row
 
@@ -25,6 +26,7 @@ class Selections:
         self._call = call
         self._by_name = {selection.name: selection for selection in call.program.selections}
         self._known: dict[Hashable, Places] = {}
+        self._open: set[Hashable] = set()
 
     def holds(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame, view: View) -> bool:
         """Whether the row of a frame chose the token at a position, all tokens of the unit at hand, or a number."""
@@ -57,12 +59,26 @@ class Selections:
         decides = self._decides(selection, frame)
         key = (selection.name, member, view, frame.batch, None if selection.by == "batch" else frame.head, decides)
         if key not in self._known:
+            self._check_member(selection, member, frame)
+            if key in self._open:
+                name = selection.name if member is None else f"{selection.name}[{member}]"
+                help_ = "ask another member, of which the index is nearer to an end: `stage[s - 1]`"
+                raise EvaluationError("A205", f"what `{name}` chooses depends on itself", selection.span, help_)
+            self._open.add(key)
             if selection.pairs:
                 self._rank_pairs(selection, member, frame, view, key[:-1])
             else:
                 row = self._row(selection, member, frame, view, decides)
                 self._known[key] = _kept(self._call, [row])[0]
         return self._known[key]
+
+    def _check_member(self, selection: program.Selection, member: int | None, frame: Frame) -> None:
+        if selection.family is None or member is None:
+            return
+        low, high = (self._call.meanings.of(end)(frame) for end in (selection.family.low, selection.family.high))
+        if not cast("int", low) <= member < cast("int", high):
+            message = f"`{selection.name}` is asked at {member}; it has selections {low} to {cast('int', high) - 1}"
+            raise EvaluationError("A902", message, selection.span, "test the index first: `… if i < n else …`")
 
     def _decides(self, selection: program.Selection, frame: Frame) -> Result | None:
         """The query, or the unit of queries, that decides at a frame; None for a head or a batch entry."""
@@ -103,6 +119,20 @@ class Candidates(Row):
         self.ranks: dict[Any, tuple[int, float]] = {}
         super().__init__(call, selection.row, view, frame)
         self.scores = dict(zip(map(self.name_of, self.keys), self.weights(), strict=True))
+
+    def _places(self, frame: Frame) -> Iterator[Frame]:
+        if not self.selection.of_queries:
+            yield from super()._places(frame)
+            return
+        for query in range(self._view.shift, self._view.shift + self._view.queries):
+            yield frame.at("q", query)
+
+    def name_of(self, frame: Frame) -> Any:
+        """What tells a place from others."""
+        return frame.places["q"] if self.selection.of_queries else super().name_of(frame)
+
+    def _with_key(self, frame: Frame, key: Any) -> Frame:
+        return frame.at("q", key) if self.selection.of_queries else super()._with_key(frame, key)
 
     def _sees(self, frame: Frame) -> bool:
         return all(self._call.meanings.of(line)(frame) for line in self._attend.visible)

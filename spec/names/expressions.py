@@ -594,7 +594,9 @@ class ExpressionResolver(NameResolver):
         score = None if not plain or self._is_score(plain[0]) else inner.resolve(plain[0])
         return program.Share(node.span, score, inner.resolve(extra[0].value) if extra else None)
 
-    def _softmax_of_candidates(self, span: Span, of: program.Expr, key: program.Binder | OneOf["k"]) -> program.Expr:
+    def _softmax_of_candidates(
+        self, span: Span, of: program.Expr, key: program.Binder | OneOf["q", "k"]
+    ) -> program.Expr:
         """Shares of what may be chosen."""
         own = self._applied(span, "exp", of)
         whole = program.Aggregate(span, "sum", own, (program.Visible(key),), None, floating=True)

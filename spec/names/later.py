@@ -36,8 +36,8 @@ def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
 
 
 def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
-    if block.binders:
-        return "families of selections"
+    if len(block.binders) > 1:
+        return "families of selections over several ranges"
     for item in block.body.statements:
         if not isinstance(item, syntax.Places):
             continue
@@ -49,8 +49,6 @@ def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
                 binders = binders[1:]
             if len(binders) > 1:
                 return "places with several names"
-            if _is(binders[0], "q"):
-                return "choices among queries"
             if isinstance(binders[0], syntax.Running) and _reads(binders[0].domain, "q"):
                 return "places that differ from query to query"
     return _over_chosen(block, selections)

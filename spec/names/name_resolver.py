@@ -59,7 +59,7 @@ class Selecting:
     """The clause of a `select` that is read, and what stands for its places."""
 
     part: Part
-    key: program.Binder | OneOf["k"]
+    key: program.Binder | OneOf["q", "k"]
 
 
 Names = Mapping[str, Symbol]

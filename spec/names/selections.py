@@ -50,14 +50,15 @@ class Select:
         self._per: tuple[program.Unit, ...] = ()
         self._by: By = "query"
         self._pairs = False
-        self._key: program.Binder | OneOf["k"] = "k"
+        self._of_queries = False
+        self._key: program.Binder | OneOf["q", "k"] = "k"
 
     @property
     def symbol(self) -> SelectionSymbol:
         """What its name stands for."""
         over = next(iter(self._lines("over")), None)
         together = any(_is_bare(b, "head") or _is_bare(b, "batch") for line in self._lines("per") for b in line.binders)
-        pairs = over is not None and _is_bare(over.binders[0], "q")
+        pairs = over is not None and len(over.binders) > 1 and _is_bare(over.binders[0], "q")
         covers = any(item.word.id == "covers" for item in self._statements)
         is_range = over is not None and isinstance(over.binders[-1], syntax.Running) and over.binders[-1].domain
         return SelectionSymbol(
@@ -78,7 +79,7 @@ class Select:
         family = self._family()
         self._lets = declare_lets(self._report, self._statements, self._own, self._outer, self._names)
         over = self._over()
-        self._key = "k" if over is None else over.binder
+        self._key = over.binder if over is not None else "q" if self._of_queries else "k"
         self._who()
         score = self._one("score", "float", "score")
         candidates = self._one("from", "exact", "from")
@@ -102,7 +103,9 @@ class Select:
             family=family,
             weights=score,
         )
-        return program.Selection(self.name.span, self.name.id, row, self._by, self._pairs, covers, keep, always)
+        return program.Selection(
+            self.name.span, self.name.id, row, self._by, self._pairs, covers, keep, always, self._of_queries
+        )
 
     # --- places ------------------------------------------------------------------------------------------------------
 
@@ -115,7 +118,9 @@ class Select:
             if len(binders) > 1:
                 help_ = "one place, or pairs of a query and a place: `over q, b = k // block`"
                 self._report.error("A216", "several places in `over`", line.span, help=help_)
-            return None if _is_bare(binders[0], "k") else self._clauses.key(binders[0])
+            self._of_queries = _is_bare(binders[0], "q")
+            of_tokens = self._of_queries or _is_bare(binders[0], "k")
+            return None if of_tokens else self._clauses.key(binders[0])
         return None
 
     def _who(self) -> None:
@@ -134,6 +139,9 @@ class Select:
         if self._pairs and self._by == "query":
             help_ = "say of which: `per head`, or `per batch`"
             self._report.error("A215", "pairs are ranked for all queries together", self.name.span, help=help_)
+        if self._of_queries and self._by == "query":
+            help_ = "say of which: `per head`, or `per batch`"
+            self._report.error("A215", "queries are chosen from all of some", self.name.span, help=help_)
         if self._per and self._by != "query":
             help_ = "a unit of queries decides for its own head already"
             self._report.error("A216", f"a unit and `{self._by}` decide", self._per[0].span, help=help_)
