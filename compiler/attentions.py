@@ -48,8 +48,9 @@ def asked_by_selection(item: Selection) -> set[Tensor]:
 
 
 def open_choices(pattern: Pattern) -> Pattern:
-    """The pattern in which all is seen that might be, whatever selections choose."""
+    """The pattern in which all is seen that might be, whatever selections choose, and however tokens are sorted."""
     own = {item.given for item in pattern.selections}
+    own |= {tensor for tensor in pattern.tensors if tensor.made is not None}
     nodes = tuple(replace(node, visible=might_hold(node.visible, own)) for node in pattern.nodes)
     tensors = tuple(tensor for tensor in pattern.tensors if tensor not in own)
     return replace(pattern, nodes=nodes, tensors=tensors, selections=())

@@ -789,6 +789,11 @@ class Pattern:
     selections: tuple[Selection, ...] = ()
 
     @property
+    def chooses(self) -> bool:
+        """Whether what is seen differs from call to call by its content: selections, or tokens that are sorted."""
+        return bool(self.selections) or any(tensor.made is not None for tensor in self.tensors)
+
+    @property
     def packed(self) -> Pattern:
         """The same over several sequences in one, which the tensor `cu_seqlens` cuts."""
         boundaries = intern(Tensor("cu_seqlens", "int", (BOUNDARIES,)))

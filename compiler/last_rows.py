@@ -23,6 +23,10 @@ def last_rows(pattern: Pattern) -> Pattern:
     """
     for node in pattern.nodes:
         _check(pattern, node)
+    sorted_by = {tensor.made.of for tensor in pattern.tensors if tensor.made is not None}
+    for tensor in pattern.tensors:
+        if tensor.name in sorted_by and tensor.dims[-1] in ("query", "token"):
+            raise OtherRowsError(f"`{tensor.name}` of other rows")
     for item in pattern.selections:
         for read in _read_by(item):
             raise OtherRowsError(f"{read} of other rows")
@@ -56,10 +60,13 @@ def _of_selection(item: Selection) -> Selection:
 
 def _read_by(item: Selection) -> Iterator[str]:
     """What a choice is made by that no cache holds."""
-    if item.pairs:
+    if item.pairs or _OF_FAMILY in {below for root in (item.score, item.candidates) for below in root.below}:
         yield "the choices"
     yield from _read([item.score, item.candidates, item.keep, item.always])
 
+
+_OF_FAMILY = fold.mod(fold.place("q"), fold.extent("queries"))
+"""The query that decides, where queries do for each member of a family."""
 
 _COUNTED: dict[Index, Index] = {fold.extent("queries"): fold.extent("keys")}
 

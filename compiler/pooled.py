@@ -10,11 +10,16 @@ from attnc.compiler.values import reads, vector
 
 
 class PooledKeys(NamedTuple):
-    """A key's vector and value, neither of which depends on a query; the score is `factor * dot(q, vector)`."""
+    """A key's vector and value, neither of which depends on a query; the score is `factor * dot(q, vector)`, or more.
+
+    `more`: the number by which it is; None for nothing. `by_head`: keys differ among the heads of a kv head.
+    """
 
     factor: ir.Value
     vector: ir.Value
     value: ir.Value
+    more: ir.Value | None
+    by_head: bool
 
 
 def pooled_keys(node: ir.Attend) -> PooledKeys | None:
@@ -22,7 +27,8 @@ def pooled_keys(node: ir.Attend) -> PooledKeys | None:
     softmax = isinstance(node.weights, ir.Softmax) and node.weights.extra is None
     if node.keys is None or not softmax or node.stack is not None or node.family is not None:
         return None
-    match node.score:
+    score, more = _apart(node.score)
+    match score:
         case ir.Apply(op="mul", operands=(factor, ir.Dot() as product)):
             pass
         case ir.Apply(op="mul", operands=(ir.Dot() as product, factor)):
@@ -32,9 +38,20 @@ def pooled_keys(node: ir.Attend) -> PooledKeys | None:
     if vector("q") not in (product.left, product.right) or not _is_constant(factor):
         return None
     key = product.right if product.left is vector("q") else product.left
-    if "q" in reads(key) or "q" in reads(node.value) or heads_read([key, node.value]) == "head":
+    if "q" in reads(key) or "q" in reads(node.value):
         return None
-    return PooledKeys(factor, key, node.value)
+    return PooledKeys(factor, key, node.value, more, heads_read([key, node.value]) == "head")
+
+
+def _apart(score: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """A score, and the number that is added to it."""
+    match score:
+        case ir.Apply(op="add", operands=(a, b)) if _is_constant(b):
+            return a, b
+        case ir.Apply(op="add", operands=(a, b)) if _is_constant(a):
+            return b, a
+        case _:
+            return score, None
 
 
 def _is_constant(node: ir.Value) -> bool:

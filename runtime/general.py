@@ -98,7 +98,7 @@ def general_of(planner: Planner) -> General:
         recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
         return General(planner, None, recurrent)
     single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
-    single = single and not pattern.selections and choice_of(pattern.nodes[0]) is None
+    single = single and not pattern.chooses and choice_of(pattern.nodes[0]) is None
     return General(planner, None if single else steps_of(planner))
 
 

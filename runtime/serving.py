@@ -18,7 +18,7 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import check_tensors, input_tensors
+from attnc.runtime.call import check_tensors, completed, input_tensors
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.general import steps_of
 from attnc.runtime.given import Given
@@ -67,7 +67,8 @@ def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: 
         tensors = input_tensors(rows.pattern, share.inputs)
         real = {t.name: x for t, x in zip(rows.pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else scale
-        return steps.on_cache(own, k, v, share.cache, Given(sizes, share.inputs, real, factor))
+        inputs_ = completed(rows.pattern, share.inputs)
+        return steps.on_cache(own, k, v, share.cache, Given(sizes, inputs_, real, factor))
 
     shares = list(shares_of(rows.pattern, cache, inputs))
     return together(q, [of(share) for share in shares], shares)

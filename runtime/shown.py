@@ -15,6 +15,7 @@ from attnc.runtime.call import (
     check_are_tensors,
     check_counts,
     check_tensors,
+    completed,
     finite,
     input_tensors,
 )
@@ -95,7 +96,8 @@ class Shown(Compiled):
         """What each selection of the pattern chooses in a call, by its name: bool (B[, Hq or Hkv], rows, places).
 
         It has heads where the choice differs between them. A row is a query, a unit of queries, or all of them (1 row);
-        a place is a key, a unit of keys, or a number, counted from 0. Raises ArgumentError, ArgumentTypeError.
+        a place is a key, a unit of keys, or a number, counted from 0. A family has the rows of its members one after
+        another. Raises ArgumentError, ArgumentTypeError.
         """
         return self._chosen(q, k, v, scale, inputs)[2]
 
@@ -108,6 +110,7 @@ class Shown(Compiled):
         assert self._steps is not None
         check_are_tensors(q, k, v)
         sizes = check_tensors(q, k, v)
+        inputs = completed(self._pattern, inputs)
         tensors = input_tensors(self._pattern, inputs)
         real = {t.name: x for t, x in zip(self._pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else finite(scale)

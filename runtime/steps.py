@@ -52,6 +52,7 @@ from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.selections.planned import plan_of_choices
 from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
+from attnc.runtime.selections.tokens import attend as attend_tokens
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.values import Values
 
@@ -171,7 +172,7 @@ class Steps:
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run) -> tuple[Tensor, Tensor | None]:
         pattern = self._pattern
-        if pattern.selections and pattern.documents is not None:
+        if pattern.chooses and pattern.documents is not None:
             return by_sequence(pattern, lambda q, k, v, own: self._alone._run(q, k, v, own, run), q, k, v, given)
         choices = self._of_nodes(q, k, v, given, run)
         known = choices.known
@@ -220,7 +221,8 @@ class Steps:
 
     def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
         assert node.family is not None
-        named = call_shape(alone(self._pattern, node), sizes, inputs).sizes
+        pattern = alone(self._pattern, node)
+        named = call_shape(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
         return range(low, high)
 
@@ -239,7 +241,7 @@ class Steps:
 
     def plan(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None = None) -> Plan:
         """The plans of all attentions in one; `target`: on a GPU."""
-        if self._pattern.selections:
+        if self._pattern.chooses:
             return self._plan_of_choices(sizes, inputs, target)
         own = self if target is None else self.by_kernels
         planners = own.planners(sizes, inputs)
@@ -275,10 +277,14 @@ class Steps:
             members = [None] if node.family is None else self._members(node, sizes, inputs)
             for i in members:
                 pattern = self._planner(node, i).pattern
-                chosen = {item.name for item in self._pattern.selections} - {t.name for t in pattern.tensors}
-                own = {name: x for name, x in inputs.items() if name not in chosen}
+                own = self._own_inputs(pattern, inputs)
                 found.append((pattern.attend, relations_of(pattern, call_shape(pattern, sizes, own))))
         return found
+
+    def _own_inputs(self, pattern: ir.Pattern, inputs: Mapping[str, object]) -> Mapping[str, object]:
+        """The inputs without what selections chose that this pattern does not ask."""
+        others = {item.name for item in self._pattern.selections} - {tensor.name for tensor in pattern.tensors}
+        return {name: x for name, x in inputs.items() if name not in others}
 
     def _planner(self, node: ir.Attend, member: int | None) -> Planner:
         name = node.name if member is None else f"{node.name}[{member}]"
@@ -295,7 +301,7 @@ class Steps:
     ) -> Tensor:
         """A value of every row: (B, Hq, Nq[, width])."""
         chosen = tuple(item.given for item in self._pattern.selections if item.name in given.inputs)
-        pattern = replace(rows_of(self._pattern), requirements=())
+        pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
         pattern = replace(pattern, tensors=pattern.tensors + chosen)
         relations = relations_of(pattern, _on_tokens(pattern, given))
         dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
@@ -337,20 +343,23 @@ def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     pooled = pooled_keys(node) if q.numel() and k.numel() else None
     if pooled is not None:
         keys = _made(planner, given, q, k, v, known, pooled)
-        given = replace(given, scale=keys.scale)
-        placed = attend_placed(planner, q, keys.k, keys.v, given)
-        plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
-        return attend_plain(q, keys.k, keys.v, plan, given.scale) if placed is None else placed
-    placed = attend_placed(planner, q, k, v, given)
-    if placed is not None:
-        return placed
-    plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
+        return keys.of_scores(_plainly(planner, replace(given, scale=keys.scale), q, keys.k, keys.v))
     if is_plain(node):
-        return attend_plain(q, k, v, plan, given.scale)
+        return _plainly(planner, given, q, k, v)
+    plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
     relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
     call = Call(plan, relations, given.scale)
     real = _real(planner.pattern, known)
     return scored.attend(q, k, v, call, real) if is_scored(node) else rows.attend(q, k, v, call, real)
+
+
+def _plainly(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor) -> Pair:
+    """The softmax of `scale * dot(q, k)`, k and v being those of an attention's keys."""
+    gathered = attend_placed(planner, q, k, v, given) or attend_tokens(planner, q, k, v, given)
+    if gathered is not None:
+        return gathered
+    plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
+    return attend_plain(q, k, v, plan, given.scale)
 
 
 def _made(
@@ -378,6 +387,7 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     if pooled is not None:
         keys = _made(planner, given, q, k, v, known, pooled)
         placed = attend_placed(planner, q, keys.k, keys.v, replace(given, scale=keys.scale), by_kernels=True)
+        placed = None if placed is None else keys.of_scores(placed)
     else:
         placed = attend_placed(planner, q, k, v, given, by_kernels=True)
     if placed is not None:

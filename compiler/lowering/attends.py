@@ -52,6 +52,11 @@ class AttentionLowering(Lowering):
     _around: Around | None = field(default=None, init=False)
     _measures: Measures = field(default_factory=Measures, init=False)
 
+    def check_sorts(self, what: str, span: Span) -> None:
+        """Raise SpecError in a pattern with documents, whose tokens are sorted by themselves."""
+        if self.program.documents is not None:
+            refuse(span, f"{what} in a pattern with `documents`", "Call it once for each document, or with cu_seqlens.")
+
     def context(self) -> object:
         """Scores, and the keys of a row, are those of the attention at hand."""
         return None if self._around is None else self._around.attend

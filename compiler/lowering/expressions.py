@@ -210,8 +210,12 @@ class Lowering:
         """The tensor of an input, or that of its ranks."""
         if item.ranks_of is None:
             return self.tensors[item]
+        self.check_sorts(item.name, item.span)
         source = self.tensors[item.ranks_of]
         return self.made_of(item.name, source.dims, ir.Made(source.name, "ranks"))
+
+    def check_sorts(self, what: str, span: Span) -> None:
+        """Raise SpecError where tokens may not be sorted."""
 
     def made_of(self, name: str, dims: tuple[str | int, ...], how: ir.Made) -> ir.Tensor:
         """A tensor that calls make of an input."""

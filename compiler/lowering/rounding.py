@@ -54,6 +54,7 @@ def _numbered(unit: checked.Unit, written: tuple[Index, ...], lowering: Lowering
     *lead, last = read.tensor.dims
     if last not in {"q": ("query",), "k": ("key", "token")}[unit.place]:
         return None
+    lowering.check_sorts("units that an input numbers", unit.value.span)
     name, source = f"{read.tensor.name} % {count}", read.tensor.name
     order = lowering.made_of(f"order({name})", (*lead, f"tokens by {name}"), ir.Made(source, "order", count))
     starts = lowering.made_of(f"starts({name})", (*lead, count + 1), ir.Made(source, "starts", count))

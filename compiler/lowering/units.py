@@ -181,7 +181,9 @@ def numbers_of(value: Index, place: Index) -> tuple[ir.Lookup, int] | None:
 
 
 def _stretch(value: Index, place: Index) -> Stretch | None:
-    """`(place + shift) // size`; folding has taken whole units out of the shift."""
+    """`(place + shift) // size`; folding has taken whole units out of the shift. 0: one unit has all tokens."""
+    if isinstance(value, ir.Const) and value.value == 0:
+        return Stretch(1 << 40, 0)
     terms, whole = fold.parts(value)
     if len(terms) != 1 or terms[0][1] != 1:
         return None

@@ -29,6 +29,7 @@ Schedule = Literal[
     "bricks",
     "tile lists",
     "gathered queries",
+    "gathered tokens",
     "chosen tiles",
 ]
 

@@ -13,6 +13,7 @@ from attnc.compiler.attentions import open_choices
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.plan import Group, Piece, Plan, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
+from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.values import is_scored
 from attnc.runtime.call import call_shape
 from attnc.runtime.given import Given
@@ -25,7 +26,8 @@ ROWS = 512
 def plan_of(planner: Planner, given: Given) -> Plan | None:
     """The plan of one attention that asks selections; None for any other, and for what is planned row by row."""
     pattern = planner.pattern
-    if not pattern.selections or not is_scored(pattern.attend) or pattern.documents is not None:
+    fits = is_scored(pattern.attend) or pooled_keys(pattern.attend) is not None
+    if not pattern.chooses or not fits or pattern.documents is not None:
         return None
     shape = call_shape(pattern, given.sizes, given.inputs)
     template = planner.remembered(
@@ -67,7 +69,8 @@ def _made(planner: Planner, given: Given) -> Plan:
 def _groups(template: Plan, pattern: ir.Pattern) -> list[Group]:
     """Batch entries and heads apart where they choose by themselves."""
     (whole,) = template.groups
-    dims = {dim for item in pattern.selections for dim in item.given.dims}
+    chosen = [item.given for item in pattern.selections]
+    dims = {dim for tensor in (*chosen, *pattern.tensors) for dim in tensor.dims}
     batches = [(b,) for b in whole.batches] if "batch" in dims else [whole.batches]
     per = {"head": 1, "kv_head": template.heads // max(template.kv_heads, 1)}
     size = min((per[str(dim)] for dim in dims if dim in per), default=max(len(whole.heads), 1))

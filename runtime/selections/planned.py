@@ -9,6 +9,7 @@ from attnc.compiler.attentions import asked
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.planning.plan import Plan, Schedule
 from attnc.runtime.selections.placed import choice_of
+from attnc.runtime.selections.tokens import tokens_of
 
 
 def plan_of_choices(whole: Plan, pattern: ir.Pattern) -> Plan:
@@ -16,15 +17,21 @@ def plan_of_choices(whole: Plan, pattern: ir.Pattern) -> Plan:
     branches = whole.branches or ((pattern.nodes[0].name, whole),)
     found = []
     for node, (name, plan) in zip(pattern.nodes, branches, strict=True):
-        items = [item for item in pattern.selections if item.given in asked([node.visible])]
-        found.append((name, _chosen(plan, node, items) if items else plan))
+        read = asked([node.visible])
+        items = [item for item in pattern.selections if item.given in read]
+        sorted_by = sorted({tensor.made.of for tensor in read if tensor.made is not None})
+        reasons = [*map(_in_words, items), *(f"tokens are sorted by `{name}` in every call" for name in sorted_by)]
+        found.append((name, _chosen(plan, node, tuple(reasons)) if reasons else plan))
     return replace(whole, branches=tuple(found)) if whole.branches else found[0][1]
 
 
-def _chosen(plan: Plan, node: ir.Attend, items: list[ir.Selection]) -> Plan:
-    """The plan of one attention that asks selections."""
-    reasons = tuple(map(_in_words, items))
-    schedule: Schedule = "gathered queries" if choice_of(node) is not None else "chosen tiles"
+def _chosen(plan: Plan, node: ir.Attend, reasons: tuple[str, ...]) -> Plan:
+    """The plan of one attention that asks selections, or sorts tokens."""
+    schedule: Schedule = "chosen tiles"
+    if choice_of(node) is not None:
+        schedule = "gathered queries"
+    elif tokens_of(node) is not None:
+        schedule = "gathered tokens"
     return replace(plan, schedule=schedule, groups=(), masks=(), reasons=reasons)
 
 

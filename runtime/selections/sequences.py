@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
+from attnc.runtime.call import completed
 from attnc.runtime.given import Given
 from attnc.runtime.plans import documents_of_call
 
@@ -49,7 +50,7 @@ def _cut(pattern: ir.Pattern, inputs: Mapping[str, object], window: Window) -> d
     """The inputs of one sequence."""
     found: dict[str, object] = {}
     for tensor in pattern.tensors:
-        if tensor is pattern.documents or tensor.name not in inputs:
+        if tensor is pattern.documents or tensor.made is not None or tensor.name not in inputs:
             continue
         x = inputs[tensor.name]
         whole = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
@@ -59,4 +60,4 @@ def _cut(pattern: ir.Pattern, inputs: Mapping[str, object], window: Window) -> d
             elif dim in ("key", "token"):
                 whole = whole.narrow(i, window.key, window.n_k)
         found[tensor.name] = whole
-    return found
+    return dict(completed(pattern, found))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from attnc.spec import program
 from attnc.spec.checks.forms import BOOL, FLOAT, INT, UNKNOWN, Finding, Form, as_number, floating
 from attnc.spec.checks.guards import Facts
-from attnc.spec.checks.measure import below
+from attnc.spec.checks.measure import Measures, below, first_use
 from attnc.spec.source import Span
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class AttendChecker:
                 message = "there is no key here: queries are ranked"
                 self._complain("A206", message, at, "which key?", help="the vector of a key is `k[j]`")
             return
-        at = self._checker.first_use(line, "q")
+        others = (other for other in self._pattern.selections if other.row.per and selection.row.per)
+        alike = {other.name for other in others if same_keys(other.row.per[0], selection.row.per[0])}
+        at = first_use(line, "q", Measures(frozenset(alike)))
         if at is None or self._weighs_alike(selection, line):
             return
         names = [unit.binder.name for unit in selection.row.per]

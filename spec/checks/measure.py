@@ -176,9 +176,10 @@ def _implied(node: program.Vector | program.Score | program.Share | program.Bran
 
 
 class Measures:
-    """Measures of definitions, each taken once."""
+    """Measures of definitions, each taken once. `decided`: selections whose row is known, whatever the query."""
 
-    def __init__(self) -> None:
+    def __init__(self, decided: frozenset[str] = frozenset()) -> None:
+        self._decided = decided
         self._known: dict[program.Definition, Measure] = {}
         self._nodes: dict[program.Expr, Measure] = {}
 
@@ -202,11 +203,11 @@ class Measures:
                 places |= _implied(node)
             case program.InUnit(unit=unit):
                 free |= {unit.binder}
-            case program.Chosen(unit=unit, by_query=by_query):
-                places |= {"q"} if by_query else set()
+            case program.Chosen(selection=selection, unit=unit, by_query=by_query):
+                places |= {"q"} if by_query and selection not in self._decided else set()
                 free |= frozenset() if unit is None else {unit.binder}
-            case program.ChosenSize(by_query=by_query):
-                places |= {"q"} if by_query else set()
+            case program.ChosenSize(selection=selection, by_query=by_query):
+                places |= {"q"} if by_query and selection not in self._decided else set()
             case program.Ranking():
                 places |= {"key"}
             case program.Place(place=place) | program.Coordinate(place=place) | program.InSegment(place=place):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from attnc import ArgumentError, Attention, SpecError, UnsupportedError, compile_attention
+from attnc import ArgumentError, Attention, UnsupportedError, compile_attention
 from attnc.runtime.call import check_tensors
 from attnc.runtime.given import Given
 from attnc.runtime.plans import PLANNING
@@ -341,17 +341,6 @@ def test_half_precision_chooses_by_single_precision() -> None:
     q, k, v = (x.bfloat16() for x in made())
     assert torch.equal(attend.chosen(q, k, v)["chosen"], attend.chosen(q.float(), k.float(), v.float())["chosen"])
     torch.testing.assert_close(attend(q, k, v).float(), attend(q.float(), k.float(), v.float()), rtol=0.02, atol=0.02)
-
-
-def test_a_family_of_selections_is_refused() -> None:
-    text = """pattern p
-    select chosen[c in 0 .. 2]
-        score  dot(q, k)
-        keep   rank < 2
-    visible k in chosen[0]
-"""
-    with pytest.raises(SpecError, match="families of selections"):
-        compile_attention(text)
 
 
 @pytest.mark.parametrize("dims", ["token", "batch, token", "head, token"])

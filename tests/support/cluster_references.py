@@ -19,12 +19,15 @@ from routing_references import Result, best, blocks_of, by_query_head, means, pr
 from score_references import positions, products, scale_of, weighted
 
 
-def leading(mass: Tensor, candidates: Tensor, p: float, least: int = 0) -> Tensor:
-    """Along the last dimension the candidates of most mass, while those before have less than p; `least` anyhow."""
+def leading(mass: Tensor, candidates: Tensor, p: float, least: int = 0, held: Tensor | float = 0.0) -> Tensor:
+    """Along the last dimension the candidates of most mass, while `held` and those before have less than p.
+
+    `least` of them anyhow.
+    """
     order = torch.sort(torch.where(candidates, mass, -math.inf), dim=-1, descending=True, stable=True).indices
     ranked = torch.where(candidates, mass, 0).gather(-1, order)
     before = functional.pad(ranked.cumsum(-1)[..., :-1], (1, 0))
-    kept = (before < p) | (torch.arange(mass.shape[-1]) < least)
+    kept = (held + before < p) | (torch.arange(mass.shape[-1]) < least)
     return torch.zeros_like(candidates).scatter(-1, order, kept) & candidates
 
 
@@ -32,7 +35,7 @@ def leading(mass: Tensor, candidates: Tensor, p: float, least: int = 0) -> Tenso
 
 
 def xattention_choice(q: Tensor, k: Tensor, *, block: int, stride: int, p: float) -> Tensor:
-    """The blocks that each block of queries chooses, bool (B, Hq, blocks, blocks); none is in for its place.
+    """The blocks that each block of queries chooses, bool (B, Hq, blocks, blocks): its own, the first, and the best.
 
     A strip of `stride` tokens scores as one: its keys from the first on, its queries from the last back.
     """
@@ -43,19 +46,20 @@ def xattention_choice(q: Tensor, k: Tensor, *, block: int, stride: int, p: float
     n, per = q.shape[2] // block, block // stride
     sums = share.reshape(*share.shape[:2], n, per, n, per).sum((3, 5))
     number = torch.arange(n)
-    causal = (number <= number[:, None]).expand(sums.shape)
-    return leading(sums / sums.sum(-1, keepdim=True), causal, p)
+    forced = ((number == number[:, None]) | (number == 0)).expand(sums.shape) & (number <= number[:, None])
+    shares = sums / sums.sum(-1, keepdim=True)
+    held = torch.where(forced, shares, 0).sum(-1, keepdim=True)
+    others = ~forced & (number < number[:, None])
+    return leading(shares, others, p, held=held) | forced
 
 
 def xattention(q: Tensor, k: Tensor, v: Tensor, *, block: int, stride: int, p: float) -> Result:
-    """Xu et al. 2025: the blocks of most weight on antidiagonals; the first and the own one besides, not counted.
+    """Xu et al. 2025: the own and the first block, then those of most weight on antidiagonals until a share p is held.
 
-    Nq = Nk, a multiple of `block`, and that of `stride`. The authors count these two, before the others.
+    Nq = Nk, a multiple of `block`, and that of `stride`.
     """
     query, key = positions(q, k)
-    number = torch.arange(k.shape[2] // block)
-    forced = (number == 0) | (number == number[:, None])
-    chosen = xattention_choice(q, k, block=block, stride=stride, p=p) | forced
+    chosen = xattention_choice(q, k, block=block, stride=stride, p=p)
     return softmax_over(q, k, v, chosen[:, :, query // block, key // block] & (key <= query))
 
 

@@ -1,0 +1,69 @@
+"""Attention whose relation is among chosen tokens: which ones, and the executor that gathers them."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from attnc.compiler import ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.chosen_tokens import ChosenTokens, Int64, OneSide, Rest, chosen_tokens
+from attnc.compiler.pooled import pooled_keys
+from attnc.compiler.values import is_plain, reads
+from attnc.runtime.call import call_shape
+from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
+from attnc.runtime.given import Given
+from attnc.runtime.plans import Planner, relations_of
+
+
+def tokens_of(node: ir.Attend) -> ChosenTokens | None:
+    """The choice of tokens that an attention's relation is, if gathered ones serve it."""
+    fits = is_plain(node) or pooled_keys(node) is not None
+    return chosen_tokens(node.visible) if fits and node.family is None else None
+
+
+def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
+    """(out, lse) of such an attention on a CPU, differentiable once; None for any other."""
+    choice = tokens_of(planner.pattern.attend)
+    if choice is None or planner.pattern.documents is not None:
+        return None
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
+    (window,) = relations.windows(0)
+    heads, kv_heads = q.shape[1], k.shape[1]
+    count = heads if choice.by_head else kv_heads if choice.by_kv_head else min(heads, 1)
+    lanes = []
+    for batch in range(q.shape[0]):
+        for i in range(count):
+            queries, keys = (
+                np.arange(n) if side is None else _chosen(side, relations, window, given, batch, i, count)
+                for side, n in ((choice.queries, window.n_q), (choice.keys, window.n_k))
+            )
+            if not (len(queries) and len(keys)):
+                continue
+            kv = i * kv_heads // count
+            own = slice(i * heads // count, (i + 1) * heads // count)
+            lanes.append(Gathered(batch, own, slice(kv, max((i + 1) * kv_heads // count, kv + 1)), queries, keys))
+    rest = specialise(choice.rest, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
+    return differentiable(q, k, v, AmongChosen(lanes, Rest.of(rest), given.scale), [])
+
+
+def _chosen(
+    side: OneSide, relations: Relations, window: Window, given: Given, batch: int, lane: int, lanes: int
+) -> Int64:
+    """The tokens of a lane, ascending: rows, or keys."""
+    found = given.inputs[side.chosen.name]
+    assert isinstance(found, Tensor)
+    for dim in side.chosen.dims[:-2]:
+        found = found[min(batch, len(found) - 1)] if dim == "batch" else found[lane * len(found) // lanes]
+    row, item_of = (
+        specialise(x, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
+        for x in (side.row, side.item_of)
+    )
+    assert isinstance(row, ir.Const)
+    of_queries = "q" in reads(side.item_of)
+    spans = ((0, window.n_q), (0, 1)) if of_queries else ((0, 1), (0, window.n_k))
+    items = exact.integers(item_of, *spans).reshape(-1)
+    return np.flatnonzero(found[row.value].numpy()[items])
