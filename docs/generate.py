@@ -79,6 +79,19 @@ def _gates(blocks: int) -> dict[str, Tensor]:
     return {name: torch.randn((1, 1, blocks, 8), generator=draw) for name in ("gq", "gk")}
 
 
+def _clusters(**counts: int) -> dict[str, Tensor]:
+    """A cluster for each token, of so many."""
+    draw = torch.Generator().manual_seed(0)
+    return {name: torch.randint(0, count, (1, 1, LENGTH), generator=draw) for name, count in counts.items()}
+
+
+def _centroids(count: int) -> dict[str, Tensor]:
+    """Centroids, and a key and a value of each."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"mu": (1, count, 16), "memory_k": (1, count, 1, 16), "memory_v": (1, count, 1, 16)}
+    return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+
+
 DRAWN: dict[str, Picture] = {
     "bigbird": Picture({"block": 4}, inputs={"random": _random_blocks(1, 16, 2)}),
     "block_diffusion": Picture({"block": 4}),
@@ -121,17 +134,24 @@ DRAWN: dict[str, Picture] = {
     "videofactory": Picture({"frames": 4, "height": 4, "width": 4, "window": [2, 2, 2], "layer": 1}),
     # Chosen by content.
     "anchor": Picture({"block": 8, "group": 2, "theta": 1}),
+    "biformer": Picture({"height": 8, "width": 8, "regions": 4, "topk": 3}),
     "deepseek_sparse": Picture({"topk": 12}, inputs=_indexer(LENGTH)),
     "dynamic_mask": Picture({"keys_kept": 12}),
+    "hyper_attention": Picture(
+        {"block": 8}, inputs={**_clusters(hq=9, hk=9), "sample": torch.arange(0, 64, 8).reshape(1, 1, 8)}
+    ),
     "minference_blocks": Picture({"block": 8, "topk": 3}),
     "minference_vertical_slash": Picture({"columns": 6, "slashes": 50, "block": 4, "probe": 8}, queries=160),
     "moba": Picture({"block": 8, "topk": 3}),
     "recycled": Picture(inputs={"cached": torch.tensor([[[1, 4, 7, 20, 21, 30]]]), "since": torch.tensor([40])}),
+    "routing_transformer": Picture({"size": 20}, inputs=_centroids(4)),
     "seer": Picture({"block": 8, "threshold": 0.3, "dense_rows": 1}, inputs=_gates(8)),
     "seer_decode": Picture({"block": 8, "budget": 16}),
     "sparse_d": Picture({"block": 8}, inputs=_map(8)),
+    "svg2": Picture({"p": 0.5, "query_clusters": 6, "key_clusters": 8}, inputs=_clusters(qc=6, kc=8)),
     "token_sparse": Picture({"window": 8, "pool": 3, "tau": 0.4}),
     "vmoba": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "topk": 2, "layer": 2}),
+    "xattention": Picture({"block": 8, "stride": 4, "p": 0.5}),
     "vmoba_threshold": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "layer": 0}),
 }
 """What is drawn where the defaults would show little, or where there are none."""
