@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.compiler import ir
+from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.exact import Lanes
 from attnc.compiler.attentions import asked, might_hold
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
+from attnc.compiler.rewrite import substitute
 from attnc.spec.errors import EvaluationError
 
 Int64 = NDArray[np.int64]
@@ -55,8 +56,13 @@ def _is_causal(node: ir.Attend, n: int) -> bool:
     if node.keys is not None:
         return False
     relation = might_hold(node.visible, asked([node.visible]))
-    mask = exact.mask(_specialised(relation, n), (0, n), (0, n))
-    return not bool(np.triu(mask, 1).any())
+    relations = [relation]
+    if node.family is not None:
+        variable, low, high = node.family
+        ends = {_count(low, n), max(_count(high, n) - 1, _count(low, n))}
+        relations = [substitute(relation, {variable: fold.const(end)}) for end in ends]
+    masks = [exact.mask(_specialised(each, n), (0, n), (0, n)) for each in relations]
+    return not any(bool(np.triu(mask, 1).any()) for mask in masks)
 
 
 def _specialised(node: Index, n: int) -> Index:

@@ -58,6 +58,7 @@ CODES: dict[str, str] = {
     "A222": "a learned tensor that nothing reads",
     "A223": "an unknown approximation, or one of nothing",
     "A224": "a selection that nothing asks",
+    "A225": "a mixture of nothing",
     # A3xx: types
     "A301": "a value of the wrong type",
     "A302": "a type is missing, unknown or not possible here",

@@ -191,7 +191,8 @@ class Chosen:
     """`k in chosen`: whether the row at hand chose the token at a position, or all tokens of a unit, or a number.
 
     `item`: the position, or the number where the selection is over a range that covers nothing; None for a unit.
-    `member`: which selection of a family. `by_query`: whether the query at hand tells the row.
+    `number`: that of a place of a range, whatever it covers. `member`: which selection of a family. `by_query`: whether
+    the query at hand tells the row.
     """
 
     span: Span
@@ -200,6 +201,7 @@ class Chosen:
     unit: Unit | None = None
     member: Expr | None = None
     by_query: bool = True
+    number: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -303,6 +303,10 @@ class SelectingLowering(AttentionLowering):
 
     def _chosen(self, expr: checked.Chosen, scope: Scope) -> Index:
         item, found, row = self._find(expr.selection, expr.member, scope)
+        if expr.number is not None:
+            assert isinstance(item.row.over, checked.Range)
+            low = self.integer(item.row.over.low, Scope())
+            return _asked(found, scope.head, row, fold.sub(self.integer(expr.number, scope), low))
         if expr.unit is not None:
             return self._whole_unit(expr, item, found, row, scope)
         assert expr.item is not None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.exact import mask_at
-from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
 from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.values import reads
@@ -17,13 +19,18 @@ from attnc.compiler.values import reads
 Int64 = NDArray[np.int64]
 
 
+TILE = 512
+"""Positions of rows, and of keys, that are looked at together."""
+
+
 @dataclass(frozen=True)
 class OneSide:
-    """The tokens on one side that row `row` of a truth tensor chose: those whose number `item_of` it holds."""
+    """The tokens on one side, that of `place`, for which a truth tensor holds, at row `row` and place `item`."""
 
     chosen: Tensor
     row: Index
-    item_of: Index
+    item: Index
+    place: str
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,10 @@ def chosen_tokens(visible: Index) -> ChosenTokens | None:
     rest = []
     for part in parts:
         side = _side(part)
-        if side is None:
+        if side is None or side.place in sides:
             rest.append(part)
-            continue
-        (place,) = reads(side.item_of)
-        if place in sides:
-            return None
-        sides[place] = side
+        else:
+            sides[side.place] = side
     others = fold.conjunction(*rest)
     if not sides or any(isinstance(node, Lookup | HeadIndex) for node in others.below):
         return None
@@ -73,31 +77,45 @@ def chosen_tokens(visible: Index) -> ChosenTokens | None:
 def _side(part: Index) -> OneSide | None:
     if not (isinstance(part, Lookup) and part.tensor.kind == "bool" and len(part.indices) >= 2):
         return None
-    *heads, row, item_of = part.indices
+    *heads, row, item = part.indices
     own = fold.head_index("head")
     of = {"batch": fold.head_index("batch"), "head": own, "kv_head": fold.floordiv(own, fold.extent("group"))}
     if any(of.get(str(dim)) is not index for dim, index in zip(part.tensor.dims, heads, strict=False)):
         return None
-    plain = not any(isinstance(node, Lookup | HeadIndex) for index in (row, item_of) for node in index.below)
-    return OneSide(part.tensor, row, item_of) if plain and not reads(row) and len(reads(item_of)) == 1 else None
+    if any(isinstance(node, Lookup | HeadIndex) for index in (row, item) for node in index.below):
+        return None
+    read = reads(row) | reads(item)
+    if read == {"q"} or (read == {"k"} and not reads(row)):
+        return OneSide(part.tensor, row, item, *read)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
 class Rest:
-    """The relation among tokens that were chosen, specialised; `diagonal`: the c of `k <= q + c`, if it is that."""
+    """The relation among tokens that were chosen, specialised; `diagonal`: the c of `k <= q + c`, if it is that.
+
+    `states` (row tiles, key tiles): 1 where all of a tile's rows see all of its keys, -1 where none sees one, else 0;
+    None beside a diagonal.
+    """
 
     relation: Index
     diagonal: int | None
+    states: NDArray[np.int8] | None
 
     @classmethod
-    def of(cls, relation: Index) -> Rest:
-        """With its diagonal."""
-        return cls(relation, diagonal_shift(relation))
+    def of(cls, relation: Index, n_q: int, n_k: int) -> Rest:
+        """With what there is to know of its tiles."""
+        diagonal = diagonal_shift(relation)
+        if diagonal is not None:
+            return cls(relation, diagonal, None)
+        rows, keys = np.arange(0, n_q, TILE), np.arange(0, n_k, TILE)
+        last = np.minimum(rows + TILE, n_q) - 1, np.minimum(keys + TILE, n_k) - 1
+        boxes = Boxes(rows[:, None], last[0][:, None], keys[None, :], last[1][None, :])
+        found = classify(relation, boxes, keyed=False).state
+        return cls(relation, None, np.array(np.broadcast_to(found, (len(rows), len(keys))), dtype=np.int8))
 
     def seen(self, queries: Int64, keys: Int64) -> NDArray[np.bool_] | None:
         """Who sees whom among some rows and keys, both ascending; None where all see all."""
-        if not (len(queries) and len(keys)):
-            return np.zeros((len(queries), len(keys)), dtype=np.bool_)
         if self.diagonal is not None:
             if keys[-1] <= queries[0] + self.diagonal:
                 return None
@@ -106,3 +124,40 @@ class Rest:
         alive = np.ones((len(queries), len(keys)), dtype=np.bool_)
         found = mask_at(self.relation, queries, keys, alive, {}, wide=wide)
         return None if found.all() else found
+
+    def blocks(self, queries: Int64, keys: Int64) -> Iterator[Block]:
+        """The rows and keys by number that meet, those of gathered tokens at these positions."""
+        if self.diagonal is not None:
+            yield from self._below_diagonal(queries, keys, self.diagonal)
+            return
+        assert self.states is not None
+        rows = np.searchsorted(queries, np.arange(len(self.states) + 1) * TILE)
+        ends = np.searchsorted(keys, np.arange(self.states.shape[1] + 1) * TILE)
+        for tile, states in enumerate(self.states):
+            start, stop = int(rows[tile]), int(rows[tile + 1])
+            if start == stop:
+                continue
+            edges = np.flatnonzero(np.diff(np.concatenate([[-1], states, [-1]])))
+            for first, last in pairwise(edges.tolist()):
+                low, high = int(ends[first]), int(ends[last])
+                if states[first] != -1 and low < high:
+                    yield Block(slice(start, stop), slice(low, high), bool(states[first] == 1))
+
+    def _below_diagonal(self, queries: Int64, keys: Int64, shift: int) -> Iterator[Block]:
+        for start in range(0, len(queries), TILE):
+            rows = slice(start, min(start + TILE, len(queries)))
+            ends = np.searchsorted(keys, queries[rows][[0, -1]] + shift, side="right")
+            low, high = int(ends[0]), int(ends[1])
+            if low:
+                yield Block(rows, slice(0, low), True)
+            if low < high:
+                yield Block(rows, slice(low, high), False)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Gathered rows and keys that meet; `full`: all of these rows see all of these keys."""
+
+    rows: slice
+    keys: slice
+    full: bool

@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attnc.compiler.planning.chosen_tokens import Int64, Rest
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.autograd import Pair, Triple
-
-ROWS = 512
-"""Gathered rows of a block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +26,7 @@ class Gathered:
     keys: Int64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Piece:
     """Gathered rows and keys by number; `seen`: who sees whom, None for all."""
 
@@ -43,7 +40,7 @@ class Piece:
             return None
         return torch.zeros(self.seen.shape, dtype=dtype).masked_fill_(~self.seen, -math.inf)
 
-    @property
+    @cached_property
     def blind(self) -> Tensor | None:
         """The rows that see nothing here."""
         return None if self.seen is None else ~self.seen.any(-1)
@@ -117,15 +114,7 @@ class AmongChosen:
         return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
     def _pieces(self, lane: Gathered) -> Iterator[Piece]:
-        """Blocks of gathered rows: with the keys that all of them see, and with those that some see."""
-        for start in range(0, len(lane.queries), ROWS):
-            rows = slice(start, min(start + ROWS, len(lane.queries)))
-            queries, low, high = lane.queries[rows], 0, len(lane.keys)
-            if self.rest.diagonal is not None:
-                low, high = np.searchsorted(lane.keys, queries[[0, -1]] + self.rest.diagonal, side="right").tolist()
-                if low:
-                    yield Piece(rows, slice(0, low), None)
-            if low < high:
-                seen = self.rest.seen(queries, lane.keys[low:high])
-                if seen is None or seen.any():
-                    yield Piece(rows, slice(low, high), None if seen is None else torch.from_numpy(seen))
+        for block in self.rest.blocks(lane.queries, lane.keys):
+            seen = None if block.full else self.rest.seen(lane.queries[block.rows], lane.keys[block.keys])
+            if seen is None or seen.any():
+                yield Piece(block.rows, block.keys, None if seen is None else torch.from_numpy(seen))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import asked
+from attnc.compiler.attentions import alone, asked
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.planning.plan import Plan, Schedule
 from attnc.runtime.selections.placed import choice_of
@@ -16,7 +16,9 @@ def plan_of_choices(whole: Plan, pattern: ir.Pattern) -> Plan:
     """The plan of all that may be chosen, `whole`, with what is known of the choice before a call."""
     branches = whole.branches or ((pattern.nodes[0].name, whole),)
     found = []
-    for node, (name, plan) in zip(pattern.nodes, branches, strict=True):
+    nodes = {node.name: alone(pattern, node, None if node.family is None else 0).attend for node in pattern.nodes}
+    for name, plan in branches:
+        node = nodes[name.partition("[")[0]]
         read = asked([node.visible])
         items = [item for item in pattern.selections if item.given in read]
         sorted_by = sorted({tensor.made.of for tensor in read if tensor.made is not None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from attnc.compiler import ir
@@ -11,12 +12,12 @@ from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.chosen_tokens import ChosenTokens, Int64, OneSide, Rest, chosen_tokens
 from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.values import is_plain, reads
+from attnc.compiler.values import is_plain
 from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
 from attnc.runtime.given import Given
-from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.plans import Planner, planning, relations_of
 
 
 def tokens_of(node: ir.Attend) -> ChosenTokens | None:
@@ -46,8 +47,14 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
             kv = i * kv_heads // count
             own = slice(i * heads // count, (i + 1) * heads // count)
             lanes.append(Gathered(batch, own, slice(kv, max((i + 1) * kv_heads // count, kv + 1)), queries, keys))
-    rest = specialise(choice.rest, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
-    return differentiable(q, k, v, AmongChosen(lanes, Rest.of(rest), given.scale), [])
+
+    def rest() -> Rest:
+        with planning():
+            own = specialise(choice.rest, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
+            return Rest.of(own, window.n_q, window.n_k)
+
+    found = planner.remembered(("rest", given.sizes, tuple(sorted(relations.shape.sizes.items()))), rest)
+    return differentiable(q, k, v, AmongChosen(lanes, found, given.scale), [])
 
 
 def _chosen(
@@ -58,12 +65,12 @@ def _chosen(
     assert isinstance(found, Tensor)
     for dim in side.chosen.dims[:-2]:
         found = found[min(batch, len(found) - 1)] if dim == "batch" else found[lane * len(found) // lanes]
-    row, item_of = (
+    row, item = (
         specialise(x, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
-        for x in (side.row, side.item_of)
+        for x in (side.row, side.item)
     )
-    assert isinstance(row, ir.Const)
-    of_queries = "q" in reads(side.item_of)
-    spans = ((0, window.n_q), (0, 1)) if of_queries else ((0, 1), (0, window.n_k))
-    items = exact.integers(item_of, *spans).reshape(-1)
-    return np.flatnonzero(found[row.value].numpy()[items])
+    spans = ((0, window.n_q), (0, 1)) if side.place == "q" else ((0, 1), (0, window.n_k))
+    rows, items = (torch.from_numpy(exact.integers(x, *spans).reshape(-1)) for x in (row, item))
+    if side.chosen.dims[-2] == "query":  # rows are positions, of which some may have no query
+        rows = rows - window.shift
+    return found[rows, items].numpy().nonzero()[0]

@@ -38,6 +38,7 @@ from attnc.spec.checks.measure import (
     lines_of,
     recurrences_of,
 )
+from attnc.spec.checks.mixtures import of_nothing
 from attnc.spec.checks.operations import OperationRules
 from attnc.spec.checks.recurrent import RecurrentChecker
 from attnc.spec.diagnostics import Label
@@ -164,6 +165,7 @@ class Checker:
             needs |= attention.check_selection(selection, self._everywhere())
         if self._pattern.combine is not None:
             attention.check_combine(self._pattern.combine, self._everywhere())
+            self._check_mixtures(self._pattern.combine)
         return needs
 
     def _check_approximation(self) -> None:
@@ -174,6 +176,13 @@ class Checker:
         if not any(isinstance(node, program.Operation) and node.op == "solve" for node in below(self._roots())):
             message = "nothing here is approximated: there is no `solve`"
             self._complain("A223", message, steps.span, "of what?", help="leave the line out")
+
+    def _check_mixtures(self, combine: program.Expr) -> None:
+        """Where something is divided by a sum over what was chosen, the case of nothing is said."""
+        for span, name in of_nothing(combine):
+            message = f"`{name}` may be empty, and what the mixture then is is not said"
+            help_ = f"say it: `… if {name}.size > 0 else near`"
+            self._complain("A225", message, span, "divided by nothing", help=help_)
 
     def _check_padded(self) -> None:
         """Where keys are padded, one of them may be no token, and has coordinates but no position."""

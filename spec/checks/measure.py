@@ -70,8 +70,8 @@ def _of_attention(node: program.Expr) -> tuple[program.Expr, ...]:
             return parts
         case program.InUnit(at=at):
             return (at,)
-        case program.Chosen(item=item, member=member):
-            return tuple(e for e in (item, member) if e is not None)
+        case program.Chosen(item=item, member=member, number=number):
+            return tuple(e for e in (item, number, member) if e is not None)
         case program.ChosenSize(member=member):
             return () if member is None else (member,)
         case _:  # a state, and what stands alone

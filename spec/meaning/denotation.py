@@ -232,7 +232,8 @@ class Meanings:
 
         if isinstance(node, program.ChosenSize):
             return lambda frame: frame.around.chosen_size(node, which(frame), frame)
-        item = None if node.item is None else self.of(node.item)
+        asked = node.item if node.number is None else node.number
+        item = None if asked is None else self.of(asked)
         return lambda frame: frame.around.chosen(
             node, which(frame), None if item is None else _integer(item(frame)), frame
         )

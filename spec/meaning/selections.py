@@ -30,6 +30,8 @@ class Selections:
 
     def holds(self, node: program.Chosen, member: int | None, item: int | None, frame: Frame, view: View) -> bool:
         """Whether the row of a frame chose the token at a position, all tokens of the unit at hand, or a number."""
+        if node.number is not None:
+            return item in self.chosen(self._by_name[node.selection], member, frame, view)
         if node.unit is None:
             assert item is not None
             return self._has(node.selection, member, item, frame, view)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
-from attnc.spec.names.expressions import Resolver
+from attnc.spec.names.expressions import ExpressionResolver, Resolver
 from attnc.spec.names.families import family_of, range_of
 from attnc.spec.names.modules import declare, declare_lets
 from attnc.spec.names.scope import (
@@ -17,6 +17,7 @@ from attnc.spec.names.scope import (
     DefinitionSource,
     PartSymbol,
     RangeSymbol,
+    SelectionSymbol,
     SilentSymbol,
     Symbol,
     UnitSymbol,
@@ -230,26 +231,40 @@ class Branch:
         self._check_statements()
         statements = self._block.body.statements
         clauses = Clauses(statements, self._own, self._outer, self._resolver, self._report)
-        family = self._family(clauses)
+        family, chosen = self._family(clauses)
         self._lets = declare_lets(self._report, statements, self._own, self._outer, self._names)
         clauses.places()
         around = self._resolver.surroundings
         before = list(around.visible)
         found = clauses.attend(self.name.id, self.name.span, defaults)
         around.visible[:] = before
-        return replace(found, family=family)
+        return replace(found, family=family, visible=(*chosen, *found.visible))
 
     def spare(self) -> list[DefinitionSource]:
         """Its own lets."""
         return self._lets
 
-    def _family(self, clauses: Clauses) -> program.Range | None:
+    def _family(self, clauses: Clauses) -> tuple[program.Range | None, tuple[program.Expr, ...]]:
+        """The range of a family, and what says that a member is there."""
         first = family_of(self._block, self._report)
         if first is None:
-            return None
-        found = clauses.range(first)
-        declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
-        return found
+            return None, ()
+        base = first.domain.base if isinstance(first.domain, syntax.Index) else first.domain
+        symbol = self._names.get(base.id) if isinstance(base, syntax.Name) else None
+        if not isinstance(symbol, SelectionSymbol):
+            found = clauses.range(first)
+            declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
+            return found, ()
+        assert isinstance(first.domain, syntax.Name | syntax.Index)
+        binder = program.Binder(first.name.span, first.name.id)
+        names = ExpressionResolver(self._resolver, self._names, {})
+        place = names.chosen_place(binder, first.domain, symbol)
+        known = SilentSymbol(first.name.span) if place is None else RangeSymbol(first.name.span, binder)
+        declare(self._report, self._own, self._outer, first.name, known)
+        if place is None:
+            return None, ()
+        found = program.Range(first.span, binder, place.over.low, place.over.high)
+        return found, (place.is_chosen(first.span),)
 
     def _check_statements(self) -> None:
         first: dict[str, syntax.Statement] = {}

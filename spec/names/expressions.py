@@ -9,7 +9,7 @@ from typing import Literal as OneOf
 from typing_extensions import assert_never
 
 from attnc.spec import program, syntax
-from attnc.spec.checks.measure import Measures
+from attnc.spec.checks.measure import Measures, below
 from attnc.spec.diagnostics import Label
 from attnc.spec.meaning.exact import ArithmeticFault, checked
 from attnc.spec.names.builtins import (
@@ -27,6 +27,7 @@ from attnc.spec.names.builtins import (
     VECTOR_FUNCTIONS,
 )
 from attnc.spec.names.call import bind_arguments
+from attnc.spec.names.chosen_places import ChosenPlace
 from attnc.spec.names.definitions import DefinitionOrder
 from attnc.spec.names.name_resolver import (
     EXACT_ONLY,
@@ -273,6 +274,9 @@ class ExpressionResolver(NameResolver):
         base = right.base if isinstance(right, syntax.Index) else right
         if isinstance(base, syntax.Name) and isinstance(self._names.get(base.id), SilentSymbol):
             return self.unknown(node.span)
+        place = self.place_of(right)
+        if place is not None:
+            return self._in_place(node, right, place)
         selected = self._names.get(base.id) if isinstance(base, syntax.Name) else None
         if isinstance(selected, SelectionSymbol | UnitSymbol):
             test_ = self._chosen(node, selected, right) if isinstance(selected, SelectionSymbol) else None
@@ -288,8 +292,8 @@ class ExpressionResolver(NameResolver):
         if not isinstance(node.first, syntax.Name) or node.first.id not in POSITIONS or recurrent:
             help_ = "write `t in …`" if recurrent else "write `q in …` or `k in …`"
             return self.refuse("A209", "only places can be in a segment", node.first.span, help_)
-        place: program.PlaceName = "q" if node.first.id == "q" else "k"
-        test = program.InSegment(node.span, place, symbol.segment)
+        of: program.PlaceName = "q" if node.first.id == "q" else "k"
+        test = program.InSegment(node.span, of, symbol.segment)
         return test if op == "in" else program.Operation(node.span, "not", (test,))
 
     def _chosen(self, node: syntax.Comparison, symbol: SelectionSymbol, right: syntax.Expr) -> program.Expr:
@@ -309,6 +313,22 @@ class ExpressionResolver(NameResolver):
         item = self._in("float").resolve(node.first)
         return program.Chosen(node.span, symbol.name, item, None, member, symbol.by_query)
 
+    def chosen_place(self, binder: program.Binder, domain: syntax.Expr, symbol: SelectionSymbol) -> ChosenPlace | None:
+        """What a name is that runs over a selection; None, and a report, where that cannot be."""
+        selection = self._resolver.surroundings.selected.get(symbol.name)
+        if selection is None:
+            help_ = "let a branch run over it, or `combine`"
+            self.refuse("A703", "a `select` over what another one chose is not supported yet", binder.span, help_)
+            return None
+        over = selection.row.over
+        if not isinstance(over, program.Range):
+            help_ = f"number its places: `over n in 0 .. count` and `covers` in `{symbol.name}`"
+            self.refuse("A703", "a `for` over chosen units is not supported yet", binder.span, help_)
+            return None
+        found = ChosenPlace(selection, over, binder, self._which(domain, symbol), symbol.by_query)
+        self._resolver.surroundings.places[binder] = found
+        return found
+
     def _which(self, node: syntax.Expr, symbol: SelectionSymbol) -> program.Expr | None:
         """The member of a family that is meant."""
         indices = self._indices(node) if isinstance(node, syntax.Index) else ()
@@ -319,6 +339,17 @@ class ExpressionResolver(NameResolver):
             help_ = f"ask `k in {symbol.name}`"
             return self.refuse("A204", f"`{symbol.name}` is one selection", node.span, help_, "no family")
         return indices[0] if indices else None
+
+    def _in_place(self, node: syntax.Comparison, right: syntax.Expr, place: ChosenPlace) -> program.Expr:
+        """`k in s`: whether a chosen place stands for this key."""
+        name = place.selection.name
+        if not (isinstance(node.first, syntax.Name) and node.first.id == "k"):
+            return self.refuse("A209", "only keys are in a place", node.first.span, f"write `k in {right.span.text}`")
+        found = place.holds(node.span)
+        if found is None:
+            message = f"`{name}` chooses numbers, which stand for no tokens"
+            return self.refuse("A209", message, right.span, f"say in `covers` of `{name}` which keys one stands for")
+        return found if node.rest[0][0] == "in" else program.Operation(node.span, "not", (found,))
 
     def _in_unit(self, node: syntax.Comparison, right: syntax.Expr) -> program.Expr:
         """`q in b`: whether a token is in the unit at hand."""
@@ -348,6 +379,9 @@ class ExpressionResolver(NameResolver):
         chosen = self._names.get(inner.id) if isinstance(inner, syntax.Name) else None
         if isinstance(chosen, SelectionSymbol):
             return self._of_selected(node, chosen)
+        place = self.place_of(base)
+        if place is not None:
+            return self._of_chosen_place(node, place)
         if not isinstance(base, syntax.Name):
             return self.refuse("A202", "only places have coordinates", node.span, "write `q.axis` or `k.axis`")
         symbol = self._names.get(base.id)
@@ -369,6 +403,23 @@ class ExpressionResolver(NameResolver):
             return program.ChosenSize(node.span, symbol.name, self._which(node.base, symbol), symbol.by_query)
         help_ = did_you_mean(node.name.id, ("size",), f"its size is `{symbol.name}.size`")
         return self.refuse("A202", f"a selection has no `{node.name.id}`", node.name.span, help_, "not of a selection")
+
+    def _of_chosen_place(self, node: syntax.Attribute, place: ChosenPlace) -> program.Expr:
+        """`s.score`."""
+        if node.name.id != "score":
+            help_ = did_you_mean(node.name.id, ("score",), "it has a `score`")
+            return self.refuse(
+                "A202", f"a chosen place has no `{node.name.id}`", node.name.span, help_, "not of a place"
+            )
+        if self._world == "exact":
+            return self.refuse("A401", "a score is floating-point", node.span, EXACT_ONLY)
+        score = place.selection.row.weights
+        assert isinstance(score, program.Expr)
+        if any(isinstance(n, program.Aggregate) and _is_over_candidates(n) for n in below([score])):
+            help_ = "give it a score that knows its own place alone"
+            message = f"the score of `{place.selection.name}` runs over all that may be chosen"
+            return self.refuse("A703", f"{message}, which is not supported here yet", node.span, help_)
+        return place.score(node.span)
 
     def _of_place(self, node: syntax.Attribute, base: syntax.Name) -> program.Expr:
         """`q.y`; in a recurrence `t.y`."""
@@ -644,8 +695,15 @@ class ExpressionResolver(NameResolver):
             return self.refuse("A204", "this function takes no `for`", function.span, f"those that do: {listed}")
         inner = ExpressionResolver(self._resolver, self._names, self._binders, self._world, self._units)
         runnings = tuple(inner._running(r) for r in node.each.runnings)
+        places = self._resolver.surroundings.places
+        asked = [places[r.target] for r in runnings if isinstance(r.target, program.Binder) and r.target in places]
+        conditions = [place.is_chosen(node.span) for place in asked]
         body = inner.resolve(node.body)
-        condition = inner._in("float").resolve(node.each.condition) if node.each.condition is not None else None
+        if node.each.condition is not None:
+            conditions.append(inner._in("float").resolve(node.each.condition))
+        condition = conditions[0] if conditions else None
+        if len(conditions) > 1:
+            condition = program.Operation(node.span, "and", tuple(conditions))
         return program.Aggregate(node.span, function.id, body, runnings, condition, floating=self._world != "exact")
 
     def _running(self, node: syntax.Running) -> program.Domain:
@@ -653,8 +711,17 @@ class ExpressionResolver(NameResolver):
         if seen is not None:
             return seen
         unit = self._unit(node.domain)
-        low, high = (None, None) if unit else self._domain(node)
         name = node.name.id
+        selected = self._selected(node.domain)
+        if selected is not None:
+            assert not isinstance(node.domain, syntax.Range) and node.domain is not None
+            self._check_hiding(node.name)
+            target_ = program.Binder(node.name.span, name)
+            self._binders = {**self._binders, name: target_}
+            place = self.chosen_place(target_, node.domain, selected)
+            ends = (self.unknown(node.span),) * 2 if place is None else (place.over.low, place.over.high)
+            return program.Running(target_, *ends)
+        low, high = (None, None) if unit else self._domain(node)
         if name in REBINDABLE and name not in self._binders:
             target: program.Binder | str = name
         else:
@@ -664,6 +731,12 @@ class ExpressionResolver(NameResolver):
         if unit:
             return program.Members(target, unit)  # type: ignore[arg-type]
         return program.Running(target, low, high)  # type: ignore[arg-type]
+
+    def _selected(self, domain: syntax.Expr | syntax.Range | None) -> SelectionSymbol | None:
+        """The selection that a domain names."""
+        base = domain.base if isinstance(domain, syntax.Index) else domain
+        symbol = self._names.get(base.id) if isinstance(base, syntax.Name) and base.id not in self._binders else None
+        return symbol if isinstance(symbol, SelectionSymbol) else None
 
     def _seen(self, node: syntax.Running) -> program.Visible | None:
         """The keys that this row sees, where a name without a domain stands for them."""
@@ -698,11 +771,6 @@ class ExpressionResolver(NameResolver):
 
     def _domain(self, node: syntax.Running) -> tuple[program.Expr, program.Expr]:
         span = node.name.span
-        base = node.domain.base if isinstance(node.domain, syntax.Index) else node.domain
-        if isinstance(base, syntax.Name) and isinstance(self._names.get(base.id), SelectionSymbol):
-            help_ = f"ask for each place whether it is chosen: `… if k in {base.id}`"
-            unknown = self.refuse("A703", "a `for` over a selection is not supported yet", span, help_)
-            return unknown, unknown
         match node.domain:
             case None:
                 return self._everything(node.name)
@@ -728,6 +796,10 @@ class ExpressionResolver(NameResolver):
             return zero, program.Size(span, "queries")
         unknown = self.refuse("A210", f"`for {name.id}` needs a range", span, f"write `for {name.id} in low .. high`")
         return unknown, unknown
+
+
+def _is_over_candidates(node: program.Aggregate) -> bool:
+    return any(isinstance(running, program.Visible) for running in node.runnings)
 
 
 def _items(span: Span, table: program.Expr, indices: Sequence[program.Expr]) -> program.Expr:

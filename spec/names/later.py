@@ -29,9 +29,8 @@ def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
         return None
     if item.word.id == "select":
         return _of_select(item, selections)
-    found = _over_chosen(item, selections)
-    if found is not None or is_stateful(item):
-        return found
+    if is_stateful(item):
+        return _over_chosen(item, selections)
     return next((x for inner in item.body.statements if (x := later(inner, selections))), None)
 
 

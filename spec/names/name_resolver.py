@@ -23,6 +23,7 @@ from attnc.spec.names.builtins import (
     TOKEN_DIMENSIONS,
     call_of,
 )
+from attnc.spec.names.chosen_places import ChosenPlace
 from attnc.spec.names.scope import (
     BranchSymbol,
     DefinitionSource,
@@ -110,6 +111,10 @@ class Surroundings:
     """The clause of a `select` that is read, in which `inf`, `rank`, `mass` and `score` may have a meaning."""
     orders: dict[program.Input, program.Input] = field(default_factory=dict)
     """`order(…)` of inputs, as inputs of their own."""
+    selected: dict[str, program.Selection] = field(default_factory=dict)
+    """The selections that are resolved."""
+    places: dict[program.Binder, ChosenPlace] = field(default_factory=dict)
+    """Names that run over what was chosen."""
     recurrent: bool = False
     """Whether there is one token, of which `q`, `k`, `v` and the inputs are, and whose position is `t`."""
 
@@ -361,6 +366,14 @@ class NameResolver:
             type_ = replace(tensor.type, kind="int", refinement=None)
             known[tensor] = program.Input(tensor.span, f"order({tensor.name})", type_, ranks_of=tensor)
         return known[tensor]
+
+    def place_of(self, node: syntax.Expr) -> ChosenPlace | None:
+        """The chosen place that a name stands for."""
+        if not isinstance(node, syntax.Name):
+            return None
+        symbol = self._names.get(node.id)
+        binder = self._binders.get(node.id) or (symbol.binder if isinstance(symbol, RangeSymbol) else None)
+        return None if binder is None else self._resolver.surroundings.places.get(binder)
 
     def _read_of_token(self, span: Span, tensor: program.Input, indices: tuple[program.Expr, ...]) -> program.Expr:
         """An element of an input at the token: the indices of tokens are implied too."""

@@ -119,7 +119,7 @@ class _PatternResolver:
         pads = tuple(self._pads(segments))
         branches = [] if self._unsupported else self._declare_branches()
         selects = [] if self._unsupported else self._declare_selects()
-        selections = tuple(found for select in selects if (found := select.selection()) is not None)
+        selections = tuple(self._selected(selects))
         documents, recurrence = self._documents(), None
         relation: tuple[program.Expr, ...] = ()
         attends: tuple[program.Attend, ...] = ()
@@ -374,6 +374,14 @@ class _PatternResolver:
                 self._declare(block.name, select.symbol)
                 found.append(select)
         return found
+
+    def _selected(self, selects: list[Select]) -> Iterable[program.Selection]:
+        """The selections, known to what comes after them."""
+        for select in selects:
+            found = select.selection()
+            if found is not None:
+                self._around.selected[found.name] = found
+                yield found
 
     def _check_asked(self, result: program.Program) -> None:
         """Refuse a selection that nothing asks."""

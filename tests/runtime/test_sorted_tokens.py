@@ -369,3 +369,60 @@ def test_what_a_plan_says() -> None:
     found = {name: branch.schedule for name, branch in plan.branches or ()}
     assert found == {"sorted": "gathered queries", "rest": "chosen tiles"}
     assert "tokens are sorted by `hq` in every call" in str(plan)
+
+
+# --- families over a selection ----------------------------------------------------------------------------------------
+
+SPANS = """pattern spans(near: int = 1, topk: int = 2, back: int = 1)
+    align   end
+    input   search: real[batch, head, query, dk]
+    let anchor(i) = q - (i * i - 1)
+    select spans
+        over   i in near + 1 .. isqrt(keys) + 2
+        covers anchor(i) - back * (isqrt(q) + 1) <= k <= anchor(i)
+        score  dot(search[q], k[anchor(i)])
+        from   anchor(i) >= 0
+        keep   rank < topk
+    visible k <= q
+    branch alone
+        visible q - k < 4
+    branch read[s in spans]
+        visible q - k < 4 or k in s
+    {combine}
+"""
+COMBINED = [
+    "let whole = sum(exp(s.score) for s in spans)\n"
+    "    combine sum(exp(s.score) * read[s] for s in spans) / whole if spans.size > 0 else alone",
+    "combine sum(read[s] * (s + spans.size) for s in spans if s > 2) + alone",
+    "combine mean(merge(read[s], alone) for s in spans)",
+]
+
+
+@pytest.mark.parametrize("combine", COMBINED)
+@pytest.mark.parametrize(("n_q", "n_k"), [(17, 17), (6, 17)])
+def test_a_branch_for_each_chosen_place(combine: str, n_q: int, n_k: int) -> None:
+    attend = compile_attention(SPANS.format(combine=combine))
+    search = real(2, HEADS, n_q, WIDTH).requires_grad_()
+    qkv = made(n_q, n_k)
+    check(attend, qkv, {"search": search.detach()})
+    outs = [run(*qkv, search=search) for run in (attend, attend.reference)]
+    ours, theirs = (
+        torch.autograd.grad(out.square().sum(), search, allow_unused=True, materialize_grads=True)[0] for out in outs
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
+    attend = compile_attention(SPANS.format(combine=COMBINED[0]))
+    assert {b.schedule for name, b in attend.plan(40, heads=2).branches or () if name != "alone"} == {"gathered tokens"}
+
+    def step() -> None:
+        q, k, v = (torch.randn(1, h, 40, 8, requires_grad=True) for h in (2, 1, 1))
+        attend(q, k, v, search=torch.randn(1, 2, 40, 8)).sum().backward()  # type: ignore[no-untyped-call]
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as rest:
+        for _ in range(5):
+            step()
+    rest.export_chrome_trace(str(tmp_path / "trace.json"))
+    assert PLANNING not in (tmp_path / "trace.json").read_text(encoding="utf-8")
