@@ -27,6 +27,7 @@ from attnc.runtime.call import (
 from attnc.runtime.compiled import Backend, Options
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
+from attnc.runtime.given_indices import check_indices
 from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
@@ -237,6 +238,8 @@ class Attention(Shown, Served, Stateful):
             return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
         factor = None if scale is None else finite(scale)
+        if self._options.strict and inputs and not torch.compiler.is_compiling():
+            check_indices(self._pattern, inputs, k.shape[2])
         if not self._plain:
             return self._lse_of(self._call_general(q, k, v, factor, inputs, tensors), return_lse)
         if self._is_interpreted(q):

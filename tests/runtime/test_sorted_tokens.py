@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from attnc import Attention, EvaluationError, SpecError, UnsupportedError, compile_attention
+from attnc import ArgumentError, Attention, EvaluationError, SpecError, UnsupportedError, compile_attention
 from attnc.runtime.plans import PLANNING
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
@@ -426,3 +426,32 @@ def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
             step()
     rest.export_chrome_trace(str(tmp_path / "trace.json"))
     assert PLANNING not in (tmp_path / "trace.json").read_text(encoding="utf-8")
+
+
+# --- indices that are given, under strict -----------------------------------------------------------------------------
+
+
+def test_strict_refuses_numbers_beyond_the_bound() -> None:
+    strict = compile_attention("svg2", strict=True, query_clusters=4, key_clusters=5)
+    qkv = made(20)
+    ids: Inputs = {"qc": torch.randint(0, 4, (2, HEADS, 20)), "kc": torch.randint(0, 5, (2, KV_HEADS, 20))}
+    run: Any = strict
+    torch.testing.assert_close(run(*qkv, **ids), strict.reference(*qkv, **ids))
+    for name, value in (("qc", 4), ("kc", -1)):
+        wrong: Inputs = {**ids, name: ids[name].clone()}
+        wrong[name][1, 1, 7] = value
+        with pytest.raises(ArgumentError, match=rf"`{name}` of `svg2` holds {value}, and units are numbered 0 to"):
+            run(*qkv, **wrong)
+
+
+def test_strict_refuses_keys_beyond_the_last_and_twice() -> None:
+    calls: dict[bool, Any] = {strict: compile_attention("recycled", strict=strict) for strict in (False, True)}
+    q, k, v = made(20)
+    cached, since = torch.arange(6).expand(2, KV_HEADS, 6).clone(), torch.tensor([18, 18])
+    wanted = calls[False](q, k, v, cached=cached, since=since)
+    torch.testing.assert_close(calls[True](q, k, v, cached=cached, since=since), wanted)
+    twice, beyond = torch.cat([cached, cached[..., :1]], -1), torch.cat([cached, torch.full((2, KV_HEADS, 1), 20)], -1)
+    for wrong, message in ((twice, "holds 0 twice"), (beyond, "holds 20, and keys are numbered 0 to 19")):
+        torch.testing.assert_close(calls[False](q, k, v, cached=wrong, since=since), wanted)
+        with pytest.raises(ArgumentError, match=message):
+            calls[True](q, k, v, cached=wrong, since=since)
