@@ -120,8 +120,9 @@ class Attention(Shown, Served, Stateful):
         """`pattern`: the same lowered, of which this is another form. Raises OtherRowsError."""
         super().__init__(bound, options, modules, form, pattern)
         # Made here, as a call that is traced must not make it.
-        tokens = self._pattern.documents is None and all(node.keys is None for node in self._pattern.nodes)
-        self._packed = self._in("packed") if form == "whole" and tokens else None
+        pattern = self._pattern
+        tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
+        self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         program = self._bound.program

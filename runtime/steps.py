@@ -128,6 +128,11 @@ class Steps:
 
     def on_cache(self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, given: Given) -> tuple[Tensor, Tensor | None]:
         """The same of queries against a cache, for which k and v only stand; not differentiable."""
+        if self._pattern.chooses and self._pattern.documents is not None:
+            name = self._pattern.name
+            raise UnsupportedError(
+                f"decode of `{name}`, which chooses in documents: call it, or cu_seqlens without them"
+            )
         joining = [root for root in (self._pattern.combine, self._pattern.lse) if root is not None]
         joined = any(isinstance(below, ir.Vec) and below.tensor != "q" for root in joining for below in root.below)
         if joined or self._pattern.selections:

@@ -55,7 +55,7 @@ class AttentionLowering(Lowering):
     def check_sorts(self, what: str, span: Span) -> None:
         """Raise SpecError in a pattern with documents, whose tokens are sorted by themselves."""
         if self.program.documents is not None:
-            refuse(span, f"{what} in a pattern with `documents`", "Call it once for each document, or with cu_seqlens.")
+            refuse(span, f"{what} in a pattern with `documents`", "Leave these out, and call it with cu_seqlens.")
 
     def context(self) -> object:
         """Scores, and the keys of a row, are those of the attention at hand."""

@@ -103,7 +103,6 @@ class SelectingLowering(AttentionLowering):
         row = item.row
         if self.program.pads and not isinstance(row.over, checked.Unit):
             refuse(item.span, "a choice among padded keys one by one", "Choose units of them: `over b = k.y // 8`.")
-        self._refuse_with_documents(item)
         scope = (
             Scope() if member is None or item.family is None else Scope().bind(item.family.binder, fold.const(member))
         )
@@ -147,10 +146,6 @@ class SelectingLowering(AttentionLowering):
         if rows.count is fold.const(1) and item.by != "query":
             row = 1
         return row, "key" if items is None else f"{name} places"
-
-    def _refuse_with_documents(self, item: checked.Selection) -> None:
-        if self.program.documents is not None:
-            refuse(item.span, "a selection in a pattern with `documents`", "Call it once for each document.")
 
     def _exists(self, over: checked.Unit | checked.Range | None, key: Lowered) -> Index:
         """Whether a place has a token: numbers that an input never gives are none."""

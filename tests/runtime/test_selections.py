@@ -115,18 +115,56 @@ def test_sequences_choose_by_themselves(name: str, params: dict[str, Any], shape
     q, k, v = (x.requires_grad_() for x in made(dtype=torch.float64))
     given = inputs_of(shapes)
     cuts = [0, 0, 31, 95, 96]
-    if name == "native_sparse":
-        with pytest.raises(UnsupportedError, match="cu_seqlens"):
-            attend(q, k, v, cu_seqlens=torch.tensor(cuts), **given)
-        return
+    by_token = {name: shape.index(96) for name, shape in shapes.items()}
     runs: list[Any] = [attend, attend.reference]
     for run in runs:
         out = run(q, k, v, cu_seqlens=torch.tensor(cuts), **given)
-        parts = [run(*(x[:, :, a:b] for x in (q, k, v))) for a, b in pairwise(cuts) if a < b]
+        parts = []
+        for a, b in pairwise(cuts):
+            own = {name: x.narrow(by_token[name], a, b - a) for name, x in given.items()}
+            parts += [run(*(x[:, :, a:b] for x in (q, k, v)), **own)] if a < b else []
         torch.testing.assert_close(out, torch.cat(parts, 2))
         grads = [torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (out, torch.cat(parts, 2))]
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b)
+
+
+DOCUMENTS = """pattern in_documents(block: int = 4, topk: int = 2)
+    input   doc: int[{dims}]
+    documents doc
+    align   end
+    select chosen
+        over   b = k // block
+        score  dot(q, mean(b.k))
+        from   b.end <= q
+        keep   rank < topk
+        always q in b
+    visible k in chosen and k <= q and doc[q] >= 0
+"""
+
+
+@pytest.mark.parametrize("dims", ["batch, token", "token"])
+def test_documents_choose_by_themselves(dims: str) -> None:
+    attend = compile_attention(DOCUMENTS.format(dims=dims))
+    q, k, v = (torch.randn(2, h, 40, 8, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2))
+    rows = [[0] * 13 + [3] * 27, [5] * 40] if dims != "token" else [[0] * 13 + [3] * 27] * 2
+    doc = torch.tensor(rows)
+    given = doc if dims != "token" else doc[0]
+    runs: list[Any] = [attend, attend.reference]
+    for run in runs:
+        out = run(q, k, v, doc=given)
+        for i, row in enumerate(rows):
+            cuts = [0, 13, 40] if len(set(row)) > 1 else [0, 40]
+            for a, b in pairwise(cuts):
+                own = [x[i : i + 1, :, a:b] for x in (q, k, v)]
+                alone = run(*own, doc=doc[i : i + 1, a:b] if dims != "token" else doc[i, a:b])
+                torch.testing.assert_close(out[i : i + 1, :, a:b], alone)
+        torch.testing.assert_close(run(q[:, :, -9:], k, v, doc=given), out[:, :, -9:])
+        (grad,) = torch.autograd.grad(out[0, :, 20].sum(), k)
+        assert bool((grad[0, :, :13] == 0).all())
+        assert bool((grad[1] == 0).all())
+    with pytest.raises(UnsupportedError, match="chooses in documents"):
+        attend.chosen(q, k, v, doc=given)
 
 
 @pytest.mark.parametrize(("name", "params", "shapes"), STEPS, ids=lambda x: x if isinstance(x, str) else "")
