@@ -161,5 +161,4 @@ def _count(node: Index | None, n: int) -> int:
     if node is None:
         return n
     found = _specialised(node, n)
-    assert isinstance(found, ir.Const)
-    return found.value
+    return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])

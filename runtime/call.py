@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
@@ -193,8 +194,7 @@ def number(node: ir.Index, sizes: Sizes, named: Mapping[str, int]) -> int:
     """The value of an expression of sizes."""
     window = Window(0, 0, sizes.n_q, sizes.n_k, 0)
     found = specialise(node, SizesByName(named), Slices({}), window, batch=0, head=0, group=1)
-    assert isinstance(found, ir.Const)
-    return found.value
+    return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

@@ -464,12 +464,16 @@ class Softmax:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Range:
-    """`l in low .. high`, or `l in n`: places of a row of keys, or of a stack of rows, that are no tokens."""
+    """`l in low .. high`, or `l in n`: places of a row of keys, or of a stack of rows, that are no tokens.
+
+    `by_query`: its ends differ from query to query, as those of what a query may choose can.
+    """
 
     span: Span
     binder: Binder
     low: Expr
     high: Expr
+    by_query: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

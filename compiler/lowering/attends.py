@@ -103,10 +103,10 @@ class AttentionLowering(Lowering):
             case checked.Unit() as unit:
                 keys = self._units_of(unit, scope)
                 return scope.bind(unit.binder, keys.key), keys
-            case checked.Range(binder=binder, low=low, high=high):
-                first = self.integer(low, scope)
+            case checked.Range(binder=binder) as item:
+                first, last = self.ends(item, scope)
                 key = fold.add(fold.place("k"), first)
-                return scope.bind(binder, key), Keys(key, fold.sub(self.integer(high, scope), first))
+                return scope.bind(binder, key), Keys(key, fold.sub(last, first))
 
     def first_query(self) -> Index:
         """The position of query 0."""
@@ -118,8 +118,21 @@ class AttentionLowering(Lowering):
         if item is None:
             return None, scope
         variable = self.variable(item.binder.name)
-        ends = self.integer(item.low, scope), self.integer(item.high, scope)
+        ends = self.ends(item, scope)
         return (variable, *ends), scope.bind(item.binder, variable)
+
+    def ends(self, item: checked.Range, scope: Scope) -> tuple[Index, Index]:
+        """The ends of a range; of one that differs from query to query those of all together."""
+        if not item.by_query:
+            return self.integer(item.low, scope), self.integer(item.high, scope)
+        found = []
+        for op, end in (("min", item.low), ("max", item.high)):
+            query = self.variable("q")
+            own = self.integer(end, replace(scope, q=fold.add(query, self.first_query())))
+            count = fold.maximum(fold.extent("queries"), fold.const(1))
+            found.append(fold.reduce(op, query, fold.const(0), count, fold.truth(True), own))  # type: ignore[arg-type]
+        low, high = found
+        return low, high
 
     def _units_of(self, unit: checked.Unit, scope: Scope) -> Keys:
         """Units by number: the first of a list of numbers is the slowest."""

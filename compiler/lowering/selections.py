@@ -106,11 +106,16 @@ class SelectingLowering(AttentionLowering):
         scope = (
             Scope() if member is None or item.family is None else Scope().bind(item.family.binder, fold.const(member))
         )
+        if item.family is not None and isinstance(row.over, checked.Range):
+            free = self._measures.of(row.over.low).free | self._measures.of(row.over.high).free
+            if item.family.binder in free:
+                what = "a range of places that differs from member to member"
+                refuse(row.over.span, what, "Give all the same, and say in `from` which of it a member may choose.")
         rows, scope = self._rows(item, scope)
         self._rows_of[item.name] = rows
         scope, keys = self._queries(scope) if item.of_queries else self._keys(row, scope)
         self._around = Around(row, scope, keys.key)
-        exists = self._exists(row.over, keys.key)
+        exists = self._exists(row.over, keys.key, scope)
         candidates = fold.conjunction(exists, *(self.truth(line, scope) for line in row.visible))
         self._around = Around(row, scope, keys.key, candidates)
         assert isinstance(row.weights, checked.Expr)
@@ -147,8 +152,11 @@ class SelectingLowering(AttentionLowering):
             row = 1
         return row, "key" if items is None else f"{name} places"
 
-    def _exists(self, over: checked.Unit | checked.Range | None, key: Lowered) -> Index:
-        """Whether a place has a token: numbers that an input never gives are none."""
+    def _exists(self, over: checked.Unit | checked.Range | None, key: Lowered, scope: Scope) -> Index:
+        """Whether a place is one of the row's, and has a token: numbers that an input never gives are none."""
+        if isinstance(over, checked.Range) and over.by_query:
+            low, high = (self.integer(end, scope) for end in (over.low, over.high))
+            return fold.conjunction(fold.less_equal(low, as_index(key)), fold.less(as_index(key), high))
         form = self.units[over].form if isinstance(over, checked.Unit) else None
         if not isinstance(form, Numbered):
             return fold.truth(True)
@@ -300,7 +308,7 @@ class SelectingLowering(AttentionLowering):
         item, found, row = self._find(expr.selection, expr.member, scope)
         if expr.number is not None:
             assert isinstance(item.row.over, checked.Range)
-            low = self.integer(item.row.over.low, Scope())
+            low, _ = self.ends(item.row.over, Scope())
             return _asked(found, scope.head, row, fold.sub(self.integer(expr.number, scope), low))
         if expr.unit is not None:
             return self._whole_unit(expr, item, found, row, scope)
@@ -316,7 +324,7 @@ class SelectingLowering(AttentionLowering):
         if not isinstance(item.row.over, checked.Range):
             assert found.item_of is not None
             return _asked(found, scope.head, row, _at(found.item_of, "k", place))
-        low = self.integer(item.row.over.low, Scope())
+        low, _ = self.ends(item.row.over, Scope())
         if item.covers is None:
             return _asked(found, scope.head, row, fold.sub(place, low))
         variable = self.variable(item.row.over.binder.name)

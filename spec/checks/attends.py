@@ -118,7 +118,7 @@ class AttendChecker:
 
     def _check_range(self, item: program.Range, ends: list[Finding]) -> None:
         for end, found in zip((item.low, item.high), ends, strict=True):
-            if found.needs & {"q", "k", "row", "head", "batch", "data"}:
+            if found.needs & ({"q", "k", "row", "head", "batch", "data"} - ({"q"} if item.by_query else set())):
                 help_ = "use parameters and sizes; hide what a row does not see by `visible`"
                 message = "a range of keys is the same for all queries"
                 self._complain("A406", message, end.span, "differs from query to query", help=help_)

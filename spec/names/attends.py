@@ -96,6 +96,12 @@ class Clauses:
             return self.unit(binder, "k", is_key=True)
         return self._range(binder, is_key=True)
 
+    def place(self, binder: syntax.Binder) -> program.Unit | program.Range | None:
+        """The same of what a `select` ranks: a range may differ from query to query."""
+        if isinstance(binder, syntax.Unit):
+            return self.unit(binder, "k", is_key=True)
+        return self._range(binder, is_key=True, by_query=True)
+
     def _keys(self, line: syntax.Places) -> program.Range | None:
         """Keys with several names, as one range of numbers that the names are parts of, the last the fastest."""
         parts = [(binder, self._ends(binder)) for binder in line.binders]
@@ -142,14 +148,14 @@ class Clauses:
         self._declare(binder.name, symbol)
         return unit
 
-    def _range(self, binder: syntax.Binder, *, is_key: bool) -> program.Range | None:
-        found = self._ends(binder)
+    def _range(self, binder: syntax.Binder, *, is_key: bool, by_query: bool = False) -> program.Range | None:
+        found = self._ends(binder, by_query=by_query)
         symbol = None if found is None else RangeSymbol(binder.name.span, found.binder, is_key)
         self._declare(binder.name, SilentSymbol(binder.name.span) if symbol is None else symbol)
         return found
 
-    def _ends(self, binder: syntax.Binder) -> program.Range | None:
-        """A name with a range that is the same for all tokens."""
+    def _ends(self, binder: syntax.Binder, *, by_query: bool = False) -> program.Range | None:
+        """A name with a range that is the same for all tokens, or for those that a query may choose."""
         span = binder.span
         if not isinstance(binder, syntax.Running) or binder.domain is None:
             help_ = "give it a range: `l in 0 .. depth`; or make it a unit: `b = k // block`"
@@ -157,6 +163,8 @@ class Clauses:
             return None
         found = self.range(binder)
         places = self._resolver.measures.of(found.high).places | self._resolver.measures.of(found.low).places
+        if by_query and places & {"q", "k"} == {"q"}:
+            return replace(found, by_query=True)
         if places & {"q", "k"}:
             unit = f"{binder.name.id} = {binder.domain.span.text}"
             help_ = f"a unit is written with `=`: `{unit}`; a range is the same for all queries"
@@ -263,7 +271,7 @@ class Branch:
         declare(self._report, self._own, self._outer, first.name, known)
         if place is None:
             return None, ()
-        found = program.Range(first.span, binder, place.over.low, place.over.high)
+        found = replace(place.over, span=first.span, binder=binder)
         return found, (place.is_chosen(first.span),)
 
     def _check_statements(self) -> None:

@@ -48,8 +48,6 @@ def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
                 binders = binders[1:]
             if len(binders) > 1:
                 return "places with several names"
-            if isinstance(binders[0], syntax.Running) and _reads(binders[0].domain, "q"):
-                return "places that differ from query to query"
     return _over_chosen(block, selections)
 
 

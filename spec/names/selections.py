@@ -94,6 +94,9 @@ class Select:
             self._report.error("A215", message, self.name.span, "incomplete", help=help_)
             return None
         self._check_covers(over, covers)
+        if isinstance(over, program.Range) and over.by_query and (self._by != "query" or self._per):
+            help_ = "give all the same range, and say in `from` which of it one may choose"
+            self._report.error("A406", "a range that differs from query to query", over.span, help=help_)
         row = program.Attend(
             self.name.span,
             self.name.id,
@@ -120,7 +123,7 @@ class Select:
                 self._report.error("A216", "several places in `over`", line.span, help=help_)
             self._of_queries = _is_bare(binders[0], "q")
             of_tokens = self._of_queries or _is_bare(binders[0], "k")
-            return None if of_tokens else self._clauses.key(binders[0])
+            return None if of_tokens else self._clauses.place(binders[0])
         return None
 
     def _who(self) -> None:

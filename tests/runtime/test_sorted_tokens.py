@@ -247,6 +247,15 @@ FAMILIES = {
         keep   mass < p
     visible q in asked and k <= q
 """,
+    "of ranges of each query's own": """pattern p(topk: int = 3)
+    align   end
+    select near[c in 0 .. 2]
+        over   i in q // 3 - 1 .. min(q // 2, 9 - q // 4)
+        covers k == i or k == q - i
+        score  dot(q, k[0]) * i + (i - 2) * (i - 2)
+        keep   rank < topk
+    visible k in near[0] or k in near[1] and near[0].size < 3
+""",
     "in stages": """pattern p(topk: int = 8)
     align   end
     select stage[s in 0 .. 3]
@@ -306,6 +315,12 @@ def test_a_member_that_is_none(member: str) -> None:
 def test_a_family_of_as_many_as_sizes_say_cannot_ask_itself() -> None:
     text = FAMILIES["in stages"].replace("s in 0 .. 3", "s in 0 .. heads").replace("k in stage[2]", "k in stage[1]")
     with pytest.raises(SpecError, match="whose number sizes tell"):
+        compile_attention(text)
+
+
+def test_members_share_their_range() -> None:
+    text = FAMILIES["of ranges of each query's own"].replace("min(q // 2, 9 - q // 4)", "q // 2 + c")
+    with pytest.raises(SpecError, match="differs from member to member"):
         compile_attention(text)
 
 
@@ -378,7 +393,7 @@ SPANS = """pattern spans(near: int = 1, topk: int = 2, back: int = 1)
     input   search: real[batch, head, query, dk]
     let anchor(i) = q - (i * i - 1)
     select spans
-        over   i in near + 1 .. isqrt(keys) + 2
+        over   i in near + 1 .. {last}
         covers anchor(i) - back * (isqrt(q) + 1) <= k <= anchor(i)
         score  dot(search[q], k[anchor(i)])
         from   anchor(i) >= 0
@@ -398,10 +413,15 @@ COMBINED = [
 ]
 
 
+LAST = ["isqrt(keys) + 2", "isqrt(q + 1) + 1"]
+"""The end of the range, for all queries or for each."""
+
+
+@pytest.mark.parametrize("last", LAST)
 @pytest.mark.parametrize("combine", COMBINED)
 @pytest.mark.parametrize(("n_q", "n_k"), [(17, 17), (6, 17)])
-def test_a_branch_for_each_chosen_place(combine: str, n_q: int, n_k: int) -> None:
-    attend = compile_attention(SPANS.format(combine=combine))
+def test_a_branch_for_each_chosen_place(combine: str, last: str, n_q: int, n_k: int) -> None:
+    attend = compile_attention(SPANS.format(combine=combine, last=last))
     search = real(2, HEADS, n_q, WIDTH).requires_grad_()
     qkv = made(n_q, n_k)
     check(attend, qkv, {"search": search.detach()})
@@ -413,7 +433,7 @@ def test_a_branch_for_each_chosen_place(combine: str, n_q: int, n_k: int) -> Non
 
 
 def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
-    attend = compile_attention(SPANS.format(combine=COMBINED[0]))
+    attend = compile_attention(SPANS.format(combine=COMBINED[0], last=LAST[1]))
     assert {b.schedule for name, b in attend.plan(40, heads=2).branches or () if name != "alone"} == {"gathered tokens"}
 
     def step() -> None:
