@@ -311,6 +311,22 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
     return array if tensor.kind == "bool" else array.astype(np.int64)
 
 
+def blank(value: object) -> NDArray[Any] | None:
+    """An array of the shape and kind of an input, without its data."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(np.asarray(value))
+    kind = np.bool_ if value.dtype == torch.bool else np.float32 if value.is_floating_point() else np.int64
+    return np.broadcast_to(np.zeros((), dtype=kind), tuple(value.shape))
+
+
+def blank_choices(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, object]:
+    """Inputs, of what selections chose the shapes alone: no host waits for these."""
+    own = {item.given.name for item in pattern.selections}
+    return {name: blank(x) if name in own else x for name, x in given.items()}
+
+
 def _as_array(value: Tensor) -> NDArray[Any]:
     """The data of a tensor; NumPy has no bfloat16."""
     value = value.detach().cpu()

@@ -32,7 +32,7 @@ from attnc.compiler.values import (
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import Sizes, call_shape, number
+from attnc.runtime.call import Sizes, blank_choices, call_shape, number
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
@@ -359,7 +359,7 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     inputs = [known[t.name] if t.is_floating else _tensor(given.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
-    relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
+    relations = relations_of(pattern, call_shape(pattern, given.sizes, blank_choices(pattern, given.inputs)))
     return scored_on_gpu.attend(q, k, v, relations, given.scale, planner, _real(pattern, known), inputs)
 
 

@@ -1,0 +1,140 @@
+"""Relations that ask truth tensors which every call makes anew, as kernels compute them in partial tiles.
+
+`any(chosen[i] for i in low .. high)` is there the difference of two counts: of entries chosen before either end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from typing_extensions import override
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Bool, Extent, HeadIndex, Index, Lookup, Pattern, Place, Reduce, Sign, Tensor, Var, intern
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, NotInKernelsError, Text, fits_32_bits
+from attnc.compiler.kernels.lines import Lines
+from attnc.compiler.kernels.source import Argument
+from attnc.compiler.kernels.walks import Listed, Sides
+from attnc.compiler.rewrite import rewrite, walk
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """`any(read[.., i] for i in low .. high)`, where `read` is a truth tensor at the last index `variable`."""
+
+    read: Lookup
+    variable: Var
+    low: Index
+    high: Index
+
+
+def stretch_of(node: Index) -> Stretch | None:
+    """An aggregate as a question to consecutive entries, where it is one and its conditions are ends of these."""
+    if not (isinstance(node, Reduce) and node.op == "any"):
+        return None
+    reads: list[Lookup] = []
+    lows, highs = [node.low], [node.high]
+    for part in (*_conjuncts(node.condition), *_conjuncts(node.body)):
+        if _is_truth_tensor(part) and isinstance(part, Lookup):
+            reads.append(part)
+            continue
+        end = _end(part, node.var)
+        if end is None:
+            return None
+        (lows if end[0] > 0 else highs).append(end[1])
+    if len(reads) != 1 or reads[0].indices[-1] is not node.var:
+        return None
+    if any(fold.mentions(index, node.var) for index in (*reads[0].indices[:-1], *lows, *highs)):
+        return None
+    low, high = fold.maximum(*lows), fold.minimum(*highs)
+    return Stretch(reads[0], node.var, fold.minimum(low, node.high), fold.maximum(high, node.low))
+
+
+def _conjuncts(node: Index) -> tuple[Index, ...]:
+    if node is fold.truth(True):
+        return ()
+    return node.operands if isinstance(node, Bool) and node.op == "and" else (node,)
+
+
+def _is_truth_tensor(node: Index) -> bool:
+    return isinstance(node, Lookup) and node.tensor.kind == "bool"
+
+
+def _end(node: Index, variable: Var) -> tuple[int, Index] | None:
+    """Of `variable >= end` 1 and the end, of `variable < end` -1 and the end."""
+    if not (isinstance(node, Sign) and node.op == "ge"):
+        return None
+    factor = dict(fold.parts(node.value)[0]).get(variable)
+    if factor == 1:
+        return 1, fold.sub(variable, node.value)
+    return (-1, fold.add(node.value, variable, fold.const(1))) if factor == -1 else None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A relation as kernels compute it; `counts`: tensors of counts that it reads, each with what is counted there."""
+
+    relation: Index
+    counts: tuple[tuple[Tensor, Tensor], ...]
+
+
+def find_asked(pattern: Pattern) -> Asked:
+    """The relation of an attention for kernels. Raises NotInKernelsError."""
+    own = {tensor.name for tensor in pattern.tensors}
+    counts: dict[Tensor, Tensor] = {}
+
+    def change(node: Index) -> Index | None:
+        found = stretch_of(node)
+        if found is None:
+            return None
+        tensor = found.read.tensor
+        if tensor not in counts:
+            name = f"{tensor.name}_before"
+            while name in own:
+                name += "_"
+            own.add(name)
+            counts[tensor] = intern(Tensor(name, "int", (*tensor.dims[:-1], "ends")))
+        ends = (fold.lookup(counts[tensor], (*found.read.indices[:-1], end)) for end in (found.high, found.low))
+        return fold.less(fold.const(0), fold.sub(*ends))
+
+    relation = rewrite(pattern.attend.visible, change)
+    _check(relation)
+    return Asked(relation, tuple((counted, tensor) for tensor, counted in counts.items()))
+
+
+def _check(relation: Index) -> None:
+    """Raise NotInKernelsError where kernels cannot compute a relation."""
+    nodes = walk(relation)
+    unnamed = next((n.name for n in nodes if isinstance(n, Extent) and not n.name.isidentifier()), None)
+    if unnamed is not None:
+        raise NotInKernelsError(f"the number of `{unnamed}`")
+    names: dict[Index, Text] = {n: Text("n") for n in nodes if isinstance(n, Extent | HeadIndex)}
+    names |= {n: Text("n", ROWS if n.name == "q" else COLUMNS) for n in nodes if isinstance(n, Place)}
+    IndexText(names, lambda node, indices: Text("n", frozenset[str]().union(*(i.axes for i in indices)))).of(relation)
+    if not fits_32_bits(relation):
+        raise NotInKernelsError("numbers that may pass 32 bits")
+
+
+@dataclass(frozen=True)
+class AskedTiles(Listed):
+    """Tiles from lists that each call makes on the device; in partial ones the relation is computed."""
+
+    runs: bool = field(default=False, init=False)
+    asked: Asked
+
+    @override
+    def arguments(self, sides: Sides) -> tuple[Argument, ...]:
+        return tuple(one for one in super().arguments(sides) if one.name not in ("partial_kinds", "masks"))
+
+    @override
+    def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
+        self.pointers(lines)
+
+    @override
+    def number(self, lines: Lines) -> None:
+        lines.add("tile = tl.load(partial_tiles + at)")
+
+    @override
+    def visible(self, lines: Lines, sides: Sides, texts: IndexText) -> None:
+        lines.add(f"visible = there[:, None] & ({sides.column} < {sides.columns})[None, :]")
+        lines.add(f"visible = visible & {texts.of(self.asked.relation).over(ROWS | COLUMNS).at(6)}")
