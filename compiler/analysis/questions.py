@@ -144,7 +144,7 @@ def reads_data(node: Index) -> bool:
 def joined(op: Literal["and", "or"], parts: list[Question]) -> Question:
     """A junction, in which what is known is one part."""
     known = [part.state for part in parts if isinstance(part, Known)]
-    others = [part for part in parts if not isinstance(part, Known)]
+    others: list[Question] = [part for part in parts if not isinstance(part, Known)]
     if known:
         others.append(Known(reduce(lambda a, b: junction_state(op, a, b), known)))
     return others[0] if len(others) == 1 else Joined(op, tuple(others))

@@ -64,10 +64,11 @@ def _end(node: Index, variable: Var) -> tuple[int, Index] | None:
     """Of `variable >= end` 1 and the end, of `variable < end` -1 and the end."""
     if not (isinstance(node, Sign) and node.op == "ge"):
         return None
-    factor = dict(fold.parts(node.value)[0]).get(variable)
-    if factor == 1:
-        return 1, fold.sub(variable, node.value)
-    return (-1, fold.add(node.value, variable, fold.const(1))) if factor == -1 else None
+    factor = dict(fold.parts(node.value)[0]).get(variable, 0)
+    if not factor:
+        return None
+    rest = fold.floordiv(fold.sub(node.value, fold.times(variable, factor)), fold.const(abs(factor)))
+    return (1, fold.times(rest, -1)) if factor > 0 else (-1, fold.add(rest, fold.const(1)))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attnc.compiler import fold
-from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Softmax, Tensor
 from attnc.compiler.attentions import asked
+from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Softmax, Tensor
 from attnc.compiler.kernels.asked import AskedTiles, find_asked
 from attnc.compiler.kernels.bricks import Bricked, find_bricked
 from attnc.compiler.kernels.delta import emit_delta
@@ -255,7 +255,12 @@ def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str
     try:
         if on_host is None:
             found = AskedTiles(find_asked(pattern))
-            return "asked", found, found, "tile lists made on the device in every call, which kernels ask for their masks"
+            return (
+                "asked",
+                found,
+                found,
+                "tile lists made on the device in every call; kernels ask what was chosen",
+            )
     except NotInKernelsError as error:
         on_host = f"kernels do not compute {error}"
     reason = f"tile lists made on the host in every call: {on_host}"

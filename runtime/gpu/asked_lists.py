@@ -15,15 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnc.compiler.analysis.questions import Joined, Known, Negated, Picked, Question, Read, Span, reads_of
+from attnc.compiler.analysis.questions import Joined, Known, Negated, Picked, Question, Read, reads_of
 from attnc.compiler.kernels.asked import Asked
 from attnc.compiler.kernels.asked_tiles import AskedCall, Int64, TileQuestions
 from attnc.compiler.kernels.inputs import LANES, input_name
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.runtime.constants import keep_captured
-
-MOST_CELLS = 1 << 26
-"""Entries that are summed up, of one batch entry and head; of larger tensors cells of several are."""
+from attnc.runtime.gpu.rectangles import Rectangles, constant
+from attnc.runtime.plans import planning
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +48,14 @@ class Lanes:
 class Lists:
     """What kernels of one call shape are told of tiles, made anew from every choice."""
 
-    def __init__(self, call: AskedCall, asked: Asked, tiles: Mapping[str, tuple[int, int]], device: torch.device) -> None:
+    def __init__(
+        self, call: AskedCall, asked: Asked, tiles: Mapping[str, tuple[int, int]], device: torch.device
+    ) -> None:
         self._call = call
         self._asked = asked
         self._tiles = tiles
         self._device = device
-        self._stages: dict[str, _Stage] = {}
+        self._stages: dict[str, Stage] = {}
 
     def read(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The counts that kernels read: of entries before each end."""
@@ -63,8 +64,9 @@ class Lists:
     def of(self, stage: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The lists of a kernel, from truth tensors by name."""
         if stage not in self._stages:
-            questions = self._call.questions(*self._tiles[stage], by_key=stage == "dkdv")
-            self._stages[stage] = _Stage(self._call, questions, self._device)
+            with planning():
+                questions = self._call.questions(*self._tiles[stage], by_key=stage == "dkdv")
+                self._stages[stage] = Stage(self._call, questions, self._device)
         return self._stages[stage].lists(given)
 
 
@@ -94,10 +96,7 @@ class StageTensors(Mapping[str, Mapping[str, Tensor]]):
 _STAGES = ("forward", "dq", "dkdv")
 
 
-Constant = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
-
-
-class _Stage:
+class Stage:
     """The lists of one kernel."""
 
     def __init__(self, call: AskedCall, questions: TileQuestions, device: torch.device) -> None:
@@ -110,12 +109,12 @@ class _Stage:
         self._size = self._lanes.batch * self._lanes.heads, len(questions.columns)
         (lanes, tiles), rows = self._size, len(questions.starts) - 1
         lane = np.arange(lanes)[:, None]
-        self._of_lane = _constant(self._lanes.of_lane, device)
-        self._columns = _constant(questions.columns, device)
-        self._ends = _constant((lane * tiles + questions.starts).ravel(), device)
+        self._of_lane = constant(self._lanes.of_lane, device)
+        self._columns = constant(questions.columns, device)
+        self._ends = constant((lane * tiles + questions.starts).ravel(), device)
         self._numbers = torch.arange(lanes * tiles, dtype=torch.int32, device=device)
         kinds = range(len(questions.questions))
-        self._kinds = [_constant(questions.kinds == kind, device, torch.bool) for kind in kinds]
+        self._kinds = [constant(questions.kinds == kind, device, torch.bool) for kind in kinds]
         self._known: dict[Known, Tensor] = {}
         self._rectangles: dict[Read, Rectangles] = {}
         for question in questions.questions:
@@ -175,16 +174,12 @@ class _Stage:
 
     def _by_lane(self, name: str, given: Mapping[str, Tensor]) -> Tensor:
         """A truth tensor (batch entries or 1, heads or 1, rows or 1, places)."""
-        dims, x = list(self._dims[name]), given[name].to(self._columns.device)
-        x = x.permute([*(i for i, dim in enumerate(dims) if dim in LANES), *(i for i, d in enumerate(dims) if d not in LANES)])
-        lanes = [dim for dim in dims if dim in LANES]
-        if lanes[:1] != ["batch"] and "batch" in lanes:
-            x, lanes = x.transpose(0, 1), ["batch", lanes[0]]
-        if "batch" not in lanes:
-            x = x[None]
-        if len(lanes) == ("batch" in lanes):
-            x = x[:, None]
-        return x if x.dim() == 4 else x[:, :, None]
+        dims, x = self._dims[name], given[name].to(self._columns.device)
+        sides = [[i for i, dim in enumerate(dims) if dim in names] for names in (("batch",), ("head", "kv_head"))]
+        entries = [i for i, dim in enumerate(dims) if dim not in LANES]
+        ordered = x.permute([*sides[0], *sides[1], *entries])
+        has = *map(bool, sides), len(entries) > 1, len(entries) > 0
+        return ordered[tuple(slice(None) if there else None for there in has)]
 
     def _widened(self, name: str, states: Tensor) -> Tensor:
         """The states of heads that share what was chosen, for each of them."""
@@ -219,103 +214,5 @@ class _Stage:
         return before.index_select(0, self._ends), tiles
 
 
-@dataclass(frozen=True, eq=False)
-class Rectangles:
-    """Rectangles of a truth tensor's entries, in cells of `cell`: whether some entry holds, or all do.
-
-    `touched`: in each the cells that have some of a rectangle, `within`: those that have nothing else, each as corners
-    of sums: their sign and number.
-    """
-
-    cell: tuple[int, int]
-    cells: tuple[int, int]
-    touched: tuple[tuple[int, Tensor], ...]
-    within: tuple[tuple[int, Tensor], ...] | None
-
-    @classmethod
-    def of(cls, read: Read, rows: int, places: int, device: torch.device) -> Rectangles:
-        """Those that are read of so many rows and places."""
-        own_rows, own_places = _inside(read.rows, rows), _inside(read.places, places)
-        sure = None if read.sure is None else _inside(read.sure, places)
-        cell = [_aligned(rows, [own_rows]), _aligned(places, [own_places, *([] if sure is None else [sure])])]
-        while _count(rows, cell[0]) * _count(places, cell[1]) > MOST_CELLS:
-            cell[_count(rows, cell[0]) < _count(places, cell[1])] *= 2
-        cells = _count(rows, cell[0]), _count(places, cell[1])
-        touched = _outer(own_rows, cell[0]), _outer(own_places, cell[1])
-        within = None
-        if sure is not None:
-            within = _corners(_inner(own_rows, rows, cell[0]), _inner(sure, places, cell[1]), cells, device)
-        return cls((cell[0], cell[1]), cells, _corners(*touched, cells, device), within)
-
-    @property
-    def constants(self) -> Iterator[Tensor]:
-        """What is read beside the truth tensor."""
-        yield from (number for _, number in (*self.touched, *(self.within or ())))
-
-    def states(self, given: Tensor) -> Tensor:
-        """1 where all entries hold, or some of those within, -1 where none does: int8 (…, rectangles)."""
-        sums = self._sums(given)
-        some = _is_positive(sums, self.touched)
-        sure = ~_is_positive(self._sums(~given), self.touched) if self.within is None else _is_positive(sums, self.within)
-        return some.to(torch.int8) + sure.to(torch.int8) - 1
-
-    def _sums(self, given: Tensor) -> Tensor:
-        """Of the cells with an entry that holds, how many are in each rectangle from the first on, (…, rectangles)."""
-        sides = zip(self.cell, self.cells, given.shape[-2:], strict=True)
-        below, behind = (size * count - n for size, count, n in sides)
-        whole = F.pad(given, (0, behind, 0, below)) if below or behind else given
-        if self.cell != (1, 1):
-            split = whole.unflatten(-1, (self.cells[1], self.cell[1])).unflatten(-3, (self.cells[0], self.cell[0]))
-            whole = split.any(-1).any(-2)
-        sums = whole.cumsum(-1, dtype=torch.int32).cumsum(-2, dtype=torch.int32)
-        return F.pad(sums, (1, 0, 1, 0)).flatten(-2)
-
-
-def _is_positive(sums: Tensor, corners: tuple[tuple[int, Tensor], ...]) -> Tensor:
-    parts = [sums.index_select(-1, number) * sign for sign, number in corners]
-    return reduce(torch.add, parts) > 0
-
-
 def _counts(given: Tensor) -> Tensor:
     return F.pad(given.cumsum(-1, dtype=torch.int32), (1, 0))
-
-
-def _constant(array: Constant, device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
-
-
-def _count(size: int, cell: int) -> int:
-    return -(-size // cell)
-
-
-def _inside(span: Span, size: int) -> Span:
-    first, end = (np.clip(x, 0, size) for x in span)
-    return first, np.maximum(first, end)
-
-
-def _aligned(size: int, spans: list[Span]) -> int:
-    """The largest cell of which all ends are multiples, but for the last."""
-    ends = np.concatenate([x.ravel() for span in spans for x in span])
-    found = int(np.gcd.reduce(np.unique(ends[ends < size]), initial=0))
-    return found or max(size, 1)
-
-
-def _outer(span: Span, cell: int) -> Span:
-    return span[0] // cell, -(-span[1] // cell)
-
-
-def _inner(span: Span, size: int, cell: int) -> Span:
-    first = -(-span[0] // cell)
-    return first, np.maximum(np.where(span[1] == size, _count(size, cell), span[1] // cell), first)
-
-
-def _corners(
-    rows: Span, places: Span, cells: tuple[int, int], device: torch.device
-) -> tuple[tuple[int, Tensor], ...]:
-    """Signs and numbers of the sums that make up rectangles; those up to no row or no place are nothing."""
-    found = []
-    for sign, row, place in ((1, 1, 1), (-1, 0, 1), (-1, 1, 0), (1, 0, 0)):
-        number = rows[row] * (cells[1] + 1) + places[place]
-        if row and place or rows[row].any() and places[place].any():
-            found.append((sign, _constant(number, device)))
-    return tuple(found)

@@ -27,7 +27,7 @@ from attnc.runtime.gpu.asked_lists import Lists, StageTensors
 from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
-from attnc.runtime.plans import documents_of_call, name_of, relations_of
+from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 
@@ -123,7 +123,8 @@ class GpuPlanner:
     ) -> Kernels:
         grouped = q.shape[1] != k.shape[1]
         heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
-        return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs))
+        with planning():
+            return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs))
 
     def _made(
         self,
@@ -162,7 +163,8 @@ class GpuPlanner:
             return Prepared(kernels, {}, numbers, lists=lists)
         if ranged:
             return Prepared(kernels, {}, numbers)
-        tables, runs = self._tables(kernels, relations_of(self._pattern, shape), q.device)
+        with planning():
+            tables, runs = self._tables(kernels, relations_of(self._pattern, shape), q.device)
         return Prepared(kernels, tables, numbers, runs)
 
     def _named(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
