@@ -15,10 +15,16 @@ from asking_patterns import LIBRARY, OWN, Asking, blank_shape, drawn_choices, ex
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.kernels.asked import find_asked
 from attnc.compiler.kernels.asked_tiles import AskedCall
+from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.kernels.tile_tables import tile_tables
+from attnc.runtime.call import check_tensors
+from attnc.runtime.given import Given
+from attnc.runtime.gpu import planner
 from attnc.runtime.gpu.asked_lists import Lists
+from attnc.runtime.gpu.launch import started_by
 from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.plans import PLANNING
+from attnc.runtime.steps import Steps
 
 pytest.importorskip("triton")
 
@@ -137,6 +143,22 @@ def test_lists_ask_nothing_of_a_device(case: Asking, monkeypatch: pytest.MonkeyP
     assert {x.device.type for x in made.values()} == {"meta"}
     with pytest.raises(RuntimeError, match="meta"):
         bool(choices.popitem()[1].any())
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_a_whole_call_asks_nothing_of_a_device(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice, the lists, forward and backward, all but what kernels do."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS["sm_90"])
+    vectors, inputs = case.drawn()
+    q, k, v = (x.to("meta").requires_grad_() for x in vectors)
+    given = {name: x.to("meta").requires_grad_() for name, x in inputs.items()}
+    started: list[str] = []
+    steps = Steps("a call on a device", case.compiled(backend="triton").pattern, strict=False)
+    with started_by(lambda source, *_: started.append(source.stage)):
+        out, _ = steps.on_gpu(q, k, v, Given(check_tensors(q, k, v), given, given, 0.25))
+        torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
+    assert started == ["forward", "delta", "dq", "dkdv"]
 
 
 @pytest.mark.parametrize("case", [*LIBRARY, OWN[2]], ids=ids)
