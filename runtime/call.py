@@ -315,10 +315,12 @@ def blank(value: object) -> NDArray[Any] | None:
     """An array of the shape and kind of an input, without its data."""
     if value is None:
         return None
-    if not isinstance(value, Tensor):
-        value = torch.as_tensor(np.asarray(value))
-    kind = np.bool_ if value.dtype == torch.bool else np.float32 if value.is_floating_point() else np.int64
-    return np.broadcast_to(np.zeros((), dtype=kind), tuple(value.shape))
+    if isinstance(value, Tensor):
+        kind = "b" if value.dtype == torch.bool else "f" if value.is_floating_point() else "i"
+        shape = tuple(value.shape)
+    else:
+        kind, shape = np.asarray(value).dtype.kind, np.asarray(value).shape
+    return np.broadcast_to(np.zeros((), dtype={"b": np.bool_, "f": np.float32}.get(kind, np.int64)), shape)
 
 
 def blank_choices(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, object]:

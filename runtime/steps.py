@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -47,7 +47,8 @@ from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
 from attnc.runtime.selections.placed import attend as attend_placed
-from attnc.runtime.selections.planned import plan_of_choices
+from attnc.runtime.selections.placed import choice_of
+from attnc.runtime.selections.planned import blank_choices_of, plan_of_choices
 from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
 from attnc.runtime.settings import SETTINGS
@@ -250,7 +251,18 @@ class Steps:
 
     def _plan_of_choices(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None) -> Plan:
         """The plan of all that may be chosen, with what is known of the choice before a call."""
-        return plan_of_choices(self.open.plan(sizes, inputs, target), self._pattern)
+        lists = {} if target is None else dict(self._listed(sizes, inputs, target))
+        return plan_of_choices(self.open.plan(sizes, inputs, target), self._pattern, lists)
+
+    def _listed(self, sizes: Sizes, inputs: Mapping[str, object], target: Target) -> Iterator[tuple[str, str]]:
+        """Where lists of tiles come from, in words, by attention that asks selections otherwise than for places."""
+        from attnc.runtime.gpu.plan import how_listed
+
+        for node in self._pattern.nodes:
+            planner = self._planner(node, None if node.family is None else 0)
+            if planner.pattern.selections and choice_of(node) is None:
+                chosen = blank_choices_of(planner.pattern, sizes, inputs)
+                yield node.name, how_listed(planner, sizes, {**inputs, **chosen}, target)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""

@@ -231,5 +231,14 @@ def test_what_the_host_lists_says_so(source: str, why: str) -> None:
         {"map": torch.rand(1, 40, 40) < 0.3} if "map" in source else {"seen": torch.randint(0, 40, (1, 5))}
     )
     torch.testing.assert_close(attend(q, k, v, **given), attend.reference(q, k, v, **given), rtol=1e-4, atol=2e-5)
-    with pytest.raises(UnsupportedError, match=rf"tile lists made on the host in every call: {why}"):
+    told = f"tile lists made on the host in every call: {why}"
+    assert any(told in reason for reason in attend.plan(40, heads=2, **given).reasons)
+    with pytest.raises(UnsupportedError, match=f"strict: `.*` would have {told}; compile it without strict"):
         compile_attention(source, backend="triton", strict=True)(q, k, v, **given)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_plans_say_where_lists_come_from(case: Asking) -> None:
+    plan = case.compiled(backend="triton").plan(case.n_q, case.n_k, heads=4, kv_heads=2, **case.drawn()[1])
+    assert "tile lists made on the device in every call; kernels ask what was chosen" in plan.reasons
+    assert (plan.schedule, plan.executor) == ("chosen tiles", "triton")
