@@ -1,6 +1,7 @@
 """Relations that ask truth tensors which every call makes anew, as kernels compute them in partial tiles.
 
-`any(chosen[i] for i in low .. high)` is there the difference of two counts: of entries chosen before either end.
+`any(chosen[i] for i in low .. high)` is there one entry of a tensor that is made beside, if `high - low` is a constant: of
+the stretches of that length, which have a chosen entry. Else it is the difference of two counts of chosen entries.
 """
 
 from __future__ import annotations
@@ -10,7 +11,21 @@ from dataclasses import dataclass, field
 from typing_extensions import override
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Bool, Extent, HeadIndex, Index, Lookup, Pattern, Place, Reduce, Sign, Tensor, Var, intern
+from attnc.compiler.ir import (
+    Bool,
+    Const,
+    Extent,
+    HeadIndex,
+    Index,
+    Lookup,
+    Pattern,
+    Place,
+    Reduce,
+    Sign,
+    Tensor,
+    Var,
+    intern,
+)
 from attnc.compiler.kernels.index_text import COLUMNS, ROWS, IndexText, NotInKernelsError, Text, fits_32_bits
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.source import Argument
@@ -20,12 +35,19 @@ from attnc.compiler.rewrite import rewrite, walk
 
 @dataclass(frozen=True)
 class Stretch:
-    """`any(read[.., i] for i in low .. high)`, where `read` is a truth tensor at the last index `variable`."""
+    """`any(read[.., i] for i in low .. high)`, where `read` is a truth tensor at the last index `variable`.
+
+    `length`: a constant that `high - low` is, but where `low` is less than `least` or `high` more than `most`.
+    """
 
     read: Lookup
     variable: Var
     low: Index
     high: Index
+    least: Index
+    most: Index
+    length: int | None
+    start: Index
 
 
 def stretch_of(node: Index) -> Stretch | None:
@@ -33,7 +55,7 @@ def stretch_of(node: Index) -> Stretch | None:
     if not (isinstance(node, Reduce) and node.op == "any"):
         return None
     reads: list[Lookup] = []
-    lows, highs = [node.low], [node.high]
+    lows, highs = list[Index](), list[Index]()
     for part in (*_conjuncts(node.condition), *_conjuncts(node.body)):
         if _is_truth_tensor(part) and isinstance(part, Lookup):
             reads.append(part)
@@ -46,8 +68,12 @@ def stretch_of(node: Index) -> Stretch | None:
         return None
     if any(fold.mentions(index, node.var) for index in (*reads[0].indices[:-1], *lows, *highs)):
         return None
-    low, high = fold.maximum(*lows), fold.minimum(*highs)
-    return Stretch(reads[0], node.var, fold.minimum(low, node.high), fold.maximum(high, node.low))
+    gap = fold.sub(highs[0], lows[0]) if len(lows) == len(highs) == 1 else None
+    length = gap.value if isinstance(gap, Const) and gap.value > 0 else None
+    low, high = fold.maximum(node.low, *lows), fold.minimum(node.high, *highs)
+    low, high = fold.minimum(low, node.high), fold.maximum(high, node.low)
+    start = lows[0] if length is not None else low
+    return Stretch(reads[0], node.var, low, high, node.low, node.high, length, start)
 
 
 def _conjuncts(node: Index) -> tuple[Index, ...]:
@@ -72,35 +98,58 @@ def _end(node: Index, variable: Var) -> tuple[int, Index] | None:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A tensor that is made of a truth tensor `of`, along its last dimension, which has one entry and `length` more.
+
+    Entry i says whether one of `length` entries before i holds, or without a length how many before i do.
+    """
+
+    tensor: Tensor
+    of: Tensor
+    length: int | None
+
+
+@dataclass(frozen=True)
 class Asked:
-    """A relation as kernels compute it; `counts`: tensors of counts that it reads, each with what is counted there."""
+    """A relation as kernels compute it; `derived`: the tensors made of others that it reads."""
 
     relation: Index
-    counts: tuple[tuple[Tensor, Tensor], ...]
+    derived: tuple[Derived, ...]
 
 
 def find_asked(pattern: Pattern) -> Asked:
     """The relation of an attention for kernels. Raises NotInKernelsError."""
     own = {tensor.name for tensor in pattern.tensors}
-    counts: dict[Tensor, Tensor] = {}
+    places = {i.given: fold.extent("keys") if i.items is None else i.items for i in pattern.selections}
+    found: dict[tuple[Tensor, int | None], Derived] = {}
 
-    def change(node: Index) -> Index | None:
-        found = stretch_of(node)
-        if found is None:
-            return None
-        tensor = found.read.tensor
-        if tensor not in counts:
-            name = f"{tensor.name}_before"
+    def derived(of: Tensor, length: int | None) -> Tensor:
+        if (of, length) not in found:
+            name = f"{of.name}_{'before' if length is None else f'of_{length}'}"
             while name in own:
                 name += "_"
             own.add(name)
-            counts[tensor] = intern(Tensor(name, "int", (*tensor.dims[:-1], "ends")))
-        ends = (fold.lookup(counts[tensor], (*found.read.indices[:-1], end)) for end in (found.high, found.low))
+            tensor = intern(Tensor(name, "int" if length is None else "bool", (*of.dims[:-1], "ends")))
+            found[of, length] = Derived(tensor, of, length)
+        return found[of, length].tensor
+
+    def change(node: Index) -> Index | None:
+        one = stretch_of(node)
+        if one is None:
+            return None
+        *before, _ = one.read.indices
+        if one.length is not None and one.least is fold.const(0) and one.most is places.get(one.read.tensor):
+            length = fold.const(one.length)
+            end = fold.add(one.start, length)
+            inside = fold.minimum(fold.maximum(end, fold.const(0)), fold.add(one.most, length))
+            return fold.lookup(derived(one.read.tensor, one.length), (*before, inside))
+        counts = derived(one.read.tensor, None)
+        ends = (fold.lookup(counts, (*before, end)) for end in (one.high, one.low))
         return fold.less(fold.const(0), fold.sub(*ends))
 
     relation = rewrite(pattern.attend.visible, change)
     _check(relation)
-    return Asked(relation, tuple((counted, tensor) for tensor, counted in counts.items()))
+    return Asked(relation, tuple(found.values()))
 
 
 def _check(relation: Index) -> None:

@@ -66,7 +66,9 @@ class AskedCall:
         if most > MOST_TILES or most * self.shape.batch * self.shape.heads >= 1 << 31:
             return f"{most} tiles for each head are too many"
         lengths = {name: x.shape for name, x in self.shape.inputs.items()}
-        lengths |= {c.name: (*lengths[t.name][:-1], lengths[t.name][-1] + 1) for c, t in asked.counts}
+        for one in asked.derived:
+            *before, places = lengths[one.of.name]
+            lengths[one.tensor.name] = (*before, places + (one.length or 0) + 1)
         for node in walk(asked.relation):
             if isinstance(node, Lookup) and not self._is_inside(node, lengths[node.tensor.name]):
                 return f"`{node.tensor.name}` may be read outside of it"

@@ -58,8 +58,8 @@ class Lists:
         self._stages: dict[str, Stage] = {}
 
     def read(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The counts that kernels read: of entries before each end."""
-        return {input_name(counted): _counts(given[of.name]) for counted, of in self._asked.counts}
+        """The tensors that kernels read which are made of others."""
+        return {input_name(one.tensor): _derived(given[one.of.name], one.length) for one in self._asked.derived}
 
     def of(self, stage: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The lists of a kernel, from truth tensors by name."""
@@ -214,5 +214,10 @@ class Stage:
         return before.index_select(0, self._ends), tiles
 
 
-def _counts(given: Tensor) -> Tensor:
-    return F.pad(given.cumsum(-1, dtype=torch.int32), (1, 0))
+def _derived(given: Tensor, length: int | None) -> Tensor:
+    """Of each end how many entries hold before it, or whether some of so many entries do."""
+    counts = F.pad(given.cumsum(-1, dtype=torch.int32), (1, 0))
+    if length is None:
+        return counts
+    last = counts[..., -1:].expand(*counts.shape[:-1], length)
+    return torch.cat([counts, last], -1) > F.pad(counts, (length, 0))
