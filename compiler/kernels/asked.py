@@ -1,7 +1,7 @@
 """Relations that ask truth tensors which every call makes anew, as kernels compute them in partial tiles.
 
-`any(chosen[i] for i in low .. high)` is there one entry of a tensor that is made beside, if `high - low` is a constant: of
-the stretches of that length, which have a chosen entry. Else it is the difference of two counts of chosen entries.
+`any(chosen[i] for i in low .. high)` is there one entry of a tensor that is made beside, if `high - low` is a constant:
+which stretches of that length have a chosen entry. Else it is the difference of two counts of chosen entries.
 """
 
 from __future__ import annotations

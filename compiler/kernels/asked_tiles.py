@@ -71,7 +71,7 @@ class AskedCall:
             lengths[one.tensor.name] = (*before, places + (one.length or 0) + 1)
         for node in walk(asked.relation):
             if isinstance(node, Lookup) and not self._is_inside(node, lengths[node.tensor.name]):
-                return f"`{node.tensor.name}` may be read outside of it"
+                return f"`{node.tensor.name}` is read at places that are not known to lie inside it"
         return None
 
     def _is_inside(self, node: Lookup, lengths: tuple[int, ...]) -> bool:
