@@ -152,6 +152,27 @@ def find_asked(pattern: Pattern) -> Asked:
     return Asked(relation, tuple(found.values()))
 
 
+ALONG = 128
+"""Keys of a tile at most: rows of truth tensors that are read along keys are filled up to a multiple."""
+
+UNIT = 16
+"""Bytes that are loaded at once where rows begin at multiples of that."""
+
+
+def is_along_keys(node: Lookup) -> bool:
+    """Whether the entries that the keys of a tile read lie side by side, one after another."""
+    *before, last = node.indices
+    others = (below for index in before for below in index.below)
+    one = node.tensor.kind == "bool" and last is fold.place("k") and node.tensor.dims[-1] != "query"
+    return one and fold.place("k") not in others
+
+
+def read_along_keys(asked: Asked) -> frozenset[Tensor]:
+    """The tensors that are read so."""
+    lookups = (node for node in walk(asked.relation) if isinstance(node, Lookup))
+    return frozenset(node.tensor for node in lookups if is_along_keys(node))
+
+
 def _check(relation: Index) -> None:
     """Raise NotInKernelsError where kernels cannot compute a relation."""
     nodes = walk(relation)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnc.compiler.analysis.questions import Joined, Known, Negated, Picked, Question, Read, reads_of
-from attnc.compiler.kernels.asked import Asked
+from attnc.compiler.kernels.asked import ALONG, UNIT, Asked, read_along_keys
 from attnc.compiler.kernels.asked_tiles import AskedCall, Int64, TileQuestions
 from attnc.compiler.kernels.inputs import LANES, input_name
 from attnc.compiler.planning.build_plan import CallShape
@@ -56,10 +56,15 @@ class Lists:
         self._tiles = tiles
         self._device = device
         self._stages: dict[str, Stage] = {}
+        self._along = frozenset(map(input_name, read_along_keys(asked)))
 
     def read(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that kernels read which are made of others."""
         return {input_name(one.tensor): _derived(given[one.of.name], one.length) for one in self._asked.derived}
+
+    def filled(self, read: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same with rows filled up that are read along keys."""
+        return {name: _filled(x) if name in self._along else x for name, x in read.items()}
 
     def of(self, stage: str, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The lists of a kernel, from truth tensors by name."""
@@ -74,7 +79,7 @@ class StageTensors(Mapping[str, Mapping[str, Tensor]]):
     """What the kernels of one call read, by kernel; each's lists are made when it is asked for."""
 
     def __init__(self, read: Mapping[str, Tensor], given: Mapping[str, Tensor], lists: Lists) -> None:
-        self._read = {**read, **lists.read(given)}
+        self._read = lists.filled({**read, **lists.read(given)})
         self._given = given
         self._lists = lists
         self._made: dict[str, Mapping[str, Tensor]] = {}
@@ -212,6 +217,13 @@ class Stage:
         tiles = torch.zeros(len(flat) + 1, dtype=torch.int32, device=flat.device)
         tiles.scatter_(0, at, self._columns.expand(self._size).reshape(-1))
         return before.index_select(0, self._ends), tiles
+
+
+def _filled(given: Tensor) -> Tensor:
+    """A truth tensor whose rows begin at multiples of 16 bytes, and can be read to the end of a tile."""
+    behind = -given.shape[-1] % ALONG
+    whole = F.pad(given, (0, behind)) if behind else given.contiguous()
+    return whole if whole.data_ptr() % UNIT == 0 else whole.clone()
 
 
 def _derived(given: Tensor, length: int | None) -> Tensor:
