@@ -123,8 +123,9 @@ class Kernels:
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
         own = self._problem(stage)
-        inner = (own.by_key if stage == "dkdv" else own.by_query).has_inner_loops
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, inner=inner)
+        walk = own.by_key if stage == "dkdv" else own.by_query
+        how = {"nested": p.is_nested, "inner": walk.has_inner_loops, "asked": isinstance(walk, AskedTiles)}
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **how)
 
     @property
     def of_rows(self) -> tuple[KernelSource, ...]:
