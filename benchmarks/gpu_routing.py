@@ -82,24 +82,56 @@ def _drawn(setting: Setting, heads: int, kv_heads: int, n: int, width: int, dtyp
     return [torch.randn(1, h, n, width, device=setting.device).to(dtype).requires_grad_() for h in sizes]
 
 
+Given = Callable[[int, torch.device | str], dict[str, Tensor]]
+
+
+def _nothing(n: int, device: torch.device | str) -> dict[str, Tensor]:
+    return {}
+
+
+def _gates(n: int, device: torch.device | str) -> dict[str, Tensor]:
+    return {"gate": torch.rand(1, n, 4, 3, device=device)}
+
+
+def _indexer(n: int, device: torch.device | str) -> dict[str, Tensor]:
+    sizes = {"iq": (1, n, 4, 16), "ik": (1, n, 16), "w": (1, n, 4)}
+    return {name: torch.randn(size, device=device) for name, size in sizes.items()}
+
+
+def _asking(setting: Setting) -> list[tuple[str, dict[str, Any], Given]]:
+    """Those that choose otherwise than among blocks of keys: tiles are listed on the device."""
+    toy = setting.toy
+    slashes = {"columns": 40, "slashes": 60, "block": 8, "probe": 10} if toy else {"columns": 200, "slashes": 300}
+    return [
+        ("deepseek_sparse", {"topk": 6 if toy else 64}, _indexer),
+        ("minference_vertical_slash", slashes, _nothing),
+        ("anchor", {"block": 8, "group": 3, "theta": 1} if toy else {"block": 32, "group": 4, "theta": 1}, _nothing),
+    ]
+
+
 def correct(setting: Setting) -> Iterator[Row]:
     """Outputs and gradients against the reference in fp64, where that chooses the same."""
     n, width = (90, 16) if setting.toy else (1500, 64)
     small = {"block": 16, "topk": 3}
     dtypes = [torch.float32] if setting.toy else [torch.float32, torch.bfloat16, torch.float16]
-    for name, params in (("moba", small), ("grouped_blocks", small), ("native_sparse", {**small, "window": 40})):
+    placed: list[tuple[str, dict[str, Any], Given]] = [
+        ("moba", small, _nothing),
+        ("grouped_blocks", small, _nothing),
+        ("native_sparse", {**small, "window": 40}, _gates),
+    ]
+    for name, params, make in (*placed, *_asking(setting)):
         for dtype in dtypes:
             attend = _attention(name, **params)
             q, k, v = _drawn(setting, 4, 2, n, width, dtype)
-            given: dict[str, Any] = {"gate": torch.rand(1, n, 4, 3, device=setting.device)} if "nat" in name else {}
+            given: dict[str, Any] = make(n, setting.device)
             leaves = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
-            true_given = {key: x.double().cpu() for key, x in given.items()}
+            true_given: dict[str, Any] = {key: x.double().cpu() for key, x in given.items()}
             ours, true = attend(q, k, v, **given), attend.reference(*leaves, **true_given)
             weights = torch.randn_like(true)
             grads = torch.autograd.grad((ours.double().cpu() * weights).sum(), (q, k, v))
             wanted = torch.autograd.grad((true * weights).sum(), leaves)
-            chosen = next(iter(attend.chosen(q, k, v, **given).values())).cpu()
-            alike = torch.equal(chosen, next(iter(attend.chosen(*leaves, **true_given).values())))
+            chosen, true_chosen = attend.chosen(q, k, v, **given), attend.chosen(*leaves, **true_given)
+            alike = all(torch.equal(x.cpu(), true_chosen[key]) for key, x in chosen.items())
             pairs = zip(("out", "dq", "dk", "dv"), (ours, *grads), (true, *wanted), strict=True)
             errors = {key: _error(a, b) for key, a, b in pairs}
             ok = not alike or max(errors.values()) <= TOLERANCE[dtype]
@@ -113,18 +145,23 @@ def _error(ours: Tensor, true: Tensor) -> float:
 def steps(setting: Setting) -> Iterator[Row]:
     """Training steps with new choices: no host waits for the device (an error of torch says where it does)."""
     n, width, count = (90, 16, 3) if setting.toy else (4096, 128, STEPS)
-    for name, params in (("moba", {"block": 16 if setting.toy else 128}), ("grouped_blocks", {"topk": 4})):
+    placed: list[tuple[str, dict[str, Any], Given]] = [
+        ("moba", {"block": 16 if setting.toy else 128}, _nothing),
+        ("grouped_blocks", {"topk": 4}, _nothing),
+    ]
+    for name, params, make in (*placed, *_asking(setting)):
         attend = _attention(name, **params)
         drawn = [_drawn(setting, 4, 2, n, width, torch.float32) for _ in range(count + 2)]
+        given: dict[str, Any] = make(n, setting.device)
         grad = torch.randn(1, 4, n, width, device=setting.device)
         for tensors in drawn[:2]:
-            torch.autograd.grad(attend(*tensors), tensors, grad)
+            torch.autograd.grad(attend(*tensors, **given), tensors, grad)
         waits = ""
         if setting.cuda:
             torch.cuda.set_sync_debug_mode("error")
         try:
             for tensors in drawn[2:]:
-                torch.autograd.grad(attend(*tensors), tensors, grad)
+                torch.autograd.grad(attend(*tensors, **given), tensors, grad)
         except RuntimeError as error:
             waits = str(error)
         finally:

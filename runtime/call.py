@@ -338,6 +338,24 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
     return array if tensor.kind == "bool" else array.astype(np.int64)
 
 
+def blank(value: object) -> NDArray[Any] | None:
+    """An array of the shape and kind of an input, without its data."""
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        kind = "b" if value.dtype == torch.bool else "f" if value.is_floating_point() else "i"
+        shape = tuple(value.shape)
+    else:
+        kind, shape = np.asarray(value).dtype.kind, np.asarray(value).shape
+    return np.broadcast_to(np.zeros((), dtype={"b": np.bool_, "f": np.float32}.get(kind, np.int64)), shape)
+
+
+def blank_choices(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, object]:
+    """Inputs, of what selections chose the shapes alone: no host waits for these."""
+    own = {item.given.name for item in pattern.selections}
+    return {name: blank(x) if name in own else x for name, x in given.items()}
+
+
 def _as_array(value: Tensor) -> NDArray[Any]:
     """The data of a tensor; NumPy has no bfloat16."""
     value = value.detach().cpu()

@@ -76,7 +76,7 @@ class Planner:
         """The kernels and tables of the pattern."""
         from attnc.runtime.gpu.planner import GpuPlanner
 
-        return GpuPlanner(self.pattern)
+        return GpuPlanner(self.pattern, self.strict)
 
     def plan_on(self, target: Target | None, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call on a GPU, or on the CPU for None. Raises as `plan`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -32,7 +32,7 @@ from attnc.compiler.values import (
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import Sizes, call_shape, number
+from attnc.runtime.call import Sizes, blank_choices, call_shape, number
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
@@ -49,7 +49,7 @@ from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
 from attnc.runtime.selections.placed import attend as attend_placed
 from attnc.runtime.selections.placed import choice_of
-from attnc.runtime.selections.planned import plan_of_choices
+from attnc.runtime.selections.planned import blank_choices_of, plan_of_choices
 from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
 from attnc.runtime.selections.tokens import attend as attend_tokens
@@ -259,7 +259,18 @@ class Steps:
 
     def _plan_of_choices(self, sizes: Sizes, inputs: Mapping[str, object], target: Target | None) -> Plan:
         """The plan of all that may be chosen, with what is known of the choice before a call."""
-        return plan_of_choices(self.open.plan(sizes, inputs, target), self._pattern)
+        lists = None if target is None else dict(self._listed(sizes, inputs, target))
+        return plan_of_choices(self.open.plan(sizes, inputs, target), self._pattern, lists)
+
+    def _listed(self, sizes: Sizes, inputs: Mapping[str, object], target: Target) -> Iterator[tuple[str, str]]:
+        """Where lists of tiles come from, in words, by attention that asks selections otherwise than for places."""
+        from attnc.runtime.gpu.plan import how_listed
+
+        for node in self._pattern.nodes:
+            planner = self._planner(node, None if node.family is None else 0)
+            if planner.pattern.selections and choice_of(planner.pattern.attend) is None:
+                chosen = blank_choices_of(planner.pattern, sizes, inputs)
+                yield node.name, how_listed(planner, sizes, {**inputs, **chosen}, target)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
         """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
@@ -400,7 +411,7 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
     inputs = [known[t.name] if t.is_floating else _tensor(given.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
-    relations = relations_of(pattern, call_shape(pattern, given.sizes, given.inputs))
+    relations = relations_of(pattern, call_shape(pattern, given.sizes, blank_choices(pattern, given.inputs)))
     return scored_on_gpu.attend(q, k, v, relations, given.scale, planner, _real(pattern, known), inputs)
 
 

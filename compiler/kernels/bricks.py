@@ -136,7 +136,7 @@ class BrickRanges:
             body("tile", True)
         full_loop("full", "rest")
 
-    def visible(self, lines: Lines, sides: object) -> None:
+    def visible(self, lines: Lines, sides: object, texts: object) -> None:
         """The mask of a partial brick: what a row may not see, in bits, and the bits of a column."""
         offset = 0
         words = []

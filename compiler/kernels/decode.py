@@ -213,7 +213,7 @@ class Decode(Forward):
                 "for tile in range(begin + count * split // splits, begin + count * (split + 1) // splits):"
             ):
                 self.column_numbers("tile")
-                walk.visible(self.lines, self.sides)
+                walk.visible(self.lines, self.sides, self.texts)
                 self._tile()
 
     def _tile(self) -> None:

@@ -287,6 +287,8 @@ def _size(node: Index, sizes: Mapping[Index, int]) -> int | None:  # noqa: C901 
             return max(sizes[node.then], sizes[node.otherwise])
         case TableRead(values=values):
             return max(map(abs, values))
+        case Arith(op="floordiv", operands=(a, Const(value=divisor))) if divisor > 0:
+            return sizes[a] // divisor + 1
         case Arith(op="min" | "max" | "abs" | "floordiv" | "mod" | "bitlen"):
             return max(sizes[operand] for operand in node.operands) + 1
         case Arith(op="mul", operands=(a, b)):

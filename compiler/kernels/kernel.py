@@ -167,10 +167,18 @@ class Kernel(Scored):
         if partial or self.numbers_columns or self.problem.score is not None:
             self.column_numbers(tile)
         if partial:
-            self.walk.visible(self.lines, self.sides)
+            self.mask()
         if self.problem.score is not None:
             self.moving_terms(partial)
         self.tile(tile, partial)
+
+    def mask(self) -> None:
+        """The mask of a partial tile; what it loads is loaded where the tile has rows and columns."""
+        before, self.is_partial = self.is_partial, True
+        self.texts.forget()
+        self.walk.visible(self.lines, self.sides, self.texts)
+        self.texts.forget()
+        self.is_partial = before
 
     def full_loop(self, begin: str, end: str) -> None:
         """The loop over full tiles."""

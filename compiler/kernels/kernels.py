@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from attnc.compiler import fold
+from attnc.compiler.attentions import asked
 from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Softmax, Tensor
+from attnc.compiler.kernels.asked import AskedTiles, find_asked
 from attnc.compiler.kernels.bricks import Bricked, find_bricked
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
@@ -121,8 +123,9 @@ class Kernels:
     def _tiles(self, stage: Stage) -> TileShape:
         p = self.problem
         own = self._problem(stage)
-        inner = (own.by_key if stage == "dkdv" else own.by_query).has_inner_loops
-        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), nested=p.is_nested, inner=inner)
+        walk = own.by_key if stage == "dkdv" else own.by_query
+        how = {"nested": p.is_nested, "inner": walk.has_inner_loops, "asked": isinstance(walk, AskedTiles)}
+        return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **how)
 
     @property
     def of_rows(self) -> tuple[KernelSource, ...]:
@@ -140,10 +143,12 @@ class Kernels:
         return {source.function: source.text for source in (*self.of_rows, *self.of_pairs)}
 
 
-def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = True) -> Kernels:
+def find_kernels(
+    pattern: Pattern, heads: Heads, target: Target, square: bool = True, on_host: str | None = None
+) -> Kernels:
     """The kernels of a pattern of one attention; `square`: for as many queries as keys.
 
-    Raises NotInKernelsError where there are none.
+    `on_host`: why lists of tiles must come from the host. Raises NotInKernelsError where there are none.
     """
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
@@ -151,13 +156,17 @@ def find_kernels(pattern: Pattern, heads: Heads, target: Target, square: bool = 
     nested = heads.grouped and score is not None and score.has_terms_of_keys  # bricks are those of all heads
     shapes = {stage: tile_shape(target, stage, *of_heads, nested=nested, inner=True) for stage in BRICKED}
     bricked = _bricks(pattern, node, shapes) if square else None
-    form, by_query, by_key, reason = _walks(pattern, node) if bricked is None else _of_bricks(bricked["forward"])
+    form, by_query, by_key, reason = (
+        _walks(pattern, node, on_host) if bricked is None else _of_bricks(bricked["forward"])
+    )
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]
     roots = [end for one in ranged for end in ends(one.ranges)]
     if bricked is not None:
         roots += _sizes_of(bricked["forward"])
+    if isinstance(by_query, AskedTiles):
+        roots.append(by_query.asked.relation)
     if score is not None:
-        if form != "ranges" and score.counts_keys:
+        if score.counts_keys and (form != "ranges" or _asks_choices(pattern)):
             raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
         roots += exact_parts(score)
     problem = Problem(
@@ -223,7 +232,7 @@ def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
     return replace(node, score=substitute_value(node.score, known), weights=weights)
 
 
-def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:
+def _walks(pattern: Pattern, node: Attend, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
     by_query, by_key = find_ranges(node.visible, "k"), find_ranges(node.visible, "q")
     windows = pattern.documents is not None
     if by_query and by_key and is_told(by_query, by_key):
@@ -232,7 +241,31 @@ def _walks(pattern: Pattern, node: Attend) -> tuple[Form, Walk, Walk, str]:
         return "ranges", Ranged(by_query, windows), Ranged(by_key, windows), reason
     if windows:
         raise NotInKernelsError("documents whose rows see no ranges of keys")
+    if _asks_choices(pattern):
+        return _asked(pattern, on_host)
     return "lists", Listed(runs=False), Listed(runs=False), "rows see no few ranges of keys: listed tiles"
+
+
+def _asks_choices(pattern: Pattern) -> bool:
+    """Whether what is chosen decides who sees whom."""
+    return bool({item.given for item in pattern.selections} & asked([pattern.attend.visible]))
+
+
+def _asked(pattern: Pattern, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
+    """What is chosen anew in every call decides who sees whom."""
+    try:
+        if on_host is None:
+            found = AskedTiles(find_asked(pattern))
+            return (
+                "asked",
+                found,
+                found,
+                "tile lists made on the device in every call; kernels ask what was chosen",
+            )
+    except NotInKernelsError as error:
+        on_host = f"kernels do not compute {error}"
+    reason = f"tile lists made on the host in every call: {on_host}"
+    return "lists", Listed(runs=False), Listed(runs=False), reason
 
 
 def is_told(*ranges: object) -> bool:

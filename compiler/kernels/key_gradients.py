@@ -93,6 +93,13 @@ class KeyGradients(Kernel):
         return IndexText(names, self.read_exact)
 
     @override
+    def whole_names(self) -> dict[Index, Text]:
+        return {
+            fold.place("k"): Text("row", ROWS),
+            fold.place("q"): Text("(tl.minimum(query, queries - 1) + shift)", COLUMNS),
+        }
+
+    @override
     def of_place(self, dim: str, text: Text) -> Text:
         if self.problem.documents:
             by = "window_key" if dim in ("token", "key") else "window_row - window_shift"

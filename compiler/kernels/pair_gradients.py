@@ -96,7 +96,7 @@ class _Distances(_Pairs):
                 self.own_rows()
                 self.load_terms("query", "there", "row", "own")
                 add(f"key = tile * {side} + column")
-                self.walk.visible(self.lines, self.sides)
+                self.walk.visible(self.lines, self.sides, self.texts)
                 self.moving_terms(True)
                 self.change("tile", True)
                 assert p.score is not None

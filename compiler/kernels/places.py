@@ -7,10 +7,11 @@ from math import prod
 
 from attnc.compiler import fold
 from attnc.compiler.ir import Index, Lookup
+from attnc.compiler.kernels.asked import UNIT, AskedTiles, is_along_keys
 from attnc.compiler.kernels.bricks import Grid
 from attnc.compiler.kernels.frame import Frame
-from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Axes, IndexText, Text
-from attnc.compiler.kernels.inputs import address, size_name
+from attnc.compiler.kernels.index_text import COLUMNS, ROWS, Axes, IndexText, Text, aligned
+from attnc.compiler.kernels.inputs import TOKENS, address, input_name, size_name
 from attnc.compiler.kernels.problem import PAIRS
 from attnc.compiler.kernels.walks import Listed
 
@@ -143,8 +144,26 @@ class Places(Frame):
 
     def read_exact(self, node: Lookup, indices: tuple[Text, ...]) -> Text:
         """An element of an input of integers or truth values."""
+        if isinstance(self.walk, AskedTiles) and is_along_keys(node):
+            return self.read_whole(node)
         where, axes = address(node.tensor, indices, self.of_place)
         return Text(f"tl.load({where}{self.left_out(axes)})", axes)
+
+    def read_whole(self, node: Lookup) -> Text:
+        """Elements for all keys of a tile, there or not: rows are filled up, so that many are loaded at once."""
+        texts = IndexText({**self.texts.names, **self.whole_names()}, self.read_exact)
+        *before, _ = (
+            self.of_place(str(dim), texts.of(index)) if dim in TOKENS else texts.of(index)
+            for dim, index in zip(node.tensor.dims, node.indices, strict=True)
+        )
+        axes, (*parts, key) = aligned(*before, texts.of(fold.place("k")))
+        name = input_name(node.tensor)
+        rows = [f"{part.at(7)} * ({name}_{i} // {UNIT} * {UNIT})" for i, part in enumerate(parts)]
+        return Text(f"tl.load({' + '.join([name, *rows, key.at(6)])})", axes)
+
+    def whole_names(self) -> dict[Index, Text]:
+        """Queries that are there, and keys as a tile has them."""
+        return {}
 
     def left_out(self, axes: Axes) -> str:
         """What a load in a partial tile leaves out, as arguments: pairs and columns that are not there."""

@@ -22,7 +22,7 @@ _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
 @dataclass(frozen=True, slots=True)
 class _Tiles:
     """Of a target: those of plain scores, and what differs where more is loaded, where tiles are walked head by head,
-    and where their loops stand in loops (bricks, several ranges).
+    where their loops stand in loops (bricks, several ranges), and where plain ones ask what was chosen.
     """
 
     plain: _Shapes
@@ -30,6 +30,7 @@ class _Tiles:
     pairs: _Shapes = field(default_factory=dict)
     nested: _Shapes = field(default_factory=dict)
     inner: _Shapes = field(default_factory=dict)
+    asked: _Shapes = field(default_factory=dict)
 
 
 _TILES = {
@@ -53,6 +54,7 @@ _TILES = {
             "dq": ((64, T(128, 64, 8, 2)), (96, T(64, 32, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2))),
             "dkdv": ((64, T(32, 128, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(32, 64, 8, 1))),
         },
+        asked={"dq": ((64, T(128, 64, 8, 2)), (96, T(64, 32, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2)))},
     ),
     "sm_90": _Tiles(
         plain={
@@ -71,6 +73,7 @@ _TILES = {
             "forward": ((64, T(128, 64, 8, 3)), (256, T(128, 64, 8, 2))),
             "dkdv": ((64, T(64, 64, 4, 2)), (128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
         },
+        asked={"forward": ((256, T(128, 64, 8, 2)),)},
     ),
     "sm_100": _Tiles(
         plain={
@@ -89,6 +92,7 @@ _TILES = {
         },
         nested={"dkdv": ((128, T(16, 64, 8, 2)), (256, T(32, 64, 8, 2)))},
         inner={"forward": ((64, T(128, 64, 4, 3)), (128, T(128, 32, 4, 2)), (256, T(128, 64, 8, 2)))},
+        asked={"forward": ((64, T(128, 64, 8, 2)), (128, T(128, 32, 8, 2)), (256, T(128, 64, 8, 2)))},
     ),
     "gfx942": _Tiles(
         plain={
@@ -126,9 +130,10 @@ def tile_shape(
     *,
     nested: bool = False,
     inner: bool = False,
+    asked: bool = False,
 ) -> T:
     """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head; `inner`: the
-    loop over tiles stands in others.
+    loop over tiles stands in others; `asked`: the relation is computed in tiles from what was chosen.
     """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
     table = _SQUARES | tiles.plain
@@ -138,6 +143,8 @@ def tile_shape(
         table = table | tiles.pairs
     if inner:
         table = table | tiles.inner
+    if asked and load == "plain":
+        table = table | tiles.asked
     if nested:
         table = table | tiles.nested
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])

@@ -170,7 +170,7 @@ class Ranged:
             tests.append(f"({low}(tile < high_{i}))")
         return " | ".join(tests)
 
-    def visible(self, lines: Lines, sides: Sides) -> None:
+    def visible(self, lines: Lines, sides: Sides, texts: IndexText) -> None:
         """The mask of a partial tile."""
         for i in range(len(self.ranges)):
             tests = []
@@ -256,20 +256,30 @@ class Listed:
     def start(self, lines: Lines, sides: Sides, texts: IndexText, moved: str) -> None:
         """Where the row's lists are."""
         words = max(sides.column_tile // WORD, 1)
+        self.pointers(lines)
+        lines.add(
+            f"word = tl.arange(0, {words})",
+            f"word_rows = tl.arange(0, {sides.row_tile})[:, None] * {words} + word[None, :]",
+        )
+
+    def pointers(self, lines: Lines) -> None:
+        """Where the row's lists begin and end."""
         lines.add(
             "# Live tiles are listed.",
             "full_begin = tl.load(full_pointers + entry)",
             "full_end = tl.load(full_pointers + entry + 1)",
             "partial_begin = tl.load(partial_pointers + entry)",
             "partial_end = tl.load(partial_pointers + entry + 1)",
-            f"word = tl.arange(0, {words})",
-            f"word_rows = tl.arange(0, {sides.row_tile})[:, None] * {words} + word[None, :]",
         )
+
+    def number(self, lines: Lines) -> None:
+        """A partial tile's number, and what kind it is of."""
+        lines.add("tile = tl.load(partial_tiles + at)", "kind = tl.load(partial_kinds + at)")
 
     def loops(self, lines: Lines, sides: Sides, body: Body, full_loop: FullLoop) -> None:
         """The loops."""
         with lines.loop("at", "partial_begin", "partial_end"):
-            lines.add("tile = tl.load(partial_tiles + at)", "kind = tl.load(partial_kinds + at)")
+            self.number(lines)
             body("tile", True)
         if self.runs:
             with lines.block("for at in range(full_begin, full_end):"):
@@ -283,7 +293,7 @@ class Listed:
             body("tile", False)
             lines.add("tile = following")
 
-    def visible(self, lines: Lines, sides: Sides) -> None:
+    def visible(self, lines: Lines, sides: Sides, texts: IndexText) -> None:
         """The mask of a partial tile: a bit for each pair."""
         rows, columns = sides.row_tile, sides.column_tile
         words, bits = max(columns // WORD, 1), min(columns, WORD)
@@ -295,6 +305,6 @@ class Listed:
 
 
 Walk = Ranged | Listed | BrickRanges
-Form = Literal["ranges", "bricks", "runs", "lists"]
+Form = Literal["ranges", "bricks", "runs", "lists", "asked"]
 
 __all__ = ["ROWS", "Body", "Form", "Listed", "Ranged", "Sides", "Walk"]

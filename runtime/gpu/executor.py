@@ -25,6 +25,7 @@ from attnc.compiler.kernels.source import VECTOR, KernelSource, Stage
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.constants import keep_captured
 from attnc.runtime.cpu.executor import empty_like
+from attnc.runtime.gpu.asked_lists import Lists
 from attnc.runtime.gpu.launch import launch, lies_evenly
 
 NOTHING: Mapping[str, Tensor] = {}
@@ -40,13 +41,14 @@ FARTHEST = 1 << 24
 class Prepared:
     """The kernels of a call, the tensors they read besides its own, by kernel, and the numbers they are given.
 
-    `runs`: which kernels walk runs of tiles.
+    `runs`: which kernels walk runs of tiles. `lists`: what makes lists of tiles from what was chosen.
     """
 
     kernels: Kernels
     tensors: Mapping[str, Mapping[str, Tensor]]
     numbers: Mapping[str, int]
     runs: Mapping[str, bool] = field(default_factory=dict)
+    lists: Lists | None = None
 
     def source(self, stage: Stage) -> KernelSource:
         """The kernel of a stage."""
@@ -194,7 +196,8 @@ class Executor:
 
     def _own(self, source: KernelSource) -> Mapping[str, Tensor]:
         """The tensors that a kernel reads besides those of the call."""
-        return self.prepared.tensors.get(source.stage, self.prepared.tensors.get("dq", {}))
+        tensors = self.prepared.tensors
+        return tensors[source.stage] if source.stage in tensors else tensors.get("dq", {})
 
     def _numbers(self, lanes: int, factor: float) -> dict[str, int | float]:
         plain = self.prepared.kernels.problem.score is None

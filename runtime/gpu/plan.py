@@ -40,6 +40,25 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
         return replace(own, fallback=why, reasons=("tiles in torch on the device", *own.reasons))
 
 
+def how_listed(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], target: Target) -> str:
+    """Where lists of tiles come from in calls of an attention that asks selections, in words.
+
+    `inputs`: those of the call, and arrays of the shapes of what is chosen. Raises UnsupportedError for what `strict`
+    does not allow.
+    """
+    heads = Heads(sizes.dk, sizes.dv, sizes.dtype, grouped=sizes.heads != sizes.kv_heads)
+    try:
+        if sizes.dtype == "float64":
+            raise NotInKernelsError("numbers of float64")
+        kernels = planner.gpu.kernels_of(heads, target, sizes, inputs)
+    except NotInKernelsError as error:
+        if planner.strict:
+            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        return f"tiles in torch on the device: there are no kernels for {error}"
+    planner.gpu.refuse_host(kernels)
+    return kernels.reason
+
+
 def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
     pattern = planner.pattern
     relations = relations_of(pattern, call_shape(pattern, sizes, inputs))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.analysis.tiles import TooManyTilesError
 from attnc.compiler.ir import BOUNDARIES, Pattern
+from attnc.compiler.kernels.asked import AskedTiles
+from attnc.compiler.kernels.asked_tiles import AskedCall
 from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
@@ -22,12 +21,13 @@ from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
-from attnc.runtime.call import call_shape, check_tensors, names_read
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call import Sizes, blank, call_shape, check_tensors, names_read
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.gpu.asked_lists import Lists, StageTensors
 from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
-from attnc.runtime.plans import documents_of_call, name_of, relations_of
+from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 
@@ -35,19 +35,41 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class GpuPlanner:
-    """Kernels and tables of one pattern."""
+    """Kernels and tables of one pattern.
 
-    def __init__(self, pattern: Pattern) -> None:
+    `strict`: raise UnsupportedError where the host lists tiles in every call.
+    """
+
+    def __init__(self, pattern: Pattern, strict: bool = False) -> None:
         self._pattern = pattern
+        self._strict = strict
         self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
+        self._found: Recent[Kernels] = Recent(SETTINGS.plans)
         self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
         self._checked = _CheckedDocuments()
         read = names_read(pattern)
         self._planned_from = [tensor.name in read for tensor in pattern.tensors]
 
-    def kernels(self, heads: Heads, target: Target, square: bool) -> Kernels:
-        """The kernels for such heads, and as many queries as keys. Raises NotInKernelsError where there are none."""
-        return self._kernels.get((heads, target, square), lambda: find_kernels(self._pattern, heads, target, square))
+    def kernels(self, heads: Heads, target: Target, square: bool, on_host: str | None = None) -> Kernels:
+        """The kernels for such heads, and as many queries as keys; `on_host`: why the host lists tiles.
+
+        Raises NotInKernelsError where there are none.
+        """
+        key = (heads, target, square, on_host)
+        return self._kernels.get(key, lambda: find_kernels(self._pattern, heads, target, square, on_host))
+
+    def kernels_of(self, heads: Heads, target: Target, sizes: Sizes, given: Mapping[str, object]) -> Kernels:
+        """The kernels of a call, of whose inputs shapes alone are asked. Raises as `kernels`."""
+        square = sizes.n_q == sizes.n_k
+        kernels = self.kernels(heads, target, square)
+        walk = kernels.problem.by_query
+        if not isinstance(walk, AskedTiles):
+            return kernels
+        refusal = self._asked_call(sizes, given).refusal(walk.asked, _tiles(kernels).values())
+        return kernels if refusal is None else self.kernels(heads, target, square, refusal)
+
+    def _asked_call(self, sizes: Sizes, given: Mapping[str, object]) -> AskedCall:
+        return AskedCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()}))
 
     def prepared(
         self,
@@ -67,21 +89,42 @@ class GpuPlanner:
             raise NotInKernelsError(f"numbers of {q.dtype}".replace("torch.", ""))
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
         key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        kernels = self._found.get((*key, *shapes), lambda: self._kernels_here(q, k, v, inputs, tf32, widths))
         if not inputs:
-            return self._prepared.get(key, lambda: self._made(q, k, v, (), tf32, widths))
-        if self._kernels_of(q, k, v, tf32, widths).form != "lists":  # nothing is planned from what inputs hold
-            shapes = tuple((x.shape, x.dtype) for x in inputs)
-            alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, tf32, widths))
-            return dataclasses.replace(alike, tensors=self._read(alike.kernels, q, k, inputs))
+            return self._prepared.get(key, lambda: self._made(q, k, v, (), kernels, widths))
+        if kernels.form != "lists":  # nothing is planned from what inputs hold
+            alike = self._prepared.get((*key, *shapes), lambda: self._made(q, k, v, inputs, kernels, widths))
+            read = self._read(kernels, q, k, inputs)
+            if alike.lists is None:
+                return dataclasses.replace(alike, tensors=read)
+            return dataclasses.replace(alike, tensors=StageTensors(read["forward"], self._named(inputs), alike.lists))
+        self.refuse_host(kernels)
         named = tuple(name_of(x, is_read) for x, is_read in zip(inputs, self._planned_from, strict=True))
-        made = self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, tf32, widths))
-        read = self._read(made.kernels, q, k, inputs)
+        made = self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, kernels, widths))
+        read = self._read(kernels, q, k, inputs)
         return dataclasses.replace(made, tensors={stage: {**own, **read[stage]} for stage, own in made.tensors.items()})
 
-    def _kernels_of(self, q: Tensor, k: Tensor, v: Tensor, tf32: bool, widths: tuple[int, int] | None) -> Kernels:
+    def refuse_host(self, kernels: Kernels) -> None:
+        """Raise UnsupportedError where the host would list tiles in every call, if it is to be strict."""
+        if self._strict and kernels.form == "lists" and self._pattern.selections:
+            raise UnsupportedError(
+                f"strict: `{self._pattern.name}` would have {kernels.reason}; compile it without strict to allow that"
+            )
+
+    def _kernels_here(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        tf32: bool,
+        widths: tuple[int, int] | None,
+    ) -> Kernels:
         grouped = q.shape[1] != k.shape[1]
         heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
-        return self.kernels(heads, target_of(q.device), q.shape[2] == k.shape[2])
+        with planning():
+            return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs))
 
     def _made(
         self,
@@ -89,7 +132,7 @@ class GpuPlanner:
         k: Tensor,
         v: Tensor,
         inputs: Sequence[Tensor],
-        tf32: bool,
+        kernels: Kernels,
         widths: tuple[int, int] | None,
     ) -> Prepared:
         """All but the tensors that kernels of ranges read, which no data of inputs enter."""
@@ -98,12 +141,12 @@ class GpuPlanner:
             raise ArgumentError(f"there are {max(sizes.n_q, sizes.n_k)} tokens: kernels take {LONGEST} at most")
         if sizes.heads > sizes.kv_heads and not turns_fit(sizes.heads // max(sizes.kv_heads, 1), sizes.n_q):
             raise ArgumentError(f"there are {sizes.n_q} queries of heads that share keys: kernels take fewer of these")
-        kernels = self._kernels_of(q, k, v, tf32, widths)
+        walk = kernels.problem.by_query
         ranged = kernels.form != "lists"
         given = self._named(inputs)
         if widths is not None:
             sizes = dataclasses.replace(sizes, dk=widths[0], dv=widths[1])
-        shape = call_shape(self._pattern, sizes, {n: _blank(x) for n, x in given.items()} if ranged else given)
+        shape = call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()} if ranged else given)
         shift = sizes.n_k - sizes.n_q if self._pattern.align == "end" else 0
         sizes_of = {**shape.sizes, **(self._pattern.general.sizes if self._pattern.general else {})}
         numbers = {
@@ -115,9 +158,13 @@ class GpuPlanner:
             "distances": sizes.n_k - 1 - shift,
             **{size_name(name): sizes_of[name] for name in kernels.problem.sizes},
         }
+        if isinstance(walk, AskedTiles):
+            lists = Lists(AskedCall(self._pattern, shape), walk.asked, _tiles(kernels), q.device)
+            return Prepared(kernels, {}, numbers, lists=lists)
         if ranged:
             return Prepared(kernels, {}, numbers)
-        tables, runs = self._tables(kernels, relations_of(self._pattern, shape), q.device)
+        with planning():
+            tables, runs = self._tables(kernels, relations_of(self._pattern, shape), q.device)
         return Prepared(kernels, tables, numbers, runs)
 
     def _named(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -145,7 +192,7 @@ class GpuPlanner:
     def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
         """The tensors that kernels of ranges read, by kernel."""
         given, device = self._named(inputs), q.device
-        read = {input_name(t): as_read(given[t.name], device) for t in kernels.problem.tensors}
+        read = {input_name(t): as_read(given[t.name], device) for t in kernels.problem.tensors if t.name in given}
         found: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
         documents = self._pattern.documents
         if documents is not None:
@@ -185,10 +232,10 @@ class _CheckedDocuments:
         self._seen[id(ids)] = (weakref.ref(ids), ids._version)
 
 
-def _blank(x: Tensor) -> NDArray[Any]:
-    """An array of the shape and kind of a tensor, without its data."""
-    kind = np.bool_ if x.dtype == torch.bool else np.float32 if x.is_floating_point() else np.int64
-    return np.broadcast_to(np.zeros((), dtype=kind), tuple(x.shape))
+def _tiles(kernels: Kernels) -> dict[str, tuple[int, int]]:
+    """The tiles of kernels that walk lists."""
+    sources = (kernels.forward, kernels.dq, kernels.dkdv)
+    return {source.stage: (source.tiles.q_tile, source.tiles.k_tile) for source in sources}
 
 
 def as_read(x: Tensor, device: torch.device) -> Tensor:

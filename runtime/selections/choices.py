@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.attentions import asked_by_selection, choosing
+from attnc.compiler.chosen_counts import with_counts
 from attnc.compiler.keeping import most_kept
 from attnc.runtime.blocks import Operands
-from attnc.runtime.call import call_shape
+from attnc.runtime.call import blank_choices, call_shape
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.given import Given
@@ -42,14 +43,17 @@ class Choices:
     def _chosen(self, item: ir.Selection) -> Tensor:
         given = self.asking(asked_by_selection(item))
         pattern = choosing(self.pattern, item)
-        shape = replace(call_shape(pattern, given.sizes, given.inputs), n_k=given.sizes.n_k, shift=None)
+        item, counts = with_counts(item, self.pattern.selections)
+        counted = {own.name: self.found[chosen.name].sum(-1) for own, chosen in counts.items()}
+        inputs = given.inputs if asked_by_selection(item) else blank_choices(self.pattern, given.inputs)
+        shape = replace(call_shape(pattern, given.sizes, inputs), n_k=given.sizes.n_k, shift=None)
         relations = relations_of(pattern, shape)
         q, k, v = (x.detach() for x in self.vectors)
         operands = Operands(
             q.unbind(0),
             k.unbind(0),
             v.unbind(0),
-            {name: x.detach() for name, x in self.known.items()},
+            {**{name: x.detach() for name, x in self.known.items()}, **counted},
             relations.sizes,
             relations.slices,
             given.scale,

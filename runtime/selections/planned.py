@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from attnc.compiler import ir
 from attnc.compiler.attentions import alone, asked
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.planning.plan import Plan, Schedule
+from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.selections.tokens import tokens_of
 
 
-def plan_of_choices(whole: Plan, pattern: ir.Pattern) -> Plan:
-    """The plan of all that may be chosen, `whole`, with what is known of the choice before a call."""
+def blank_choices_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> dict[str, NDArray[np.bool_]]:
+    """Arrays of the shapes of what the selections choose that an attention asks, by name."""
+    own = {item.given for item in pattern.selections}
+    before = replace(pattern, tensors=tuple(tensor for tensor in pattern.tensors if tensor not in own))
+    names = {tensor.name for tensor in before.tensors}
+    shape = call_shape(before, sizes, {name: x for name, x in inputs.items() if name in names})
+    return {item.name: _blank_choice(item, sizes, shape.sizes) for item in pattern.selections}
+
+
+def _blank_choice(item: ir.Selection, sizes: Sizes, named: Mapping[str, int]) -> NDArray[np.bool_]:
+    fixed = {"batch": sizes.batch, "head": sizes.heads, "kv_head": sizes.kv_heads}
+    rows = sizes.n_q if item.rows is None else number(item.rows, sizes, named)
+    places = sizes.n_k if item.items is None else number(item.items, sizes, named)
+    lanes = [fixed[str(dim)] for dim in item.given.dims[:-2]]
+    return np.broadcast_to(np.zeros((), dtype=np.bool_), (*lanes, max(rows, 0), max(places, 0)))
+
+
+def plan_of_choices(whole: Plan, pattern: ir.Pattern, lists: Mapping[str, str] | None) -> Plan:
+    """The plan of all that may be chosen, `whole`, with what is known of the choice before a call.
+
+    `lists`: where lists of tiles come from, in words, by attention; None on a CPU.
+    """
     branches = whole.branches or ((pattern.nodes[0].name, whole),)
-    found = []
     nodes = {node.name: alone(pattern, node, None if node.family is None else 0).attend for node in pattern.nodes}
+    found = []
     for name, plan in branches:
         node = nodes[name.partition("[")[0]]
         read = asked([node.visible])
         items = [item for item in pattern.selections if item.given in read]
         sorted_by = sorted({tensor.made.of for tensor in read if tensor.made is not None})
         reasons = [*map(_in_words, items), *(f"tokens are sorted by `{name}` in every call" for name in sorted_by)]
-        found.append((name, _chosen(plan, node, tuple(reasons)) if reasons else plan))
+        found.append((name, _chosen(plan, node, reasons, lists) if reasons else plan))
     return replace(whole, branches=tuple(found)) if whole.branches else found[0][1]
 
 
-def _chosen(plan: Plan, node: ir.Attend, reasons: tuple[str, ...]) -> Plan:
+def _chosen(plan: Plan, node: ir.Attend, why: list[str], lists: Mapping[str, str] | None) -> Plan:
     """The plan of one attention that asks selections, or sorts tokens."""
     schedule: Schedule = "chosen tiles"
-    if choice_of(node) is not None:
+    choice = choice_of(node)
+    if choice is not None:
         schedule = "gathered queries"
-    elif tokens_of(node) is not None:
+        why += ["who is where is found on the host in every call"] if choice.by_data and lists is not None else []
+    elif lists is None and tokens_of(node) is not None:
         schedule = "gathered tokens"
+    elif lists is not None and node.name in lists:
+        why += [lists[node.name]]
+    reasons = tuple(why)
     return replace(plan, schedule=schedule, groups=(), masks=(), reasons=reasons)
 
 

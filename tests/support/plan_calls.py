@@ -22,7 +22,8 @@ def from_library(name: str, **values: object) -> Pattern:
 
 
 def _file(name: str) -> SourceFile:
-    return SourceFile(f"{name}.attn", (LIBRARY / f"{name}.attn").read_text(encoding="utf-8"))
+    path = next(path for folder in (".", "routing") if (path := LIBRARY / folder / f"{name}.attn").exists())
+    return SourceFile(f"{name}.attn", path.read_text(encoding="utf-8"))
 
 
 def lowered(source: str, **values: object) -> Pattern:

@@ -46,6 +46,9 @@ CASES: list[tuple[str, Mapping[str, object], int, str, tuple[str, ...]]] = [
     ("document", {}, 64, "sm_90", ("forward", "dkdv")),
     ("moa", PARAMETERS["moa"], 64, "sm_90", ("grouped",)),
     ("power", {}, 64, "sm_90", ("forward", "dkdv")),
+    ("anchor", {}, 64, "sm_90", ("forward", *BACKWARD, "grouped")),
+    ("deepseek_sparse", {}, 128, "sm_90", ("forward",)),
+    ("deepseek_sparse", {}, 64, "sm_80", ("dkdv",)),
     ("power", {}, 64, "sm_80", ("dq",)),
     ("softcap", {}, 64, "sm_90", ("dq",)),
     ("gpt_oss", {}, 64, "sm_90", ("forward",)),
@@ -139,7 +142,7 @@ def test_every_path_of_the_emitter_is_compiled() -> None:
         kinds.add(kernels.problem.kind)
         if {"dkdv", "grouped"} & set(stages):
             ways.add((kernels.problem.grouped, kernels.problem.is_nested))
-    assert forms == {(form, boxes) for form in ("ranges", "bricks", "lists") for boxes in (True, False)}
+    assert forms == {(form, boxes) for form in ("ranges", "bricks", "lists", "asked") for boxes in (True, False)}
     assert loads == set(get_args(Load))
     assert kinds == set(get_args(Kind))
     assert ways == {(False, False), (True, False), (True, True)}

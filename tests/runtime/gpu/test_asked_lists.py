@@ -1,0 +1,259 @@
+"""Lists of tiles made on the device from what was chosen, in Triton's interpreter and on devices without values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from asking_patterns import LIBRARY, OWN, Asking, blank_shape, drawn_choices, exact_relations, pattern_of
+from attnc import UnsupportedError, compile_attention
+from attnc.compiler.kernels.asked import find_asked
+from attnc.compiler.kernels.asked_tiles import AskedCall
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.compiler.kernels.tile_tables import tile_tables
+from attnc.compiler.planning.plan import TileCounts
+from attnc.runtime.call import check_tensors
+from attnc.runtime.given import Given
+from attnc.runtime.gpu import planner, rectangles
+from attnc.runtime.gpu.asked_lists import Lists
+from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.gpu.planner import GpuPlanner
+from attnc.runtime.plans import PLANNING
+from attnc.runtime.steps import Steps
+
+pytest.importorskip("triton")
+
+TILES = {"forward": (16, 32), "dq": (32, 16), "dkdv": (16, 16)}
+CASES = [*LIBRARY, *OWN]
+DEVICE = torch.device("cpu")
+
+
+def ids(case: object) -> str:
+    return f"{case.name} {case.n_q}×{case.n_k}" if isinstance(case, Asking) else str(case)
+
+
+def forms(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The forms of the kernels that are asked for from now on."""
+    found: list[str] = []
+    own = GpuPlanner.kernels_of
+
+    def noted(*given: Any) -> Any:
+        kernels = own(*given)
+        found.append(kernels.form)
+        return kernels
+
+    monkeypatch.setattr(GpuPlanner, "kernels_of", noted)
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_outputs_and_gradients_are_those_of_the_reference(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = forms(monkeypatch)
+    attend = case.compiled(backend="triton")
+    vectors, given = case.drawn()
+    q, k, v = vectors
+    leaves = [x.requires_grad_() for x in (*vectors, *given.values())]
+    outs = [run(q, k, v, **given) for run in (attend, attend.reference)]
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-4, atol=2e-5)
+    weights = torch.randn_like(outs[0])
+    grads = [
+        torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True, materialize_grads=True) for out in outs
+    ]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert {*found} == {"asked"}
+
+
+def asked_call(case: Asking, inputs: Mapping[str, Tensor], choices: Mapping[str, Any]) -> AskedCall:
+    pattern = pattern_of(case)
+    return AskedCall(pattern, blank_shape(case, pattern, inputs, choices))
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.97, 1.0])
+def test_states_are_sound(case: Asking, share: float) -> None:
+    """Full: all is seen, none: nothing is; what the host finds by looking at the data lies in the lists."""
+    for name, found, seen, all_seen, host in walked(case, share):
+        assert not (seen & (found < 0)).any(), f"{name}: a tile that is seen is not listed"
+        assert not (~all_seen & (found > 0)).any(), f"{name}: a tile that is not all seen has no mask"
+        assert host.full >= (found > 0).sum()
+        assert host.full + host.partial <= (found >= 0).sum()
+        if case.name in ("deepseek_sparse", "dynamic_mask"):
+            assert (found == np.where(all_seen, 1, np.where(seen, 0, -1))).all(), "tiles of entries are exact"
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_states_by_few_cells_are_sound(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tensors with many entries cells of several are summed up."""
+    monkeypatch.setattr(rectangles, "MOST_CELLS", 12)
+    for name, found, seen, all_seen, _ in walked(case, 0.3):
+        assert not (seen & (found < 0)).any(), f"{name}: a tile that is seen is not listed"
+        assert not (~all_seen & (found > 0)).any(), f"{name}: a tile that is not all seen has no mask"
+
+
+def walked(case: Asking, share: float) -> Iterator[tuple[str, Any, Any, Any, TileCounts]]:
+    """Of each kernel its tiles' states by the lists, whether some and all pairs are seen, and what the host counts."""
+    _, inputs = case.drawn()
+    choices = drawn_choices(case, share)
+    call = asked_call(case, inputs, choices)
+    relations = exact_relations(case, call.pattern, inputs, choices)
+    masks = np.stack([[relations.mask(b, h, 0, case.n_q, 0, case.n_k) for h in range(4)] for b in range(case.batch)])
+    for name, tiles in TILES.items():
+        lists = Lists(call, find_asked(call.pattern), TILES, DEVICE).of(name, choices)
+        host = tile_tables(relations, *tiles, by_key=name == "dkdv").counts
+        yield name, expanded(lists, case, tiles, by_key=name == "dkdv"), *by_tile(masks, *tiles), host
+
+
+def by_tile(masks: np.ndarray[Any, Any], q_tile: int, k_tile: int) -> tuple[Any, Any]:
+    """Whether some, and all pairs of each tile are seen; of those that an edge cuts never all."""
+    rows, columns = (-(-n // t) for n, t in zip(masks.shape[-2:], (q_tile, k_tile), strict=True))
+    whole = np.zeros((*masks.shape[:2], rows * q_tile, columns * k_tile), dtype=np.bool_)
+    whole[..., : masks.shape[2], : masks.shape[3]] = masks
+    split = whole.reshape(*masks.shape[:2], rows, q_tile, columns, k_tile)
+    return split.any((3, 5)), split.all((3, 5))
+
+
+def expanded(lists: Mapping[str, Tensor], case: Asking, tiles: tuple[int, int], *, by_key: bool) -> Any:
+    """-1, 0 or 1 of every tile (batch, heads, rows, columns), as a kernel walks the lists."""
+    rows, columns = -(-case.n_q // tiles[0]), -(-case.n_k // tiles[1])
+    own, other = (columns, rows) if by_key else (rows, columns)
+    found = np.full((case.batch * 4, own, other), -1)
+    tables = {name: x.numpy() for name, x in lists.items()}
+    for lane, group in enumerate(tables["list_of_lane"]):
+        order = tables["tile_order"][group * own : (group + 1) * own]
+        assert sorted(order) == list(range(own))
+        lengths = []
+        for row in order:
+            entry, length = group * (own + 1) + row, 0
+            for kind, value in (("full", 1), ("partial", 0)):
+                begin, end = tables[f"{kind}_pointers"][entry : entry + 2]
+                listed = tables[f"{kind}_tiles"][begin:end]
+                assert (np.diff(listed) > 0).all()
+                assert (found[lane, row, listed] == -1).all()
+                found[lane, row, listed] = value
+                length += end - begin
+                assert len(tables[f"{kind}_tiles"]) > end, "kernels look one tile ahead"
+            lengths.append(length)
+        assert lengths == sorted(lengths, reverse=True)
+    found = found.transpose(0, 2, 1) if by_key else found
+    return found.reshape(case.batch, 4, rows, columns)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_lists_ask_nothing_of_a_device(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values stand for a device's: what would make the host wait for one raises."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    _, inputs = case.drawn()
+    choices = {name: x.to("meta") for name, x in drawn_choices(case, 0.5).items()}
+    call = asked_call(case, inputs, choices)
+    lists = Lists(call, find_asked(call.pattern), TILES, torch.device("meta"))
+    made = {f"{stage} {name}": x for stage in TILES for name, x in lists.of(stage, choices).items()}
+    made |= lists.read(choices)
+    assert {x.device.type for x in made.values()} == {"meta"}
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(choices.popitem()[1].any())
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_a_whole_call_asks_nothing_of_a_device(case: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice, the lists, forward and backward, all but what kernels do."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS["sm_90"])
+    vectors, inputs = case.drawn()
+    q, k, v = (x.to("meta").requires_grad_() for x in vectors)
+    given = {name: x.to("meta").requires_grad_() for name, x in inputs.items()}
+    started: list[str] = []
+    steps = Steps("a call on a device", case.compiled(backend="triton").pattern, strict=False)
+    with started_by(lambda source, *_: started.append(source.stage)):
+        out, _ = steps.on_gpu(q, k, v, Given(check_tensors(q, k, v), given, given, 0.25))
+        torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
+    assert started == ["forward", "delta", "dq", "dkdv"]
+
+
+@pytest.mark.parametrize("case", [*LIBRARY, OWN[2]], ids=ids)
+def test_fifty_steps_plan_nothing(case: Asking, tmp_path: Any) -> None:
+    """The first step plans for its sizes; what later ones choose is new, and nothing is planned or emitted."""
+    attend, n = case.compiled(backend="triton"), 60 if case.n_q > 100 else 30
+
+    def step() -> bytes:
+        vectors, given = case.drawn()
+        q, k, v = (x[:1, : 2 if x.shape[1] == 4 else 1, :n, :4].clone().requires_grad_() for x in vectors)
+        given = {name: _fewer(x, case, n) for name, x in given.items()}
+        attend(q, k, v, **given).sum().backward()
+        with torch.no_grad():
+            return b"".join(x.numpy().tobytes() for x in attend.chosen(q, k, v, **given).values())
+
+    with profile(activities=[ProfilerActivity.CPU]) as first:
+        chosen = [step()]
+    with profile(activities=[ProfilerActivity.CPU]) as rest:
+        chosen += [step() for _ in range(50)]
+    texts = []
+    for found in (first, rest):
+        found.export_chrome_trace(str(tmp_path / "trace.json"))
+        texts.append((tmp_path / "trace.json").read_text(encoding="utf-8"))
+    assert PLANNING in texts[0]
+    assert PLANNING not in texts[1]
+    assert len({*chosen}) > 40, "the steps chose alike"
+
+
+def _fewer(x: Tensor, case: Asking, n: int) -> Tensor:
+    """The input of a call of one batch entry, n tokens and one kv head."""
+    kv_heads = slice(0, 1) if case.name == "dynamic_mask" else slice(None)
+    whole = x[:1]
+    for dim, size in enumerate(x.shape):
+        whole = whole.narrow(dim, 0, n) if size == case.n_q else whole
+    return whole[:, kv_heads] if case.name == "dynamic_mask" else whole
+
+
+READS_OUTSIDE = """pattern outside
+    align   end
+    input   map: bool[batch, query, cells]
+    select chosen
+        over   b = k // 16
+        score  dot(q, mean(b.k))
+        keep   rank < 2
+    visible (k in chosen or k >= 3 and map[q, k - 3]) and k <= q
+"""
+
+NOT_IN_KERNELS = """pattern counted
+    align   end
+    input   seen: int[batch, few]
+    select chosen
+        over   b = k // 16
+        score  dot(q, mean(b.k))
+        keep   rank < 2
+    visible (k in chosen or any(seen[i] == k for i in few)) and k <= q
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (READS_OUTSIDE, "`map` is read at places that are not known to lie inside it"),
+        (NOT_IN_KERNELS, "kernels do not compute reduce"),
+    ],
+)
+def test_what_the_host_lists_says_so(source: str, why: str) -> None:
+    attend = compile_attention(source, backend="triton")
+    q, k, v = (torch.randn(1, 2, 40, 16) for _ in range(3))
+    given: dict[str, Any] = (
+        {"map": torch.rand(1, 40, 40) < 0.3} if "map" in source else {"seen": torch.randint(0, 40, (1, 5))}
+    )
+    torch.testing.assert_close(attend(q, k, v, **given), attend.reference(q, k, v, **given), rtol=1e-4, atol=2e-5)
+    told = f"tile lists made on the host in every call: {why}"
+    assert any(told in reason for reason in attend.plan(40, heads=2, **given).reasons)
+    with pytest.raises(UnsupportedError, match=f"strict: `.*` would have {told}; compile it without strict"):
+        compile_attention(source, backend="triton", strict=True)(q, k, v, **given)
+
+
+@pytest.mark.parametrize("case", CASES, ids=ids)
+def test_plans_say_where_lists_come_from(case: Asking) -> None:
+    plan = case.compiled(backend="triton").plan(case.n_q, case.n_k, heads=4, kv_heads=2, **case.drawn()[1])
+    assert "tile lists made on the device in every call; kernels ask what was chosen" in plan.reasons
+    assert (plan.schedule, plan.executor) == ("chosen tiles", "triton")
