@@ -20,8 +20,22 @@ def nothing(n: int) -> dict[str, Tensor]:
     return {}
 
 
+def clusters(n: int) -> dict[str, Tensor]:
+    return {"qc": torch.randint(0, 5, (1, 4, n)), "kc": torch.randint(0, 6, (1, 2, n))}
+
+
+def hashes(n: int) -> dict[str, Tensor]:
+    ids = {"hq": torch.randint(0, 9, (1, 4, n)), "hk": torch.randint(0, 9, (1, 2, n))}
+    return {**ids, "sample": torch.randint(0, n, (1, 2, 7))}
+
+
+def centroids(n: int) -> dict[str, Tensor]:
+    return {"mu": torch.randn(4, 3, 16), "memory_k": torch.randn(4, 3, 2, 16), "memory_v": torch.randn(4, 3, 2, 16)}
+
+
 CASES: dict[str, Case] = {
     "anchor": (45, {"block": 4, "group": 3, "theta": 1}, nothing),
+    "biformer": (35, {"height": 5, "width": 7, "regions": 3, "topk": 2}, nothing),
     "deepseek_sparse": (
         37,
         {"topk": 6},
@@ -33,11 +47,13 @@ CASES: dict[str, Case] = {
         {"frame": 4, "sinks": 1, "local": 5, "ratio": 0.5, "block": 4},
         lambda n: {"rq": torch.randn(1, 4, n, 16), "rk": torch.randn(1, 4, n, 16), "mix": torch.randn(4, 16)},
     ),
+    "hyper_attention": (45, {"block": 8}, hashes),
     "minference_blocks": (45, {"block": 8, "topk": 3}, nothing),
     "minference_vertical_slash": (45, {"columns": 3, "slashes": 3, "block": 4, "probe": 5}, nothing),
     "moba": (45, {"block": 8, "topk": 3}, nothing),
     "native_sparse": (45, {"block": 8, "topk": 4, "window": 11}, lambda n: {"gate": torch.rand(1, n, 4, 3)}),
     "recycled": (37, {}, lambda n: {"cached": torch.randint(-1, n, (1, 2, 5)), "since": torch.tensor([30])}),
+    "routing_transformer": (37, {"size": 9}, centroids),
     "seer": (
         45,
         {"block": 8, "threshold": 0.2, "dense_rows": 1},
@@ -45,6 +61,7 @@ CASES: dict[str, Case] = {
     ),
     "seer_decode": (45, {"block": 8, "budget": 16}, lambda n: {"gate": torch.randn(1, 2, n, 6)}),
     "sparse_d": (45, {"block": 8}, lambda n: {"map": torch.rand(1, 4, 6, 6) < 0.4}),
+    "svg2": (45, {"p": 0.4, "query_clusters": 5, "key_clusters": 7}, clusters),
     "token_sparse": (37, {"window": 6, "pool": 3, "tau": 0.3}, nothing),
     "vmoba": (60, {"frames": 3, "height": 4, "width": 5, "chunk": [2, 2, 2], "topk": 2, "layer": 2}, nothing),
     "vmoba_threshold": (60, {"frames": 3, "height": 4, "width": 5, "chunk": [2, 2, 2], "layer": 1}, nothing),
@@ -53,10 +70,16 @@ CASES: dict[str, Case] = {
         {"frames": 3, "height": 4, "width": 5, "tile": [2, 2, 2], "density": 0.3},
         lambda n: {"gate": torch.randn(1, 4, n, 16)},
     ),
+    "xattention": (48, {"block": 8, "stride": 4, "p": 0.6}, nothing),
 }
 
-KEY_BY_KEY = {"anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash", "recycled", "token_sparse"}
+KEY_BY_KEY = {
+    *{"anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash", "recycled", "routing_transformer"},
+    "token_sparse",
+}
 """Those whose choice is not among places of keys."""
+BY_HEAD = {"hyper_attention": 4, "svg2": 4}
+"""Those with places of each head's own: how many calls there are."""
 
 
 def test_every_one_has_a_case() -> None:
@@ -74,7 +97,7 @@ def counted(own: Callable[..., Any], way: str, calls: list[str]) -> Callable[...
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_agree_with_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n, params, make = CASES[name]
-    kv_heads = 4 if name == "hybrid_forcing" else 2
+    kv_heads = 4 if name in ("hybrid_forcing", "routing_transformer") else 2
     calls: list[str] = []
     for way in ("forward", "backward"):
         monkeypatch.setattr(chosen.ChosenOnGpu, way, counted(getattr(chosen.ChosenOnGpu, way), way, calls))
@@ -91,4 +114,5 @@ def test_kernels_agree_with_the_reference(name: str, monkeypatch: pytest.MonkeyP
     ]
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
-    assert calls == ([] if name in KEY_BY_KEY else ["forward", "backward"])
+    times = 0 if name in KEY_BY_KEY else BY_HEAD.get(name, 1)
+    assert calls == ["forward"] * times + ["backward"] * times
