@@ -102,8 +102,9 @@ def _same_place(parts: tuple[Index, ...]) -> ChosenKeys | None:
         if not (isinstance(part, Sign) and part.op == "eq"):
             continue
         terms, constant = fold.parts(part.value)
-        own = fold.linear([(term, n) for term, n in terms if "k" not in reads(term)], constant)
-        other = fold.linear([(term, -n) for term, n in terms if "k" in reads(term)], 0)
+        sign = -1 if any(n < 0 for term, n in terms if "k" not in reads(term)) else 1
+        own = fold.linear([(term, sign * n) for term, n in terms if "k" not in reads(term)], sign * constant)
+        other = fold.linear([(term, -sign * n) for term, n in terms if "k" in reads(term)], 0)
         sorted_ = any(isinstance(below, Lookup) and below.tensor.made is not None for below in part.below)
         rest = fold.conjunction(*(each for each in parts if each is not part))
         of_positions = not any(isinstance(node, Lookup | HeadIndex) for node in rest.below)

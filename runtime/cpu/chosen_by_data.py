@@ -9,19 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.compiler.planning.chosen import Places
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.autograd import Pair, Triple, Work
 
 
 @dataclass(frozen=True, eq=False)
 class OwnPlaces:
-    """Heads that choose alike among the same places: what each row chose, bool (rows, places), and how it is done."""
+    """Heads that choose alike among the same places: what each row chose, bool (rows, places), and what does it."""
 
     batch: int
     heads: slice
     kv_heads: slice
-    places: Places
     chosen: Tensor
     work: Work
 

@@ -41,10 +41,10 @@ class ChosenOnGpu:
     """The work of one call; the input of `forward` and `backward` is what was chosen, ([batch,] [heads,] rows, places).
 
     `by_batch`, `by_heads`: whether it has batch entries and heads. `most`: places that a row chooses at most, None for
-    all of them; of a row that chooses more the first so many count.
+    all of them; of a row that chooses more the first so many count. `places`: also as tables, on the device already.
     """
 
-    places: Places
+    places: Places | Tables
     scale: float
     by_batch: bool = True
     by_heads: bool = True
@@ -98,7 +98,8 @@ class ChosenOnGpu:
             if x.dtype not in DTYPES or x.dtype != q.dtype:
                 raise NotInKernelsError(f"chosen places with {str(x.dtype).removeprefix('torch.')}")
         heads, kv_heads = q.shape[1], k.shape[1]
-        tables = tables_of(self.places, q.shape[2], q.device)
+        places = self.places
+        tables = places if isinstance(places, Tables) else tables_of(places, q.shape[2], q.device)
         own = chosen if self.by_batch else chosen[None]
         own = own if self.by_heads else own[:, None]
         own = own.expand(q.shape[0], *own.shape[1:])

@@ -6,6 +6,7 @@ that no host waits for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -43,13 +44,10 @@ class Tables:
     numbers: tuple[int, ...]
     sides: int
     largest: int
-    _host_starts: Int64
+    places: int
+    tiles: Callable[[int], Tensor]
+    """The keys in tiles of a size: (place, first key) of each."""
     _key_tiles: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def places(self) -> int:
-        """How many there are."""
-        return len(self._host_starts) - 1
 
     def named(self) -> dict[str, Tensor]:
         """What kernels read."""
@@ -58,12 +56,7 @@ class Tables:
     def key_tiles(self, size: int) -> Tensor:
         """The keys in tiles: (place, first key) of each."""
         if size not in self._key_tiles:
-            starts = self._host_starts
-            counts = -(-np.diff(starts) // size)
-            place = np.repeat(np.arange(len(counts)), counts)
-            number = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
-            found = np.stack([place, starts[place] + number * size], 1).astype(np.int32)
-            self._key_tiles[size] = torch.from_numpy(found).to(self.starts.device)
+            self._key_tiles[size] = self.tiles(size)
         keep_captured([self._key_tiles[size]])
         return self._key_tiles[size]
 
@@ -105,8 +98,17 @@ def _made(places: Places, n_q: int, device: torch.device) -> Tables:
         numbers=numbers,
         sides=len(np.setdiff1d(table, [2 * count])),
         largest=int(sizes.max(initial=0)),
-        _host_starts=starts,
+        places=count,
+        tiles=lambda size: moved(_key_tiles(starts, size)),
     )
+
+
+def _key_tiles(starts: Int64, size: int) -> Int64:
+    """The keys in tiles of a size: (place, first key) of each."""
+    counts = -(-np.diff(starts) // size)
+    place = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([place, starts[place] + number * size], 1)
 
 
 class Lists(NamedTuple):

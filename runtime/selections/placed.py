@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from attnc.compiler import ir
@@ -12,16 +12,16 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
-from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places, find_same_places
+from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places
 from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.values import is_plain
 from attnc.runtime.call import call_shape
-from attnc.runtime.cpu.autograd import Pair, Work, differentiable
+from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
-from attnc.runtime.cpu.chosen_by_data import ChosenByData, OwnPlaces
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
+from attnc.runtime.selections import by_data
 
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
@@ -39,7 +39,8 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
     if choice is None or planner.pattern.documents is not None:
         return None
     if choice.by_data:
-        return _by_data(planner, choice, q, k, v, given, by_kernels=by_kernels)
+        run = _by_data_by_kernels if by_kernels else by_data.attend
+        return run(planner, choice, q, k, v, given)
     assert choice.chosen is not None
     places = _places(planner, choice, given)
     found = given.inputs[choice.chosen.name]
@@ -53,57 +54,25 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
     return differentiable(q, k, v, work, [found])
 
 
-def _by_data(
-    planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool
+def _by_data_by_kernels(
+    planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given
 ) -> Pair | None:
-    """The same where inputs tell the places of each head, which are found anew in every call."""
-    pattern, scale = planner.pattern, given.scale
-    shape = call_shape(pattern, given.sizes, given.inputs)
-    relations = relations_of(pattern, shape)
-    (window,) = relations.windows(0)
-    count = q.shape[1] if choice.by_head else k.shape[1] if choice.by_heads else 1
-    found = None if choice.chosen is None else given.inputs[choice.chosen.name]
-    assert found is None or isinstance(found, Tensor)
-    lanes = []
-    for batch in range(q.shape[0]):
-        for i in range(count):
-            head, group = i * q.shape[1] // count, q.shape[1] // max(k.shape[1], 1)
-            row_of, item_of, rest = (
-                specialise(x, relations.sizes, relations.slices, window, batch=batch, head=head, group=group)
-                for x in (choice.row_of, choice.item_of, choice.rest)
-            )
-            chosen = None if found is None else _of_lane(choice, found, batch, i, count)
-            if chosen is None:
-                places = find_same_places(row_of, item_of, rest, shape.n_q, shape.n_k)
-                own = torch.eye(len(places.starts) - 1, dtype=torch.bool, device=q.device)
-            else:
-                rows, items = chosen.shape
-                placed = find_places(row_of, item_of, rest, shape.n_q, shape.n_k, rows, items)
-                if placed is None:
-                    return None
-                places, own = placed, chosen
-            kv = i * k.shape[1] // count
-            heads = slice(head, (i + 1) * q.shape[1] // count)
-            kv_heads = slice(kv, max((i + 1) * k.shape[1] // count, kv + 1))
-            lanes.append(OwnPlaces(batch, heads, kv_heads, places, own, _work(places, scale, by_kernels=by_kernels)))
-    return differentiable(q, k, v, ChosenByData(lanes), [])
+    """The same by kernels where inputs tell the places of each head."""
+    from attnc.runtime.gpu.sorted_lanes import attend as by_lanes
+
+    return _unless_missing(planner, lambda: by_lanes(planner, choice, q, k, v, given))
 
 
-def _of_lane(choice: ChosenKeys, found: Tensor, batch: int, lane: int, count: int) -> Tensor:
-    """What the rows of some heads chose, (rows, places)."""
-    assert choice.chosen is not None
-    dims = choice.chosen.dims[:-2]
-    for dim in dims:
-        found = found[min(batch, len(found) - 1)] if dim == "batch" else found[lane * len(found) // count]
-    return found
+def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
+    """What kernels give, None where there are none. Raises UnsupportedError for these under `strict`."""
+    from attnc.runtime.gpu.work import without_kernels
 
-
-def _work(places: Places, scale: float, *, by_kernels: bool) -> Work:
-    if not by_kernels:
-        return Chosen(places, scale, by_batch=False, by_heads=False)
-    from attnc.runtime.gpu.chosen import ChosenOnGpu
-
-    return ChosenOnGpu(places, scale, False, False, None)
+    try:
+        return run()
+    except NotInKernelsError as error:
+        if planner.strict:
+            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        return None
 
 
 def _by_kernels(
@@ -117,16 +86,10 @@ def _by_kernels(
     given: Given,
 ) -> Pair | None:
     from attnc.runtime.gpu.chosen import ChosenOnGpu
-    from attnc.runtime.gpu.work import without_kernels
 
     most = _most(planner, choice, given)
     work = ChosenOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most)
-    try:
-        return differentiable(q, k, v, work, [found.to(q.device)])
-    except NotInKernelsError as error:
-        if planner.strict:
-            raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
-        return None
+    return _unless_missing(planner, lambda: differentiable(q, k, v, work, [found.to(q.device)]))
 
 
 def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:

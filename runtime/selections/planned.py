@@ -55,10 +55,8 @@ def plan_of_choices(whole: Plan, pattern: ir.Pattern, lists: Mapping[str, str] |
 def _chosen(plan: Plan, node: ir.Attend, why: list[str], lists: Mapping[str, str] | None) -> Plan:
     """The plan of one attention that asks selections, or sorts tokens."""
     schedule: Schedule = "chosen tiles"
-    choice = choice_of(node)
-    if choice is not None:
+    if choice_of(node) is not None:
         schedule = "gathered queries"
-        why += ["who is where is found on the host in every call"] if choice.by_data and lists is not None else []
     elif lists is None and tokens_of(node) is not None:
         schedule = "gathered tokens"
     elif lists is not None and node.name in lists:

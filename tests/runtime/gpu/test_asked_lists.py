@@ -257,3 +257,40 @@ def test_plans_say_where_lists_come_from(case: Asking) -> None:
     plan = case.compiled(backend="triton").plan(case.n_q, case.n_k, heads=4, kv_heads=2, **case.drawn()[1])
     assert "tile lists made on the device in every call; kernels ask what was chosen" in plan.reasons
     assert (plan.schedule, plan.executor) == ("chosen tiles", "triton")
+
+
+# --- places of each head's own ----------------------------------------------------------------------------------------
+
+BY_HEAD = [
+    ("svg2", {"p": 0.4, "query_clusters": 5, "key_clusters": 7}, {"qc": (1, 4, 45), "kc": (1, 2, 45)}),
+    ("sorted", {}, {"h": (1, 2, 45)}),
+]
+SORTED = """pattern sorted(block: int = 8)
+    align   end
+    input   h: int[batch, kv_head, token]
+    visible order(h)[q] // block == order(h)[k] // block and k <= q
+"""
+
+
+@pytest.mark.parametrize(("name", "params", "shapes"), BY_HEAD, ids=lambda x: x if isinstance(x, str) else "")
+def test_sorting_asks_nothing_of_a_device(
+    name: str, params: dict[str, Any], shapes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(chosen, "target_of", lambda device: TARGETS["sm_90"])
+    pattern = compile_attention(SORTED if name == "sorted" else name, backend="triton", **params).pattern
+    with torch.device("meta"):
+        q, k, v = (torch.empty(1, h, 45, 16, requires_grad=True) for h in (4, 2, 2))
+        given = {key: torch.empty(shape, dtype=torch.int64) for key, shape in shapes.items()}
+    inputs = completed(pattern, given)
+    started: list[str] = []
+    asked = [node for node in pattern.nodes]
+    steps = Steps("a call on a device", pattern, strict=True)
+    sizes = check_tensors(q, k, v)
+    choices = {item.name: torch.empty(1, 4, 5, 7, dtype=torch.bool, device="meta") for item in pattern.selections}
+    monkeypatch.setattr(Choices, "_chosen", lambda self, item: choices[item.name])
+    with started_by(lambda source, *_: started.append(source.stage)):
+        out, _ = steps.on_gpu(q, k, v, Given(sizes, inputs, {}, 0.25))
+        torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
+    assert set(started) == {"forward", "merge", "delta", "dq", "sum", "dkdv"}
+    assert len(asked) == 1

@@ -1,0 +1,156 @@
+"""Places that inputs tell, on their device: numbers of tokens, sorted there, with tables as kernels read them.
+
+No host waits for any of it: there are as many places as numbers can be, and as many tiles of keys as there can become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.compiler import fold, ir
+from attnc.compiler.ir import Index
+from attnc.compiler.kernels.chosen.problem import Rest
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.lowering.attends import TOKENS
+from attnc.runtime.call import Sizes
+from attnc.runtime.gpu.chosen_lists import Tables
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """What an expression over the queries, or the keys, of one head reads; `named`: sizes of the call."""
+
+    inputs: Mapping[str, Tensor]
+    sizes: Sizes
+    named: Mapping[str, int]
+    batch: int
+    head: int
+    shift: int
+    device: torch.device
+
+    def of(self, node: Index, place: str) -> Tensor:
+        """An integer of each query, or each key: int64 (N). Raises NotInKernelsError for what is not computed here."""
+        match node:
+            case ir.Const(value=value):
+                return torch.full((), value, dtype=torch.int64, device=self.device)
+            case ir.Extent(name=name):
+                return torch.full((), self._extent(name), dtype=torch.int64, device=self.device)
+            case ir.Place():
+                count, first = (self.sizes.n_q, self.shift) if place == "q" else (self.sizes.n_k, 0)
+                return torch.arange(first, first + count, device=self.device)
+            case ir.Linear(terms=terms, constant=constant):
+                found = torch.full((), constant, dtype=torch.int64, device=self.device)
+                for term, factor in terms:
+                    found = found + self.of(term, place) * factor
+                return found
+            case ir.Arith(op=op, operands=operands) if op in _OPERATIONS:
+                first_, *rest = (self.of(operand, place) for operand in operands)
+                for other in rest:
+                    first_ = _OPERATIONS[op](first_, other)
+                return first_
+            case ir.Lookup():
+                return self._read(node, place)
+            case _:
+                raise NotInKernelsError("places that inputs tell in another way than by numbers of tokens")
+
+    def bound(self, node: Index) -> int:
+        """One past the largest number that an expression can have, which is at least 0. Raises NotInKernelsError."""
+        match node:
+            case ir.Const(value=value):
+                return value + 1
+            case ir.Extent(name=name):
+                return self._extent(name) + 1
+            case ir.Arith(op="mod", operands=(_, divisor)):
+                return self.bound(divisor) - 1
+            case ir.Arith(op="floordiv", operands=(inner, divisor)):
+                by = self.of(divisor, "q") if not isinstance(divisor, ir.Const) else divisor.value
+                return (self.bound(inner) - 1) // max(self._number(divisor, by), 1) + 1
+            case ir.Lookup(tensor=tensor) if tensor.made is not None and tensor.made.what == "ranks":
+                return self.sizes.n_q if tensor.dims[-1] == "query" else self.sizes.n_k
+            case _:
+                raise NotInKernelsError("places without a bound that sizes tell")
+
+    def _number(self, node: Index, found: Tensor | int) -> int:
+        """A number that sizes alone make."""
+        if isinstance(found, int):
+            return found
+        if any(isinstance(below, ir.Lookup | ir.Place) for below in node.below):
+            raise NotInKernelsError("places without a bound that sizes tell")
+        own = Numbering({}, self.sizes, self.named, 0, 0, 0, torch.device("cpu"))
+        return int(own.of(node, "q"))
+
+    def _extent(self, name: str) -> int:
+        known = {"queries": self.sizes.n_q, "keys": self.sizes.n_k, TOKENS: self.sizes.n_k}
+        return known[name] if name in known else self.named[name]
+
+    def _read(self, node: ir.Lookup, place: str) -> Tensor:
+        """An input at the batch entry and head at hand, and at each token."""
+        tensor, found = node.tensor, self.inputs[node.tensor.name].to(self.device)
+        group = self.sizes.heads // max(self.sizes.kv_heads, 1)
+        at = {"batch": self.batch, "head": self.head, "kv_head": self.head // group}
+        own = fold.head_index("head")
+        whose = {"batch": fold.head_index("batch"), "head": own, "kv_head": fold.floordiv(own, fold.extent("group"))}
+        *lead, last = zip(tensor.dims, node.indices, strict=True)
+        for dim, index in lead:
+            if whose.get(str(dim)) is not index:
+                raise NotInKernelsError("inputs of other heads than the own")
+            found = found[min(at[str(dim)], len(found) - 1)]
+        positions = self.of(last[1], place)
+        if last[0] == "query":
+            positions = positions - self.shift
+        return found.long().index_select(0, positions.clamp(0, max(len(found) - 1, 0)).reshape(-1))
+
+
+_OPERATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mul": torch.mul,
+    "floordiv": lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    "mod": torch.remainder,
+    "min": torch.minimum,
+    "max": torch.maximum,
+}
+
+
+def sorted_tables(rows: Tensor, items: Tensor, places: int, rest: Rest | None, numbers: tuple[int, ...]) -> Tables:
+    """The tables of so many places, and of one more, which has no keys and which spare programs are given.
+
+    `rows`: the row of each query; `items`: the place of each key, from 0 on. Both stay where they are.
+    """
+    device, count = items.device, places + 1
+    found, order = torch.sort(items, stable=True)
+    starts = torch.searchsorted(found, torch.arange(count + 1, device=device), out_int32=True)
+    sizes = starts[1:] - starts[:-1]
+    sides = 2 * torch.arange(count, dtype=torch.int32, device=device) + (0 if rest is None else 1)
+    sides = torch.where(sizes == 0, 2 * count, sides).int()
+    side_of = torch.cat([sides, torch.full((1,), 2 * count, dtype=torch.int32, device=device)])
+    return Tables(
+        starts=torch.cat([starts, starts[-1:]]),
+        side_of=side_of,
+        offsets=torch.zeros(len(rows), dtype=torch.int32, device=device),
+        order=order,
+        positions=order.int(),
+        row_of=rows.int(),
+        rest=rest,
+        numbers=numbers,
+        sides=count,
+        largest=len(items),
+        places=count,
+        tiles=lambda size: _key_tiles(starts, len(items), size),
+    )
+
+
+def _key_tiles(starts: Tensor, keys: int, size: int) -> Tensor:
+    """(place, first key) of tiles of keys, as many as there can be; spare ones have the last place, without keys."""
+    count = len(starts) - 1
+    tiles = (starts[1:] - starts[:-1] + (size - 1)) // size
+    ends = torch.cumsum(tiles, 0, dtype=torch.int32)
+    number = torch.arange(keys // size + count, dtype=torch.int32, device=starts.device)
+    place = torch.searchsorted(ends, number, right=True, out_int32=True).clamp(max=count - 1)
+    first = number - ends.index_select(0, place) + tiles.index_select(0, place)
+    return torch.stack([place, starts.index_select(0, place) + first * size], 1).int()
+
+
+__all__ = ["Numbering", "sorted_tables"]
