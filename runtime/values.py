@@ -28,7 +28,7 @@ from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.scaled import Quantity, Scaled, plain
-from attnc.runtime.sums import conjugate_gradients, covered, gathered, ranges
+from attnc.runtime.sums import conjugate_gradients, covered, gathered, ranges, taken
 from attnc.spec.errors import EvaluationError
 
 S = TypeVar("S", np.int64, np.float64)
@@ -307,7 +307,7 @@ class Values:
             here = alive[..., min(i, alive.shape[-3] - 1), :, :]
             own = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in bound.items()}
             parts.append(evaluate(self._specialised(node, head), _Lanes(places, own, here, counts)))
-        return np.stack(parts, -3)
+        return np.stack(parts, -3) if len(parts) > 1 else parts[0][..., None, :, :]
 
     def _specialised(self, node: ir.Index, head: int | ir.Var) -> ir.Index:
         block, operands = self._block, self._operands
@@ -336,13 +336,13 @@ class Values:
         front = (None,) * self._loops.depth
         if node.tensor in self._vectors:
             return self._vectors[node.tensor][front]
-        heads = on_device(np.asarray(block.heads), operands.device)
+        heads = np.asarray(block.heads, dtype=np.int64)
         if node.tensor == "q":
-            rows = self._tensor(block.rows + block.window.row)
-            return operands.q[block.batch][heads[:, None], rows].to(operands.dtype)[:, :, None][front]
-        keys = self._tensor(block.keys + block.window.key)
+            rows = taken(operands.q[block.batch], heads, block.rows + block.window.row)
+            return rows.to(operands.dtype)[:, :, None][front]
         tensor = operands.k if node.tensor == "k" else operands.v
-        return tensor[block.batch][heads[:, None] // operands.group, keys].to(operands.dtype)[:, None][front]
+        keys = taken(tensor[block.batch], heads // operands.group, block.keys + block.window.key)
+        return keys.to(operands.dtype)[:, None][front]
 
     def _vector_at(self, node: ir.Vec) -> Tensor:
         """The vectors at positions, of heads that may be computed too; zeros outside of the tokens."""

@@ -42,36 +42,40 @@ class Chosen:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """(out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
         (chosen,) = inputs
-        width = max(q.shape[-1], v.shape[-1])
+        width, wide = max(q.shape[-1], v.shape[-1]), v.shape[-1]
         sums = kernel.lse_dtype(q.dtype)
-        out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=sums)
+        out = torch.zeros((*q.shape[:3], wide), dtype=sums)
         lse = torch.full(q.shape[:3], -math.inf, dtype=sums)
         q, k, v = (kernel.padded(self._in_order(x, i), width) for i, x in enumerate((q, k, v)))
         for lane in self._lanes(q, k, chosen):
             own, keys, values = q[lane.batch, lane.heads], k[lane.batch, lane.kv_heads], v[lane.batch, lane.kv_heads]
             total, log = out[lane.batch, lane.heads], lse[lane.batch, lane.heads]
+            rows_of, totals, logs = (_by_rows(x) for x in (own, total, log))
             for some in lane.gathered:
-                rows = _filled(some.rows)
-                mask = some.mask(q.dtype, len(rows))
-                at = some.keys
-                o, part = kernel.attend(
-                    own.index_select(1, rows)[None],
-                    keys[None, :, at],
-                    values[None, :, at],
-                    mask,
-                    some.causal,
-                    self.scale,
-                )
-                count, blind = len(some.rows), some.blind
-                o, part = o[0, :, :, : total.shape[-1]], part[0]
-                before, known = total.index_select(1, rows), log.index_select(1, rows)
-                if blind is not None:
-                    part[:, :count].masked_fill_(blind, -math.inf)
-                    o[:, :count].masked_fill_(blind[:, None], 0)
-                executor.merge(o, part, before, known)
-                total.index_copy_(1, some.rows, before[:, :count])
-                log.index_copy_(1, some.rows, known[:, :count])
+                self._add(some, rows_of, keys, values, totals, logs)
+            if len(total) > 1:
+                total.copy_(totals.transpose(0, 1))
+                log.copy_(logs.t())
         return out.to(q.dtype), lse
+
+    def _add(self, some: Gathered, own: Tensor, keys: Tensor, values: Tensor, total: Tensor, log: Tensor) -> None:
+        """Merge what a place gives into `total` and `log`, which are like `own` (rows, heads, …)."""
+        rows, count = _filled(some.rows), len(some.rows)
+        gathered, at = own.index_select(0, rows).transpose(0, 1)[None], some.keys
+        mask = some.mask(own.dtype, len(rows))
+        o, part = kernel.attend(gathered, keys[None, :, at], values[None, :, at], mask, some.causal, self.scale)
+        o, part, blind = o[0].transpose(0, 1), part[0].t(), some.blind
+        if o.shape[-1] > total.shape[-1]:
+            o = o[..., : total.shape[-1]]
+        if blind is not None:
+            part[:count].masked_fill_(blind[:, None], -math.inf)
+            o[:count].masked_fill_(blind[:, None, None], 0)
+        before, known = total.index_select(0, rows), log.index_select(0, rows)
+        executor.merge(o, part, before, known)
+        if count < len(rows):
+            before, known, rows = before[:count], known[:count], some.rows
+        total.index_copy_(0, rows, before)
+        log.index_copy_(0, rows, known)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
         """(dq, dk, dv)."""
@@ -85,22 +89,24 @@ class Chosen:
         grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
         grad_q, grad_k, grad_v = (torch.zeros(s, dtype=sums) for s in shapes)
         for lane in self._lanes(q, k, chosen):
-            of_rows = [x[lane.batch, lane.heads] for x in (grad_out, q, out)]
+            of_rows = torch.cat([x[lane.batch, lane.heads].transpose(0, 1) for x in (grad_out, q, out)], -1)
             of_keys = [x[lane.batch, lane.kv_heads] for x in (k, v)]
-            log = lse[lane.batch, lane.heads]
-            to_rows = grad_q[lane.batch, lane.heads]
+            log, to_rows = lse[lane.batch, lane.heads], grad_q[lane.batch, lane.heads]
+            logs, rows_to = _by_rows(log), _by_rows(to_rows)
             to_keys, to_values = grad_k[lane.batch, lane.kv_heads], grad_v[lane.batch, lane.kv_heads]
             for some in lane.gathered:
                 at = some.keys
-                do, own, o = (x.index_select(1, some.rows)[None] for x in of_rows)
+                do, own, o = of_rows.index_select(0, some.rows).transpose(0, 1)[None].split(width, -1)
                 keys, values = (x[None, :, at] for x in of_keys)
-                known = log.index_select(1, some.rows)[None]
+                known = logs.index_select(0, some.rows).t()[None]
                 known = known if some.taken is None else known.masked_fill(~some.taken, math.inf)
                 mask = some.mask(dtype, len(some.rows))
                 dq, dk, dv = kernel.attend_backward(do, own, keys, values, o, known, mask, some.causal, self.scale)
-                to_rows.index_add_(1, some.rows, dq[0, :, :, : shapes[0][-1]].to(sums))
+                rows_to.index_add_(0, some.rows, dq[0, :, :, : shapes[0][-1]].transpose(0, 1).to(sums))
                 to_keys[:, at] += dk[0, :, :, : shapes[1][-1]]
                 to_values[:, at] += dv[0, :, :, : shapes[2][-1]]
+            if len(to_rows) > 1:
+                to_rows.copy_(rows_to.transpose(0, 1))
         grad_k, grad_v = self._as_given(grad_k), self._as_given(grad_v)
         return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
@@ -258,6 +264,11 @@ class _Masks:
         alive = np.ones((len(rows), len(keys)), dtype=np.bool_)
         wide = not fits_word(places.rest, (0, int(rows[-1]) + 1), (0, int(keys.max()) + 1))
         return torch.from_numpy(exact.mask_at(places.rest, rows, keys, alive, {}, wide=wide))
+
+
+def _by_rows(x: Tensor) -> Tensor:
+    """(rows, heads, …) of (heads, rows, …), in this order in memory: what is gathered of a row stands together."""
+    return x.transpose(0, 1).contiguous()
 
 
 def _filled(rows: Tensor) -> Tensor:

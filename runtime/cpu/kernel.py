@@ -14,7 +14,8 @@ true by `tests/runtime/test_kernel.py`:
 - a scale that is not positive gives NaN where something is hidden, for what hides it is multiplied too;
 - the output has the strides of `torch.empty_like(q)`;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
-- Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head.
+- Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head;
+- the backward deals out kv heads to threads, so that with fewer of them than threads some have nothing to do.
 """
 
 from __future__ import annotations
@@ -66,10 +67,37 @@ def attend_backward(
         own, factor = _for_positive(q, scale)
         dq, dk, dv = attend_backward(grad_out, own, k, v, out, lse, mask, causal, factor)
         return dq * (-1 if scale else 0), dk, dv
+    if _is_uneven(q, k):
+        return _of_every_head(grad_out, q, k, v, out, lse, mask, causal, scale)
     return cast(
         "tuple[Tensor, Tensor, Tensor]",
         _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale),
     )
+
+
+def _is_uneven(q: Tensor, k: Tensor) -> bool:
+    """Whether the kernel, which deals out kv heads, would leave threads without any; half types would lose digits."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    exact = q.dtype in (torch.float32, torch.float64)
+    return exact and heads > kv_heads and not heads % kv_heads and k.shape[0] * kv_heads < torch.get_num_threads()
+
+
+def _of_every_head(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the keys of every query head as its own, and their gradients added up."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
+    dq, dk, dv = _backward(grad_out, q, keys, values, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    return dq, dk.unflatten(1, (-1, group)).sum(2), dv.unflatten(1, (-1, group)).sum(2)
 
 
 def _for_positive(q: Tensor, scale: float) -> tuple[Tensor, float]:
