@@ -15,13 +15,13 @@ from attnc.compiler.planning.plan import Plan, TileCounts, joined
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.choices import Taking, expected_choice
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
-from attnc.compiler.simulation.cpu_choices import ChosenWork
+from attnc.compiler.simulation.cpu_choices import ChosenWork, Deciding
 from attnc.compiler.simulation.problem import problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import relations_of
-from attnc.runtime.selections.head_sums import head_sums
+from attnc.runtime.selections.counted import deciding
 from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.simulating import check_baseline
 from attnc.spec.program import Value
@@ -70,19 +70,17 @@ def _work(
     item = next(item for item in pattern.selections if item.given is choice.chosen)
     places, taking = _taken(pattern, choice, item, sizes, inputs)
     heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
-    scored = averaged = 0
+    decided = Deciding()
     for own in _asked_before(pattern, item):
         if own.name not in known:
             known.add(own.name)
-            scored += _scores(own, sizes)
-            averaged += _averaged(own, sizes)
+            decided += deciding(own, sizes, _rows(own, sizes), _items(own, sizes))
     return ChosenWork(
         expected_choice(places, taking, sizes.n_q, sizes.n_k),
         sizes.n_q,
         sizes.batch * heads,
         sizes.heads // heads,
-        scored,
-        averaged,
+        decided,
         taking.kept is not None,
     )
 
@@ -124,27 +122,13 @@ def _items(item: ir.Selection, sizes: Sizes) -> int:
     return sizes.n_k if item.items is None else max(number(item.items, sizes, {}), 0)
 
 
-def _scores(item: ir.Selection, sizes: Sizes) -> int:
-    """Scores of every row and place, of every head that has one of its own."""
-    summed = any(True for _ in head_sums(item.score))
-    heads = sizes.heads if summed else {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
-    return sizes.batch * heads * _rows(item, sizes) * _items(item, sizes)
-
-
-def _averaged(item: ir.Selection, sizes: Sizes) -> int:
-    """Numbers of keys that are pooled."""
-    pools = any(isinstance(below, ir.Total) for below in item.score.below)
-    return sizes.batch * sizes.kv_heads * sizes.n_k * sizes.dk if pools else 0
-
-
 def _counted(plan: Plan, work: ChosenWork) -> Plan:
     """The plan of all that may be chosen, which counts what is expected."""
     area = plan.q_tile * plan.k_tile
-    pieces = list(work.pieces())
-    full, partial = (
-        round(sum(p.elements * often for p, often in pieces if (p.mask == "full") is whole) * work.together / area)
-        for whole in (True, False)
-    )
+    elements = {True: 0.0, False: 0.0}
+    for met in work.met(1):
+        elements[met.piece.mask == "full"] += met.piece.elements * met.lanes * met.times
+    full, partial = (round(elements[whole] / area) for whole in (True, False))
     return replace(
         plan,
         visible=work.visible,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,12 @@ FILLED = 32
 """On a CPU gathered rows are filled up to a multiple of this: what is left over of a tile, or of a vector of the
 processor, is computed in another way.
 """
+
+
+def parts_of(lanes: int, rows: int, threads: int) -> int:
+    """Parts of so many rows that a call of `lanes` heads is cut into, threads having as many each; 1 for few."""
+    parts = threads // gcd(lanes, threads)
+    return parts if rows > FILLED * parts else 1
 
 
 @dataclass(frozen=True)

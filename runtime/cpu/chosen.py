@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.planning.chosen import FILLED, Places
+from attnc.compiler.planning.chosen import FILLED, Places, parts_of
 from attnc.compiler.planning.chosen import ROWS as TILE
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.autograd import Pair, Triple
@@ -50,20 +50,21 @@ class Chosen:
         for lane in self._lanes(q, k, chosen):
             own, keys, values = q[lane.batch, lane.heads], k[lane.batch, lane.kv_heads], v[lane.batch, lane.kv_heads]
             total, log = out[lane.batch, lane.heads], lse[lane.batch, lane.heads]
-            rows_of, totals, logs = (_by_rows(x) for x in (own, total, log))
+            totals, logs = (_by_rows(x) for x in (total, log))
             for some in lane.gathered:
-                self._add(some, rows_of, keys, values, totals, logs)
+                self._add(some, own, keys, values, totals, logs)
             if len(total) > 1:
                 total.copy_(totals.transpose(0, 1))
                 log.copy_(logs.t())
         return out.to(q.dtype), lse
 
     def _add(self, some: Gathered, own: Tensor, keys: Tensor, values: Tensor, total: Tensor, log: Tensor) -> None:
-        """Merge what a place gives into `total` and `log`, which are like `own` (rows, heads, …)."""
-        rows, count = _filled(some.rows), len(some.rows)
-        gathered, at = own.index_select(0, rows).transpose(0, 1)[None], some.keys
+        """Merge what a place gives `own` (heads, rows, d) into `total` and `log` (rows, heads, …)."""
+        parts = some.parts(len(own))
+        rows, count, at = _filled(some.rows, parts), len(some.rows), some.keys
+        of_rows, of_keys, of_values = _of_heads(own, rows)[None], keys[None, :, at], values[None, :, at]
         mask = some.mask(own.dtype, len(rows))
-        o, part = kernel.attend(gathered, keys[None, :, at], values[None, :, at], mask, some.causal, self.scale)
+        o, part = kernel.attend_in_parts(of_rows, of_keys, of_values, mask, some.causal, self.scale, parts)
         o, part, blind = o[0].transpose(0, 1), part[0].t(), some.blind
         if o.shape[-1] > total.shape[-1]:
             o = o[..., : total.shape[-1]]
@@ -89,20 +90,24 @@ class Chosen:
         grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
         grad_q, grad_k, grad_v = (torch.zeros(s, dtype=sums) for s in shapes)
         for lane in self._lanes(q, k, chosen):
-            of_rows = torch.cat([x[lane.batch, lane.heads].transpose(0, 1) for x in (grad_out, q, out)], -1)
+            of_rows = [_by_rows(x[lane.batch, lane.heads]) for x in (grad_out, q, out)]
             of_keys = [x[lane.batch, lane.kv_heads] for x in (k, v)]
             log, to_rows = lse[lane.batch, lane.heads], grad_q[lane.batch, lane.heads]
             logs, rows_to = _by_rows(log), _by_rows(to_rows)
             to_keys, to_values = grad_k[lane.batch, lane.kv_heads], grad_v[lane.batch, lane.kv_heads]
             for some in lane.gathered:
-                at = some.keys
-                do, own, o = of_rows.index_select(0, some.rows).transpose(0, 1)[None].split(width, -1)
+                at, count, parts = some.keys, len(some.rows), some.parts(len(log))
+                rows = _filled(some.rows, parts) if parts > 1 else some.rows
+                do, own, o = (x.index_select(0, rows).transpose(0, 1)[None] for x in of_rows)
                 keys, values = (x[None, :, at] for x in of_keys)
-                known = logs.index_select(0, some.rows).t()[None]
+                known = logs.index_select(0, rows).t()[None]
                 known = known if some.taken is None else known.masked_fill(~some.taken, math.inf)
-                mask = some.mask(dtype, len(some.rows))
-                dq, dk, dv = kernel.attend_backward(do, own, keys, values, o, known, mask, some.causal, self.scale)
-                rows_to.index_add_(0, some.rows, dq[0, :, :, : shapes[0][-1]].transpose(0, 1).to(sums))
+                known[..., count:] = math.inf
+                mask = some.mask(dtype, len(rows))
+                dq, dk, dv = kernel.backward_in_parts(
+                    do, own, keys, values, o, known, mask, some.causal, self.scale, parts
+                )
+                rows_to.index_add_(0, some.rows, dq[0, :, :count, : shapes[0][-1]].transpose(0, 1).to(sums))
                 to_keys[:, at] += dk[0, :, :, : shapes[1][-1]]
                 to_values[:, at] += dv[0, :, :, : shapes[2][-1]]
             if len(to_rows) > 1:
@@ -161,6 +166,11 @@ class Gathered:
         mask = torch.zeros((rows, self.seen.shape[1]), dtype=dtype)
         mask[: len(self.seen)].masked_fill_(~self.seen, -math.inf)
         return mask
+
+    def parts(self, lanes: int) -> int:
+        """Parts that the rows are cut into, so that every thread has as many; 1 where they do not see alike."""
+        alike = not self.causal and self.seen is None
+        return parts_of(lanes, len(self.rows), torch.get_num_threads()) if alike else 1
 
     @property
     def blind(self) -> Tensor | None:
@@ -271,7 +281,15 @@ def _by_rows(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous()
 
 
-def _filled(rows: Tensor) -> Tensor:
-    """The rows, the last one as often as it takes for a multiple of `FILLED`."""
-    missing = -len(rows) % FILLED
+def _of_heads(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of (heads, rows, d), as one matrix: there they are copied in whole lines, by all threads."""
+    if len(x) == 1 or not x.is_contiguous():
+        return x.index_select(1, rows)
+    first = torch.arange(len(x))[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (first + rows).flatten()).reshape(len(x), len(rows), -1)
+
+
+def _filled(rows: Tensor, parts: int = 1) -> Tensor:
+    """The rows, the last one as often as it takes for a multiple of `FILLED` in each part."""
+    missing = -len(rows) % (FILLED * parts)
     return torch.cat([rows, rows[-1:].expand(missing)]) if missing else rows

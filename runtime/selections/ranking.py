@@ -28,7 +28,7 @@ def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
         return _packed_best(score, candidates, count)
     worst = score.masked_fill(score.isnan() | ~candidates, -torch.inf)
     top = torch.topk(worst, count + 1, -1).values
-    least, next_ = top[..., -2:].split(1, -1)
+    least, next_ = top[..., -2:-1], top[..., -1:]
     found = (worst >= least) & candidates
     tied = (least == next_)[..., 0]
     if bool(tied.any()):
