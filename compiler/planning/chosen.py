@@ -62,6 +62,12 @@ class ChosenKeys:
 
 def chosen_keys(visible: Index) -> ChosenKeys | None:
     """The relation as a choice among places of keys, where it is one and all else in it depends on positions alone."""
+    found = single_keys(visible)
+    return None if found is None or found.item_of is fold.place("k") else found
+
+
+def single_keys(visible: Index) -> ChosenKeys | None:
+    """The same where a place may be a single key."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
     if len(lookups) != 1 or len(lookups[0].indices) < 2:
@@ -74,7 +80,7 @@ def chosen_keys(visible: Index) -> ChosenKeys | None:
     if not known or any(of_heads[str(d)] is not i for d, i in zip(dims, lookup.indices, strict=False)):
         return None
     row_of, item_of = lookup.indices[-2:]
-    if not (reads(row_of) <= {"q"} and reads(item_of) == {"k"}) or item_of is fold.place("k"):
+    if not (reads(row_of) <= {"q"} and reads(item_of) == {"k"}):
         return None
     rest = fold.conjunction(*(part for part in parts if part is not lookup))
     if any(isinstance(node, Lookup | HeadIndex) for root in (rest, row_of, item_of) for node in root.below):

@@ -18,8 +18,8 @@ PRODUCT = 64
 Node = ir.Value | ir.Index
 
 
-def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int) -> Deciding:
-    """What a selection of `rows` among `items` takes, in all batch entries."""
+def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
+    """What a selection of `rows` among `items` takes, in all batch entries, so many scores `at_once`."""
     sums = list(head_sums(item.score))
     terms = [of_one_head(node) for node, _ in sums]
     own = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
@@ -27,7 +27,7 @@ def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int) -> Decidin
     inner = list(_nodes([part for pair in terms for part in pair], ()))
     tested = [*_nodes([item.candidates, item.always], ()), *(x for x in (*outer, *inner) if not _is_value(x))]
     wide = sizes.heads if sums else own
-    blocks = -(-rows // (rows if item.pairs else max(AT_ONCE // max(items * wide, 1), 1))) if rows else 0
+    blocks = -(-rows // (rows if item.pairs else max(at_once // max(items * wide, 1), 1))) if rows else 0
     places = sizes.batch * own * rows * items
     per_head = sizes.batch * sizes.heads * rows * items
     counted = most_kept(item.keep) is not None
