@@ -30,7 +30,7 @@ from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import relations_of
 from attnc.runtime.selections.choose import AT_ONCE, ON_DEVICE
-from attnc.runtime.selections.counted import deciding
+from attnc.runtime.selections.counted import besides, deciding
 from attnc.runtime.selections.listed import blocks_of
 from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.simulating import Device, check_baseline
@@ -93,7 +93,7 @@ def _on_cpu(
     whole = joined(own) if plan.branches else own[0][1]
     nodes = max(sum(1 for _ in walk(node.visible)) for node in pattern.nodes)
     chosen = tuple(one.work for one in works.values())
-    return simulate_cpu(problem, whole, cpu, nodes, stage, baseline, chosen)
+    return simulate_cpu(problem, whole, cpu, nodes, stage, baseline, chosen, besides(pattern, sizes))
 
 
 def _on_gpu(

@@ -15,10 +15,13 @@ import numpy as np
 from attnc.compiler.planning.plan import Piece, Plan, stretch
 from attnc.compiler.planning.rates import KEY_BLOCK, Rates, Work, computed
 from attnc.compiler.simulation.balance import Float64
-from attnc.compiler.simulation.cpu_choices import ChosenWork
+from attnc.compiler.simulation.cpu_choices import ChosenWork, Deciding
 from attnc.compiler.simulation.problem import Problem
 from attnc.compiler.simulation.simulation import RUNGS, Baseline, Choice, Pass, Rung, Simulation, Tiles, Traffic, ladder
 from attnc.compiler.simulation.tile_work import NATURAL, Order
+
+GRADIENTS = 2
+"""Operations of the gradient of an operation of two operands."""
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -41,10 +44,12 @@ def simulate_cpu(
     stage: Pass = "forward",
     baseline: Baseline = "full",
     chosen: Sequence[ChosenWork] = (),
+    besides: Deciding | None = None,
 ) -> Simulation:
     """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate.
 
-    `chosen`: the attentions to chosen places, of which the plan has no pieces.
+    `chosen`: the attentions to chosen places, of which the plan has no pieces; `besides`: what joins attentions, and
+    averages the keys of some.
     """
     shape = problem.shape
     pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes, stage)]
@@ -54,8 +59,9 @@ def simulate_cpu(
     ideal, dense = dense_ms(problem, cpu, stage, baseline)
     elements = sum(run.elements for run in pieces)
     chunks = sum(run.longest_thread for run in pieces)
-    attended = sum(run.ns for run in pieces) / 1e6
     rates = cpu.rates.choices
+    more = 0.0 if besides is None else besides.ns(rates) * (GRADIENTS if stage == "backward" else 1)
+    attended = (sum(run.ns for run in pieces) + more) / 1e6
     listing = sum(work.listing_ns(rates, shape.dk, shape.dv, cpu.threads, stage) for work in chosen) / 1e6
     choosing = sum(work.deciding.ns(rates) for work in chosen) / 1e6 if stage != "backward" else 0.0
     predicted = attended + listing + choosing

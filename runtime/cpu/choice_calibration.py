@@ -23,9 +23,13 @@ from attnc.runtime.values import Values
 
 HEADS, ROWS, WIDTH = 4, 4096, 64
 """Of a measured choice."""
+ROWS_OF_NEW = 1 << 15
+"""Rows of tensors so large (64 MiB) that the allocator asks the system for each of them."""
 FEW, MANY = 16, 128
 """Places between which a row's own cost and a place's are told apart."""
 KEPT = 4
+COLD, AT_ONCE = 1 << 17, 1 << 10
+"""Rows of a tensor that is larger than caches of a core, and rows of a piece."""
 
 SMALL = """pattern small(block: int = 8)
     align end
@@ -105,9 +109,10 @@ def _product(time: Time) -> float:
 
 
 def _operation(time: Time) -> float:
-    """In a chain, whose results are all kept until its end, as those of a score are."""
-    x, row = torch.randn(HEADS, ROWS, MANY), torch.randn(HEADS, ROWS, 1)
-    shown = torch.arange(MANY) < torch.arange(ROWS)[:, None] * MANY / ROWS
+    """In a chain, whose results are all kept until its end, as those of a score are, in memory that is new."""
+    rows = ROWS_OF_NEW
+    x, row = torch.randn(HEADS, rows, MANY), torch.randn(HEADS, rows, 1)
+    shown = torch.arange(MANY) < torch.arange(rows)[:, None] * MANY / rows
     scale = torch.full((1, 1, 1), 0.125)
 
     def chain() -> list[Tensor]:
@@ -165,34 +170,39 @@ def _places_taken(count: int, side: int, width: int) -> tuple[Callable[[], objec
     return lambda: work.forward(q, k, v, [taken]), lambda: work.backward(out, None, [q, k, v, out, lse, taken])
 
 
-def _rows(heads: int = 1) -> tuple[Tensor, Tensor]:
-    """Half of the rows of a call, and all of them (rows, heads, width)."""
-    return torch.randperm(2 * ROWS)[:ROWS].sort().values, torch.randn(2 * ROWS, heads, WIDTH)
+def _stretches() -> list[Tensor]:
+    """Rows of a tensor that no second-level cache holds, as pieces take them: out of order, each once."""
+    return list(torch.randperm(COLD).view(-1, AT_ONCE).sort(1).values)
 
 
 def _taken(time: Time) -> float:
-    rows, x = _rows()
-    return time(lambda: x.index_select(0, rows)) / (ROWS * WIDTH)
+    rows, x = _stretches(), torch.randn(COLD, 1, WIDTH)
+    return time(lambda: [x.index_select(0, some) for some in rows]) / x.numel()
 
 
 def _merged(time: Time) -> float:
-    rows, total = _rows()
-    log, part = torch.randn(2 * ROWS, 1), torch.randn(ROWS, 1)
-    o = torch.randn(ROWS, 1, WIDTH)
+    rows, total, log = _stretches(), torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1)
+    o, part = torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1)
 
     def merge() -> None:
-        before, known = total.index_select(0, rows), log.index_select(0, rows)
-        executor.merge(o, part, before, known)
-        total.index_copy_(0, rows, before)
-        log.index_copy_(0, rows, known)
+        for i, some in enumerate(rows):
+            of = slice(i * AT_ONCE, (i + 1) * AT_ONCE)
+            before, known = total.index_select(0, some), log.index_select(0, some)
+            executor.merge(o[of], part[of], before, known)
+            total.index_copy_(0, some, before)
+            log.index_copy_(0, some, known)
 
-    return time(merge) / (ROWS * WIDTH)
+    return time(merge) / total.numel()
 
 
 def _added(time: Time) -> float:
-    rows, x = _rows()
-    grads = torch.randn(ROWS, 1, WIDTH)
-    return time(lambda: x.index_add_(0, rows, grads)) / (ROWS * WIDTH)
+    rows, x, grads = _stretches(), torch.randn(COLD, 1, WIDTH), torch.randn(COLD, 1, WIDTH)
+
+    def add() -> None:
+        for i, some in enumerate(rows):
+            x.index_add_(0, some, grads[i * AT_ONCE : (i + 1) * AT_ONCE])
+
+    return time(add) / x.numel()
 
 
 __all__ = ["measured_choices"]

@@ -44,6 +44,15 @@ def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int, at_once: i
     )
 
 
+def besides(pattern: ir.Pattern, sizes: Sizes) -> Deciding:
+    """What joins the attentions of a pattern, and averages keys that are units of tokens."""
+    roots = [root for root in (pattern.combine,) if root is not None]
+    joining = sum(isinstance(node, ir.Apply) for node in _nodes(roots, ()))
+    units = sum(node.keys is not None for node in pattern.nodes)
+    keys = sizes.batch * sizes.kv_heads * sizes.n_k * (sizes.dk + sizes.dv)
+    return Deciding(operations=joining * sizes.batch * sizes.heads * sizes.n_q * sizes.dv, pooled=units * keys)
+
+
 def _nodes(roots: Collection[Node], inner: Collection[ir.Value]) -> Iterator[Node]:
     """Every distinct node, without what is below `inner`, and without the terms of other aggregates."""
     seen = set[object](inner)
@@ -83,4 +92,4 @@ def _pooled(node: Node, sizes: Sizes) -> int:
     return sizes.batch * heads * tokens * sizes.dk
 
 
-__all__ = ["PRODUCT", "deciding"]
+__all__ = ["PRODUCT", "besides", "deciding"]
