@@ -47,7 +47,7 @@ def rates_file() -> Path:
 
 
 def measure() -> Rates:
-    """Rates with the threads that torch uses now. Takes two seconds."""
+    """Rates with the threads that torch uses now. Takes three seconds, and more where the machine is busy."""
     elements = {name: _table(dtype) for name, dtype in _DTYPES.items()}
     elements["float16"] = elements["bfloat16"]
     elements["float64"] = doubled(elements["float32"])

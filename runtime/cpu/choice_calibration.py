@@ -22,9 +22,7 @@ from attnc.runtime.sums import gathered
 from attnc.runtime.values import Values
 
 HEADS, ROWS, WIDTH = 4, 4096, 64
-"""Of a measured choice."""
-ROWS_OF_NEW = 1 << 15
-"""Rows of tensors so large (64 MiB) that the allocator asks the system for each of them."""
+"""Of a measured choice; with `MANY` places as many scores as a block of rows has."""
 FEW, MANY = 16, 128
 """Places between which a row's own cost and a place's are told apart."""
 KEPT = 4
@@ -109,10 +107,9 @@ def _product(time: Time) -> float:
 
 
 def _operation(time: Time) -> float:
-    """In a chain, whose results are all kept until its end, as those of a score are, in memory that is new."""
-    rows = ROWS_OF_NEW
-    x, row = torch.randn(HEADS, rows, MANY), torch.randn(HEADS, rows, 1)
-    shown = torch.arange(MANY) < torch.arange(rows)[:, None] * MANY / rows
+    """In a chain, whose results are all kept until its end, as those of a score are, on as many as a block has."""
+    x, row = torch.randn(HEADS, ROWS, MANY), torch.randn(HEADS, ROWS, 1)
+    shown = torch.arange(MANY) < torch.arange(ROWS)[:, None] * MANY / ROWS
     scale = torch.full((1, 1, 1), 0.125)
 
     def chain() -> list[Tensor]:
