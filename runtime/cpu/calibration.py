@@ -1,4 +1,4 @@
-"""Rates of the machine at hand: measured in under a second, kept in a file, and guessed where nothing was measured."""
+"""Rates of the machine at hand: measured in seconds, kept in a file, and guessed where nothing was measured."""
 
 from __future__ import annotations
 
