@@ -139,7 +139,7 @@ def contracted(factors: Sequence[Quantity], inside: Tensor, axis: int, extra: in
 
 def _masked(tensors: list[Tensor], inside: Tensor) -> list[Tensor]:
     """The factors, one of them 0 where nothing is inside: the one that grows least by it."""
-    if surely_all(inside) and any(t.shape == inside.shape for t in tensors):
+    if surely_all(inside) and any(_numel(t, inside) == t.numel() for t in tensors):
         return tensors
     sizes = [_numel(t, inside) - t.numel() for t in tensors]
     i = sizes.index(min(sizes))

@@ -258,23 +258,21 @@ class Shown(Compiled):
         baseline: Baseline,
         wish: Wish,
     ) -> Simulation:
+        from attnc.compiler.simulation.candidates import Wish
         from attnc.compiler.simulation.cpu import Cpu
         from attnc.runtime.simulating import check_asked
         from attnc.runtime.simulating_choices import simulated_choices
 
-        if not isinstance(machine, Cpu):
-            raise UnsupportedError(
-                f"`{self.name}` chooses by content, which is simulated on the CPU at hand only: ask for device cpu"
-            )
         if stage == "decode":
             raise UnsupportedError(f"decode of `{self.name}`, which chooses by content, is not simulated yet")
+        check_asked(stage, baseline, wish, on_cpu=isinstance(machine, Cpu))
+        if wish != Wish():
+            raise ArgumentError("tile and order are chosen for pairs; the kernels of chosen keys have their own")
         assert self._steps is not None
-        check_asked(stage, baseline, wish, on_cpu=True)
-        open_ = self._steps.open
-        relations = [own for _, own in open_.relations(sizes, inputs)]
-        plan = self._steps.plan(sizes, inputs)
+        relations = self._steps.open.relations(sizes, inputs)
+        steps, bound = self._steps, self._bound.values
         return simulated_choices(
-            self._pattern, self._bound.values, relations, plan, sizes, inputs, machine, stage, baseline
+            self._pattern, bound, relations, lambda: steps.plan(sizes, inputs), sizes, inputs, machine, stage, baseline
         )
 
     def growth(self, *, heads: int | None = None) -> Growth:

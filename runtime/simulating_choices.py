@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import asked, asked_by_selection, choosing, might_hold
+from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, might_hold, open_choices
 from attnc.compiler.keeping import most_kept
+from attnc.compiler.kernels.chosen.kernels import tiles_of
+from attnc.compiler.kernels.chosen.problem import ChosenProblem, columns_for
+from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places
+from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places, single_keys
 from attnc.compiler.planning.plan import Plan, TileCounts, joined
 from attnc.compiler.rewrite import walk
-from attnc.compiler.simulation.choices import Taking, expected_choice
+from attnc.compiler.simulation.choices import Taking, all_taken, expected_choice
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
-from attnc.compiler.simulation.cpu_choices import ChosenWork
-from attnc.compiler.simulation.problem import problem_of
+from attnc.compiler.simulation.cpu_choices import ChosenWork, Deciding
+from attnc.compiler.simulation.gpu import simulate_gpu
+from attnc.compiler.simulation.gpu_choices import GpuWork, simulate_gpu_choices
+from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
+from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
+from attnc.compiler.values import is_scored
 from attnc.runtime.call import Sizes, call_shape, number
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import relations_of
-from attnc.runtime.selections.head_sums import head_sums
+from attnc.runtime.selections.choose import AT_ONCE, ON_DEVICE
+from attnc.runtime.selections.counted import besides, deciding
+from attnc.runtime.selections.listed import blocks_of
 from attnc.runtime.selections.placed import choice_of
-from attnc.runtime.simulating import check_baseline
+from attnc.runtime.simulating import Device, check_baseline
 from attnc.spec.program import Value
+
+Open = Sequence[tuple[ir.Attend, Relations]]
 
 
 def simulated_choices(
     pattern: ir.Pattern,
     params: Mapping[str, Value],
-    open_relations: list[Relations],
+    open_relations: Open,
+    plan: Callable[[], Plan],
+    sizes: Sizes,
+    inputs: Mapping[str, object],
+    device: Device,
+    stage: Pass,
+    baseline: Baseline,
+) -> Simulation:
+    """The ladder of a pattern that chooses; `open_relations` and `plan` are those of all that may be chosen.
+
+    Raises UnsupportedError for what is not simulated, MachineError, EvaluationError.
+    """
+    problem = problem_of([own for _, own in open_relations], pattern.name, params, sizes.n_k)
+    check_baseline(problem, baseline)
+    works: dict[str, _Attention] = {}
+    known: set[str] = set()
+    at_once = ON_DEVICE if isinstance(device, Machine) else AT_ONCE
+    for node in pattern.nodes:
+        if asked([node.visible]) & {item.given for item in pattern.selections}:
+            works[node.name] = _attention(pattern, node, sizes, inputs, known, at_once)
+    if isinstance(device, Machine):
+        found = _on_gpu(problem, works, open_relations, params, sizes, device, stage, baseline)
+    else:
+        found = _on_cpu(problem, works, pattern, open_relations, plan(), sizes, inputs, device, stage, baseline)
+    return replace(found, notes=(*found.notes, *_notes(works)), estimated=True)
+
+
+def _on_cpu(
+    problem: Problem,
+    works: Mapping[str, _Attention],
+    pattern: ir.Pattern,
+    open_relations: Open,
     plan: Plan,
     sizes: Sizes,
     inputs: Mapping[str, object],
@@ -38,53 +81,112 @@ def simulated_choices(
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
-    """The ladder on this CPU; `open_relations` and `plan` are those of all that may be chosen.
-
-    Raises UnsupportedError where a choice is no choice among places of keys, EvaluationError.
-    """
-    problem = problem_of(open_relations, pattern.name, params, sizes.n_k)
-    check_baseline(problem, baseline)
-    works: dict[str, ChosenWork] = {}
-    known: set[str] = set()
-    for node in pattern.nodes:
-        if asked([node.visible]) & {item.given for item in pattern.selections}:
-            works[node.name] = _work(pattern, node, sizes, inputs, known)
     branches = plan.branches or ((pattern.nodes[0].name, plan),)
-    own = [(name, _counted(one, works[name]) if name in works else one) for name, one in branches]
+    own = []
+    for node, (name, one) in zip(pattern.nodes, branches, strict=True):
+        asks = works.get(name)
+        if asks is not None and not asks.places:
+            blocks = blocks_of(alone(pattern, node), sizes, inputs)
+            own.append((name, replace(blocks, visible=asks.work.visible)))
+        else:
+            own.append((name, one if asks is None else _counted(one, asks.work)))
     whole = joined(own) if plan.branches else own[0][1]
-    nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in open_relations)
-    found = simulate_cpu(problem, whole, cpu, nodes, stage, baseline, tuple(works.values()))
-    return replace(found, notes=(*found.notes, *_notes(pattern, works)), estimated=True)
+    nodes = max(sum(1 for _ in walk(node.visible)) for node in pattern.nodes)
+    chosen = tuple(one.work for one in works.values())
+    return simulate_cpu(problem, whole, cpu, nodes, stage, baseline, chosen, besides(pattern, sizes))
 
 
-def _work(
-    pattern: ir.Pattern, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object], known: set[str]
-) -> ChosenWork:
-    """What an attention to chosen places is; `known`: selections that an earlier one has worked out."""
-    choice = choice_of(node)
-    if choice is None or pattern.documents is not None:
+def _on_gpu(
+    problem: Problem,
+    works: Mapping[str, _Attention],
+    open_relations: Open,
+    params: Mapping[str, Value],
+    sizes: Sizes,
+    machine: Machine,
+    stage: Pass,
+    baseline: Baseline,
+) -> Simulation:
+    target = TARGETS.get(machine.architecture)
+    if target is None:
         raise UnsupportedError(
-            f"`{node.name}` of `{pattern.name}` is no choice among places of consecutive keys of one sequence, which "
-            f"is not simulated yet; measure it, or look at what may be chosen with `attend.plan(…)`"
+            f"`{problem.pattern}` chooses by content, and there are kernels of that for {', '.join(TARGETS)}, not for "
+            f"{machine.architecture}, which is what {machine.name} has"
         )
-    item = next(item for item in pattern.selections if item.given is choice.chosen)
-    places, taking = _taken(pattern, choice, item, sizes, inputs)
-    heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
-    scored = averaged = 0
-    for own in _asked_before(pattern, item):
-        if own.name not in known:
-            known.add(own.name)
-            scored += _scores(own, sizes)
-            averaged += _averaged(own, sizes)
-    return ChosenWork(
-        expected_choice(places, taking, sizes.n_q, sizes.n_k),
-        sizes.n_q,
-        sizes.batch * heads,
-        sizes.heads // heads,
-        scored,
-        averaged,
-        taking.kept is not None,
-    )
+    own = []
+    for name, one in works.items():
+        if not one.places:
+            raise UnsupportedError(
+                f"`{name}` of `{problem.pattern}` is no choice among places of consecutive keys, for which there are "
+                f"no kernels; its tiles in torch are simulated on the CPU at hand only: ask for device cpu"
+            )
+        kernels = ChosenProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(one.largest))
+        tiles: dict[Kernel, TileShape] = {stage: tiles_of(kernels, stage) for stage in ("forward", "dq", "dkdv")}
+        own.append(GpuWork(one.work, tiles, one.work.expected.slots, one.items))
+    others = [
+        simulate_gpu(problem_of([relations], node.name, params, sizes.n_k), machine, stage)
+        for node, relations in open_relations
+        if node.name not in works
+    ]
+    return simulate_gpu_choices(problem, own, others, machine, stage, baseline)
+
+
+@dataclass(frozen=True, eq=False)
+class _Attention:
+    """An attention that asks `item`. `places`: whether that is a choice among places, `items` of them."""
+
+    work: ChosenWork
+    item: ir.Selection
+    places: bool
+    items: int
+    largest: int
+    name: str
+
+
+def _attention(
+    pattern: ir.Pattern, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object], known: set[str], at_once: int
+) -> _Attention:
+    """What an attention to what is chosen is; `known`: selections that an earlier one has worked out.
+
+    `at_once`: scores of a block of rows.
+    """
+    if pattern.documents is not None or not is_scored(node):
+        raise UnsupportedError(
+            f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that are chosen, which is not "
+            f"simulated yet; measure it, or look at what may be chosen with `attend.plan(…)`"
+        )
+    items = [item for item in pattern.selections if item.given in asked([node.visible])]
+    decided = Deciding()
+    for item in items:
+        for own in _asked_before(pattern, item):
+            if own.name not in known:
+                known.add(own.name)
+                decided += deciding(own, sizes, _rows(own, sizes), _items(own, sizes), at_once)
+    choice, (item, *_) = choice_of(node), items
+    keys = single_keys(node.visible) if choice is None and len(items) == 1 else None
+    of = choice or keys
+    by = "head" if any(one.by_heads == "head" for one in items) else item.by_heads
+    heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(by or "", 1)
+    counted = False
+    if of is None:
+        matrices = max(sizes.batch * sizes.heads, 1)
+        expected = all_taken(_may_be_chosen(pattern, node, sizes, inputs) // matrices)
+    else:
+        places, taking = _taken(pattern, of, item, sizes, inputs)
+        counted = taking.kept is not None
+        expected = expected_choice(places, taking, sizes.n_q, sizes.n_k)
+    largest = int(expected.keys.max(initial=0))
+    expected = expected if choice is not None else expected.without_places
+    work = ChosenWork(expected, sizes.n_q, sizes.batch * heads, sizes.heads // max(heads, 1), decided, counted)
+    return _Attention(work, item, choice is not None, _items(item, sizes), largest, node.name)
+
+
+def _may_be_chosen(pattern: ir.Pattern, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> int:
+    """Pairs of all heads that may be chosen."""
+    own = open_choices(alone(pattern, node))
+    read = {tensor.name for tensor in own.tensors}
+    relations = Relations(own, call_shape(own, sizes, {name: x for name, x in inputs.items() if name in read}))
+    visible = problem_of([relations], pattern.name, {}, sizes.n_k).visible
+    return sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
 
 
 def _taken(
@@ -124,27 +226,13 @@ def _items(item: ir.Selection, sizes: Sizes) -> int:
     return sizes.n_k if item.items is None else max(number(item.items, sizes, {}), 0)
 
 
-def _scores(item: ir.Selection, sizes: Sizes) -> int:
-    """Scores of every row and place, of every head that has one of its own."""
-    summed = any(True for _ in head_sums(item.score))
-    heads = sizes.heads if summed else {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
-    return sizes.batch * heads * _rows(item, sizes) * _items(item, sizes)
-
-
-def _averaged(item: ir.Selection, sizes: Sizes) -> int:
-    """Numbers of keys that are pooled."""
-    pools = any(isinstance(below, ir.Total) for below in item.score.below)
-    return sizes.batch * sizes.kv_heads * sizes.n_k * sizes.dk if pools else 0
-
-
 def _counted(plan: Plan, work: ChosenWork) -> Plan:
     """The plan of all that may be chosen, which counts what is expected."""
     area = plan.q_tile * plan.k_tile
-    pieces = list(work.pieces())
-    full, partial = (
-        round(sum(p.elements * often for p, often in pieces if (p.mask == "full") is whole) * work.together / area)
-        for whole in (True, False)
-    )
+    elements = {True: 0.0, False: 0.0}
+    for met in work.met(1):
+        elements[met.piece.mask == "full"] += met.piece.elements * met.lanes * met.times
+    full, partial = (round(elements[whole] / area) for whole in (True, False))
     return replace(
         plan,
         visible=work.visible,
@@ -154,19 +242,16 @@ def _counted(plan: Plan, work: ChosenWork) -> Plan:
     )
 
 
-def _notes(pattern: ir.Pattern, works: Mapping[str, ChosenWork]) -> list[str]:
+def _notes(works: Mapping[str, _Attention]) -> list[str]:
     """What was assumed."""
     notes = []
-    for node in pattern.nodes:
-        if node.name not in works:
-            continue
-        work = works[node.name]
-        item = next(item for item in pattern.selections if item.given in asked([node.visible]))
+    for name, one in works.items():
+        work = one.work
         if not work.counted:
-            why = f"how many places `{item.name}` keeps is told by content: taken are all that it may keep"
+            why = f"how much `{one.item.name}` keeps is told by content: taken is all that it may keep"
         else:
-            why = f"each place that `{item.name}` may take is taken to be as likely as another"
-        notes.append(f"{why}; {work.visible:,} pairs of `{node.name}` are expected, {work.most:,} at most")
+            why = f"each place that `{one.item.name}` may take is taken to be as likely as another"
+        notes.append(f"{why}; {work.visible:,} pairs of `{name}` are expected, {work.most:,} at most")
     return notes
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnc.runtime.blocks import Alive, Int64
+from attnc.runtime.constants import on_device
 
 SCALES = (0.0, 1e3, 1e9, 1e15)
 """Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
@@ -72,6 +73,17 @@ def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:
         at = at * size + index
     rows = tensor.reshape(-1, *tensor.shape[len(indices) :])
     return rows.index_select(0, at.reshape(-1)).reshape(*at.shape, *rows.shape[1:])
+
+
+def taken(tensor: Tensor, heads: Int64, tokens: Int64) -> Tensor:
+    """Tokens of heads of (heads, tokens, d): (heads, tokens, d), in place where both stand side by side."""
+    if _consecutive(heads) and _consecutive(tokens):
+        return tensor[heads[0] : heads[-1] + 1, tokens[0] : tokens[-1] + 1]
+    return tensor[on_device(heads, tensor.device)[:, None], on_device(tokens, tensor.device)]
+
+
+def _consecutive(numbers: Int64) -> bool:
+    return len(numbers) > 0 and bool((np.diff(numbers) == 1).all())
 
 
 def conjugate_gradients(matrix: Tensor, vector: Tensor, steps: int) -> Tensor:

@@ -28,10 +28,10 @@ from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.scaled import Quantity, Scaled, plain
-from attnc.runtime.sums import added_up, conjugate_gradients, covered, gathered, numbered, ranges
+from attnc.runtime.sums import added_up, conjugate_gradients, covered, gathered, numbered, ranges, taken
 from attnc.spec.errors import EvaluationError
 
-S = TypeVar("S", np.int64, np.float64)
+S = TypeVar("S", np.int64, np.float64, np.bool_)
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,21 @@ class Values:
 
     def where(self, condition: ir.Index) -> tuple[Values, Tensor]:
         """The same over the pairs for which a condition holds, and which these are."""
-        holds = self._integers(condition) != 0
+        holds = self.holds(condition)
         if isinstance(condition, ir.Truth) and condition.value:
             return self, self._tensor(holds)  # what is known here stays known
         return self._over(self._lanes(self._block.alive) & holds), self._tensor(holds)
 
     def holds(self, condition: ir.Index) -> Alive:
         """Where a condition holds: (heads or 1, rows or 1, keys or 1)."""
-        return np.asarray(self._integers(condition) != 0)
+        if not ir.is_truth(condition):
+            return np.asarray(self._integers(condition) != 0)
+
+        def evaluate(own: ir.Index, lanes: _Lanes) -> Alive:
+            origins = self._operands.origins
+            return exact.truths_in(own, *lanes.places, lanes.bound, lanes.alive, origins, wide=not lanes.fits(own))
+
+        return self._by_head(condition, evaluate)
 
     def integer(self, node: ir.Index) -> int:
         """A number that is the same for all lanes."""
@@ -307,7 +314,7 @@ class Values:
             here = alive[..., min(i, alive.shape[-3] - 1), :, :]
             own = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in bound.items()}
             parts.append(evaluate(self._specialised(node, head), _Lanes(places, own, here, counts)))
-        return np.stack(parts, -3)
+        return np.stack(parts, -3) if len(parts) > 1 else parts[0][..., None, :, :]
 
     def _specialised(self, node: ir.Index, head: int | ir.Var) -> ir.Index:
         block, operands = self._block, self._operands
@@ -336,13 +343,13 @@ class Values:
         front = (None,) * self._loops.depth
         if node.tensor in self._vectors:
             return self._vectors[node.tensor][front]
-        heads = on_device(np.asarray(block.heads), operands.device)
+        heads = np.asarray(block.heads, dtype=np.int64)
         if node.tensor == "q":
-            rows = self._tensor(block.rows + block.window.row)
-            return operands.q[block.batch][heads[:, None], rows].to(operands.dtype)[:, :, None][front]
-        keys = self._tensor(block.keys + block.window.key)
+            rows = taken(operands.q[block.batch], heads, block.rows + block.window.row)
+            return rows.to(operands.dtype)[:, :, None][front]
         tensor = operands.k if node.tensor == "k" else operands.v
-        return tensor[block.batch][heads[:, None] // operands.group, keys].to(operands.dtype)[:, None][front]
+        keys = taken(tensor[block.batch], heads // operands.group, block.keys + block.window.key)
+        return keys.to(operands.dtype)[:, None][front]
 
     def _vector_at(self, node: ir.Vec) -> Tensor:
         """The vectors at positions, of heads that may be computed too; zeros outside of the tokens."""
@@ -466,7 +473,7 @@ class Values:
 
     def _select(self, node: ir.Select) -> Quantity:
         """Each side over the lanes that take it alone."""
-        condition = self._integers(node.condition) != 0
+        condition = self.holds(node.condition)
         alive = self._lanes(self._block.alive)
         sides = [
             self._over(alive & chosen).quantity(side)
@@ -495,7 +502,7 @@ class Values:
         seen = self._lanes(self._seen()) & self._lanes(self._block.alive).any(-1, keepdims=True)
         values = self._over(seen)
         if not (isinstance(node.condition, ir.Truth) and node.condition.value):
-            seen = seen & (values._integers(node.condition) != 0)
+            seen = seen & values.holds(node.condition)
             values = self._over(seen)
         found = _aggregated(values, node.op, node.body, seen, -1)
         return found if node.op == "sum" else self._where_asked(node, found)
@@ -664,7 +671,7 @@ class Values:
         inside = self._alive(node)[None] & (steps < (high - low)[None])
         inner = Values(self._operands, replace(self._block, alive=inside), self._vectors, loops, self)
         if not (isinstance(node.condition, ir.Truth) and node.condition.value):
-            inside = inside & (inner._integers(node.condition) != 0)
+            inside = inside & inner.holds(node.condition)
             inner = inner._over(inside)
         value = _aggregated(inner, node.op, node.body, inside, 0)
         return _without_front(value)

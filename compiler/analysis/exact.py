@@ -172,6 +172,26 @@ def integers_in(
     return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
 
 
+def truths_in(
+    node: Index,
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    variables: Mapping[Var, NDArray[np.int64]],
+    alive: Alive,
+    origins: Mapping[Index, Span] | None = None,
+    *,
+    wide: bool,
+) -> Alive:
+    """A condition as it is, lanes as in `integers_in`."""
+    kind: Any = object if wide else np.int64
+    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    for variable, value in variables.items():
+        evaluator.bind(variable, value)
+    found = np.asarray(evaluator.truth(node, alive), dtype=np.bool_)
+    shape = np.broadcast_shapes(found.shape, alive.shape)
+    return found if found.shape == shape else np.array(np.broadcast_to(found, shape))
+
+
 def floats_in(
     node: Index,
     q: NDArray[np.int64],

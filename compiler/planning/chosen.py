@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,12 @@ FILLED = 32
 """On a CPU gathered rows are filled up to a multiple of this: what is left over of a tile, or of a vector of the
 processor, is computed in another way.
 """
+
+
+def parts_of(lanes: int, rows: int, threads: int) -> int:
+    """Parts of so many rows that a call of `lanes` heads is cut into, threads having as many each; 1 for few."""
+    parts = threads // gcd(lanes, threads)
+    return parts if rows > FILLED * parts else 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,12 @@ class ChosenKeys:
 
 def chosen_keys(visible: Index) -> ChosenKeys | None:
     """The relation as a choice among places of keys, where it is one and all else in it depends on positions alone."""
+    found = single_keys(visible)
+    return None if found is None or found.item_of is fold.place("k") else found
+
+
+def single_keys(visible: Index) -> ChosenKeys | None:
+    """The same where a place may be a single key."""
     parts = visible.operands if isinstance(visible, Bool) and visible.op == "and" else (visible,)
     lookups = [part for part in parts if isinstance(part, Lookup) and part.tensor.kind == "bool"]
     if not lookups:
@@ -88,7 +101,7 @@ def chosen_keys(visible: Index) -> ChosenKeys | None:
     if not known or any(of_heads[str(d)] is not i for d, i in zip(dims, lookup.indices, strict=False)):
         return None
     row_of, item_of = lookup.indices[-2:]
-    if not ((_is_of(row_of, "q") or not reads(row_of)) and _is_of(item_of, "k")) or item_of is fold.place("k"):
+    if not ((_is_of(row_of, "q") or not reads(row_of)) and _is_of(item_of, "k")):
         return None
     rest = fold.conjunction(*(part for part in parts if part is not lookup))
     if any(isinstance(node, Lookup | HeadIndex) for node in rest.below):

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from attnc.compiler.planning.choice_rates import GUESSED, ChoiceRates
 from attnc.compiler.planning.plan import Piece
 
 ROWS = (32, 64, 128, 256, 512)
@@ -47,9 +48,9 @@ class Rates:
     `evaluate`: an element of a mask, one node of the relation, evaluated when the piece runs. `backward`: how much
     longer the backward takes than the forward, by dtype. `row`: a row of queries with few keys, by dtype, at the first
     of `WIDTHS`; a row of `KEY_BLOCK` keys has it in its elements. `peak`: an element of long dense calls, by dtype and
-    width, than which nothing is faster; of what is not known, the best of `elements`. `chosen`: a place that is scored
-    and ranked for a row; `listed`: one that is looked at for lists; `gathered`: a piece of gathered queries, whatever
-    its size; `scattered`: a number that is gathered, or put back. `source`: where they come from.
+    width, than which nothing is faster; of what is not known, the best of `elements`. `alone`: how much longer the
+    backward takes of one kv head, which torch's kernel gives to one thread, by dtype. `choices`: of what is chosen by
+    content. `source`: where they come from.
     """
 
     elements: Mapping[str, Table]
@@ -62,10 +63,8 @@ class Rates:
     backward: Mapping[str, float]
     row: Mapping[str, float]
     peak: Mapping[str, tuple[float, float]]
-    chosen: float
-    listed: float
-    gathered: float
-    scattered: float
+    alone: Mapping[str, float]
+    choices: ChoiceRates
     source: str
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
@@ -83,6 +82,11 @@ class Rates:
         narrow, wide = self.peak[dtype]
         slope = (wide - narrow) / (WIDTHS[1] - WIDTHS[0])
         return min(found, max(narrow + (head_dim - WIDTHS[0]) * slope, narrow / 4))
+
+    def longer(self, dtype: str, kv_lanes: int, threads: int) -> float:
+        """How much longer torch's backward takes than its forward, which gives kv heads to threads."""
+        idle = max(threads - kv_lanes, 0) / max(threads - 1, 1)
+        return self.backward.get(dtype, 2.5) * (1 + idle * (self.alone.get(dtype, 1.0) - 1))
 
     def piece(self, piece: Piece, work: Work, trimmed: bool = False) -> float:
         """All calls of one piece; `trimmed`: of a mask the kernel takes only what is on and under the diagonal."""
@@ -144,10 +148,8 @@ AMX = Rates(
     evaluate=1.5,
     row={},
     peak={},
-    chosen=9.0,
-    listed=1.5,
-    gathered=110_000.0,
-    scattered=0.5,
+    alone={},
+    choices=GUESSED,
     backward={"float32": 2.4, "bfloat16": 2.6, "float16": 2.6, "float64": 2.4},
     source="two threads of a CPU with AVX-512 and AMX, torch 2.13",
 )
@@ -168,10 +170,8 @@ PLAIN = Rates(
     evaluate=AMX.evaluate,
     row={},
     peak={},
-    chosen=AMX.chosen,
-    listed=AMX.listed,
-    gathered=AMX.gathered,
-    scattered=AMX.scattered,
+    alone={},
+    choices=GUESSED,
     backward={"float32": 2.1, "bfloat16": 2.3, "float16": 2.3, "float64": 2.1},
     source="two threads of a CPU with AVX2, torch 2.13",
 )

@@ -6,7 +6,7 @@ A row is expected to keep any of its candidates alike. What a threshold or a mas
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class ExpectedChoice:
     """Of one head, by place: its keys, and how many queries are expected that see all of them, and some of them.
 
     `pairs`: of a query and a key that are expected to meet; `most`: if each row keeps the places with most keys.
+    `slots`: places of a row at most.
     """
 
     keys: Int64
@@ -54,6 +55,13 @@ class ExpectedChoice:
     pairs: float
     most: int
     triangles: bool
+    slots: int
+
+    @property
+    def without_places(self) -> ExpectedChoice:
+        """The same where places are not met one by one."""
+        nothing = np.zeros(0)
+        return replace(self, keys=nothing.astype(np.int64), whole=nothing, part=nothing)
 
 
 def expected_choice(places: Places, taking: Taking, n_q: int, n_k: int) -> ExpectedChoice:
@@ -75,10 +83,18 @@ def expected_choice(places: Places, taking: Taking, n_q: int, n_k: int) -> Expec
         part += (likely[some] * ((seen > 0) & (seen < sizes))).sum(0)
         pairs += float((likely[some] * seen).sum())
         besides = np.sort(np.where(candidates[some] & ~always[some], seen, 0), axis=1)[:, ::-1]
-        kept = besides if taking.kept is None or taking.pairs else besides[:, : taking.kept]
-        most += float(kept.sum() + (seen * always[some]).sum())
+        best = besides if taking.kept is None or taking.pairs else besides[:, : taking.kept]
+        most += float(best.sum() + (seen * always[some]).sum())
     triangles = places.diagonal is not None and places.order is None
-    return ExpectedChoice(sizes, whole * each, part * each, pairs * each, round(most * each), triangles)
+    kept = count if taking.kept is None or taking.pairs else taking.kept + int(always.sum(1).max(initial=0))
+    slots = min(kept, count)
+    return ExpectedChoice(sizes, whole * each, part * each, pairs * each, round(most * each), triangles, slots)
+
+
+def all_taken(pairs: int) -> ExpectedChoice:
+    """All of so many pairs of a head, of a choice that is none among places."""
+    nothing = np.zeros(0)
+    return ExpectedChoice(nothing.astype(np.int64), nothing, nothing, float(pairs), pairs, False, 0)
 
 
 def _share(taking: Taking, among: Int64, each: float) -> Float64:

@@ -15,10 +15,13 @@ import numpy as np
 from attnc.compiler.planning.plan import Piece, Plan, stretch
 from attnc.compiler.planning.rates import KEY_BLOCK, Rates, Work, computed
 from attnc.compiler.simulation.balance import Float64
-from attnc.compiler.simulation.cpu_choices import ChosenWork
+from attnc.compiler.simulation.cpu_choices import ChosenWork, Deciding
 from attnc.compiler.simulation.problem import Problem
 from attnc.compiler.simulation.simulation import RUNGS, Baseline, Choice, Pass, Rung, Simulation, Tiles, Traffic, ladder
 from attnc.compiler.simulation.tile_work import NATURAL, Order
+
+GRADIENTS = 2
+"""Operations of the gradient of an operation of two operands."""
 
 BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -41,23 +44,26 @@ def simulate_cpu(
     stage: Pass = "forward",
     baseline: Baseline = "full",
     chosen: Sequence[ChosenWork] = (),
+    besides: Deciding | None = None,
 ) -> Simulation:
     """The ladder of a plan. `nodes`: the size of the relation, which pieces with masks of their own evaluate.
 
-    `chosen`: the attentions to chosen places, of which the plan has no pieces.
+    `chosen`: the attentions to chosen places, of which the plan has no pieces; `besides`: what joins attentions, and
+    averages the keys of some.
     """
-    pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes)]
-    pieces += [run for work in chosen for run in _gathered(work, problem, cpu)]
-    factor = _longer(problem.shape.dtype, cpu, stage)
     shape = problem.shape
+    pieces = [run for own in _plans(plan) for run in _runs(own, problem, cpu, nodes, stage)]
+    pieces += [run for work in chosen for run in _gathered(work, problem, cpu, stage)]
     best = cpu.rates.best(shape.dtype, _width(problem))
     pairs = problem.dense_pairs(baseline)
     ideal, dense = dense_ms(problem, cpu, stage, baseline)
     elements = sum(run.elements for run in pieces)
     chunks = sum(run.longest_thread for run in pieces)
-    attended = sum(run.ns for run in pieces) * factor / 1e6
-    listing = sum(work.listing_ns(cpu.rates, shape.dk, shape.dv) for work in chosen) / 1e6
-    choosing = sum(work.choosing_ns(cpu.rates) for work in chosen) / 1e6 if stage != "backward" else 0.0
+    rates = cpu.rates.choices
+    more = 0.0 if besides is None else besides.ns(rates) * (GRADIENTS if stage == "backward" else 1)
+    attended = (sum(run.ns for run in pieces) + more) / 1e6
+    listing = sum(work.listing_ns(rates, shape.dk, shape.dv, cpu.threads, stage) for work in chosen) / 1e6
+    choosing = sum(work.deciding.ns(rates) for work in chosen) / 1e6 if stage != "backward" else 0.0
     predicted = attended + listing + choosing
     visible = plan.visible
     tile = pairs / elements if elements else inf
@@ -113,17 +119,19 @@ def _plans(plan: Plan) -> list[Plan]:
     return [own for _, branch in plan.branches for own in _plans(branch)] or [plan]
 
 
-def _runs(plan: Plan, problem: Problem, cpu: Cpu, nodes: int) -> Iterator[_Run]:
+def _runs(plan: Plan, problem: Problem, cpu: Cpu, nodes: int, stage: Pass) -> Iterator[_Run]:
+    longer = _longer(problem.shape.dtype, cpu, stage, cpu.threads)
     for group in plan.groups:
         work = Work(problem.shape.dtype, _width(problem), len(group.batches) * len(group.heads), nodes)
         for piece in group.pieces:
-            yield _Run(piece, work, _is_trimmed(plan, piece), cpu)
+            yield _Run(piece, work, _is_trimmed(plan, piece), cpu, longer=longer)
 
 
-def _gathered(work: ChosenWork, problem: Problem, cpu: Cpu) -> Iterator[_Run]:
-    own = Work(problem.shape.dtype, _width(problem), work.together, 1)
-    for piece, times in work.pieces():
-        yield _Run(piece, own, False, cpu, times)
+def _gathered(work: ChosenWork, problem: Problem, cpu: Cpu, stage: Pass) -> Iterator[_Run]:
+    dtype = problem.shape.dtype
+    for met in work.met(cpu.threads):
+        own, longer = Work(dtype, _width(problem), met.lanes, 1), _longer(dtype, cpu, stage, met.lanes)
+        yield _Run(met.piece, own, False, cpu, met.times, longer, called=False)
 
 
 def _width(problem: Problem) -> int:
@@ -147,18 +155,21 @@ def _order(plan: Plan) -> Order:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A piece as torch's kernel runs it, `times` times."""
+    """A piece as torch's kernel runs it, `times` times; `called`: its call is one of the executor's pieces."""
 
     piece: Piece
     work: Work
     trimmed: bool
     cpu: Cpu
     times: float = 1.0
+    longer: float = 1.0
+    called: bool = True
 
     @cached_property
     def ns(self) -> float:
-        """By the rates."""
-        return self.cpu.rates.piece(self.piece, self.work, self.trimmed) * self.times
+        """By the rates; `longer` by what the backward takes, without the call itself where that is counted apart."""
+        own = self.cpu.rates.piece(self.piece, self.work, self.trimmed)
+        return (own if self.called else own - self.cpu.rates.call) * self.times * self.longer
 
     @cached_property
     def elements(self) -> int:
@@ -202,13 +213,15 @@ def _loads(pieces: list[_Run], cpu: Cpu) -> tuple[float, ...]:
 def dense_ms(problem: Problem, cpu: Cpu, stage: Pass, baseline: Baseline) -> tuple[float, float]:
     """Milliseconds of dense attention: at its ideal, and as predicted."""
     shape = problem.shape
-    factor = _longer(shape.dtype, cpu, stage)
-    ideal = problem.dense_pairs(baseline) * cpu.rates.best(shape.dtype, _width(problem)) * factor / 1e6
-    return ideal, _dense(problem, cpu, baseline).ns * factor / 1e6
+    ideal = problem.dense_pairs(baseline) * cpu.rates.best(shape.dtype, _width(problem))
+    longer = _longer(shape.dtype, cpu, stage, shape.batch * shape.kv_heads)
+    at_best = _longer(shape.dtype, cpu, stage, cpu.threads)
+    return ideal * at_best / 1e6, _dense(problem, cpu, baseline).ns * longer / 1e6
 
 
-def _longer(dtype: str, cpu: Cpu, stage: Pass) -> float:
-    return 1.0 if stage != "backward" else cpu.rates.backward.get(dtype, 2.5)
+def _longer(dtype: str, cpu: Cpu, stage: Pass, kv_lanes: int) -> float:
+    """How much longer than its forward a pass takes that has so many kv heads to give to threads."""
+    return 1.0 if stage != "backward" else cpu.rates.longer(dtype, kv_lanes, cpu.threads)
 
 
 def _dense(problem: Problem, cpu: Cpu, baseline: Baseline) -> _Run:
@@ -227,11 +240,13 @@ def _share(what: str, own: float, whole: float) -> str:
 
 
 def _lost(pieces: list[_Run], cpu: Cpu, best: float) -> str:
-    total = sum(run.ns for run in pieces)
+    total = sum(run.ns / run.longer for run in pieces)
     if not total:
         return "nothing to do"
     calls = sum(
-        cpu.rates.call * run.times * (run.piece.queries.count if run.piece.mask == "exact" else 1) for run in pieces
+        cpu.rates.call * run.times * (run.piece.queries.count if run.piece.mask == "exact" else 1)
+        for run in pieces
+        if run.called
     )
     at_best = sum(run.elements for run in pieces) * best
     named = {"calls": calls / total, "short stretches, masks, merging and copies": 1 - (calls + at_best) / total}

@@ -3,34 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import numpy as np
 
-from attnc.compiler.planning.chosen import FILLED
+from attnc.compiler.planning.choice_rates import ChoiceRates
+from attnc.compiler.planning.chosen import FILLED, parts_of
 from attnc.compiler.planning.plan import Piece, stretch
-from attnc.compiler.planning.rates import Rates
 from attnc.compiler.simulation.choices import ExpectedChoice, Float64
+from attnc.compiler.simulation.simulation import Pass
 
 LOOKS = 2
 """Every entry of what is chosen is looked at for places that are seen whole, and for those that are seen in part."""
+
+
+@dataclass(frozen=True)
+class Deciding:
+    """What working out selections takes: counts over batch entries and the heads that decide.
+
+    `nodes` of expressions, a block of rows each; `rows`, and their `places` that are ranked, or `ordered`; `products`
+    of vectors; elements of `operations` and of `tests`; numbers that are `pooled`.
+    """
+
+    nodes: int = 0
+    rows: int = 0
+    places: int = 0
+    ordered: int = 0
+    products: float = 0.0
+    operations: int = 0
+    tests: int = 0
+    pooled: int = 0
+
+    def __add__(self, other: Deciding) -> Deciding:
+        """Both."""
+        return Deciding(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def ns(self, rates: ChoiceRates) -> float:
+        """Nanoseconds."""
+        return (
+            self.nodes * rates.node
+            + self.rows * rates.row
+            + self.places * rates.place
+            + self.ordered * rates.ordered
+            + self.products * rates.product
+            + self.operations * rates.operation
+            + self.tests * rates.test
+            + self.pooled * rates.pooled
+        )
+
+
+@dataclass(frozen=True)
+class Met:
+    """Gathered queries and the keys of a place, `times` times: a piece of each of `lanes` heads, or parts of them."""
+
+    piece: Piece
+    lanes: int
+    times: float
+
+    @property
+    def rows(self) -> float:
+        """Rows of all heads."""
+        return self.piece.queries.length * self.lanes * self.times
 
 
 @dataclass(frozen=True, eq=False)
 class ChosenWork:
     """An attention of `lanes` sets of `together` heads (batch entries times sets) that choose alike.
 
-    `scored`: scores of the selections that are worked out for it; `averaged`: numbers of keys that they pool.
-    `counted`: whether it is known how many places are kept.
+    `deciding`: the selections that are worked out for it. `counted`: whether it is known how many places are kept.
     """
 
     expected: ExpectedChoice
     n_q: int
     lanes: int
     together: int
-    scored: int
-    averaged: int
+    deciding: Deciding
     counted: bool
 
     @property
@@ -43,36 +91,37 @@ class ChosenWork:
         """Pairs that there are at most."""
         return self.expected.most * self.lanes * self.together
 
-    def pieces(self) -> Iterator[tuple[Piece, float]]:
-        """Pieces, alike ones once, and how often each runs: of the heads that choose alike together."""
+    def met(self, threads: int) -> Iterator[Met]:
+        """What meets, alike ones once, cut for so many threads."""
         expected = self.expected
-        for rows, keys, often in _alike(expected.whole, expected):
-            yield _piece(rows, keys, "full"), often * self.lanes
+        for rows, keys, often in _alike(expected.whole, expected, self.together, threads):
+            parts = parts_of(self.together, rows, threads)
+            yield Met(_piece(rows // parts, keys, "full"), self.together * parts, often * self.lanes)
         if expected.triangles:
             for size in np.unique(expected.keys[expected.part > 0]).tolist():
                 often = float((expected.keys[expected.part > 0] == size).sum())
-                yield _piece(size, size, "causal"), often * self.lanes
+                yield Met(_piece(size, size, "causal"), self.together, often * self.lanes)
             return
-        for rows, keys, often in _alike(expected.part, expected):
-            yield _piece(rows, keys, 0), often * self.lanes
+        for rows, keys, often in _alike(expected.part, expected, self.together, 1):
+            yield Met(_piece(rows, keys, 0), self.together, often * self.lanes)
 
-    def listing_ns(self, rates: Rates, dk: int, dv: int) -> float:
-        """To list the queries of each place, and to gather them and what they have so far."""
+    def listing_ns(self, rates: ChoiceRates, dk: int, dv: int, threads: int, stage: Pass) -> float:
+        """To list the queries of each place, to gather them, and to put back what they have so far."""
         entries = self.lanes * self.n_q * len(self.expected.keys) * LOOKS
-        pieces = list(self.pieces())
-        rows = sum(piece.queries.length * often for piece, often in pieces) * self.together
-        calls = sum(often for _, often in pieces) * max(rates.gathered - rates.call, 0.0)
-        return entries * rates.listed + rows * (dk + 2 * dv) * rates.scattered + calls
+        met = list(self.met(threads))
+        rows, calls = sum(one.rows for one in met), sum(one.times for one in met)
+        if stage == "backward":
+            each = calls * rates.piece_backward + rows * ((dk + 2 * dv) * rates.taken + dk * rates.added)
+        else:
+            each = calls * rates.piece + rows * (dk * rates.taken + dv * rates.merged)
+        return entries * rates.listed + each
 
-    def choosing_ns(self, rates: Rates) -> float:
-        """To score and rank the places."""
-        return self.scored * rates.chosen + self.averaged * rates.copy
 
-
-def _alike(rows: Float64, expected: ExpectedChoice) -> Iterator[tuple[int, int, float]]:
+def _alike(rows: Float64, expected: ExpectedChoice, together: int, threads: int) -> Iterator[tuple[int, int, float]]:
     """(queries filled up, keys, how often) of places that some query is expected to take."""
     some = (rows > 0) & (expected.keys > 0)
-    filled = ((rows[some] // FILLED + 1) * FILLED).astype(np.int64)
+    unit = FILLED * np.array([parts_of(together, int(x), threads) for x in rows[some]], dtype=np.int64)
+    filled = ((rows[some] // unit + 1) * unit).astype(np.int64)
     taken = 1 - np.exp(-rows[some])  # that anyone does
     kinds, kind = np.unique(np.stack([filled, expected.keys[some]], 1), axis=0, return_inverse=True)
     often = np.bincount(kind.ravel(), taken, minlength=len(kinds))
@@ -81,4 +130,4 @@ def _alike(rows: Float64, expected: ExpectedChoice) -> Iterator[tuple[int, int, 
 
 
 def _piece(rows: int, keys: int, mask: Literal["full", "causal"] | int) -> Piece:
-    return Piece(stretch(0, rows), stretch(0, keys), mask, fresh=False)
+    return Piece(stretch(0, rows), stretch(0, keys), mask)

@@ -1,4 +1,4 @@
-"""Rates of the machine at hand: measured in under a second, kept in a file, and guessed where nothing was measured."""
+"""Rates of the machine at hand: measured in seconds, kept in a file, and guessed where nothing was measured."""
 
 from __future__ import annotations
 
@@ -14,22 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnc.compiler.fold import truth
-from attnc.compiler.planning.chosen import Places
+from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
-from attnc.runtime.cpu.chosen import Chosen, by_place
-from attnc.runtime.selections.ranking import best
+from attnc.runtime.cpu.choice_calibration import measured_choices
 
-SCHEMA = 3
+SCHEMA = 4
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 """Heads, keys a stretch and score elements of one measurement."""
 LONG = 1024
 """Tokens of a long dense call."""
-ROWS_THAT_CHOOSE, PLACES = 2048, 64
-"""Of a measured choice."""
-REPEATS = 7
+REPEATS, MOST_REPEATS = 7, 40
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,7 +47,7 @@ def rates_file() -> Path:
 
 
 def measure() -> Rates:
-    """Rates with the threads that torch uses now. Takes two seconds."""
+    """Rates with the threads that torch uses now. Takes three seconds, and more where the machine is busy."""
     elements = {name: _table(dtype) for name, dtype in _DTYPES.items()}
     elements["float16"] = elements["bfloat16"]
     elements["float64"] = doubled(elements["float32"])
@@ -69,10 +65,8 @@ def measure() -> Rates:
         row={**row, "float16": row["bfloat16"], "float64": 2 * row["float32"]},
         peak={name: (_peak(dtype, WIDTHS[0]), _peak(dtype, WIDTHS[1])) for name, dtype in _DTYPES.items()},
         backward={**backward, "float16": backward["bfloat16"], "float64": backward["float32"]},
-        chosen=_chosen(),
-        listed=_listed(),
-        gathered=_gathered(),
-        scattered=_scattered(),
+        alone={name: _alone(dtype) for name, dtype in _DTYPES.items()},
+        choices=measured_choices(_time),
         source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
 
@@ -94,6 +88,7 @@ def _load(path: Path) -> Rates | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != SCHEMA:
             return None
+        data["choices"] = ChoiceRates(**data["choices"])
         data["peak"] = {name: tuple(float(x) for x in pair) for name, pair in data["peak"].items()}
         data["elements"] = {name: _checked(table) for name, table in data["elements"].items()}
         found = Rates(**data)
@@ -103,10 +98,8 @@ def _load(path: Path) -> Rates | None:
             found.copy,
             found.mask,
             found.evaluate,
-            found.chosen,
-            found.listed,
-            found.gathered,
-            found.scattered,
+            *asdict(found.choices).values(),
+            *found.alone.values(),
             *found.masked.values(),
             *found.backward.values(),
         ]
@@ -160,6 +153,17 @@ def _backward(dtype: torch.dtype) -> float:
     out, lse = kernel.attend(q, k, v, None, False, 0.1)
     again = _time(lambda: kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
     return again / _time(lambda: kernel.attend(q, k, v, None, False, 0.1))
+
+
+def _alone(dtype: torch.dtype) -> float:
+    """How much longer it takes if all heads read one kv head."""
+    q, k, v = (torch.randn(1, 2 * HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
+    out, lse = kernel.attend(q, k, v, None, False, 0.1)
+
+    def backward(heads: int) -> float:
+        return _time(lambda: kernel.shared_backward(out, q, k[:, :heads], v[:, :heads], out, lse, 0.1))
+
+    return max(backward(1) / backward(2 * HEADS), 1.0)
 
 
 def _row(dtype: torch.dtype) -> float:
@@ -225,48 +229,21 @@ def _copy() -> float:
     return _time(lambda: bricks.reshape(HEADS, 9, 256, 64)) / bricks.numel()
 
 
-def _chosen() -> float:
-    """Nanoseconds of a place that is scored for a row by one product of vectors, and ranked."""
-    q, pooled = torch.randn(HEADS, ROWS_THAT_CHOOSE, WIDTHS[0]), torch.randn(HEADS, PLACES, WIDTHS[0])
-    candidates = torch.rand(HEADS, ROWS_THAT_CHOOSE, PLACES) < 0.5
-    return _time(lambda: best(q @ pooled.mT, candidates, 4)) / candidates.numel()
-
-
-def _listed() -> float:
-    """Nanoseconds of a place of a row that is looked at for the lists of rows that chose each place."""
-    taken = torch.rand(ROWS_THAT_CHOOSE, PLACES) < 4 / PLACES
-    return _time(lambda: by_place(taken)) / taken.numel()
-
-
-def _gathered() -> float:
-    """Nanoseconds of a piece of gathered queries that does next to nothing."""
-    some, side, width = 8, 32, 16
-    few, many = (_places_taken(count, side, width) for count in (some, 2 * some))
-    return max((_time(many) - _time(few)) / some, 1000.0)
-
-
-def _places_taken(count: int, side: int, width: int) -> Callable[[], object]:
-    """Attention of so many places of `side` keys, each taken by `side` queries."""
-    q, k, v = (torch.randn(1, 1, count * side, width) for _ in range(3))
-    taken = torch.eye(count, dtype=torch.bool).repeat_interleave(side, 0)[None, None]
-    work = Chosen(Places(np.arange(count + 1) * side, None, None, None, truth(True), None), 0.1)
-    return lambda: work.forward(q, k, v, [taken])
-
-
-def _scattered() -> float:
-    """Nanoseconds of a number of rows that are taken out of order."""
-    rows = torch.randperm(2 * ROWS_THAT_CHOOSE)[:ROWS_THAT_CHOOSE].sort().values
-    x = torch.randn(1, 2 * ROWS_THAT_CHOOSE, WIDTHS[0])
-    return _time(lambda: x.index_select(1, rows)) / (ROWS_THAT_CHOOSE * WIDTHS[0])
-
-
 def _time(run: Callable[[], object], inner: int = 1) -> float:
-    """Nanoseconds of a run, the least of a few after one that warms up: what else the machine does only adds."""
+    """Nanoseconds of a run, the least of a few after one that warms up: what else the machine does only adds.
+
+    As long as the two least are not alike, there are more, up to `MOST_REPEATS`.
+    """
     run()
-    samples = []
-    for _ in range(REPEATS):
+    samples: list[float] = []
+    while len(samples) < REPEATS or (len(samples) < MOST_REPEATS and not _alike(samples)):
         start = time.perf_counter_ns()
         for _ in range(inner):
             run()
         samples.append((time.perf_counter_ns() - start) / inner)
     return min(samples)
+
+
+def _alike(samples: list[float]) -> bool:
+    least, next_ = sorted(samples)[:2]
+    return next_ < 1.05 * least

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.planning.chosen import FILLED, Places
+from attnc.compiler.planning.chosen import FILLED, Places, parts_of
 from attnc.compiler.planning.chosen import ROWS as TILE
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.autograd import Pair, Triple
@@ -42,36 +42,41 @@ class Chosen:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """(out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv)."""
         (chosen,) = inputs
-        width = max(q.shape[-1], v.shape[-1])
+        width, wide = max(q.shape[-1], v.shape[-1]), v.shape[-1]
         sums = kernel.lse_dtype(q.dtype)
-        out = torch.zeros((*q.shape[:3], v.shape[-1]), dtype=sums)
+        out = torch.zeros((*q.shape[:3], wide), dtype=sums)
         lse = torch.full(q.shape[:3], -math.inf, dtype=sums)
         q, k, v = (kernel.padded(self._in_order(x, i), width) for i, x in enumerate((q, k, v)))
         for lane in self._lanes(q, k, chosen):
             own, keys, values = q[lane.batch, lane.heads], k[lane.batch, lane.kv_heads], v[lane.batch, lane.kv_heads]
             total, log = out[lane.batch, lane.heads], lse[lane.batch, lane.heads]
+            totals, logs = (_by_rows(x) for x in (total, log))
             for some in lane.gathered:
-                rows = _filled(some.rows)
-                mask = some.mask(q.dtype, len(rows))
-                at = some.keys
-                o, part = kernel.attend(
-                    own.index_select(1, rows)[None],
-                    keys[None, :, at],
-                    values[None, :, at],
-                    mask,
-                    some.causal,
-                    self.scale,
-                )
-                count, blind = len(some.rows), some.blind
-                o, part = o[0, :, :, : total.shape[-1]], part[0]
-                before, known = total.index_select(1, rows), log.index_select(1, rows)
-                if blind is not None:
-                    part[:, :count].masked_fill_(blind, -math.inf)
-                    o[:, :count].masked_fill_(blind[:, None], 0)
-                executor.merge(o, part, before, known)
-                total.index_copy_(1, some.rows, before[:, :count])
-                log.index_copy_(1, some.rows, known[:, :count])
+                self._add(some, own, keys, values, totals, logs)
+            if len(total) > 1:
+                total.copy_(totals.transpose(0, 1))
+                log.copy_(logs.t())
         return out.to(q.dtype), lse
+
+    def _add(self, some: Gathered, own: Tensor, keys: Tensor, values: Tensor, total: Tensor, log: Tensor) -> None:
+        """Merge what a place gives `own` (heads, rows, d) into `total` and `log` (rows, heads, …)."""
+        parts = some.parts(len(own))
+        rows, count, at = _filled(some.rows, parts), len(some.rows), some.keys
+        of_rows, of_keys, of_values = _of_heads(own, rows)[None], keys[None, :, at], values[None, :, at]
+        mask = some.mask(own.dtype, len(rows))
+        o, part = kernel.attend_in_parts(of_rows, of_keys, of_values, mask, some.causal, self.scale, parts)
+        o, part, blind = o[0].transpose(0, 1), part[0].t(), some.blind
+        if o.shape[-1] > total.shape[-1]:
+            o = o[..., : total.shape[-1]]
+        if blind is not None:
+            part[:count].masked_fill_(blind[:, None], -math.inf)
+            o[:count].masked_fill_(blind[:, None, None], 0)
+        before, known = total.index_select(0, rows), log.index_select(0, rows)
+        executor.merge(o, part, before, known)
+        if count < len(rows):
+            before, known, rows = before[:count], known[:count], some.rows
+        total.index_copy_(0, rows, before)
+        log.index_copy_(0, rows, known)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
         """(dq, dk, dv)."""
@@ -85,22 +90,28 @@ class Chosen:
         grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
         grad_q, grad_k, grad_v = (torch.zeros(s, dtype=sums) for s in shapes)
         for lane in self._lanes(q, k, chosen):
-            of_rows = [x[lane.batch, lane.heads] for x in (grad_out, q, out)]
+            of_rows = [_by_rows(x[lane.batch, lane.heads]) for x in (grad_out, q, out)]
             of_keys = [x[lane.batch, lane.kv_heads] for x in (k, v)]
-            log = lse[lane.batch, lane.heads]
-            to_rows = grad_q[lane.batch, lane.heads]
+            log, to_rows = lse[lane.batch, lane.heads], grad_q[lane.batch, lane.heads]
+            logs, rows_to = _by_rows(log), _by_rows(to_rows)
             to_keys, to_values = grad_k[lane.batch, lane.kv_heads], grad_v[lane.batch, lane.kv_heads]
             for some in lane.gathered:
-                at = some.keys
-                do, own, o = (x.index_select(1, some.rows)[None] for x in of_rows)
+                at, count, parts = some.keys, len(some.rows), some.parts(len(log))
+                rows = _filled(some.rows, parts) if parts > 1 else some.rows
+                do, own, o = (x.index_select(0, rows).transpose(0, 1)[None] for x in of_rows)
                 keys, values = (x[None, :, at] for x in of_keys)
-                known = log.index_select(1, some.rows)[None]
+                known = logs.index_select(0, rows).t()[None]
                 known = known if some.taken is None else known.masked_fill(~some.taken, math.inf)
-                mask = some.mask(dtype, len(some.rows))
-                dq, dk, dv = kernel.attend_backward(do, own, keys, values, o, known, mask, some.causal, self.scale)
-                to_rows.index_add_(1, some.rows, dq[0, :, :, : shapes[0][-1]].to(sums))
+                known[..., count:] = math.inf
+                mask = some.mask(dtype, len(rows))
+                dq, dk, dv = kernel.backward_in_parts(
+                    do, own, keys, values, o, known, mask, some.causal, self.scale, parts
+                )
+                rows_to.index_add_(0, some.rows, dq[0, :, :count, : shapes[0][-1]].transpose(0, 1).to(sums))
                 to_keys[:, at] += dk[0, :, :, : shapes[1][-1]]
                 to_values[:, at] += dv[0, :, :, : shapes[2][-1]]
+            if len(to_rows) > 1:
+                to_rows.copy_(rows_to.transpose(0, 1))
         grad_k, grad_v = self._as_given(grad_k), self._as_given(grad_v)
         return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
 
@@ -155,6 +166,11 @@ class Gathered:
         mask = torch.zeros((rows, self.seen.shape[1]), dtype=dtype)
         mask[: len(self.seen)].masked_fill_(~self.seen, -math.inf)
         return mask
+
+    def parts(self, lanes: int) -> int:
+        """Parts that the rows are cut into, so that every thread has as many; 1 where they do not see alike."""
+        alike = not self.causal and self.seen is None
+        return parts_of(lanes, len(self.rows), torch.get_num_threads()) if alike else 1
 
     @property
     def blind(self) -> Tensor | None:
@@ -260,7 +276,20 @@ class _Masks:
         return torch.from_numpy(exact.mask_at(places.rest, rows, keys, alive, {}, wide=wide))
 
 
-def _filled(rows: Tensor) -> Tensor:
-    """The rows, the last one as often as it takes for a multiple of `FILLED`."""
-    missing = -len(rows) % FILLED
+def _by_rows(x: Tensor) -> Tensor:
+    """(rows, heads, …) of (heads, rows, …), in this order in memory: what is gathered of a row stands together."""
+    return x.transpose(0, 1).contiguous()
+
+
+def _of_heads(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of (heads, rows, d), as one matrix: there they are copied in whole lines, by all threads."""
+    if len(x) == 1 or not x.is_contiguous():
+        return x.index_select(1, rows)
+    first = torch.arange(len(x))[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (first + rows).flatten()).reshape(len(x), len(rows), -1)
+
+
+def _filled(rows: Tensor, parts: int = 1) -> Tensor:
+    """The rows, the last one as often as it takes for a multiple of `FILLED` in each part."""
+    missing = -len(rows) % (FILLED * parts)
     return torch.cat([rows, rows[-1:].expand(missing)]) if missing else rows

@@ -14,7 +14,8 @@ true by `tests/runtime/test_kernel.py`:
 - a scale that is not positive gives NaN where something is hidden, for what hides it is multiplied too;
 - the output has the strides of `torch.empty_like(q)`;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
-- Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head.
+- Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head;
+- the backward deals out kv heads to threads, so that with fewer of them than threads some have nothing to do.
 """
 
 from __future__ import annotations
@@ -66,10 +67,86 @@ def attend_backward(
         own, factor = _for_positive(q, scale)
         dq, dk, dv = attend_backward(grad_out, own, k, v, out, lse, mask, causal, factor)
         return dq * (-1 if scale else 0), dk, dv
+    if _is_uneven(q, k):
+        return _of_every_head(grad_out, q, k, v, out, lse, mask, causal, scale)
     return cast(
         "tuple[Tensor, Tensor, Tensor]",
         _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale),
     )
+
+
+def shared_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_backward` as torch does it for heads that share keys, whatever threads there are."""
+    return cast("tuple[Tensor, Tensor, Tensor]", _backward(grad_out, q, k, v, out, lse, 0.0, False, scale=scale))
+
+
+def attend_in_parts(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float, parts: int
+) -> tuple[Tensor, Tensor]:
+    """`attend` of one batch entry whose rows are so many parts side by side, so that threads have as many each."""
+    if parts == 1:
+        return attend(q, k, v, mask, causal, scale)
+    k, v = (x.expand(parts, -1, -1, -1) for x in (k, v))
+    out, lse = attend(_parted(q, parts), k, v, mask, causal, scale)
+    return _whole(out), _whole(lse)
+
+
+def backward_in_parts(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+    parts: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`attend_backward` of the same; half types would lose digits."""
+    if parts == 1 or q.dtype not in (torch.float32, torch.float64):
+        return attend_backward(grad_out, q, k, v, out, lse, mask, causal, scale)
+    grad_out, q, out, lse = (_parted(x, parts) for x in (grad_out, q, out, lse))
+    k, v = (x.expand(parts, -1, -1, -1) for x in (k, v))
+    dq, dk, dv = attend_backward(grad_out, q, k, v, out, lse, mask, causal, scale)
+    return _whole(dq), dk.sum(0, keepdim=True), dv.sum(0, keepdim=True)
+
+
+def _parted(x: Tensor, parts: int) -> Tensor:
+    """(1, heads, rows, …) as (parts, heads, rows of a part, …)."""
+    return x[0].reshape(x.shape[1], parts, -1, *x.shape[3:]).transpose(0, 1)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """The same backwards."""
+    return x.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _is_uneven(q: Tensor, k: Tensor) -> bool:
+    """Whether the kernel, which deals out kv heads, would leave threads without any; half types would lose digits."""
+    heads, kv_heads = q.shape[1], k.shape[1]
+    exact = q.dtype in (torch.float32, torch.float64)
+    return exact and heads > kv_heads and not heads % kv_heads and k.shape[0] * kv_heads < torch.get_num_threads()
+
+
+def _of_every_head(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with the keys of every query head as its own, and their gradients added up."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
+    dq, dk, dv = _backward(grad_out, q, keys, values, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    return dq, *(x.reshape(len(x), -1, group, *x.shape[2:]).sum(2) for x in (dk, dv))
 
 
 def _for_positive(q: Tensor, scale: float) -> tuple[Tensor, float]:

@@ -6,6 +6,7 @@ a call, so that what other rows choose has no part in how a row is computed. Wha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.compiler import ir
@@ -15,7 +16,7 @@ from attnc.compiler.planning.plan import Group, Piece, Plan, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
 from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.values import is_scored
-from attnc.runtime.call import call_shape
+from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
 
@@ -31,22 +32,28 @@ def plan_of(planner: Planner, given: Given) -> Plan | None:
         return None
     shape = call_shape(pattern, given.sizes, given.inputs)
     template = planner.remembered(
-        ("blocks", given.sizes, tuple(sorted(shape.sizes.items()))), lambda: _open(planner, given)
+        ("blocks", given.sizes, tuple(sorted(shape.sizes.items()))), lambda: _planned(pattern, given)
     )
     relations = relations_of(pattern, shape)
     return replace(template, groups=tuple(_groups(template, pattern)), exact_mask=relations.exact_mask)
 
 
-def _open(planner: Planner, given: Given) -> Plan:
-    """Blocks of rows with the keys that they might choose from, as a plan of every head alike."""
+def _planned(pattern: ir.Pattern, given: Given) -> Plan:
     with planning():
-        return _made(planner, given)
+        return _made(pattern, given.sizes, given.inputs)
 
 
-def _made(planner: Planner, given: Given) -> Plan:
-    pattern = open_choices(planner.pattern)
+def blocks_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+    """The plan of such an attention before anything is chosen: blocks are the same whatever that is."""
+    template = _made(pattern, sizes, inputs)
+    return replace(template, groups=tuple(_groups(template, pattern)))
+
+
+def _made(one: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+    """Blocks of rows with the keys that they might choose from, as a plan of every head alike."""
+    pattern = open_choices(one)
     own = {tensor.name for tensor in pattern.tensors}
-    shape = call_shape(pattern, given.sizes, {name: x for name, x in given.inputs.items() if name in own})
+    shape = call_shape(pattern, sizes, {name: x for name, x in inputs.items() if name in own})
     relations = Relations(pattern, shape)
     pieces: dict[tuple[int, int], list[int]] = {}
     for batches, heads, windows in relations.groups():

@@ -27,9 +27,12 @@ def best(score: Tensor, candidates: Tensor, count: int) -> Tensor:
     if score.device.type != "cpu":
         return _packed_best(score, candidates, count)
     worst = score.masked_fill(score.isnan() | ~candidates, -torch.inf)
-    least = torch.topk(worst, count, -1, sorted=False).values.amin(-1, keepdim=True)
+    top = torch.topk(worst, count + 1, -1).values
+    least, next_ = top[..., -2:-1], top[..., -1:]
     found = (worst >= least) & candidates
-    tied = found.sum(-1) > count
+    tied = (least == next_)[..., 0]
+    if bool(tied.any()):
+        tied[tied.clone()] = found[tied].sum(-1) > count
     if bool(tied.any()):
         rank, _ = ranked(score[tied], candidates.expand(score.shape)[tied], with_mass=False)
         found[tied] = (rank < count) & candidates.expand(score.shape)[tied]

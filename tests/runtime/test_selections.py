@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -389,3 +390,23 @@ def test_truth_of_tokens_is_no_choice(dims: str) -> None:
     q, k, v = made(n=40)
     x = torch.rand({"token": (40,), "batch, token": (1, 40), "head, token": (4, 40)}[dims]) < 0.7
     torch.testing.assert_close(attend(q, k, v, x=x), attend.reference(q, k, v, x=x))
+
+
+@pytest.mark.parametrize("name", ["moba", "native_sparse"])
+def test_threads_change_no_bit_of_the_forward(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathered rows are cut so that threads have as many each."""
+    params: dict[str, Any] = {"block": 16, "topk": 3}
+    attend = compile_attention(name, **params)
+    q, k, v = made(700)
+    given: dict[str, Any] = {"gate": torch.rand(1, 700, 4, 3)} if name == "native_sparse" else {}
+    grads = []
+    outs = []
+    for threads in (1, 2, 3, 64):
+        monkeypatch.setattr(torch, "get_num_threads", partial(int, threads))
+        vectors = [x.detach().requires_grad_() for x in (q, k, v)]
+        outs.append(attend(*vectors, **given))
+        grads.append(torch.autograd.grad(outs[-1].square().sum(), vectors))
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    for found in grads[1:]:
+        for one, other in zip(grads[0], found, strict=True):
+            torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from attnc import ArgumentError, Attention, UnsupportedError, compile_attention
+from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, Simulation
+from attnc.runtime.call import Sizes
 from attnc.runtime.cli import main
+from attnc.runtime.selections.counted import deciding
 
 SHARED = """pattern shared(block: int = 16, topk: int = 3)
     select chosen
@@ -50,6 +53,18 @@ TOGETHER = """pattern together(block: int = 16)
         score  dot(q, mean(b.k))
         keep   rank < 2 * queries
     visible k in chosen
+"""
+
+
+MASS = """pattern mass(block: int = 64)
+    align end
+    select chosen
+        over   b = k // block
+        score  dot(q, mean(b.k))
+        from   b.end <= q
+        keep   mass < 1
+        always q in b
+    visible k in chosen and k <= q
 """
 
 
@@ -131,16 +146,117 @@ def test_ladder(name: str, stage: Any) -> None:
 
 def test_refusals() -> None:
     """What is not simulated says so."""
-    with pytest.raises(UnsupportedError, match="on the CPU at hand only"):
-        compile_attention("moba").simulate(1024)
+    with pytest.raises(UnsupportedError, match="no choice among places"):
+        compile_attention("dynamic_mask").simulate(256, heads=2)
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
         compile_attention("moba").simulate(1, 1024, device="cpu", stage="decode")
-    with pytest.raises(UnsupportedError, match="no choice among places"):
-        compile_attention("dynamic_mask").simulate(256, heads=2, device="cpu")
+    with pytest.raises(UnsupportedError, match="decode of `moba`"):
+        compile_attention("moba").simulate(1, 1024, stage="decode")
     with pytest.raises(ArgumentError, match="causal attention is no rival"):
         compile_attention("vmoba", frames=4, height=8, width=8).simulate(256, device="cpu", baseline="causal")
     with pytest.raises(ArgumentError, match="tile and order are chosen for GPUs"):
         compile_attention("moba").simulate(1024, device="cpu", tile=(64, 64))
+    with pytest.raises(ArgumentError, match="the kernels of chosen keys have their own"):
+        compile_attention("moba").simulate(1024, tile=(64, 64))
+    with pytest.raises(MachineError, match="not in float64"):
+        compile_attention("moba").simulate(1024, dtype=torch.float64)
+
+
+# --- single keys, GPUs -----------------------------------------------------------------------------------------------
+
+KEYS = """pattern keys(kept: int = 24)
+    align end
+    select chosen
+        over   k
+        score  dot(q, k)
+        from   k <= q
+        keep   rank < kept
+    visible k in chosen
+"""
+
+
+@pytest.mark.parametrize("n", [1, 20, 200, 500])
+def test_single_keys(n: int) -> None:
+    """Blocks of rows against all that they may choose, whatever that is: as many keys are kept as there may be."""
+    attend = compile_attention(KEYS)
+    found = simulated(attend, n)
+    assert found.visible == seen(attend, n) == 4 * sum(min(q + 1, 24) for q in range(n))
+    assert found.rung("attended").speedup == found.rung("listed").speedup
+    assert found.rung("listed").lost_to == "lists nothing"
+    assert found.choices[0].how.endswith("chosen tiles")
+    whole = simulated(attend, 2 * n)
+    assert whole.predicted_ms > found.predicted_ms
+
+
+def test_several_choices_are_taken_whole() -> None:
+    """Of more than one choice nothing is known before but what may be chosen."""
+    attend = compile_attention("minference_vertical_slash", columns=8, slashes=8, probe=16)
+    found = attend.simulate(96, heads=4, kv_heads=2, head_dim=8, device="cpu")
+    assert found.visible == 4 * 96 * 97 // 2
+    assert any("told by content" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("device", ["a100", "h100", "b200"])
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["moba", "native_sparse"])
+def test_ladder_of_a_gpu(name: str, stage: Any, device: str) -> None:
+    """Every rung counts what the one above does; pairs are those of the CPU; it says that no clock was asked."""
+    attend = compile_attention(name, block=64)
+    size: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_dim": 64, "stage": stage}
+    found = attend.simulate(4096, device=device, **size)
+    assert tuple(rung.name for rung in found.rungs) == CHOSEN_RUNGS
+    speedups = [rung.speedup for rung in found.rungs]
+    assert speedups == sorted(speedups, reverse=True)
+    assert found.rung("predicted").speedup == pytest.approx(found.ideal_ms / found.predicted_ms)
+    assert (found.rung("listed").speedup > found.rung("predicted").speedup) == (stage == "forward")
+    on_cpu = attend.simulate(4096, device="cpu", **size)
+    if name == "moba":
+        assert found.visible == on_cpu.visible
+    assert any("never held against a clock" in note for note in found.notes)
+    assert found.estimated and not found.calibrated
+    assert all(rung.lost_to in str(found) for rung in found.rungs)
+    assert 0 < found.traffic.least <= found.traffic.held
+
+
+def test_tiles_of_a_gpu_follow_from_the_sizes() -> None:
+    """Where every query takes every block before its own: as many tiles as queries and keys fill."""
+    n, block = 512, 128  # no more queries than are looked at
+    attend = compile_attention("moba", block=block, topk=n // block)
+    found = attend.simulate(n, heads=2, head_dim=64)
+    (choice,) = found.choices
+    rows = [n - (i + 1) * block + 1 for i in range(n // block)]  # the last row of a block sees all of it
+    full = sum(-(-r // choice.q_tile) * (block // choice.k_tile) for r in rows)
+    part = sum(-(-block // choice.q_tile) * (block // choice.k_tile) for _ in rows)
+    assert (found.tiles.full, found.tiles.partial) == (2 * full, 2 * part)
+    assert found.visible == 2 * n * (n + 1) // 2
+
+
+def test_longer_and_more_chosen_takes_longer() -> None:
+    """On the CPU and a GPU."""
+    for device in ("cpu", "h100"):
+        few, many = (compile_attention("moba", block=64, topk=topk) for topk in (2, 8))
+        shape: dict[str, Any] = {"heads": 4, "head_dim": 64, "device": device}
+        assert few.simulate(8192, **shape).predicted_ms < many.simulate(8192, **shape).predicted_ms
+        assert few.simulate(4096, **shape).predicted_ms < few.simulate(8192, **shape).predicted_ms
+
+
+def test_what_a_choice_is_made_of() -> None:
+    """Counts of `moba`: a product of each row and place, and a rank; of `native_sparse` sums over its heads."""
+    sizes = Sizes(512, 512, 2, 4, 1, 64, 64, "float32")
+    (moba,) = compile_attention("moba", block=64)._pattern.selections
+    found = deciding(moba, sizes, 512, 8)
+    assert (found.rows, found.places, found.ordered) == (2 * 4 * 512, 2 * 4 * 512 * 8, 0)
+    assert found.products == found.places
+    assert found.operations == 0
+    assert found.pooled == 2 * 1 * 512 * 64
+    (native,) = compile_attention("native_sparse")._pattern.selections
+    own = deciding(native, sizes, 512, 8)
+    assert (own.rows, own.places) == (2 * 512, 2 * 512 * 8)
+    assert own.products == 4 * own.places
+    assert own.operations > 4 * own.places
+    assert own.tests > 0
+    (mass,) = compile_attention(MASS)._pattern.selections
+    assert deciding(mass, sizes, 512, 8).ordered == 2 * 4 * 512 * 8
 
 
 def test_inputs_whose_sizes_are_read() -> None:

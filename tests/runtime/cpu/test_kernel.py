@@ -202,3 +202,36 @@ def test_empty_operands_kill_the_process(shapes: str) -> None:
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, k)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode < 0
+
+
+def in_double(out: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, causal: bool) -> tuple[Tensor, ...]:
+    """The gradients in fp64."""
+    out, q, k, v, lse = (x.double() for x in (out, q, k, v, lse))
+    return kernel.attend_backward(out, q, k, v, out, lse, None, causal, 0.3)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_in_parts(parts: int, dtype: torch.dtype) -> None:
+    """Cut into multiples of 32 rows the forward gives the same bits; the gradients of keys are added up."""
+    q, k, v = (x[:1].to(dtype) for x in draw(parts * 288, 80, 64, (3, 1)))
+    out, lse = kernel.attend(q, k, v, None, False, 0.3)
+    for order in (q, q.transpose(1, 2).contiguous().transpose(1, 2)):
+        parted = kernel.attend_in_parts(order, k, v, None, False, 0.3, parts)
+        assert torch.equal(parted[0], out) and torch.equal(parted[1], lse)
+    whole = in_double(out, q, k, v, lse, causal=False)
+    grads = kernel.backward_in_parts(out, q, k, v, out, lse, None, False, 0.3, parts)
+    for one, other in zip(whole, grads, strict=True):
+        assert float((other - one).abs().max()) <= TOLERANCE[dtype] * float(one.abs().max())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_few_key_heads_on_many_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are the same to rounding, whether every thread has a kv head or not."""
+    q, k, v = draw(96, 80, 64, (4, 1))
+    q, k, v = q[:1], k[:1], v[:1]
+    out, lse = kernel.attend(q, k, v, None, True, 0.3)
+    whole = in_double(out, q, k, v, lse, causal=True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for one, other in zip(whole, kernel.attend_backward(out, q, k, v, out, lse, None, True, 0.3), strict=True):
+        assert float((other - one).abs().max()) <= 1e-5 * float(one.abs().max())

@@ -1,0 +1,249 @@
+"""What attention to chosen places costs on a GPU: its kernels on expected queries, the lists, and the choice.
+
+Kernels are those of `compiler.kernels.chosen`: a program takes a tile of the queries of one place, its results are
+written in fp32 and merged by another kernel; a program of the gradients of keys meets all queries of its place. Lists
+and choice are operations of torch on whole tensors, whose bytes decide. None of it was held against a clock yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from attnc.compiler.simulation.choices import ExpectedChoice, Float64
+from attnc.compiler.simulation.cpu_choices import ChosenWork
+from attnc.compiler.simulation.gpu import KERNELS, dense_ms
+from attnc.compiler.simulation.gpu_clocks import BYTES, Kernel, TileModel, TileShape, resources
+from attnc.compiler.simulation.kernel_run import KernelRun
+from attnc.compiler.simulation.machine import Machine, MachineError
+from attnc.compiler.simulation.problem import Problem
+from attnc.compiler.simulation.simulation import (
+    CHOSEN_RUNGS,
+    Baseline,
+    Choice,
+    Pass,
+    Rung,
+    RungName,
+    Simulation,
+    Tiles,
+    Traffic,
+)
+from attnc.compiler.simulation.strips import Strips, strips, together
+from attnc.compiler.simulation.tile_work import NATURAL, TileWork
+from attnc.compiler.simulation.traffic import key_bytes, memory_ms, tensor_bytes
+
+FP32 = 4
+
+RANK_BYTES, RANK_LAUNCHES = 150, 20
+"""Bytes of a place of a row while it is ranked, as `selections.ranking` does it without a question to the host: scores
+become 64-bit numbers by eleven operations, three passes of a top-k by radix read them, truth is scattered."""
+OPERATION_BYTES = 8
+"""An element of an operation of a score is read and written in fp32."""
+SORT_BYTES, LIST_LAUNCHES = 150, 25
+"""Bytes of a pair of a row and a place in the lists (`gpu.chosen_lists`): a stable sort by radix of 32-bit numbers and
+their places, four passes; then its side, its row and its query."""
+TAKEN_BYTES, SLOT_BYTES = 7, 24
+"""Bytes of a place of a row, and of one that it chose, when the chosen ones are found."""
+
+CAUTION = "an estimate that was never held against a clock: no GPU was at hand for these kernels (benchmarks/OWED.md)"
+
+
+@dataclass(frozen=True, eq=False)
+class GpuWork:
+    """An attention to chosen places and the tiles of its kernels. `slots`: places of a row at most."""
+
+    work: ChosenWork
+    tiles: Mapping[Kernel, TileShape]
+    slots: int
+    items: int
+
+
+def simulate_gpu_choices(
+    problem: Problem,
+    works: Sequence[GpuWork],
+    others: Sequence[Simulation],
+    machine: Machine,
+    stage: Pass,
+    baseline: Baseline,
+) -> Simulation:
+    """The ladder of attentions to chosen places, and of the `others` of a pattern, which choose nothing.
+
+    Raises MachineError for what the machine does not have.
+    """
+    if problem.shape.dtype not in BYTES:
+        raise MachineError(f"{machine.name} runs attention in {', '.join(BYTES)}, not in {problem.shape.dtype}")
+    ideal, dense = dense_ms(problem, machine, stage, baseline)
+    runs = [_run(one, problem, machine, kernel) for one in works for kernel in KERNELS[stage]]
+    visible = sum(one.work.visible for one in works) + sum(one.visible or 0 for one in others)
+    listing = sum(_listing_ms(one, machine) for one in works)
+    choosing = sum(_choosing_ms(one, problem, machine) for one in works) if stage != "backward" else 0.0
+    ms = 1e3 / machine.hertz
+    tile = sum(run.strips.live * run.full_clocks for run in runs) / machine.sms * ms
+    balanced = sum(run.least_clocks for run in runs) * ms
+    attended = sum(run.ms for run in runs) + sum(one.predicted_ms for one in others)
+    pairs = problem.dense_pairs(baseline)
+    times = (
+        ideal * visible / pairs if pairs else 0.0,
+        tile + _of_others(others, "tile"),
+        balanced + _of_others(others, "balanced"),
+        attended,
+        attended + listing,
+        attended + listing + choosing,
+    )
+    predicted = times[-1]
+    live = sum(run.strips.live for run in runs)
+    tile_of = runs[0].model.shape
+    lost = (
+        f"{visible:,} of {pairs:,} pairs are visible",
+        f"{live:,} tiles of {tile_of.q_tile} gathered queries and {tile_of.k_tile} keys",
+        f"{sum(run.strips.count for run in runs):,} programs on {machine.sms} SMs",
+        _share("partial results, written in fp32 and merged,", sum(run.merged_ms for run in runs), predicted),
+        _share("lists", listing, predicted),
+        "chosen in the forward" if stage == "backward" else _share("the choice", choosing, predicted),
+    )
+    rungs, least = [], inf
+    for name, time, why in zip(CHOSEN_RUNGS, times, lost, strict=True):
+        least = min(least, ideal / time if time else inf)
+        rungs.append(Rung(name, least, why))
+    moved = sum(run.moved for run in runs) + sum(one.traffic.moved for one in others)
+    products = (3, 2) if stage == "backward" else (1, 1)
+    own = tensor_bytes(problem.shape)
+    return Simulation(
+        pattern=problem.pattern,
+        params=problem.params,
+        device=machine.name,
+        title=machine.title,
+        shape=problem.shape,
+        stage=stage,
+        baseline=baseline,
+        causal=problem.is_causal,
+        visible=visible,
+        tiles=_tiles(problem, runs, others),
+        choices=tuple(map(_choice, runs)) + tuple(choice for one in others for choice in one.choices),
+        others=(),
+        rungs=tuple(rungs),
+        predicted_ms=predicted,
+        dense_ms=dense,
+        ideal_ms=ideal,
+        calibrated=False,
+        flop=2 * visible * (products[0] * problem.shape.dk + products[1] * problem.shape.dv),
+        traffic=Traffic(own, moved, own + max((_part_bytes(one, problem, stage) for one in works), default=0)),
+        notes=(*dict.fromkeys(note for one in others for note in one.notes), CAUTION),
+        estimated=True,
+        loads=tuple((runs[0].loads * ms).tolist()),
+    )
+
+
+# --- kernels ---------------------------------------------------------------------------------------------------------
+
+
+def _run(one: GpuWork, problem: Problem, machine: Machine, kernel: Kernel) -> KernelRun:
+    """A kernel on what its programs are expected to meet."""
+    shape, heads, tiles = problem.shape, problem.heads, one.tiles[kernel]
+    walk = _keys_meet if kernel == "dkdv" else _rows_meet
+    walked = together([walk(one.work, tiles, problem, whole) for whole in (True, False)])
+    rows = _rows_of(one.work)
+    size, width = BYTES[shape.dtype], shape.dk if kernel == "dq" else shape.dv
+    gathered = rows * shape.dk * size * (1 if kernel == "forward" else 2)
+    parts = 0.0 if kernel == "dkdv" else rows * (width + 1) * FP32
+    moved = round(gathered + parts + key_bytes(shape) * (2 if kernel == "dkdv" else 1))
+    joined = parts + shape.lanes * shape.n_q * width * size
+    merging = memory_ms(machine, joined) + machine["launch_us"] / 1e3 if parts else 0.0
+    programs = max(resources(machine, kernel, tiles, heads).programs, 1)
+    work = TileWork(NATURAL, tiles.q_tile, tiles.k_tile, walked, walked, None)
+    model = TileModel(machine, kernel, tiles, heads, problem.extra)
+    return KernelRun(model, work, walked, walked, programs, merging, moved, 1)
+
+
+def _rows_of(work: ChosenWork) -> float:
+    """Pairs of a row and a place, of all heads."""
+    expected = work.expected
+    return float((expected.whole + expected.part).sum()) * work.lanes * work.together
+
+
+def _rows_meet(work: ChosenWork, tiles: TileShape, problem: Problem, whole: bool) -> Strips:
+    """A program for each tile of the queries of a place, which walks its keys."""
+    del problem
+    rows, keys = _side(work.expected, whole)
+    count = np.ceil(rows / tiles.q_tile) * np.minimum(1.0, rows)
+    return _strips(np.ceil(keys / tiles.k_tile), count * work.lanes * work.together, whole)
+
+
+def _keys_meet(work: ChosenWork, tiles: TileShape, problem: Problem, whole: bool) -> Strips:
+    """A program for each tile of keys of a place, which walks the queries of all heads that share them."""
+    shape = problem.shape
+    rows, keys = _side(work.expected, whole)
+    walked = np.ceil(rows / tiles.q_tile) * (shape.heads // shape.kv_heads)
+    return _strips(walked, np.ceil(keys / tiles.k_tile) * shape.batch * shape.kv_heads, whole)
+
+
+def _side(expected: ExpectedChoice, whole: bool) -> tuple[Float64, Float64]:
+    """Queries and keys of the places that someone sees whole, or in part."""
+    rows = expected.whole if whole else expected.part
+    some = (rows > 0) & (expected.keys > 0)
+    return rows[some], expected.keys[some].astype(np.float64)
+
+
+def _strips(tiles: Float64, times: Float64, whole: bool) -> Strips:
+    each, many = tiles.astype(np.int64), np.ceil(times).astype(np.int64)
+    nothing = np.zeros_like(each)
+    return strips(each if whole else nothing, nothing if whole else each, many)
+
+
+# --- lists and choice ------------------------------------------------------------------------------------------------
+
+
+def _listing_ms(one: GpuWork, machine: Machine) -> float:
+    """The lists of pairs: found in the rows, and sorted by place."""
+    rows = one.work.lanes * one.work.n_q
+    bytes_ = rows * one.items * TAKEN_BYTES + rows * one.slots * (SLOT_BYTES + SORT_BYTES)
+    return memory_ms(machine, bytes_) + LIST_LAUNCHES * machine["launch_us"] / 1e3
+
+
+def _choosing_ms(one: GpuWork, problem: Problem, machine: Machine) -> float:
+    """Scores by products in fp32, what is done with them, and their ranks."""
+    found, shape = one.work.deciding, problem.shape
+    products = 2 * found.products * 64 / (2 * machine["fma_per_clock"] * machine.sms * machine.hertz) * 1e3
+    bytes_ = (
+        found.products * 64 / max(shape.dk, 1) * FP32
+        + found.operations * OPERATION_BYTES
+        + (found.places + found.ordered) * RANK_BYTES
+        + found.pooled * (BYTES[shape.dtype] + 3 * FP32)
+        + shape.lanes * shape.n_q * shape.dk * (BYTES[shape.dtype] + 2 * FP32)
+    )
+    launches = RANK_LAUNCHES + found.nodes
+    return max(products, memory_ms(machine, bytes_)) + launches * machine["launch_us"] / 1e3
+
+
+def _part_bytes(one: GpuWork, problem: Problem, stage: Pass) -> int:
+    width = problem.shape.dk if stage == "backward" else problem.shape.dv + 1
+    return round(problem.shape.lanes * problem.shape.n_q * one.slots * width * FP32)
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def _of_others(others: Sequence[Simulation], name: RungName) -> float:
+    """Milliseconds of the other attentions at one of their rungs."""
+    return sum(one.ideal_ms / one.rung(name).speedup for one in others)
+
+
+def _tiles(problem: Problem, runs: Sequence[KernelRun], others: Sequence[Simulation]) -> Tiles:
+    own, of = runs[0].strips, runs[0].model.shape
+    full, partial = (sum(getattr(one.tiles, name) for one in others) for name in ("full", "partial"))
+    total = problem.dense_strips("full", of.q_tile, of.k_tile).live
+    return Tiles(total, own.live + full + partial, own.full_tiles + full, own.partial_tiles + partial)
+
+
+def _choice(run: KernelRun) -> Choice:
+    tiles = run.model.shape
+    how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM; gathered queries"
+    limit = "memory" if run.moving_ms > 0.9 * run.ms else run.model.full.limit
+    return Choice(run.model.kernel, tiles.q_tile, tiles.k_tile, NATURAL, how, limit, run.ms)
+
+
+def _share(what: str, own: float, whole: float) -> str:
+    return f"{what} {own / whole:.0%} of the time" if own else f"{what} nothing"

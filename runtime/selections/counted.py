@@ -1,0 +1,95 @@
+"""What working out a selection takes, counted from its expressions and sizes: rows, places, products, operations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from attnc.compiler import ir
+from attnc.compiler.keeping import most_kept
+from attnc.compiler.simulation.cpu_choices import Deciding
+from attnc.compiler.values import reads
+from attnc.runtime.call import Sizes
+from attnc.runtime.selections.choose import AT_ONCE
+from attnc.runtime.selections.head_sums import head_sums, of_one_head
+
+PRODUCT = 64
+"""Numbers of the vectors whose product is counted as one."""
+
+Node = ir.Value | ir.Index
+
+
+def deciding(item: ir.Selection, sizes: Sizes, rows: int, items: int, at_once: int = AT_ONCE) -> Deciding:
+    """What a selection of `rows` among `items` takes, in all batch entries, so many scores `at_once`."""
+    sums = list(head_sums(item.score))
+    terms = [of_one_head(node) for node, _ in sums]
+    own = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(item.by_heads or "", 1)
+    outer = list(_nodes([item.score], {node for node, _ in sums}))
+    inner = list(_nodes([part for pair in terms for part in pair], ()))
+    tested = [*_nodes([item.candidates, item.always], ()), *(x for x in (*outer, *inner) if not _is_value(x))]
+    wide = sizes.heads if sums else own
+    blocks = -(-rows // (rows if item.pairs else max(at_once // max(items * wide, 1), 1))) if rows else 0
+    places = sizes.batch * own * rows * items
+    per_head = sizes.batch * sizes.heads * rows * items
+    counted = most_kept(item.keep) is not None
+    ranks = {node.name for node in item.keep.below if isinstance(node, ir.Ranking)} & {"rank", "mass"}
+    return Deciding(
+        nodes=len({*outer, *inner, *tested}) * blocks * sizes.batch,
+        rows=sizes.batch * own * rows,
+        places=places if counted else 0,
+        ordered=places if ranks and not counted else 0,
+        products=(_products(outer) * places + _products(inner) * per_head) * sizes.dk / PRODUCT,
+        operations=_operations(outer) * places + (_operations(inner) + len(sums)) * per_head,
+        tests=sum(map(_is_paired, tested)) * sizes.batch * rows * items,
+        pooled=sum(_pooled(node, sizes) for node in {*outer, *inner}),
+    )
+
+
+def besides(pattern: ir.Pattern, sizes: Sizes) -> Deciding:
+    """What joins the attentions of a pattern, and averages keys that are units of tokens."""
+    roots = [root for root in (pattern.combine,) if root is not None]
+    joining = sum(isinstance(node, ir.Apply) for node in _nodes(roots, ()))
+    units = sum(node.keys is not None for node in pattern.nodes)
+    keys = sizes.batch * sizes.kv_heads * sizes.n_k * (sizes.dk + sizes.dv)
+    return Deciding(operations=joining * sizes.batch * sizes.heads * sizes.n_q * sizes.dv, pooled=units * keys)
+
+
+def _nodes(roots: Collection[Node], inner: Collection[ir.Value]) -> Iterator[Node]:
+    """Every distinct node, without what is below `inner`, and without the terms of other aggregates."""
+    seen = set[object](inner)
+    pending: list[object] = list(roots)
+    while pending:
+        node = pending.pop()
+        if node in seen or not isinstance(node, ir.Node):
+            continue
+        seen.add(node)
+        yield node  # type: ignore[misc]  # what is below values and indices is one of them
+        if not isinstance(node, ir.Total | ir.Seen):
+            pending.extend(node.children())
+
+
+def _is_value(node: Node) -> bool:
+    return isinstance(node, ir.VALUES)
+
+
+def _is_paired(node: Node) -> bool:
+    """Whether it differs for every row and place."""
+    return not _is_value(node) and {"q", "k"} <= reads(node)
+
+
+def _products(nodes: list[Node]) -> int:
+    return sum(isinstance(node, ir.Dot) and {"q", "k"} <= reads(node) for node in nodes)
+
+
+def _operations(nodes: list[Node]) -> int:
+    return sum(isinstance(node, ir.Apply | ir.Select) and {"q", "k"} <= reads(node) for node in nodes)
+
+
+def _pooled(node: Node, sizes: Sizes) -> int:
+    """Numbers of keys, or of queries, that an aggregate averages."""
+    if not isinstance(node, ir.Total):
+        return 0
+    heads, tokens = (sizes.heads, sizes.n_q) if "q" in reads(node) else (sizes.kv_heads, sizes.n_k)
+    return sizes.batch * heads * tokens * sizes.dk
+
+
+__all__ = ["PRODUCT", "besides", "deciding"]
