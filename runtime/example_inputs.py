@@ -14,6 +14,8 @@ from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.program import BoundProgram, Expr, Input
 
 DOCUMENTS = 3
+SHOWN_TOGETHER = 8
+"""A size of an input that has several of its own."""
 OWN_SIZE = 3
 
 
@@ -46,13 +48,23 @@ def example_inputs(
 
     Ids of documents: three of nearly equal length; other integers by token: thirds of the sequence; a lone integer: a
     quarter of the keys; integers by query and key: their distance; booleans by token: every fourth; real numbers:
-    random, within their refinement; a size that only an input shows: as many as there are keys. In a recurrence vectors
-    of a head's width have length 1, so that states stay bounded, and a size that only an input shows is 3. Raises
-    ArgumentError for an input that has no such example.
+    random, within their refinement; a size that only an input shows: as many as there are keys, or 8 where some input
+    shows it with another such one. In a recurrence vectors of a head's width have length 1, so that states stay
+    bounded, and a size that only an input shows is 3. Raises ArgumentError for an input that has no such example.
     """
     known = {"batch": batch, "head": heads, "kv_head": heads, "query": n_q, "key": n_k, "token": n_k, **(sizes or {})}
+    known = {**_shown_together(bound, known), **known}
     wanted = [i for i in bound.program.inputs if i.name not in given and (names is None or i.name in names)]
     return {i.name: _example(bound, i, known) for i in wanted}
+
+
+def _shown_together(bound: BoundProgram, known: Mapping[str, int]) -> dict[str, int]:
+    """Sizes that only inputs show, several in one: small ones, as their product counts."""
+    found: set[str] = set()
+    for item in bound.program.inputs:
+        own = {dim for dim in item.type.dims if isinstance(dim, str) and dim not in (*known, "dk", "dv")}
+        found |= own if len(own) > 1 and item.type.is_floating else set()
+    return dict.fromkeys(found, SHOWN_TOGETHER) if bound.program.recurrence is None else {}
 
 
 def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Example:

@@ -33,6 +33,7 @@ from attnc.runtime.selections.choose import AT_ONCE, ON_DEVICE
 from attnc.runtime.selections.counted import besides, deciding
 from attnc.runtime.selections.listed import blocks_of
 from attnc.runtime.selections.placed import choice_of
+from attnc.runtime.selections.tokens import tokens_of
 from attnc.runtime.simulating import Device, check_baseline
 from attnc.spec.program import Value
 
@@ -116,8 +117,8 @@ def _on_gpu(
     for name, one in works.items():
         if not one.places:
             raise UnsupportedError(
-                f"`{name}` of `{problem.pattern}` is no choice among places of consecutive keys, for which there are "
-                f"no kernels; its tiles in torch are simulated on the CPU at hand only: ask for device cpu"
+                f"`{name}` of `{problem.pattern}` is no choice among places of consecutive keys: its lists of tiles "
+                f"are made of what is chosen, which is simulated on the CPU at hand only: ask for device cpu"
             )
         kernels = ChosenProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(one.largest))
         tiles: dict[Kernel, TileShape] = {stage: tiles_of(kernels, stage) for stage in ("forward", "dq", "dkdv")}
@@ -149,10 +150,11 @@ def _attention(
 
     `at_once`: scores of a block of rows.
     """
-    if pattern.documents is not None or not is_scored(node):
+    apart = any(other.family is not None for other in pattern.nodes)
+    if pattern.documents is not None or not is_scored(node) or apart or tokens_of(node) is not None:
         raise UnsupportedError(
-            f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that are chosen, which is not "
-            f"simulated yet; measure it, or look at what may be chosen with `attend.plan(…)`"
+            f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that each row chooses for "
+            f"itself, which is not simulated yet; measure it, or look at what may be chosen with `attend.plan(…)`"
         )
     items = [item for item in pattern.selections if item.given in asked([node.visible])]
     decided = Deciding()

@@ -152,7 +152,7 @@ class Cases:
             given,
             batch=self.asked.batch,
             heads=heads,
-            sizes={"heads": heads},
+            sizes={"heads": heads, "dk": self.asked.head_dim, "dv": self.asked.head_dim},
             names=attention.relation_inputs,
         )
         for name, example in made.items():

@@ -290,6 +290,6 @@ def test_sorting_asks_nothing_of_a_device(
     choices = {item.name: torch.empty(1, 4, 5, 7, dtype=torch.bool, device="meta") for item in pattern.selections}
     monkeypatch.setattr(Choices, "_chosen", lambda self, item: choices[item.name])
     with started_by(lambda source, *_: started.append(source.stage)):
-        out, _ = steps.on_gpu(q, k, v, Given(sizes, inputs, {}, 0.25))
+        out, _ = steps.on_gpu(q, k, v, Given(sizes, inputs, dict(inputs), 0.25))  # type: ignore[arg-type]  # tensors
         torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
     assert set(started) == {"forward", "merge", "delta", "dq", "sum", "dkdv"}
