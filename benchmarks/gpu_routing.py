@@ -39,6 +39,12 @@ GROUPED = """pattern grouped_blocks(block: int = 64, topk: int = 16)
     visible k in chosen and k <= q
 """
 """The blocks that the heads of a group take together, the own one among them."""
+SORTED = """pattern sorted_blocks(block: int = 64)
+    align   end
+    input   h: int[batch, kv_head, token]
+    visible order(h)[q] // block == order(h)[k] // block
+"""
+TEXTS = {"grouped_blocks": GROUPED, "sorted_blocks": SORTED}
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -74,7 +80,7 @@ def main() -> int:
 
 
 def _attention(name: str, **params: Any) -> Attention:
-    return compile_attention(GROUPED if name == "grouped_blocks" else name, backend="triton", **params)
+    return compile_attention(TEXTS.get(name, name), backend="triton", **params)
 
 
 def _drawn(setting: Setting, heads: int, kv_heads: int, n: int, width: int, dtype: torch.dtype) -> list[Tensor]:
@@ -98,6 +104,16 @@ def _indexer(n: int, device: torch.device | str) -> dict[str, Tensor]:
     return {name: torch.randn(size, device=device) for name, size in sizes.items()}
 
 
+def _hashes(n: int, device: torch.device | str) -> dict[str, Tensor]:
+    return {"h": torch.randint(0, 64, (1, 2, n), device=device)}
+
+
+def _placed(setting: Setting) -> list[tuple[str, dict[str, Any], Given]]:
+    """Those whose places are found on the device: strips of a whole prompt, tokens in the order of hashes."""
+    strips = {"block": 10, "stride": 5} if setting.toy else {"block": 50, "stride": 10}
+    return [("sorted_blocks", {"block": 16 if setting.toy else 64}, _hashes), ("xattention", strips, _nothing)]
+
+
 def _asking(setting: Setting) -> list[tuple[str, dict[str, Any], Given]]:
     """Those that choose otherwise than among blocks of keys: tiles are listed on the device."""
     toy = setting.toy
@@ -119,23 +135,29 @@ def correct(setting: Setting) -> Iterator[Row]:
         ("grouped_blocks", small, _nothing),
         ("native_sparse", {**small, "window": 40}, _gates),
     ]
-    for name, params, make in (*placed, *_asking(setting)):
+    for name, params, make in (*placed, *_placed(setting), *_asking(setting)):
         for dtype in dtypes:
             attend = _attention(name, **params)
             q, k, v = _drawn(setting, 4, 2, n, width, dtype)
             given: dict[str, Any] = make(n, setting.device)
             leaves = [x.detach().double().cpu().requires_grad_() for x in (q, k, v)]
-            true_given: dict[str, Any] = {key: x.double().cpu() for key, x in given.items()}
+            true_given: dict[str, Any] = {key: x.cpu() for key, x in given.items()}
+            true_given = {key: x.double() if x.is_floating_point() else x for key, x in true_given.items()}
             ours, true = attend(q, k, v, **given), attend.reference(*leaves, **true_given)
             weights = torch.randn_like(true)
             grads = torch.autograd.grad((ours.double().cpu() * weights).sum(), (q, k, v))
             wanted = torch.autograd.grad((true * weights).sum(), leaves)
-            chosen, true_chosen = attend.chosen(q, k, v, **given), attend.chosen(*leaves, **true_given)
-            alike = all(torch.equal(x.cpu(), true_chosen[key]) for key, x in chosen.items())
+            alike = not attend.pattern.selections or _chose_alike(attend, (q, k, v, given), (*leaves, true_given))
             pairs = zip(("out", "dq", "dk", "dv"), (ours, *grads), (true, *wanted), strict=True)
             errors = {key: _error(a, b) for key, a, b in pairs}
             ok = not alike or max(errors.values()) <= TOLERANCE[dtype]
             yield {"pattern": name, "dtype": str(dtype), "chose_alike": alike, "errors": errors, "ok": ok}
+
+
+def _chose_alike(attend: Attention, *calls: tuple[Any, ...]) -> bool:
+    """Whether two calls, of q, k, v and inputs, choose the same."""
+    first, second = (attend.chosen(q, k, v, **given) for q, k, v, given in calls)
+    return all(torch.equal(x.cpu(), second[key].cpu()) for key, x in first.items())
 
 
 def _error(ours: Tensor, true: Tensor) -> float:
@@ -144,12 +166,12 @@ def _error(ours: Tensor, true: Tensor) -> float:
 
 def steps(setting: Setting) -> Iterator[Row]:
     """Training steps with new choices: no host waits for the device (an error of torch says where it does)."""
-    n, width, count = (90, 16, 3) if setting.toy else (4096, 128, STEPS)
+    n, width, count = (90, 16, 3) if setting.toy else (4000, 128, STEPS)
     placed: list[tuple[str, dict[str, Any], Given]] = [
         ("moba", {"block": 16 if setting.toy else 128}, _nothing),
         ("grouped_blocks", {"topk": 4}, _nothing),
     ]
-    for name, params, make in (*placed, *_asking(setting)):
+    for name, params, make in (*placed, *_placed(setting), *_asking(setting)):
         attend = _attention(name, **params)
         drawn = [_drawn(setting, 4, 2, n, width, torch.float32) for _ in range(count + 2)]
         given: dict[str, Any] = make(n, setting.device)
