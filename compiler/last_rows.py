@@ -51,6 +51,7 @@ def _of_selection(item: Selection) -> Selection:
     """Queries are counted by the tokens."""
     return replace(
         item,
+        items=None if item.items is None else substitute(item.items, _COUNTED),
         score=substitute_value(item.score, _COUNTED),
         candidates=substitute(item.candidates, _COUNTED),
         keep=substitute_value(item.keep, _COUNTED),
@@ -60,9 +61,10 @@ def _of_selection(item: Selection) -> Selection:
 
 def _read_by(item: Selection) -> Iterator[str]:
     """What a choice is made by that no cache holds."""
-    if item.pairs or _OF_FAMILY in {below for root in (item.score, item.candidates) for below in root.below}:
+    roots = [item.score, item.candidates, item.keep, item.always]
+    if item.pairs or any(_OF_FAMILY in root.below for root in roots):
         yield "the choices"
-    yield from _read([item.score, item.candidates, item.keep, item.always])
+    yield from _read(roots)
 
 
 _OF_FAMILY = fold.mod(fold.place("q"), fold.extent("queries"))

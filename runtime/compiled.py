@@ -108,7 +108,8 @@ class Compiled:
         """The inputs that the relation reads, or that have a size that it reads: what `mask` and `plan` need."""
         pattern = self._pattern
         names = names_read(pattern) | {t.name for item in pattern.selections for t in asked_by_selection(item)}
-        return frozenset(t.name for t in pattern.tensors if names & {t.name, *map(str, t.dims)})
+        read = [t for t in pattern.tensors if names & {t.name, *map(str, t.dims)}]
+        return frozenset(t.name if t.made is None else t.made.of for t in read)
 
     @property
     def bound(self) -> BoundProgram:

@@ -33,7 +33,9 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
     lanes = []
     for lane in lanes_of(choice, q, k):
         reading = Numbering(inputs, sizes, shape.sizes, lane.batch, lane.head, window.shift, q.device)
-        rows, items = reading.of(choice.row_of, "q"), reading.of(choice.item_of, "k")
+        items = reading.of(choice.item_of, "k")
+        rows = torch.arange(shape.n_q, device=q.device)
+        rows = rows if choice.is_by_query else reading.of(choice.row_of, "q")
         if choice.chosen is None:
             places = max(reading.bound(choice.row_of), reading.bound(choice.item_of))
             chosen, most = torch.eye(places, dtype=torch.bool, device=q.device), 1

@@ -76,7 +76,8 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             found = given.inputs[choice.chosen.name]
             assert isinstance(found, Tensor)
             chosen = lane.of(choice, found)
-            places = find_places(row_of, item_of, rest, shape.n_q, shape.n_k, *chosen.shape)
+            own_row = None if choice.is_by_query else row_of
+            places = find_places(own_row, item_of, rest, shape.n_q, shape.n_k, *chosen.shape)
             if places is None:
                 return None
         work = Chosen(places, given.scale, by_batch=False, by_heads=False)

@@ -178,6 +178,33 @@ def test_clusters(dims: str, score: str, visible: str) -> None:
     check(attend, made(11, 15), {"qc": torch.randint(0, 6, (2, HEADS, 11)), "kc": kc})
 
 
+BY_QUERY = """pattern by_query(groups: int = 4)
+    align   end
+    input   kc: int[batch, kv_head, key]
+    select chosen
+        over   b = kc[k] % groups
+        score  dot(q, mean(b.k))
+        keep   rank < 2
+    visible k in chosen and k <= q
+"""
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize(("n_q", "n_k"), [(15, 15), (6, 15)])
+def test_each_query_chooses_clusters(backend: Any, n_q: int, n_k: int) -> None:
+    pytest.importorskip("triton")
+    attend = compile_attention(BY_QUERY, backend=backend)
+    qkv = [x.float() for x in made(n_q, n_k)] if backend == "triton" else made(n_q, n_k)
+    kc = torch.randint(0, 4, (2, KV_HEADS, n_k))
+    if backend == "cpu":
+        check(attend, qkv, {"kc": kc})
+    leaves = [x.detach().requires_grad_() for x in qkv]
+    outs = [run(*leaves, kc=kc) for run in (attend, attend.reference)]
+    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+    grads = [torch.autograd.grad(out.square().sum(), leaves) for out in outs]
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+
+
 def test_a_cluster_of_most_tokens_is_summed_once() -> None:
     attend = compile_attention("svg2", query_clusters=3, key_clusters=40, p=0.5)
     kc = torch.zeros(2, KV_HEADS, 90, dtype=torch.long)
@@ -430,6 +457,19 @@ def test_a_branch_for_each_chosen_place(combine: str, last: str, n_q: int, n_k: 
         torch.autograd.grad(out.square().sum(), search, allow_unused=True, materialize_grads=True)[0] for out in outs
     )
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("last", LAST)
+def test_a_cache_of_chosen_places(last: str) -> None:
+    attend = compile_attention(SPANS.format(combine=COMBINED[0], last=last))
+    q, k, v = made(18)
+    search = real(2, HEADS, 18, WIDTH)
+    out = attend(q, k, v, search=search)
+    for n in (1, 3):
+        step = attend.decode(q[:, :, -n:], k, v, kv_len=18, search=search[:, :, -n:])
+        torch.testing.assert_close(step, out[:, :, -n:])
+    with pytest.raises(UnsupportedError, match="the choices of other rows"):
+        compile_attention(FAMILIES["of queries"]).decode(q[:, :, -1:], k, v, kv_len=18)
 
 
 def test_a_step_with_chosen_places_plans_nothing(tmp_path: Path) -> None:
