@@ -224,6 +224,7 @@ def completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, 
 
 def sorted_by(x: Tensor, made: ir.Made) -> Tensor:
     """What is made of an input, along its last dimension."""
+    x = x if x.is_floating_point() else x.long()
     x = x.remainder(made.count) if made.count else x
     found, order = torch.sort(x, dim=-1, stable=True)
     if made.what == "order":

@@ -87,6 +87,15 @@ def test_the_order_of_real_numbers() -> None:
     check(compile_attention(blocks("batch, token", "real")), made(13), {"h": h})
 
 
+def test_ids_of_a_byte() -> None:
+    """Numbers that do not fit beside their bound, or its sums."""
+    attend = compile_attention("svg2", query_clusters=300, key_clusters=200, p=0.7)
+    qkv = made(40)
+    ids: Inputs = {"qc": torch.randint(-128, 127, (2, HEADS, 40)), "kc": torch.randint(0, 255, (2, KV_HEADS, 40))}
+    small: Inputs = {"qc": ids["qc"].to(torch.int8), "kc": ids["kc"].to(torch.uint8)}
+    torch.testing.assert_close(attend(*qkv, **small), attend.reference(*qkv, **ids))
+
+
 def test_fewer_queries_than_keys() -> None:
     check(compile_attention(blocks("batch, token")), made(5, 12), {"h": torch.randint(0, 3, (2, 12))})
 
