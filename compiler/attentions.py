@@ -47,6 +47,13 @@ def asked_by_selection(item: Selection) -> set[Tensor]:
     return asked([item.score, item.candidates, item.keep, item.always])
 
 
+def open_inputs(pattern: Pattern) -> Pattern:
+    """The pattern in which all is seen that might be, whatever selections choose and inputs hold."""
+    opened = open_choices(pattern)
+    nodes = tuple(replace(node, visible=might_hold(node.visible, set(opened.tensors))) for node in opened.nodes)
+    return replace(opened, nodes=nodes)
+
+
 def open_choices(pattern: Pattern) -> Pattern:
     """The pattern in which all is seen that might be, whatever selections choose, and however tokens are sorted."""
     own = {item.given for item in pattern.selections}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.exact import Lanes
-from attnc.compiler.attentions import asked, might_hold
+from attnc.compiler.attentions import asked, asked_by_selection, might_hold
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, specialise
@@ -41,7 +41,7 @@ class Ahead:
 def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
     """A witness that a causal pattern chooses by what comes later, None where none was found."""
     for item in pattern.selections:
-        asking = [node for node in pattern.nodes if item.given in asked([node.visible])]
+        asking = [node for node in pattern.nodes if item in _decisive(pattern, node)]
         found = _Sample.of(item)
         if found is None or not asking or not all(_is_causal(node, found.tokens) for node in asking):
             continue
@@ -49,6 +49,17 @@ def looks_ahead(pattern: ir.Pattern) -> Ahead | None:
         if witness is not None:
             return witness
     return None
+
+
+def _decisive(pattern: ir.Pattern, node: ir.Attend) -> list[ir.Selection]:
+    """The selections by which a relation is decided, those that others of them ask too."""
+    read, found = asked([node.visible]), list[ir.Selection]()
+    while True:
+        more = [item for item in pattern.selections if item.given in read and item not in found]
+        if not more:
+            return found
+        found += more
+        read = read.union(*(asked_by_selection(item) for item in more))
 
 
 def _is_causal(node: ir.Attend, n: int) -> bool:
@@ -96,7 +107,8 @@ class _Sample:
             first = np.array([int(np.argmax(row_of == row)) if (row_of == row).any() else n for row in own])
             q, k = np.repeat(own, places), np.tile(np.arange(places), len(own))
             sample = cls(item, n, Lanes({}, q, k), np.repeat(first, places), np.ones(len(q), dtype=np.bool_))
-            sample.alive = sample._holds(item.candidates) & (sample.limit < n)
+            candidates = might_hold(item.candidates, asked([item.candidates]))
+            sample.alive = sample._holds(candidates) & (sample.limit < n)
         except (AssertionError, KeyError, EvaluationError):
             return None  # it has sizes of its own, or no value there: a call says so
         return sample

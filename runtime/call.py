@@ -217,7 +217,7 @@ def completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, 
     for tensor in pattern.tensors:
         value = None if tensor.made is None else given.get(tensor.made.of)
         if tensor.made is not None and value is not None and tensor.name not in given:
-            x = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+            x = value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
             made[tensor.name] = sorted_by(x.detach(), tensor.made)
     return {**given, **made} if made else given
 

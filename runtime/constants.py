@@ -24,6 +24,7 @@ _CAPTURED: list[Tensor] = []
 def on_device(array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """An array as a tensor, which nobody may change."""
     whole = np.ascontiguousarray(array)
+    whole = whole if whole.flags.writeable else whole.copy()
     found = torch.from_numpy(whole) if dtype is None else torch.from_numpy(whole).to(dtype)
     if device.type == "cpu":
         return found

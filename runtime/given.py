@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from attnc.runtime.call import Sizes
@@ -22,3 +23,10 @@ class Given:
     real: Mapping[str, Tensor]
     scale: float
     states: Mapping[str, Tensor] | None = None
+
+    @property
+    def shape(self) -> Hashable:
+        """What plans depend on that know nothing of what inputs hold."""
+        known = {name: x if isinstance(x, Tensor) else np.asarray(x) for name, x in self.inputs.items()}
+        shapes = ((name, tuple(x.shape)) for name, x in known.items())
+        return self.sizes, tuple(sorted(shapes))

@@ -52,6 +52,7 @@ def _check_range(pattern: ir.Pattern, name: str, inputs: Mapping[str, object], c
     x = _tensor(inputs, name)
     if x is None or not x.numel():
         return
+    x = x.long()
     outside = x[(x < 0) | (x >= count)]
     if outside.numel():
         raise ArgumentError(

@@ -107,7 +107,7 @@ class Shown(Compiled):
         """The sizes of a call, its inputs, and what is chosen."""
         if not self._pattern.selections:
             raise ArgumentError(f"`{self.name}` has no selection: nothing is chosen by content")
-        if self._pattern.documents is not None:
+        if self._pattern.documents is not None or "cu_seqlens" in inputs:
             raise UnsupportedError(f"what `{self.name}` chooses in documents: ask it for each document by itself")
         assert self._steps is not None
         check_are_tensors(q, k, v)

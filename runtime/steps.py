@@ -217,7 +217,11 @@ class Steps:
         if node.family is None:
             return run(self._planner(node, None), given, q, k, v, known)
         members = self._members(node, given.sizes, given.inputs)
-        pairs = [run(self._planner(node, i), given, q, k, v, known) for i in members]
+        pairs = []
+        for i in members:
+            planner = self._planner(node, i)
+            own = replace(given, inputs=self._own_inputs(planner.pattern, given.inputs))  # not all members ask alike
+            pairs.append(run(planner, own, q, k, v, known))
         outs, lses = ([pair[i] for pair in pairs] for i in (0, 1))
         if not pairs:
             empty = q.new_zeros((*q.shape[:3], 0, v.shape[-1]), dtype=lse_dtype(q.dtype))
@@ -226,7 +230,8 @@ class Steps:
 
     def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
         assert node.family is not None
-        pattern = alone(self._pattern, node)
+        pattern = rows_of(replace(self._pattern, nodes=()))
+        pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
         named = call_shape(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
         return range(low, high)

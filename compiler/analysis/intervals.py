@@ -43,6 +43,8 @@ from attnc.compiler.rewrite import rewrite, variables
 
 LIMIT = 1 << 61
 """Bounds at ±LIMIT mean: not known to be smaller."""
+FAR = 1 << 31
+"""What an entry that is not there may be, up and down: farther than any position."""
 
 Int64 = NDArray[np.int64]
 
@@ -477,6 +479,14 @@ class Analysis:
     def _read(self, node: DataRead) -> Ints:
         indices = [self.integer(index) for index in node.indices]
         low, high = map(self._clipped, RangeTable.of(node.data).bounds([(i.low, i.high) for i in indices]))
+        sizes = zip(indices, node.data.array.shape, strict=True)
+        outside = [(index.low < 0) | (index.high >= size) for index, size in sizes]
+        if any(
+            bool(lanes.any()) for lanes in outside
+        ):  # what is not there may be anything: it is looked at pair by pair
+            least, most = (0, 1) if node.data.array.dtype == np.bool_ else (-FAR, FAR)
+            lanes = np.logical_or.reduce(np.broadcast_arrays(*outside))
+            low, high = np.where(lanes, least, low), np.where(lanes, most, high)
         if not self._keyed:
             return _bounded(low, high)
         shape, offset = self._contents(node, indices)

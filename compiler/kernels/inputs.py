@@ -35,7 +35,9 @@ def strides(tensor: Tensor) -> range:
 
 def input_name(tensor: Tensor) -> str:
     """What an input of the pattern is called in texts, where nothing else has such a name."""
-    return f"input_{tensor.name}"
+    if tensor.made is None:
+        return f"input_{tensor.name}"
+    return "made_" + "".join(letter if letter.isalnum() else "_" for letter in tensor.name)
 
 
 def size_name(size: str) -> str:

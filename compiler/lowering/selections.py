@@ -18,6 +18,7 @@ from attnc.spec.checks.attends import same_keys
 from attnc.spec.checks.measure import expressions_of_selection, selections_read
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
+from attnc.spec.source import Span
 
 _COMPARED = {"lt": ("lt", False), "gt": ("lt", True), "le": ("le", False), "ge": ("le", True), "eq": ("eq", False)}
 """Comparisons: which of the IR's, and whether their sides change places."""
@@ -279,21 +280,28 @@ class SelectingLowering(AttentionLowering):
         item = next(item for item in self.program.selections if item.name == name)
         which = None if member is None else self.integer(member, scope)
         number = None
-        if which is not None and _asks_itself(item):
-            members = self._members(item)
-            if not isinstance(which, ir.Const) or which.value not in members:
-                assert member is not None
-                refuse(
-                    member.span,
-                    f"a member of `{name}` that is none of {members.start} to {members.stop - 1}",
-                    "Test for the first one before: `s == 0 or …`.",
-                )
-            number = which.value
+        if which is not None and member is not None:
+            number = self._member_of(item, which, member.span)
         found = self.selection(item, number)
         row, family = self._row_of(item, found, scope), self._rows_of[name].family
         if family is not None and which is not None:
             row = fold.add(fold.mul(fold.sub(which, family[0]), family[1]), row)
         return item, found, row
+
+    def _member_of(self, item: checked.Selection, which: Index, at: Span) -> int | None:
+        """The member that is asked, of those that ask each other. Raises SpecError for one that there is not."""
+        apart = _asks_itself(item)
+        if not apart and not isinstance(which, ir.Const):
+            return None
+        assert item.family is not None
+        ends = [self.integer(end, Scope()) for end in (item.family.low, item.family.high)]
+        if not apart and not all(isinstance(end, ir.Const) for end in ends):
+            return None
+        members = self._members(item)
+        if not isinstance(which, ir.Const) or which.value not in members:
+            what = f"a member of `{item.name}` that is none of {members.start} to {members.stop - 1}"
+            refuse(at, what, "Test for the first one before: `s == 0 or …`.")
+        return which.value if apart else None
 
     def _row_of(self, item: checked.Selection, found: ir.Selection, scope: Scope) -> Index:
         """The row at hand: that of the query, or of the unit that decides here too."""
@@ -323,7 +331,11 @@ class SelectingLowering(AttentionLowering):
         """Whether a row chose the token at a position, or a number."""
         if not isinstance(item.row.over, checked.Range):
             assert found.item_of is not None
-            return _asked(found, scope.head, row, _at(found.item_of, "k", place))
+            asked = _asked(found, scope.head, row, _at(found.item_of, "k", place))
+            if not item.of_queries or place is scope.q:
+                return asked
+            number = fold.sub(place, self.first_query())
+            return fold.conjunction(fold.nonnegative(number), fold.less(number, fold.extent("queries")), asked)
         low, _ = self.ends(item.row.over, Scope())
         if item.covers is None:
             return _asked(found, scope.head, row, fold.sub(place, low))

@@ -180,15 +180,16 @@ def find_same_places(row_of: Index, item_of: Index, rest: Index, n_q: int, n_k: 
     starts = np.searchsorted(items[order], np.arange(len(numbers) + 2))
     own = _numbers(row_of, n_q, 1)[:, 0]
     rows = np.searchsorted(numbers, own)
-    alone = (rows == len(numbers)) | (numbers[np.minimum(rows, len(numbers) - 1)] != own)
-    rows = np.where(alone, len(numbers), rows)
+    known = np.append(numbers, 0)
+    rows = np.where((rows < len(numbers)) & (known[rows] == own), rows, len(numbers))
     states = None if isinstance(rest, Truth) and rest.value else _states(rest, n_q, starts, order)
     return Places(starts, order, rows, states, rest, None)
 
 
 def _numbers(node: Index, n_q: int, n_k: int) -> Int64:
-    found = exact.integers(node, (0, max(n_q, 1)), (0, max(n_k, 1)))
-    return np.array(np.broadcast_to(found, (max(n_q, 1), max(n_k, 1)))[:n_q, :n_k])
+    if not (n_q and n_k):
+        return np.zeros((n_q, n_k), dtype=np.int64)
+    return np.array(np.broadcast_to(exact.integers(node, (0, n_q), (0, n_k)), (n_q, n_k)))
 
 
 def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArray[np.int8]:
@@ -197,8 +198,11 @@ def _states(rest: Index, n_q: int, starts: Int64, order: Int64 | None) -> NDArra
     last = np.minimum(first + ROWS, n_q) - 1
     low, high = starts[:-1], np.maximum(starts[1:] - 1, starts[:-1])
     if order is not None and len(order):
-        filled = np.minimum(low, len(order) - 1)
-        low, high = (np.where(starts[1:] > starts[:-1], f.reduceat(order, filled), 0) for f in (np.minimum, np.maximum))
+        filled = starts[1:] > starts[:-1]
+        ends = np.zeros((2, len(filled)), dtype=np.int64)
+        ends[0, filled] = np.minimum.reduceat(order, low[filled])
+        ends[1, filled] = np.maximum.reduceat(order, low[filled])
+        low, high = ends
     boxes = Boxes(first[:, None], last[:, None], low[None, :], high[None, :])
     found = classify(rest, boxes, keyed=False).state
     return np.array(np.broadcast_to(found, (len(first), len(low))), dtype=np.int8)

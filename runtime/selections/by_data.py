@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,8 +75,7 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             chosen = torch.eye(len(places.starts) - 1, dtype=torch.bool)
         else:
             found = given.inputs[choice.chosen.name]
-            assert isinstance(found, Tensor)
-            chosen = lane.of(choice, found)
+            chosen = lane.of(choice, found if isinstance(found, Tensor) else torch.as_tensor(np.asarray(found)))
             own_row = None if choice.is_by_query else row_of
             places = find_places(own_row, item_of, rest, shape.n_q, shape.n_k, *chosen.shape)
             if places is None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import open_choices
+from attnc.compiler.attentions import open_inputs
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.plan import Group, Piece, Plan, stretch
 from attnc.compiler.planning.seen_keys import find_seen_keys
@@ -50,8 +50,11 @@ def blocks_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -
 
 
 def _made(one: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
-    """Blocks of rows with the keys that they might choose from, as a plan of every head alike."""
-    pattern = open_choices(one)
+    """Blocks of rows with the keys that they might choose from, as a plan of every head alike.
+
+    It is kept for other inputs, and so knows nothing of what they hold.
+    """
+    pattern = open_inputs(one)
     own = {tensor.name for tensor in pattern.tensors}
     shape = call_shape(pattern, sizes, {name: x for name, x in inputs.items() if name in own})
     relations = Relations(pattern, shape)

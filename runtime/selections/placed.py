@@ -114,7 +114,7 @@ def _most(planner: Planner, choice: ChosenKeys, given: Given) -> int | None:
         own = specialise(always, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
         return count + int(exact.mask(own, (0, rows), (0, items)).sum(1).max(initial=0))
 
-    return planner.remembered(("most", given.sizes, rows, items), most)
+    return planner.remembered(("most", given.shape, rows, items), most)
 
 
 def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None:
@@ -138,4 +138,4 @@ def _places(planner: Planner, choice: ChosenKeys, given: Given) -> Places | None
         with planning():
             return find()
 
-    return planner.remembered(("places", sizes, rows, items), made)
+    return planner.remembered(("places", given.shape, rows, items), made)

@@ -42,6 +42,8 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
                 np.arange(n) if side is None else _chosen(side, relations, window, given, batch, i, count)
                 for side, n in ((choice.queries, window.n_q), (choice.keys, window.n_k))
             )
+            if queries is None or keys is None:
+                return None
             if not (len(queries) and len(keys)):
                 continue
             kv = i * kv_heads // count
@@ -53,16 +55,16 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
             own = specialise(choice.rest, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
             return Rest.of(own, window.n_q, window.n_k)
 
-    found = planner.remembered(("rest", given.sizes, tuple(sorted(relations.shape.sizes.items()))), rest)
+    found = planner.remembered(("rest", given.shape), rest)
     return differentiable(q, k, v, AmongChosen(lanes, found, given.scale), [])
 
 
 def _chosen(
     side: OneSide, relations: Relations, window: Window, given: Given, batch: int, lane: int, lanes: int
-) -> Int64:
-    """The tokens of a lane, ascending: rows, or keys."""
-    found = given.inputs[side.chosen.name]
-    assert isinstance(found, Tensor)
+) -> Int64 | None:
+    """The tokens of a lane, ascending: rows, or keys; None where some token asks for what there is not."""
+    value = given.inputs[side.chosen.name]
+    found = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     for dim in side.chosen.dims[:-2]:
         found = found[min(batch, len(found) - 1)] if dim == "batch" else found[lane * len(found) // lanes]
     row, item = (
@@ -70,7 +72,10 @@ def _chosen(
         for x in (side.row, side.item)
     )
     spans = ((0, window.n_q), (0, 1)) if side.place == "q" else ((0, 1), (0, window.n_k))
+    if not (spans[0][1] and spans[1][1]):
+        return np.zeros(0, dtype=np.int64)
     rows, items = (torch.from_numpy(exact.integers(x, *spans).reshape(-1)) for x in (row, item))
     if side.chosen.dims[-2] == "query":  # rows are positions, of which some may have no query
         rows = rows - window.shift
-    return found[rows, items].numpy().nonzero()[0]
+    inside = (rows >= 0) & (rows < found.shape[0]) & (items >= 0) & (items < found.shape[1])
+    return found[rows, items].numpy().nonzero()[0] if bool(inside.all()) else None

@@ -5,38 +5,99 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnc.spec import program
-from attnc.spec.checks.measure import below, children
+from attnc.spec.checks.measure import children
 from attnc.spec.source import Span
 
 Mixture = tuple[Span, str]
-"""Where something is divided by a sum over a selection, and the name of that."""
+"""Where something is divided by what is 0 if a selection chose nothing, and the name of that."""
+
+_TURNED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le", "eq": "eq", "ne": "ne"}
+_OPPOSITE = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+_NONE: frozenset[str] = frozenset()
 
 
-def of_nothing(node: program.Expr, guarded: frozenset[str] = frozenset()) -> Iterator[Mixture]:
-    """The mixtures of an expression that stand in no case which asks how many were chosen."""
+def of_nothing(node: program.Expr, filled: frozenset[str] = _NONE) -> Iterator[Mixture]:
+    """The mixtures of an expression that stand in no case for which something was chosen; `filled`: what surely was."""
     match node:
         case program.Choice(condition=condition, then=then, otherwise=otherwise):
-            asked = {n.selection for n in below([condition]) if isinstance(n, program.ChosenSize)}
-            for side in (then, otherwise):
-                yield from of_nothing(side, guarded | asked)
+            yield from of_nothing(then, filled | _filled(condition, True))
+            yield from of_nothing(otherwise, filled | _filled(condition, False))
             return
         case program.Operation(op="div" | "share", operands=(_, divisor), span=span):
-            yield from ((span, name) for name in sorted(_summed(divisor) - guarded))
+            yield from ((span, name) for name in sorted(_vanishing(divisor, filled)))
+        case program.Operation(op="pow", operands=(base, exponent), span=span) if _is_negative(exponent):
+            yield from ((span, name) for name in sorted(_vanishing(base, filled)))
+        case program.Operation(op="log" | "log2", operands=(inner,), span=span):
+            yield from ((span, name) for name in sorted(_vanishing(inner, filled)))
         case program.DefinitionUse(definition=definition):
-            yield from of_nothing(definition.body, guarded)
+            yield from of_nothing(definition.body, filled)
     for child in children(node):
-        yield from of_nothing(child, guarded)
+        yield from of_nothing(child, filled)
 
 
-def _summed(divisor: program.Expr) -> set[str]:
-    """The selections over which a divisor runs, or whose size it is."""
-    found = set()
-    for node in below([divisor]):
-        if isinstance(node, program.Aggregate) and node.condition is not None:
-            found |= {n.selection for n in _conditions(node.condition) if n.number is not None}
-        elif isinstance(node, program.ChosenSize):
-            found.add(node.selection)
-    return found
+def _vanishing(node: program.Expr, filled: frozenset[str]) -> frozenset[str]:
+    """The selections without which a number is 0."""
+    match node:
+        case program.Aggregate(op="sum" | "mean" | "count", condition=condition) if condition is not None:
+            return frozenset(n.selection for n in _conditions(condition) if n.number is not None) - filled
+        case program.ChosenSize(selection=selection):
+            return frozenset({selection}) - filled
+        case program.DefinitionUse(definition=definition):
+            return _vanishing(definition.body, filled)
+        case program.Operation(op="mul", operands=operands):
+            return _NONE.union(*(_vanishing(operand, filled) for operand in operands))
+        case program.Operation(op="add" | "sub" | "max" | "min", operands=(first, *rest)):
+            return _vanishing(first, filled).intersection(*(_vanishing(operand, filled) for operand in rest))
+        case program.Operation(op="neg" | "abs" | "sqrt", operands=(inner,)):
+            return _vanishing(inner, filled)
+        case program.Operation(op="div" | "share" | "pow", operands=(inner, _)):
+            return _vanishing(inner, filled)
+        case program.Choice(condition=condition, then=then, otherwise=otherwise):
+            sides = (then, _filled(condition, True)), (otherwise, _filled(condition, False))
+            return _NONE.union(*(_vanishing(side, filled | known) for side, known in sides))
+        case _:
+            return _NONE
+
+
+def _filled(condition: program.Expr, holds: bool) -> frozenset[str]:
+    """The selections that surely chose something where a condition holds, or does not."""
+    match condition:
+        case program.DefinitionUse(definition=definition):
+            return _filled(definition.body, holds)
+        case program.Operation(op="not", operands=(inner,)):
+            return _filled(inner, not holds)
+        case program.Operation(op="and" | "or" as op, operands=operands):
+            first, *rest = (_filled(operand, holds) for operand in operands)
+            return first.union(*rest) if (op == "and") == holds else first.intersection(*rest)
+        case program.Operation(op=op, operands=(a, b)) if op in _TURNED:
+            if isinstance(b, program.ChosenSize):
+                a, b, op = b, a, _TURNED[op]
+            if not (isinstance(a, program.ChosenSize) and isinstance(b, program.Literal)):
+                return _NONE
+            return frozenset({a.selection}) if _excludes_0(op if holds else _OPPOSITE[op], b.value) else _NONE
+        case _:
+            return _NONE
+
+
+def _excludes_0(op: str, bound: object) -> bool:
+    """Whether a size of 0 does not compare so to a number."""
+    if isinstance(bound, bool) or not isinstance(bound, int | float):
+        return False
+    below, same = bound > 0, bound == 0
+    compared = {"lt": below, "le": below or same, "gt": bound < 0, "ge": bound <= 0, "eq": same, "ne": not same}
+    return not compared[op]
+
+
+def _is_negative(node: program.Expr) -> bool:
+    match node:
+        case program.Operation(op="neg"):
+            return True
+        case program.Literal(value=bool() | str()):
+            return False
+        case program.Literal(value=value):
+            return value < 0
+        case _:
+            return False
 
 
 def _conditions(node: program.Expr) -> Iterator[program.Chosen]:

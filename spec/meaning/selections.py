@@ -123,6 +123,10 @@ class Candidates(Row):
         self.scores = dict(zip(map(self.name_of, self.keys), self.weights(), strict=True))
 
     def _places(self, frame: Frame) -> Iterator[Frame]:
+        if isinstance(self.selection.row.over, program.Unit):
+            for value in sorted(self._view.units(self.selection.row.over, frame)):
+                yield self._with_key(frame, value)
+            return
         if not self.selection.of_queries:
             yield from super()._places(frame)
             return

@@ -152,7 +152,7 @@ def _ranks(data: Any) -> Any:
     """By token, its place when tokens are sorted, ties to the earlier one."""
     if data and isinstance(data[0], list | tuple):
         return [_ranks(inner) for inner in data]
-    places = sorted(range(len(data)), key=lambda i: data[i])
+    places = sorted(range(len(data)), key=lambda i: (data[i] != data[i], data[i], i))  # what is no number comes last
     ranks = [0] * len(data)
     for rank, place in enumerate(places):
         ranks[place] = rank
