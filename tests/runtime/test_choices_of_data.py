@@ -192,16 +192,6 @@ def test_empty_sizes(n_q: int, n_k: int) -> None:
         agree(text, [(drawn(n_q, n_k), {"h": ids})])
 
 
-def test_names_of_what_is_made_are_names_in_kernels() -> None:
-    pytest.importorskip("triton")
-    text = pattern(
-        "input h: int[batch, token]", BLOCKS, "visible (k in c or k == q) and order(h)[k] // 4 == order(h)[q] // 4"
-    )
-    attend: Any = compile_attention(text, backend="triton")
-    qkv, h = drawn(kind=torch.float32), torch.randint(0, 9, (2, 12))
-    torch.testing.assert_close(attend(*qkv, h=h), attend.reference(*qkv, h=h), rtol=1e-4, atol=1e-5)
-
-
 MIXED = """pattern p
     align end
     select spans

@@ -192,26 +192,18 @@ BY_QUERY = """pattern by_query(groups: int = 4)
     input   kc: int[batch, kv_head, key]
     select chosen
         over   b = kc[k] % groups
-        score  dot(q, mean(b.k))
+        score  {score}
         keep   rank < 2
     visible k in chosen and k <= q
 """
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("score", ["dot(q, mean(b.k))", "0"])
 @pytest.mark.parametrize(("n_q", "n_k"), [(15, 15), (6, 15)])
-def test_each_query_chooses_clusters(backend: Any, n_q: int, n_k: int) -> None:
-    pytest.importorskip("triton")
-    attend = compile_attention(BY_QUERY, backend=backend)
-    qkv = [x.float() for x in made(n_q, n_k)] if backend == "triton" else made(n_q, n_k)
+def test_each_query_chooses_clusters(n_q: int, n_k: int, score: str) -> None:
+    """Of equal scores the smaller number comes first, whichever token does."""
     kc = torch.randint(0, 4, (2, KV_HEADS, n_k))
-    if backend == "cpu":
-        check(attend, qkv, {"kc": kc})
-    leaves = [x.detach().requires_grad_() for x in qkv]
-    outs = [run(*leaves, kc=kc) for run in (attend, attend.reference)]
-    torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
-    grads = [torch.autograd.grad(out.square().sum(), leaves) for out in outs]
-    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-4)
+    check(compile_attention(BY_QUERY.format(score=score)), made(n_q, n_k), {"kc": kc})
 
 
 def test_a_cluster_of_most_tokens_is_summed_once() -> None:
