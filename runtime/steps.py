@@ -380,6 +380,9 @@ def _plainly(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor) ->
     if gathered is not None:
         return gathered
     plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
+    if k.shape[1] != plan.kv_heads:  # keys that differ among the heads of a kv head
+        own, heads = plan, k.shape[1]
+        _, plan = planner.remembered(("heads", id(own), heads), lambda: (own, replace(own, kv_heads=heads)))
     return attend_plain(q, k, v, plan, given.scale)
 
 

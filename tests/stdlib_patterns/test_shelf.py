@@ -118,6 +118,7 @@ def test_a_file_checks_without_a_word_and_names_its_source(name: str) -> None:
 
 GRID = {"frames": 4, "height": 32, "width": 64}
 NEEDED: dict[str, dict[str, Any]] = {
+    "biformer": {"height": 8, "width": 8},
     "combiner": {"segment": 64},
     "davit_window": {"height": 8, "width": 8},
     "freeswim": GRID,
