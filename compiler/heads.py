@@ -17,6 +17,14 @@ def heads_read(roots: Sequence[ir.Value | Index]) -> Heads | None:
     return "head" if "head" in found else "kv_head" if found else None
 
 
+def at_own_head(node: ir.Lookup, count: int) -> bool:
+    """Whether the first so many indices of an input are the batch entry and the head at hand, or nothing."""
+    head = fold.head_index("head")
+    own = {"batch": fold.head_index("batch"), "head": head, "kv_head": fold.floordiv(head, fold.extent("group"))}
+    pairs = zip(node.tensor.dims[:count], node.indices[:count], strict=True)
+    return all(own.get(str(dim)) is index for dim, index in pairs)
+
+
 def _ways(root: ir.Value | Index) -> set[Heads]:
     """How the head at hand is read: as itself, or as its kv head."""
     own, found, seen = fold.head_index("head"), set[Heads](), set[object]()

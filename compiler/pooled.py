@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from attnc.compiler import ir
 from attnc.compiler.heads import heads_read
-from attnc.compiler.values import reads, vector
+from attnc.compiler.values import is_plain, reads, vector
 
 
 class PooledKeys(NamedTuple):
@@ -20,6 +20,11 @@ class PooledKeys(NamedTuple):
     value: ir.Value
     more: ir.Value | None
     by_head: bool
+
+
+def is_plain_or_pooled(node: ir.Attend) -> bool:
+    """Whether an attention is the softmax of a multiple of `dot(q, k)`, once its keys are made."""
+    return node.family is None and (is_plain(node) or pooled_keys(node) is not None)
 
 
 def pooled_keys(node: ir.Attend) -> PooledKeys | None:

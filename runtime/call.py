@@ -217,8 +217,7 @@ def completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, 
     for tensor in pattern.tensors:
         value = None if tensor.made is None else given.get(tensor.made.of)
         if tensor.made is not None and value is not None and tensor.name not in given:
-            x = value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
-            made[tensor.name] = sorted_by(x.detach(), tensor.made)
+            made[tensor.name] = sorted_by(as_tensor(value).detach(), tensor.made)
     return {**given, **made} if made else given
 
 
@@ -337,6 +336,11 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
     return array if tensor.kind == "bool" else array.astype(np.int64)
+
+
+def as_tensor(value: object) -> Tensor:
+    """An input as a tensor; lists and arrays are copied."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
 
 
 def blank(value: object) -> NDArray[Any] | None:

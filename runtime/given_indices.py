@@ -10,6 +10,7 @@ from torch import Tensor
 from attnc.compiler import fold, ir
 from attnc.compiler.rewrite import walk
 from attnc.compiler.values import reads
+from attnc.runtime.call import as_tensor
 from attnc.runtime.errors import ArgumentError
 
 
@@ -45,7 +46,7 @@ def _tensor(inputs: Mapping[str, object], name: str) -> Tensor | None:
     value = inputs.get(name)
     if value is None or (isinstance(value, Tensor) and value.is_cuda and torch.cuda.is_current_stream_capturing()):
         return None
-    return value if isinstance(value, Tensor) else torch.as_tensor(value)
+    return as_tensor(value)
 
 
 def _check_range(pattern: ir.Pattern, name: str, inputs: Mapping[str, object], count: int, what: str) -> None:

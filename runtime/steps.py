@@ -32,7 +32,7 @@ from attnc.compiler.values import (
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import Sizes, blank_choices, call_shape, number
+from attnc.runtime.call import Sizes, as_tensor, blank_choices, call_shape, number
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
@@ -416,15 +416,11 @@ def _on_gpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
         placed = attend_placed(planner, q, k, v, given, by_kernels=True)
     if placed is not None:
         return placed
-    inputs = [known[t.name] if t.is_floating else _tensor(given.inputs[t.name]) for t in pattern.tensors]
+    inputs = [known[t.name] if t.is_floating else as_tensor(given.inputs[t.name]) for t in pattern.tensors]
     if is_plain(pattern.attend):
         return differentiable(q, k, v, OnGpu(planner, given.scale), inputs)
     relations = relations_of(pattern, call_shape(pattern, given.sizes, blank_choices(pattern, given.inputs)))
     return scored_on_gpu.attend(q, k, v, relations, given.scale, planner, _real(pattern, known), inputs)
-
-
-def _tensor(value: object) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
 def _densely(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:

@@ -592,23 +592,19 @@ class Values:
         lanes, count = low.shape, prod(low.shape[1:])
         if count * int((high - low).max()) <= 2 * (last - first):
             return None
-        numbers = [
-            numbered(a, b, first, last) for a, b in zip(low.reshape(-1, count), high.reshape(-1, count), strict=True)
-        ]
-        if any(own is None for own in numbers):
+        pairs = zip(low.reshape(-1, count), high.reshape(-1, count), strict=True)
+        numbers = [own for own in (numbered(a, b, first, last) for a, b in pairs) if own is not None]
+        if len(numbers) < len(low):
             return None
         block, rows = self._block, np.arange(first, last)
         heads = len(block.heads) if "head" in reads(node.body) else 1
-        alive = np.any([own < count for own in numbers if own is not None], 0)
+        alive = np.any([own < count for own in numbers], 0)
         alive = np.broadcast_to(alive[None, :, None], (heads, len(rows), 1))
         here = replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True, seen=None)
         terms = Values(self._operands, here).of(substitute_value(node.body, {node.var: fold.place("q")}))[:, :, 0]
         terms = terms.expand(max(heads, lanes[0]), *terms.shape[1:])
         terms = torch.where(_broad(self._tensor(alive[..., 0]), rank(node)), terms, 0)
-        found = [
-            added_up(own, self._tensor(numbers[min(i, len(numbers) - 1)]), count)  # type: ignore[arg-type]  # not None
-            for i, own in enumerate(terms)
-        ]
+        found = [added_up(own, self._tensor(numbers[min(i, len(numbers) - 1)]), count) for i, own in enumerate(terms)]
         return torch.stack(found).reshape(len(found), *lanes[1:], *terms.shape[2:])
 
     def _shared(self, node: ir.Total, low: Int64, high: Int64) -> Quantity | None:

@@ -127,8 +127,7 @@ def mask_at(
     """
     if not alive.any():
         return np.zeros_like(alive)
-    kind: Any = object if wide else np.int64
-    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    evaluator = _evaluator(q, k, {}, origins, wide=wide)
     return np.asarray(evaluator.truth(relation, alive) & alive)
 
 
@@ -145,11 +144,26 @@ def integers_at(
 
     Raises EvaluationError on a fault where `alive`, and where a value does not fit in 64 bits.
     """
-    kind: Any = object if wide else np.int64
-    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    evaluator = _evaluator(q, k, {}, origins, wide=wide)
     value = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
     found = np.broadcast_to(value, alive.shape)
     return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
+
+
+def _evaluator(
+    q: NDArray[np.int64],
+    k: NDArray[np.int64],
+    variables: Mapping[Var, NDArray[np.int64]],
+    origins: Mapping[Index, Span] | None,
+    *,
+    wide: bool,
+) -> _Evaluator:
+    """Of rows and keys by number, and of variables with these values."""
+    kind: Any = object if wide else np.int64
+    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
+    for variable, value in variables.items():
+        evaluator.bind(variable, value)
+    return evaluator
 
 
 def integers_in(
@@ -163,10 +177,7 @@ def integers_in(
     wide: bool,
 ) -> NDArray[np.int64]:
     """As `integers_at`, with variables: their values, like `alive`, (…, rows or 1, keys or 1)."""
-    kind: Any = object if wide else np.int64
-    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
-    for variable, value in variables.items():
-        evaluator.bind(variable, value)
+    evaluator = _evaluator(q, k, variables, origins, wide=wide)
     found = evaluator.truth(node, alive) if is_truth(node) else evaluator.integer(node, alive)
     found = np.broadcast_to(found, np.broadcast_shapes(np.shape(found), alive.shape))
     return np.where(alive, found, 0).astype(np.int64) if wide else found.astype(np.int64)
@@ -183,10 +194,7 @@ def truths_in(
     wide: bool,
 ) -> Alive:
     """A condition as it is, lanes as in `integers_in`."""
-    kind: Any = object if wide else np.int64
-    evaluator = _Evaluator(q.astype(kind)[:, None], k.astype(kind)[None, :], wide, origins or {})
-    for variable, value in variables.items():
-        evaluator.bind(variable, value)
+    evaluator = _evaluator(q, k, variables, origins, wide=wide)
     found = np.asarray(evaluator.truth(node, alive), dtype=np.bool_)
     shape = np.broadcast_shapes(found.shape, alive.shape)
     return found if found.shape == shape else np.array(np.broadcast_to(found, shape))

@@ -116,7 +116,8 @@ class _Boxes:
         """Some of the places that are in the range on all of a box decide, in one row; of those of some pair, none."""
         rows = [self.analysis.integer(index) for index in read.indices[:-1]]
         first, end = self.analysis.integer(low), self.analysis.integer(high)
-        row = rows[0] if rows else Ints(*(np.zeros(1, dtype=np.int64) for _ in range(4)))  # type: ignore[arg-type]
+        none = np.zeros(1, dtype=np.int64)
+        row = rows[0] if rows else Ints(none, none, none.astype(np.uint64), none)
         one = row.low == row.high
         sure = self._span(first.high, np.where(one, end.low, first.high))
         return Read(read.tensor, self._span(row.low, row.high + 1), self._span(first.low, end.high), sure)

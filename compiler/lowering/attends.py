@@ -125,14 +125,14 @@ class AttentionLowering(Lowering):
         """The ends of a range; of one that differs from query to query those of all together."""
         if not item.by_query:
             return self.integer(item.low, scope), self.integer(item.high, scope)
-        found = []
-        for op, end in (("min", item.low), ("max", item.high)):
-            query = self.variable("q")
-            own = self.integer(end, replace(scope, q=fold.add(query, self.first_query())))
-            count = fold.maximum(fold.extent("queries"), fold.const(1))
-            found.append(fold.reduce(op, query, fold.const(0), count, fold.truth(True), own))  # type: ignore[arg-type]
-        low, high = found
-        return low, high
+        return self._of_queries("min", item.low, scope), self._of_queries("max", item.high, scope)
+
+    def _of_queries(self, op: Literal["min", "max"], end: checked.Expr, scope: Scope) -> Index:
+        """The least or greatest of an end that differs from query to query; without queries that of query 0."""
+        query = self.variable("q")
+        own = self.integer(end, replace(scope, q=fold.add(query, self.first_query())))
+        count = fold.maximum(fold.extent("queries"), fold.const(1))
+        return fold.reduce(op, query, fold.const(0), count, fold.truth(True), own)
 
     def _units_of(self, unit: checked.Unit, scope: Scope) -> Keys:
         """Units by number: the first of a list of numbers is the slowest."""

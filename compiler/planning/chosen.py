@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import Boxes, classify
+from attnc.compiler.heads import at_own_head
 from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Sign, Tensor, Truth
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.values import reads
@@ -94,11 +95,8 @@ def single_keys(visible: Index) -> ChosenKeys | None:
     if len(lookups) != 1 or len(lookups[0].indices) < 2:
         return None
     (lookup,) = lookups
-    dims = lookup.tensor.dims[:-2]
-    head = fold.head_index("head")
-    of_heads = {"batch": fold.head_index("batch"), "head": head, "kv_head": fold.floordiv(head, fold.extent("group"))}
-    known = dims in ((), ("batch",), ("head",), ("kv_head",), ("batch", "head"), ("batch", "kv_head"))
-    if not known or any(of_heads[str(d)] is not i for d, i in zip(dims, lookup.indices, strict=False)):
+    known = ((), ("batch",), ("head",), ("kv_head",), ("batch", "head"), ("batch", "kv_head"))
+    if lookup.tensor.dims[:-2] not in known or not at_own_head(lookup, len(lookup.indices) - 2):
         return None
     row_of, item_of = lookup.indices[-2:]
     if not ((_is_of(row_of, "q") or not reads(row_of)) and _is_of(item_of, "k")):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from attnc.compiler import fold
 from attnc.compiler.analysis.exact import mask_at
 from attnc.compiler.analysis.intervals import Boxes, classify, fits_word
+from attnc.compiler.heads import at_own_head
 from attnc.compiler.ir import Bool, HeadIndex, Index, Lookup, Tensor
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.values import reads
@@ -52,9 +53,9 @@ class ChosenTokens:
         return any("head" in side.chosen.dims for side in self.sides)
 
     @property
-    def by_kv_head(self) -> bool:
-        """Whether the heads of each kv head do."""
-        return any("kv_head" in side.chosen.dims for side in self.sides)
+    def by_heads(self) -> bool:
+        """Whether heads, or those of a kv head, do."""
+        return self.by_head or any("kv_head" in side.chosen.dims for side in self.sides)
 
 
 def chosen_tokens(visible: Index) -> ChosenTokens | None:
@@ -77,10 +78,8 @@ def chosen_tokens(visible: Index) -> ChosenTokens | None:
 def _side(part: Index) -> OneSide | None:
     if not (isinstance(part, Lookup) and part.tensor.kind == "bool" and len(part.indices) >= 2):
         return None
-    *heads, row, item = part.indices
-    own = fold.head_index("head")
-    of = {"batch": fold.head_index("batch"), "head": own, "kv_head": fold.floordiv(own, fold.extent("group"))}
-    if any(of.get(str(dim)) is not index for dim, index in zip(part.tensor.dims, heads, strict=False)):
+    row, item = part.indices[-2:]
+    if not at_own_head(part, len(part.indices) - 2):
         return None
     if any(isinstance(node, Lookup | HeadIndex) for index in (row, item) for node in index.below):
         return None

@@ -67,12 +67,13 @@ def attend_backward(
         own, factor = _for_positive(q, scale)
         dq, dk, dv = attend_backward(grad_out, own, k, v, out, lse, mask, causal, factor)
         return dq * (-1 if scale else 0), dk, dv
-    if _is_uneven(q, k):
-        return _of_every_head(grad_out, q, k, v, out, lse, mask, causal, scale)
-    return cast(
-        "tuple[Tensor, Tensor, Tensor]",
-        _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale),
-    )
+    group = q.shape[1] // k.shape[1] if _is_uneven(q, k) else 1
+    if group > 1:  # the keys of every query head as its own, and their gradients added up
+        k, v = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
+    dq, dk, dv = _backward(grad_out, q, k, v, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
+    if group > 1:
+        dk, dv = (x.reshape(len(x), -1, group, *x.shape[2:]).sum(2) for x in (dk, dv))
+    return dq, dk, dv
 
 
 def shared_backward(
@@ -129,24 +130,6 @@ def _is_uneven(q: Tensor, k: Tensor) -> bool:
     heads, kv_heads = q.shape[1], k.shape[1]
     exact = q.dtype in (torch.float32, torch.float64)
     return exact and heads > kv_heads and not heads % kv_heads and k.shape[0] * kv_heads < torch.get_num_threads()
-
-
-def _of_every_head(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with the keys of every query head as its own, and their gradients added up."""
-    group = q.shape[1] // k.shape[1]
-    keys, values = (x[:, :, None].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v))
-    dq, dk, dv = _backward(grad_out, q, keys, values, out, lse, 0.0, causal, attn_mask=mask, scale=scale)
-    return dq, *(x.reshape(len(x), -1, group, *x.shape[2:]).sum(2) for x in (dk, dv))
 
 
 def _for_positive(q: Tensor, scale: float) -> tuple[Tensor, float]:

@@ -23,7 +23,7 @@ from attnc.compiler.kernels.inputs import input_name
 from attnc.compiler.kernels.kernels import Heads
 from attnc.compiler.kernels.scores import Score
 from attnc.compiler.kernels.value_text import LOG2_E
-from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.call import Sizes, as_tensor, call_shape
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.decoding import Part, look
 from attnc.runtime.errors import ArgumentError
@@ -85,7 +85,7 @@ def decode(
     tensors: dict[str, Tensor] = {"q": fitting(own), "k": cache.k, "v": cache.v, "kv_len": cache.lengths}
     tensors["out_parts"] = q.new_empty((splits, *out.shape), dtype=torch.float32)
     tensors["lse_parts"] = q.new_empty((splits, *lse.shape), dtype=torch.float32)
-    tensors |= {input_name(t): as_read(_input(given[t.name]), q.device) for t in problem.tensors}
+    tensors |= {input_name(t): as_read(as_tensor(given[t.name]), q.device) for t in problem.tensors}
     terms = {} if score is None else _terms(planner, score, q, cache, scale, real)
     numbers: dict[str, int | float] = {
         "lanes": lanes,
@@ -139,7 +139,7 @@ def _check(pattern: Pattern, q: Tensor, cache: DeviceCache, given: Mapping[str, 
     least = cache.capacity if known is None else max(known, default=0)
     fixed = {"head": heads, "kv_head": cache.kv_heads, "query": queries, "dk": dk, "dv": cache.v.shape[3]}
     for tensor in pattern.tensors:
-        shape = tuple(getattr(_input(given[tensor.name]), "shape", ()))
+        shape = tuple(getattr(as_tensor(given[tensor.name]), "shape", ()))
         if len(shape) != len(tensor.dims):
             raise ArgumentError(
                 f"the input `{tensor.name}` has shape {shape}: it must have {len(tensor.dims)} dimensions"
@@ -170,10 +170,6 @@ def _of_cache(cache: DeviceCache, tensors: dict[str, Tensor]) -> dict[str, int]:
         tensors["block_table"] = cache.table
         return {"page_bits": cache.slots.bit_length() - 1, "columns": cache.table.shape[1]}
     return {} if cache.ring is None else {"ring_first": cache.ring, "ring_slots": cache.slots}
-
-
-def _input(value: object) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
 
 
 def _terms(

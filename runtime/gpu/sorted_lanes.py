@@ -11,25 +11,25 @@ from attnc.compiler.lowering.specialise import Sizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, specialise
 from attnc.compiler.planning.chosen import ChosenKeys
 from attnc.compiler.planning.documents import whole
-from attnc.runtime.call import call_shape
+from attnc.runtime.call import as_tensor, blank, call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen_by_data import ChosenByData, OwnPlaces
 from attnc.runtime.given import Given
 from attnc.runtime.gpu.chosen import ChosenOnGpu
 from attnc.runtime.gpu.sorted_places import Numbering, sorted_tables
 from attnc.runtime.plans import Planner
-from attnc.runtime.selections.by_data import lanes_of
+from attnc.runtime.selections.lanes import lanes_of
 
 
 def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair:
     """(out, lse), differentiable once. Raises NotInKernelsError for numbers that are not computed on a device."""
     pattern, sizes = planner.pattern, given.sizes
-    blank = {tensor.name: _blank(given, tensor.name) for tensor in pattern.tensors if tensor.name in given.inputs}
-    shape = call_shape(pattern, sizes, blank)
+    names = {tensor.name for tensor in pattern.tensors}
+    shape = call_shape(pattern, sizes, {name: blank(x) for name, x in given.inputs.items() if name in names})
     window = whole(shape.n_q, shape.n_k, pattern.align)
     named, own = SizesByName(shape.sizes), {"batch": 0, "head": 0, "group": 1}
     rest, numbers = rest_text(specialise(choice.rest, named, Slices({}), window, **own))
-    inputs = {name: x if isinstance(x, Tensor) else torch.as_tensor(x) for name, x in given.inputs.items()}
+    inputs = {name: as_tensor(x) for name, x in given.inputs.items()}
     lanes = []
     for lane in lanes_of(choice, q, k):
         reading = Numbering(inputs, sizes, shape.sizes, lane.batch, lane.head, window.shift, q.device)
@@ -40,17 +40,9 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             places = max(reading.bound(choice.row_of), reading.bound(choice.item_of))
             chosen, most = torch.eye(places, dtype=torch.bool, device=q.device), 1
         else:
-            chosen = lane.of(choice, inputs[choice.chosen.name]).to(q.device)
+            chosen = lane.of(inputs[choice.chosen.name], choice.chosen.dims[:-2]).to(q.device)
             places = most = chosen.shape[-1]
         tables = sorted_tables(rows.expand(shape.n_q), items.expand(shape.n_k), places, rest, numbers)
         work = ChosenOnGpu(tables, given.scale, by_batch=False, by_heads=False, most=most)
         lanes.append(OwnPlaces(lane.batch, lane.heads, lane.kv_heads, functional.pad(chosen, (0, 1)), work))
     return differentiable(q, k, v, ChosenByData(lanes), [])
-
-
-def _blank(given: Given, name: str) -> object:
-    """An input without what it holds."""
-    value = given.inputs[name]
-    if not isinstance(value, Tensor):
-        return value
-    return torch.zeros((), dtype=value.dtype).expand(value.shape)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attnc.compiler import fold, ir
+from attnc.compiler import ir
+from attnc.compiler.heads import at_own_head
 from attnc.compiler.ir import Index
 from attnc.compiler.kernels.chosen.problem import Rest
 from attnc.compiler.kernels.index_text import NotInKernelsError
@@ -92,15 +93,12 @@ class Numbering:
         tensor, found = node.tensor, self.inputs[node.tensor.name].to(self.device)
         group = self.sizes.heads // max(self.sizes.kv_heads, 1)
         at = {"batch": self.batch, "head": self.head, "kv_head": self.head // group}
-        own = fold.head_index("head")
-        whose = {"batch": fold.head_index("batch"), "head": own, "kv_head": fold.floordiv(own, fold.extent("group"))}
-        *lead, last = zip(tensor.dims, node.indices, strict=True)
-        for dim, index in lead:
-            if whose.get(str(dim)) is not index:
-                raise NotInKernelsError("inputs of other heads than the own")
+        if len(node.indices) < len(tensor.dims) or not at_own_head(node, len(node.indices) - 1):
+            raise NotInKernelsError("inputs of other heads than the own")
+        for dim in tensor.dims[:-1]:
             found = found[min(at[str(dim)], len(found) - 1)]
-        positions = self.of(last[1], place)
-        if last[0] == "query":
+        positions = self.of(node.indices[-1], place)
+        if tensor.dims[-1] == "query":
             positions = positions - self.shift
         return found.long().index_select(0, positions.clamp(0, max(len(found) - 1, 0)).reshape(-1))
 

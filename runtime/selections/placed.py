@@ -13,8 +13,7 @@ from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places
-from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.values import is_plain
+from attnc.compiler.pooled import is_plain_or_pooled
 from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
@@ -26,8 +25,7 @@ from attnc.runtime.selections import by_data
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
     """The choice that an attention's relation is, if gathered queries serve it."""
-    fits = is_plain(node) or pooled_keys(node) is not None
-    return chosen_keys(node.visible) if fits and node.family is None else None
+    return chosen_keys(node.visible) if is_plain_or_pooled(node) else None
 
 
 def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool = False) -> Pair | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
-from attnc.runtime.call import completed
+from attnc.runtime.call import as_tensor, completed
 from attnc.runtime.given import Given
 from attnc.runtime.plans import documents_of_call
 
@@ -74,7 +74,7 @@ def _of_entry(pattern: ir.Pattern, inputs: Mapping[str, object], entry: int) -> 
     for tensor in pattern.tensors:
         x = inputs.get(tensor.name)
         if "batch" in tensor.dims and x is not None:
-            whole = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+            whole = as_tensor(x)
             axis = tensor.dims.index("batch")
             found[tensor.name] = whole if whole.shape[axis] == 1 else whole.narrow(axis, entry, 1)
     return found
@@ -87,7 +87,7 @@ def _cut(pattern: ir.Pattern, inputs: Mapping[str, object], window: Window) -> d
         if _is_boundaries(tensor) or tensor.made is not None or tensor.name not in inputs:
             continue
         x = inputs[tensor.name]
-        whole = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        whole = as_tensor(x)
         for i, dim in enumerate(tensor.dims):
             if dim == "query":
                 whole = whole.narrow(i, window.row, window.n_q)

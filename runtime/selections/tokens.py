@@ -11,19 +11,18 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.chosen_tokens import ChosenTokens, Int64, OneSide, Rest, chosen_tokens
-from attnc.compiler.pooled import pooled_keys
-from attnc.compiler.values import is_plain
-from attnc.runtime.call import call_shape
+from attnc.compiler.pooled import is_plain_or_pooled
+from attnc.runtime.call import as_tensor, call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
+from attnc.runtime.selections.lanes import Lane, lanes_of
 
 
 def tokens_of(node: ir.Attend) -> ChosenTokens | None:
     """The choice of tokens that an attention's relation is, if gathered ones serve it."""
-    fits = is_plain(node) or pooled_keys(node) is not None
-    return chosen_tokens(node.visible) if fits and node.family is None else None
+    return chosen_tokens(node.visible) if is_plain_or_pooled(node) else None
 
 
 def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
@@ -33,22 +32,16 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
         return None
     relations = relations_of(planner.pattern, call_shape(planner.pattern, given.sizes, given.inputs))
     (window,) = relations.windows(0)
-    heads, kv_heads = q.shape[1], k.shape[1]
-    count = heads if choice.by_head else kv_heads if choice.by_kv_head else min(heads, 1)
     lanes = []
-    for batch in range(q.shape[0]):
-        for i in range(count):
-            queries, keys = (
-                np.arange(n) if side is None else _chosen(side, relations, window, given, batch, i, count)
-                for side, n in ((choice.queries, window.n_q), (choice.keys, window.n_k))
-            )
-            if queries is None or keys is None:
-                return None
-            if not (len(queries) and len(keys)):
-                continue
-            kv = i * kv_heads // count
-            own = slice(i * heads // count, (i + 1) * heads // count)
-            lanes.append(Gathered(batch, own, slice(kv, max((i + 1) * kv_heads // count, kv + 1)), queries, keys))
+    for lane in lanes_of(choice, q, k):
+        queries, keys = (
+            np.arange(n) if side is None else _chosen(side, relations, window, given, lane)
+            for side, n in ((choice.queries, window.n_q), (choice.keys, window.n_k))
+        )
+        if queries is None or keys is None:
+            return None
+        if len(queries) and len(keys):
+            lanes.append(Gathered(lane.batch, lane.heads, lane.kv_heads, queries, keys))
 
     def rest() -> Rest:
         with planning():
@@ -59,14 +52,9 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
     return differentiable(q, k, v, AmongChosen(lanes, found, given.scale), [])
 
 
-def _chosen(
-    side: OneSide, relations: Relations, window: Window, given: Given, batch: int, lane: int, lanes: int
-) -> Int64 | None:
+def _chosen(side: OneSide, relations: Relations, window: Window, given: Given, lane: Lane) -> Int64 | None:
     """The tokens of a lane, ascending: rows, or keys; None where some token asks for what there is not."""
-    value = given.inputs[side.chosen.name]
-    found = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
-    for dim in side.chosen.dims[:-2]:
-        found = found[min(batch, len(found) - 1)] if dim == "batch" else found[lane * len(found) // lanes]
+    found = lane.of(as_tensor(given.inputs[side.chosen.name]), side.chosen.dims[:-2])
     row, item = (
         specialise(x, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
         for x in (side.row, side.item)

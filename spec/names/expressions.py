@@ -322,7 +322,7 @@ class ExpressionResolver(SetResolver):
             return self.refuse("A204", f"`{function.id}` is not a function", function.span, help_)
         return self._builtin_call(node, function)
 
-    def _builtin_call(self, node: syntax.Call, function: syntax.Name) -> program.Expr:  # noqa: C901  one case a kind
+    def _builtin_call(self, node: syntax.Call, function: syntax.Name) -> program.Expr:
         name = function.id
         if name in FLOAT_FUNCTIONS | LATER_FUNCTIONS.keys() and self._resolver.surroundings.alone:
             return self.unknown(node.span)
@@ -335,17 +335,9 @@ class ExpressionResolver(SetResolver):
         if name == "order":
             ranks = self.order(node)
             return self.unknown(node.span) if ranks is None else self.read(node.span, ranks, ())
-        later = self._later(name)
-        if later is not None:
-            code, message, help_ = later
-            return self.refuse(code, message, node.span, help_)
         builtin = EXACT_FUNCTIONS.get(name) or FLOAT_BUILTINS.get(name)
-        if builtin is None and name in AGGREGATES:
-            return self.refuse("A204", f"`{name}` needs a `for`", node.span, self._over_what(name, node))
-        if builtin is None:
-            functions = {n for n, s in self._names.items() if isinstance(s, DefinitionSymbol) and s.source.is_function}
-            known = COMPLEX_FUNCTIONS if self._resolver.surroundings.recurrent else frozenset[str]()
-            return self._unknown_name(function, "function", functions | FUNCTIONS | known)
+        if builtin is None or self._later(name) is not None:
+            return self._no_builtin(node, function)
         if name in ("min", "max") and len(node.arguments) == 1 and self._world != "exact":
             return self.refuse("A305", f"`{name}` of one value", node.span, self._over_what(name, node))
         arguments = bind_arguments(self._report, node, name, builtin.parameters, builtin.variadic, {})
@@ -353,6 +345,17 @@ class ExpressionResolver(SetResolver):
             return self.unknown(node.span)
         inner = self._in("vector") if name in VECTOR_FUNCTIONS else self
         return self._applied(node.span, name, *(inner.resolve(a) for a in arguments))
+
+    def _no_builtin(self, node: syntax.Call, function: syntax.Name) -> program.Expr:
+        name, later = function.id, self._later(function.id)
+        if later is not None:
+            code, message, help_ = later
+            return self.refuse(code, message, node.span, help_)
+        if name in AGGREGATES:
+            return self.refuse("A204", f"`{name}` needs a `for`", node.span, self._over_what(name, node))
+        functions = {n for n, s in self._names.items() if isinstance(s, DefinitionSymbol) and s.source.is_function}
+        known = COMPLEX_FUNCTIONS if self._resolver.surroundings.recurrent else frozenset[str]()
+        return self._unknown_name(function, "function", functions | FUNCTIONS | known)
 
     def _later(self, name: str) -> tuple[str, str, str] | None:
         """Why a function is not there: code, message, remedy."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,17 @@ from torch import Tensor
 import cluster_references
 from attnc import compile_attention
 from cluster_references import biformer_choice, biformer_regions, svg2_choice, xattention_choice
-from routing_cases import DK, HEADS, KV_HEADS, Case, Inputs, agree, leaves_of, real, seen_by
+from routing_cases import (
+    DK,
+    HEADS,
+    KV_HEADS,
+    Case,
+    Inputs,
+    real,
+    same_as_reference,
+    seen_as_in_reference,
+    seen_by,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,20 +124,12 @@ def test_every_one_has_a_case() -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_output_and_gradients(case: Routed, backend: str) -> None:
-    attend = case.compiled()
-    qkv, inputs = case.drawn()
-    leaves = leaves_of(qkv, {name: x for name, x in inputs.items() if name != "mu"})
-    q, k, v = qkv
-    run: Any = attend if backend == "cpu" else attend.reference
-    _, wanted = case.reference(q, k, v, inputs)
-    agree(run(q, k, v, **inputs), wanted, leaves)
+    same_as_reference(case, backend, fixed=["mu"])
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_what_is_seen(case: Routed) -> None:
-    (q, k, v), inputs = case.drawn()
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, *case.drawn())
 
 
 # --- equal scores -----------------------------------------------------------------------------------------------------
@@ -138,8 +139,7 @@ def test_what_is_seen(case: Routed) -> None:
 def test_the_earlier_where_all_are_equal(case: Routed) -> None:
     (q, k, v), inputs = case.drawn()
     q, k = torch.zeros_like(q), torch.zeros_like(k)
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, [q, k, v], inputs)
 
 
 def test_the_earlier_tokens_of_a_centroid() -> None:

@@ -15,7 +15,21 @@ from torch import Tensor
 import cluster_references
 from attnc import Attention, compile_attention
 from attnc.runtime.library import routing_names
-from routing_cases import DK, DV, HEADS, KV_HEADS, REFERENCES, Case, Inputs, agree, leaves_of, real, seen_by
+from routing_cases import (
+    DK,
+    DV,
+    HEADS,
+    KV_HEADS,
+    REFERENCES,
+    Case,
+    Inputs,
+    agree,
+    leaves_of,
+    real,
+    same_as_reference,
+    seen_as_in_reference,
+    seen_by,
+)
 from routing_references import (
     blocks_of,
     hybrid_forcing_choice,
@@ -25,9 +39,6 @@ from routing_references import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-WITHOUT_A_CASE: frozenset[str] = frozenset()
-"""Patterns of the library that are not tested here yet."""
 
 
 def native_gate(n_q: int, n_k: int) -> Inputs:
@@ -141,26 +152,18 @@ ONE_ATTENTION = [case for case in CASES if case.name not in BRANCHES]
 
 def test_every_one_has_a_case() -> None:
     named = {case.name for case in CASES} | {"hybrid_forcing"} | set(cluster_references.REFERENCES)
-    assert named == set(REFERENCES) == set(routing_names()) - WITHOUT_A_CASE
+    assert named == set(REFERENCES) == set(routing_names())
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_output_and_gradients(case: Case, backend: str) -> None:
-    attend = case.compiled()
-    qkv, inputs = case.drawn()
-    leaves = leaves_of(qkv, inputs)
-    q, k, v = qkv
-    run: Any = attend if backend == "cpu" else attend.reference
-    _, wanted = case.reference(q, k, v, inputs)
-    agree(run(q, k, v, **inputs), wanted, leaves)
+    same_as_reference(case, backend)
 
 
 @pytest.mark.parametrize("case", ONE_ATTENTION, ids=repr)
 def test_what_is_seen(case: Case) -> None:
-    (q, k, v), inputs = case.drawn()
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, *case.drawn())
 
 
 def choices_agree(case: Case, qkv: list[Tensor], inputs: Inputs) -> None:
@@ -216,16 +219,14 @@ ROUNDED = [
 def test_the_earlier_of_equals(case: Case, keys: int) -> None:
     (q, k, v), inputs = case.drawn()
     q, k, inputs = small(q), keys * small(k), {name: small(x) for name, x in inputs.items()}
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, [q, k, v], inputs)
 
 
 @pytest.mark.parametrize("case", [*EXACT, *ROUNDED], ids=repr)
 def test_the_earlier_where_all_are_equal(case: Case) -> None:
     (q, k, v), inputs = case.drawn()
     q, k, inputs = torch.zeros_like(q), torch.zeros_like(k), {name: torch.zeros_like(x) for name, x in inputs.items()}
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, [q, k, v], inputs)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in ("native_sparse", "vsa")], ids=repr)
@@ -344,17 +345,13 @@ def test_few_tokens_and_no_sequence(name: str, batch: int, n: int) -> None:
 def test_vmoba_counts_the_own_chunk() -> None:
     """k · S pairs of a query and a chunk are taken per head, the own chunk of every query among them."""
     case = Case("vmoba", 105, 105, {**VIDEO, "chunk": [2, 2, 3], "topk": 2, "layer": 2})
-    (q, k, v), inputs = case.drawn()
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, *case.drawn())
 
 
 def test_a_map_of_blocks_that_do_not_divide_the_length() -> None:
     """A map of blocks of 8 of 17 tokens: 8, 8 and 1, as blocks of 128 are of 130 tokens 128 and 2."""
     case = Case("sparse_d", 17, 17, {"block": 8}, maps_of(8))
-    (q, k, v), inputs = case.drawn()
-    seen, _ = case.reference(q, k, v, inputs)
-    assert torch.equal(seen_by(case, [q, k, v], inputs), seen)
+    seen_as_in_reference(case, *case.drawn())
 
 
 def hybrid(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,3 +73,20 @@ def seen_by(case: Case, qkv: list[Tensor], inputs: Inputs) -> Tensor:
     content: Inputs = {"heads": HEADS} if case.name in ("sparse_d", "recycled") else {"q": q, "k": k, "v": v}
     masks = [attend.mask(q.shape[2], k.shape[2], head=head, **content, **inputs) for head in range(q.shape[1])]
     return torch.stack(masks, 1)
+
+
+def same_as_reference(case: Case, backend: str, fixed: Sequence[str] = ()) -> None:
+    """Output and gradients; inputs named `fixed` have none."""
+    attend = case.compiled()
+    qkv, inputs = case.drawn()
+    leaves = leaves_of(qkv, {name: x for name, x in inputs.items() if name not in fixed})
+    q, k, v = qkv
+    run: Any = attend if backend == "cpu" else attend.reference
+    _, wanted = case.reference(q, k, v, inputs)
+    agree(run(q, k, v, **inputs), wanted, leaves)
+
+
+def seen_as_in_reference(case: Case, qkv: list[Tensor], inputs: Inputs) -> None:
+    q, k, v = qkv
+    seen, _ = case.reference(q, k, v, inputs)
+    assert torch.equal(seen_by(case, qkv, inputs), seen)
