@@ -14,18 +14,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Timing, as_json, interleaved, once
+from timing import as_json, interleaved, once
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from attnc import compile_attention
 from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.planning.schedule import dense_choice
+from attnc.compiler.planning.schedule import Choice, Problem, choose, dense_choice
 from attnc.runtime.attention import Attention
 from attnc.runtime.call import input_tensors
 from attnc.runtime.operators import plain
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.tuning.timer import Timing
 
 Row = dict[str, object]
 
@@ -206,7 +207,7 @@ def _flex(case: Case, n: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Callable
 class _DensePlanner(Planner):
     """Attention by row blocks whose masks are evaluated as they run: what the planner falls back to."""
 
-    def _build(self, shape: CallShape) -> Plan:
+    def _build(self, shape: CallShape, choice: Callable[[Problem], Choice] = choose) -> Plan:
         return build_plan(relations_of(self.pattern, shape), dense_choice)
 
 

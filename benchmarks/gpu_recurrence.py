@@ -30,8 +30,10 @@ from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler import simulation
+from attnc.runtime.disk.machine import installed
 from attnc.runtime.gpu.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.linear import Delta
+from attnc.runtime.tuning.timer import Timing
 
 Row = dict[str, Any]
 
@@ -134,7 +136,7 @@ def main() -> int:
     facts = timing.header()
     if setting.cuda:
         facts["device"] = torch.cuda.get_device_name()
-    facts["fla"] = timing._version("fla-core")
+    facts["fla"] = installed("fla-core")
     out = options.out or timing.RESULTS / f"gpu-recurrence-{'toy-' if setting.toy else ''}{options.part}.json"
     done: list[Row] = []
     systems = [one for one in SYSTEMS if not options.systems or one.name in options.systems]
@@ -245,7 +247,7 @@ def published_bytes_per_ms(device: str) -> float | None:
 
 def _interleaved(
     setting: Setting, runs: Mapping[str, Run], given: Tensors, *, training: bool, copied: int
-) -> dict[str, timing.Timing]:
+) -> dict[str, Timing]:
     """Milliseconds by CUDA events; `copy` moves so many bytes in all, half of them read."""
     half = torch.empty(copied // 2, dtype=torch.int8, device=setting.device)
     leaves, grad = list(given.values()), torch.randn(given["v"].shape, device=setting.device, dtype=given["v"].dtype)

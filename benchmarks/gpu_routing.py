@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnc import Attention, compile_attention
+from attnc.runtime.tuning.timer import Timing
 
 Row = dict[str, Any]
 
@@ -241,7 +242,7 @@ def _timed(
     return row
 
 
-def _interleaved(setting: Setting, contenders: Mapping[str, Run]) -> dict[str, timing.Timing]:
+def _interleaved(setting: Setting, contenders: Mapping[str, Run]) -> dict[str, Timing]:
     """Milliseconds, in turns."""
     if not setting.cuda:
         return timing.interleaved(contenders, rounds=1, warm_up=0)

@@ -17,19 +17,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import Timing, as_json, interleaved
+from timing import as_json, interleaved
 from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
-from attnc.compiler.planning.schedule import Choice, Problem, alternatives
+from attnc.compiler.planning.recipes import alternatives
+from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.runtime.attention import Attention
 from attnc.runtime.call import input_tensors
 from attnc.runtime.cpu import calibration
 from attnc.runtime.operators import plain
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.tuning.timer import Timing
 
 Row = dict[str, object]
 
@@ -185,7 +187,7 @@ class _Other(Planner):
         super().__init__(own.text, own.pattern, strict=False)
         self._number = number
 
-    def _build(self, shape: CallShape) -> Plan:
+    def _build(self, shape: CallShape, choice: Callable[[Problem], Choice] = choose) -> Plan:
         return build_plan(relations_of(self.pattern, shape), self._choose)
 
     def _choose(self, problem: Problem) -> Choice:

@@ -32,10 +32,17 @@ from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.operators import general, plain
+from attnc.runtime.recent import Recent
 from attnc.runtime.served import Served
+from attnc.runtime.settings import SETTINGS
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
-from attnc.runtime.transforms import cast_for_autocast, untraced
+from attnc.runtime.transforms import cast_for_autocast, is_watched, untraced
+from attnc.runtime.tuning.records import Record
+from attnc.runtime.tuning.tune import Call as TuningCall
+from attnc.runtime.tuning.tune import tune as tune_call
+from attnc.runtime.tuning.tuned import Tuned
+from attnc.runtime.tuning.wish import read_wish
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
@@ -69,7 +76,7 @@ def compile_attention(
     backend: Backend = "auto",
     strict: bool = False,
     deterministic: bool = True,
-    tune: str = "model",
+    tune: str | float | PathLike[str] = "model",
     **params: object,
 ) -> Attention:
     """The attention that a spec describes.
@@ -79,11 +86,13 @@ def compile_attention(
     `backend`: "auto" (kernels on a GPU, the cpu executor on a CPU), "cpu", "triton" (kernels; on a CPU in Triton's
     interpreter), or "reference" (dense, differentiable as often as torch can). `strict`: raise
     UnsupportedError rather than run where no tile plan exists. Results are the same bits for the same input, whatever
-    `deterministic` says; `tune` is "model" until there is something to tune.
+    `deterministic` says. `tune`: "model", the cost model decides; a time ("2s", or seconds): the first call of a shape
+    measures the first few schedules for so long, and the cache keeps the fastest ("0s": only what the cache knows); or
+    the path of a table that `attnc tune … -o table.json` wrote, from which alone choices then come.
 
     Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
     """
-    options = Options(backend, strict, deterministic, tune)
+    options = Options(backend, strict, deterministic, read_wish(tune))
     _check_options(options)
     found = find(spec)
     loader = ModuleLoader(found.folder)
@@ -99,8 +108,8 @@ def _check_options(options: Options) -> None:
     for name in ("strict", "deterministic"):
         if not isinstance(getattr(options, name), bool):
             raise ArgumentTypeError(f"{name} is {getattr(options, name)!r}: it must be True or False")
-    if options.tune != "model":
-        raise UnsupportedError(f'tune={options.tune!r}: tuning is not supported yet; leave it at "model"')
+    if options.tune.source != "model" and options.backend == "reference":
+        raise ArgumentError('backend="reference" has no schedule to tune: leave tune at "model"')
 
 
 class Attention(Shown, Served, Stateful):
@@ -122,6 +131,8 @@ class Attention(Shown, Served, Stateful):
         # Made here, as a call that is traced must not make it.
         pattern = self._pattern
         tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
+        self._measures = options.tune.seconds > 0  # a truth value, as torch.compile makes numbers symbols
+        self._measured: Recent[Record | None] = Recent(SETTINGS.plans)
         self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -228,6 +239,58 @@ class Attention(Shown, Served, Stateful):
         )
 
     def _call(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if self._measures:
+            self._measure_first(q, k, v, scale, inputs)
+        return self._called(q, k, v, scale, return_lse, inputs)
+
+    def _measure_first(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> None:
+        """Tune a call of a shape that was not tuned yet. In graphs, transforms and traces nothing is measured."""
+        check_are_tensors(q, k, v)
+        tuned = self._planner.tuned
+        if tuned is None or is_watched(q, k, v):
+            return
+        shapes = tuple((x.shape, x.dtype, x.device) for x in (q, k, v))
+        call = self.tuning_call(q, k, v, scale, inputs)
+        self._measured.get((shapes, call.stage), lambda: tune_call(call, tuned, self._options.tune.seconds))
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """What is tuned for its calls; None where the cost model decides all."""
+        return self._planner.tuned
+
+    def tune(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object) -> Record | None:
+        """Measure the first few schedules of a call on these tensors, as its first call would by itself.
+
+        With gradients where one of the tensors requires one. None where there is nothing to choose, or the time of
+        `tune=` is too short.
+
+        Raises ArgumentError where this was compiled without a time to measure in, and what the call raises.
+        """
+        tuned, seconds = self._planner.tuned, self._options.tune.seconds
+        if tuned is None or not seconds:
+            raise ArgumentError('tune: compile the pattern with a time to measure in, as in tune="2s"')
+        return tune_call(self.tuning_call(q, k, v, scale, inputs), tuned, seconds)
+
+    def tuning_call(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> TuningCall:
+        """A call as tuning takes it. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
+        check_are_tensors(q, k, v)
+        by_kernels = q.is_cuda or self._is_interpreted(q)
+        own = completed(self._pattern, inputs) if inputs else inputs
+        return TuningCall(self, cast_for_autocast(q, k, v), scale, own, by_kernels)
+
+    def untuned(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, inputs: Mapping[str, object]) -> Tensor:
+        """The output of a call for which nothing is measured first."""
+        out = self._called(q, k, v, scale, False, inputs)
+        assert isinstance(out, Tensor)
+        return out
+
+    def _called(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
     ) -> Tensor | tuple[Tensor, Tensor]:
         check_are_tensors(q, k, v)

@@ -29,12 +29,13 @@ _MODULES = {
     "same": "same",
     "show": "show",
     "simulate": "simulate",
+    "tune": "tune",
     "verify": "verify",
 }
 COMMANDS = tuple(_MODULES)
 
 _SUMMARIES = {
-    "cache": "put kernels that were compiled ahead of time where Triton looks for them",
+    "cache": "what is kept on disk: tuned choices and measured rates; path, show, why, clear, load",
     "check": "find what is wrong in .attn files",
     "doctor": "versions, the machine, and the rates that plans are costed with",
     "emit": "a pattern's kernels as one file that needs torch and triton alone, and checks itself",
@@ -45,6 +46,7 @@ _SUMMARIES = {
     "same": "whether two patterns show the same pairs, for every length where that can be proved (more with islpy)",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
     "simulate": "how fast a pattern can be on a machine, before anything runs, and with which schedule",
+    "tune": "measure the first few schedules of a call, keep the fastest; prediction beside measurement",
     "verify": "hold every executor against the oracle, forward and gradients",
 }
 _INTERRUPTED, _PIPE_CLOSED = 130, 141

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -17,9 +17,11 @@ from attnc.runtime import identity
 from attnc.runtime.call import Sizes, call_shape, check_counts, names_read
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.general import general_of
-from attnc.runtime.identity import Form
+from attnc.runtime.identity import Form, How
 from attnc.runtime.planners import planner_in, shared_planner
-from attnc.runtime.plans import relations_of
+from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.tuning.tables import remember
+from attnc.runtime.tuning.wish import Wish
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
@@ -33,7 +35,7 @@ class Options:
     backend: Backend = "auto"
     strict: bool = False
     deterministic: bool = True
-    tune: str = "model"
+    tune: Wish = field(default_factory=Wish)
 
 
 class Compiled:
@@ -51,14 +53,13 @@ class Compiled:
         self._bound = bound
         self._options = options
         self._modules = modules
-        text = identity.write(bound, modules, options.strict, form)
-        self._planner = (
-            shared_planner(text, bound, options.strict)
-            if pattern is None
-            else planner_in(form, text, pattern, options.strict)
-        )
+        if options.tune.table is not None:
+            remember(options.tune.table)  # it came with a pickle, perhaps
+        how = How(options.strict, options.deterministic, options.tune.text)
+        text = identity.write(bound, modules, how, form)
+        self._planner = shared_planner(text, bound, how) if pattern is None else planner_in(form, text, pattern, how)
         self._pattern: Pattern = self._planner.pattern
-        self._rows_text = identity.write(bound, modules, options.strict, "last rows")  # for what is traced
+        self._rows_text = identity.write(bound, modules, how, "last rows")  # for what is traced
         self._general = general_of(self._planner)
         self._steps = self._general.steps
         self._plain = self._general.is_plain
@@ -129,6 +130,13 @@ class Compiled:
     def __repr__(self) -> str:
         values = "".join(f", {name}={value}" for name, value in self.parameters.items())
         return f"Attention({self.name!r}{values})"
+
+    def planners(self, sizes: Sizes, inputs: Mapping[str, object], *, by_kernels: bool) -> list[Planner]:
+        """The planner of every attention in a call of these sizes, on the CPU or by kernels."""
+        if self._steps is None:
+            return [self._planner]
+        steps = self._steps.by_kernels if by_kernels else self._steps
+        return [planner for _, planner in steps.planners(sizes, inputs)]
 
     # --- inside ---
 

@@ -104,4 +104,4 @@ def general_of(planner: Planner) -> General:
 
 def steps_of(planner: Planner) -> Steps:
     """The attentions of a planner's pattern one by one. Raises UnsupportedError for what `strict` does not allow."""
-    return planner.remembered("steps", lambda: Steps(planner.text, planner.pattern, planner.strict))
+    return planner.remembered("steps", lambda: Steps(planner.text, planner.pattern, planner.strict, planner.tuned))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -20,9 +21,19 @@ from attnc.spec.program import BoundProgram, Value
 from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
-FORMAT = 3
+FORMAT = 4
 Form = Literal["whole", "packed", "last rows"]
 """A pattern as it stands, over several sequences in one, or of the last queries of as many as there are keys."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a pattern was compiled, as far as it changes what a call does. `tune`: whence tuned choices come (`Wish`)."""
+
+    strict: bool = False
+    deterministic: bool = True
+    tune: str = "model"
+
 
 _FRACTION = re.compile(r"-?[0-9]+(/[1-9][0-9]*)?")
 
@@ -34,7 +45,7 @@ def bound_program(
     return bind(load_program(source, ModuleLoader(None, dict(modules)), name), values)
 
 
-def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, form: Form = "whole") -> str:
+def write(bound: BoundProgram, modules: Mapping[str, SourceFile], how: How, form: Form = "whole") -> str:
     """The text of a pattern and of what changes what a call does. Equal patterns have equal texts."""
     program = bound.program
     return json.dumps(
@@ -42,7 +53,7 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, 
             "attnc": FORMAT,
             "pattern": program.name,
             "values": {name: _written(value) for name, value in bound.values.items()},
-            "strict": strict,
+            **asdict(how),
             "form": form,
             "source": _file(program.source),
             "modules": {name: _file(source) for name, source in sorted(modules.items())},
@@ -51,8 +62,8 @@ def write(bound: BoundProgram, modules: Mapping[str, SourceFile], strict: bool, 
     )
 
 
-def read(text: str) -> tuple[BoundProgram, bool, Form]:
-    """The pattern of a text, whether it is strict, and its form.
+def read(text: str) -> tuple[BoundProgram, How, Form]:
+    """The pattern of a text, how it was compiled, and its form.
 
     Raises ArgumentError for a text that `write` never made.
     """
@@ -60,7 +71,8 @@ def read(text: str) -> tuple[BoundProgram, bool, Form]:
         data = json.loads(text)
         if data["attnc"] != FORMAT:
             raise ValueError(f"format {data['attnc']!r}")
-        source, name, strict = _source(data["source"]), _text(data["pattern"]), data["strict"] is True
+        source, name = _source(data["source"]), _text(data["pattern"])
+        how = How(data["strict"] is True, data["deterministic"] is True, _text(data["tune"]))
         form: Form = data["form"]
         if form not in get_args(Form):
             raise ValueError(f"form {form!r}")
@@ -71,7 +83,7 @@ def read(text: str) -> tuple[BoundProgram, bool, Form]:
             f"the pattern of an attnc operator cannot be read ({type(error).__name__}: {error}): it must be the text "
             f"that this version of attnc put into the graph; export the model again"
         ) from error
-    return bound_program(source, name, values, modules), strict, form
+    return bound_program(source, name, values, modules), how, form
 
 
 def _written(value: Value) -> object:

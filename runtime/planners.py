@@ -8,29 +8,40 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.last_rows import last_rows
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime import identity
-from attnc.runtime.identity import Form
+from attnc.runtime.identity import Form, How
 from attnc.runtime.plans import Planner
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.tuning.keys import CompiledPattern
+from attnc.runtime.tuning.tuned import Tuned
+from attnc.runtime.tuning.wish import wish_of
 from attnc.spec.program import BoundProgram
 
 _alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
 
 
-def shared_planner(text: str, bound: BoundProgram, strict: bool, form: Form = "whole") -> Planner:
+def shared_planner(text: str, bound: BoundProgram, how: How, form: Form = "whole") -> Planner:
     """The planner of a pattern whose text is `text`: one for all, found again by `planner_of` as long as it is held."""
-    return _alive.get(text) or _held(text, lower(bound), strict, form)
+    return _alive.get(text) or _held(text, lower(bound), how, form)
 
 
-def planner_in(form: Form, text: str, pattern: Pattern, strict: bool) -> Planner:
+def planner_in(form: Form, text: str, pattern: Pattern, how: How) -> Planner:
     """The planner of a form of a pattern that is lowered; `text` is that of the form. Raises OtherRowsError."""
-    return _alive.get(text) or _held(text, pattern, strict, form)
+    return _alive.get(text) or _held(text, pattern, how, form)
 
 
-def _held(text: str, pattern: Pattern, strict: bool, form: Form) -> Planner:
+def _held(text: str, pattern: Pattern, how: How, form: Form) -> Planner:
     own = {"whole": lambda: pattern, "packed": lambda: pattern.packed, "last rows": lambda: last_rows(pattern)}[form]()
-    return _alive.setdefault(text, Planner(text, own, strict))
+    return _alive.setdefault(text, Planner(text, own, how.strict, tuned=_tuned(own, how, form)))
+
+
+def _tuned(pattern: Pattern, how: How, form: Form) -> Tuned | None:
+    """What is tuned for a pattern; steps of decoding are not, whose kernels have choices of their own."""
+    wish = wish_of(how.tune)
+    if wish.source == "model" or form == "last rows":
+        return None
+    return Tuned(CompiledPattern(pattern, form, how.strict, how.deterministic), wish)
 
 
 def planner_of(text: str) -> Planner:

@@ -27,6 +27,8 @@ from attnc.compiler.planning.documents import (
     packed_windows,
 )
 from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.recipes import covered, read_recipe
+from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.compiler.values import values_of
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
@@ -37,6 +39,7 @@ from attnc.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.planner import GpuPlanner
+    from attnc.runtime.tuning.tuned import Tuned
 
 T = TypeVar("T")
 
@@ -56,13 +59,16 @@ _SHORT = 256
 class Planner:
     """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is.
 
-    `direct`: the last call that was nothing but one kernel call.
+    `direct`: the last call that was nothing but one kernel call. `tuned`: what measuring has decided, None: the cost
+    model decides all; `knob`: the name by which it is decided for this attention.
     """
 
-    def __init__(self, text: str, pattern: Pattern, strict: bool) -> None:
+    def __init__(self, text: str, pattern: Pattern, strict: bool, tuned: Tuned | None = None, knob: str = "") -> None:
         self.text = text
         self.pattern = pattern
         self.strict = strict
+        self.tuned = tuned
+        self.knob = knob
         self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
         self._last: tuple[Hashable, Plan] | None = None
         self.direct: Direct | None = None
@@ -76,7 +82,7 @@ class Planner:
         """The kernels and tables of the pattern."""
         from attnc.runtime.gpu.planner import GpuPlanner
 
-        return GpuPlanner(self.pattern, self.strict)
+        return GpuPlanner(self.pattern, self.strict, self.tuned, self.knob)
 
     def plan_on(self, target: Target | None, sizes: Sizes, given: Mapping[str, object]) -> Plan:
         """The plan of a call on a GPU, or on the CPU for None. Raises as `plan`."""
@@ -92,7 +98,17 @@ class Planner:
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         shape = call_shape(self.pattern, sizes, given)
-        return self._by_shape.get((sizes, *self._names(shape)), lambda: self._build(shape))
+        if self.tuned is None:
+            return self._by_shape.get((sizes, *self._names(shape)), lambda: self._build(shape))
+        option = self.tuned.option(self.knob, sizes, "cpu")
+        key = (self.tuned.state, option, sizes, *self._names(shape))
+        return self._by_shape.get(key, lambda: self._by_option(shape, sizes, option))
+
+    def _by_option(self, shape: CallShape, sizes: Sizes, option: str | None) -> Plan:
+        """The plan by what was tuned, and the reason."""
+        assert self.tuned is not None
+        own = self._build(shape, by_option(option))
+        return replace(own, reasons=(self.tuned.why(self.knob, sizes, "cpu"), *own.reasons))
 
     def kept(self, name: Hashable, shape: CallShape, make: Callable[[], T]) -> T:
         """What was made before by this name for inputs like these, made now if it is not known."""
@@ -114,6 +130,8 @@ class Planner:
         Tensors of shapes and dtypes that were here before have passed every check and are not checked again.
         """
         key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype)
+        if self.tuned is not None:
+            key = (*key, self.tuned.state)
         if inputs:
             key = (*key, *[name_of(x, is_read) for x, is_read in zip(inputs, self._read, strict=False)])
         last = self._last
@@ -127,9 +145,9 @@ class Planner:
             raise ArgumentError(f"`{self.pattern.name}` has {len(names)} inputs and is given {len(inputs)}")
         return self.plan(check_tensors(q, k, v), dict(zip(names, inputs, strict=True)))
 
-    def _build(self, shape: CallShape) -> Plan:
+    def _build(self, shape: CallShape, choice: Callable[[Problem], Choice] = choose) -> Plan:
         with planning():
-            own = build_plan(relations_of(self.pattern, shape))
+            own = build_plan(relations_of(self.pattern, shape), choice)
         plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(
@@ -137,6 +155,14 @@ class Planner:
                 f"would run {plan.schedule}; compile it without strict to allow that"
             )
         return plan
+
+
+def by_option(option: str | None) -> Callable[[Problem], Choice]:
+    """What takes the cover of a recipe's name; the model's for None, and where a relation has no such cover."""
+    recipe = None if option is None else read_recipe(option)
+    if recipe is None:
+        return choose
+    return lambda problem: covered(problem, recipe) or choose(problem)
 
 
 def cache_of(pattern: Pattern, heads: int, kv_heads: int) -> Callable[[], CacheNeed | None]:

@@ -54,6 +54,7 @@ from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
 from attnc.runtime.selections.tokens import attend as attend_tokens
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.values import Values
 
 Int64 = NDArray[np.int64]
@@ -67,10 +68,11 @@ Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], P
 class Steps:
     """The attentions of a pattern as patterns of their own, in their order."""
 
-    def __init__(self, text: str, pattern: ir.Pattern, strict: bool) -> None:
+    def __init__(self, text: str, pattern: ir.Pattern, strict: bool, tuned: Tuned | None = None) -> None:
         self._pattern = pattern
         self._text = text
         self._strict = strict
+        self._tuned = tuned
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
         self.stateful = [Recurrent(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
         """What its branches with a state are, each by itself."""
@@ -114,7 +116,7 @@ class Steps:
     def by_kernels(self) -> Steps:
         """The same for kernels: weights that are sums are attentions of their own."""
         parts = in_parts(self._pattern)
-        return self if parts is self._pattern else Steps(f"{self._text}#parts", parts, self._strict)
+        return self if parts is self._pattern else Steps(f"{self._text}#parts", parts, self._strict, self._tuned)
 
     @cached_property
     def open(self) -> Steps:
@@ -311,7 +313,7 @@ class Steps:
         name = node.name if member is None else f"{node.name}[{member}]"
 
         def make() -> Planner:
-            return Planner(f"{self._text}#{name}", alone(self._pattern, node, member), self._strict)
+            return Planner(f"{self._text}#{name}", alone(self._pattern, node, member), self._strict, self._tuned, name)
 
         return self._planners.get(name, make)
 

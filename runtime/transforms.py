@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 from typing_extensions import ParamSpec
 
@@ -31,6 +32,19 @@ def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
 def is_forward_mode() -> bool:
     """Whether forward-mode derivatives are being taken."""
     return forward_ad._current_level >= 0
+
+
+def is_watched(*tensors: Tensor) -> bool:
+    """Whether torch looks at a call rather than only runs it: a trace, a transform, a mode, a graph being captured."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or is_forward_mode()
+        or any(x.is_meta or is_fake(x) for x in tensors)
+        or any(x.is_cuda and torch.cuda.is_current_stream_capturing() for x in tensors)
+    )
 
 
 def untraced(function: Callable[P, R]) -> Callable[P, R]:

@@ -29,6 +29,8 @@ from attnc.compiler.rewrite import substitute_value, walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.compiler.values import is_plain
 
+Tiles = Mapping[Stage, TileShape]
+
 FIXED = ("queries", "keys", "heads", "kv_heads", "group")
 """Sizes that every kernel is told."""
 
@@ -51,13 +53,17 @@ class Heads:
 
 @dataclass(frozen=True)
 class Kernels:
-    """The texts; each is made when it is asked for. `form`: how live tiles are found, and `reason`: why so."""
+    """The texts; each is made when it is asked for. `form`: how live tiles are found, and `reason`: why so.
+
+    `tiles`: those of stages that do not take the first choice.
+    """
 
     problem: Problem
     target: Target
     form: Form
     reason: str
     bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
+    tiles: Tiles = field(default_factory=dict)
 
     def listed(self, stage: Stage, runs: bool) -> KernelSource:
         """The kernel of a stage that walks lists of tiles, or of runs of them."""
@@ -121,6 +127,8 @@ class Kernels:
         return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key, delayed=False)
 
     def _tiles(self, stage: Stage) -> TileShape:
+        if stage in self.tiles:
+            return self.tiles[stage]
         p = self.problem
         own = self._problem(stage)
         walk = own.by_key if stage == "dkdv" else own.by_query
@@ -144,17 +152,25 @@ class Kernels:
 
 
 def find_kernels(
-    pattern: Pattern, heads: Heads, target: Target, square: bool = True, on_host: str | None = None
+    pattern: Pattern,
+    heads: Heads,
+    target: Target,
+    square: bool = True,
+    on_host: str | None = None,
+    tiles: Tiles | None = None,
 ) -> Kernels:
     """The kernels of a pattern of one attention; `square`: for as many queries as keys.
 
-    `on_host`: why lists of tiles must come from the host. Raises NotInKernelsError where there are none.
+    `on_host`: why lists of tiles must come from the host. `tiles`: those of some stages, in place of the first choice.
+    Raises NotInKernelsError where there are none.
     """
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
     of_heads = heads.dk, heads.dv, heads.dtype, load_of(score)
     nested = heads.grouped and score is not None and score.has_terms_of_keys  # bricks are those of all heads
     shapes = {stage: tile_shape(target, stage, *of_heads, nested=nested, inner=True) for stage in BRICKED}
+    own_tiles = dict(tiles or {})
+    shapes |= {stage: shape for stage, shape in own_tiles.items() if stage in shapes}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = (
         _walks(pattern, node, on_host) if bricked is None else _of_bricks(bricked["forward"])
@@ -192,7 +208,7 @@ def find_kernels(
         registers=target.registers,
         specialised=target.specialised and heads.dtype != "float32",
     )
-    return Kernels(problem, target, form, reason, {} if bricked is None else bricked)
+    return Kernels(problem, target, form, reason, {} if bricked is None else bricked, own_tiles)
 
 
 def load_of(score: Score | None) -> Load:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce as accumulate
 from itertools import product
-from math import prod
+from math import inf, prod
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -352,19 +352,23 @@ class Bricks:
     cost: float
 
 
-def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work) -> Bricks | None:
-    """The product of the axes' relations with the bricks that the cost model likes best; None where it is empty."""
+def choose_bricks(tables: Sequence[AxisTable], rates: Rates, work: Work, rank: int = 0) -> Bricks | None:
+    """The product of the axes' relations with the bricks that the cost model likes best, or in the place `rank` after
+    these, as far as there are so many; None where it is empty.
+    """
     size = prod(table.axis.extent for table in tables)
     if any(not table.sums().elements.any() for table in tables):
         return None
-    tiles, cost = _cheapest(tables, min(size, SMALLEST_BRICK), rates, work)
+    cost, tiles = _cheapest(tables, min(size, SMALLEST_BRICK), rates, work, rank + 1)[-1]
     covers = [table.cover(tile) for table, tile in zip(tables, tiles, strict=True)]
     total = prod((-(-t.axis.extent // tile)) ** 2 for t, tile in zip(tables, tiles, strict=True))
     return Bricks(_multiplied(covers, [table.axis for table in tables]), tiles, total, cost)
 
 
-def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work) -> tuple[tuple[int, ...], float]:
-    """The tile of each axis, and the time."""
+def _cheapest(
+    tables: Sequence[AxisTable], least: int, rates: Rates, work: Work, count: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """The time, and the tile of each axis, of the cheapest, at most so many."""
     choices = [table.tiles() for table in tables]
     sums = [table.sums() for table in tables]
 
@@ -380,18 +384,17 @@ def _cheapest(tables: Sequence[AxisTable], least: int, rates: Rates, work: Work)
     time += shapes * rates.call + width * tokens * shapes * rates.mask
     with_copies = time + 2 * (rows + keys) * work.head_dim * work.lanes * rates.copy
     fit = (tokens >= least) & (tokens <= LARGEST_BRICK)
-    best, chosen = float("inf"), tuple(c[0] for c in choices)
+    best: list[tuple[float, tuple[int, ...]]] = []
     allowed = np.flatnonzero(fit if fit.any() else tokens > 0)
     for i in allowed[np.argsort(time[allowed], kind="stable")].tolist():
-        if time[i] >= best:
+        if len(best) == count and time[i] >= best[-1][0]:
             break
         at = np.unravel_index(i, [len(c) for c in choices])
         tiles = tuple(c[j] for c, j in zip(choices, at, strict=True))
         widths = [int(s.width[j]) for s, j in zip(sums, at, strict=True)]
         cost = time[i] if _is_view(tables, tiles, widths) else with_copies[i]
-        if cost < best:
-            best, chosen = float(cost), tiles
-    return chosen, best
+        best = sorted([*best, (float(cost), tiles)], key=lambda one: one[0])[:count]
+    return best or [(inf, tuple(c[0] for c in choices))]
 
 
 def _outer(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

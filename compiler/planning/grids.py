@@ -61,9 +61,14 @@ def reads_coordinates(relation: Index) -> bool:
     return any(isinstance(node, Coord) for node in walk(relation))
 
 
-def cover_by_grid(relation: Index, n_q: int, n_k: int, rates: Rates, work: Work, solve: Solve) -> GridCover | None:
-    """The relation covered by bricks of its grids, None where it does not separate by axis."""
-    covers = _Covers(n_q * n_k, rates, work, solve)
+def cover_by_grid(
+    relation: Index, n_q: int, n_k: int, rates: Rates, work: Work, solve: Solve, rank: int = 0
+) -> GridCover | None:
+    """The relation covered by bricks of its grids, None where it does not separate by axis.
+
+    `rank`: which bricks are taken, of those that the cost model likes, the best first.
+    """
+    covers = _Covers(n_q * n_k, rates, work, solve, rank)
     try:
         for part in parts_of(relation, n_q, n_k):
             covers.add(part)
@@ -75,9 +80,10 @@ def cover_by_grid(relation: Index, n_q: int, n_k: int, rates: Rates, work: Work,
 class _Covers:
     """Covers of parts, put together."""
 
-    def __init__(self, pairs: int, rates: Rates, work: Work, solve: Solve) -> None:
+    def __init__(self, pairs: int, rates: Rates, work: Work, solve: Solve, rank: int) -> None:
         self.bricks: dict[tuple[int, ...], None] = {}
         self._rates, self._work = rates, work
+        self._rank = rank
         self._pairs = pairs
         self._most_pairs = max(1 << 16, min(1 << 22, pairs // 8192))
         self._solve = solve
@@ -103,7 +109,7 @@ class _Covers:
             raise NotSeparableError
         for relations in separate(part.relation, leaves):
             tables = [self._table(r, leaves, i) for i, r in enumerate(relations)]
-            bricks = choose_bricks(tables, self._rates, self._work)
+            bricks = choose_bricks(tables, self._rates, self._work, self._rank)
             if bricks is not None:
                 self.bricks[bricks.tiles] = None
                 self._take(part, bricks.cover, bricks.total, bricks.cost)

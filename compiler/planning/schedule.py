@@ -88,42 +88,35 @@ class Choice:
 
 def choose(problem: Problem) -> Choice:
     """The cheapest cover by the cost model; where a formula covers the relation there is nothing to compare."""
-    grid = _grid(problem, tile_sizes(problem)[0])
-    closed = closed_cover(problem.relation, grid)
+    closed = by_formula(problem)
     if closed is not None:
-        reason = f"{_described(closed, grid)}, by formula"
-        return _in_halves(problem, Choice(closed, grid, _cost(problem, closed), "pieces", (reason,)))
+        return in_halves(problem, closed)
     tried: list[Choice] = []
-    by_grid = _by_grid(problem)
-    if by_grid is not None:
-        tried.append(by_grid)
+    bricks = by_grid(problem)
+    if bricks is not None:
+        tried.append(bricks)
         small = problem.n_q * problem.n_k <= SMALL  # one masked call is tried
-        if not small and by_grid.cost <= _dense_cost(problem) / 2:  # natural order is not that much better than dense
-            return by_grid
-    by_residues = _by_residues(problem)
-    if by_residues is not None:
-        tried.append(by_residues)
+        if not small and bricks.cost <= _dense_cost(problem) / 2:  # natural order is not that much better than dense
+            return bricks
+    classes = by_residues(problem)
+    if classes is not None:
+        tried.append(classes)
         if _near_bound(problem, tried):  # natural order would meet a class in every tile
-            return by_residues
+            return classes
     return _natural(problem, tried)
 
 
-def alternatives(problem: Problem) -> list[Choice]:
-    """Every cover that there is of a relation, the cheapest first, where `choose` stops once it has a good one."""
+def by_formula(problem: Problem) -> Choice | None:
+    """The relation by a formula, where one covers it: no tile is looked at."""
     grid = _grid(problem, tile_sizes(problem)[0])
     closed = closed_cover(problem.relation, grid)
-    found: list[Choice | None] = [_by_grid(problem), _by_residues(problem), dense_choice(problem)]
-    if closed is not None:
-        reason = f"{_described(closed, grid)}, by formula"
-        found.append(Choice(closed, grid, _cost(problem, closed), "pieces", (reason,)))
-    for tile in tile_sizes(problem):
-        found += _by_tiles(problem, tile, [])
-    known = [choice for choice in found if choice is not None]
-    halved = [half for half in (_in_halves(problem, choice) for choice in known) if half not in known]
-    return sorted([*known, *halved], key=lambda choice: choice.cost)
+    if closed is None:
+        return None
+    reason = f"{_described(closed, grid)}, by formula"
+    return Choice(closed, grid, _cost(problem, closed), "pieces", (reason,))
 
 
-def _by_tiles(problem: Problem, tile: int, notes: list[str]) -> list[Choice]:
+def by_tiles(problem: Problem, tile: int, notes: list[str]) -> list[Choice]:
     """Covers in natural order by tiles of one size; why there is none goes into the notes."""
     grid = _grid(problem, tile)
     try:
@@ -149,11 +142,11 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     for tile in tile_sizes(problem):
         if tried and large:
             break
-        tried += _by_tiles(problem, tile, notes)
+        tried += by_tiles(problem, tile, notes)
     fallback = None if tried else "; ".join(notes)
     if not tried or not (large or _beats_dense(problem, tried)):
         tried.append(dense_choice(problem))
-    best = _in_halves(problem, min(tried, key=lambda choice: choice.cost))
+    best = in_halves(problem, min(tried, key=lambda choice: choice.cost))
     others = tuple(_compared(other, best) for other in tried if other.cost > best.cost)
     return Choice(best.cover, best.grid, best.cost, best.schedule, best.reasons + others + tuple(notes), fallback)
 
@@ -162,11 +155,17 @@ WORTH = 0.97
 """What more pieces may cost at most of what fewer do."""
 
 
-def _in_halves(problem: Problem, choice: Choice) -> Choice:
+def in_halves(problem: Problem, choice: Choice) -> Choice:
     """The choice with its short triangles in halves, where that costs noticeably less."""
+    halves = halved(problem, choice)
+    return choice if halves is None or halves.cost >= WORTH * choice.cost else halves
+
+
+def halved(problem: Problem, choice: Choice) -> Choice | None:
+    """The choice with its short triangles in halves; None where it has none."""
     halves = split_triangles(choice.cover)
-    if halves is None or _cost(problem, halves) >= WORTH * choice.cost:
-        return choice
+    if halves is None:
+        return None
     reason = f"{_described(halves, choice.grid)}, triangles in halves"
     return replace(choice, cover=halves, cost=_cost(problem, halves), reasons=(reason,))
 
@@ -187,7 +186,7 @@ def _near_bound(problem: Problem, tried: list[Choice]) -> bool:
     return any(c.cover.visible is not None and c.cost <= NEAR * (c.cover.visible * rate + rates.call) for c in tried)
 
 
-def _by_residues(problem: Problem) -> Choice | None:
+def by_residues(problem: Problem) -> Choice | None:
     """The relation in parts, those with a congruence by classes of residues; None where there is none."""
     parts = split(problem.relation)
     if all(part.congruence is None for part in parts):
@@ -217,8 +216,11 @@ def _by_residues(problem: Problem) -> Choice | None:
     return Choice(found, _grid(problem, tile), _cost(problem, found), "pieces", (reason,))
 
 
-def _by_grid(problem: Problem) -> Choice | None:
-    """The relation by bricks of the grid whose coordinates it reads; None where it reads none or is not separable."""
+def by_grid(problem: Problem, rank: int = 0) -> Choice | None:
+    """The relation by bricks of the grid whose coordinates it reads; None where it reads none or is not separable.
+
+    `rank`: of the bricks, the best first.
+    """
     if not reads_coordinates(problem.relation):
         return None
 
@@ -229,7 +231,7 @@ def _by_grid(problem: Problem) -> Choice | None:
         return Solved(choice.cover, choice.grid.q_tile, choice.tiles, choice.cost)
 
     work = replace(problem.work, lanes=problem.lanes * problem.copies, copies=1)
-    found = cover_by_grid(problem.relation, problem.n_q, problem.n_k, problem.rates, work, solve)
+    found = cover_by_grid(problem.relation, problem.n_q, problem.n_k, problem.rates, work, solve, rank)
     if found is None or len(found.cover.pieces) > MAX_PIECES:
         return None
     grid = _grid(problem, found.tile)

@@ -1,4 +1,4 @@
-"""`attnc cache`: what is kept on disk."""
+"""`attnc cache`: what is kept on disk, where, and why it is used or not."""
 
 from __future__ import annotations
 
@@ -7,16 +7,177 @@ from dataclasses import asdict
 from pathlib import Path
 
 from attnc.runtime.commands import console
+from attnc.runtime.commands.calls import add_call, calls
+from attnc.runtime.commands.patterns import compiled
+from attnc.runtime.disk.store import Entry, limit, store
+from attnc.runtime.disk.triton import triton_folder, triton_state
+from attnc.runtime.tuning.keys import Executor, Key, bucket_of
+from attnc.runtime.tuning.records import KIND, Record, name_of, read_record
+from attnc.runtime.tuning.tables import load_table
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `cache`."""
-    parser.add_argument("what", choices=["load"], help="put a file of `attnc emit --binaries` into Triton's cache")
-    parser.add_argument("file", metavar="FILE.zip", type=Path)
+    """The commands of `cache`."""
+    commands = parser.add_subparsers(dest="what", metavar="COMMAND", title="commands", required=True)
+    for name, text in _SUMMARIES.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+        if name == "why":
+            add_call(command)
+        if name == "load":
+            command.add_argument("file", metavar="FILE", type=Path, help="a .zip of binaries, or a table.json")
+
+
+_SUMMARIES = {
+    "path": "where entries lie, and where Triton keeps the kernels that it compiled",
+    "show": "every entry: tuned choices and measured rates",
+    "why": "what a call's choice belongs to, whether the cache has it, and what differs from the nearest entry",
+    "clear": "remove every entry of attnc; Triton's kernels stay",
+    "load": "put compiled kernels where Triton looks for them, or tuned choices where attnc does",
+}
 
 
 def run(args: argparse.Namespace) -> int:
     """2 for a file that cannot be loaded here."""
+    commands = {"path": _path, "show": _show, "why": _why, "clear": _clear, "load": _load}
+    return commands[args.what](args)
+
+
+def _path(args: argparse.Namespace) -> int:
+    own, triton = store(), triton_folder()
+    entries = own.entries()
+    facts: dict[str, object] = {
+        "folder": None if own.folder is None else str(own.folder),
+        "entries": len(entries),
+        "bytes": sum(entry.bytes for entry in entries),
+        "limit_bytes": limit(),
+        "triton_folder": str(triton),
+        "triton_state": triton_state(triton),
+    }
+    if args.json:
+        console.print_json(facts)
+        return console.FINE
+    size = f"{console.counted(len(entries), 'entry')}, {_kib(entries)} of {limit() >> 20} MiB"
+    print(f"attnc   {own.folder or 'none: there is no home folder; set ATTNC_CACHE_DIR'}  ({size})")
+    print(f"triton  {triton}  ({facts['triton_state']})")
+    return console.FINE
+
+
+def _show(args: argparse.Namespace) -> int:
+    entries = store().entries()
+    if args.json:
+        console.print_json({"entries": [asdict(entry) for entry in entries]})
+        return console.FINE
+    for entry in entries:
+        print("\n".join(_described(entry)))
+    print(f"{console.counted(len(entries), 'entry')}, {_kib(entries)}")
+    return console.FINE
+
+
+def _described(entry: Entry) -> list[str]:
+    head = f"{entry.kind}-{entry.name}  {entry.bytes:,} bytes"
+    if entry.payload is None:
+        return [f"{head}  damaged, ignored: {entry.damage}"]
+    if entry.kind != KIND:
+        return [f"{head}  {entry.payload.get('machine', '')}, {entry.payload.get('source', '')}"]
+    record = read_record(entry.payload)
+    if record is None:
+        return [f"{head}  of another version, ignored"]
+    parts = dict(record.key.parts)
+    what = (
+        f"{parts.get('pattern')}({parts.get('parameters')}), {parts.get('dtype')} {parts.get('dk')}/{parts.get('dv')}"
+    )
+    return [head, f"  {what} on {parts.get('target')}", *(f"  {line}" for line in str(record).splitlines())]
+
+
+def _why(args: argparse.Namespace) -> int:
+    """0 where every call is in the cache, 1 where one is not."""
+    attention = compiled(args, tune="0s")
+    tuned = attention.tuned
+    assert tuned is not None
+    known = [record for entry in store().entries() if (record := _record(entry)) is not None]
+    answers: list[dict[str, object]] = []
+    for call in calls(attention, args):
+        executor: Executor = "triton" if call.q.is_cuda else "cpu"
+        key, bucket = tuned.key(call.sizes, executor, call.q.device), bucket_of(call.sizes)
+        record = tuned.record(call.sizes, executor, call.q.device)
+        answers.append(_answer(key, bucket, record, known))
+    if args.json:
+        console.print_json({"calls": answers})
+    else:
+        for answer in answers:
+            _print_answer(answer)
+    return console.FINE if all(answer["found"] for answer in answers) else console.FOUND
+
+
+def _record(entry: Entry) -> Record | None:
+    return read_record(entry.payload) if entry.kind == KIND and entry.payload is not None else None
+
+
+def _answer(key: Key, bucket: str, record: Record | None, known: list[Record]) -> dict[str, object]:
+    own = name_of(key, bucket)
+    nearest = min(known, key=lambda other: _apart(key, bucket, other), default=None) if record is None else None
+    missing = [] if nearest is None else _differing(key, bucket, nearest)
+    return {
+        "key": dict(key.parts),
+        "bucket": bucket,
+        "entry": f"{KIND}-{own}",
+        "found": record is not None,
+        "choices": None if record is None else dict(record.choices),
+        "text": None if record is None else str(record),
+        "nearest": None if nearest is None else f"{KIND}-{nearest.name}",
+        "differs_in": missing,
+    }
+
+
+def _differing(key: Key, bucket: str, other: Record) -> list[str]:
+    shapes = [] if other.bucket == bucket else [f"shapes: {bucket}, there {other.bucket}"]
+    return [*key.differing(other.key), *shapes]
+
+
+def _apart(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
+    """Another pattern is farther than anything else."""
+    return dict(key.parts)["pattern"] != dict(other.key.parts).get("pattern"), len(_differing(key, bucket, other))
+
+
+def _print_answer(answer: dict[str, object]) -> None:
+    parts = answer["key"]
+    assert isinstance(parts, dict)
+    for name, value in parts.items():
+        print(f"{name:<14}{value}")
+    print(f"{'shapes':<14}{answer['bucket']}")
+    print(f"{'entry':<14}{answer['entry']}")
+    if answer["found"]:
+        print(f"in the cache: {answer['text']}")
+        return
+    print("not in the cache: `attnc tune` with the same arguments measures it")
+    differs = answer["differs_in"]
+    assert isinstance(differs, list)
+    if answer["nearest"] is not None:
+        print(f"the nearest entry, {answer['nearest']}, differs in")
+        for line in differs:
+            print(f"  {line}")
+
+
+def _clear(args: argparse.Namespace) -> int:
+    own = store()
+    count = own.clear()
+    if args.json:
+        console.print_json({"folder": None if own.folder is None else str(own.folder), "removed": count})
+    else:
+        print(f"{own.folder}: {console.counted(count, 'entry')} removed")
+    return console.FINE
+
+
+def _load(args: argparse.Namespace) -> int:
+    if args.file.suffix == ".json":
+        records = load_table(args.file).records
+        kept = sum(store().write(KIND, record.name, record.payload()) for record in records.values())
+        if args.json:
+            console.print_json({"file": str(args.file), "loaded": kept, "of": len(records)})
+        else:
+            print(f"{args.file}: {kept} of {console.counted(len(records), 'entry')} put into {store().folder}")
+        return console.FINE if kept == len(records) else console.FOUND
     from attnc.runtime.gpu.binaries import load_binaries
 
     manifest = load_binaries(args.file)
@@ -25,3 +186,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{args.file}: loaded {manifest}")
     return console.FINE
+
+
+def _kib(entries: list[Entry]) -> str:
+    return f"{sum(entry.bytes for entry in entries) / 1024:.1f} KiB"

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "rates": rates.source,
-        "rates_file": str(file) if file.exists() else None,
+        "rates_file": None if file is None else str(file),
     }
     if args.json:
         console.print_json({**facts, "ns_per_score_element": _elements(rates)})

@@ -47,8 +47,8 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", metavar="NAME", help="one of the pattern's named sets of parameters")
 
 
-def compiled(args: argparse.Namespace) -> Attention:
-    """The pattern that the arguments name."""
+def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
+    """The pattern that the arguments name; `tune` as `compile_attention` has it."""
     params: dict[str, object] = {}
     grid = getattr(args, "grid", None)
     of_grid = [] if grid is None else grid_params(args.spec, grid)
@@ -63,7 +63,7 @@ def compiled(args: argparse.Namespace) -> Attention:
     reserved = {"spec", "preset", "backend", "strict", "deterministic", "tune"} & params.keys()
     if reserved:
         raise UsageError(f"-p {min(reserved)}: no pattern has a parameter of that name")
-    return compile_attention(args.spec, preset=args.preset, **params)  # type: ignore[arg-type]
+    return compile_attention(args.spec, preset=args.preset, tune=tune, **params)  # type: ignore[arg-type]
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:

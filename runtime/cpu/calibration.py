@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache, partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,13 @@ from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.choice_calibration import measured_choices
+from attnc.runtime.disk.envelope import Payload
+from attnc.runtime.disk.folder import cache_folder
+from attnc.runtime.disk.machine import installed, this_cpu
+from attnc.runtime.disk.store import store
 
-SCHEMA = 4
+SCHEMA = 5
+KIND = "rates"
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 """Heads, keys a stretch and score elements of one measurement."""
 LONG = 1024
@@ -29,21 +33,37 @@ REPEATS, MOST_REPEATS = 7, 40
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@cache
 def rates() -> Rates:
-    """What plans of this process are costed with: the machine's own rates if there are any, else a guess."""
-    measured = _load(rates_file())
-    if measured is not None:
-        return measured
+    """What plans are costed with: the machine's own rates if they were measured with as many threads, else a guess."""
+    return _rates(torch.get_num_threads(), cache_folder())
+
+
+@lru_cache(8)
+def _rates(threads: int, folder: Path | None) -> Rates:
+    """The same, by what it depends on."""
+    found = measured()
+    if found is not None:
+        return found
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not in every torch that is allowed
     return AMX if has_amx else PLAIN
 
 
-def rates_file() -> Path:
-    """Where the measured rates of this machine are kept: under ATTNC_CACHE_DIR, else the user's cache folder."""
-    own = os.environ.get("ATTNC_CACHE_DIR")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attnc"
-    return base / "cpu-rates.json"
+def measured() -> Rates | None:
+    """The rates that were measured on this machine with the threads that torch uses now, None where there are none."""
+    payload = store().read(KIND, entry_name())
+    return None if payload is None else _rates_of(payload)
+
+
+def entry_name() -> str:
+    """The name of the entry with the rates of this machine, its threads and this torch."""
+    told = f"{this_cpu()}\0torch {installed('torch')}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def rates_file() -> Path | None:
+    """The file of that entry; None where there is none."""
+    path = store().path(KIND, entry_name())
+    return path if path is not None and path.exists() else None
 
 
 def measure() -> Rates:
@@ -71,23 +91,25 @@ def measure() -> Rates:
     )
 
 
-def save(found: Rates) -> Path:
-    """Write the rates to their file, whole or not at all; returns where. Raises OSError."""
-    path = rates_file()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"schema": SCHEMA, **asdict(found)}, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
-    rates.cache_clear()
-    return path
+def save(found: Rates) -> bool:
+    """Keep rates as those of this machine and its threads, whole or not at all; False where the disk refuses."""
+    kept = store().write(KIND, entry_name(), {"schema": SCHEMA, "machine": this_cpu(), **asdict(found)})
+    forget()
+    return kept
 
 
-def _load(path: Path) -> Rates | None:
-    """The rates in a file; None for a missing, foreign or damaged one, which is then as good as none."""
+def forget() -> None:
+    """Look for measured rates anew: somebody else may have written them."""
+    _rates.cache_clear()
+
+
+def _rates_of(payload: Payload) -> Rates | None:
+    """The rates of an entry; None for one of another schema, or with numbers that are no rates."""
+    data = dict(payload)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != SCHEMA:
             return None
+        data.pop("machine")
         data["choices"] = ChoiceRates(**data["choices"])
         data["peak"] = {name: tuple(float(x) for x in pair) for name, pair in data["peak"].items()}
         data["elements"] = {name: _checked(table) for name, table in data["elements"].items()}
@@ -104,7 +126,7 @@ def _load(path: Path) -> Rates | None:
             *found.backward.values(),
         ]
         return found if "float32" in found.elements and all(map(_is_rate, numbers)) else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

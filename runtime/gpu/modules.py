@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from attnc.compiler.kernels.source import KernelSource
+from attnc.runtime.disk.triton import guard_triton
 
 _functions: dict[str, Any] = {}
 _lock = Lock()
@@ -25,6 +26,7 @@ def function_of(source: KernelSource) -> Any:
 
 
 def _made(source: KernelSource) -> Any:
+    guard_triton()
     name = f"<attnc {source.function} {source.digest}>"
     module = ModuleType(f"attnc_kernel_{source.digest}")
     module.__file__ = name

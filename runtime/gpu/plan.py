@@ -15,8 +15,10 @@ from attnc.compiler.simulation.problem import Part, problem_of
 from attnc.compiler.values import is_plain
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.targets import device_at_hand
 from attnc.runtime.gpu.work import without_kernels
 from attnc.runtime.plans import Planner, cache_of, relations_of
+from attnc.runtime.tuning.shapes import STAGES, knob_of
 
 SCHEDULES = {"ranges": "loop bounds", "bricks": "bricks", "lists": "tile lists", "runs": "tile lists"}
 
@@ -30,7 +32,9 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
     try:
         if sizes.dtype == "float64":
             raise NotInKernelsError("numbers of float64")
-        kernels = planner.gpu.kernels(heads, target, sizes.n_q == sizes.n_k)
+        device = device_at_hand()
+        tiles = {} if device is None else planner.gpu.tiles_of(heads, target, sizes, device)
+        kernels = planner.gpu.kernels(heads, target, sizes.n_q == sizes.n_k, None, tiles)
         return _by_kernels(planner, kernels, sizes, inputs)
     except NotInKernelsError as error:
         if planner.strict:
@@ -38,6 +42,15 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
         why = f"there are no kernels for {error}"
         own = planner.plan(sizes, inputs)
         return replace(own, fallback=why, reasons=("tiles in torch on the device", *own.reasons))
+
+
+def _tuned(planner: Planner, sizes: Sizes) -> tuple[str, ...]:
+    """Why tiles are what they are, where measuring has a say."""
+    device = device_at_hand()
+    if planner.tuned is None or device is None:
+        return ()
+    knobs = [knob_of(planner.knob, stage) for stage in STAGES]
+    return tuple(dict.fromkeys(planner.tuned.why(knob, sizes, "triton", device) for knob in knobs))
 
 
 def how_listed(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], target: Target) -> str:
@@ -92,6 +105,7 @@ def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mappin
         schedule=SCHEDULES[kernels.form],  # type: ignore[arg-type]
         reasons=(
             kernels.reason,
+            *_tuned(planner, sizes),
             *(() if is_plain(pattern.attend) else ("vectors and terms of the score are computed before the kernels",)),
             *(f"{source.function}: tiles of {source.tiles}" for source in stages),
             f"for {kernels.target.name}, tiles "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from attnc.compiler.kernels.asked import AskedTiles
 from attnc.compiler.kernels.asked_tiles import AskedCall
 from attnc.compiler.kernels.index_text import LONGEST, NotInKernelsError
 from attnc.compiler.kernels.inputs import input_name, size_name
-from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
+from attnc.compiler.kernels.kernels import Heads, Kernels, Tiles, find_kernels
 from attnc.compiler.kernels.key_gradients import turns_fit
+from attnc.compiler.kernels.source import Stage
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_tables import tile_tables
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.runtime.call import Sizes, blank, call_shape, check_tensors, names_read
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.gpu.asked_lists import Lists, StageTensors
@@ -30,6 +32,8 @@ from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_document
 from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of
+from attnc.runtime.tuning.tuned import Tuned
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -40,9 +44,11 @@ class GpuPlanner:
     `strict`: raise UnsupportedError where the host lists tiles in every call.
     """
 
-    def __init__(self, pattern: Pattern, strict: bool = False) -> None:
+    def __init__(self, pattern: Pattern, strict: bool = False, tuned: Tuned | None = None, knob: str = "") -> None:
         self._pattern = pattern
         self._strict = strict
+        self._tuned = tuned
+        self._knob = knob
         self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
         self._found: Recent[Kernels] = Recent(SETTINGS.plans)
         self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
@@ -50,23 +56,49 @@ class GpuPlanner:
         read = names_read(pattern)
         self._planned_from = [tensor.name in read for tensor in pattern.tensors]
 
-    def kernels(self, heads: Heads, target: Target, square: bool, on_host: str | None = None) -> Kernels:
+    def kernels(
+        self, heads: Heads, target: Target, square: bool, on_host: str | None = None, tiles: Tiles | None = None
+    ) -> Kernels:
         """The kernels for such heads, and as many queries as keys; `on_host`: why the host lists tiles.
 
-        Raises NotInKernelsError where there are none.
+        `tiles`: those of some stages, where they are not the first choice. Raises NotInKernelsError where there are
+        none.
         """
-        key = (heads, target, square, on_host)
-        return self._kernels.get(key, lambda: find_kernels(self._pattern, heads, target, square, on_host))
+        key = (heads, target, square, on_host, tuple(sorted((tiles or {}).items())))
+        return self._kernels.get(key, lambda: find_kernels(self._pattern, heads, target, square, on_host, tiles))
 
-    def kernels_of(self, heads: Heads, target: Target, sizes: Sizes, given: Mapping[str, object]) -> Kernels:
-        """The kernels of a call, of whose inputs shapes alone are asked. Raises as `kernels`."""
+    def tiles_of(self, heads: Heads, target: Target, sizes: Sizes, device: torch.device) -> Tiles:
+        """The tiles that measuring has chosen for calls of these sizes, by stage; others take the first choice."""
+        found: dict[Stage, TileShape] = {}
+        for stage in STAGES if self._tuned is not None else ():
+            assert self._tuned is not None
+            option = self._tuned.option(knob_of(self._knob, stage), sizes, "triton", device)
+            shape = None if option is None else allowed_shapes(target, stage, heads).get(option)
+            if shape is not None:
+                found[stage] = shape
+        return found
+
+    def kernels_of(
+        self,
+        heads: Heads,
+        target: Target,
+        sizes: Sizes,
+        given: Mapping[str, object],
+        device: torch.device | None = None,
+    ) -> Kernels:
+        """The kernels of a call, of whose inputs shapes alone are asked. Raises as `kernels`.
+
+        `device`: where it runs, None: where something is only looked at.
+        """
         square = sizes.n_q == sizes.n_k
-        kernels = self.kernels(heads, target, square)
+        called = sizes if heads.widths is None else dataclasses.replace(sizes, dk=heads.widths[0], dv=heads.widths[1])
+        tiles = {} if device is None else self.tiles_of(heads, target, called, device)
+        kernels = self.kernels(heads, target, square, None, tiles)
         walk = kernels.problem.by_query
         if not isinstance(walk, AskedTiles):
             return kernels
         refusal = self._asked_call(sizes, given).refusal(walk.asked, _tiles(kernels).values())
-        return kernels if refusal is None else self.kernels(heads, target, square, refusal)
+        return kernels if refusal is None else self.kernels(heads, target, square, refusal, tiles)
 
     def _asked_call(self, sizes: Sizes, given: Mapping[str, object]) -> AskedCall:
         return AskedCall(self._pattern, call_shape(self._pattern, sizes, {n: blank(x) for n, x in given.items()}))
@@ -88,7 +120,9 @@ class GpuPlanner:
         if q.dtype not in DTYPES:
             raise NotInKernelsError(f"numbers of {q.dtype}".replace("torch.", ""))
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-        key = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
+        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
+        if self._tuned is not None:
+            key = (*key, self._tuned.state)
         shapes = tuple((x.shape, x.dtype) for x in inputs)
         kernels = self._found.get((*key, *shapes), lambda: self._kernels_here(q, k, v, inputs, tf32, widths))
         if not inputs:
@@ -124,7 +158,7 @@ class GpuPlanner:
         grouped = q.shape[1] != k.shape[1]
         heads = Heads(q.shape[3], v.shape[3], str(q.dtype).removeprefix("torch."), tf32, widths, grouped)
         with planning():
-            return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs))
+            return self.kernels_of(heads, target_of(q.device), check_tensors(q, k, v), self._named(inputs), q.device)
 
     def _made(
         self,

@@ -65,6 +65,13 @@ def named_target(name: str | None) -> Target:
     return TARGETS[name]
 
 
+def device_at_hand() -> torch.device | None:
+    """The device that kernels would run on here: a GPU, or the CPU in Triton's interpreter; None where they do not."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu") if is_interpreted() else None
+
+
 def planned_target(device: torch.device | str | None, by_kernels: bool) -> Target | None:
     """The target that a plan for a device is made for; None for the CPU, unless kernels are to run there."""
     kind = "cpu" if device is None else torch.device(device).type

@@ -48,8 +48,8 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
             "no command; the commands are cache, check, doctor, emit, explain, fmt, list, receptive, same",
         ),
         (
-            ["tune", "a.attn"],
-            "there is no command `tune`; the commands are cache, check, doctor, emit, explain, fmt, list, receptive",
+            ["train", "a.attn"],
+            "there is no command `train`; the commands are cache, check, doctor, emit, explain, fmt, list, receptive",
         ),
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),

@@ -13,6 +13,7 @@ import torch
 from attnc import ArgumentError, SpecError, compile_attention
 from attnc.runtime import identity, planners
 from attnc.runtime.call import Sizes
+from attnc.runtime.identity import How
 from attnc.runtime.planners import planner_of
 from attnc.runtime.recent import Recent
 from operator_calls import (
@@ -32,10 +33,10 @@ pattern exact(ratio: real = 0.2, on: bool = true, table: int[2, 2] = [[1, 2], [3
 @pytest.mark.parametrize("params", [{}, {"ratio": 0.1, "on": False, "table": [[0, -1], [2, 3]]}])
 def test_a_pattern_and_its_text_are_the_same(params: dict[str, Any]) -> None:
     attend = compile_attention(EXACT, strict=True, **params)
-    bound, strict, form = identity.read(text_of(attend))
+    bound, how, form = identity.read(text_of(attend))
     assert form == "whole"
-    assert (bound.values, strict) == (attend.bound.values, True)
-    assert identity.write(bound, {}, strict) == text_of(attend)
+    assert (bound.values, how) == (attend.bound.values, How(strict=True))
+    assert identity.write(bound, {}, how) == text_of(attend)
 
 
 @pytest.mark.parametrize(

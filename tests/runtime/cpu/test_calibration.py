@@ -8,23 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from attnc.compiler.planning.plan import Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, Work
 from attnc.runtime.cli import main
 from attnc.runtime.cpu import calibration
+from attnc.runtime.disk.store import store
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "cache"))
-    calibration.rates.cache_clear()
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "v1"
 
 
 def test_a_guess_where_nothing_was_measured() -> None:
     assert calibration.rates() in (AMX, PLAIN)
-    assert calibration.rates_file().name == "cpu-rates.json"
+    assert calibration.rates_file() is None
 
 
 def test_what_was_measured_is_used(folder: Path) -> None:
@@ -33,30 +34,47 @@ def test_what_was_measured_is_used(folder: Path) -> None:
         for row in table:
             assert len(row) == len(ROWS)
             assert all(0 < x < 1e4 for x in row)
-    assert calibration.save(found) == folder / "cpu-rates.json"
-    assert [p.name for p in folder.iterdir()] == ["cpu-rates.json"]
+    assert calibration.save(found)
+    file = calibration.rates_file()
+    assert file is not None
+    assert list(folder.iterdir()) == [file]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert asdict(calibration.rates()) == asdict(found)
 
 
+def test_rates_belong_to_a_machine_and_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert calibration.save(AMX)
+    assert calibration.rates_file() is not None
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert calibration.rates_file() is None
+        assert calibration.measured() is None
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr(calibration, "this_cpu", lambda: "another one")
+    assert calibration.measured() is None
+
+
 @pytest.mark.parametrize(
-    "text",
+    "change",
     [
-        "",
-        "{",
-        "[]",
-        "{}",
-        json.dumps({"schema": 99}),
-        json.dumps({"schema": 1, **asdict(AMX), "call": "fast"}),
-        json.dumps({"schema": 1, **asdict(AMX), "call": -1.0}),
-        json.dumps({"schema": 1, **asdict(AMX), "elements": {"float32": [[1.0], [2.0]]}}),
-        json.dumps({"schema": 1, **asdict(AMX), "elements": {}}),
-        json.dumps({"schema": 1, **asdict(AMX), "more": 1}),
+        {"schema": 99},
+        {"call": "fast"},
+        {"call": -1.0},
+        {"elements": {"float32": [[1.0], [2.0]]}},
+        {"elements": {}},
+        {"more": 1},
+        {"choices": {}},
     ],
 )
-def test_a_damaged_file_is_as_good_as_none(text: str, folder: Path) -> None:
-    folder.mkdir()
-    (folder / "cpu-rates.json").write_text(text)
+def test_numbers_that_are_no_rates_are_as_good_as_none(change: dict[str, object]) -> None:
+    whole = {"schema": calibration.SCHEMA, "machine": "", **asdict(AMX)}
+    store().write(calibration.KIND, calibration.entry_name(), whole)
+    assert asdict(calibration.rates()) == asdict(AMX)
+    store().write(calibration.KIND, calibration.entry_name(), {**whole, **change})
+    calibration.forget()
+    assert calibration.measured() is None
     assert calibration.rates() in (AMX, PLAIN)
 
 
@@ -69,7 +87,8 @@ def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["doctor", "--measure", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["rates"].startswith("measured with")
-    assert facts["rates_file"] == str(folder / "cpu-rates.json")
+    assert facts["rates_file"] == str(calibration.rates_file())
+    assert str(folder) in facts["rates_file"]
     assert len(facts["ns_per_score_element"]["float32"]["64"]) == len(ROWS)
 
 

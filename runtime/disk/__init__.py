@@ -1,0 +1,1 @@
+"""What outlives a process: numbers about this machine, as JSON in a private folder. Nothing in it is ever executed."""

@@ -1,0 +1,182 @@
+"""What there is to decide in a call, and the first few options of each, as the cost model ranks them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+import torch
+
+from attnc.compiler.analysis.tiles import TooManyTilesError
+from attnc.compiler.kernels.index_text import NotInKernelsError
+from attnc.compiler.kernels.kernels import Heads
+from attnc.compiler.kernels.targets import Target
+from attnc.compiler.planning.build_plan import Relations, build_plan
+from attnc.compiler.planning.plan import Plan
+from attnc.compiler.planning.recipes import Recipe, recipes
+from attnc.compiler.planning.runs import TooManyClassesError
+from attnc.compiler.planning.schedule import Choice, choose
+from attnc.compiler.planning.schedule import Problem as Covering
+from attnc.compiler.rewrite import walk
+from attnc.compiler.simulation.candidates import Candidates, Wish
+from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
+from attnc.compiler.simulation.gpu_clocks import Kernel
+from attnc.compiler.simulation.machine import MachineError
+from attnc.compiler.simulation.problem import Problem, problem_of
+from attnc.compiler.simulation.simulation import Pass
+from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.plans import Planner, by_option, relations_of
+from attnc.runtime.simulating import find_device
+from attnc.runtime.tuning.records import MODEL, Stage
+from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of, machine_of
+
+if TYPE_CHECKING:
+    from attnc.runtime.attention import Attention
+
+FIRST = 5
+"""Options of a knob that are measured, the model's choice among them."""
+
+
+HOPELESS = 4.0
+"""What is predicted to take so many times the model's choice is not measured."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One thing to decide. `options`: what is tried for it, the model's choice first, with the milliseconds that are
+    predicted; None where nothing is.
+    """
+
+    name: str
+    options: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The call that is tuned: its sizes, the pattern's inputs by name, what is measured, and where it runs."""
+
+    sizes: Sizes
+    inputs: Mapping[str, object]
+    stage: Stage
+    device: torch.device
+    by_kernels: bool
+
+
+def knobs_of(attention: Attention, asked: Asked, until: float) -> list[Knob]:
+    """The knobs of a call, found until a moment of `time.perf_counter`; none where there is nothing to choose.
+
+    The tiles of what content chooses, and the chunks of recurrences, are no choice yet.
+    """
+    if attention.is_recurrence or attention.pattern.chooses:
+        return []
+    found: list[Knob] = []
+    for planner in attention.planners(asked.sizes, asked.inputs, by_kernels=asked.by_kernels):
+        found += _of_kernels(planner, asked) if asked.by_kernels else [_of_pieces(planner, asked, until)]
+    return [knob for knob in found if len(knob.options) > 1]
+
+
+# --- pieces of the cpu executor --------------------------------------------------------------------------------------
+
+
+def _of_pieces(planner: Planner, asked: Asked, until: float) -> Knob:
+    """The covers of the relations of an attention: a recipe, for each of them that has such a cover."""
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, asked.sizes, asked.inputs))
+    seen: list[Covering] = []
+
+    def first(problem: Covering) -> Choice:
+        seen.append(problem)
+        return choose(problem)
+
+    own = build_plan(relations, first)
+    predict = _Prediction(relations, asked)
+    plans = {MODEL: own}
+    for recipe in _ranked(seen, until):
+        if len(plans) > 2 * FIRST or time.perf_counter() >= until:
+            break
+        plan = build_plan(relations, by_option(str(recipe)))
+        if not any(_alike(plan, other) for other in plans.values()):
+            plans[str(recipe)] = plan
+    times = {name: predict.ms(plan) for name, plan in plans.items()}
+    worth = [name for name in plans if name != MODEL and times[name] <= HOPELESS * times[MODEL]]
+    others = sorted(worth, key=lambda name: times[name])
+    return Knob(planner.knob, {name: times[name] for name in [MODEL, *others[: FIRST - 1]]})
+
+
+def _ranked(problems: list[Covering], until: float) -> list[Recipe]:
+    """The recipes of several relations, by what they cost together; of a relation without such a cover: the model's."""
+    costs: list[dict[Recipe, float]] = []
+    for problem in problems:
+        own = {}
+        for recipe, choice in recipes(problem):
+            own[recipe] = choice.cost
+            if time.perf_counter() >= until:
+                break
+        costs.append(own)
+    least = [min(own.values()) for own in costs]
+    known = dict.fromkeys(recipe for own in costs for recipe in own)
+    return sorted(known, key=lambda recipe: sum(own.get(recipe, low) for own, low in zip(costs, least, strict=True)))
+
+
+def _alike(a: Plan, b: Plan) -> bool:
+    """Whether two plans are the same calls."""
+    return a.groups == b.groups and [m.shape for m in a.masks] == [m.shape for m in b.masks]
+
+
+class _Prediction:
+    """What the simulator says of plans of one call."""
+
+    def __init__(self, relations: Relations, asked: Asked) -> None:
+        cpu = find_device("cpu")
+        assert isinstance(cpu, Cpu)
+        self._cpu = cpu
+        self._asked = asked
+        self._problem: Problem = problem_of([relations], relations.pattern.name, {}, asked.sizes.n_k)
+        self._nodes = sum(1 for _ in walk(relations.pattern.attend.visible))
+
+    def ms(self, plan: Plan) -> float:
+        """Milliseconds of what is measured."""
+        passes: tuple[Pass, ...] = ("forward", "backward") if self._asked.stage == "training" else ("forward",)
+        return sum(simulate_cpu(self._problem, plan, self._cpu, self._nodes, own).predicted_ms for own in passes)
+
+
+# --- tiles of kernels ------------------------------------------------------------------------------------------------
+
+
+def _of_kernels(planner: Planner, asked: Asked) -> Iterator[Knob]:
+    """The tiles of each kernel of an attention; of the backward only where that is measured."""
+    sizes, target = asked.sizes, target_of(asked.device)
+    tf32 = sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
+    heads = Heads(sizes.dk, sizes.dv, sizes.dtype, tf32, None, sizes.heads != sizes.kv_heads)
+    try:
+        kernels = planner.gpu.kernels_of(heads, target, sizes, asked.inputs)
+    except NotInKernelsError:
+        return
+    relations = relations_of(planner.pattern, call_shape(planner.pattern, sizes, asked.inputs))
+    own = {"forward": kernels.forward.tiles, "dq": kernels.dq.tiles, "dkdv": kernels.dkdv.tiles}
+    for stage in STAGES if asked.stage == "training" else STAGES[:1]:
+        times = _predicted(relations, stage, asked.device, target)
+        others = [name for name in allowed_shapes(target, stage, heads) if name != str(own[stage])]
+        others.sort(key=lambda name: times.get(name, inf))
+        options = {name: times.get(name) for name in others[: FIRST - 1]}
+        yield Knob(knob_of(planner.knob, stage), {MODEL: times.get(str(own[stage])), **options})
+
+
+def _predicted(relations: Relations, stage: Kernel, device: torch.device, target: Target) -> dict[str, float]:
+    """Milliseconds of a kernel by its tiles, as far as the simulator knows."""
+    machine = machine_of(target, device)
+    if machine is None:
+        return {}
+    problem = problem_of([relations], relations.pattern.name, {}, relations.shape.n_k)
+    try:
+        runs = Candidates(problem, machine, Wish()).ranked(stage, "full")
+    except (MachineError, TooManyTilesError, TooManyClassesError, KeyError):
+        return {}
+    found: dict[str, float] = {}
+    for run in runs:
+        if run.parts == 1:
+            found.setdefault(str(run.model.shape), run.ms)
+    return found

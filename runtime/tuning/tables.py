@@ -1,0 +1,69 @@
+"""Tuned choices as one file, to be shipped: every process that loads it takes the same ones, and measures nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.tuning.records import KIND, Record, read_record
+
+LARGEST = 256 * MOST
+"""Bytes of a table that is read."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Records by the name of their entry; `digest`: of the file."""
+
+    records: Mapping[str, Record]
+    digest: str = field(default="")
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.records.values()))
+
+
+def table_bytes(records: Iterable[Record]) -> bytes:
+    """A table of records, one line each: the same for the same records, in whatever order they come."""
+    lines = {record.name: wrapped(KIND, record.name, record.payload()) for record in records}
+    told = [json.dumps([name, lines[name].decode()], ensure_ascii=False) for name in sorted(lines)]
+    return "".join(f"{line}\n" for line in told).encode()
+
+
+def load_table(path: str | os.PathLike[str]) -> Table:
+    """The table of a file. Raises ArgumentError for one that is damaged, OSError."""
+    with Path(path).open("rb") as file:
+        data = file.read(LARGEST)
+    records = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            name, text = json.loads(line.decode())
+            record = read_record(unwrapped(KIND, name, text.encode()))
+            if record is None or record.name != name:
+                raise DamagedError("it holds no tuned choices")
+        except (DamagedError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise ArgumentError(
+                f"{path}, line {number}, is no line of a table that `attnc tune … -o` wrote: {error}"
+            ) from error
+        records[name] = record
+    table = Table(records, hashlib.sha256(data).hexdigest()[:32])
+    remember(table)
+    return table
+
+
+def remember(table: Table) -> None:
+    """Let compiled graphs of this process find a table."""
+    _LOADED.setdefault(table.digest, table)
+
+
+def loaded(digest: str) -> Table | None:
+    """A table that this process has loaded."""
+    return _LOADED.get(digest)
+
+
+_LOADED: dict[str, Table] = {}

@@ -1,0 +1,99 @@
+"""Milliseconds of runs that are to be compared: in turn, warm, with caches that hold nothing of the run before.
+
+In turn, so that a machine whose speed drifts treats all alike, and every round begins with another one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+Run = Callable[[], object]
+
+FLUSHED = 64 << 20
+"""Bytes that are written between runs on a GPU: more than any L2 of today."""
+
+FLUSHED_ON_CPU = 8 << 20
+"""The same on a CPU: what a core has to itself, and its share of what cores have together."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds over the rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """The timing of some samples."""
+        return cls(statistics.median(samples), min(samples), max(samples), len(samples))
+
+
+class Clock:
+    """Times single runs on a device: by events where it has them, else by the wall."""
+
+    def __init__(self, device: torch.device, flushed: int | None = None) -> None:
+        """`flushed`: bytes that are written between runs."""
+        self._cuda = device.type == "cuda"
+        otherwise = FLUSHED if self._cuda else FLUSHED_ON_CPU
+        self._flushed = torch.empty(otherwise if flushed is None else flushed, dtype=torch.int8, device=device)
+
+    def milliseconds(self, run: Run) -> float:
+        """One run, after caches were overwritten."""
+        self._flushed.zero_()
+        if not self._cuda:
+            start = time.perf_counter()
+            run()
+            return (time.perf_counter() - start) * 1e3
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch has no type for it
+        begun.record()
+        run()
+        ended.record()
+        torch.cuda.synchronize()
+        return float(begun.elapsed_time(ended))
+
+
+LEAST, MOST = 3, 25
+"""Rounds before something is left out, and at most."""
+
+HOPELESS = 1.25
+"""What takes so many times the best median, at its best, is left out."""
+
+
+def compared(
+    runs: Mapping[str, Run],
+    clock: Clock,
+    until: float,
+    warm: Callable[[str, Run], bool],
+    told: Callable[[str], None] = lambda name: None,
+) -> dict[str, Timing]:
+    """The timings of runs in turn, until a moment of `time.perf_counter`; those that never ran are missing.
+
+    `warm` runs each once before it is measured, for what is made at first use and kernels that are compiled then, and
+    says whether it is to be measured. Between rounds those are left out that cannot be the best any more.
+    """
+    samples: dict[str, list[float]] = {}
+    for name, run in runs.items():
+        if samples and time.perf_counter() >= until:
+            break
+        told(name)
+        if warm(name, run):
+            samples[name] = [clock.milliseconds(run)]
+    names = list(samples)
+    for i in range(1, MOST):
+        if time.perf_counter() >= until or len(names) < 2:
+            break
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            samples[name].append(clock.milliseconds(runs[name]))
+        told(f"round {i + 1}")
+        if i + 1 >= LEAST:
+            best = min(statistics.median(samples[name]) for name in names)
+            names = [name for name in names if min(samples[name]) <= HOPELESS * best]
+    return {name: Timing.of(own) for name, own in samples.items()}

@@ -1,0 +1,100 @@
+"""Recipes: every one covers its relation exactly, and is found again by its text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from attnc.compiler.planning.build_plan import Relations, build_plan
+from attnc.compiler.planning.recipes import Recipe, alternatives, covered, read_recipe, recipes
+from attnc.compiler.planning.schedule import Choice, Problem, choose
+from plan_calls import call, from_library
+from plan_checks import check_plan
+
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    ("causal", {}, 300),
+    ("sliding_window", {"window": 40, "sinks": 3}, 333),
+    ("dilated_window", {"window": 9, "dilation": 5}, 271),
+    ("strided", {"stride": 16, "local": 24}, 260),
+    ("power", {"window": 2, "block": 16}, 257),
+    ("neighborhood_2d", {"height": 14, "width": 17, "window": 5}, 238),
+]
+ORDERS = {
+    "causal": {"formula", "tiles", "dense", "whole"},
+    "sliding_window": {"tiles", "dense", "whole"},
+    "dilated_window": {"residues", "dense"},
+    "strided": {"residues", "dense"},
+    "power": {"tiles", "dense"},
+    "neighborhood_2d": {"grid", "dense"},
+}
+"""Orders that must be among those that are found."""
+
+
+@pytest.mark.parametrize(("name", "params", "n"), CASES, ids=[case[0] for case in CASES])
+def test_every_recipe_is_the_relation(name: str, params: dict[str, Any], n: int) -> None:
+    """Each recipe that a problem has is a plan of exactly the visible pairs, and its text finds the same cover."""
+    pattern = from_library(name, **params)
+    relations = Relations(pattern, call(n, n))
+    problems: list[Problem] = []
+
+    def noted(problem: Problem) -> Choice:
+        problems.append(problem)
+        return choose(problem)
+
+    build_plan(relations, noted)
+    (problem,) = problems
+    relation = relations.mask(0, 0, 0, n, 0, n)[None, None]
+    found = list(recipes(problem))
+    assert {recipe.order for recipe, _ in found} >= ORDERS[name]
+    assert len({recipe for recipe, _ in found}) == len(found)
+    for recipe, choice in found:
+        assert read_recipe(str(recipe)) == recipe
+        again = covered(problem, recipe)
+        assert again is not None
+        assert (again.cover.pieces, again.cost) == (choice.cover.pieces, choice.cost)
+        check_plan(build_plan(relations, lambda _, own=choice: own), relation)  # type: ignore[misc]
+    costs = [choice.cost for choice in alternatives(problem)]
+    assert costs == sorted(costs)
+    assert costs[0] <= choose(problem).cost
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tiles",
+        "model",
+        "tiles -1",
+        "tiles 1e9",
+        "tiles ٣",
+        "tiles 64, other",
+        "dense, full parts apart, x",
+        "tiles 064",
+    ],
+)
+def test_other_texts_are_no_recipes(text: str) -> None:
+    found = read_recipe(text)
+    assert found is None or (text == "tiles" and found == Recipe("tiles"))
+
+
+def test_no_tiles_but_the_models_are_taken() -> None:
+    """A table from elsewhere cannot ask for a million tiles."""
+    problem = _problem(4096)
+    for recipe in (Recipe("tiles"), Recipe("tiles", 1), Recipe("tiles", 12345), Recipe("tiles", 1 << 30)):
+        assert covered(problem, recipe) is None
+    assert covered(problem, Recipe("grid")) is None
+    assert covered(problem, Recipe("residues")) is None
+    assert covered(problem, Recipe("formula")) is None
+    assert covered(problem, Recipe("whole")) is None  # of 16 million pairs
+
+
+def _problem(n: int) -> Problem:
+    found: list[Problem] = []
+
+    def noted(problem: Problem) -> Choice:
+        found.append(problem)
+        return choose(problem)
+
+    build_plan(Relations(from_library("sliding_window", window=40, sinks=3), call(n, n)), noted)
+    return found[0]

@@ -1,0 +1,144 @@
+"""Keys: everything that is fixed at compile time is in them, nothing that a call brings is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import attnc.compiler
+from attnc import compile_attention
+from attnc.runtime.call import Sizes
+from attnc.runtime.tuning import keys
+from attnc.runtime.tuning.keys import CompiledPattern, Key, bucket_of, emitter
+from attnc.runtime.tuning.tuned import Tuned, target_name
+
+SIZES = Sizes(4096, 4096, 2, 8, 8, 64, 64, "float32")
+
+
+def tuned_of(*args: Any, **options: Any) -> Tuned:
+    found = compile_attention(*args, tune="0s", **options).tuned
+    assert found is not None
+    return found
+
+
+def key_of(sizes: Sizes = SIZES, spec: str = "sliding_window", **options: Any) -> Key:
+    return tuned_of(spec, **options).key(sizes, "cpu")
+
+
+def test_what_is_fixed_when_compiled_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each compile-time value by itself, and all pairs of them, give keys of their own."""
+    own = tuned_of("sliding_window", window=512)
+    found = {
+        "itself": own.key(SIZES, "cpu"),
+        "another parameter": key_of(window=513),
+        "a parameter left at its default": key_of(window=512, sinks=1),
+        "another pattern": key_of(spec="causal"),
+        "strict": key_of(window=512, strict=True),
+        "deterministic": key_of(window=512, deterministic=False),
+        "dk": own.key(replace(SIZES, dk=128), "cpu"),
+        "dv": own.key(replace(SIZES, dv=128), "cpu"),
+        "dtype": own.key(replace(SIZES, dtype="bfloat16"), "cpu"),
+        "grouped": own.key(replace(SIZES, kv_heads=2), "cpu"),
+        "executor": _pretended(own, monkeypatch),
+        "form": Tuned(replace(own.compiled, form="packed"), own.wish).key(SIZES, "cpu"),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 77)
+        found["threads"] = own.key(SIZES, "cpu")
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "emitter", lambda: "another")
+        found["emitter"] = own.key(SIZES, "cpu")
+    for package in ("torch", "triton"):
+        with monkeypatch.context() as patched:
+            versions = {"torch": "2.0", "triton": "3.0", package: "0.0"}
+            patched.setattr(keys, "installed", versions.get)
+            found[package] = own.key(SIZES, "cpu")
+    digests = {key.digest for key in found.values()}
+    assert len(digests) == len(found), "two of them are the same"
+
+
+def _pretended(own: Tuned, monkeypatch: pytest.MonkeyPatch) -> Key:
+    with monkeypatch.context() as patched:
+        patched.setenv("TRITON_INTERPRET", "1")
+        first = own.key(SIZES, "triton")
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            assert own.key(SIZES, "triton") != first
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+        assert "sm_90" in target_name("triton", None)
+    return first
+
+
+@given(st.integers(0, 1 << 24), st.integers(0, 1 << 24), st.integers(1, 4096), st.integers(1, 128))
+def test_what_a_call_brings_is_not(n_q: int, n_k: int, batch: int, heads: int) -> None:
+    """No length, batch or number of heads, as long as heads are grouped or not alike."""
+    sizes = replace(SIZES, n_q=n_q, n_k=n_k, batch=batch, heads=heads, kv_heads=heads)
+    assert TUNED.key(sizes, "cpu") == TUNED.key(SIZES, "cpu")
+
+
+TUNED = tuned_of("sliding_window", window=512)
+
+
+@given(st.integers(1, 1 << 24), st.integers(1, 1 << 24), st.integers(1, 4096))
+def test_buckets(n_q: int, n_k: int, lanes: int) -> None:
+    """A bucket reaches from past one power of two up to the next; there are few of them."""
+    sizes = replace(SIZES, n_q=n_q, n_k=n_k, batch=lanes, heads=1, kv_heads=1)
+    name = bucket_of(sizes)
+    up = [1 << (x - 1).bit_length() for x in (n_q, n_k, lanes)]
+    assert name == f"q{up[0]}-k{up[1]}-lanes{up[2]}" + ("-square" if n_q == n_k else "")
+    assert all(x <= u < 2 * x for x, u in zip((n_q, n_k, lanes), up, strict=True))
+
+
+def test_names_and_layout_do_not_count_but_values_do() -> None:
+    text = (
+        "pattern own(size: int = 8)\n"
+        "    let near = q - k < size\n"
+        "    visible near and k <= q  # a window\n"
+        "    align end\n"
+    )
+    other = (
+        'pattern own(size: int = 8)\n    """Told."""\n\n    align   end\n'
+        "    let close = q - k < size\n\n    visible close and k <= q\n"
+    )
+    assert key_of(spec=text) == key_of(spec=other)
+    assert key_of(spec=text) != key_of(spec=text, size=9)
+    unread = text.replace("(size: int = 8)", "(size: int = 8, more: int = 1)")
+    assert key_of(spec=unread, more=1) != key_of(spec=unread, more=2), "even a parameter that nothing reads"
+
+
+def test_differences_are_named() -> None:
+    a, b = key_of(window=512), key_of(window=513)
+    assert a.differing(a) == []
+    parts = [line.partition(":")[0] for line in a.differing(b)]
+    assert parts == ["parameters", "program"]
+    assert "window=513" in a.differing(b)[0]
+    assert "window=512" in str(a)
+
+
+def test_the_emitter_is_known_by_its_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = emitter()
+    assert emitter() == first
+    texts = list(keys._texts(Path(attnc.compiler.__file__).parent))
+    assert len(texts) > 100
+    assert any(name.endswith(".json") for name, _ in texts)
+    emitter.cache_clear()
+    changed = [(name, data + b"#" * (name == "fold.py")) for name, data in texts]
+    monkeypatch.setattr(keys, "_texts", lambda folder: changed)
+    try:
+        assert emitter() != first
+    finally:
+        emitter.cache_clear()
+
+
+def test_a_pattern_of_no_call() -> None:
+    pattern = compile_attention("causal").pattern
+    one, other = (CompiledPattern(pattern, "whole", False, True) for _ in range(2))
+    assert one.program == other.program
