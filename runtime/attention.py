@@ -27,8 +27,9 @@ from attnc.runtime.call import (
 from attnc.runtime.compiled import Backend, Options
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
+from attnc.runtime.given_devices import check_devices
 from attnc.runtime.given_indices import check_indices
-from attnc.runtime.gpu.targets import check_triton
+from attnc.runtime.gpu.targets import check_triton, target_of
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.operators import general, plain
@@ -235,9 +236,11 @@ class Attention(Shown, Served, Stateful):
         if self._is_reference:
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
-            q, k, v = cast_for_autocast(q, k, v)
+            q, k, v = cast_for_autocast(self.name, q, k, v)
             return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
-        tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
+        if self._is_for_cpu:
+            self._refuse_backend(q)
+        tensors = self._tensors(inputs, q) if inputs or self._pattern.tensors else []
         factor = None if scale is None else finite(scale)
         if self._options.strict and inputs and not torch.compiler.is_compiling():
             check_indices(self._pattern, inputs, k.shape[2])
@@ -257,9 +260,10 @@ class Attention(Shown, Served, Stateful):
         if torch.compiler.is_compiling():
             raise UnsupportedError("`state` in torch.compile is not supported yet: leave fullgraph=True out")
         check_are_tensors(q, k, v)
-        q, k, v = cast_for_autocast(q, k, v)
+        q, k, v = cast_for_autocast(self.name, q, k, v)
         factor = None if scale is None else finite(scale)
-        tensors = input_tensors(self._pattern, inputs)
+        self._refuse_backend(q)
+        tensors = self._tensors(inputs, q)
         how = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
         return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
 
@@ -269,7 +273,7 @@ class Attention(Shown, Served, Stateful):
         """A call with scores, weights, values or branches of its own."""
         if torch._C._are_functorch_transforms_active():
             raise UnsupportedError(NOT_TRANSFORMED)
-        q, k, v = cast_for_autocast(q, k, v)
+        q, k, v = cast_for_autocast(self.name, q, k, v)
         check_tensors(q, k, v)
         plain.refuse_device(q)
         by_kernels = q.is_cuda or self._is_interpreted(q)
@@ -278,11 +282,13 @@ class Attention(Shown, Served, Stateful):
         return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
 
     def _is_interpreted(self, q: Tensor) -> bool:
-        """Whether kernels run in Triton's interpreter. Raises UnsupportedError where that would be traced."""
-        found = self._options.backend == "triton" and not q.is_cuda
-        if found and torch.compiler.is_compiling():
+        """Whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or would be traced."""
+        if self._options.backend != "triton" or q.is_cuda:
+            return False
+        if torch.compiler.is_compiling():
             raise UnsupportedError(NOT_COMPILED_HERE)
-        return found
+        target_of(q.device)
+        return True
 
     @overload
     def reference(
@@ -361,6 +367,12 @@ class Attention(Shown, Served, Stateful):
 
     # --- inside ---
 
+    def _tensors(self, inputs: Mapping[str, object], q: Tensor) -> list[Tensor]:
+        """The inputs in the order of the pattern. Raises ArgumentTypeError, ArgumentError, UnsupportedError."""
+        tensors = input_tensors(self._pattern, inputs)
+        check_devices(self._pattern, inputs, tensors, q)
+        return tensors
+
     def _dense(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
@@ -368,8 +380,8 @@ class Attention(Shown, Served, Stateful):
         sizes = check_tensors(q, k, v)
         inputs = completed(self._pattern, inputs)
         factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
-        tensors = input_tensors(self._pattern, inputs)
-        check_promises(self._pattern.tensors, tensors)
+        tensors = self._tensors(inputs, q)
+        check_promises(self._pattern, tensors)
         recurrent = self._general.recurrent
         if recurrent is not None:
             return recurrent.attend(q, k, v, inputs, tensors, factor, dense=True)[0], None

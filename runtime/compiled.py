@@ -63,7 +63,16 @@ class Compiled:
         self._steps = self._general.steps
         self._plain = self._general.is_plain
         self._is_reference = options.backend == "reference"
+        self._is_for_cpu = options.backend == "cpu"
         self._skips_direct = options.backend in ("reference", "triton")
+
+    def _refuse_backend(self, q: Tensor) -> None:
+        """Raise UnsupportedError where q is on a device that the backend asked for does not have."""
+        if self._is_for_cpu and q.device.type not in ("cpu", "meta"):
+            raise UnsupportedError(
+                f'backend="cpu" and q is on {q.device}: the CPU executor takes tensors on the CPU; move them, or leave '
+                f"`backend` out"
+            )
 
     def _in(self, form: Form) -> Self:
         """Another form of the same. Raises OtherRowsError."""

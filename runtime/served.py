@@ -125,6 +125,7 @@ class Served(Compiled):
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
         serving.check_queries(q, k_cache, v_cache)
+        self._refuse_backend(q)
         if self._pattern.stateful:
             if self._is_by_kernels(q):
                 raise UnsupportedError(
@@ -215,6 +216,7 @@ class Served(Compiled):
         """
         self._check_state(state, return_lse)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+        self._refuse_backend(q)
         factor = None if scale is None else finite(scale)
         if self._pattern.stateful:
             how: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
