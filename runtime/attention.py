@@ -36,7 +36,7 @@ from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
-from attnc.runtime.transforms import cast_for_autocast, untraced
+from attnc.runtime.transforms import cast_for_autocast, untraced, without_autocast
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
@@ -237,7 +237,8 @@ class Attention(Shown, Served, Stateful):
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
             q, k, v = cast_for_autocast(self.name, q, k, v)
-            return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
+            with without_autocast(q):
+                return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
         if self._is_for_cpu:
             self._refuse_backend(q)
         tensors = self._tensors(inputs, q) if inputs or self._pattern.tensors else []
@@ -265,7 +266,8 @@ class Attention(Shown, Served, Stateful):
         self._refuse_backend(q)
         tensors = self._tensors(inputs, q)
         how = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
-        return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
+        with without_autocast(q):
+            return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
 
     def _call_general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
@@ -279,7 +281,8 @@ class Attention(Shown, Served, Stateful):
         by_kernels = q.is_cuda or self._is_interpreted(q)
         if torch.compiler.is_compiling() or is_fake(q) or q.is_meta:
             return general.attend(self._general, q, k, v, tensors, scale)
-        return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
+        with without_autocast(q):
+            return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
 
     def _is_interpreted(self, q: Tensor) -> bool:
         """Whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or would be traced."""

@@ -20,6 +20,7 @@ from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.operators import cached
 from attnc.runtime.serving_states import How, States
+from attnc.runtime.transforms import without_autocast
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
@@ -144,7 +145,8 @@ class Served(Compiled):
             if self._is_reference:
                 found = self._prefilled(q, cache, factor, inputs)
             else:
-                found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
+                with without_autocast(q):
+                    found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
         return self._lse_of(found, return_lse)
 
     @overload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import torch
@@ -35,6 +36,13 @@ def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
     if not torch.compiler.is_compiling() and found[0].dtype != q.dtype and not is_fake(q):
         note(pattern, CAST, f"autocast: q, k and v from {q.dtype} to {dtype}".replace("torch.", ""))
     return found
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, autocast leaves alone what attnc computes of such a tensor in a dtype of its own."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def is_forward_mode() -> bool:
