@@ -23,6 +23,8 @@ from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.selections import by_data
 
+NOWHERE = "some token is in none of the places"
+
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
     """The choice that an attention's relation is, if gathered queries serve it."""
@@ -42,13 +44,14 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
             return _by_data_by_kernels(planner, choice, q, k, v, given)
         by_lanes = by_data.attend(planner, choice, q, k, v, given)
         if by_lanes is None:
-            _note_unplaced(planner)
+            note(planner.pattern.name, LISTED_PLACES, NOWHERE)
         return by_lanes
     assert choice.chosen is not None
     places = _places(planner, choice, given)
     found = given.inputs[choice.chosen.name]
     if places is None or not isinstance(found, Tensor):
-        _note_unplaced(planner)
+        given_as = "it is given as a list or an array, and not as a tensor"
+        note(planner.pattern.name, LISTED_PLACES, NOWHERE if places is None else given_as)
         return None
     if choice.by_batch and found.shape[0] != q.shape[0]:
         found = found.expand(q.shape[0], *found.shape[1:])
@@ -56,11 +59,6 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
         return _by_kernels(planner, choice, places, found, q, k, v, given)
     work = Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
     return differentiable(q, k, v, work, [found])
-
-
-def _note_unplaced(planner: Planner) -> None:
-    """Count a call whose choice is met as any other relation is."""
-    note(planner.pattern.name, LISTED_PLACES, "some token is in none of the places, or in several")
 
 
 def _by_data_by_kernels(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import attnc
 from attnc import ArgumentError, ArgumentTypeError, Fallback, UnsupportedError, compile_attention
@@ -32,6 +32,10 @@ def vectors(n: int = 32, width: int = 16, dtype: torch.dtype = torch.float32) ->
     return torch.randn(1, 2, n, width, generator=torch.Generator().manual_seed(n)).to(dtype)
 
 
+def backward(total: Tensor) -> None:
+    torch.autograd.backward(total)
+
+
 def found() -> dict[tuple[str, str], int]:
     """Counts by kind and the first word of the reason."""
     return {(one.kind, one.reason.partition(":")[0]): one.count for one in attnc.fallbacks()}
@@ -44,7 +48,7 @@ def test_what_is_expected_is_not_counted() -> None:
     x = vectors().requires_grad_()
     for name in ("causal", "sliding_window", "alibi"):
         attend = compile_attention(name)
-        attend(x, x, x).square().sum().backward()
+        backward(attend(x, x, x).square().sum())
         with torch.no_grad():
             for _ in range(3):
                 attend(x, x, x)
@@ -134,10 +138,10 @@ def test_strides_that_the_kernel_takes_are_not() -> None:
 def test_gradients_that_are_copied_are_counted() -> None:
     q, k, v = (vectors().requires_grad_() for _ in range(3))
     out, lse = compile_attention("causal")(q, k, v, return_lse=True)
-    (out.sum() + lse.sum()).backward()
+    backward(out.sum() + lse.sum())
     assert found() == {("copy", "the gradient of the LSE widens q, k, v, out and its gradient"): 1}
     attnc.reset_fallbacks()
-    compile_attention("causal")(q, k, v).sum().backward()
+    backward(compile_attention("causal")(q, k, v).sum())
     assert found() == {("copy", "the gradient of out"): 1}  # a sum's gradient is one number, expanded
 
 
@@ -156,7 +160,9 @@ def test_autocast_is_counted_and_fp64_left_alone() -> None:
 def test_autocast_changes_no_dtype_but_that_of_operands(name: str, backend: Any) -> None:
     """Sums stay in fp32 where they are for operands that the caller cast."""
     attend = compile_attention(name, backend=backend)
-    inputs = {"g": -torch.rand(1, 32, 2), "beta": torch.rand(1, 32, 2)} if name == "gated_delta_net" else {}
+    inputs: dict[str, Any] = (
+        {"g": -torch.rand(1, 32, 2), "beta": torch.rand(1, 32, 2)} if name == "gated_delta_net" else {}
+    )
     wide, narrow = (
         [vectors(dtype=dtype).requires_grad_() for _ in range(3)] for dtype in (torch.float32, torch.bfloat16)
     )
@@ -169,6 +175,7 @@ def test_autocast_changes_no_dtype_but_that_of_operands(name: str, backend: Any)
     assert torch.equal(out, wanted)
     for a, b in zip(wide, narrow, strict=True):
         assert a.grad is not None
+        assert b.grad is not None
         assert torch.equal(a.grad.bfloat16(), b.grad)
 
 
@@ -215,10 +222,18 @@ def test_recurrences_that_run_token_by_token_are_counted() -> None:
 # --- in torch.compile ------------------------------------------------------------------------------------------------
 
 
+def traced(run: Callable[..., Tensor]) -> Any:
+    return torch.compile(run, fullgraph=True, backend="aot_eager")
+
+
 def test_a_graph_stays_whole_and_counts_when_it_runs() -> None:
     attend = compile_attention("causal")
-    compiled: Any = torch.compile(lambda q, k, v: attend(q, k, v) * 2, fullgraph=True, backend="aot_eager")
+
+    def twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v) * 2
+
     q, v = vectors(), vectors()[..., :8]
+    compiled = traced(twice)
     with torch.no_grad():
         for _ in range(2):
             torch.testing.assert_close(compiled(q, q, v), attend.reference(q, q, v) * 2)
@@ -228,22 +243,19 @@ def test_a_graph_stays_whole_and_counts_when_it_runs() -> None:
 def test_a_graph_under_autocast_stays_whole() -> None:
     for name in ("causal", "softcap"):
         attend = compile_attention(name)
-        compiled: Any = torch.compile(attend, fullgraph=True, backend="aot_eager")
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            assert compiled(vectors(), vectors(), vectors()).dtype == torch.bfloat16
+            assert traced(attend)(vectors(), vectors(), vectors()).dtype == torch.bfloat16
     assert ("cast", "autocast") not in found()  # the graph has the casts
 
 
 def test_a_node_of_a_graph_counts_what_it_lays_out_anew() -> None:
-    attend = compile_attention("hierarchical", group=8)
-    compiled: Any = torch.compile(lambda q: attend(q, q, q), fullgraph=True, backend="aot_eager")
-    q = vectors().transpose(1, 2).contiguous().transpose(1, 2)
+    attend = compile_attention("davit_window", height=4, width=8, window=4)
+    compiled = traced(attend)
+    apart = vectors().transpose(1, 2).contiguous().transpose(1, 2)
     with torch.no_grad():
-        compiled(vectors())
-        assert ("copy", "out") not in found()
-        out = compiled(q)
-    assert out.is_contiguous()
-    torch.testing.assert_close(out, attend.reference(q, q, q))
+        for q, count in ((vectors(), None), (apart, 1)):
+            torch.testing.assert_close(compiled(q, q, q), attend.reference(q, q, q))
+            assert found().get(("copy", "out")) == count
 
 
 # --- what is asked for is done, or refused ---------------------------------------------------------------------------
@@ -276,7 +288,8 @@ def test_the_triton_backend_on_a_cpu_needs_its_interpreter(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    attend = compile_attention(name, backend="triton", **({"group": 8} if name == "hierarchical" else {}))
+    given: dict[str, Any] = {"group": 8} if name == "hierarchical" else {}
+    attend = compile_attention(name, backend="triton", **given)
     x = vectors(dtype=dtype)
     with pytest.raises(UnsupportedError, match=r'backend="triton" on cpu: .*TRITON_INTERPRET=1'):
         attend(x, x, x)
@@ -329,6 +342,80 @@ def test_places_without_kernels_are_counted_and_strides_too(monkeypatch: pytest.
     assert found() == {("copy", "q"): 1}
 
 
+HOST = """pattern counted
+    align   end
+    input   seen: int[batch, few]
+    select chosen
+        over   b = k // 16
+        score  dot(q, mean(b.k))
+        keep   rank < 2
+    visible (k in chosen or any(seen[i] == k for i in few)) and k <= q
+"""
+
+
+def test_ways_besides_the_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Triton's interpreter."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, wide = vectors(), vectors(dtype=torch.float64)
+    compile_attention(HOST, backend="triton")(x, x, x, seen=torch.zeros(1, 5, dtype=torch.int64))
+    kinds = [(one.kind, one.count) for one in attnc.fallbacks() if one.kind != "cast"]
+    assert kinds == [("tiles listed by the host", 1)]
+    attnc.reset_fallbacks()
+    compile_attention("retention", backend="triton")(wide, wide, wide)
+    assert found() == {("recurrence in torch", "float64 has no kernels"): 1}
+    attnc.reset_fallbacks()
+    compile_attention("moba", block=8, topk=2, backend="triton")(wide, wide, wide)
+    assert ("no gathered queries", "there are no kernels for chosen places with float64") in found()
+
+
+def test_inputs_that_kernels_read_are_moved_and_narrowed() -> None:
+    from attnc.runtime.gpu.planner import as_read
+
+    x = torch.zeros(4, dtype=torch.int32)
+    as_read("p", "x", x, x.device)
+    assert found() == {}
+    as_read("p", "x", x.long(), torch.device("meta"))
+    assert attnc.fallbacks() == (
+        Fallback("p", "cast", "the input `x`: int64 to int32", 1),
+        Fallback("p", "moved", "the input `x` is on cpu", 1),
+    )
+
+
+def test_what_the_host_reads_of_a_device_is_counted() -> None:
+    from attnc.runtime.call import call_shape, check_promises, check_tensors
+
+    attend, document = compile_attention("fox"), compile_attention("document")
+    with FakeTensorMode():
+        q = torch.randn(1, 2, 32, 16, device="cuda")
+        with pytest.raises(DataDependentOutputException):
+            check_promises(attend.pattern, [torch.zeros(1, 32, 2, device="cuda")])
+        with pytest.raises(ArgumentTypeError, match="cannot be read"):
+            given = {"doc": torch.zeros(1, 32, dtype=torch.int64, device="cuda")}
+            call_shape(document.pattern, check_tensors(q, q, q), given)
+    assert attnc.fallbacks() == (
+        Fallback("document", "host wait", "the input `doc` is read by the host", 1),
+        Fallback("fox", "host wait", "the input `f` is checked to be log_decay", 1),
+    )
+
+
+def test_factors_that_are_no_decays_are_counted() -> None:
+    x = vectors(8, 4)
+    text = "recurrence grows\n    state S: [dk, dv]\n    step S = 2 * S + outer(k, v)\n    read q @ S\n"
+    compile_attention(text)(x, x, x)
+    assert found() == {("factors of any size", "a factor of its state is above 1, or below 0"): 1}
+
+
+def test_choices_that_are_no_tensors_are_counted() -> None:
+    attend = compile_attention("sparse_d", block=8)
+    chosen = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    x = vectors()
+    out = attend(x, x, x, map=chosen)
+    assert found() == {}
+    torch.testing.assert_close(attend(x, x, x, map=chosen.numpy()), out)
+    assert [one.kind for one in attnc.fallbacks()] == ["no gathered queries"]
+
+
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
@@ -347,7 +434,12 @@ def test_plans_say_that_the_reference_runs() -> None:
 
 
 def test_plans_of_branches_and_choices_say_who_runs_them() -> None:
-    for name, given in (("hierarchical", {"group": 8}), ("moba", {"block": 8, "topk": 2}), ("landmark", {"block": 7})):
+    cases: dict[str, dict[str, Any]] = {
+        "hierarchical": {"group": 8},
+        "moba": {"block": 8, "topk": 2},
+        "landmark": {"block": 7},
+    }
+    for name, given in cases.items():
         for device, executors in (("cpu", {"cpu"}), ("cuda", {"triton", "torch"})):
             plan = compile_attention(name, **given).plan(64, device=device)
             for own in [plan for _, plan in plan.branches] or [plan]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from attnc import compile_attention
+from attnc.runtime import environment
 from attnc.runtime.cli import COMMANDS, main
 from attnc.runtime.commands import console
 from attnc.runtime.environment import VARIABLES, cache_folder
@@ -37,9 +38,9 @@ for _ in range(2):
 
 def run(code: str, **variables: str) -> str:
     """What a process of its own writes to stderr."""
-    environment = {name: x for name, x in os.environ.items() if name not in ("TORCH_LOGS", "TRITON_INTERPRET")}
-    environment |= {"PYTHONPATH": str(ROOT / "src"), **variables}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    own = {name: x for name, x in os.environ.items() if name not in ("TORCH_LOGS", "TRITON_INTERPRET")}
+    own |= {"PYTHONPATH": str(ROOT / "src"), **variables}
+    done = subprocess.run([sys.executable, "-c", code], env=own, capture_output=True, text=True, check=True)
     return done.stderr
 
 
@@ -124,6 +125,13 @@ def test_every_variable_that_is_read_is_in_the_table() -> None:
             continue
         for node in asked_of_the_environment(tree):
             assert isinstance(node, ast.Constant) and node.value in names, f"{path}:{node.lineno}: {ast.unparse(node)}"
+
+
+def test_the_table_is_whole_and_only_its_variables_are_read_by_it() -> None:
+    own = [x for x in vars(environment).values() if isinstance(x, environment.Variable)]
+    assert own == list(VARIABLES)
+    tree = ast.parse((ROOT / "runtime" / "environment.py").read_text(encoding="utf-8"))
+    assert [ast.unparse(node) for node in asked_of_the_environment(tree)] == ["variable.name"]
 
 
 def test_the_search_finds_reads() -> None:
