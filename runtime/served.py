@@ -18,6 +18,7 @@ from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call import finite, input_tensors
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
 from attnc.runtime.serving_states import How, States
 from attnc.runtime.transforms import without_autocast
@@ -264,6 +265,9 @@ class Served(Compiled):
 
     def _cache(self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool) -> Cache:
         _check_ring(ring, block_table)
+        for name, x in (("kv_len", kv_len), ("block_table", block_table)):
+            if isinstance(x, Tensor) and x.is_cuda:
+                note(self.name, HOST_WAIT, f"`{name}` is on the device, and the host plans from it")
         cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
         first = serving.check_ring(self._pattern, q, k, max(cache.lengths, default=0)) if ring else None
         return replace(cache, ring=first)
