@@ -1,4 +1,4 @@
-"""Write what the documents take from the code: the pictures, and `library.md`.
+"""Write what the documents take from the code: the pictures, `library.md` and `reference.md`.
 
 python docs/generate.py            write them
 python docs/generate.py --check    only say which are not current; exit status 1 if any is
@@ -6,8 +6,11 @@ python docs/generate.py --check    only say which are not current; exit status 1
 
 from __future__ import annotations
 
+import ast
+import importlib
+import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc import compile_attention
+import attnc
+from attnc import AttncError, compile_attention
+from attnc.runtime.environment import VARIABLES
+from attnc.runtime.fallbacks import KINDS
 from attnc.runtime.library import (
     hybrid_names,
     library_files,
@@ -217,9 +223,99 @@ def derivation(name: str) -> str:
     return compile_attention(name, **PARAMETERS.get(name, {})).derivation()
 
 
+# --- the reference ---------------------------------------------------------------------------------------------------
+
+REFERENCE = """# Reference
+
+<!-- Written by `python docs/generate.py` from the code; do not edit. -->
+
+## Errors
+
+Each is an `attnc.AttncError`, and also the builtin that one would expect. Bad input is refused before anything runs.
+
+{errors}
+
+## Fallbacks
+
+Where a call takes another way than its caller would expect, it is counted: `attnc.fallbacks()` gives a record of
+pattern, kind, reason and count for each, `attnc.reset_fallbacks()` begins anew. What is slow is logged as a warning
+when it is met first, the rest as an info, and all of it afterwards for debugging, under `attnc.runtime.fallbacks`;
+without a handler of yours Python writes warnings to stderr. `attend.plan(…)` says before a call which executor runs,
+and `fallback` why it is not the one that is expected.
+
+{fallbacks}
+
+No fallbacks, as they are how the algorithm works: tiles, bricks and chosen keys that are gathered; sums and states in
+fp32 under 16-bit operands; padding inside of a tile; small vectors of a row (the LSE and its gradient); rows of a
+recurrence that are computed before its passes; batch entries of several lengths, decoded one length after another;
+whatever was asked for (`backend="reference"`, Triton's interpreter, the checks of `strict`). Autocast's casts inside
+of a compiled graph are the graph's, and not counted.
+
+## Environment variables
+
+Nothing else is read; what has another reader than attnc is listed where it matters here.
+
+{variables}
+"""
+
+
+def reference_page() -> str:
+    """`reference.md`: errors, fallbacks and environment variables."""
+    errors = [["error", "builtin", "when", "raised in"], *_errors()]
+    kinds = [["kind", "what it is", "logged as", "`strict=True`"]]
+    kinds += [
+        [f"`{x.name}`", x.when, "warning" if x.slow else "info", "refuses it" if x.strict else "–"] for x in KINDS
+    ]
+    variables = [["variable", "default", "meaning", "read by"]]
+    variables += [[f"`{x.name}`", x.default or "not set", x.meaning, x.by] for x in VARIABLES]
+    return REFERENCE.format(errors=_table(errors), fallbacks=_table(kinds), variables=_table(variables))
+
+
+def _table(rows: list[list[str]]) -> str:
+    head, *rest = rows
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rest))
+
+
+def _errors() -> Iterator[list[str]]:
+    """A row for every public error, the base first."""
+    raised = _raised()
+    for error in sorted(public_errors(), key=lambda error: (error is not AttncError, error.__name__)):
+        builtin = next(base for base in error.__mro__ if base.__module__ == "builtins")
+        first = (error.__doc__ or "").split("\n\n")[0].replace("\n    ", " ").replace("|", "\\|")
+        where = ", ".join(f"`{folder}`" for folder in sorted(raised.get(error.__name__, ()))) or "as one of the others"
+        yield [f"`{error.__name__}`", f"`{builtin.__name__}`", first, where]
+
+
+def public_errors() -> set[type[AttncError]]:
+    """`AttncError` and all that descend from it."""
+    for found in pkgutil.walk_packages(attnc.__path__, "attnc."):
+        if not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+    own: set[type[AttncError]] = set()
+    todo: list[type[AttncError]] = [AttncError]
+    while todo:
+        error = todo.pop()
+        own |= {error}
+        todo += [x for x in error.__subclasses__() if x.__module__.startswith("attnc.")]
+    return own
+
+
+def _raised() -> dict[str, set[str]]:
+    """The folders in which each error is made, by its name."""
+    found: dict[str, set[str]] = {}
+    for folder in ("spec", "compiler", "runtime"):
+        for path in sorted((DOCS.parent / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    own = path.parent.relative_to(DOCS.parent).parts[:2]
+                    found.setdefault(node.func.id, set()).add("/".join(own))
+    return found
+
+
 def generated() -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    return {DOCS / path: text for path, text in {**pictures(), "library.md": library_page()}.items()}
+    pages = {"library.md": library_page(), "reference.md": reference_page()}
+    return {DOCS / path: text for path, text in {**pictures(), **pages}.items()}
 
 
 def stale() -> list[Path]:

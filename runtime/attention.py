@@ -27,8 +27,9 @@ from attnc.runtime.call import (
 from attnc.runtime.compiled import Backend, Options
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
+from attnc.runtime.given_devices import check_devices
 from attnc.runtime.given_indices import check_indices
-from attnc.runtime.gpu.targets import check_triton
+from attnc.runtime.gpu.targets import check_triton, target_of
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.operators import general, plain
@@ -37,7 +38,7 @@ from attnc.runtime.served import Served
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
-from attnc.runtime.transforms import cast_for_autocast, is_watched, untraced
+from attnc.runtime.transforms import cast_for_autocast, is_watched, untraced, without_autocast
 from attnc.runtime.tuning.records import Record
 from attnc.runtime.tuning.tune import Call as TuningCall
 from attnc.runtime.tuning.tune import tune as tune_call
@@ -254,7 +255,7 @@ class Attention(Shown, Served, Stateful):
         if tuned is None or is_watched(q, k, v):
             return
         shapes = tuple((x.shape, x.dtype, x.device) for x in (q, k, v))
-        call = self.tuning_call(q, k, v, scale, inputs)
+        call = self._tuning_call(q, k, v, scale, inputs)
         self._measured.get((shapes, call.stage), lambda: tune_call(call, tuned, self._options.tune.seconds))
 
     @property
@@ -273,22 +274,23 @@ class Attention(Shown, Served, Stateful):
         tuned, seconds = self._planner.tuned, self._options.tune.seconds
         if tuned is None or not seconds:
             raise ArgumentError('tune: compile the pattern with a time to measure in, as in tune="2s"')
-        return tune_call(self.tuning_call(q, k, v, scale, inputs), tuned, seconds)
+        return tune_call(self._tuning_call(q, k, v, scale, inputs), tuned, seconds)
 
-    def tuning_call(
+    def _tuning_call(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
     ) -> TuningCall:
         """A call as tuning takes it. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
         check_are_tensors(q, k, v)
-        by_kernels = q.is_cuda or self._is_interpreted(q)
+        self._refuse_backend(q)
         own = completed(self._pattern, inputs) if inputs else inputs
-        return TuningCall(self, cast_for_autocast(q, k, v), scale, own, by_kernels)
 
-    def untuned(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, inputs: Mapping[str, object]) -> Tensor:
-        """The output of a call for which nothing is measured first."""
-        out = self._called(q, k, v, scale, False, inputs)
-        assert isinstance(out, Tensor)
-        return out
+        def compute(q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, object]) -> Tensor:
+            out = self._called(q, k, v, scale, False, given)
+            assert isinstance(out, Tensor)
+            return out
+
+        tensors, by_kernels = cast_for_autocast(self.name, q, k, v), q.is_cuda or self._is_interpreted(q)
+        return TuningCall(self.name, compute, self._tuned_planners, tensors, own, by_kernels)
 
     def _called(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
@@ -298,9 +300,12 @@ class Attention(Shown, Served, Stateful):
         if self._is_reference:
             if torch.compiler.is_compiling():
                 raise UnsupportedError(NOT_COMPILED)
-            q, k, v = cast_for_autocast(q, k, v)
-            return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
-        tensors = input_tensors(self._pattern, inputs) if inputs or self._pattern.tensors else []
+            q, k, v = cast_for_autocast(self.name, q, k, v)
+            with without_autocast(q):
+                return self._lse_of(untraced(self._dense)(q, k, v, scale, inputs), return_lse)
+        if self._is_for_cpu:
+            self._refuse_backend(q)
+        tensors = self._tensors(inputs, q) if inputs or self._pattern.tensors else []
         factor = None if scale is None else finite(scale)
         if self._options.strict and inputs and not torch.compiler.is_compiling():
             check_indices(self._pattern, inputs, k.shape[2])
@@ -320,11 +325,13 @@ class Attention(Shown, Served, Stateful):
         if torch.compiler.is_compiling():
             raise UnsupportedError("`state` in torch.compile is not supported yet: leave fullgraph=True out")
         check_are_tensors(q, k, v)
-        q, k, v = cast_for_autocast(q, k, v)
+        q, k, v = cast_for_autocast(self.name, q, k, v)
         factor = None if scale is None else finite(scale)
-        tensors = input_tensors(self._pattern, inputs)
+        self._refuse_backend(q)
+        tensors = self._tensors(inputs, q)
         how = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
-        return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
+        with without_autocast(q):
+            return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
 
     def _call_general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
@@ -332,20 +339,23 @@ class Attention(Shown, Served, Stateful):
         """A call with scores, weights, values or branches of its own."""
         if torch._C._are_functorch_transforms_active():
             raise UnsupportedError(NOT_TRANSFORMED)
-        q, k, v = cast_for_autocast(q, k, v)
+        q, k, v = cast_for_autocast(self.name, q, k, v)
         check_tensors(q, k, v)
         plain.refuse_device(q)
         by_kernels = q.is_cuda or self._is_interpreted(q)
         if torch.compiler.is_compiling() or is_fake(q) or q.is_meta:
             return general.attend(self._general, q, k, v, tensors, scale)
-        return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
+        with without_autocast(q):
+            return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
 
     def _is_interpreted(self, q: Tensor) -> bool:
-        """Whether kernels run in Triton's interpreter. Raises UnsupportedError where that would be traced."""
-        found = self._options.backend == "triton" and not q.is_cuda
-        if found and torch.compiler.is_compiling():
+        """Whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or would be traced."""
+        if self._options.backend != "triton" or q.is_cuda:
+            return False
+        if torch.compiler.is_compiling():
             raise UnsupportedError(NOT_COMPILED_HERE)
-        return found
+        target_of(q.device)
+        return True
 
     @overload
     def reference(
@@ -424,6 +434,12 @@ class Attention(Shown, Served, Stateful):
 
     # --- inside ---
 
+    def _tensors(self, inputs: Mapping[str, object], q: Tensor) -> list[Tensor]:
+        """The inputs in the order of the pattern. Raises ArgumentTypeError, ArgumentError, UnsupportedError."""
+        tensors = input_tensors(self._pattern, inputs)
+        check_devices(self._pattern, inputs, tensors, q)
+        return tensors
+
     def _dense(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
     ) -> tuple[Tensor, Tensor | None]:
@@ -431,8 +447,8 @@ class Attention(Shown, Served, Stateful):
         sizes = check_tensors(q, k, v)
         inputs = completed(self._pattern, inputs)
         factor = float(sizes.dk**-0.5) if scale is None else finite(scale)
-        tensors = input_tensors(self._pattern, inputs)
-        check_promises(self._pattern.tensors, tensors)
+        tensors = self._tensors(inputs, q)
+        check_promises(self._pattern, tensors)
         recurrent = self._general.recurrent
         if recurrent is not None:
             return recurrent.attend(q, k, v, inputs, tensors, factor, dense=True)[0], None

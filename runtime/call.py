@@ -21,6 +21,7 @@ from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.spec.suggest import did_you_mean
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -247,11 +248,13 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
     return value
 
 
-def check_promises(declared: Sequence[ir.Tensor], tensors: Sequence[Tensor]) -> None:
+def check_promises(pattern: ir.Pattern, tensors: Sequence[Tensor]) -> None:
     """Raise ArgumentError where a real input is not what its type promises: `unit`, `log_decay`, `positive`."""
-    for item, tensor in zip(declared, tensors, strict=True):
+    for item, tensor in zip(pattern.tensors, tensors, strict=True):
         if item.refinement is None or not tensor.numel():
             continue
+        if tensor.is_cuda:
+            note(pattern.name, HOST_WAIT, f"the input `{item.name}` is checked to be {item.refinement}")
         words, kept = _PROMISES[item.refinement]
         values = tensor.detach()
         if not kept(torch.stack(values.aminmax())).all():
@@ -324,6 +327,8 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
         )
     if isinstance(value, Tensor) and tensor.is_floating and value.dtype in _INPUT_DTYPES[tensor.kind]:
         return np.broadcast_to(np.zeros((), dtype=np.float64), tuple(value.shape))  # no plan asks what it holds
+    if isinstance(value, Tensor) and value.is_cuda:
+        note(pattern.name, HOST_WAIT, f"the input `{tensor.name}` is read by the host")
     try:
         array = _as_array(value) if isinstance(value, Tensor) else np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

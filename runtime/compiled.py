@@ -20,6 +20,7 @@ from attnc.runtime.general import general_of
 from attnc.runtime.identity import Form, How
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.tuning.knobs import Asked
 from attnc.runtime.tuning.tables import remember
 from attnc.runtime.tuning.wish import Wish
 from attnc.spec.program import BoundProgram
@@ -64,7 +65,16 @@ class Compiled:
         self._steps = self._general.steps
         self._plain = self._general.is_plain
         self._is_reference = options.backend == "reference"
+        self._is_for_cpu = options.backend == "cpu"
         self._skips_direct = options.backend in ("reference", "triton")
+
+    def _refuse_backend(self, q: Tensor) -> None:
+        """Raise UnsupportedError where q is on a device that the backend asked for does not have."""
+        if self._is_for_cpu and q.device.type not in ("cpu", "meta"):
+            raise UnsupportedError(
+                f'backend="cpu" and q is on {q.device}: the CPU executor takes tensors on the CPU; move them, or leave '
+                f"`backend` out"
+            )
 
     def _in(self, form: Form) -> Self:
         """Another form of the same. Raises OtherRowsError."""
@@ -131,14 +141,16 @@ class Compiled:
         values = "".join(f", {name}={value}" for name, value in self.parameters.items())
         return f"Attention({self.name!r}{values})"
 
-    def planners(self, sizes: Sizes, inputs: Mapping[str, object], *, by_kernels: bool) -> list[Planner]:
-        """The planner of every attention in a call of these sizes, on the CPU or by kernels."""
+    # --- inside ---
+
+    def _tuned_planners(self, asked: Asked) -> list[Planner]:
+        """The planner of every attention of a call; of recurrences, and of what content chooses, nothing is tuned."""
+        if self.is_recurrence or self._pattern.chooses:
+            return []
         if self._steps is None:
             return [self._planner]
-        steps = self._steps.by_kernels if by_kernels else self._steps
-        return [planner for _, planner in steps.planners(sizes, inputs)]
-
-    # --- inside ---
+        steps = self._steps.by_kernels if asked.by_kernels else self._steps
+        return [planner for _, planner in steps.planners(asked.sizes, asked.inputs)]
 
     def _refuse_recurrence(self, what: str, instead: str = "") -> None:
         """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""

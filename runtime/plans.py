@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -40,6 +42,8 @@ from attnc.runtime.settings import SETTINGS
 if TYPE_CHECKING:
     from attnc.runtime.gpu.planner import GpuPlanner
     from attnc.runtime.tuning.tuned import Tuned
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -147,7 +151,10 @@ class Planner:
 
     def _build(self, shape: CallShape, choice: Callable[[Problem], Choice] = choose) -> Plan:
         with planning():
+            began = perf_counter()
             own = build_plan(relations_of(self.pattern, shape), choice)
+        ms, sizes = 1e3 * (perf_counter() - began), f"{shape.n_q} × {shape.n_k}"
+        _log.debug("`%s` at %s: planned in %.1f ms, %s", self.pattern.name, sizes, ms, own.schedule)
         plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(

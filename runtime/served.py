@@ -18,8 +18,10 @@ from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call import finite, input_tensors
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
 from attnc.runtime.serving_states import How, States
+from attnc.runtime.transforms import without_autocast
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
@@ -125,6 +127,7 @@ class Served(Compiled):
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
         serving.check_queries(q, k_cache, v_cache)
+        self._refuse_backend(q)
         if self._pattern.stateful:
             if self._is_by_kernels(q):
                 raise UnsupportedError(
@@ -143,7 +146,8 @@ class Served(Compiled):
             if self._is_reference:
                 found = self._prefilled(q, cache, factor, inputs)
             else:
-                found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
+                with without_autocast(q):
+                    found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
         return self._lse_of(found, return_lse)
 
     @overload
@@ -215,6 +219,7 @@ class Served(Compiled):
         """
         self._check_state(state, return_lse)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
+        self._refuse_backend(q)
         factor = None if scale is None else finite(scale)
         if self._pattern.stateful:
             how: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
@@ -260,6 +265,9 @@ class Served(Compiled):
 
     def _cache(self, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, ring: bool) -> Cache:
         _check_ring(ring, block_table)
+        for name, x in (("kv_len", kv_len), ("block_table", block_table)):
+            if isinstance(x, Tensor) and x.is_cuda:
+                note(self.name, HOST_WAIT, f"`{name}` is on the device, and the host plans from it")
         cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
         first = serving.check_ring(self._pattern, q, k, max(cache.lengths, default=0)) if ring else None
         return replace(cache, ring=first)

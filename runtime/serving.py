@@ -22,6 +22,7 @@ from attnc.runtime.call import check_tensors, completed, input_tensors
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.general import steps_of
 from attnc.runtime.given import Given
+from attnc.runtime.given_devices import check_devices
 from attnc.runtime.plans import Planner, need_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def decode(rows: Planner, q: Tensor, cache: Cache, scale: float | None, inputs: 
         k, v = share.cache.placeholders(share.length)
         sizes = check_tensors(own, k, v)
         tensors = input_tensors(rows.pattern, share.inputs)
+        check_devices(rows.pattern, share.inputs, tensors, own)
         real = {t.name: x for t, x in zip(rows.pattern.tensors, tensors, strict=True)}
         factor = float(sizes.dk**-0.5) if scale is None else scale
         inputs_ = completed(rows.pattern, share.inputs)
@@ -83,6 +85,7 @@ def decode_by_kernels(
     pattern = rows.pattern
     check_tensors(q, *cache.placeholders(q.shape[2]))
     tensors = input_tensors(pattern, inputs)
+    check_devices(pattern, inputs, tensors, q)
     real = {t.name: x for t, x in zip(pattern.tensors, tensors, strict=True)}
     factor = float(q.shape[3] ** -0.5) if scale is None else scale
     try:

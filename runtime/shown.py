@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import (
     FLOATS,
@@ -23,6 +24,7 @@ from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import named_target, planned_target
+from attnc.runtime.reference_plan import reference_plan
 
 if TYPE_CHECKING:
     from attnc.compiler.growth.growth import Growth
@@ -141,15 +143,26 @@ class Shown(Compiled):
         """What a call of this shape would do, and why.
 
         `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
+        Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
-        target = planned_target(device, self._options.backend == "triton")
+        target = planned_target(device, self._options.backend)
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        if self._is_reference:
+            states = () if self._steps is None else [one.recur.name for one in self._steps.stateful]
+            return reference_plan(self._all_relations(sizes, inputs), states)
         if self._steps is None:
             return self._planner.plan_on(target, sizes, inputs)
         return self._steps.plan(sizes, inputs, target)
+
+    def _all_relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[str, Relations]]:
+        """The relations of all attentions by name; of what selections choose, all that they may."""
+        if self._steps is None:
+            return [(self.name, self._relations(sizes, inputs))]
+        steps = self._steps.open if self._pattern.chooses else self._steps
+        return [(node.name, relations) for node, relations in steps.relations(sizes, inputs)]
 
     def source(
         self,

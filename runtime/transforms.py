@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import torch
@@ -12,12 +13,17 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 from typing_extensions import ParamSpec
 
+from attnc.runtime.fallbacks import CAST, note
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v in autocast's dtype where it is on, as scaled_dot_product_attention has it (fp64 is left alone)."""
+def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in autocast's dtype where it is on, as scaled_dot_product_attention has it (fp64 is left alone).
+
+    `pattern`: for whose calls casts are counted, but for those that a graph has.
+    """
     device = q.device.type
     if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return q, k, v
@@ -26,7 +32,17 @@ def cast_for_autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
     def cast(t: Tensor) -> Tensor:
         return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
 
-    return cast(q), cast(k), cast(v)
+    found = cast(q), cast(k), cast(v)
+    if not torch.compiler.is_compiling() and found[0].dtype != q.dtype and not is_fake(q):
+        note(pattern, CAST, f"autocast: q, k and v from {q.dtype} to {dtype}".replace("torch.", ""))
+    return found
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Inside, autocast leaves alone what attnc computes of such a tensor in a dtype of its own."""
+    if not torch._C._is_any_autocast_enabled():
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def is_forward_mode() -> bool:

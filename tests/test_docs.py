@@ -24,7 +24,10 @@ import torch
 
 from attnc import AttncError, SpecError, compile_attention
 from attnc.runtime import errors as runtime_errors
+from attnc.runtime import fallbacks
 from attnc.runtime.call import REFUSED
+from attnc.runtime.environment import VARIABLES
+from attnc.runtime.fallbacks import KINDS
 from attnc.runtime.library import ModuleLoader, library_names
 from attnc.runtime.settings import Settings
 from attnc.spec.load import check_source
@@ -199,12 +202,33 @@ def subclasses(kind: type[Exception]) -> set[type[Exception]]:
     return {kind}.union(*(subclasses(sub) for sub in kind.__subclasses__()))
 
 
-def test_api_lists_every_error() -> None:
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+def test_the_reference_lists_every_error() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     for error in subclasses(AttncError):
         if error.__module__.startswith("attnc"):
             base = next(b for b in error.__mro__ if b.__module__ == "builtins")
             assert re.search(rf"^\| `{error.__name__}` \| `{base.__name__}` \|", text, re.MULTILINE), error
+
+
+def test_the_reference_lists_every_variable_and_fallback() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for name in [*(x.name for x in VARIABLES), *(kind.name for kind in KINDS)]:
+        assert f"\n| `{name}` |" in text, name
+
+
+def test_every_kind_of_fallback_is_listed_and_noted() -> None:
+    own = {name: value for name, value in vars(fallbacks).items() if isinstance(value, fallbacks.Kind)}
+    assert set(own.values()) == set(KINDS)
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "runtime").rglob("*.py")]
+    noted = set(re.findall(r"\bnote\([^()]*?, ([A-Z_]+),", "".join(texts)))
+    assert noted | {"OTHERS"} == set(own)
+
+
+def test_all_errors_are_public() -> None:
+    import attnc
+
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert {error.__name__ for error in generate["public_errors"]()} <= set(attnc.__all__)
 
 
 def test_api_lists_every_refusal_and_setting() -> None:

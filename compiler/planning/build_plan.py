@@ -271,6 +271,7 @@ class _Planner:
             reasons=(*_scores(self._relations.pattern), *counts.reasons()),
             fallback=counts.fallback,
             exact_mask=self._relations.exact_mask,
+            pattern=self._relations.pattern.name,
         )
 
     def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[Piece]:

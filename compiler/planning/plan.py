@@ -233,6 +233,7 @@ class Plan:
 
     `visible` is the number of visible pairs over batch and heads, None where it was not counted. `fallback` says why no
     tile plan exists, where none does. `branches`: the plans of several attentions, by name, whose sums these are.
+    `executor`: "torch" is tiles as operations of torch on a GPU. `pattern`: its name.
     """
 
     n_q: int
@@ -246,13 +247,14 @@ class Plan:
     visible: int | None
     groups: tuple[Group, ...]
     masks: tuple[GridMask, ...]
-    executor: Literal["cpu", "reference", "triton"]
+    executor: Literal["cpu", "reference", "torch", "triton"]
     schedule: Schedule
     reasons: tuple[str, ...]
     fallback: str | None
     exact_mask: ExactMask = field(repr=False, compare=False)
     branches: tuple[tuple[str, Plan], ...] = ()
     cache_of: Callable[[], CacheNeed | None] = field(default=lambda: None, repr=False, compare=False)
+    pattern: str = ""
 
     @property
     def cache(self) -> CacheNeed | None:

@@ -18,7 +18,7 @@ def print_plan(plan: Plan) -> str:
         f"tiles {plan.q_tile}×{plan.k_tile}: {t.live} live of {t.total} ({t.full} full, {t.partial} partial)",
     ]
     if plan.fallback is not None:
-        lines.append(f"no tile plan: {plan.fallback}")
+        lines.append(f"fallback: {plan.fallback}")
     for group in plan.groups:
         lines.extend(_group(plan, group))
     if (cache := plan.cache) is not None:

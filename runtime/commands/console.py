@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
+from attnc.runtime.environment import wants_plain_text
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.render import render, to_json
 
@@ -28,7 +29,7 @@ class UsageError(Exception):
 
 def has_color(stream: TextIO) -> bool:
     """Whether to colour what goes to a stream: terminals only, and not against the user's wish (NO_COLOR)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return stream.isatty() and not wants_plain_text()
 
 
 def has_unicode(stream: TextIO) -> bool:
@@ -114,16 +115,18 @@ class Step(Protocol):
 
 @contextmanager
 def progress(name: str, total: int) -> Iterator[Step]:
-    """Tells of each step on a terminal: a bar where rich is installed, lines where it is not, else nothing."""
+    """Tells of each step on a terminal: a bar where rich is installed and escape codes are wanted, else lines.
+
+    Where there is no terminal, nothing.
+    """
     if not sys.stderr.isatty():
         yield lambda text, done=None: None
         return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
+    found = _rich() if has_color(sys.stderr) else None
+    if found is None:
         yield lambda text, done=None: print(f"{name}: {text}", file=sys.stderr)
         return
+    Console, Progress = found
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(name, total=total + 1)
 
@@ -131,6 +134,16 @@ def progress(name: str, total: int) -> Iterator[Step]:
             bar.update(task, advance=1 if done is None else None, completed=done, description=text)
 
         yield step
+
+
+def _rich() -> tuple[Any, Any] | None:
+    """Its console and progress bar, where it is installed."""
+    try:
+        from rich.console import Console
+        from rich.progress import Progress
+    except ImportError:
+        return None
+    return Console, Progress
 
 
 def counted(n: int, noun: str) -> str:

@@ -79,7 +79,7 @@ def _tuned(attention: Attention, seconds: float, args: argparse.Namespace) -> tu
             def told(text: str, at: int = i, n: int = call.sizes.n_q) -> None:
                 step(f"{n} tokens, {text}", at)
 
-            asked_call = attention.tuning_call(call.q, call.k, call.v, None, call.inputs)
+            asked_call = attention._tuning_call(call.q, call.k, call.v, None, call.inputs)
             record = tune(asked_call, tuned, seconds, told, again=args.again)
             if record is not None:
                 found.append(record)

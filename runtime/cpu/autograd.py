@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
@@ -12,6 +13,7 @@ from torch.autograd.function import FunctionCtx
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import executor
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.transforms import without_autocast
 
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
@@ -81,9 +83,11 @@ def once(function: Callable[..., Any], *given: Any) -> Any:
 
     Differentiating it once more is refused, by UnsupportedError when it is done.
     """
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return _Once.apply(function, *given)  # type: ignore[no-untyped-call]
-    return function(*given)
+    tensor = next((x for x in given if isinstance(x, Tensor)), None)
+    with nullcontext() if tensor is None else without_autocast(tensor):
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            return _Once.apply(function, *given)  # type: ignore[no-untyped-call]
+        return function(*given)
 
 
 class FirstOrder(torch.autograd.Function):

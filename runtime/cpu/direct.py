@@ -61,6 +61,8 @@ def direct_of(
     """What is to be remembered of a call whose output was `out`; None where there was more to it than a kernel call."""
     if plan.batch != 1 or len(plan.groups) != 1 or len(plan.groups[0].pieces) != 1 or torch._C._is_tracing():
         return None  # sizes are tensors in a trace, and tracing again must take the same way
+    if plan.fallback is not None:
+        return None  # which is counted in every call
     visible = program_of(plan).kept(q.dtype)
     if visible is None or visible.nothing or visible.blind is not None:
         return None

@@ -17,7 +17,9 @@ from torch import Tensor
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import kernel
 from attnc.runtime.cpu.calls import View
+from attnc.runtime.cpu.operands import operand, operands
 from attnc.runtime.cpu.program import Bound, Visible, program_of
+from attnc.runtime.fallbacks import COPY, DENSE, note
 
 Need = Literal["lse", "backward", "out"]
 """What becomes of the LSE: the caller gets it; only the backward sees it; nobody does."""
@@ -30,14 +32,16 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, need: Nee
     (B, Hq, Nq), fp32 or fp64, both laid out by `empty_like`; for the backward the LSE as it comes, and nothing that
     means anything where nobody needs it. Rows that see nothing: 0 and −inf.
     """
+    if plan.fallback is not None:
+        note(plan.pattern, DENSE, plan.fallback)
     program, width = program_of(plan), max(q.shape[-1], v.shape[-1])
     if program.only is not None and width == v.shape[-1]:
         visible = program.visible(program.only, q.dtype)
         if not visible.nothing:
-            return _only(visible, q, k, v, scale, need)
+            return _only(plan.pattern, visible, q, k, v, scale, need)
     out = empty_like(q, (*q.shape[:3], v.shape[-1]), q.dtype)
     lse = empty_like(q, q.shape[:3], kernel.lse_dtype(q.dtype))
-    q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
+    q, k, v = operands(plan.pattern, q, k, v, width)
     whole = empty_like(q, out.shape, lse.dtype) if program.merges and q.dtype != lse.dtype else out
     empty = not (out.numel() and k.numel())
     if empty or not program.covers:
@@ -50,10 +54,12 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, need: Nee
     return (out if whole is out else out.copy_(whole)), lse
 
 
-def _only(visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float, need: Need) -> tuple[Tensor, Tensor]:
+def _only(
+    pattern: str, visible: Visible, q: Tensor, k: Tensor, v: Tensor, scale: float, need: Need
+) -> tuple[Tensor, Tensor]:
     """The results of the only call, which is on all of q, k and v, copied only where their layout is another."""
     layout, width = q, v.shape[-1]
-    q, k, v = kernel.padded(q, width), kernel.padded(k, width), kernel.padded(v, width)
+    q, k, v = operands(pattern, q, k, v, width)
     o, lse = kernel.attend(q, k, v, visible.additive, visible.causal, scale)
     _hide_blind(visible, o, lse)
     return _laid_out(o, layout), _laid_out(lse, layout) if need == "lse" else lse
@@ -126,29 +132,42 @@ def backward(
     if program.only is not None and not program.adds and grad_lse is None and q.shape[-1] == v.shape[-1]:
         visible = program.visible(program.only, q.dtype)
         if not visible.nothing:
-            return _only_backward(visible, grad_out, q, k, v, out, lse, scale)
+            return _only_backward(plan.pattern, visible, grad_out, q, k, v, out, lse, scale)
     sum_dtype = kernel.lse_dtype(q.dtype)
     grad_q = _zeros_like(q, sum_dtype if program.merges else q.dtype)
     grad_k, grad_v = (_zeros_like(x, sum_dtype if program.adds else x.dtype) for x in (k, v))
     if out.numel() and k.numel():
         lse, grad_out, grad_lse = kernel.without_blind_rows(lse, grad_out, grad_lse)
         if grad_lse is not None:
+            note(plan.pattern, COPY, "the gradient of the LSE widens q, k, v, out and its gradient")
             grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
         width = max(q.shape[-1], v.shape[-1])
-        grad_out, q, k, v, out = operands = tuple(kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+        q, k, v = operands(plan.pattern, q, k, v, width)
+        grad_out = operand(plan.pattern, "the gradient of out", grad_out, width)
+        out = operand(plan.pattern, "out", out, width)
         all_bound = program.bound((q, out, lse, grad_out, grad_q), (k, v), (grad_k, grad_v))
         for bound, visible in program.steps(all_bound, q.dtype):
-            _run_backward(bound, visible, operands, lse, (grad_q, grad_k, grad_v), scale)
+            _run_backward(bound, visible, (grad_out, q, k, v, out), lse, (grad_q, grad_k, grad_v), scale)
     return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
 
 
 def _only_backward(
-    visible: Visible, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
+    pattern: str,
+    visible: Visible,
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the only call, which is on all of q, k and v: no sums, so nothing to add to."""
     lse, grad_out, _ = kernel.without_blind_rows(lse, grad_out, None)
     width = q.shape[-1]
-    do, q_fit, k_fit, v_fit, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+    q_fit, k_fit, v_fit = operands(pattern, q, k, v, width)
+    do = operand(pattern, "the gradient of out", grad_out, width)
+    out = operand(pattern, "out", out, width)
     grads = kernel.attend_backward(do, q_fit, k_fit, v_fit, out, lse, visible.additive, visible.causal, scale)
     grad_q, grad_k, grad_v = (_laid_out(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
     return grad_q, grad_k, grad_v

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import is_own, rank, reads, values_of
+from attnc.compiler.values import is_own, passes, rank, reads, values_of
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block
@@ -23,6 +23,7 @@ from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
+from attnc.runtime.fallbacks import DENSE, PASSES, note
 from attnc.runtime.values import Values
 
 
@@ -41,6 +42,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor
     A row that sees nothing: 0 and -inf.
     """
     node, dtype = call.relations.pattern.attend, lse_dtype(q.dtype)
+    _note(call, node)
     out: Tensor | None = None
     lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
     tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
@@ -55,6 +57,14 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor
     if out is None:
         out = q.new_zeros((*q.shape[:3], *_width(node, v, call)), dtype=dtype)
     return out, lse
+
+
+def _note(call: Call, node: ir.Attend) -> None:
+    name = call.relations.pattern.name
+    if call.plan.fallback is not None and call.plan.executor == "cpu":
+        note(name, DENSE, call.plan.fallback)
+    if (count := passes(node)) > 1:
+        note(name, PASSES, f"the weights of `{node.name}` need {count} passes over the keys of a row")
 
 
 def _width(node: ir.Attend, v: Tensor, call: Call) -> tuple[int, ...]:

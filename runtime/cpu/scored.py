@@ -22,9 +22,11 @@ from attnc.runtime.cpu import kernel, tiles
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.executor import merge
 from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.cpu.operands import operand, operands
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.tiles import Tile
+from attnc.runtime.fallbacks import COPY, DENSE, note
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ LARGE = 16.0
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows:
     """The rows of a call; those that see nothing have out 0 and LSE -inf."""
+    if plan.fallback is not None:
+        note(plan.pattern, DENSE, plan.fallback)
     dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
     result = Rows(
         q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype),
@@ -200,9 +204,12 @@ def _backward_by_kernel(
     out, grad_out = result.out.to(q.dtype), grad_out.to(q.dtype)
     lse, grad_out, grad_lse = kernel.without_blind_rows(result.lse, grad_out, grad_lse)
     if grad_lse is not None:
+        note(plan.pattern, COPY, "the gradient of the LSE widens q, k, v, out and its gradient")
         grad_out, q, k, v, out = kernel.with_lse_gradient(grad_lse, grad_out, q, k, v, out)
     width = max(q.shape[-1], v.shape[-1])
-    grad_out, q, k, v, out = (kernel.padded(x, width) for x in (grad_out, q, k, v, out))
+    q, k, v = operands(plan.pattern, q, k, v, width)
+    grad_out = operand(plan.pattern, "the gradient of out", grad_out, width)
+    out = operand(plan.pattern, "out", out, width)
     for tile in tiles.tiles(plan, tiles.KERNEL_ROWS):
         at, at_keys = tile.at, tile.at_keys(group)
         do, q_rows, out_rows, lse_rows = (x[tile.batch][at][None] for x in (grad_out, q, out, lse))

@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from attnc.runtime.environment import CACHE_DIR, XDG_CACHE_HOME, text_of
+
 INSIDE = "v1"
 """The folder of entries, made by attnc inside of the one that the user names, which may be anybody's."""
 
@@ -22,10 +24,10 @@ def cache_folder() -> Path | None:
 
     XDG_CACHE_HOME counts where it is absolute, as the XDG Base Directory Specification has it.
     """
-    own = os.environ.get("ATTNC_CACHE_DIR")
+    own = text_of(CACHE_DIR)
     if own:
         return Path(own).absolute() / INSIDE
-    shared = os.environ.get("XDG_CACHE_HOME", "")
+    shared = text_of(XDG_CACHE_HOME)
     try:
         base = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
     except RuntimeError:

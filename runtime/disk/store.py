@@ -22,8 +22,9 @@ from typing import TypeVar
 
 from attnc.runtime.disk.envelope import MOST, DamagedError, Payload, unwrapped, wrapped
 from attnc.runtime.disk.folder import UnusableError, cache_folder, check_private, make_private
+from attnc.runtime.environment import CACHE_LIMIT, text_of
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ class Store:
         try:
             return unwrapped(kind, name, data)
         except DamagedError as error:
-            logger.warning("%s is ignored, and will be written anew: %s", path, error)
+            _log.warning("%s is ignored, and will be written anew: %s", path, error)
             return None
 
     def _bytes(self, path: Path) -> bytes | None:
@@ -228,7 +229,7 @@ class Store:
     def _warn(self, reason: str) -> None:
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
-        logger.log(level, "the cache %s %s; nothing is lost but time (attnc cache path)", self.folder or "", reason)
+        _log.log(level, "the cache %s %s; nothing is lost but time (attnc cache path)", self.folder or "", reason)
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def _unlink(path: Path) -> bool:
 
 def limit() -> int:
     """Bytes that all entries may take together."""
-    text = os.environ.get("ATTNC_CACHE_LIMIT", "")
+    text = text_of(CACHE_LIMIT)
     return int(text if text.isdigit() else LIMIT_MIB) << 20
 
 

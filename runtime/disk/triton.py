@@ -11,17 +11,19 @@ import stat
 from functools import lru_cache
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from attnc.runtime.environment import TRITON_CACHE_DIR, TRITON_HOME, text_of
+
+_log = logging.getLogger(__name__)
 
 WRITERS = 0o022
 
 
 def triton_folder() -> Path:
     """Where Triton keeps what it compiled: TRITON_CACHE_DIR, else below TRITON_HOME or the home folder."""
-    own = os.environ.get("TRITON_CACHE_DIR")
+    own = text_of(TRITON_CACHE_DIR)
     if own:
         return Path(own).absolute()
-    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    home = text_of(TRITON_HOME) or os.path.expanduser("~")
     return Path(home).absolute() / ".triton" / "cache"
 
 
@@ -57,8 +59,8 @@ def _guard(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = os.stat(folder)
     except OSError as error:
-        logger.info("Triton's cache %s: %s", folder, error)
+        _log.info("Triton's cache %s: %s", folder, error)
         return
     fault = _fault(found)
     if fault is not None and stat.S_ISDIR(found.st_mode):
-        logger.warning("Triton's cache %s: %s", folder, fault)
+        _log.warning("Triton's cache %s: %s", folder, fault)

@@ -24,6 +24,7 @@ from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.compiler.planning.chosen import Places
 from attnc.runtime.cpu.autograd import Pair, Triple
 from attnc.runtime.cpu.executor import empty_like
+from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.gpu.chosen_lists import Lists, Tables, listed, tables_of
 from attnc.runtime.gpu.executor import fitting, on, scaled_queries
 from attnc.runtime.gpu.launch import launch
@@ -42,6 +43,7 @@ class ChosenOnGpu:
 
     `by_batch`, `by_heads`: whether it has batch entries and heads. `most`: places that a row chooses at most, None for
     all of them; of a row that chooses more the first so many count. `places`: also as tables, on the device already.
+    `name`: the pattern's.
     """
 
     places: Places | Tables
@@ -49,6 +51,7 @@ class ChosenOnGpu:
     by_batch: bool = True
     by_heads: bool = True
     most: int | None = None
+    name: str = ""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """(out, lse) of q (B, Hq, Nq, dk) over k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv).
@@ -61,8 +64,8 @@ class ChosenOnGpu:
         if call.is_empty:
             return out.zero_(), lse.fill_(-math.inf)
         own, factor = scaled_queries(q, self.scale)
-        written, width = fitting(out), v.shape[-1]
-        tensors = {"q": call.stacked(own), **call.keys(k, v), "out": written, "lse": lse}
+        written, width = call.fitting("out", out), v.shape[-1]
+        tensors = {"q": call.stacked("q", own), **call.keys(k, v), "out": written, "lse": lse}
         with on(q):
             for share in call.shares(width):
                 lists = call.lists("forward", share)
@@ -77,8 +80,8 @@ class ChosenOnGpu:
         if call.is_empty:
             return dq.zero_(), dk.zero_(), dv.zero_()
         own, factor = scaled_queries(q, self.scale)
-        written, width = [fitting(dq), *map(call.room, (dk, dv))], q.shape[-1]
-        tensors = {"q": call.stacked(own), **call.keys(k, v), "dout": call.stacked(grad_out)}
+        written, width = [call.fitting("dq", dq), call.room("dk", dk), call.room("dv", dv)], q.shape[-1]
+        tensors = {"q": call.stacked("q", own), **call.keys(k, v), "dout": call.stacked("dout", grad_out)}
         tensors |= dict(zip(("dq", "dk", "dv"), written, strict=True))
         with on(q):
             tensors |= call.before(tensors["dout"], grad_lse, out, lse)
@@ -117,7 +120,7 @@ class ChosenOnGpu:
             grouped=heads > kv_heads and not stacked,
             columns=columns_for(tables.largest),
         )
-        return _Call(problem, tables, own, count, tuple(q.shape[:3]), kv_heads)
+        return _Call(problem, tables, own, count, tuple(q.shape[:3]), kv_heads, self.name)
 
 
 class _Share(NamedTuple):
@@ -142,6 +145,7 @@ class _Call:
     slots: int
     shape: tuple[int, ...]
     kv_heads: int
+    name: str = ""
 
     @property
     def is_empty(self) -> bool:
@@ -193,22 +197,28 @@ class _Call:
 
     # --- tensors
 
-    def stacked(self, x: Tensor) -> Tensor:
+    def fitting(self, name: str, x: Tensor) -> Tensor:
+        """The tensor, copied where kernels cannot address it."""
+        return fitting(self.name, name, x)
+
+    def stacked(self, name: str, x: Tensor) -> Tensor:
         """Queries, or what is like them, as kernels take them: rows of heads that choose for themselves as one."""
-        own = fitting(x)
+        own = self.fitting(name, x)
         if self.members == 1 or own.stride(1) == own.shape[2] * own.stride(2):
             return own
-        return fitting(x.contiguous())
+        note(self.name, COPY, f"{name}: the rows of heads that choose for themselves do not lie one after another")
+        return self.fitting(name, x.contiguous())
 
     def keys(self, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         """Keys and values, those of a place side by side, and the tables of places."""
         order = self.tables.order
         own = (k, v) if order is None else (x.index_select(2, order) for x in (k, v))
-        return {**dict(zip(("k", "v"), map(fitting, own), strict=True)), **self.tables.named()}
+        k, v = own
+        return {"k": self.fitting("k", k), "v": self.fitting("v", v), **self.tables.named()}
 
-    def room(self, grad: Tensor) -> Tensor:
+    def room(self, name: str, grad: Tensor) -> Tensor:
         """Memory for gradients of keys or values, those of a place side by side."""
-        return fitting(grad if self.tables.order is None else torch.empty_like(grad))
+        return self.fitting(name, grad if self.tables.order is None else torch.empty_like(grad))
 
     def as_given(self, grad: Tensor, written: Tensor) -> Tensor:
         """Gradients of keys or values at their own positions."""
@@ -220,7 +230,13 @@ class _Call:
     def before(self, grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor) -> dict[str, Tensor]:
         """What every row contributes to the backward, and its LSE to base 2."""
         lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
-        tensors = {"out": fitting(out), "dout": grad_out, "lse": lse.contiguous(), "lse2": lse2, "delta": delta}
+        tensors = {
+            "out": self.fitting("out", out),
+            "dout": grad_out,
+            "lse": lse.contiguous(),
+            "lse2": lse2,
+            "delta": delta,
+        }
         if grad_lse is not None:
             tensors["dlse"] = grad_lse.float().contiguous()
         batch, heads, queries = self.shape

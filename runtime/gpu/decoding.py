@@ -27,6 +27,7 @@ from attnc.runtime.call import Sizes, as_tensor, call_shape
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.decoding import Part, look
 from attnc.runtime.errors import ArgumentError
+from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.gpu.device_cache import DeviceCache
 from attnc.runtime.gpu.executor import fitting, on, scaled_queries
 from attnc.runtime.gpu.launch import launch
@@ -82,10 +83,16 @@ def decode(
     row_tiles = -(-group * queries // row_tile(group * queries))
     splits = _splits(q.device, lanes * row_tiles, cache.capacity)
     own, factor = scaled_queries(q, scale) if score is None else (q, scale)
-    tensors: dict[str, Tensor] = {"q": fitting(own), "k": cache.k, "v": cache.v, "kv_len": cache.lengths}
+    tensors: dict[str, Tensor] = {
+        "q": fitting(planner.pattern.name, "q", own),
+        "k": cache.k,
+        "v": cache.v,
+        "kv_len": cache.lengths,
+    }
     tensors["out_parts"] = q.new_empty((splits, *out.shape), dtype=torch.float32)
     tensors["lse_parts"] = q.new_empty((splits, *lse.shape), dtype=torch.float32)
-    tensors |= {input_name(t): as_read(as_tensor(given[t.name]), q.device) for t in problem.tensors}
+    name = planner.pattern.name
+    tensors |= {input_name(t): as_read(name, t.name, as_tensor(given[t.name]), q.device) for t in problem.tensors}
     terms = {} if score is None else _terms(planner, score, q, cache, scale, real)
     numbers: dict[str, int | float] = {
         "lanes": lanes,
@@ -194,6 +201,8 @@ def _terms(
 
 def _listed(planner: Planner, q: Tensor, cache: DeviceCache, given: Mapping[str, object]) -> Listed:
     """The keys of all lanes. Waits for the device where the lengths are there."""
+    if cache.known_lengths is None:
+        note(planner.pattern.name, HOST_WAIT, "keys are listed for each row, and kv_len is on the device")
     known = cache.known()
     kv_heads, (_, heads, queries, dk) = cache.kv_heads, q.shape
     by_entry: dict[int, tuple[Part, ...]] = {}

@@ -25,6 +25,7 @@ from attnc.compiler.kernels.source import VECTOR, KernelSource, Stage
 from attnc.compiler.kernels.value_text import LOG2_E
 from attnc.runtime.constants import keep_captured
 from attnc.runtime.cpu.executor import empty_like
+from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.gpu.asked_lists import Lists
 from attnc.runtime.gpu.launch import launch, lies_evenly
 
@@ -90,8 +91,9 @@ class Executor:
         if not out.numel() or not k.numel():
             return out.zero_(), lse.fill_(-math.inf)
         own, factor = self._scaled(q)
-        writable = out if self._fits(out) else _roomy(out)
-        tensors = {"q": self._fit(own), "k": self._fit(k), "v": self._fit(v), "out": writable, **terms}
+        writable = self._writable("out", out)
+        tensors = {name: self._fit(name, x) for name, x in (("q", own), ("k", k), ("v", v))}
+        tensors |= {"out": writable, **terms}
         tensors |= {"lse": lse, "total": lse}
         self._launch(self.prepared.source("forward"), q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
         return (out if writable is out else out.copy_(writable)), lse
@@ -115,7 +117,8 @@ class Executor:
         if not out.numel() or not k.numel():
             return (grads[0].zero_(), grads[1].zero_(), grads[2].zero_()), {n: x.zero_() for n, x in of_terms.items()}
         own, factor = self._scaled(q)
-        read = {name: self._fit(x) for name, x in (("q", own), ("k", k), ("v", v), ("dout", grad_out), ("out", out))}
+        all_read = (("q", own), ("k", k), ("v", v), ("dout", grad_out), ("out", out))
+        read = {name: self._fit(name, x) for name, x in all_read}
         lse2, delta = (torch.empty_like(lse, memory_format=torch.contiguous_format) for _ in range(2))
         before = {"lse": lse.contiguous(), "lse2": lse2, "delta": delta}
         before |= {"total": before["lse"], "share": lse2}
@@ -124,7 +127,7 @@ class Executor:
         kernels = self.prepared.kernels
         first = kernels.delta if grad_lse is None else kernels.delta_with_lse
         lanes, kv_lanes = q.shape[0] * q.shape[1], k.shape[0] * k.shape[1]
-        written = {name: x if self._fits(x) else _roomy(x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
+        written = {name: self._writable(name, x) for name, x in zip(("dq", "dk", "dv"), grads, strict=True)}
         if kernels.problem.kind != "sum":
             with on(q):
                 tensors = {**read, **before}
@@ -219,9 +222,13 @@ class Executor:
         folded = problem.boxes and any(own.grid.is_folded for own in self.prepared.kernels.bricked.values())
         return _fits(x) and (not folded or lies_evenly(x))
 
-    def _fit(self, x: Tensor) -> Tensor:
+    def _fit(self, name: str, x: Tensor) -> Tensor:
         """The tensor, copied where it does not fit."""
-        return x if self._fits(x) else _roomy(x).copy_(x)
+        return x if self._fits(x) else self._writable(name, x).copy_(x)
+
+    def _writable(self, name: str, x: Tensor) -> Tensor:
+        """The tensor, or other memory that is copied into it."""
+        return x if self._fits(x) else _noted(self.prepared.kernels.problem.name, name, x)
 
     def _scaled(self, q: Tensor) -> _Scaled:
         """Of a score of its own the scale is a number in a formula, which may be anything."""
@@ -242,9 +249,15 @@ def scaled_queries(q: Tensor, scale: float) -> tuple[Tensor, float]:
     return _scaled(q, scale)
 
 
-def fitting(x: Tensor) -> Tensor:
-    """The tensor, copied where kernels cannot address it."""
-    return x if _fits(x) else _roomy(x).copy_(x)
+def fitting(pattern: str, name: str, x: Tensor) -> Tensor:
+    """The tensor, copied where kernels cannot address it; `pattern` and `name` say what it is."""
+    return x if _fits(x) else _noted(pattern, name, x).copy_(x)
+
+
+def _noted(pattern: str, name: str, x: Tensor) -> Tensor:
+    """`_roomy`, counted."""
+    note(pattern, COPY, f"{name}: kernels address rows in units of {VECTOR} bytes, and its strides or start are others")
+    return _roomy(x)
 
 
 def on(x: Tensor) -> AbstractContextManager[object]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import linecache
+import logging
 from threading import Lock
 from types import ModuleType
 from typing import Any
 
 from attnc.compiler.kernels.source import KernelSource
 from attnc.runtime.disk.triton import guard_triton
+
+_log = logging.getLogger(__name__)
 
 _functions: dict[str, Any] = {}
 _lock = Lock()
@@ -27,6 +30,7 @@ def function_of(source: KernelSource) -> Any:
 
 def _made(source: KernelSource) -> Any:
     guard_triton()
+    _log.debug("%s, text %s: made, and compiled by Triton when it is started first", source.function, source.digest)
     name = f"<attnc {source.function} {source.digest}>"
     module = ModuleType(f"attnc_kernel_{source.digest}")
     module.__file__ = name

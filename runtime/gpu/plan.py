@@ -41,7 +41,8 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
             raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
         why = f"there are no kernels for {error}"
         own = planner.plan(sizes, inputs)
-        return replace(own, fallback=why, reasons=("tiles in torch on the device", *own.reasons))
+        reasons = ("tiles as operations of torch on the device", *own.reasons)
+        return replace(own, executor="torch", fallback=why, reasons=reasons)
 
 
 def _tuned(planner: Planner, sizes: Sizes) -> tuple[str, ...]:
@@ -114,6 +115,7 @@ def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mappin
         fallback=None,
         exact_mask=relations.exact_mask,
         cache_of=cache_of(pattern, sizes.heads, sizes.kv_heads),
+        pattern=pattern.name,
     )
 
 

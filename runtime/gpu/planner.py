@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.runtime.call import Sizes, blank, call_shape, check_tensors, names_read
 from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.fallbacks import CAST, HOST_LISTS, HOST_WAIT, MOVED, note
 from attnc.runtime.gpu.asked_lists import Lists, StageTensors
 from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
@@ -34,6 +37,8 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of
 from attnc.runtime.tuning.tuned import Tuned
+
+_log = logging.getLogger(__name__)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,8 +69,16 @@ class GpuPlanner:
         `tiles`: those of some stages, where they are not the first choice. Raises NotInKernelsError where there are
         none.
         """
-        key = (heads, target, square, on_host, tuple(sorted((tiles or {}).items())))
-        return self._kernels.get(key, lambda: find_kernels(self._pattern, heads, target, square, on_host, tiles))
+        own = tiles or {}
+        key = (heads, target, square, on_host, tuple(sorted(own.items())))
+        return self._kernels.get(key, lambda: self._emitted(heads, target, square, on_host, own))
+
+    def _emitted(self, heads: Heads, target: Target, square: bool, on_host: str | None, tiles: Tiles) -> Kernels:
+        began = perf_counter()
+        found = find_kernels(self._pattern, heads, target, square, on_host, tiles)
+        ms = 1e3 * (perf_counter() - began)
+        _log.debug("`%s` for %s, %s: kernels in %.1f ms, %s", self._pattern.name, target.name, heads, ms, found.reason)
+        return found
 
     def tiles_of(self, heads: Heads, target: Target, sizes: Sizes, device: torch.device) -> Tiles:
         """The tiles that measuring has chosen for calls of these sizes, by stage; others take the first choice."""
@@ -133,11 +146,21 @@ class GpuPlanner:
             if alike.lists is None:
                 return dataclasses.replace(alike, tensors=read)
             return dataclasses.replace(alike, tensors=StageTensors(read["forward"], self._named(inputs), alike.lists))
-        self.refuse_host(kernels)
+        self._note_host(kernels, inputs)
         named = tuple(name_of(x, is_read) for x, is_read in zip(inputs, self._planned_from, strict=True))
         made = self._prepared.get((*key, *named), lambda: self._made(q, k, v, inputs, kernels, widths))
         read = self._read(kernels, q, k, inputs)
         return dataclasses.replace(made, tensors={stage: {**own, **read[stage]} for stage, own in made.tensors.items()})
+
+    def _note_host(self, kernels: Kernels, inputs: Sequence[Tensor]) -> None:
+        """Count a call whose tiles the host lists, and what it reads for it. Raises as `refuse_host`."""
+        self.refuse_host(kernels)
+        name = self._pattern.name
+        if self._pattern.selections:
+            note(name, HOST_LISTS, kernels.reason)
+        for tensor, x, is_read in zip(self._pattern.tensors, inputs, self._planned_from, strict=True):
+            if is_read and x.is_cuda:
+                note(name, HOST_WAIT, f"tiles are listed from what the input `{tensor.name}` holds")
 
     def refuse_host(self, kernels: Kernels) -> None:
         """Raise UnsupportedError where the host would list tiles in every call, if it is to be strict."""
@@ -226,7 +249,8 @@ class GpuPlanner:
     def _read(self, kernels: Kernels, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> dict[str, dict[str, Tensor]]:
         """The tensors that kernels of ranges read, by kernel."""
         given, device = self._named(inputs), q.device
-        read = {input_name(t): as_read(given[t.name], device) for t in kernels.problem.tensors if t.name in given}
+        name, tensors = self._pattern.name, [t for t in kernels.problem.tensors if t.name in given]
+        read = {input_name(t): as_read(name, t.name, given[t.name], device) for t in tensors}
         found: dict[str, dict[str, Tensor]] = {stage: dict(read) for stage in ("forward", "dq", "dkdv")}
         documents = self._pattern.documents
         if documents is not None:
@@ -260,6 +284,8 @@ class _CheckedDocuments:
             return
         if ids.is_cuda and torch.cuda.is_current_stream_capturing():
             return
+        if ids.is_cuda and pattern.documents is not None:
+            note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` is checked, once for each tensor")
         documents_of_call(pattern, ids.detach().cpu().numpy(), n_q, n_k)
         if len(self._seen) >= SETTINGS.plans:
             self._seen.clear()
@@ -272,8 +298,17 @@ def _tiles(kernels: Kernels) -> dict[str, tuple[int, int]]:
     return {source.stage: (source.tiles.q_tile, source.tiles.k_tile) for source in sources}
 
 
-def as_read(x: Tensor, device: torch.device) -> Tensor:
+def as_read(pattern: str, name: str, given: Tensor, device: torch.device) -> Tensor:
     """An input as kernels read it: numbers of 32 bits, those of the last dimension side by side."""
+    x = _as_read(given, device)
+    if given.device != device:
+        note(pattern, MOVED, f"the input `{name}` is on {given.device.type}")
+    if x.dtype.itemsize < given.dtype.itemsize:
+        note(pattern, CAST, f"the input `{name}`: {given.dtype} to {x.dtype}".replace("torch.", ""))
+    return x
+
+
+def _as_read(x: Tensor, device: torch.device) -> Tensor:
     x = x.to(device)
     if x.is_floating_point():
         x = x.float()

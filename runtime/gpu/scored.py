@@ -18,7 +18,7 @@ from attnc.runtime.cpu.autograd import FirstOrder, Pair, once
 from attnc.runtime.gpu.executor import Executor
 from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.gpu.terms import Given
-from attnc.runtime.gpu.work import in_tiles
+from attnc.runtime.gpu.work import in_tiles, note_tiles
 from attnc.runtime.plans import Planner
 
 
@@ -39,7 +39,9 @@ def attend(
     try:
         return _by_kernels(q, k, v, relations, scale, planner.gpu, inputs, given)
     except NotInKernelsError as error:
-        return rows.attend(q, k, v, in_tiles(planner, q, k, v, given, scale, error), inputs)
+        call = in_tiles(planner, q, k, v, given, scale, error)
+        note_tiles(planner, error)
+        return rows.attend(q, k, v, call, inputs)
 
 
 def _by_kernels(

@@ -43,6 +43,6 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
             chosen = lane.of(inputs[choice.chosen.name], choice.chosen.dims[:-2]).to(q.device)
             places = most = chosen.shape[-1]
         tables = sorted_tables(rows.expand(shape.n_q), items.expand(shape.n_k), places, rest, numbers)
-        work = ChosenOnGpu(tables, given.scale, by_batch=False, by_heads=False, most=most)
+        work = ChosenOnGpu(tables, given.scale, by_batch=False, by_heads=False, most=most, name=pattern.name)
         lanes.append(OwnPlaces(lane.batch, lane.heads, lane.kv_heads, functional.pad(chosen, (0, 1)), work))
     return differentiable(q, k, v, ChosenByData(lanes), [])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +11,7 @@ from functools import cache
 import torch
 
 from attnc.compiler.kernels.targets import TARGETS, Target
+from attnc.runtime.environment import is_interpreted
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.spec.suggest import did_you_mean
 
@@ -30,11 +30,6 @@ def pretending(target: Target) -> Iterator[None]:
 
 def _is_rocm() -> bool:
     return bool(getattr(torch.version, "hip", None))
-
-
-def is_interpreted() -> bool:
-    """Whether Triton interprets its kernels, so that they run on a CPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 
 
 def target_of(device: torch.device) -> Target:
@@ -72,13 +67,15 @@ def device_at_hand() -> torch.device | None:
     return torch.device("cpu") if is_interpreted() else None
 
 
-def planned_target(device: torch.device | str | None, by_kernels: bool) -> Target | None:
+def planned_target(device: torch.device | str | None, backend: str) -> Target | None:
     """The target that a plan for a device is made for; None for the CPU, unless kernels are to run there."""
     kind = "cpu" if device is None else torch.device(device).type
     if kind == "cpu":
-        return named_target(None) if by_kernels else None
+        return named_target(None) if backend == "triton" else None
     if kind != "cuda":
         raise UnsupportedError(f'device={device}: plans are for "cpu" and "cuda"')
+    if backend == "cpu":
+        raise UnsupportedError(f'device={device} and backend="cpu": the CPU executor runs on "cpu" alone')
     return named_target(None)
 
 

@@ -13,6 +13,7 @@ from attnc.runtime.cpu import rows
 from attnc.runtime.cpu.autograd import Pair, Triple
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.fallbacks import IN_TORCH, note
 from attnc.runtime.gpu.executor import Executor
 from attnc.runtime.plans import Planner, relations_of
 
@@ -28,7 +29,9 @@ class OnGpu(NamedTuple):
         try:
             prepared = self.planner.gpu.prepared(q, k, v, inputs)
         except NotInKernelsError as error:
-            out, lse = rows.forward(q, k, v, in_tiles(self.planner, q, k, v, inputs, self.scale, error), ())
+            call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
+            note_tiles(self.planner, error)
+            out, lse = rows.forward(q, k, v, call, ())
             return out.to(q.dtype), lse
         return Executor(prepared, self.scale).forward(q, k, v)
 
@@ -60,6 +63,11 @@ def in_tiles(
     plan = planner.plan_of(q, k, v, inputs)
     given = {tensor.name: x for tensor, x in zip(pattern.tensors, inputs, strict=True)}
     return Call(plan, relations_of(pattern, call_shape(pattern, check_tensors(q, k, v), given)), scale)
+
+
+def note_tiles(planner: Planner, reason: NotInKernelsError) -> None:
+    """Count a call that runs as tiles in torch."""
+    note(planner.pattern.name, IN_TORCH, f"there are no kernels for {reason}")
 
 
 def without_kernels(name: str, reason: NotInKernelsError) -> str:

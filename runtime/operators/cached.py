@@ -15,6 +15,7 @@ from attnc.runtime import identity, serving
 from attnc.runtime.caches import check_cache, read_cache
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.general import general_of
+from attnc.runtime.operators.general import contiguous
 from attnc.runtime.operators.plain import refuse_device
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
@@ -90,7 +91,9 @@ def _forward(
                 first = serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0))
                 cache = replace(cache, ring=first)
             out, lse = serving.decode(rows, q, cache, scale, named)
-    return out.contiguous(), q.new_empty((0,), dtype=lse_dtype(q.dtype)) if lse is None else lse.contiguous()
+    name = rows.pattern.name
+    no_lse = q.new_empty((0,), dtype=lse_dtype(q.dtype))
+    return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
 
 
 def _fake(

@@ -22,6 +22,7 @@ from attnc.runtime.call import check_tensors
 from attnc.runtime.cpu.autograd import FirstOrder, refuse_second
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.general import General, Result, general_of
 from attnc.runtime.operators.plain import refuse_device, visible_pairs
 from attnc.runtime.planners import planner_of
@@ -61,9 +62,19 @@ def attend(general: General, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Pair:
+    what = _What(pattern, scale)
     with torch.no_grad():
-        out, lse = _computed(_What(pattern, scale), q, k, v, inputs)
-    return out.contiguous(), _no_lse(q) if lse is None else lse.contiguous()
+        out, lse = _computed(what, q, k, v, inputs)
+    name = what.general.pattern.name
+    return contiguous(name, "out", out), _no_lse(q) if lse is None else contiguous(name, "lse", lse)
+
+
+def contiguous(pattern: str, name: str, x: Tensor) -> Tensor:
+    """A result laid out as the operator promises; `pattern` and `name` say what it is."""
+    if x.is_contiguous():
+        return x
+    note(pattern, COPY, f"{name}: a node of a graph gives it heads before tokens, and q has tokens before heads")
+    return x.contiguous()
 
 
 def _computed(what: _What, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Result:
@@ -181,7 +192,7 @@ def _forward_recorded(
 
 
 def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Pair:
-    q, k, v = cast_for_autocast(q, k, v)
+    q, k, v = cast_for_autocast(_What(*rest[1:]).general.pattern.name, q, k, v)
     keys = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
     with torch._C._ExcludeDispatchKeyGuard(keys):
         return cast("Pair", _ATTEND(q, k, v, *rest))

@@ -63,7 +63,7 @@ def attend(
     """
     traced = torch.compiler.is_compiling()
     if traced or not (q.is_cpu and k.is_cpu and v.is_cpu):  # shapes and devices are checked before anything is traced
-        q, k, v = cast_for_autocast(q, k, v)
+        q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
         check_tensors(q, k, v)
         refuse_device(q)
     if torch._C._are_functorch_transforms_active():  # they are taken here, before the dispatcher wraps the tensors
@@ -95,7 +95,7 @@ def by_kernels(
     """
     from attnc.runtime.gpu.work import OnGpu
 
-    q, k, v = cast_for_autocast(q, k, v)
+    q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
     check_tensors(q, k, v)
     return differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
 
@@ -261,7 +261,8 @@ def _backward_recorded(
 
 
 def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
-    q, k, v = cast_for_autocast(q, k, v)
+    _, pattern, _ = call
+    q, k, v = cast_for_autocast(planner_of(pattern).pattern.name, q, k, v)
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
     keys = keys | torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
     with torch._C._ExcludeDispatchKeyGuard(keys):

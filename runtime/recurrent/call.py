@@ -16,6 +16,7 @@ from attnc.compiler.recurrences.derive import derive
 from attnc.compiler.recurrences.derived import Derived, NoFormError, Pass, Running, Scan
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKENS, note
 from attnc.runtime.recurrent import passes, token_loop
 from attnc.runtime.recurrent.checkpointed import Fresh, Parts, Run
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
@@ -27,6 +28,8 @@ from attnc.runtime.requirements import check_requirements
 
 PLACE = "t"
 """The state that counts tokens, int64 (B,)."""
+
+GROWS = "a factor of its state is above 1, or below 0"
 
 States = dict[str, Tensor]
 Result = tuple[Tensor, States]
@@ -104,7 +107,7 @@ class Recurrent:
             )
         shape = call_shape(self.pattern, sizes, inputs)
         check_requirements(self.pattern, shape)
-        check_promises(self.pattern.tensors, tensors)
+        check_promises(self.pattern, tensors)
         group = sizes.heads // max(sizes.kv_heads, 1)
         named = zip(self.pattern.tensors, tensors, strict=True)
         real = {tensor.name: x for tensor, x in named if tensor.is_floating}
@@ -140,6 +143,8 @@ class Recurrent:
                 f"strict: `{self.pattern.name}` would run as operations of torch, for {missing}; compile it without "
                 f"strict to allow that"
             )
+        if missing:
+            note(self.pattern.name, RECURRENT_IN_TORCH, missing)
         return linear_of(q.dtype)
 
     def _check_continued(self, state: object, documents: Sequence[Windows] | None) -> None:
@@ -175,17 +180,17 @@ class Recurrent:
         try:
             return self._in_parts(derived, tokens, states, fresh, linear)
         except passes.GrowingError:
+            note(self.pattern.name, FACTORS, GROWS)
             return self._growing(tokens, states, fresh, linear)
 
     def _growing(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
         """By passes for which factors may be any numbers, where there are some."""
-        grows = "a factor of its state is above 1, or below 0"
         derived = None
         try:
             derived = derive(self.recur, trusting=False)
         except NoFormError as error:
             if self._strict:
-                raise UnsupportedError(f"strict: `{self.pattern.name}` would run token by token: {grows}") from error
+                raise UnsupportedError(f"strict: `{self.pattern.name}` would run token by token: {GROWS}") from error
         return self._in_parts(derived, tokens, states, fresh, linear)
 
     def _in_parts(
@@ -196,6 +201,8 @@ class Recurrent:
         Scans of matrices have stretches of their own, a few tokens long. What is the logarithm of a sum, or a largest
         number, may be large beside its changes: fp64 between parts.
         """
+        if derived is None:
+            note(self.pattern.name, TOKENS, self.reason or GROWS)
         run = self._by_tokens(linear) if derived is None else self._passing(derived, linear)
         stages = derived.stages if derived else ()
         of_matrices = any(isinstance(stage, Scan) and len(stage.state.dims) > 1 for stage in stages)
@@ -239,6 +246,7 @@ class Recurrent:
         linear: Linear | None,
     ) -> Result:
         """Document by document, as places of tokens count within each."""
+        note(self.pattern.name, SEQUENCES, "places of tokens count within each document")
         outs, lasts = [], []
         for batch in range(tokens.counts[0]):
             entry = slice(batch, batch + 1)

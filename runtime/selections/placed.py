@@ -18,9 +18,12 @@ from attnc.runtime.call import call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.fallbacks import LISTED_PLACES, note
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.selections import by_data
+
+NOWHERE = "some token is in none of the places"
 
 
 def choice_of(node: ir.Attend) -> ChosenKeys | None:
@@ -37,12 +40,18 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
     if choice is None or planner.pattern.documents is not None:
         return None
     if choice.by_data:
-        run = _by_data_by_kernels if by_kernels else by_data.attend
-        return run(planner, choice, q, k, v, given)
+        if by_kernels:
+            return _by_data_by_kernels(planner, choice, q, k, v, given)
+        by_lanes = by_data.attend(planner, choice, q, k, v, given)
+        if by_lanes is None:
+            note(planner.pattern.name, LISTED_PLACES, NOWHERE)
+        return by_lanes
     assert choice.chosen is not None
     places = _places(planner, choice, given)
     found = given.inputs[choice.chosen.name]
     if places is None or not isinstance(found, Tensor):
+        given_as = "it is given as a list or an array, and not as a tensor"
+        note(planner.pattern.name, LISTED_PLACES, NOWHERE if places is None else given_as)
         return None
     if choice.by_batch and found.shape[0] != q.shape[0]:
         found = found.expand(q.shape[0], *found.shape[1:])
@@ -70,6 +79,7 @@ def _unless_missing(planner: Planner, run: Callable[[], Pair]) -> Pair | None:
     except NotInKernelsError as error:
         if planner.strict:
             raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
+        note(planner.pattern.name, LISTED_PLACES, f"there are no kernels for {error}")
         return None
 
 
@@ -86,7 +96,7 @@ def _by_kernels(
     from attnc.runtime.gpu.chosen import ChosenOnGpu
 
     most = _most(planner, choice, given)
-    work = ChosenOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most)
+    work = ChosenOnGpu(places, given.scale, choice.by_batch, choice.by_heads, most, planner.pattern.name)
     return _unless_missing(planner, lambda: differentiable(q, k, v, work, [found.to(q.device)]))
 
 

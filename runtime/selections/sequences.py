@@ -12,6 +12,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.runtime.call import as_tensor, completed
+from attnc.runtime.fallbacks import HOST_WAIT, SEQUENCES, note
 from attnc.runtime.given import Given
 from attnc.runtime.plans import documents_of_call
 
@@ -34,7 +35,10 @@ def by_sequence(pattern: ir.Pattern, run: Run, q: Tensor, k: Tensor, v: Tensor, 
     assert pattern.documents is not None
     cuts = given.inputs[pattern.documents.name]
     ends = cuts.cpu().numpy() if isinstance(cuts, Tensor) else np.asarray(cuts)
+    if isinstance(cuts, Tensor) and cuts.is_cuda:
+        note(pattern.name, HOST_WAIT, f"`{pattern.documents.name}` says where sequences end")
     found = documents_of_call(pattern, ends, q.shape[2], k.shape[2])
+    note(pattern.name, SEQUENCES, "each chooses by itself")
     if len(found) == 1:
         return _one_after_another(pattern, found[0], run, q, k, v, given)
     pairs = []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -33,9 +32,6 @@ from attnc.runtime.plans import Planner, by_option, relations_of
 from attnc.runtime.simulating import find_device
 from attnc.runtime.tuning.records import MODEL, Stage
 from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of, machine_of
-
-if TYPE_CHECKING:
-    from attnc.runtime.attention import Attention
 
 FIRST = 5
 """Options of a knob that are measured, the model's choice among them."""
@@ -66,15 +62,12 @@ class Asked:
     by_kernels: bool
 
 
-def knobs_of(attention: Attention, asked: Asked, until: float) -> list[Knob]:
-    """The knobs of a call, found until a moment of `time.perf_counter`; none where there is nothing to choose.
-
-    The tiles of what content chooses, and the chunks of recurrences, are no choice yet.
+def knobs_of(planners: Sequence[Planner], asked: Asked, until: float) -> list[Knob]:
+    """The knobs of a call of these attentions, found until a moment of `time.perf_counter`; none where there is nothing
+    to choose.
     """
-    if attention.is_recurrence or attention.pattern.chooses:
-        return []
     found: list[Knob] = []
-    for planner in attention.planners(asked.sizes, asked.inputs, by_kernels=asked.by_kernels):
+    for planner in planners:
         found += _of_kernels(planner, asked) if asked.by_kernels else [_of_pieces(planner, asked, until)]
     return [knob for knob in found if len(knob.options) > 1]
 

@@ -12,23 +12,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.call import check_tensors
 from attnc.runtime.disk.store import store
+from attnc.runtime.plans import Planner
 from attnc.runtime.tuning.keys import Executor, bucket_of
 from attnc.runtime.tuning.knobs import Asked, Knob, knobs_of
 from attnc.runtime.tuning.records import MODEL, Record, Stage, Trial
 from attnc.runtime.tuning.timer import LEAST, Clock, Timing, compared
 from attnc.runtime.tuning.tuned import Tuned
 
-if TYPE_CHECKING:
-    from attnc.runtime.attention import Attention
-
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 FASTER = 0.97
 """What an option takes at most of the model's choice, to be taken in its place."""
@@ -44,11 +41,15 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Call:
-    """A call to be tuned: of an attention, on these tensors; `training`: with its backward."""
+    """A call to be tuned. `compute` makes its output of q, k, v and the inputs; `planners` are those of its attentions.
 
-    attention: Attention
+    `name`: the pattern's.
+    """
+
+    name: str
+    compute: Callable[[Tensor, Tensor, Tensor, Mapping[str, object]], Tensor]
+    planners: Callable[[Asked], Sequence[Planner]]
     tensors: tuple[Tensor, Tensor, Tensor]
-    scale: float | None
     inputs: Mapping[str, object]
     by_kernels: bool
 
@@ -67,14 +68,14 @@ class Call:
 
     def own(self) -> Callable[[], tuple[Tensor, ...]]:
         """The call on tensors that nothing else hangs on: its output, and gradients of ones where these are wanted."""
-        fresh = [x.detach().requires_grad_(x.requires_grad) for x in self.tensors]
+        q, k, v = (x.detach().requires_grad_(x.requires_grad) for x in self.tensors)
         inputs = {n: _fresh(x) for n, x in self.inputs.items()}
-        leaves = [x for x in (*fresh, *inputs.values()) if isinstance(x, Tensor) and x.requires_grad]
+        leaves = [x for x in (q, k, v, *inputs.values()) if isinstance(x, Tensor) and x.requires_grad]
         recorded = self.stage == "training"
 
         def run() -> tuple[Tensor, ...]:
             with torch.set_grad_enabled(recorded):
-                out = self.attention.untuned(*fresh, scale=self.scale, inputs=inputs)
+                out = self.compute(q, k, v, inputs)
                 gradients = torch.autograd.grad(out, leaves, torch.ones_like(out)) if recorded else ()
                 return out.detach(), *gradients
 
@@ -101,20 +102,20 @@ def tune(
         if not again and known is not None and (known.stage == "training" or asked.stage == "forward"):
             return known
         begun = time.perf_counter()
-        knobs = knobs_of(call.attention, asked, begun + seconds / 3)
+        knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
         late = time.perf_counter() > begun + seconds / 3
         if not knobs and not late:
-            logger.info("`%s`: there is nothing to tune", call.attention.name)
+            _log.info("`%s`: there is nothing to tune", call.name)
             return None
         trials = _measured(call, tuned, knobs, begun + seconds, told)
         choices = {knob.name: _fastest(trials, knob.name) for knob in knobs if _of(trials, knob.name)}
         if not choices:
-            logger.warning("`%s`: %g s are too short to measure anything", call.attention.name, seconds)
+            _log.warning("`%s`: %g s are too short to measure anything", call.name, seconds)
             return None
         key = tuned.key(asked.sizes, executor, asked.device)
         record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
         tuned.keep(record)
-    logger.info("tuned `%s` in %.2f s: %s", call.attention.name, time.perf_counter() - begun, record)
+    _log.info("tuned `%s` in %.2f s: %s", call.name, time.perf_counter() - begun, record)
     return record
 
 
@@ -159,18 +160,18 @@ class _Warm:
 
     def agrees(self, name: str, run: Callable[[], object]) -> bool:
         """Whether an option runs, and gives what the model's choice gives."""
-        what = f"`{self.call.attention.name}`, {self.knob.name} {name}"
+        what = f"`{self.call.name}`, {self.knob.name} {name}"
         try:
             found = run()
         except Exception as error:  # whatever a compiler of kernels raises: it is no option then
             if name == MODEL:
                 raise
-            logger.info("%s does not run here: %s", what, error)
+            _log.info("%s does not run here: %s", what, error)
             return False
         assert isinstance(found, tuple)
         if all(_close(a, b) for a, b in zip(found, self.wanted, strict=True)):
             return True
-        logger.warning("%s gives other results than the model's choice and is not taken; please report it", what)
+        _log.warning("%s gives other results than the model's choice and is not taken; please report it", what)
         return name == MODEL
 
 

@@ -18,7 +18,7 @@ from attnc.runtime.tuning.keys import CompiledPattern, Executor, Key, bucket_of
 from attnc.runtime.tuning.records import KIND, MODEL, Record, name_of, read_record
 from attnc.runtime.tuning.wish import Wish
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Tuned:
@@ -82,7 +82,7 @@ class Tuned:
             return self._here.get(name)
         record = read_record(payload)
         if record is None or record.name != name:
-            logger.warning("the entry %s holds no tuned choices and is ignored", name)
+            _log.warning("the entry %s holds no tuned choices and is ignored", name)
             return None
         return record
 

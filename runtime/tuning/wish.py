@@ -13,7 +13,7 @@ from typing import Literal
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.tuning.tables import Table, load_table, loaded
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|min|m)")
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0}
@@ -40,7 +40,7 @@ def wish_of(text: str) -> Wish:
         return Wish("cache" if source == "cache" else "model")
     table = loaded(digest)
     if table is None:
-        logger.warning("a graph was compiled with a table of tuned choices, %s, that is not loaded here", digest)
+        _log.warning("a graph was compiled with a table of tuned choices, %s, that is not loaded here", digest)
         return Wish()
     return Wish("table", table=table)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime.attention import Attention, compile_attention
     from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
+    from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
@@ -32,6 +33,9 @@ _HOMES = {
     "PatternNotFoundError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
     "MachineError": "attnc.compiler.simulation.machine",
+    "Fallback": "attnc.runtime.fallbacks",
+    "fallbacks": "attnc.runtime.fallbacks",
+    "reset_fallbacks": "attnc.runtime.fallbacks",
 }
 
 __all__ = [
@@ -40,13 +44,16 @@ __all__ = [
     "Attention",
     "AttncError",
     "EvaluationError",
+    "Fallback",
     "MachineError",
     "PatternNotFoundError",
     "SpecError",
     "UnsupportedError",
     "compile_attention",
+    "fallbacks",
     "load_binaries",
     "merge",
+    "reset_fallbacks",
 ]
 
 

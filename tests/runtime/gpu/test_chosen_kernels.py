@@ -110,7 +110,7 @@ class Case:
 
     def work(self, places: Places | None = None) -> ChosenOnGpu:
         """The kernels' work."""
-        return ChosenOnGpu(places or self.places(), self.scale, **self.given, most=self.most)
+        return ChosenOnGpu(places or self.places(), self.scale, most=self.most, name="chosen", **self.given)
 
 
 def dense(case: Case, q: Tensor, k: Tensor, v: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
