@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-older-triton lint fuzz kernels report-check check clean python
+.PHONY: help demo test test-older-triton lint fuzz kernels soak report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -42,6 +42,9 @@ fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, n
 
 kernels: $(VENV)/installed-dev  ## compile the library's kernels for every target and read their machine code: more than an hour
 	$(BIN)/python benchmarks/kernels.py
+
+soak: $(VENV)/installed-dev  ## sixteen processes on one cold cache, 500 killed in the middle, 10,000 calls of random shapes: a quarter of an hour
+	PYTHONPATH=src:tests/support $(BIN)/python benchmarks/soak.py
 
 report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless Chromium, where one is installed
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/report_check.py

@@ -1,10 +1,14 @@
-"""What stands before the first call: importing attnc, checking a file of the library, compiling it."""
+"""What stands before the first call: importing attnc, checking a file of the library, compiling it; and the first call
+itself, with cold caches and with warm ones, beside FlexAttention's.
+"""
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +17,7 @@ from timing import as_json, interleaved, once
 
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime.library import ModuleLoader, library_files, library_names
+from attnc.runtime.tuning.timer import Timing
 from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
@@ -44,8 +49,9 @@ NEEDED: dict[str, dict[str, object]] = {
 
 
 def rows(rounds: int) -> Iterator[Row]:
-    """The imports, the first check, in which the parser is built, then a row for each file."""
+    """The imports, first calls, the first check, in which the parser is built, then a row for each file."""
     yield _imports(rounds)
+    yield from _first_calls(max(rounds // 2, 1))
     loader = ModuleLoader(None)
     first = library_files()["causal"]
     built = once(lambda: check_source(decode(first.read_bytes(), first.name), loader))
@@ -93,6 +99,77 @@ def _imports(rounds: int) -> Row:
     }
 
 
+# --- first calls -----------------------------------------------------------------------------------------------------
+
+TIMED = """
+import logging, time, torch
+logging.getLogger("attnc.runtime.tuning.tune").setLevel(logging.INFO)
+tuned = []
+handler = logging.Handler()
+handler.emit = lambda record: tuned.append(record.getMessage().startswith("tuned "))
+logging.getLogger("attnc.runtime.tuning.tune").addHandler(handler)
+torch.manual_seed(0)
+q, k, v = (torch.randn(1, 4, 4096, 64) for _ in range(3))
+{imports}
+begun = time.perf_counter()
+{first}
+first = time.perf_counter()
+again = {call}
+print((first - begun) * 1e3, (time.perf_counter() - first) * 1e3, sum(tuned))
+"""
+"""A process that imports first: what is timed is all that a new pattern costs up to its result, then the next call."""
+
+OURS = "from attnc import compile_attention; from attnc.runtime import attention"
+FLEX = (
+    "from torch.nn.attention.flex_attention import create_block_mask, flex_attention; import torch._inductor.compile_fx"
+)
+
+FIRSTS: dict[str, tuple[str, str, str]] = {
+    "attnc": (OURS, "attend = compile_attention('sliding_window', window=512); attend(q, k, v)", "attend(q, k, v)"),
+    'attnc, tune="1s"': (
+        OURS,
+        "attend = compile_attention('sliding_window', window=512, tune='1s'); attend(q, k, v)",
+        "attend(q, k, v)",
+    ),
+    "flex": (
+        FLEX,
+        "mask = create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < 512), None, None, 4096, 4096, device='cpu'); "
+        "attend = torch.compile(flex_attention); attend(q, k, v, block_mask=mask)",
+        "attend(q, k, v, block_mask=mask)",
+    ),
+}
+"""What is imported, what is timed as the first call, and the next one."""
+
+
+def _first_calls(rounds: int) -> Iterator[Row]:
+    """A causal window of 512 at 4,096 tokens, 4 heads of 64, fp32, forward: cold caches, then those that were left."""
+    for name, (imports, first, call) in FIRSTS.items():
+        text = TIMED.format(imports=imports, first=first, call=call)
+        told = [_cold_and_warm(text) for _ in range(rounds)]
+        yield {
+            "what": f"first call, {name}",
+            "cold_ms": as_json(Timing.of([cold[0] for cold, _ in told])),
+            "warm_ms": as_json(Timing.of([warm[0] for _, warm in told])),
+            "next_ms": as_json(Timing.of([warm[1] for _, warm in told])),
+            "tuning_runs": {"cold": int(told[0][0][2]), "warm": int(max(warm[2] for _, warm in told))},
+            "verdict": "no target",
+        }
+
+
+def _cold_and_warm(text: str) -> tuple[list[float], list[float]]:
+    """What a process prints on empty caches, and then on those that it left."""
+    with tempfile.TemporaryDirectory() as folder:
+        caches = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+        environment = {**os.environ, **{name: f"{folder}/{name}" for name in caches}}
+        found = []
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-c", text], check=True, env=environment, capture_output=True, text=True
+            )
+            found.append([float(word) for word in done.stdout.split()[-3:]])
+    return found[0], found[1]
+
+
 def _process(text: str) -> None:
     subprocess.run([sys.executable, "-c", text], check=True)
 
@@ -102,6 +179,9 @@ def line(row: Row) -> str:
     if "attnc_adds_ms" in row:
         adds = f"{row['attnc_adds_ms']} ms to torch's, with its first use {row['use_adds_ms']} ms"
         return f"import attnc adds {adds}  {row['verdict']}"
+    if "cold_ms" in row:
+        times = ", ".join(f"{what} {row[f'{what}_ms']['median']:.0f} ms" for what in ("cold", "warm", "next"))
+        return f"{row['what']}: {times}; tuning runs {row['tuning_runs']}"
     if "ms" in row:
         return f"{row['what']}: {row['ms']} ms"
     parts = [f"{what} {row[f'{what}_ms']['median']:6.1f} ms" for what in ("check", "compile") if f"{what}_ms" in row]
@@ -115,8 +195,17 @@ def summary(done: list[Row]) -> Row:
     medians = [float(time["median"]) for time in checks]
     if not checks:
         return {}
+    firsts = {str(row["what"]).removeprefix("first call, "): row for row in done if "cold_ms" in row}
+    beside = {
+        f"flex's first call over ours, {kind}": round(
+            firsts["flex"][f"{kind}_ms"]["median"] / firsts["attnc"][f"{kind}_ms"]["median"], 1
+        )
+        for kind in ("cold", "warm")
+        if {"flex", "attnc"} <= set(firsts)
+    }
     return {
         "summary": {
+            **beside,
             f"slowest file's check, ms, median of its rounds (target {CHECK_MS:g})": max(medians),
             "slowest single check, ms": max(highest),
             "median check, ms": round(statistics.median(medians), 2),

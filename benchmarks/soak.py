@@ -328,7 +328,7 @@ SETTLED = 0.4
 ALLOWED_MIB = 48.0
 """What it may grow all the same: the allocator's own unevenness, a fraction of what is kept."""
 
-LONGEST = 700
+SHORTEST, LONGEST = 20, 700
 
 
 def shapes(size: Size) -> Row:
@@ -372,7 +372,7 @@ def _calls(count: int) -> Iterator[tuple[int, float]]:
         name = draw.choice(list(attends))
         if draw.random() < 0.05:  # patterns come and go
             attends[name] = compile_attention(name, **PATTERNS[name])
-        attend, n = attends[name], draw.randrange(1, LONGEST)
+        attend, n = attends[name], draw.randrange(SHORTEST, LONGEST)
         heads = 2 * draw.randrange(1, 4)
         dtype = draw.choice((torch.float32, torch.float32, torch.bfloat16))
         recorded = draw.random() < 0.5
@@ -428,7 +428,7 @@ def _launched(count: int) -> tuple[int, int]:
     attends = {name: compile_attention(name, backend="triton", **PATTERNS[name]) for name in names}
     with pretending(TARGETS["sm_90"]), started_by(keep):
         for _ in range(count):
-            attend, n = attends[draw.choice(names)], draw.randrange(2, LONGEST)
+            attend, n = attends[draw.choice(names)], draw.randrange(SHORTEST, LONGEST)
             heads, batch = 2 * draw.randrange(1, 9), draw.randrange(1, 5)
             q, k, v = (torch.zeros(batch, heads, n, 64, dtype=torch.float16, requires_grad=True) for _ in range(3))
             out = attend(q, k, v, **_inputs_of(attend, n, heads, batch, 64, torch.float32))

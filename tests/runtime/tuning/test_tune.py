@@ -390,6 +390,7 @@ def test_tiles_of_kernels_are_tried(monkeypatch: pytest.MonkeyPatch, clock: Call
     """In the interpreter: what a GPU would do, but for the time."""
     pytest.importorskip("triton")
     monkeypatch.setattr("attnc.runtime.tuning.knobs.FIRST", 2)
+    monkeypatch.setattr(timer, "MOST", 3)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     clock({"other": 0.5})
     attend = compile_attention("sliding_window", window=20, backend="triton", tune="60s")
