@@ -41,6 +41,7 @@ from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.transforms import cast_for_autocast, is_watched, untraced, without_autocast
 from attnc.runtime.tuning.records import Record
 from attnc.runtime.tuning.tune import Call as TuningCall
+from attnc.runtime.tuning.tune import Untuned
 from attnc.runtime.tuning.tune import tune as tune_call
 from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.tuning.wish import read_wish
@@ -133,7 +134,7 @@ class Attention(Shown, Served, Stateful):
         pattern = self._pattern
         tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
         self._measures = options.tune.seconds > 0  # a truth value, as torch.compile makes numbers symbols
-        self._measured: Recent[Record | None] = Recent(SETTINGS.plans)
+        self._measured: Recent[Record | Untuned] = Recent(SETTINGS.plans)
         self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -263,11 +264,13 @@ class Attention(Shown, Served, Stateful):
         """What is tuned for its calls; None where the cost model decides all."""
         return self._planner.tuned
 
-    def tune(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object) -> Record | None:
+    def tune(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
+    ) -> Record | Untuned:
         """Measure the first few schedules of a call on these tensors, as its first call would by itself.
 
-        With gradients where one of the tensors requires one. None where there is nothing to choose, or the time of
-        `tune=` is too short.
+        With gradients where one of the tensors requires one. `Untuned`, with the reason, where there is nothing to
+        choose or the time of `tune=` is too short.
 
         Raises ArgumentError where this was compiled without a time to measure in, and what the call raises.
         """

@@ -28,8 +28,8 @@ def add_call(parser: argparse.ArgumentParser) -> None:
         dest="lengths",
         metavar="N",
         type=int,
-        nargs="+",
-        help=f"lengths, a call for each (default {LENGTH}, or what the tokens say)",
+        action="append",
+        help=f"a length; may be repeated, a call for each (default {LENGTH}, or what the tokens say)",
     )
     parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
     parser.add_argument("--batch", metavar="B", type=int, default=1, help="batch entries (default 1)")
@@ -61,6 +61,8 @@ class CallTensors:
 def calls(attention: Attention, args: argparse.Namespace) -> list[CallTensors]:
     """The calls that the arguments name, one for each length: random vectors, the same each time."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here")
     dtype = getattr(torch, SHORT_NAMES[args.dtype or ("fp32" if device == "cpu" else "bf16")])
     for name in ("batch", "heads", "kv_heads", "head_dim", "n_k"):
         value = getattr(args, name)

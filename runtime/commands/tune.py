@@ -14,7 +14,7 @@ from attnc.runtime.commands.patterns import compiled, value_json
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning.records import KIND, Record
 from attnc.runtime.tuning.tables import load_table, table_bytes
-from attnc.runtime.tuning.tune import tune
+from attnc.runtime.tuning.tune import Untuned, tune
 from attnc.runtime.tuning.wish import read_wish
 
 SECONDS = "2s"
@@ -46,31 +46,34 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--time {args.time}: write a time above 0, such as 2s")
     known = load_table(args.out).records if args.out is not None and args.out.exists() else {}
     attention = compiled(args, tune=args.time)
-    records, words = _tuned(attention, wish.seconds, args)
+    answers, words = _tuned(attention, wish.seconds, args)
+    records = [answer for answer in answers if isinstance(answer, Record)]
     if args.out is not None and records:
         found = {**known, **{record.name: record for record in records}}
         console.write_whole(args.out, table_bytes(found.values()))
     if args.json:
-        console.print_json(_as_json(attention, records, words, args.out))
+        console.print_json(_as_json(attention, answers, words, args.out))
         return console.FINE
     for name, text in words.items():
         print(f"input {name}: {text}")
-    for record in records:
-        print(record)
+    for answer in answers:
+        print(answer if isinstance(answer, Record) else f"`{attention.name}`: {answer}")
     if not records:
-        print(f"`{attention.name}`: there was nothing to choose, or {args.time} are too short to measure it in")
-    elif args.out is not None:
+        return console.FINE
+    if args.out is not None:
         print(f"{args.out}: {console.counted(len(found), 'bucket')}")
     else:
         print(f'kept in {store().folder}; compile_attention(…, tune="0s") takes it from there')
     return console.FINE
 
 
-def _tuned(attention: Attention, seconds: float, args: argparse.Namespace) -> tuple[list[Record], dict[str, str]]:
+def _tuned(
+    attention: Attention, seconds: float, args: argparse.Namespace
+) -> tuple[list[Record | Untuned], dict[str, str]]:
     """The record of every call, and words about inputs."""
     asked, tuned = calls(attention, args), attention.tuned
     assert tuned is not None
-    found: list[Record] = []
+    found: list[Record | Untuned] = []
     words: dict[str, str] = {}
     with console.progress("tune", len(asked)) as step:
         for i, call in enumerate(asked):
@@ -81,12 +84,13 @@ def _tuned(attention: Attention, seconds: float, args: argparse.Namespace) -> tu
 
             asked_call = attention._tuning_call(call.q, call.k, call.v, None, call.inputs)
             record = tune(asked_call, tuned, seconds, told, again=args.again)
-            if record is not None:
-                found.append(record)
+            found.append(record)
     return found, words
 
 
-def _as_json(attention: Attention, records: list[Record], words: dict[str, str], out: Path | None) -> dict[str, object]:
+def _as_json(
+    attention: Attention, answers: list[Record | Untuned], words: dict[str, str], out: Path | None
+) -> dict[str, object]:
     return {
         "pattern": attention.name,
         "params": {name: value_json(value) for name, value in attention.bound.values.items()},
@@ -100,7 +104,8 @@ def _as_json(attention: Attention, records: list[Record], words: dict[str, str],
                 "choices": dict(record.choices),
                 "trials": [asdict(trial) for trial in record.trials],
             }
-            for record in records
+            for record in answers
+            if isinstance(record, Record)
         ],
-        "diagnostics": [],
+        "diagnostics": [console.message_json(str(answer)) for answer in answers if isinstance(answer, Untuned)],
     }

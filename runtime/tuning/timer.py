@@ -77,11 +77,13 @@ def compared(
     """The timings of runs in turn, until a moment of `time.perf_counter`; those that never ran are missing.
 
     `warm` runs each once before it is measured, for what is made at first use and kernels that are compiled then, and
-    says whether it is to be measured. Between rounds those are left out that cannot be the best any more.
+    says whether it is to be measured. No more are begun with than `LEAST` rounds of all leave time for; between rounds
+    those are left out that cannot be the best any more.
     """
     samples: dict[str, list[float]] = {}
     for name, run in runs.items():
-        if samples and time.perf_counter() >= until:
+        taken = [own[0] / 1e3 for own in samples.values()]
+        if taken and time.perf_counter() + LEAST * (sum(taken) + max(taken)) > until:
             break
         told(name)
         if warm(name, run):

@@ -30,11 +30,24 @@ _log = logging.getLogger(__name__)
 FASTER = 0.97
 """What an option takes at most of the model's choice, to be taken in its place."""
 
+NOTHING = "there is nothing to tune: what it computes leaves no choice, or content decides it"
+
 PATIENCE = 10.0
 """How long another process is waited for that measures on this machine, in times of what it may take, and a second."""
 
 ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """How far results of two schedules may be apart, of the largest entry: far more than orders of summation differ by."""
+
+
+@dataclass(frozen=True)
+class Untuned:
+    """A call of which nothing is decided by measuring, and why."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
+
 
 Told = Callable[[str], None]
 
@@ -88,11 +101,11 @@ def _fresh(x: object) -> object:
 
 def tune(
     call: Call, tuned: Tuned, seconds: float, told: Told = lambda text: None, *, again: bool = False
-) -> Record | None:
-    """The record of a call: what is known of it, or what is measured now in so many seconds, and kept.
+) -> Record | Untuned:
+    """The record of a call: what is known of it, or what is measured now in so many seconds, and kept; or why not.
 
     `again`: measured although it is known.
-    None where there is nothing to choose, or where the time is too short for anything. Raises what the call raises.
+    Raises what the call raises.
     """
     asked = call.asked
     executor: Executor = "triton" if call.by_kernels else "cpu"
@@ -103,15 +116,15 @@ def tune(
             return known
         begun = time.perf_counter()
         knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
-        late = time.perf_counter() > begun + seconds / 3
-        if not knobs and not late:
-            _log.info("`%s`: there is nothing to tune", call.name)
-            return None
+        if not knobs and time.perf_counter() <= begun + seconds / 3:
+            _log.info("`%s`: %s", call.name, NOTHING)
+            return Untuned(NOTHING)
         trials = _measured(call, tuned, knobs, begun + seconds, told)
         choices = {knob.name: _fastest(trials, knob.name) for knob in knobs if _of(trials, knob.name)}
         if not choices:
-            _log.warning("`%s`: %g s are too short to measure anything", call.name, seconds)
-            return None
+            reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {asked.stage}"
+            _log.warning("`%s`: %s", call.name, reason)
+            return Untuned(reason)
         key = tuned.key(asked.sizes, executor, asked.device)
         record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
         tuned.keep(record)

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from attnc.runtime.tuning import timer
 from attnc.runtime.tuning.records import KIND, MODEL, Record, read_record
 from attnc.runtime.tuning.tables import load_table, table_bytes
 from attnc.runtime.tuning.timer import Clock, compared
-from attnc.runtime.tuning.tune import tune
+from attnc.runtime.tuning.tune import Untuned, tune
 
 TIME = "60s"
 """Far more than twenty-five rounds take, which are the most."""
@@ -42,7 +43,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of patterns that were measured."""
     found: list[str] = []
 
-    def noted(call: Any, *args: Any, **options: Any) -> Record | None:
+    def noted(call: Any, *args: Any, **options: Any) -> Record | Untuned:
         before = len(store().entries())
         record = tune(call, *args, **options)
         if len(store().entries()) > before:
@@ -219,7 +220,7 @@ def test_too_short_a_time_is_said(tune: str, caplog: pytest.LogCaptureFixture) -
     attend = compile_attention("sliding_window", window=40, tune=tune)
     q, k, v = vectors(1500, 16)
     out = attend(q, k, v)
-    assert "too short to measure anything" in caplog.text
+    assert "too short to measure 3 rounds of two schedules" in caplog.text
     assert store().entries() == []
     assert torch.equal(out, compile_attention("sliding_window", window=40)(q, k, v))
 
@@ -465,6 +466,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["tune", "causal", "--time", "soon"], "tune is 'soon'"),
         (["tune", "causal", "--time", "0s"], "write a time above 0"),
         (["tune", "causal", "--len", "0"], "--len 0: it must be at least 1"),
+        (["tune", "causal", "--device", "cuda"], "torch sees no GPU here"),
         (["tune", "causal", "--heads", "3", "--kv-heads", "2"], "no multiple"),
         (["tune", "causal", "--head-dim", "0"], "--head-dim 0"),
         (["cache"], "the following arguments are required"),
@@ -519,6 +521,9 @@ def test_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: (t.median, t.rounds) for name, t in found.items()} == {"a": (3.0, 3), "b": (1.0, 3), "c": (9.0, 3)}
     assert order == ["a", "b", "c", *"bca", *"cab"]
     assert list(compared(runs, Clock(torch.device("cpu")), 0.0, warm)) == ["a"]
+    times |= {"a": 3000.0, "b": 1000.0}
+    soon = time.perf_counter() + 19.5  # three rounds of a, and of what is as slow, take 18 s; with b besides 21 s
+    assert list(compared(runs, Clock(torch.device("cpu")), soon, warm)) == ["a", "b"]
 
 
 def test_the_clock_flushes_and_measures() -> None:
