@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from attnc.runtime.disk.triton import guard_triton
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.ahead import Calls, Kernel
 
@@ -95,6 +96,7 @@ def load_binaries(path: str | os.PathLike[str]) -> Manifest:
             f"compile again; write the file with the version that runs it"
         )
     _check_device(path, manifest.calls.target)
+    guard_triton()
     _install(entries, Path(_cache()))
     return manifest
 

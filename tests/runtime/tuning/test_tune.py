@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -382,6 +383,36 @@ def test_autocast_and_a_disk_that_refuses(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert out.dtype == torch.bfloat16
     plan = attend.plan(300, heads=2, head_dim=16, dtype=torch.bfloat16)
     assert "tuned for q512-k512-lanes2-square" in plan.reasons[0]
+
+
+STEPS = ("mkdir", "stat", "open", "scandir", "replace", "unlink", "chmod", "fdopen")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=["full", "read-only", "forbidden"])
+@pytest.mark.parametrize("step", STEPS)
+def test_whatever_the_disk_refuses_the_call_works(
+    step: str, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Every call of a function of the system on the cache's folder fails, from the first one on."""
+    real = getattr(os, step)
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        if step == "fdopen" or (args and str(tmp_path) in os.fspath(args[0])):
+            raise OSError(code, os.strerror(code))
+        return real(*args, **options)
+
+    attend = compile_attention("sliding_window", window=40, tune=TIME)
+    q, k, v = vectors()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, refuse)
+        out = attend(q, k, v)
+        again = attend(q, k, v)
+        reasons = attend.plan(300, heads=2, head_dim=16).reasons
+    assert torch.equal(out, again)
+    assert torch.allclose(out, attend.reference(q, k, v), atol=1e-5)
+    assert "tuned for q512-k512-lanes2-square" in reasons[0], "what was measured counts in this process"
+    warned = [r for r in caplog.records if r.levelno >= logging.WARNING and r.name.startswith("attnc.runtime.disk")]
+    assert len(warned) <= 1
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
