@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
 
-_KNOWN: Recent[Tensor] = Recent(128)
+_KNOWN: Recent[Tensor] = Recent(128, SETTINGS.table_bytes, lambda tensor: tensor.untyped_storage().nbytes())
 _CAPTURED: list[Tensor] = []
 
 

@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.last_rows import last_rows
+from attnc.compiler.locks import fork_safe_lock
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime import identity
 from attnc.runtime.identity import Form
@@ -13,6 +14,8 @@ from attnc.runtime.plans import Planner
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.spec.program import BoundProgram
+
+_LOCK = fork_safe_lock()
 
 _alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
@@ -30,7 +33,9 @@ def planner_in(form: Form, text: str, pattern: Pattern, strict: bool) -> Planner
 
 def _held(text: str, pattern: Pattern, strict: bool, form: Form) -> Planner:
     own = {"whole": lambda: pattern, "packed": lambda: pattern.packed, "last rows": lambda: last_rows(pattern)}[form]()
-    return _alive.setdefault(text, Planner(text, own, strict))
+    made = Planner(text, own, strict)
+    with _LOCK:  # setdefault looks first and stores then: two threads would have a planner each
+        return _alive.setdefault(text, made)
 
 
 def planner_of(text: str) -> Planner:

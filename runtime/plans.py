@@ -31,7 +31,7 @@ from attnc.compiler.values import values_of
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
 from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.runtime.recent import Recent
+from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.requirements import check_requirements
 from attnc.runtime.settings import SETTINGS
 
@@ -63,11 +63,11 @@ class Planner:
         self.text = text
         self.pattern = pattern
         self.strict = strict
-        self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
+        self._by_shape: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
         self._last: tuple[Hashable, Plan] | None = None
         self.direct: Direct | None = None
-        self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
-        self._kept: Recent[Any] = Recent(SETTINGS.plans)
+        self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
+        self._kept: Recent[Any] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, held_bytes)
         read = names_read(pattern)
         self._read = [tensor.name in read for tensor in pattern.tensors]
 
@@ -137,6 +137,10 @@ class Planner:
                 f"would run {plan.schedule}; compile it without strict to allow that"
             )
         return plan
+
+
+def _bytes_of_plan(plan: Plan) -> int:
+    return plan.nbytes
 
 
 def cache_of(pattern: Pattern, heads: int, kv_heads: int) -> Callable[[], CacheNeed | None]:

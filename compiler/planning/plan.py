@@ -227,6 +227,10 @@ ExactMask = Callable[[int, int, int, int, int, int], Mask]
 """(batch, head, row start, row stop, key start, key stop) → the relation there, (rows, keys)."""
 
 
+_BYTES_OF_PIECE = 768
+"""What a `Piece` takes, with its strips and steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Pieces for every batch entry and head of one call shape, with the reasons for the choice.
@@ -253,6 +257,15 @@ class Plan:
     exact_mask: ExactMask = field(repr=False, compare=False)
     branches: tuple[tuple[str, Plan], ...] = ()
     cache_of: Callable[[], CacheNeed | None] = field(default=lambda: None, repr=False, compare=False)
+    data: int = field(default=0, repr=False, compare=False)
+    """Bytes of inputs that `exact_mask` reads."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the plan itself takes in memory, about: pieces, masks, and what `exact_mask` reads."""
+        pieces = sum(len(group.pieces) for group in self.groups)
+        masks = sum(factor.nbytes for mask in self.masks for factor in mask.factors)
+        return _BYTES_OF_PIECE * pieces + masks + self.data + sum(branch.nbytes for _, branch in self.branches)
 
     @property
     def cache(self) -> CacheNeed | None:

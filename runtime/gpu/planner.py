@@ -28,7 +28,7 @@ from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
-from attnc.runtime.recent import Recent
+from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +45,7 @@ class GpuPlanner:
         self._strict = strict
         self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
         self._found: Recent[Kernels] = Recent(SETTINGS.plans)
-        self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
+        self._prepared: Recent[Prepared] = Recent(SETTINGS.plans, SETTINGS.table_bytes, held_bytes)
         self._checked = _CheckedDocuments()
         read = names_read(pattern)
         self._planned_from = [tensor.name in read for tensor in pattern.tensors]
