@@ -27,9 +27,10 @@ from attnc.compiler.planning.documents import (
     packed_windows,
 )
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import values_of
+from attnc.compiler.values import is_plain, values_of
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
+from attnc.runtime.cpu.memory import memory_of
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.requirements import check_requirements
@@ -131,6 +132,8 @@ class Planner:
         with planning():
             own = build_plan(relations_of(self.pattern, shape))
         plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
+        if is_plain(self.pattern.attend):
+            plan = replace(plan, memory_of=partial(memory_of, own, shape.dk, shape.dv, shape.dtype))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(
                 f"strict: `{self.pattern.name}` has no tile plan at {shape.n_q} × {shape.n_k} ({plan.fallback}); it "

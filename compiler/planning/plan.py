@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.cache_need import CacheNeed, needed_by_all
+from attnc.compiler.planning.memory import Memory
 
 Mask = NDArray[np.bool_]
 """A relation on some rows and keys: bool (rows, keys)."""
@@ -257,6 +258,7 @@ class Plan:
     exact_mask: ExactMask = field(repr=False, compare=False)
     branches: tuple[tuple[str, Plan], ...] = ()
     cache_of: Callable[[], CacheNeed | None] = field(default=lambda: None, repr=False, compare=False)
+    memory_of: Callable[[], Memory | None] = field(default=lambda: None, repr=False, compare=False)
     data: int = field(default=0, repr=False, compare=False)
     """Bytes of inputs that `exact_mask` reads."""
 
@@ -266,6 +268,11 @@ class Plan:
         pieces = sum(len(group.pieces) for group in self.groups)
         masks = sum(factor.nbytes for mask in self.masks for factor in mask.factors)
         return _BYTES_OF_PIECE * pieces + masks + self.data + sum(branch.nbytes for _, branch in self.branches)
+
+    @property
+    def memory(self) -> Memory | None:
+        """The memory of a call of one softmax over plain scores, in bytes; None: it is not told."""
+        return self.memory_of()
 
     @property
     def cache(self) -> CacheNeed | None:
@@ -295,5 +302,6 @@ def joined(plans: Sequence[tuple[str, Plan]]) -> Plan:
         reasons=(f"{len(own)} attentions, one after another, then what joins them",),
         fallback=fallback,
         branches=tuple(plans),
+        memory_of=lambda: None,
         cache_of=lambda: needed_by_all(plan.cache for plan in own),
     )

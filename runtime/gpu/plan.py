@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from attnc.compiler.simulation.problem import Part, problem_of
 from attnc.compiler.values import is_plain
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.memory import memory_on_gpu
 from attnc.runtime.gpu.work import without_kernels
 from attnc.runtime.plans import Planner, cache_of, relations_of
 
@@ -37,7 +39,7 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
             raise UnsupportedError(without_kernels(planner.pattern.name, error)) from error
         why = f"there are no kernels for {error}"
         own = planner.plan(sizes, inputs)
-        return replace(own, fallback=why, reasons=("tiles in torch on the device", *own.reasons))
+        return replace(own, fallback=why, reasons=("tiles in torch on the device", *own.reasons), memory_of=_untold)
 
 
 def how_listed(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], target: Target) -> str:
@@ -100,7 +102,12 @@ def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mappin
         fallback=None,
         exact_mask=relations.exact_mask,
         cache_of=cache_of(pattern, sizes.heads, sizes.kv_heads),
+        memory_of=functools.partial(memory_on_gpu, sizes) if is_plain(pattern.attend) else _untold,
     )
+
+
+def _untold() -> None:
+    """No memory is told of what computes terms of scores before its kernels."""
 
 
 def _work(part: Part, kernels: Kernels, q_tile: int, k_tile: int) -> tuple[int, int]:
