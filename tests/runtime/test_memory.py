@@ -143,7 +143,7 @@ def test_a_memory_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:
 
 
 def test_masks_of_all_plans_are_bounded_and_shared_between_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = Recent(4096, 1 << 20, program._bytes_of_mask)
+    memory = Recent(4096, 1 << 22, program._bytes_of_mask)
     monkeypatch.setattr(program, "_MASKS", memory)
     attend = compile_attention("sliding_window", window=100)
     for n in range(500, 1500, 100):
@@ -154,8 +154,8 @@ def test_masks_of_all_plans_are_bounded_and_shared_between_lengths(monkeypatch: 
     for window in range(100, 600, 20):
         other, (q, k, v) = compile_attention("sliding_window", window=window), drawn(700, dk=8, dv=8)
         assert torch.allclose(other(q, k, v), other.reference(q, k, v), atol=1e-5)
-        assert memory.weight <= 1 << 20
-    assert memory.weight == sum(map(program._bytes_of_mask, memory._values.values())) > 1 << 18
+        assert memory.weight <= 1 << 22
+    assert memory.weight == sum(map(program._bytes_of_mask, memory._values.values())) > 1 << 21
 
 
 def test_masks_with_equal_bits_and_other_shapes_are_told_apart() -> None:
@@ -183,7 +183,7 @@ def _grown(make: Callable[[], object]) -> tuple[int, object]:
 
 def test_what_layouts_and_plans_weigh_is_what_they_take() -> None:
     attend = compile_attention("bigbird", block=16)
-    inputs = {"random": torch.randint(32, (2, 32, 3))}
+    inputs: dict[str, Any] = {"random": torch.randint(32, (2, 32, 3))}
     bytes_of_plan, plan = _grown(lambda: attend.plan(512, heads=2, head_dim=8, **inputs))
     assert isinstance(plan, Plan)
     assert 0.4 * bytes_of_plan < plan.nbytes < 2.5 * bytes_of_plan
@@ -208,7 +208,7 @@ def test_arrays_and_tensors_are_found_where_they_are() -> None:
 
 def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
     attend = compile_attention(SCATTERED)
-    for n in range(900, 2500, 50):
+    for n in range(1600, 2600, 50):
         attend.plan(n, seen=torch.rand(n, n) < 0.2)
     planner = attend._planner
     assert planner._by_shape.weight <= SETTINGS.plan_bytes
@@ -246,9 +246,9 @@ TOLD: dict[str, tuple[str, Mapping[str, Any], int, Mapping[str, Any]]] = {
 def test_the_memory_of_a_call_is_what_its_plan_tells(kind: str, dtype: torch.dtype) -> None:
     name, params, n, sizes = TOLD[kind]
     attend, (q, k, v) = compile_attention(name, **params), drawn(n, dtype=dtype, **sizes)
-    inputs = _documents(n) if name == "document" else {}
+    inputs: dict[str, Any] = _documents(n) if name == "document" else {}
 
-    def forward() -> tuple[Tensor, Tensor]:
+    def forward() -> Any:
         return attend(q, k, v, return_lse=True, **inputs)
 
     torch.autograd.grad(forward()[0].sum(), (q, k, v))
