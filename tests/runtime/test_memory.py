@@ -40,8 +40,8 @@ def drawn(
 # --- saved for the backward ------------------------------------------------------------------------------------------
 
 
-def saved_by(call: Callable[[], Any], named: Mapping[str, Tensor]) -> tuple[list[str], Any]:
-    """The tensors that autograd saves in a call, by name, and what the call returns; others by shape."""
+def saved_tensors(call: Callable[[], Any]) -> tuple[list[Tensor], Any]:
+    """What autograd saves in a call, and what the call returns."""
     saved: list[Tensor] = []
 
     def pack(x: Tensor) -> Tensor:
@@ -49,9 +49,19 @@ def saved_by(call: Callable[[], Any], named: Mapping[str, Tensor]) -> tuple[list
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        result = call()
-    known = {x.data_ptr(): name for name, x in (*named.items(), *zip(("out", "lse"), result, strict=False))}
-    return [known.get(x.data_ptr(), f"{x.dtype} {tuple(x.shape)}") for x in saved], result
+        return saved, call()
+
+
+def name_of(x: Tensor, named: Mapping[str, Tensor]) -> str:
+    """Its name, else its dtype and shape."""
+    return next((name for name, y in named.items() if y.data_ptr() == x.data_ptr()), f"{x.dtype} {tuple(x.shape)}")
+
+
+def saved_by(call: Callable[[], Any], named: Mapping[str, Tensor]) -> tuple[list[str], Any]:
+    """The tensors that autograd saves in a call, by name, and what the call returns; others by shape."""
+    saved, result = saved_tensors(call)
+    named = {**named, **dict(zip(("out", "lse"), result, strict=False))}
+    return [name_of(x, named) for x in saved], result
 
 
 N = 192
@@ -86,6 +96,50 @@ def test_saved_are_q_k_v_out_and_lse(kind: str, dtype: torch.dtype) -> None:
     assert saved == ["q", "k", "v", "out", "lse", *more]
     found = measured(call)
     assert found.kept == bytes_of(out, lse)
+
+
+def _told(call: Callable[[], Any], given: Mapping[str, Tensor]) -> tuple[int, set[str]]:
+    """Bytes behind the result of a call and what autograd saves of it that are not in `given`, and names of these."""
+    saved, result = saved_tensors(call)
+    others = {x.untyped_storage().data_ptr() for x in given.values()}
+    memory = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in (*saved, result)}
+    names = {name_of(x, given) for x in saved}
+    return sum(x.nbytes() for at, x in memory.items() if at not in others), names
+
+
+BRANCHES = """pattern two
+    branch near
+        visible k <= q and q - k < 20
+    branch far
+        visible k <= q - 20
+    combine near + far
+"""
+LSE, OUT = "torch.float32 (1, 2, 192)", "torch.float32 (1, 2, 192, 16)"
+CHOSEN, HEADS = "torch.bool (1, 2, 192, 1)", "torch.int64 (384,)"
+SCALED, RESETS = OUT, "torch.float32 (1, 1, 1, 1)"
+BETWEEN, FINAL = "torch.float32 (2, 4, 16, 16)", "torch.float32 (1, 2, 16, 16)"
+OTHERS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
+    "weights": ("pattern p\n    visible k <= q\n    weights sigmoid(score)\n", {}, {"q", "k", "v"}),
+    "branches": (BRANCHES, {}, {"q", "k", "v", OUT, LSE, HEADS}),
+    "selection": ("moba", {}, {"q", "k", "v", OUT, LSE, CHOSEN}),
+    "selections": ("anchor", {}, {"q", "k", "v", OUT, LSE}),
+    "recurrence": ("gla", {"g": -torch.rand(1, N, 2, 16)}, {SCALED, "k", "v", "g", RESETS, BETWEEN, FINAL}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_nothing_is_held_but_what_autograd_is_told(kind: str) -> None:
+    name, inputs, wanted = OTHERS[kind]
+    attend, (q, k, v) = compile_attention(name), drawn(N, heads=2, dk=16, dv=16)
+    given = {"q": q, "k": k, "v": v, **inputs}
+
+    def call() -> Any:
+        return attend(q, k, v, **inputs)
+
+    call()
+    told, names = _told(call, given)
+    assert names == wanted
+    assert measured(call).kept == told
 
 
 def test_scores_that_are_large_also_keep_the_shift_of_their_rows() -> None:
