@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import linecache
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
+from attnc.compiler.kernels.kernels import Heads
 from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.gpu import modules
 from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.recent import Recent
 from tensor_memory import bytes_of, measured
 
 N = 64
@@ -87,7 +92,9 @@ def test_the_memory_of_a_call_is_what_its_plan_tells(dk: int, dv: int, dtype: to
 def test_kernels_that_are_forgotten_leave_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     memory: Recent[Any] = Recent(1)
     monkeypatch.setattr(modules, "_FUNCTIONS", memory)
-    sources = list(compile_attention("sliding_window", window=19)._planner.gpu.kernels(HEADS, TARGETS["sm_90"], True))
+    heads = Heads(16, 16, "float32")
+    kernels = compile_attention("sliding_window", window=19)._planner.gpu.kernels(heads, TARGETS["sm_90"], True)
+    sources = [kernels.forward, kernels.dq, kernels.dkdv]
     before = _texts()
     for source in (*sources, *sources):
         function = modules.function_of(source)
