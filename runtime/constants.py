@@ -19,7 +19,7 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 
 _KNOWN: Recent[Tensor] = Recent(128, SETTINGS.table_bytes, lambda tensor: tensor.untyped_storage().nbytes())
-_CAPTURED: list[Tensor] = []
+_CAPTURED: dict[int, Tensor] = {}
 
 
 def on_device(array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -40,4 +40,4 @@ def keep_captured(tensors: Iterable[Tensor]) -> None:
     """Keep what a CUDA graph reads that is being captured."""
     for tensor in tensors:
         if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-            _CAPTURED.append(tensor)
+            _CAPTURED[id(tensor)] = tensor

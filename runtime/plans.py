@@ -57,7 +57,8 @@ _SHORT = 256
 class Planner:
     """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is.
 
-    `direct`: the last call that was nothing but one kernel call.
+    `direct`: the last call that was nothing but one kernel call. It and `_last` are one immutable value each, which
+    a thread reads once; what another thread puts in its place is as right.
     """
 
     def __init__(self, text: str, pattern: Pattern, strict: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
+from attnc.compiler.ir import Node
 from attnc.compiler.locks import fork_safe_lock
 from attnc.compiler.planning.plan import Plan
 
@@ -101,15 +102,21 @@ class Recent(Generic[T]):
 
 
 def held_bytes(value: object) -> int:
-    """Bytes of the arrays and tensors in a value: in its fields, entries, and those of these."""
-    if isinstance(value, Tensor):
-        return value.untyped_storage().nbytes()
-    if isinstance(value, np.ndarray | Plan):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(map(held_bytes, value.values()))
-    if isinstance(value, list | tuple):
-        return sum(map(held_bytes, value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return sum(held_bytes(getattr(value, one.name)) for one in fields(value))
-    return 0
+    """Bytes of the arrays and tensors in a value: in its fields, entries, and those of these; each is counted once."""
+    total, seen, rest = 0, set[int](), [value]
+    while rest:
+        one = rest.pop()
+        if id(one) in seen or isinstance(one, Node):  # a relation's nodes share their operands, and hold no arrays
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            total += one.untyped_storage().nbytes()
+        elif isinstance(one, np.ndarray | Plan):
+            total += one.nbytes
+        elif isinstance(one, Mapping):
+            rest += one.values()
+        elif isinstance(one, list | tuple):
+            rest += one
+        elif is_dataclass(one) and not isinstance(one, type):
+            rest += [getattr(one, item.name) for item in fields(one)]
+    return total

@@ -213,7 +213,8 @@ class GpuPlanner:
 class _CheckedDocuments:
     """Ids and boundaries that were looked at: looking waits for the device, so each tensor is looked at once.
 
-    While a CUDA graph is captured nothing is looked at.
+    While a CUDA graph is captured nothing is looked at. Threads may look at the same tensor, and forget what others
+    have seen: then it is looked at again.
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,10 @@ from attnc.runtime.plans import Planner
 from attnc.runtime.recent import Recent
 from process_calls import answer, operands, results
 
-pytestmark = pytest.mark.usefixtures("one_thread")  # threads of torch's do not survive a fork
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),  # threads of torch's do not survive a fork
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of (os.)?fork:DeprecationWarning"),  # what is tested here
+]
 
 THREADS = 8
 PATIENCE = 20.0

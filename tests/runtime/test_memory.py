@@ -258,6 +258,8 @@ def test_a_plan_forgets_what_only_planning_needed() -> None:
 def test_arrays_and_tensors_are_found_where_they_are() -> None:
     x = torch.zeros(100)
     assert held_bytes({"a": [x, (x[:1],)], "b": np.zeros(7), "c": "text"}) == 400 + 400 + 56
+    assert held_bytes([x, x, (x,)]) == 400
+    assert held_bytes(compile_attention("causal").pattern) == 0
 
 
 def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
