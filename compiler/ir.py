@@ -11,19 +11,19 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
-from threading import Lock
 from typing import Any, ClassVar, Literal, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.locks import fork_safe_lock
 from attnc.spec.source import Span
 
 # --- interning -------------------------------------------------------------------------------------------------------
 
 _interned: WeakValueDictionary[bytes, Node] = WeakValueDictionary()
-_lock = Lock()
+_lock = fork_safe_lock()
 
 
 @dataclass(frozen=True, eq=False)

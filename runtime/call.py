@@ -340,7 +340,12 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
-    return array if tensor.kind == "bool" else array.astype(np.int64)
+    return _own(array) if tensor.kind == "bool" else array.astype(np.int64)
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy, unless one element is repeated: plans are kept, and what they read must not change with the caller's."""
+    return array if array.ndim and not any(array.strides) else array.copy()
 
 
 def as_tensor(value: object) -> Tensor:

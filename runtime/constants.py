@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
 
-_KNOWN: Recent[Tensor] = Recent(128)
-_CAPTURED: list[Tensor] = []
+_KNOWN: Recent[Tensor] = Recent(128, SETTINGS.table_bytes, lambda tensor: tensor.untyped_storage().nbytes())
+_CAPTURED: dict[int, Tensor] = {}
 
 
 def on_device(array: NDArray[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
@@ -39,4 +40,4 @@ def keep_captured(tensors: Iterable[Tensor]) -> None:
     """Keep what a CUDA graph reads that is being captured."""
     for tensor in tensors:
         if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-            _CAPTURED.append(tensor)
+            _CAPTURED[id(tensor)] = tensor

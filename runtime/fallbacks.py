@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from threading import Lock
+
+from attnc.compiler.locks import fork_safe_lock
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ class Fallback:
 
 
 _counts: dict[tuple[str, Kind, str], int] = {}
-_lock = Lock()
+_lock = fork_safe_lock()
 
 
 def fallbacks() -> tuple[Fallback, ...]:

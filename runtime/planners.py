@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 
 from attnc.compiler.ir import Pattern
 from attnc.compiler.last_rows import last_rows
+from attnc.compiler.locks import fork_safe_lock
 from attnc.compiler.lowering.lower import lower
 from attnc.runtime import identity
 from attnc.runtime.identity import Form, How
@@ -16,6 +17,8 @@ from attnc.runtime.tuning.keys import CompiledPattern
 from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.tuning.wish import wish_of
 from attnc.spec.program import BoundProgram
+
+_LOCK = fork_safe_lock()
 
 _alive: WeakValueDictionary[str, Planner] = WeakValueDictionary()
 _read: Recent[Planner] = Recent(SETTINGS.specs)
@@ -33,7 +36,9 @@ def planner_in(form: Form, text: str, pattern: Pattern, how: How) -> Planner:
 
 def _held(text: str, pattern: Pattern, how: How, form: Form) -> Planner:
     own = {"whole": lambda: pattern, "packed": lambda: pattern.packed, "last rows": lambda: last_rows(pattern)}[form]()
-    return _alive.setdefault(text, Planner(text, own, how.strict, tuned=_tuned(own, how, form)))
+    made = Planner(text, own, how.strict, tuned=_tuned(own, how, form))
+    with _LOCK:  # setdefault looks first and stores then: two threads would have a planner each
+        return _alive.setdefault(text, made)
 
 
 def _tuned(pattern: Pattern, how: How, form: Form) -> Tuned | None:

@@ -31,11 +31,12 @@ from attnc.compiler.planning.documents import (
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.recipes import covered, read_recipe
 from attnc.compiler.planning.schedule import Choice, Problem, choose
-from attnc.compiler.values import values_of
+from attnc.compiler.values import is_plain, values_of
 from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
 from attnc.runtime.cpu.direct import Direct
+from attnc.runtime.cpu.memory import memory_of
 from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.runtime.recent import Recent
+from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.requirements import check_requirements
 from attnc.runtime.settings import SETTINGS
 
@@ -63,8 +64,9 @@ _SHORT = 256
 class Planner:
     """The plans of one pattern, whose `identity` is `text`. `strict`: raise UnsupportedError where no tile plan is.
 
-    `direct`: the last call that was nothing but one kernel call. `tuned`: what measuring has decided, None: the cost
-    model decides all; `knob`: the name by which it is decided for this attention.
+    `direct`: the last call that was nothing but one kernel call. It and `_last` are one immutable value each, which
+    a thread reads once; what another thread puts in its place is as right. `tuned`: what measuring has decided, None:
+    the cost model decides all; `knob`: the name by which it is decided for this attention.
     """
 
     def __init__(self, text: str, pattern: Pattern, strict: bool, tuned: Tuned | None = None, knob: str = "") -> None:
@@ -73,11 +75,11 @@ class Planner:
         self.strict = strict
         self.tuned = tuned
         self.knob = knob
-        self._by_shape: Recent[Plan] = Recent(SETTINGS.plans)
+        self._by_shape: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
         self._last: tuple[Hashable, Plan] | None = None
         self.direct: Direct | None = None
-        self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans)
-        self._kept: Recent[Any] = Recent(SETTINGS.plans)
+        self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
+        self._kept: Recent[Any] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, held_bytes)
         read = names_read(pattern)
         self._read = [tensor.name in read for tensor in pattern.tensors]
 
@@ -156,6 +158,8 @@ class Planner:
         ms, sizes = 1e3 * (perf_counter() - began), f"{shape.n_q} × {shape.n_k}"
         _log.debug("`%s` at %s: planned in %.1f ms, %s", self.pattern.name, sizes, ms, own.schedule)
         plan = replace(own, cache_of=cache_of(self.pattern, shape.heads, shape.kv_heads))
+        if is_plain(self.pattern.attend):
+            plan = replace(plan, memory_of=partial(memory_of, own, shape.dk, shape.dv, shape.dtype))
         if self.strict and plan.fallback is not None:
             raise UnsupportedError(
                 f"strict: `{self.pattern.name}` has no tile plan at {shape.n_q} × {shape.n_k} ({plan.fallback}); it "
@@ -170,6 +174,10 @@ def by_option(option: str | None) -> Callable[[Problem], Choice]:
     if recipe is None:
         return choose
     return lambda problem: covered(problem, recipe) or choose(problem)
+
+
+def _bytes_of_plan(plan: Plan) -> int:
+    return plan.nbytes
 
 
 def cache_of(pattern: Pattern, heads: int, kv_heads: int) -> Callable[[], CacheNeed | None]:

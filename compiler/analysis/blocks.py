@@ -31,8 +31,11 @@ MOST_BLOCKS = 64
 MOST_LANES = 1 << 18
 """Lanes that one aggregate may be spread over at a time."""
 
+MOST_KNOWN = 1 << 16
+"""Classes of one relation that are remembered: a hundred bytes each."""
+
 _KNOWN: WeakKeyDictionary[Index, dict[int, bool]] = WeakKeyDictionary()
-"""What was decided by class: boxes come in portions that share classes."""
+"""What was decided by class: boxes come in portions that share classes. Forgotten with the relation, and when full."""
 
 
 def refine(keep: Index, ranges: Ranges, found: NDArray[np.int8]) -> tuple[NDArray[np.int8], Hash]:
@@ -57,8 +60,11 @@ def _decide_boxes(
     starts = np.cumsum(count) - count
     of_box = np.repeat(box, count)
     within = np.arange(len(of_box)) - np.repeat(starts, count)
+    known = _KNOWN.setdefault(keep, {})
+    if len(known) > MOST_KNOWN:
+        _KNOWN[keep] = known = {}  # and not cleared: another thread may be reading it
     try:
-        values = decide(keep, _lanes(ranges, sizes, of_box, within), {}, _KNOWN.setdefault(keep, {}))
+        values = decide(keep, _lanes(ranges, sizes, of_box, within), {}, known)
     except EvaluationError:
         return
     kept = np.add.reduceat(values.astype(np.int64), starts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache, reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,7 @@ def kinds(names: Hash | NDArray[np.int64]) -> Kinds:
     return Kinds(first[by_use], members[by_use], number)
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def constant_hash(value: object) -> Hash:
     """The hash of a name, number or tuple of numbers, as one entry."""
     digest = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 
 from attnc.compiler.ir import Extent, Pattern
 from attnc.compiler.kernels.decode import CacheKind, emit_decode, emit_merge
@@ -49,12 +49,12 @@ def row_tile(rows: int) -> int:
     return next((tile for tile in ROW_TILES if rows <= tile), ROW_TILES[-1])
 
 
-@cache
+@lru_cache(maxsize=256)
 def _decode(problem: Problem, kind: CacheKind, target: Target, rows: int) -> KernelSource:
     return emit_decode(problem, _tiles(problem, target, rows), kind)
 
 
-@cache
+@lru_cache(maxsize=256)
 def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool) -> KernelSource:
     return emit_merge(name, told, dv, dtype, extra=extra)
 

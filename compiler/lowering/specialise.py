@@ -48,6 +48,11 @@ class Slices:
         self._n_k = n_k
         self._cuts: dict[tuple[object, ...], Data] = {}
 
+    def settle(self) -> None:
+        """Forget what analysis has derived from the cuts: many times their size, and quickly made anew."""
+        for data in self._cuts.values():
+            data.cache.clear()
+
     def cut(self, tensor: Tensor, batch: int, window: Window) -> Data:
         """The tensor without its batch dimension, and with the window's tokens only."""
         at: list[int | slice] = []

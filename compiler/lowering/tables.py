@@ -42,7 +42,7 @@ def tabulated(node: Whole, rows: int, keys: int) -> Index:
     return fold.data_read(data, (fold.sub(argument, fold.const(first)),))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # a table has up to MOST_ENTRIES
 def _table(node: Whole, argument: Index, low: int, high: int) -> tuple[int, Data]:
     """The longest stretch of arguments with values, from its first: where it begins, and the values."""
     best: tuple[int, list[int]] = (low, [])

@@ -95,6 +95,11 @@ class Relations:
         self._locals: dict[tuple[int, int], tuple[_Local, ...]] = {}
         self._owners: dict[tuple[int, int], tuple[Windows, Int64]] = {}
 
+    def settle(self) -> int:
+        """Forget what only planning needed, and tell the bytes of inputs that masks read."""
+        self.slices.settle()
+        return sum(0 if x.ndim and not any(x.strides) else x.nbytes for x in self.shape.inputs.values())
+
     def check_documents(self) -> None:
         """Raise DocumentsNotContiguousError where ids are not in contiguous runs, BoundariesError for wrong lengths."""
         if self.pattern.documents is not None:
@@ -272,6 +277,7 @@ class _Planner:
             fallback=counts.fallback,
             exact_mask=self._relations.exact_mask,
             pattern=self._relations.pattern.name,
+            data=self._relations.settle(),
         )
 
     def _pieces(self, local: _Local, lanes: int, first: tuple[tuple[int, ...], tuple[int, ...]]) -> Iterator[Piece]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.cache_need import CacheNeed, needed_by_all
+from attnc.compiler.planning.memory import Memory
 
 Mask = NDArray[np.bool_]
 """A relation on some rows and keys: bool (rows, keys)."""
@@ -227,6 +228,10 @@ ExactMask = Callable[[int, int, int, int, int, int], Mask]
 """(batch, head, row start, row stop, key start, key stop) → the relation there, (rows, keys)."""
 
 
+_BYTES_OF_PIECE = 768
+"""What a `Piece` takes, with its strips and steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Pieces for every batch entry and head of one call shape, with the reasons for the choice.
@@ -255,6 +260,21 @@ class Plan:
     branches: tuple[tuple[str, Plan], ...] = ()
     cache_of: Callable[[], CacheNeed | None] = field(default=lambda: None, repr=False, compare=False)
     pattern: str = ""
+    memory_of: Callable[[], Memory | None] = field(default=lambda: None, repr=False, compare=False)
+    data: int = field(default=0, repr=False, compare=False)
+    """Bytes of inputs that `exact_mask` reads."""
+
+    @property
+    def nbytes(self) -> int:
+        """What the plan itself takes in memory, about: pieces, masks, and what `exact_mask` reads."""
+        pieces = sum(len(group.pieces) for group in self.groups)
+        masks = sum(factor.nbytes for mask in self.masks for factor in mask.factors)
+        return _BYTES_OF_PIECE * pieces + masks + self.data + sum(branch.nbytes for _, branch in self.branches)
+
+    @property
+    def memory(self) -> Memory | None:
+        """The memory of a call of one softmax over plain scores, in bytes; None: it is not told."""
+        return self.memory_of()
 
     @property
     def cache(self) -> CacheNeed | None:
@@ -284,5 +304,6 @@ def joined(plans: Sequence[tuple[str, Plan]]) -> Plan:
         reasons=(f"{len(own)} attentions, one after another, then what joins them",),
         fallback=fallback,
         branches=tuple(plans),
+        memory_of=lambda: None,
         cache_of=lambda: needed_by_all(plan.cache for plan in own),
     )

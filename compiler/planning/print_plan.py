@@ -23,6 +23,8 @@ def print_plan(plan: Plan) -> str:
         lines.extend(_group(plan, group))
     if (cache := plan.cache) is not None:
         lines.append(f"a cache needs {cache}")
+    if (memory := plan.memory) is not None:
+        lines.append(f"memory: {memory}")
     lines.extend(f"why: {reason}" for reason in plan.reasons)
     for name, branch in plan.branches:
         lines.append(f"{name}:")

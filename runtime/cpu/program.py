@@ -1,21 +1,24 @@
 """What the cpu executor keeps between calls of one plan: kernel calls bound to strides, and masks as tensors.
 
-All of it is derived from the plan and may be dropped at any time; how many plans, layouts and mask elements are kept is
-bounded.
+All of it is derived from the plan and may be dropped at any time. What all plans of the process keep is bounded in
+bytes (`SETTINGS`); masks are known by what is in them, so that plans for other lengths share theirs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from itertools import count
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from attnc.compiler.planning.plan import GridMask, Plan, is_triangular, stretch
 from attnc.compiler.planning.plan import Mask as Relation
-from attnc.compiler.planning.plan import Plan, is_triangular, stretch
 from attnc.runtime.cpu.calls import Add, Block, Call, ExactWindow, Mask, View, adds_of, calls_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
@@ -69,15 +72,20 @@ class Program:
         self.merges = not all(c.fresh for c in self._calls)
         self.adds = len(self._calls) != 1 or adds_of(self._calls[0].keys)[0].block != self._calls[0].keys
         self.only = self._calls[0] if len(self._calls) == 1 and _takes_all(self._calls[0], plan) else None
-        self._bound: Recent[tuple[Bound, ...]] = Recent(SETTINGS.layouts)
-        self._masks: Recent[Visible] = Recent(SETTINGS.masks)
+        self._number = next(_NUMBERS)
+        self._contents: dict[int, Hashable] = {}
+
+    @property
+    def calls(self) -> int:
+        """How many kernel calls it makes."""
+        return len(self._calls)
 
     def bound(
         self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], sums: tuple[Tensor, ...] = ()
     ) -> tuple[Bound, ...]:
         """The calls on tensors (B, Hq, Nq[, d]) and (B, Hkv, Nk, d) laid out like these, `sums` taking the adds."""
-        key = tuple([(t.stride(), t.shape[-1]) for t in (*queries, *keys, *sums)])
-        return self._bound.get(key, lambda: self._bind(queries, keys, sums))
+        key = (self._number, *[(t.stride(), t.shape[-1]) for t in (*queries, *keys, *sums)])
+        return _LAYOUTS.get(key, lambda: self._bind(queries, keys, sums))
 
     def _bind(
         self, queries: tuple[Tensor, ...], keys: tuple[Tensor, ...], sums: tuple[Tensor, ...]
@@ -118,7 +126,10 @@ class Program:
         relation = self.plan.masks[mask]
         if not self._is_kept(mask):
             return visible_of(relation.whole(), dtype)
-        return self._masks.get((mask, dtype), lambda: visible_of(relation.whole(), dtype))
+        contents = self._contents.get(mask)
+        if contents is None:
+            self._contents[mask] = contents = _contents(relation)
+        return _MASKS.get((contents, dtype), lambda: visible_of(relation.whole(), dtype))
 
     def kept(self, dtype: torch.dtype) -> Visible | None:
         """The mask of the only call, if there is one and its mask is not made anew for every call."""
@@ -170,9 +181,40 @@ def visible_of(relation: Relation, dtype: torch.dtype) -> Visible:
         return Visible(additive, blind, causal=is_triangular(relation))
 
 
-_programs: Recent[Program] = Recent(SETTINGS.plans)
+def _contents(relation: GridMask) -> Hashable:
+    """What tells masks apart, whoever has them."""
+    return tuple((f.shape, hashlib.sha256(np.packbits(f).data).digest()) for f in relation.factors)
+
+
+def _bytes_of_mask(visible: Visible) -> int:
+    return sum(x.untyped_storage().nbytes() for x in (visible.additive, visible.blind) if x is not None)
+
+
+_BYTES_OF_VIEW = 448
+"""What a `View` takes, with its tuples and numbers, and its share of what holds it (`tests/runtime/test_memory.py`)."""
+
+_BYTES_OF_CALL = 1024
+"""What a `Call` takes, with its blocks and strips."""
+
+
+def _bytes_of_layout(calls: tuple[Bound, ...]) -> int:
+    views = sum(len(b.queries) + len(b.keys) + sum(len(a.views) for a in b.adds) for b in calls)
+    adds = sum(len(b.adds) for b in calls)
+    return _BYTES_OF_VIEW * views + _BYTES_OF_CALL * adds
+
+
+def _bytes_of_program(program: Program) -> int:
+    return program.plan.nbytes + _BYTES_OF_CALL * program.calls
+
+
+_NUMBERS = count()
+"""Programs are numbered, so that what is kept for one that is no more is never taken for another's."""
+
+_MASKS: Recent[Visible] = Recent(SETTINGS.masks, SETTINGS.mask_bytes, _bytes_of_mask)
+_LAYOUTS: Recent[tuple[Bound, ...]] = Recent(SETTINGS.layouts, SETTINGS.layout_bytes, _bytes_of_layout)
+_PROGRAMS: Recent[Program] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_program)
 
 
 def program_of(plan: Plan) -> Program:
     """The program of `plan`, made at its first use. Plans are told apart by identity, and kept alive."""
-    return _programs.get(id(plan), lambda: Program(plan))
+    return _PROGRAMS.get(id(plan), lambda: Program(plan))

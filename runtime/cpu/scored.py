@@ -258,21 +258,25 @@ def _scores(call: Call, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Score
 
 
 class _Attend(FirstOrder):
-    """`forward`, recorded."""
+    """`forward`, recorded. Kept: q, k, v, out, LSE, the shift where scores are `LARGE`, and the inputs."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         result = forward(q, k, v, call.plan, _scores(call, q, k, inputs))
-        ctx.call = call
-        ctx.save_for_backward(q, k, v, result.out, result.lse, result.shift, *inputs)
+        shifted = bool(result.shift.any())
+        out, lse = result.out.to(q.dtype), result.lse + result.shift if shifted else result.lse
+        ctx.call, ctx.shifted = call, shifted
+        ctx.save_for_backward(q, k, v, out, result.lse, *([result.shift] if shifted else []), *inputs)
         ctx.set_materialize_grads(False)
-        return result.out.to(q.dtype), result.lse + result.shift
+        return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors
+        if not ctx.shifted:
+            kept = *kept[:5], torch.zeros_like(kept[4]), *kept[5:]
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         needs = ctx.needs_input_grad[4:]
         found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
@@ -286,7 +290,7 @@ def _gradients(
     q, k, v, out, lse, shift, *inputs = (x.detach() for x in kept)
     leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     wanted = [x for x in leaves if x.requires_grad]
-    result = Rows(out, lse, shift)
+    result = Rows(out.to(lse.dtype), lse, shift)
     sums = backward(
         grad_out,
         grad_lse,

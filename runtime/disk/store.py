@@ -159,14 +159,15 @@ class Store:
             yield handle is not None and self._locked(handle, seconds)
         finally:
             if handle is not None:
-                with suppress(OSError):  # it is closed all the same
-                    os.close(handle)
+                _unlock(handle)
 
     def _lock_file(self) -> int | None:
         if self.folder is None:
             return None
         make_private(self.folder)
-        return os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        _HANDLES.add(handle)
+        return handle
 
     @staticmethod
     def _locked(handle: int, seconds: float) -> bool:
@@ -259,6 +260,34 @@ def _unlink(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+_HANDLES: set[int] = set()
+"""Files that locks of this process are on. A child has them too: its own are closed, so that it locks nobody out."""
+
+
+def _unlock(handle: int) -> None:
+    """Give a lock back, also if a child still has the file open."""
+    if handle not in _HANDLES:
+        return  # in a child, in which it was closed
+    _HANDLES.discard(handle)
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    with suppress(OSError):  # it is closed all the same
+        os.close(handle)
+
+
+def _close_in_child() -> None:
+    for handle in _HANDLES:
+        with suppress(OSError):
+            os.close(handle)
+    _HANDLES.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def limit() -> int:

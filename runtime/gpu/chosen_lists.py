@@ -65,7 +65,7 @@ _TABLES: WeakKeyDictionary[Places, dict[torch.device, Tables]] = WeakKeyDictiona
 
 
 def tables_of(places: Places, n_q: int, device: torch.device) -> Tables:
-    """The tables, made once. Raises NotInKernelsError."""
+    """The tables, made once, or by each of several threads at once. Raises NotInKernelsError."""
     known = _TABLES.setdefault(places, {})
     if device not in known:
         known[device] = _made(places, n_q, device)

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import linecache
 import logging
-from threading import Lock
 from types import ModuleType
 from typing import Any
+from weakref import finalize
 
 from attnc.compiler.kernels.source import KernelSource
 from attnc.runtime.disk.triton import guard_triton
+from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
 
 _log = logging.getLogger(__name__)
 
-_functions: dict[str, Any] = {}
-_lock = Lock()
+_FUNCTIONS: Recent[Any] = Recent(SETTINGS.kernels)
+"""By the digest of their text. With a function go the binaries that Triton has compiled for it."""
 
 
 def function_of(source: KernelSource) -> Any:
     """The kernel of a text, one for equal texts."""
-    key = source.digest
-    found = _functions.get(key)
-    if found is None:
-        with _lock:
-            found = _functions.get(key) or _made(source)
-            _functions[key] = found
-    return found
+    return _FUNCTIONS.get(source.digest, lambda: _made(source))
 
 
 def _made(source: KernelSource) -> Any:
@@ -35,6 +31,15 @@ def _made(source: KernelSource) -> Any:
     module = ModuleType(f"attnc_kernel_{source.digest}")
     module.__file__ = name
     # Triton reads the source of its functions through `inspect`, which asks here.
-    linecache.cache[name] = (len(source.text), None, source.text.splitlines(keepends=True), name)
+    lines = (len(source.text), None, source.text.splitlines(keepends=True), name)
+    linecache.cache[name] = lines
     exec(compile(source.text, name, "exec"), module.__dict__)
-    return getattr(module, source.function)
+    function = getattr(module, source.function)
+    finalize(function, _forget, name, lines)
+    return function
+
+
+def _forget(name: str, lines: Any) -> None:
+    """The text of a function that is no more, unless it was made anew."""
+    if linecache.cache.get(name) is lines:
+        del linecache.cache[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from attnc.compiler.simulation.problem import Part, problem_of
 from attnc.compiler.values import is_plain
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.memory import memory_on_gpu
 from attnc.runtime.gpu.targets import device_at_hand
 from attnc.runtime.gpu.work import without_kernels
 from attnc.runtime.plans import Planner, cache_of, relations_of
@@ -42,7 +44,7 @@ def plan_on_gpu(planner: Planner, sizes: Sizes, inputs: Mapping[str, object], ta
         why = f"there are no kernels for {error}"
         own = planner.plan(sizes, inputs)
         reasons = ("tiles as operations of torch on the device", *own.reasons)
-        return replace(own, executor="torch", fallback=why, reasons=reasons)
+        return replace(own, executor="torch", fallback=why, reasons=reasons, memory_of=_untold)
 
 
 def _tuned(planner: Planner, sizes: Sizes) -> tuple[str, ...]:
@@ -116,7 +118,12 @@ def _by_kernels(planner: Planner, kernels: Kernels, sizes: Sizes, inputs: Mappin
         exact_mask=relations.exact_mask,
         cache_of=cache_of(pattern, sizes.heads, sizes.kv_heads),
         pattern=pattern.name,
+        memory_of=functools.partial(memory_on_gpu, sizes) if is_plain(pattern.attend) else _untold,
     )
+
+
+def _untold() -> None:
+    """No memory is told of what computes terms of scores before its kernels."""
 
 
 def _work(part: Part, kernels: Kernels, q_tile: int, k_tile: int) -> tuple[int, int]:

@@ -33,7 +33,7 @@ from attnc.runtime.gpu.executor import Prepared
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
-from attnc.runtime.recent import Recent
+from attnc.runtime.recent import Recent, held_bytes
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of
 from attnc.runtime.tuning.tuned import Tuned
@@ -56,7 +56,7 @@ class GpuPlanner:
         self._knob = knob
         self._kernels: Recent[Kernels] = Recent(SETTINGS.plans)
         self._found: Recent[Kernels] = Recent(SETTINGS.plans)
-        self._prepared: Recent[Prepared] = Recent(SETTINGS.plans)
+        self._prepared: Recent[Prepared] = Recent(SETTINGS.plans, SETTINGS.table_bytes, held_bytes)
         self._checked = _CheckedDocuments()
         read = names_read(pattern)
         self._planned_from = [tensor.name in read for tensor in pattern.tensors]
@@ -271,7 +271,8 @@ class GpuPlanner:
 class _CheckedDocuments:
     """Ids and boundaries that were looked at: looking waits for the device, so each tensor is looked at once.
 
-    While a CUDA graph is captured nothing is looked at.
+    While a CUDA graph is captured nothing is looked at. Threads may look at the same tensor, and forget what others
+    have seen: then it is looked at again.
     """
 
     def __init__(self) -> None:

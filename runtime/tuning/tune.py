@@ -23,7 +23,7 @@ from attnc.runtime.tuning.keys import Executor, bucket_of
 from attnc.runtime.tuning.knobs import Asked, Knob, knobs_of
 from attnc.runtime.tuning.records import MODEL, Record, Stage, Trial
 from attnc.runtime.tuning.timer import LEAST, Clock, Timing, compared
-from attnc.runtime.tuning.tuned import Tuned
+from attnc.runtime.tuning.tuned import MEASURING, Tuned
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def tune(
     """
     asked = call.asked
     executor: Executor = "triton" if call.by_kernels else "cpu"
-    with tuned.lock, store().alone(PATIENCE * (seconds + 1)):
+    with MEASURING, store().alone(PATIENCE * (seconds + 1)):
         tuned.look_again()
         known = tuned.record(asked.sizes, executor, asked.device)
         if not again and known is not None and (known.stage == "training" or asked.stage == "forward"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import RLock
+from weakref import WeakSet
 
 import torch
 
+from attnc.compiler.locks import LongLock
 from attnc.runtime.call import Sizes
 from attnc.runtime.disk.machine import this_cpu
 from attnc.runtime.disk.store import store
@@ -22,19 +24,16 @@ _log = logging.getLogger(__name__)
 
 
 class Tuned:
-    """The choices for one pattern. While a schedule is tried, all calls of the pattern in this process run by it.
-
-    `lock`: held while something is measured, so that one thread does it.
-    """
+    """The choices for one pattern. While a schedule is tried, all calls of the pattern in this process run by it."""
 
     def __init__(self, compiled: CompiledPattern, wish: Wish) -> None:
         self.compiled = compiled
         self.wish = wish
-        self.lock = RLock()
         self._tried: tuple[tuple[str, str], ...] | None = None
         self._changes = 0
         self._records: Recent[Record | None] = Recent(SETTINGS.plans)
         self._here: dict[str, Record] = {}
+        _TUNED.add(self)
 
     @property
     def state(self) -> Hashable:
@@ -104,6 +103,22 @@ class Tuned:
             yield
         finally:
             self._tried = before
+
+
+MEASURING = LongLock()
+"""Held while something is measured, by one thread of the process."""
+
+_TUNED: WeakSet[Tuned] = WeakSet()
+
+
+def _end_trials() -> None:
+    """In a child nothing is tried: the thread that did is not there."""
+    for tuned in _TUNED:
+        tuned._tried = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_trials)
 
 
 def target_name(executor: Executor, device: torch.device | None) -> str:

@@ -1,0 +1,108 @@
+"""What calls of the triton executor keep, and the memory that they take."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import compile_attention
+from attnc.compiler.kernels.kernels import Heads
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.gpu import modules
+from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.recent import Recent
+from tensor_memory import bytes_of, measured
+
+N = 64
+CASES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
+    "plain": ("causal", {}, {}),
+    "ranges": ("sliding_window", {"window": 20, "sinks": 2}, {}),
+    "documents": ("document", {}, {"doc": torch.arange(N)[None] // 20}),
+    "packed": ("causal", {}, {"cu_seqlens": torch.tensor([0, 30, N])}),
+    "score": ("softcap", {"cap": 2, "window": 20}, {}),
+}
+
+
+def drawn(n: int, dk: int, dv: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = (torch.randn(1, heads, n, d).to(dtype).requires_grad_() for heads, d in ((4, dk), (2, dk), (2, dv)))
+    return q, k, v
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_saved_are_q_k_v_out_and_lse(kind: str) -> None:
+    name, params, inputs = CASES[kind]
+    attend, (q, k, v) = compile_attention(name, backend="triton", **params), drawn(N, 16, 16, torch.float32)
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    def call() -> Any:
+        result = attend(q, k, v, return_lse=True, **inputs)
+        gc.collect()  # Triton's interpreter leaves cycles that hold what it was given
+        return result
+
+    call()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out, lse = attend(q, k, v, return_lse=True, **inputs)
+    wanted = [q, k, v, out, lse, *inputs.values()]
+    assert [x.data_ptr() for x in saved] == [x.data_ptr() for x in wanted]
+    gc.collect()
+    assert measured(call).kept == bytes_of(out, lse)
+
+
+def _not_run(source: KernelSource, grid: tuple[int, int], arguments: Sequence[object]) -> None:
+    """Kernels allocate nothing, and Triton's interpreter does."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dk", "dv"), [(32, 32), (64, 16), (33, 32), (32, 7), (9, 5)])
+def test_the_memory_of_a_call_is_what_its_plan_tells(dk: int, dv: int, dtype: torch.dtype) -> None:
+    attend, (q, k, v) = compile_attention("causal", backend="triton"), drawn(300, dk, dv, dtype)
+    with started_by(_not_run):
+        attend(q, k, v)
+        found = measured(lambda: attend(q, k, v, return_lse=True))
+        out, lse = found.result
+        grad_out = torch.randn_like(out)
+        back = measured(lambda: torch.autograd.grad(out, (q, k, v), grad_out))
+    planned: Any = attend.plan(300, heads=4, kv_heads=2, head_dim=dk, dtype=dtype, device="cuda")
+    if dv != dk:
+        from attnc.runtime.call import check_tensors
+        from attnc.runtime.gpu.memory import memory_on_gpu
+
+        told = memory_on_gpu(check_tensors(q, k, v))
+    else:
+        told = planned.memory
+    assert told.saved == bytes_of(q, k, v, out, lse)
+    for taken, said in (
+        (found.peak - bytes_of(out, lse), told.forward),
+        (back.peak - bytes_of(*back.result), told.backward),
+    ):
+        assert taken <= said <= 1.5 * taken, f"{taken} bytes at most, and the plan tells {said}"
+
+
+def test_kernels_that_are_forgotten_leave_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory: Recent[Any] = Recent(1)
+    monkeypatch.setattr(modules, "_FUNCTIONS", memory)
+    heads = Heads(16, 16, "float32")
+    kernels = compile_attention("sliding_window", window=19)._planner.gpu.kernels(heads, TARGETS["sm_90"], True)
+    sources = [kernels.forward, kernels.dq, kernels.dkdv]
+    before = _texts()
+    for source in (*sources, *sources):
+        function = modules.function_of(source)
+        assert modules.function_of(source) is function
+        del function
+        gc.collect()
+        assert len(_texts() - before) == len(memory._values) == 1
+
+
+def _texts() -> set[str]:
+    return {name for name in linecache.cache if name.startswith("<attnc ")}

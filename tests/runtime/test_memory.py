@@ -1,0 +1,333 @@
+"""What calls keep for their backward, what is kept between calls, and the memory that plans tell of."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import compile_attention
+from attnc.compiler.planning.plan import Plan
+from attnc.runtime.attention import Attention
+from attnc.runtime.cpu import program
+from attnc.runtime.cpu.program import program_of
+from attnc.runtime.recent import Recent, held_bytes
+from attnc.runtime.settings import SETTINGS
+from library_calls import library_call
+from tensor_memory import bytes_of, measured
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SCATTERED = "pattern scattered()\n    input seen: bool[query, key]\n    visible seen[q, k]\n"
+
+Operands = tuple[Tensor, Tensor, Tensor]
+
+
+def drawn(
+    n: int, *, batch: int = 1, heads: int = 4, kv_heads: int = 2, dk: int = 32, dv: int = 32, dtype: Any = torch.float32
+) -> Operands:
+    sizes = ((batch, heads, n, dk), (batch, kv_heads, n, dk), (batch, kv_heads, n, dv))
+    q, k, v = (torch.randn(size).to(dtype).requires_grad_() for size in sizes)
+    return q, k, v
+
+
+# --- saved for the backward ------------------------------------------------------------------------------------------
+
+
+def saved_tensors(call: Callable[[], Any]) -> tuple[list[Tensor], Any]:
+    """What autograd saves in a call, and what the call returns."""
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        return saved, call()
+
+
+def name_of(x: Tensor, named: Mapping[str, Tensor]) -> str:
+    """Its name, else its dtype and shape."""
+    return next((name for name, y in named.items() if y.data_ptr() == x.data_ptr()), f"{x.dtype} {tuple(x.shape)}")
+
+
+def saved_by(call: Callable[[], Any], named: Mapping[str, Tensor]) -> tuple[list[str], Any]:
+    """The tensors that autograd saves in a call, by name, and what the call returns; others by shape."""
+    saved, result = saved_tensors(call)
+    named = {**named, **dict(zip(("out", "lse"), result, strict=False))}
+    return [name_of(x, named) for x in saved], result
+
+
+N = 192
+
+KEEPS: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any], list[str]]] = {
+    "plain": ("causal", {}, {}, []),
+    "pieces": ("sliding_window", {"window": 40, "sinks": 4}, {}, []),
+    "classes": ("dilated_window", {"window": 40, "dilation": 3}, {}, []),
+    "bricks": ("neighborhood_2d", {"height": 12, "width": 16, "window": [3, 5]}, {}, []),
+    "documents": ("document", {}, {"doc": torch.arange(N)[None] // 50}, ["doc"]),
+    "packed": ("causal", {}, {"cu_seqlens": torch.tensor([0, 70, N])}, ["cu_seqlens"]),
+    "mask": (SCATTERED, {}, {"seen": torch.arange(N * N).reshape(N, N) % 7 < 3}, ["seen"]),
+    "bias": ("alibi", {}, {}, []),
+    "score": ("softcap", {"cap": 2, "window": 40}, {}, []),
+    "learned": ("music_relative", {}, {"E": torch.randn(4, N, 32, requires_grad=True)}, ["E"]),
+    "extra logit": ("gpt_oss", {"window": 40}, {"sink": torch.randn(4, requires_grad=True)}, ["sink"]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KEEPS)
+def test_saved_are_q_k_v_out_and_lse(kind: str, dtype: torch.dtype) -> None:
+    """And the inputs; nothing else is alive after a call, however it might be held."""
+    name, params, inputs, more = KEEPS[kind]
+    attend, (q, k, v) = compile_attention(name, **params), drawn(N, dtype=dtype)
+
+    def call() -> Any:
+        return attend(q, k, v, return_lse=True, **inputs)
+
+    call()
+    saved, (out, lse) = saved_by(call, {"q": q, "k": k, "v": v, **inputs})
+    assert saved == ["q", "k", "v", "out", "lse", *more]
+    found = measured(call)
+    assert found.kept == bytes_of(out, lse)
+
+
+def _told(call: Callable[[], Any], given: Mapping[str, Tensor]) -> tuple[int, set[str]]:
+    """Bytes behind the result of a call and what autograd saves of it that are not in `given`, and names of these."""
+    saved, result = saved_tensors(call)
+    others = {x.untyped_storage().data_ptr() for x in given.values()}
+    memory = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in (*saved, result)}
+    names = {name_of(x, given) for x in saved}
+    return sum(x.nbytes() for at, x in memory.items() if at not in others), names
+
+
+BRANCHES = """pattern two
+    branch near
+        visible k <= q and q - k < 20
+    branch far
+        visible k <= q - 20
+    combine near + far
+"""
+LSE, OUT = "torch.float32 (1, 2, 192)", "torch.float32 (1, 2, 192, 16)"
+CHOSEN, HEADS = "torch.bool (1, 2, 192, 1)", "torch.int64 (384,)"
+SCALED, RESETS = OUT, "torch.float32 (1, 1, 1, 1)"
+BETWEEN, FINAL = "torch.float32 (2, 4, 16, 16)", "torch.float32 (1, 2, 16, 16)"
+OTHERS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
+    "weights": ("pattern p\n    visible k <= q\n    weights sigmoid(score)\n", {}, {"q", "k", "v"}),
+    "branches": (BRANCHES, {}, {"q", "k", "v", OUT, LSE, HEADS}),
+    "selection": ("moba", {}, {"q", "k", "v", OUT, LSE, CHOSEN}),
+    "selections": ("anchor", {}, {"q", "k", "v", OUT, LSE}),
+    "recurrence": ("gla", {"g": -torch.rand(1, N, 2, 16)}, {SCALED, "k", "v", "g", RESETS, BETWEEN, FINAL}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_nothing_is_held_but_what_autograd_is_told(kind: str) -> None:
+    name, inputs, wanted = OTHERS[kind]
+    attend, (q, k, v) = compile_attention(name), drawn(N, heads=2, dk=16, dv=16)
+    given = {"q": q, "k": k, "v": v, **inputs}
+
+    def call() -> Any:
+        return attend(q, k, v, **inputs)
+
+    call()
+    told, names = _told(call, given)
+    assert names == wanted
+    assert measured(call).kept == told
+
+
+def test_scores_that_are_large_also_keep_the_shift_of_their_rows() -> None:
+    attend, (q, k, v) = compile_attention("softcap", cap=100), drawn(N)
+    q = (q * 40).detach().requires_grad_()
+    saved, (out, lse) = saved_by(lambda: attend(q, k, v, return_lse=True), {"q": q, "k": k, "v": v})
+    rows = f"torch.float32 {tuple(lse.shape)}"
+    assert saved == ["q", "k", "v", "out", rows, rows]
+    out.sum().backward()
+
+
+def test_weights_keep_no_result_and_compute_it_again() -> None:
+    attend, (q, k, v) = compile_attention("pattern p\n    visible k <= q\n    weights sigmoid(score)\n"), drawn(N)
+    attend(q, k, v)
+    saved, _ = saved_by(lambda: (attend(q, k, v),), {"q": q, "k": k, "v": v})
+    assert saved == ["q", "k", "v"]
+
+
+def test_the_lse_of_a_call_that_nobody_asked_for_is_all_that_is_kept_besides_out() -> None:
+    attend, (q, k, v) = compile_attention("sliding_window", window=40), drawn(N)
+    attend(q, k, v)
+    found = measured(lambda: attend(q, k, v))
+    assert found.kept == bytes_of(found.result) + 4 * 4 * N
+    with torch.no_grad():
+        found = measured(lambda: attend(q, k, v))
+    assert found.kept == bytes_of(found.result)
+
+
+def test_a_plan_does_not_read_what_is_written_into_its_inputs_later() -> None:
+    attend, n = compile_attention(SCATTERED), 3000
+    q, k, v = (x.detach() for x in drawn(n, heads=1, kv_heads=1, dk=8, dv=8))
+    seen = torch.rand(n, n) < 0.1
+    before = seen.clone()
+    plan = attend.plan(n, seen=seen)
+    assert any(piece.mask == "exact" for piece in plan.groups[0].pieces)
+    wanted = attend(q, k, v, seen=seen)
+    seen.copy_(torch.rand(n, n) < 0.1)
+    assert torch.equal(attend(q, k, v, seen=before), wanted)
+
+
+# --- kept between calls ----------------------------------------------------------------------------------------------
+
+
+def test_a_memory_is_bounded_in_bytes_and_lets_the_oldest_go() -> None:
+    memory: Recent[bytes] = Recent(10, 100, len)
+    for size in (40, 30, 20):
+        memory.get(size, lambda size=size: bytes(size))  # type: ignore[misc]
+    memory.get(40, lambda: bytes(1))
+    assert memory.weight == 90
+    memory.get(35, lambda: bytes(35))
+    assert list(memory._values) == [20, 40, 35]
+    assert memory.weight == 95
+    memory.get(500, lambda: bytes(500))
+    assert (list(memory._values), memory.weight) == ([500], 500)
+
+
+def test_masks_of_all_plans_are_bounded_and_shared_between_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Recent(4096, 1 << 22, program._bytes_of_mask)
+    monkeypatch.setattr(program, "_MASKS", memory)
+    attend = compile_attention("sliding_window", window=100)
+    for n in range(500, 1500, 100):
+        attend(*drawn(n))
+    distinct = {id(x.additive) for x in memory._values.values()}
+    made = [mask for n in range(500, 1500, 100) for mask in attend.plan(n, heads=4, kv_heads=2, head_dim=32).masks]
+    assert len(distinct) < len(made)
+    for window in range(100, 600, 20):
+        other, (q, k, v) = compile_attention("sliding_window", window=window), drawn(700, dk=8, dv=8)
+        assert torch.allclose(other(q, k, v), other.reference(q, k, v), atol=1e-5)
+        assert memory.weight <= 1 << 22
+    assert memory.weight == sum(map(program._bytes_of_mask, memory._values.values())) > 1 << 21
+
+
+def test_masks_with_equal_bits_and_other_shapes_are_told_apart() -> None:
+    from attnc.compiler.planning.plan import GridMask
+
+    bits = np.arange(24) % 5 < 2
+    shapes = [(4, 6), (6, 4), (3, 8), (2, 12)]
+    assert len({program._contents(GridMask((bits.reshape(shape),))) for shape in shapes}) == len(shapes)
+    assert program._contents(GridMask((np.ones((1, 9), bool),))) != program._contents(
+        GridMask((np.ones((1, 8), bool),))
+    )
+
+
+def _grown(make: Callable[[], object]) -> tuple[int, object]:
+    """Bytes that are allocated by Python and numpy after `make`, and what it made."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        made = make()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0], made
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_layouts_and_plans_weigh_is_what_they_take() -> None:
+    attend = compile_attention("bigbird", block=16)
+    inputs: dict[str, Any] = {"random": torch.randint(32, (2, 32, 3))}
+    bytes_of_plan, plan = _grown(lambda: attend.plan(512, heads=2, head_dim=8, **inputs))
+    assert isinstance(plan, Plan)
+    assert 0.4 * bytes_of_plan < plan.nbytes < 2.5 * bytes_of_plan
+    q, k, v = (x.detach() for x in drawn(512, heads=2, dk=8, dv=8))
+    own = program_of(plan)
+    taken, bound = _grown(lambda: own.bound((q, q, q[..., 0], q, q), (k, v), (k, v)))
+    assert 0.5 * taken < program._bytes_of_layout(bound) < 2 * taken  # type: ignore[arg-type]
+
+
+def test_a_plan_forgets_what_only_planning_needed() -> None:
+    call = library_call("tree_verify", 1024)
+    taken, plan = _grown(lambda: call.attention.plan(call.n, heads=call.heads, **call.inputs))
+    assert isinstance(plan, Plan)
+    assert taken < 2 * 1024**2, "the relation reads a bool for each pair; tables of bounds take nine bytes for each"
+    assert plan.nbytes >= 1024**2
+
+
+def test_arrays_and_tensors_are_found_where_they_are() -> None:
+    x = torch.zeros(100)
+    assert held_bytes({"a": [x, (x[:1],)], "b": np.zeros(7), "c": "text"}) == 400 + 400 + 56
+    assert held_bytes([x, x, (x,)]) == 400
+    assert held_bytes(compile_attention("causal").pattern) == 0
+
+
+def test_plans_programs_and_layouts_stay_within_their_bounds() -> None:
+    attend = compile_attention(SCATTERED)
+    for n in range(1600, 2600, 50):
+        attend.plan(n, seen=torch.rand(n, n) < 0.2)
+    planner = attend._planner
+    assert planner._by_shape.weight <= SETTINGS.plan_bytes
+    assert planner._by_shape.weight == sum(plan.nbytes for plan in planner._by_shape._values.values())
+    assert len(planner._by_shape._values) < 32
+    for memory, bound in ((program._LAYOUTS, SETTINGS.layout_bytes), (program._PROGRAMS, SETTINGS.plan_bytes)):
+        assert memory.weight <= bound
+
+
+# --- what plans tell -------------------------------------------------------------------------------------------------
+
+
+def _documents(n: int) -> dict[str, Tensor]:
+    return {"doc": torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3]).repeat_interleave(n // 10)[None]}
+
+
+GRID = {"height": 64, "width": 64, "window": [7, 7]}
+TOLD: dict[str, tuple[str, Mapping[str, Any], int, Mapping[str, Any]]] = {
+    "causal": ("causal", {}, 1000, {}),
+    "batch": ("causal", {}, 700, {"batch": 2}),
+    "own keys": ("causal", {}, 1000, {"kv_heads": 4}),
+    "dv < dk": ("causal", {}, 1000, {"dv": 16}),
+    "dk < dv": ("causal", {}, 1000, {"dk": 16}),
+    "window": ("sliding_window", {"window": 64, "sinks": 4}, 1000, {}),
+    "long window": ("sliding_window", {"window": 256}, 4000, {}),
+    "dilated": ("dilated_window", {"window": 40, "dilation": 3}, 2000, {}),
+    "bricks": ("neighborhood_2d", GRID, 4096, {}),
+    "documents": ("document", {}, 2000, {}),
+    "strided": ("strided", {"stride": 64, "local": 64}, 2000, {}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", TOLD)
+def test_the_memory_of_a_call_is_what_its_plan_tells(kind: str, dtype: torch.dtype) -> None:
+    name, params, n, sizes = TOLD[kind]
+    attend, (q, k, v) = compile_attention(name, **params), drawn(n, dtype=dtype, **sizes)
+    inputs: dict[str, Any] = _documents(n) if name == "document" else {}
+
+    def forward() -> Any:
+        return attend(q, k, v, return_lse=True, **inputs)
+
+    torch.autograd.grad(forward()[0].sum(), (q, k, v))
+    found = measured(forward)
+    out, lse = found.result
+    grad_out = torch.randn_like(out)
+    back = measured(lambda: torch.autograd.grad(out, (q, k, v), grad_out))
+    told = _plan_of(attend, (q, k, v), inputs).memory
+    assert told is not None
+    assert told.saved == bytes_of(q, k, v, out, lse)
+    _agree(found.peak - bytes_of(out, lse), told.forward)
+    _agree(back.peak - bytes_of(*back.result), told.backward)
+
+
+def _plan_of(attend: Attention, operands: Operands, inputs: Mapping[str, Tensor]) -> Plan:
+    return attend._planner.plan_of(*operands, list(inputs.values()))
+
+
+def _agree(taken: int, told: int) -> None:
+    assert taken <= told <= 1.5 * taken, f"{taken} bytes at most, and the plan tells {told}"
+
+
+def test_plans_print_their_memory() -> None:
+    text = str(compile_attention("causal").plan(1000, heads=4, head_dim=32))
+    assert "\nmemory: saves 1.97 MiB; takes 546 KiB forward, 1.49 MiB backward\n" in text
+    assert "memory" not in str(compile_attention("softcap").plan(100))
