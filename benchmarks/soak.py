@@ -53,11 +53,13 @@ class Size:
     rounds: int
     kills: int
     calls: int
+    of_patterns: int
+    longest: int
     launches: int
 
 
-WHOLE = Size(processes=16, patterns=16, rounds=20, kills=500, calls=10_000, launches=1_000)
-SMALL = Size(processes=3, patterns=5, rounds=2, kills=40, calls=400, launches=60)
+WHOLE = Size(processes=16, patterns=16, rounds=20, kills=500, calls=10_000, of_patterns=16, longest=700, launches=1_000)
+SMALL = Size(processes=3, patterns=5, rounds=2, kills=40, calls=600, of_patterns=4, longest=200, launches=60)
 """What `make test` does."""
 
 TIME = "10s"
@@ -328,7 +330,7 @@ SETTLED = 0.4
 ALLOWED_MIB = 48.0
 """What it may grow all the same: the allocator's own unevenness, a fraction of what is kept."""
 
-SHORTEST, LONGEST = 20, 700
+SHORTEST = 20
 
 
 def shapes(size: Size) -> Row:
@@ -336,9 +338,10 @@ def shapes(size: Size) -> Row:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         os.environ["ATTNC_CACHE_DIR"] = folder
         stack.callback(os.environ.pop, "ATTNC_CACHE_DIR", None)
-        resident = list(_calls(size.calls))
-        kernels, binaries = _launched(size.launches)
-        kept = _kept()
+        attends = _attends(size.of_patterns)
+        resident = list(_calls(attends, size))
+        kernels, binaries = _launched(size)
+        kept = _kept(attends)
     settled = [mib for at, mib in resident if at >= SETTLED * size.calls]
     growth = max(settled[-1], settled[len(settled) // 2]) - settled[0]
     failures = []
@@ -359,7 +362,13 @@ def shapes(size: Size) -> Row:
     }
 
 
-def _calls(count: int) -> Iterator[tuple[int, float]]:
+def _attends(count: int) -> dict[str, Any]:
+    from attnc import compile_attention
+
+    return {name: compile_attention(name, **params) for name, params in list(PATTERNS.items())[:count]}
+
+
+def _calls(attends: dict[str, Any], size: Size) -> Iterator[tuple[int, float]]:
     """Make calls; the number of calls and the resident memory in MiB, now and then.
 
     Not in bf16: there torch itself grows with every new shape, in its own attention as in ours (oneDNN keeps a kernel
@@ -371,12 +380,12 @@ def _calls(count: int) -> Iterator[tuple[int, float]]:
 
     draw = random.Random(0)
     torch.manual_seed(0)
-    attends = {name: compile_attention(name, **params) for name, params in PATTERNS.items()}
+    count = size.calls
     for i in range(count):
         name = draw.choice(list(attends))
         if draw.random() < 0.05:  # patterns come and go
             attends[name] = compile_attention(name, **PATTERNS[name])
-        attend, n = attends[name], draw.randrange(SHORTEST, LONGEST)
+        attend, n = attends[name], draw.randrange(SHORTEST, size.longest)
         heads = 2 * draw.randrange(1, 4)
         dtype = draw.choice((torch.float32, torch.float32, torch.float64))
         recorded = draw.random() < 0.5
@@ -403,7 +412,7 @@ def _resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
-def _launched(count: int) -> tuple[int, int]:
+def _launched(size: Size) -> tuple[int, int]:
     """Launches of kernels for a GPU that is not there, of random shapes: how many texts, and how many variants of them.
 
     A variant is what Triton would compile anew: another text, or another type or divisibility of an argument.
@@ -431,8 +440,8 @@ def _launched(count: int) -> tuple[int, int]:
     names = ("causal", "sliding_window", "blocked", "power", "document", "alibi", "strided")
     attends = {name: compile_attention(name, backend="triton", **PATTERNS[name]) for name in names}
     with pretending(TARGETS["sm_90"]), started_by(keep):
-        for _ in range(count):
-            attend, n = attends[draw.choice(names)], draw.randrange(SHORTEST, LONGEST)
+        for _ in range(size.launches):
+            attend, n = attends[draw.choice(names)], draw.randrange(SHORTEST, size.longest)
             heads, batch = 2 * draw.randrange(1, 9), draw.randrange(1, 5)
             q, k, v = (torch.zeros(batch, heads, n, 64, dtype=torch.float16, requires_grad=True) for _ in range(3))
             out = attend(q, k, v, **_inputs_of(attend, n, heads, batch, 64, torch.float32))
@@ -449,15 +458,13 @@ def _variant(argument: Any, value: Any) -> object:
     return type(value).__name__, str(getattr(value, "block_shape", ""))
 
 
-def _kept() -> dict[str, tuple[int, int]]:
+def _kept(attends: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """What is kept in this process, and the most that may be."""
     from attnc.runtime.cpu import program
     from attnc.runtime.gpu import modules
-    from attnc.runtime.plans import Planner
     from attnc.runtime.settings import SETTINGS
 
-    planners = [x for x in gc.get_objects() if type(x) is Planner]
-    plans = max((len(planner._by_shape) for planner in planners), default=0)
+    plans = max(len(attend._planner._by_shape) for attend in attends.values())
     held: dict[str, Sized] = {"programs": program._PROGRAMS, "masks": program._MASKS, "layouts": program._LAYOUTS}
     most = {"programs": SETTINGS.plans, "masks": SETTINGS.masks, "layouts": SETTINGS.layouts}
     return {

@@ -44,7 +44,7 @@ def find_device(name: str) -> Device:
     if name.lower() == "cpu":
         rates = calibration.rates()
         title = f"this CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-        return Cpu(title, torch.get_num_threads(), rates, calibration.rates_file() is not None)
+        return Cpu(title, torch.get_num_threads(), rates, calibration.measured() is not None)
     return find_machine(name)
 
 

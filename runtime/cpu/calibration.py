@@ -61,9 +61,8 @@ def entry_name() -> str:
 
 
 def rates_file() -> Path | None:
-    """The file of that entry; None where there is none."""
-    path = store().path(KIND, entry_name())
-    return path if path is not None and path.exists() else None
+    """The file with the rates of this machine; None where nothing was measured."""
+    return None if measured() is None else store().path(KIND, entry_name())
 
 
 def measure() -> Rates:

@@ -12,7 +12,6 @@ import torch
 from attnc.compiler.analysis.tiles import TooManyTilesError
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.kernels import Heads
-from attnc.compiler.kernels.targets import Target
 from attnc.compiler.planning.build_plan import Relations, build_plan
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.recipes import Recipe, recipes
@@ -22,8 +21,8 @@ from attnc.compiler.planning.schedule import Problem as Covering
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.candidates import Candidates, Wish
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
-from attnc.compiler.simulation.gpu_clocks import Kernel
-from attnc.compiler.simulation.machine import MachineError
+from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
+from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import Pass
 from attnc.runtime.call import Sizes, call_shape
@@ -150,26 +149,30 @@ def _of_kernels(planner: Planner, asked: Asked) -> Iterator[Knob]:
         return
     relations = relations_of(planner.pattern, call_shape(planner.pattern, sizes, asked.inputs))
     own = {"forward": kernels.forward.tiles, "dq": kernels.dq.tiles, "dkdv": kernels.dkdv.tiles}
-    for stage in STAGES if asked.stage == "training" else STAGES[:1]:
-        times = _predicted(relations, stage, asked.device, target)
+    stages = STAGES if asked.stage == "training" else STAGES[:1]
+    machine = machine_of(target, asked.device)
+    times = {stage: {} if machine is None else _predicted(relations, machine, stage, own[stage]) for stage in stages}
+    known = {stage: times[stage].get(str(own[stage])) for stage in stages}
+    for stage in stages:
+        besides = [ms for other, ms in known.items() if other != stage]
+        whole = None if None in besides else sum(ms for ms in besides if ms is not None)
         others = [name for name in allowed_shapes(target, stage, heads) if name != str(own[stage])]
-        others.sort(key=lambda name: times.get(name, inf))
-        options = {name: times.get(name) for name in others[: FIRST - 1]}
-        yield Knob(knob_of(planner.knob, stage), {MODEL: times.get(str(own[stage])), **options})
+        others.sort(key=lambda name, own_times=times[stage]: own_times.get(name, inf))  # type: ignore[misc]
+        told = {MODEL: known[stage], **{name: times[stage].get(name) for name in others[: FIRST - 1]}}
+        in_all = {name: None if ms is None or whole is None else ms + whole for name, ms in told.items()}
+        yield Knob(knob_of(planner.knob, stage), in_all)
 
 
-def _predicted(relations: Relations, stage: Kernel, device: torch.device, target: Target) -> dict[str, float]:
-    """Milliseconds of a kernel by its tiles, as far as the simulator knows."""
-    machine = machine_of(target, device)
-    if machine is None:
-        return {}
+def _predicted(relations: Relations, machine: Machine, stage: Kernel, own: TileShape) -> dict[str, float]:
+    """Milliseconds of a kernel by its tiles, as far as the simulator knows; its own are taken with any warps."""
     problem = problem_of([relations], relations.pattern.name, {}, relations.shape.n_k)
-    try:
-        runs = Candidates(problem, machine, Wish()).ranked(stage, "full")
-    except (MachineError, TooManyTilesError, TooManyClassesError, KeyError):
-        return {}
     found: dict[str, float] = {}
-    for run in runs:
-        if run.parts == 1:
-            found.setdefault(str(run.model.shape), run.ms)
+    for wish in (Wish(), Wish((own.q_tile, own.k_tile))):
+        try:
+            runs = Candidates(problem, machine, wish).ranked(stage, "full")
+        except (MachineError, TooManyTilesError, TooManyClassesError, KeyError):
+            continue
+        for run in runs:
+            if run.parts == 1:
+                found.setdefault(str(own if wish.tile else run.model.shape), run.ms)
     return found

@@ -63,7 +63,7 @@ class Tuned:
     def record(self, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> Record | None:
         """What is known for calls of these sizes on a device."""
         of_machine = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-        name = (sizes, executor, device, self._changes, of_machine)
+        name = (sizes, executor, device, self._changes, of_machine, store().folder)
         return self._records.get(name, lambda: self._found(sizes, executor, device))
 
     def _found(self, sizes: Sizes, executor: Executor, device: torch.device | None) -> Record | None:
@@ -76,9 +76,10 @@ class Tuned:
         return self.compiled.key(sizes, executor, target_name(executor, device), tf32)
 
     def _read(self, name: str) -> Record | None:
-        payload = store().read(KIND, name)
+        here = self._here.get(f"{store().folder} {name}")
+        payload = store().read(KIND, name) if here is None else None
         if payload is None:
-            return self._here.get(name)
+            return here
         record = read_record(payload)
         if record is None or record.name != name:
             _log.warning("the entry %s holds no tuned choices and is ignored", name)
@@ -87,8 +88,11 @@ class Tuned:
 
     def keep(self, record: Record) -> None:
         """Take these choices from now on, here and, where the disk allows it, in every process."""
-        if not store().write(KIND, record.name, record.payload()):
-            self._here[record.name] = record  # one for each bucket that was measured: few
+        here = f"{store().folder} {record.name}"
+        if store().write(KIND, record.name, record.payload()):
+            self._here.pop(here, None)
+        else:
+            self._here[here] = record  # one for each bucket that was measured: few
         self._changes += 1
 
     def look_again(self) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu_check.py"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
-@pytest.mark.parametrize(("part", "count"), [("correct", 30), ("decode", 2)])
-def test_parts(part: str, count: int, tmp_path: Path) -> None:
+PARTS = [("gpu_check", "correct", 30), ("gpu_check", "decode", 2), ("gpu_trust", "tune", 1), ("gpu_trust", "memory", 6)]
+
+
+@pytest.mark.parametrize(("script", "part", "count"), PARTS)
+def test_parts(script: str, part: str, count: int, tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
-    command = [sys.executable, str(SCRIPT), part, "--toy", "--out", str(out)]
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), part, "--toy", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(out.read_text(encoding="utf-8"))

@@ -63,6 +63,35 @@ def test_what_is_fixed_when_compiled_is_in_the_key(monkeypatch: pytest.MonkeyPat
     assert len(digests) == len(found), "two of them are the same"
 
 
+CONFIGURATIONS = st.fixed_dictionaries(
+    {
+        "params": st.fixed_dictionaries({"window": st.sampled_from([8, 9]), "sinks": st.sampled_from([0, 1])}),
+        "options": st.fixed_dictionaries({"strict": st.booleans(), "deterministic": st.booleans()}),
+        "sizes": st.fixed_dictionaries(
+            {
+                "dk": st.sampled_from([64, 128]),
+                "dv": st.sampled_from([64, 128]),
+                "dtype": st.sampled_from(["float32", "bfloat16"]),
+                "kv_heads": st.sampled_from([8, 2]),
+            }
+        ),
+        "form": st.sampled_from(["whole", "packed"]),
+    }
+)
+
+
+@given(CONFIGURATIONS, CONFIGURATIONS)
+def test_keys_are_equal_where_everything_fixed_is(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Of two draws of everything that is fixed at compile time: the same key if and only if they are the same."""
+    keys_of = []
+    for draw in (one, other):
+        own = tuned_of("sliding_window", **draw["params"], **draw["options"])
+        formed = Tuned(replace(own.compiled, form=draw["form"]), own.wish)
+        keys_of.append(formed.key(replace(SIZES, **draw["sizes"]), "cpu"))
+    assert (keys_of[0] == keys_of[1]) == (one == other)
+    assert (keys_of[0].digest == keys_of[1].digest) == (one == other)
+
+
 def _pretended(own: Tuned, monkeypatch: pytest.MonkeyPatch) -> Key:
     with monkeypatch.context() as patched:
         patched.setenv("TRITON_INTERPRET", "1")

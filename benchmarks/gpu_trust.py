@@ -1,0 +1,142 @@
+"""What only a GPU can tell of the runtime: whether tuning pays there, and whether calls take the memory that plans say.
+
+    python benchmarks/gpu_trust.py tune|memory [--toy]
+
+Each part takes less than nine minutes and writes `results/gpu-<part>.json`. On a CPU, `TRITON_INTERPRET=1` and `--toy`
+run every line of ours at toy sizes in Triton's interpreter; memory is not measured there, and rows say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gpu_check
+import timing
+import torch
+from gpu_check import CHECKED, Row, Setting, finished, operands
+
+from attnc import compile_attention
+from attnc.runtime.tuning.records import MODEL, Record
+
+TUNED = {False: ("causal", "sliding_window", "document", "power", "neighborhood_2d"), True: ("causal",)}
+SECONDS = {False: 45.0, True: 4.0}
+"""At real and at toy sizes: what is tuned, and in which time each; kernels are compiled in it."""
+
+T = TypeVar("T")
+
+
+def tune(setting: Setting) -> Iterator[Row]:
+    """Tiles of every kernel, prediction beside measurement; then the same again, for which nothing is measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ATTNC_CACHE_DIR"] = folder
+        try:
+            for case in CHECKED:
+                if case.name in TUNED[setting.toy]:
+                    yield _tuned(setting, case)
+        finally:
+            del os.environ["ATTNC_CACHE_DIR"]
+
+
+def _tuned(setting: Setting, case: gpu_check.Checked) -> Row:
+    n, d, dtype = (48, 16, torch.float32) if setting.toy else (16384, 128, torch.bfloat16)
+    params = dict(case.toy if setting.toy else case.params)
+    if case.name == "neighborhood_2d" and not setting.toy:
+        params, n = {"height": 128, "width": 128, "window": 13}, 128 * 128
+    attention = compile_attention(case.name, backend="triton", tune=SECONDS[setting.toy], **params)
+    q, k, v = operands(setting, n, dtype, heads=(1, 1) if setting.toy else (16, 16), d=d)
+    inputs: dict[str, Any] = {name: x.to(setting.device) for name, x in case.inputs(1, 1, n).items()}
+    begun = time.perf_counter()
+    record = attention.tune(q, k, v, **inputs)
+    first = time.perf_counter() - begun
+    again = compile_attention(case.name, backend="triton", tune=SECONDS[setting.toy], **params)
+    begun = time.perf_counter()
+    known = again.tune(q, k, v, **inputs)
+    row: Row = {"pattern": case.name, "n": n, "d": d, "dtype": str(dtype), "seconds": round(first, 2)}
+    row["seconds_of_the_second"] = round(time.perf_counter() - begun, 3)
+    if not (isinstance(record, Record) and isinstance(known, Record)):
+        return {**row, "untuned": str(record), "ok": setting.toy}
+    out, true = (
+        attention(q, k, v, **inputs),
+        compile_attention(case.name, backend="triton", **params)(q, k, v, **inputs),
+    )
+    off = ((out - true).abs().max() / true.abs().max()).item()
+    gains = {knob: _gain(record, knob) for knob in record.choices}
+    ok = known.choices == record.choices and off <= gpu_check.TOLERANCE[dtype]
+    trials = [asdict(trial) for trial in record.trials]
+    return {**row, "choices": dict(record.choices), "gain": gains, "off": off, "trials": trials, "ok": ok}
+
+
+def _gain(record: Record, knob: str) -> float:
+    """How much longer the model's choice takes than what was chosen."""
+    times = {trial.option: trial.median for trial in record.trials if trial.knob == knob}
+    return round(times[MODEL] / times[record.choices[knob]], 3)
+
+
+def memory(setting: Setting) -> Iterator[Row]:
+    """The most that forward and backward take, beside what the plan says, in a call after the first one."""
+    for name, params in (("causal", {}), ("sliding_window", {"window": 512}), ("blocked", {"block": 200})):
+        for d in (16, 20) if setting.toy else (64, 128, 100):
+            yield _memory(setting, name, params, d)
+
+
+def _memory(setting: Setting, name: str, params: dict[str, Any], d: int) -> Row:
+    n, heads, dtype = (48, 1, torch.float32) if setting.toy else (8192, 16, torch.bfloat16)
+    attention = compile_attention(name, backend="triton", **params)
+    q, k, v = operands(setting, n, dtype, heads=(heads, heads), d=d)
+    plan = attention.plan(n, heads=heads, head_dim=d, dtype=dtype, device="cuda")
+    told = plan.memory
+    assert told is not None
+    row: Row = {"pattern": name, "n": n, "d": d, "told": asdict(told)}
+    grad = torch.autograd.grad(attention(q, k, v).sum(), (q, k, v))  # what is made at first use
+    del grad
+    if not setting.cuda:
+        return {**row, "measured": "not here: there is no GPU", "ok": True}
+    out, forward = _peak(lambda: attention(q, k, v))
+    own = out.numel() * out.element_size() + 4 * q.shape[0] * q.shape[1] * q.shape[2]
+    ones = torch.ones_like(out)
+    grads, backward = _peak(lambda: torch.autograd.grad(out, (q, k, v), ones))
+    given = sum(x.numel() * x.element_size() for x in grads)
+    found = {"forward": forward - own, "backward": backward - given}
+    slack = 8 << 20  # the allocator's blocks
+    ok = found["forward"] <= told.forward + slack and found["backward"] <= told.backward + slack
+    return {**row, "measured": found, "ok": ok}
+
+
+def _peak(run: Callable[[], T]) -> tuple[T, int]:
+    """What a call gives, and the most bytes that were allocated meanwhile beyond those before."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    found = run()
+    torch.cuda.synchronize()
+    return found, torch.cuda.max_memory_allocated() - before
+
+
+def main() -> int:
+    """Run one part; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["tune", "memory"])
+    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
+    parser.add_argument("--out", type=Path, default=None, help="the result file (results/gpu-<part>.json)")
+    options = parser.parse_args()
+    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
+    if not (setting.cuda or setting.toy):
+        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.manual_seed(0)
+    facts = timing.header()
+    if setting.cuda:
+        facts["device"] = torch.cuda.get_device_name()
+    out = options.out or timing.RESULTS / f"gpu-{'toy-' if setting.toy else ''}{options.part}.json"
+    return finished({"tune": tune, "memory": memory}[options.part](setting), out, facts)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
