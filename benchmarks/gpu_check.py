@@ -88,12 +88,21 @@ CHECKED = (
 )
 
 
+Parts = Mapping[str, Callable[[Setting], Iterator[Row]]]
+"""What a script does, by name."""
+
+
 def main() -> int:
     """Run one part; 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=list(PARTS))
+    return run(PARTS, __doc__, "gpu")
+
+
+def run(parts: Parts, told: str | None, prefix: str) -> int:
+    """Run the part of a script that the command line names; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=list(parts))
     parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
-    parser.add_argument("--out", type=Path, default=None, help="the result file (results/gpu-<part>.json)")
+    parser.add_argument("--out", type=Path, default=None, help=f"the result file (results/{prefix}-<part>.json)")
     options = parser.parse_args()
     setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
     if not (setting.cuda or setting.toy):
@@ -103,8 +112,8 @@ def main() -> int:
     facts = timing.header()
     if setting.cuda:
         facts["device"] = torch.cuda.get_device_name()
-    out = options.out or timing.RESULTS / f"gpu-{'toy-' if setting.toy else ''}{options.part}.json"
-    return finished(PARTS[options.part](setting), out, facts)
+    out = options.out or timing.RESULTS / f"{prefix}-{'toy-' if setting.toy else ''}{options.part}.json"
+    return finished(parts[options.part](setting), out, facts)
 
 
 def finished(rows: Iterable[Row], out: Path, facts: Mapping[str, object]) -> int:
@@ -456,7 +465,7 @@ def _event() -> Any:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-PARTS: Mapping[str, Callable[[Setting], Iterator[Row]]] = {
+PARTS: Parts = {
     "correct": correct,
     "repeat": repeat,
     "edges": edges,

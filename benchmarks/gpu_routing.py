@@ -11,14 +11,12 @@ FlashAttention 2. On a CPU, `TRITON_INTERPRET=1` and `--toy` run every line at t
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import timing
 import torch
-from gpu_check import L2_BYTES, TOLERANCE, Setting, finished
+from gpu_check import L2_BYTES, TOLERANCE, Setting, run
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,20 +62,7 @@ Run = Callable[[], object]
 
 def main() -> int:
     """Run one part; 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
-    parser.add_argument("--out", type=Path, default=None, help="the result file")
-    options = parser.parse_args()
-    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
-    if not (setting.cuda or setting.toy):
-        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
-    torch.manual_seed(0)
-    facts = timing.header()
-    if setting.cuda:
-        facts["device"] = torch.cuda.get_device_name()
-    out = options.out or timing.RESULTS / f"gpu-routing-{'toy-' if setting.toy else ''}{options.part}.json"
-    return finished(PARTS[options.part](setting), out, facts)
+    return run(PARTS, __doc__, "gpu-routing")
 
 
 def _attention(name: str, **params: Any) -> Attention:

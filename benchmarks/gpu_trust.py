@@ -8,19 +8,16 @@ run every line of ours at toy sizes in Triton's interpreter; memory is not measu
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 import gpu_check
-import timing
 import torch
-from gpu_check import CHECKED, Row, Setting, finished, operands
+from gpu_check import CHECKED, Parts, Row, Setting, operands, run
 
 from attnc import compile_attention
 from attnc.runtime.tuning.records import MODEL, Record
@@ -119,24 +116,7 @@ def _peak(run: Callable[[], T]) -> tuple[T, int]:
     return found, torch.cuda.max_memory_allocated() - before
 
 
-def main() -> int:
-    """Run one part; 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["tune", "memory"])
-    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
-    parser.add_argument("--out", type=Path, default=None, help="the result file (results/gpu-<part>.json)")
-    options = parser.parse_args()
-    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
-    if not (setting.cuda or setting.toy):
-        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.manual_seed(0)
-    facts = timing.header()
-    if setting.cuda:
-        facts["device"] = torch.cuda.get_device_name()
-    out = options.out or timing.RESULTS / f"gpu-{'toy-' if setting.toy else ''}{options.part}.json"
-    return finished({"tune": tune, "memory": memory}[options.part](setting), out, facts)
-
+PARTS: Parts = {"tune": tune, "memory": memory}
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(PARTS, __doc__, "gpu"))
