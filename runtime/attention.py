@@ -29,21 +29,15 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.given import Given
 from attnc.runtime.given_devices import check_devices
 from attnc.runtime.given_indices import check_indices
-from attnc.runtime.gpu.targets import check_triton, target_of
+from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.operators import general, plain
-from attnc.runtime.recent import Recent
 from attnc.runtime.served import Served
-from attnc.runtime.settings import SETTINGS
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
-from attnc.runtime.transforms import cast_for_autocast, is_watched, untraced, without_autocast
-from attnc.runtime.tuning.records import Record
-from attnc.runtime.tuning.tune import Call as TuningCall
-from attnc.runtime.tuning.tune import Untuned
-from attnc.runtime.tuning.tune import tune as tune_call
-from attnc.runtime.tuning.tuned import Tuned
+from attnc.runtime.transforms import cast_for_autocast, untraced, without_autocast
+from attnc.runtime.tunable import Tunable
 from attnc.runtime.tuning.wish import read_wish
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
@@ -57,13 +51,6 @@ NOT_COMPILED = (
     'backend="reference" in torch.compile: the dense reference makes its mask outside of torch; use the default '
     "backend, or leave fullgraph=True out"
 )
-
-
-NOT_COMPILED_HERE = (
-    'backend="triton" on the CPU in torch.compile: Triton\'s interpreter is not traced; use the default backend, or '
-    "leave fullgraph=True out"
-)
-
 
 NOT_TRANSFORMED = (
     "torch.func over scores, weights or branches of a pattern's own is not supported: use torch.autograd, or the "
@@ -114,7 +101,7 @@ def _check_options(options: Options) -> None:
         raise ArgumentError('backend="reference" has no schedule to tune: leave tune at "model"')
 
 
-class Attention(Shown, Served, Stateful):
+class Attention(Shown, Served, Stateful, Tunable):
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
     `name`, `parameters` and `program` say what it is; calling it runs it.
@@ -133,8 +120,6 @@ class Attention(Shown, Served, Stateful):
         # Made here, as a call that is traced must not make it.
         pattern = self._pattern
         tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
-        self._measures = options.tune.seconds > 0  # a truth value, as torch.compile makes numbers symbols
-        self._measured: Recent[Record | Untuned] = Recent(SETTINGS.plans)
         self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -247,54 +232,6 @@ class Attention(Shown, Served, Stateful):
             self._measure_first(q, k, v, scale, inputs)
         return self._called(q, k, v, scale, return_lse, inputs)
 
-    def _measure_first(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-    ) -> None:
-        """Tune a call of a shape that was not tuned yet. In graphs, transforms and traces nothing is measured."""
-        check_are_tensors(q, k, v)
-        tuned = self._planner.tuned
-        if tuned is None or is_watched(q, k, v):
-            return
-        shapes = tuple((x.shape, x.dtype, x.device) for x in (q, k, v))
-        call = self._tuning_call(q, k, v, scale, inputs)
-        self._measured.get((shapes, call.stage), lambda: tune_call(call, tuned, self._options.tune.seconds))
-
-    @property
-    def tuned(self) -> Tuned | None:
-        """What is tuned for its calls; None where the cost model decides all."""
-        return self._planner.tuned
-
-    def tune(
-        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
-    ) -> Record | Untuned:
-        """Measure the first few schedules of a call on these tensors, as its first call would by itself.
-
-        With gradients where one of the tensors requires one. `Untuned`, with the reason, where there is nothing to
-        choose or the time of `tune=` is too short.
-
-        Raises ArgumentError where this was compiled without a time to measure in, and what the call raises.
-        """
-        tuned, seconds = self._planner.tuned, self._options.tune.seconds
-        if tuned is None or not seconds:
-            raise ArgumentError('tune: compile the pattern with a time to measure in, as in tune="2s"')
-        return tune_call(self._tuning_call(q, k, v, scale, inputs), tuned, seconds)
-
-    def _tuning_call(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
-    ) -> TuningCall:
-        """A call as tuning takes it. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
-        check_are_tensors(q, k, v)
-        self._refuse_backend(q)
-        own = completed(self._pattern, inputs) if inputs else inputs
-
-        def compute(q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, object]) -> Tensor:
-            out = self._called(q, k, v, scale, False, given)
-            assert isinstance(out, Tensor)
-            return out
-
-        tensors, by_kernels = cast_for_autocast(self.name, q, k, v), q.is_cuda or self._is_interpreted(q)
-        return TuningCall(self.name, compute, self._tuned_planners, tensors, own, by_kernels)
-
     def _called(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -350,15 +287,6 @@ class Attention(Shown, Served, Stateful):
             return general.attend(self._general, q, k, v, tensors, scale)
         with without_autocast(q):
             return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
-
-    def _is_interpreted(self, q: Tensor) -> bool:
-        """Whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or would be traced."""
-        if self._options.backend != "triton" or q.is_cuda:
-            return False
-        if torch.compiler.is_compiling():
-            raise UnsupportedError(NOT_COMPILED_HERE)
-        target_of(q.device)
-        return True
 
     @overload
     def reference(

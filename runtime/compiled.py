@@ -17,6 +17,7 @@ from attnc.runtime import identity
 from attnc.runtime.call import Sizes, call_shape, check_counts, names_read
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.general import general_of
+from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.identity import Form, How
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner, relations_of
@@ -25,6 +26,11 @@ from attnc.runtime.tuning.tables import remember
 from attnc.runtime.tuning.wish import Wish
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
+
+NOT_COMPILED_HERE = (
+    'backend="triton" on the CPU in torch.compile: Triton\'s interpreter is not traced; use the default backend, or '
+    "leave fullgraph=True out"
+)
 
 Backend = Literal["auto", "cpu", "reference", "triton"]
 
@@ -142,6 +148,15 @@ class Compiled:
         return f"Attention({self.name!r}{values})"
 
     # --- inside ---
+
+    def _is_interpreted(self, q: Tensor) -> bool:
+        """Whether Triton's interpreter runs kernels. Raises UnsupportedError where it cannot, or would be traced."""
+        if self._options.backend != "triton" or q.is_cuda:
+            return False
+        if torch.compiler.is_compiling():
+            raise UnsupportedError(NOT_COMPILED_HERE)
+        target_of(q.device)
+        return True
 
     def _tuned_planners(self, asked: Asked) -> list[Planner]:
         """The planner of every attention of a call; of recurrences, and of what content chooses, nothing is tuned."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -68,10 +68,8 @@ class Call:
 
     @property
     def stage(self) -> Stage:
-        """What is measured: a gradient too, where one is wanted."""
-        wanted = [*self.tensors, *self.inputs.values()]
-        recorded = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in wanted)
-        return "training" if recorded else "forward"
+        """What is measured."""
+        return stage_of((*self.tensors, *self.inputs.values()))
 
     @property
     def asked(self) -> Asked:
@@ -93,6 +91,12 @@ class Call:
                 return out.detach(), *gradients
 
         return run
+
+
+def stage_of(given: Iterable[object]) -> Stage:
+    """What is measured of a call on such tensors: a gradient too, where one is wanted."""
+    recorded = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
+    return "training" if recorded else "forward"
 
 
 def _fresh(x: object) -> object:

@@ -51,7 +51,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             found.append(call.name)
         return record
 
-    monkeypatch.setattr("attnc.runtime.attention.tune_call", noted)
+    monkeypatch.setattr("attnc.runtime.tunable.tune", noted)
     return found
 
 
@@ -204,6 +204,22 @@ def test_scores_documents_and_branches(name: str, params: dict[str, Any], inputs
     found = read_record(entry.payload)
     assert found is not None
     assert found.trials
+
+
+def test_sequences_in_one_have_records_of_their_own(clock: Callable[[dict[str, float]], None]) -> None:
+    """`cu_seqlens` makes another form of the pattern, which has a key of its own."""
+    clock({"other": 0.5})
+    attend = compile_attention("power", window=1, block=16, tune=TIME)
+    q, k, v = vectors()
+    cuts = torch.tensor([0, 100, 230, 300])
+    attend.tune(q, k, v)
+    found = attend.tune(q, k, v, cu_seqlens=cuts)
+    assert isinstance(found, Record)
+    assert dict(found.key.parts)["form"] == "packed"
+    out = attend(q, k, v, cu_seqlens=cuts)
+    assert torch.allclose(out, attend.reference(q, k, v, cu_seqlens=cuts), atol=1e-5)
+    forms = {entry.payload["key"]["form"] for entry in store().entries() if entry.payload is not None}
+    assert forms == {"whole", "packed"}
 
 
 @pytest.mark.parametrize("name", ["moba", "retention", "document"])

@@ -1,0 +1,86 @@
+"""A compiled pattern whose schedules are measured: at the first call of a shape, or when it is asked for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.call import check_are_tensors, completed
+from attnc.runtime.compiled import Compiled
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.recent import Recent
+from attnc.runtime.settings import SETTINGS
+from attnc.runtime.transforms import cast_for_autocast, is_watched
+from attnc.runtime.tuning.records import Record
+from attnc.runtime.tuning.tune import Call, Untuned, stage_of, tune
+from attnc.runtime.tuning.tuned import Tuned
+
+
+class Tunable(Compiled):
+    """What `tune=` adds to a pattern."""
+
+    def __init__(self, *compiled: Any) -> None:
+        super().__init__(*compiled)
+        self._measures = self._options.tune.seconds > 0  # a truth value, as torch.compile makes numbers symbols
+        self._measured: Recent[Record | Untuned] = Recent(SETTINGS.plans)
+
+    @abstractmethod
+    def _called(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """A call for which nothing is measured first."""
+
+    @abstractmethod
+    def _on_sequences(self) -> Tunable:
+        """The same pattern for calls with `cu_seqlens`."""
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """What is tuned for its calls; None where the cost model decides all."""
+        return self._planner.tuned
+
+    def tune(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **inputs: object
+    ) -> Record | Untuned:
+        """Measure the first few schedules of a call on these tensors, as its first call would by itself.
+
+        With gradients where one of the tensors requires one. `Untuned`, with the reason, where there is nothing to
+        choose or the time of `tune=` is too short.
+
+        Raises ArgumentError where this was compiled without a time to measure in, and what the call raises.
+        """
+        own = self if inputs.get("cu_seqlens") is None else self._on_sequences()
+        if own.tuned is None or not own._measures:
+            raise ArgumentError('tune: compile the pattern with a time to measure in, as in tune="2s"')
+        return tune(own._tuning_call(q, k, v, scale, inputs), own.tuned, own._options.tune.seconds)
+
+    def _measure_first(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> None:
+        """Tune a call of a shape that was not tuned yet. In graphs, transforms and traces nothing is measured."""
+        check_are_tensors(q, k, v)
+        tuned = self.tuned
+        if tuned is None or is_watched(q, k, v):
+            return
+        autocast = torch.is_autocast_enabled(q.device.type)
+        alike = (q.shape, k.shape, v.shape, q.dtype, q.device, autocast, stage_of((q, k, v, *inputs.values())))
+        seconds = self._options.tune.seconds
+        self._measured.get(alike, lambda: tune(self._tuning_call(q, k, v, scale, inputs), tuned, seconds))
+
+    def _tuning_call(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> Call:
+        """A call as tuning takes it. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
+        check_are_tensors(q, k, v)
+        self._refuse_backend(q)
+        own = completed(self._pattern, inputs) if inputs else inputs
+
+        def compute(q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, object]) -> Tensor:
+            out = self._called(q, k, v, scale, False, given)
+            assert isinstance(out, Tensor)
+            return out
+
+        tensors, by_kernels = cast_for_autocast(self.name, q, k, v), q.is_cuda or self._is_interpreted(q)
+        return Call(self.name, compute, self._tuned_planners, tensors, own, by_kernels)
