@@ -15,7 +15,24 @@ from fractions import Fraction
 
 import numpy as np
 
-from attnc.compiler.ir import Arith, Coord, Data, Linear, Pattern, Round, Segment, Var
+from attnc.compiler.ir import (
+    Arith,
+    Attend,
+    Coord,
+    Data,
+    Linear,
+    Pattern,
+    Recur,
+    Round,
+    Segment,
+    Selection,
+    Sign,
+    State,
+    StateAt,
+    Step,
+    Tensor,
+    Var,
+)
 from attnc.spec.source import Span
 
 _SILENT: Mapping[type, set[str]] = {Coord: {"name"}, Pattern: {"origins", "general", "parameters"}}
@@ -35,18 +52,20 @@ def canonical(pattern: Pattern) -> str:
 def _own_names(pattern: Pattern) -> dict[str, str]:
     """Names that only the text knows, by number: what attentions, states and selections gave is read by them."""
     recurs = (*pattern.stateful, *(() if pattern.recur is None else (pattern.recur,)))
-    groups = {
-        "attention": [node.name for node in pattern.nodes],
-        "recurrence": [recur.name for recur in recurs],
-        "state": [state.name for recur in recurs for state in recur.states],
-        "selection": [selection.name for selection in pattern.selections],
-    }
-    found: dict[str, str] = {}
-    for kind, names in groups.items():
-        for name in dict.fromkeys(names):
-            found.setdefault(name, f"{kind} {len(found)}")
-    found.pop(pattern.name, None)  # of a pattern without branches, which is also the name of its kernels
-    return found
+    names = [
+        *(node.name for node in pattern.nodes),
+        *(recur.name for recur in recurs),
+        *(state.name for recur in recurs for state in recur.states),
+        *(selection.name for selection in pattern.selections),
+    ]
+    return {name: f"own {number}" for number, name in enumerate(dict.fromkeys(names))}
+
+
+_NAMED: Mapping[type, str] = {
+    **dict.fromkeys((Attend, Recur, Selection, State, StateAt, Tensor), "name"),
+    Step: "state",
+}
+"""The fields that hold such a name, alone or with what is asked of it behind a point or a space (`near.lse`)."""
 
 
 class _Writer:
@@ -68,7 +87,7 @@ class _Writer:
             return known
         match value:
             case str():
-                return _digest("text", _WORD.sub(lambda word: self._names.get(word[0], word[0]), value).encode())
+                return _digest("text", value.encode())
             case tuple() | list():
                 return _digest("list", *map(self.value, value))
             case np.ndarray():
@@ -86,8 +105,9 @@ class _Writer:
                 return self.value(value.array)
             case Linear():  # in an order, and under `abs` with a sign, that names decide
                 return self._linear(value, 1)
-            case Arith(op="abs", operands=(Linear() as inside,)):
-                return _digest("abs", min(self._linear(inside, sign) for sign in (1, -1)))
+            case Arith(op="abs", operands=(Linear() as inside,)) | Sign(op="eq", value=Linear() as inside):
+                what = "abs" if isinstance(value, Arith) else "eq"
+                return _digest(what, min(self._linear(inside, sign) for sign in (1, -1)))
             case Arith(op=op) if op in _SYMMETRIC:
                 return _digest(op, *sorted(map(self.value, value.operands)))
             case Segment():  # the names of axes are the text's own
@@ -97,9 +117,23 @@ class _Writer:
             case Round():
                 sides = (("q", value.q_vars), ("k", value.k_vars))
                 self._blocks.update((var, f"{side}{i}") for side, own in sides for i, var in enumerate(own))
-        silent = _SILENT.get(type(value), set())
-        told = [f.name for f in fields(value) if f.init and f.name not in silent]  # type: ignore[arg-type]
-        return _digest(type(value).__name__, *(_digest(name, self.value(getattr(value, name))) for name in told))
+        kind: type = type(value)
+        told = [f.name for f in fields(value) if f.init and f.name not in _SILENT.get(kind, set())]  # type: ignore[arg-type]
+        return _digest(kind.__name__, *(_digest(name, self._field(kind, name, getattr(value, name))) for name in told))
+
+    def _field(self, kind: type, name: str, value: object) -> bytes:
+        if _NAMED.get(kind) == name:
+            return self.value(self._renamed(str(value)))
+        if kind is Tensor and name == "dims" and isinstance(value, tuple):
+            return self.value(tuple(self._renamed(dim, asked=True) if isinstance(dim, str) else dim for dim in value))
+        return self.value(value)
+
+    def _renamed(self, name: str, *, asked: bool = False) -> str:
+        """A name without the text's own; `asked`: a dimension, which is never such a name alone."""
+        found = _WORD.match(name)
+        if found is None or found[0] not in self._names or (asked and found[0] == name):
+            return name
+        return f"{self._names[found[0]]}{name[found.end() :]}"
 
     def _linear(self, value: Linear, sign: int) -> bytes:
         terms = sorted(self.value((term, sign * factor)) for term, factor in value.terms)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from threading import RLock
 from typing import Any
@@ -41,11 +42,12 @@ class LongLock:
     def _renew(self) -> None:
         self._lock = RLock()
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, no other thread is."""
+        lock = self._lock  # in a child that forks in here it is another one then
+        with lock:
+            yield
 
 
 def _renew_properties() -> None:

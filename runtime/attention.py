@@ -38,7 +38,7 @@ from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.transforms import cast_for_autocast, untraced, without_autocast
 from attnc.runtime.tunable import Tunable
-from attnc.runtime.tuning.wish import read_wish
+from attnc.runtime.tuning.wanted import read_wanted
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
@@ -81,7 +81,7 @@ def compile_attention(
 
     Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
     """
-    options = Options(backend, strict, deterministic, read_wish(tune))
+    options = Options(backend, strict, deterministic, read_wanted(tune))
     _check_options(options)
     found = find(spec)
     loader = ModuleLoader(found.folder)

@@ -23,7 +23,7 @@ from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.tuning.knobs import Asked
 from attnc.runtime.tuning.tables import remember
-from attnc.runtime.tuning.wish import Wish
+from attnc.runtime.tuning.wanted import Wanted
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
@@ -42,7 +42,7 @@ class Options:
     backend: Backend = "auto"
     strict: bool = False
     deterministic: bool = True
-    tune: Wish = field(default_factory=Wish)
+    tune: Wanted = field(default_factory=Wanted)
 
 
 class Compiled:
@@ -60,11 +60,14 @@ class Compiled:
         self._bound = bound
         self._options = options
         self._modules = modules
+        self._form = form
         if options.tune.table is not None:
             remember(options.tune.table)  # it came with a pickle, perhaps
         how = How(options.strict, options.deterministic, options.tune.text)
         text = identity.write(bound, modules, how, form)
-        self._planner = shared_planner(text, bound, how) if pattern is None else planner_in(form, text, pattern, how)
+        self._planner = (
+            shared_planner(text, bound, how, form) if pattern is None else planner_in(form, text, pattern, how)
+        )
         self._pattern: Pattern = self._planner.pattern
         self._rows_text = identity.write(bound, modules, how, "last rows")  # for what is traced
         self._general = general_of(self._planner)
@@ -72,7 +75,8 @@ class Compiled:
         self._plain = self._general.is_plain
         self._is_reference = options.backend == "reference"
         self._is_for_cpu = options.backend == "cpu"
-        self._skips_direct = options.backend in ("reference", "triton")
+        # What is tuned may change from call to call, and `direct` would not notice.
+        self._skips_direct = options.backend in ("reference", "triton") or options.tune.source != "model"
 
     def _refuse_backend(self, q: Tensor) -> None:
         """Raise UnsupportedError where q is on a device that the backend asked for does not have."""

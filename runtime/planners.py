@@ -15,7 +15,7 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tuning.keys import CompiledPattern
 from attnc.runtime.tuning.tuned import Tuned
-from attnc.runtime.tuning.wish import wish_of
+from attnc.runtime.tuning.wanted import wanted_of
 from attnc.spec.program import BoundProgram
 
 _LOCK = fork_safe_lock()
@@ -43,10 +43,10 @@ def _held(text: str, pattern: Pattern, how: How, form: Form) -> Planner:
 
 def _tuned(pattern: Pattern, how: How, form: Form) -> Tuned | None:
     """What is tuned for a pattern; steps of decoding are not, whose kernels have choices of their own."""
-    wish = wish_of(how.tune)
-    if wish.source == "model" or form == "last rows":
+    wanted = wanted_of(how.tune)
+    if wanted.source == "model" or form == "last rows":
         return None
-    return Tuned(CompiledPattern(pattern, form, how.strict, how.deterministic), wish)
+    return Tuned(CompiledPattern(pattern, form, how.strict, how.deterministic), wanted)
 
 
 def planner_of(text: str) -> Planner:

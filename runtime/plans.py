@@ -113,8 +113,12 @@ class Planner:
     def _by_option(self, shape: CallShape, sizes: Sizes, option: str | None) -> Plan:
         """The plan by what was tuned, and the reason."""
         assert self.tuned is not None
-        own = self._build(shape, by_option(option))
-        return replace(own, reasons=(self.tuned.why(self.knob, sizes, "cpu"), *own.reasons))
+        taken: list[bool] = []
+        own = self._build(shape, by_option(option, taken.append))
+        why = self.tuned.why(self.knob, sizes, "cpu")
+        if option is not None and not any(taken):
+            why = f"the tuned choice `{option}` is none here: the model's choice"
+        return replace(own, reasons=(why, *own.reasons))
 
     def kept(self, name: Hashable, shape: CallShape, make: Callable[[], T]) -> T:
         """What was made before by this name for inputs like these, made now if it is not known."""
@@ -168,12 +172,21 @@ class Planner:
         return plan
 
 
-def by_option(option: str | None) -> Callable[[Problem], Choice]:
-    """What takes the cover of a recipe's name; the model's for None, and where a relation has no such cover."""
+def by_option(option: str | None, note: Callable[[bool], None] = lambda taken: None) -> Callable[[Problem], Choice]:
+    """What takes the cover of a recipe's name; the model's for None, and where a relation has no such cover.
+
+    `note` hears of each relation whether it has one.
+    """
     recipe = None if option is None else read_recipe(option)
     if recipe is None:
         return choose
-    return lambda problem: covered(problem, recipe) or choose(problem)
+
+    def chosen(problem: Problem) -> Choice:
+        found = covered(problem, recipe)
+        note(found is not None)
+        return choose(problem) if found is None else found
+
+    return chosen
 
 
 def _bytes_of_plan(plan: Plan) -> int:

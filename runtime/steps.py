@@ -310,10 +310,13 @@ class Steps:
         return {name: x for name, x in inputs.items() if name not in others}
 
     def _planner(self, node: ir.Attend, member: int | None) -> Planner:
-        name = node.name if member is None else f"{node.name}[{member}]"
+        name, number = node.name, str(self._pattern.nodes.index(node))  # names are the text's own, and in no key
+        if member is not None:
+            name, number = f"{name}[{member}]", f"{number}[{member}]"
 
         def make() -> Planner:
-            return Planner(f"{self._text}#{name}", alone(self._pattern, node, member), self._strict, self._tuned, name)
+            own = alone(self._pattern, node, member)
+            return Planner(f"{self._text}#{name}", own, self._strict, self._tuned, number)
 
         return self._planners.get(name, make)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +18,11 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.transforms import cast_for_autocast, is_watched
 from attnc.runtime.tuning.records import Record
-from attnc.runtime.tuning.tune import Call, Untuned, stage_of, tune
+from attnc.runtime.tuning.tune import NOTHING, Call, Untuned, stage_of, tune
 from attnc.runtime.tuning.tuned import Tuned
+from attnc.runtime.tuning.wanted import Choices, Wanted
+
+_log = logging.getLogger(__name__)
 
 
 class Tunable(Compiled):
@@ -66,21 +71,37 @@ class Tunable(Compiled):
         tuned = self.tuned
         if tuned is None or is_watched(q, k, v):
             return
-        autocast = torch.is_autocast_enabled(q.device.type)
+        autocast = torch.is_autocast_enabled(q.device.type) and torch.get_autocast_dtype(q.device.type)
         alike = (q.shape, k.shape, v.shape, q.dtype, q.device, autocast, stage_of((q, k, v, *inputs.values())))
-        seconds = self._options.tune.seconds
-        self._measured.get(alike, lambda: tune(self._tuning_call(q, k, v, scale, inputs), tuned, seconds))
+        self._measured.get(alike, lambda: self._measured_now(q, k, v, scale, inputs))
+
+    def _measured_now(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+    ) -> Record | Untuned:
+        assert self.tuned is not None
+        found = tune(self._tuning_call(q, k, v, scale, inputs), self.tuned, self._options.tune.seconds)
+        if isinstance(found, Untuned):
+            _log.log(logging.INFO if found.reason == NOTHING else logging.WARNING, "`%s`: %s", self.name, found)
+        return found
 
     def _tuning_call(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> Call:
         """A call as tuning takes it. Raises ArgumentError, ArgumentTypeError, UnsupportedError."""
         check_are_tensors(q, k, v)
         self._refuse_backend(q)
-        own = completed(self._pattern, inputs) if inputs else inputs
+        tried: dict[Choices, Tunable] = {}
 
-        def compute(q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, object]) -> Tensor:
-            out = self._called(q, k, v, scale, False, given)
+        def compute(choices: Choices, q: Tensor, k: Tensor, v: Tensor, given: Mapping[str, object]) -> Tensor:
+            if choices not in tried:
+                tried[choices] = self._by(choices)
+            out = tried[choices]._called(q, k, v, scale, False, given)
             assert isinstance(out, Tensor)
             return out
 
+        own = completed(self._pattern, inputs) if inputs else inputs
         tensors, by_kernels = cast_for_autocast(self.name, q, k, v), q.is_cuda or self._is_interpreted(q)
         return Call(self.name, compute, self._tuned_planners, tensors, own, by_kernels)
+
+    def _by(self, choices: Choices) -> Tunable:
+        """The same by these choices, with planners of its own."""
+        options = replace(self._options, tune=Wanted("tried", choices=choices))
+        return type(self)(self._bound, options, self._modules, self._form)

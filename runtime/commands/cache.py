@@ -8,12 +8,14 @@ from pathlib import Path
 
 from attnc.runtime.commands import console
 from attnc.runtime.commands.calls import add_call, calls
+from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled
 from attnc.runtime.disk.store import Entry, limit, store
 from attnc.runtime.disk.triton import triton_folder, triton_state
 from attnc.runtime.tuning.keys import Executor, Key, bucket_of
 from attnc.runtime.tuning.records import KIND, Record, name_of, read_record
 from attnc.runtime.tuning.tables import load_table
+from attnc.runtime.tuning.tune import NOTHING
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +99,8 @@ def _why(args: argparse.Namespace) -> int:
     assert tuned is not None
     known = [record for entry in store().entries() if (record := _record(entry)) is not None]
     answers: list[dict[str, object]] = []
+    if attention.is_recurrence or attention.pattern.chooses:
+        raise UsageError(f"`{attention.name}`: {NOTHING}")
     for call in calls(attention, args):
         executor: Executor = "triton" if call.q.is_cuda else "cpu"
         key, bucket = tuned.key(call.sizes, executor, call.q.device), bucket_of(call.sizes)
@@ -143,8 +147,7 @@ def _apart(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
 def _print_answer(answer: dict[str, object]) -> None:
     parts = answer["key"]
     assert isinstance(parts, dict)
-    for name, value in parts.items():
-        print(f"{name:<14}{value}")
+    print(Key.of(parts))
     print(f"{'shapes':<14}{answer['bucket']}")
     print(f"{'entry':<14}{answer['entry']}")
     if answer["found"]:

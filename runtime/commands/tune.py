@@ -14,8 +14,8 @@ from attnc.runtime.commands.patterns import compiled, value_json
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning.records import KIND, Record
 from attnc.runtime.tuning.tables import load_table, table_bytes
-from attnc.runtime.tuning.tune import Untuned, tune
-from attnc.runtime.tuning.wish import read_wish
+from attnc.runtime.tuning.tune import NOTHING, Untuned, tune
+from attnc.runtime.tuning.wanted import read_wanted
 
 SECONDS = "2s"
 
@@ -41,30 +41,38 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure; print what was predicted beside what was measured."""
-    wish = read_wish(args.time)
-    if not wish.seconds:
+    wanted = read_wanted(args.time)
+    if not wanted.seconds:
         raise UsageError(f"--time {args.time}: write a time above 0, such as 2s")
+    if args.out is not None and args.out.suffix.lower() != ".json":
+        raise UsageError(f"-o {args.out}: name it {args.out.with_suffix('.json')}, as tune=… knows tables by that")
     known = load_table(args.out).records if args.out is not None and args.out.exists() else {}
     attention = compiled(args, tune=args.time)
-    answers, words = _tuned(attention, wish.seconds, args)
+    answers, words = _tuned(attention, wanted.seconds, args)
     records = [answer for answer in answers if isinstance(answer, Record)]
     if args.out is not None and records:
         found = {**known, **{record.name: record for record in records}}
         console.write_whole(args.out, table_bytes(found.values()))
     if args.json:
         console.print_json(_as_json(attention, answers, words, args.out))
-        return console.FINE
+        return _status(answers)
     for name, text in words.items():
         print(f"input {name}: {text}")
     for answer in answers:
         print(answer if isinstance(answer, Record) else f"`{attention.name}`: {answer}")
     if not records:
-        return console.FINE
+        return _status(answers)
     if args.out is not None:
         print(f"{args.out}: {console.counted(len(found), 'bucket')}")
     else:
         print(f'kept in {store().folder}; compile_attention(…, tune="0s") takes it from there')
-    return console.FINE
+    return _status(answers)
+
+
+def _status(answers: list[Record | Untuned]) -> int:
+    """1 where something was to be measured and was not."""
+    failed = [one for one in answers if isinstance(one, Untuned) and one.reason != NOTHING]
+    return console.FOUND if failed else console.FINE
 
 
 def _tuned(

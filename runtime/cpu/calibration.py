@@ -124,8 +124,9 @@ def _rates_of(payload: Payload) -> Rates | None:
             *found.masked.values(),
             *found.backward.values(),
         ]
+        numbers += [*found.row.values(), *(x for pair in found.peak.values() for x in pair)]
         return found if "float32" in found.elements and all(map(_is_rate, numbers)) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
         return None
 
 

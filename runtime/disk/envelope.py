@@ -38,7 +38,7 @@ def unwrapped(kind: str, name: str, data: bytes) -> Payload:
         payload = told["payload"]
         if told["sha256"] != _digest(kind, name, _canonical(payload)):
             raise DamagedError("its digest does not fit its content")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
         raise DamagedError(f"it is no entry of attnc ({type(error).__name__})") from error
     if not isinstance(payload, dict):
         raise DamagedError("its content is no table of values")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
-from attnc.runtime.environment import CACHE_DIR, XDG_CACHE_HOME, text_of
+from attnc.runtime.environment import CACHE_DIR, HOME, XDG_CACHE_HOME, text_of
 
 INSIDE = "v1"
 """The folder of entries, made by attnc inside of the one that the user names, which may be anybody's."""
@@ -24,13 +26,18 @@ def cache_folder() -> Path | None:
 
     XDG_CACHE_HOME counts where it is absolute, as the XDG Base Directory Specification has it.
     """
-    own = text_of(CACHE_DIR)
-    if own:
-        return Path(own).absolute() / INSIDE
-    shared = text_of(XDG_CACHE_HOME)
+    return _folder(text_of(CACHE_DIR), text_of(XDG_CACHE_HOME), text_of(HOME))
+
+
+@lru_cache(16)
+def _folder(own: str, shared: str, home: str) -> Path | None:
+    """The same by what it depends on."""
+    del home  # which `Path.home` reads
     try:
+        if own:
+            return Path(own).absolute() / INSIDE
         base = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
-    except RuntimeError:
+    except (RuntimeError, OSError):  # no home, or a folder that is relative to one that is gone
         return None
     return base / "attnc" / INSIDE
 
@@ -42,13 +49,13 @@ def make_private(folder: Path) -> None:
     """
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    check_private(folder, mend=True)
+    check_private(folder)
 
 
-def check_private(folder: Path, *, mend: bool = False) -> None:
-    """Raise UnusableError where others own or write a folder; `mend`: take from others what they may do.
+def check_private(folder: Path) -> None:
+    """Take from others what they may do in a folder. Raises OSError, UnusableError for one of somebody else.
 
-    Where the file system has no such rights (FAT, some network drives) nothing can be asked of it.
+    Where the file system has no such rights (FAT, some network drives), or takes no changes, nothing can be done.
     """
     found = os.stat(folder)
     if not stat.S_ISDIR(found.st_mode):
@@ -57,5 +64,6 @@ def check_private(folder: Path, *, mend: bool = False) -> None:
         return
     if found.st_uid != os.getuid():
         raise UnusableError(f"{folder} belongs to another user; set ATTNC_CACHE_DIR to a folder of your own")
-    if mend and found.st_mode & OTHERS:
-        os.chmod(folder, stat.S_IMODE(found.st_mode) & ~OTHERS)
+    if found.st_mode & OTHERS:
+        with suppress(OSError):
+            os.chmod(folder, stat.S_IMODE(found.st_mode) & ~OTHERS)

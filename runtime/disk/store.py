@@ -38,8 +38,9 @@ ABANDONED = 3600.0
 """Seconds after which a file that was being written belongs to a process that died."""
 
 _PART, _LOCK = ".part-", ".lock"
-_NAME = re.compile(r"[a-z0-9]+(?:[-.][a-z0-9]+)*")
-_FILE = re.compile(r"([a-z]+)-([a-z0-9][a-z0-9.-]*)\.json")
+_KIND = re.compile(r"[a-z]+")
+_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_FILE = re.compile(r"([a-z]+)-([a-z0-9]+(?:-[a-z0-9]+)*)\.json")
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Store:
 
     def path(self, kind: str, name: str) -> Path | None:
         """The file of an entry."""
-        assert kind.isalpha()
-        assert _NAME.fullmatch(name), name
+        if not (_KIND.fullmatch(kind) and _NAME.fullmatch(name)):
+            raise ValueError(f"{kind}-{name} is no name of an entry")
         return None if self.folder is None else self.folder / f"{kind}-{name}.json"
 
     def read(self, kind: str, name: str) -> Payload | None:
@@ -84,12 +85,12 @@ class Store:
         """What is in a file; None where there is none. Pipes and devices are none. Raises OSError, UnusableError."""
         try:
             check_private(path.parent)
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        if not _is_file(handle):
+            return b""
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return b""
             return file.read(MOST)
 
     def write(self, kind: str, name: str, payload: Payload) -> bool:
@@ -165,7 +166,7 @@ class Store:
         if self.folder is None:
             return None
         make_private(self.folder)
-        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
         _HANDLES.add(handle)
         return handle
 
@@ -254,6 +255,21 @@ def _scan(folder: Path) -> list[_File]:
     return found
 
 
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def _is_file(handle: int) -> bool:
+    """Whether an open file is one, and no folder, pipe or device; else it is closed. Raises OSError."""
+    try:
+        found = stat.S_ISREG(os.fstat(handle).st_mode)
+    except OSError:
+        os.close(handle)
+        raise
+    if not found:
+        os.close(handle)
+    return found
+
+
 def _unlink(path: Path) -> bool:
     try:
         os.unlink(path)
@@ -293,7 +309,8 @@ if hasattr(os, "register_at_fork"):
 def limit() -> int:
     """Bytes that all entries may take together."""
     text = text_of(CACHE_LIMIT)
-    return int(text if text.isdigit() else LIMIT_MIB) << 20
+    told = text.isascii() and text.isdigit() and len(text) < 8
+    return int(text if told else LIMIT_MIB) << 20
 
 
 _stores: dict[Path | None, Store] = {}

@@ -22,9 +22,18 @@ def triton_folder() -> Path:
     """Where Triton keeps what it compiled: TRITON_CACHE_DIR, else below TRITON_HOME or the home folder."""
     own = text_of(TRITON_CACHE_DIR)
     if own:
-        return Path(own).absolute()
+        return Path(os.path.abspath(own)) if _has_place() else Path(own)
     home = text_of(TRITON_HOME) or os.path.expanduser("~")
-    return Path(home).absolute() / ".triton" / "cache"
+    return (Path(os.path.abspath(home)) if _has_place() else Path(home)) / ".triton" / "cache"
+
+
+def _has_place() -> bool:
+    """Whether this process is in a folder that still is there, so that relative paths have a meaning."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 def triton_state(folder: Path) -> str:

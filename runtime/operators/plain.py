@@ -75,15 +75,10 @@ def attend(
     planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), need)
     if not recorded:
         pair = planned.forward(q, k, v, inputs)
-        if not (inputs or return_lse) and is_settled(planner, q, k, v):
+        if not (inputs or return_lse):
             planner.direct = direct_of(q, k, v, planned.plan, scale, planned.scale, pair[0]) or planner.direct
         return pair
     return differentiable(q, k, v, _Unseen(planned, planner.text, scale), inputs)
-
-
-def is_settled(planner: Planner, q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether the plan of a call is the one that the next call like it will have."""
-    return planner.tuned is None or planner.tuned.is_settled(check_tensors(q, k, v), "cpu")
 
 
 def by_kernels(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -24,14 +25,19 @@ Executor = Literal["cpu", "triton"]
 
 @dataclass(frozen=True)
 class Key:
-    """Named parts; equal keys are those of which no part differs, in whatever order they stand."""
+    """Named parts, by name; equal keys are those of which no part differs."""
 
     parts: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, parts: Mapping[str, str]) -> Key:
+        """The key of some parts."""
+        return cls(tuple(sorted(parts.items())))
 
     @cached_property
     def digest(self) -> str:
         """The key as the name of a file."""
-        return hashlib.sha256(json.dumps(sorted(self.parts)).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()[:32]
 
     def differing(self, other: Key) -> list[str]:
         """The parts in which another key differs, as they stand here and there."""
@@ -43,7 +49,11 @@ class Key:
         ]
 
     def __str__(self) -> str:
-        return "\n".join(f"{name:<14}{value}" for name, value in self.parts)
+        first = ("pattern", "parameters")
+        ordered = sorted(
+            self.parts, key=lambda part: (part[0] not in first, first.index(part[0]) if part[0] in first else 0)
+        )
+        return "\n".join(f"{name:<14}{value}" for name, value in ordered)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class CompiledPattern:
             "torch": installed("torch"),
             "triton": installed("triton"),
         }
-        return Key(tuple(told.items()))
+        return Key.of(told)
 
 
 def bucket_of(sizes: Sizes) -> str:
@@ -89,6 +99,10 @@ def bucket_of(sizes: Sizes) -> str:
     square = "-square" if sizes.n_q == sizes.n_k else ""
     lanes = sizes.batch * sizes.heads
     return f"q{_up(sizes.n_q)}-k{_up(sizes.n_k)}-lanes{_up(lanes)}{square}"
+
+
+BUCKET = re.compile(r"q[0-9]{1,20}-k[0-9]{1,20}-lanes[0-9]{1,20}(-square)?")
+"""What the name of a bucket looks like."""
 
 
 def _up(n: int) -> int:

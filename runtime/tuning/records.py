@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from attnc.runtime.tuning.keys import Key
+from attnc.runtime.tuning.keys import BUCKET, Key
 
 KIND = "tuned"
 SCHEMA = 1
@@ -95,19 +95,26 @@ def read_record(payload: Mapping[str, Any]) -> Record | None:
     try:
         if payload["schema"] != SCHEMA or payload["stage"] not in ("forward", "training"):
             return None
-        parts = tuple((_text(name), _text(value)) for name, value in payload["key"].items())
+        parts = {_text(name): _text(value) for name, value in payload["key"].items()}
         choices = {_text(knob): _text(option) for knob, option in payload["choices"].items()}
         trials = tuple(_trial(trial) for trial in payload["trials"])
-        return Record(Key(parts), _text(payload["bucket"]), payload["stage"], choices, trials)
-    except (KeyError, TypeError, ValueError, AttributeError):
+        bucket = _text(payload["bucket"])
+        return Record(Key.of(parts), bucket, payload["stage"], choices, trials) if BUCKET.fullmatch(bucket) else None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None
 
 
 def _trial(told: Mapping[str, Any]) -> Trial:
     predicted = told["predicted"]
-    median, low, high = (float(told[name]) for name in ("median", "low", "high"))
-    known = None if predicted is None else float(predicted)
+    median, low, high = (_ms(told[name]) for name in ("median", "low", "high"))
+    known = None if predicted is None else _ms(predicted)
     return Trial(_text(told["knob"]), _text(told["option"]), known, median, low, high, int(told["rounds"]))
+
+
+def _ms(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e12:
+        raise TypeError(f"{value!r} are no milliseconds")
+    return float(value)
 
 
 def _text(value: object) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
 from attnc.runtime.errors import ArgumentError
-from attnc.runtime.tuning.records import KIND, Record, read_record
+from attnc.runtime.tuning.records import KIND, SCHEMA, Record, read_record
 
 LARGEST = 256 * MOST
 """Bytes of a table that is read."""
@@ -29,29 +29,42 @@ class Table:
 
 
 def table_bytes(records: Iterable[Record]) -> bytes:
-    """A table of records, one line each: the same for the same records, in whatever order they come."""
+    """A table of records, one line each, behind a line that counts them: the same for the same records in any order."""
     lines = {record.name: wrapped(KIND, record.name, record.payload()) for record in records}
     told = [json.dumps([name, lines[name].decode()], ensure_ascii=False) for name in sorted(lines)]
-    return "".join(f"{line}\n" for line in told).encode()
+    return "".join(f"{line}\n" for line in (json.dumps({"attnc": SCHEMA, "records": len(told)}), *told)).encode()
+
+
+def save_tuned(path: str | os.PathLike[str], *records: Record) -> None:
+    """Write a table of records, which `attend.tune` gave, for `compile_attention(…, tune=path)`. Raises OSError."""
+    Path(path).write_bytes(table_bytes(records))
 
 
 def load_table(path: str | os.PathLike[str]) -> Table:
-    """The table of a file. Raises ArgumentError for one that is damaged, OSError."""
-    with Path(path).open("rb") as file:
-        data = file.read(LARGEST)
+    """The table of a file. Raises ArgumentError for one that cannot be read, is damaged or cut off."""
+    try:
+        with Path(path).open("rb") as file:
+            head, *lines = file.read(LARGEST).splitlines() or [b""]
+    except OSError as error:
+        raise ArgumentError(f"tune: the table {path} cannot be read: {error.strerror}") from error
     records = {}
-    for number, line in enumerate(data.splitlines(), 1):
-        try:
+    number = 1
+    try:
+        told = json.loads(head.decode())
+        if told["attnc"] != SCHEMA or told["records"] != len(lines):
+            raise DamagedError(f"it counts {told['records']} records, and {len(lines)} follow")
+        for line in lines:
+            number += 1
             name, text = json.loads(line.decode())
             record = read_record(unwrapped(KIND, name, text.encode()))
             if record is None or record.name != name:
                 raise DamagedError("it holds no tuned choices")
-        except (DamagedError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ArgumentError(
-                f"{path}, line {number}, is no line of a table that `attnc tune … -o` wrote: {error}"
-            ) from error
-        records[name] = record
-    table = Table(records, hashlib.sha256(data).hexdigest()[:32])
+            records[name] = record
+    except (DamagedError, ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError) as error:
+        raise ArgumentError(
+            f"tune: {path}, line {number}, is no line of a table that `attnc tune … -o` wrote: {error}"
+        ) from error
+    table = Table(records, hashlib.sha256(b"\n".join((head, *lines))).hexdigest()[:32])
     remember(table)
     return table
 

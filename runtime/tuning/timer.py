@@ -8,7 +8,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from math import comb
 
 import torch
 
@@ -42,11 +44,16 @@ class Clock:
     def __init__(self, device: torch.device, flushed: int | None = None) -> None:
         """`flushed`: bytes that are written between runs."""
         self._cuda = device.type == "cuda"
+        self._device = device
         otherwise = FLUSHED if self._cuda else FLUSHED_ON_CPU
         self._flushed = torch.empty(otherwise if flushed is None else flushed, dtype=torch.int8, device=device)
 
     def milliseconds(self, run: Run) -> float:
         """One run, after caches were overwritten."""
+        with torch.cuda.device(self._device) if self._cuda else nullcontext():
+            return self._timed(run)
+
+    def _timed(self, run: Run) -> float:
         self._flushed.zero_()
         if not self._cuda:
             start = time.perf_counter()
@@ -60,11 +67,17 @@ class Clock:
         return float(begun.elapsed_time(ended))
 
 
-LEAST, MOST = 3, 25
-"""Rounds before something is left out, and at most."""
+LEAST, MOST = 7, 25
+"""Rounds that a decision takes, and at most."""
 
-HOPELESS = 1.25
-"""What takes so many times the best median, at its best, is left out."""
+LOOKED_AT = 3
+"""Rounds after which what is far behind is left out."""
+
+BEHIND = 1.25
+"""What takes so many times the best median, at its best, is far behind."""
+
+CHANCE = 0.01
+"""How often runs that take the same time may be taken for one that is faster than the other."""
 
 
 def compared(
@@ -73,12 +86,12 @@ def compared(
     until: float,
     warm: Callable[[str, Run], bool],
     told: Callable[[str], None] = lambda name: None,
-) -> dict[str, Timing]:
-    """The timings of runs in turn, until a moment of `time.perf_counter`; those that never ran are missing.
+) -> dict[str, list[float]]:
+    """Milliseconds of runs in turn, round by round, until a moment of `time.perf_counter`; what never ran is missing.
 
     `warm` runs each once before it is measured, for what is made at first use and kernels that are compiled then, and
-    says whether it is to be measured. No more are begun with than `LEAST` rounds of all leave time for; between rounds
-    those are left out that cannot be the best any more.
+    says whether it is to be measured. The first is measured to the end, as all are held against it; no others are begun
+    with than `LEAST` rounds of all leave time for, and those are left out that are far behind.
     """
     samples: dict[str, list[float]] = {}
     for name, run in runs.items():
@@ -95,7 +108,19 @@ def compared(
         for name in names[i % len(names) :] + names[: i % len(names)]:
             samples[name].append(clock.milliseconds(runs[name]))
         told(f"round {i + 1}")
-        if i + 1 >= LEAST:
+        if i + 1 >= LOOKED_AT:
             best = min(statistics.median(samples[name]) for name in names)
-            names = [name for name in names if min(samples[name]) <= HOPELESS * best]
-    return {name: Timing.of(own) for name, own in samples.items()}
+            names = [name for name in names if name == names[0] or min(samples[name]) <= BEHIND * best]
+    return samples
+
+
+def is_faster(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether one run is faster than another one: it won more rounds of both than two alike would by chance.
+
+    By the sign test, on pairs of one round: what slows a machine down for a while slows both.
+    """
+    pairs = list(zip(one, other, strict=False))
+    won = sum(a < b for a, b in pairs)
+    rounds = len(pairs)
+    chance = sum(comb(rounds, k) for k in range(won, rounds + 1)) / 2**rounds
+    return rounds >= LEAST and chance <= CHANCE

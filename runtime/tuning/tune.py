@@ -1,13 +1,13 @@
 """Measuring the first few schedules of a call in turn, and keeping the fastest.
 
 One knob after another, each with what was found for those before: the model's choice first, then others until the time
-is over. An option is taken only if its results agree with those of the model's choice, and if it is faster by more than
-two measurements of one thing differ.
+is over. What is tried has planners of its own, so that no other call of the process runs by it.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from attnc.runtime.call import check_tensors
 from attnc.runtime.disk.store import store
@@ -22,8 +23,9 @@ from attnc.runtime.plans import Planner
 from attnc.runtime.tuning.keys import Executor, bucket_of
 from attnc.runtime.tuning.knobs import Asked, Knob, knobs_of
 from attnc.runtime.tuning.records import MODEL, Record, Stage, Trial
-from attnc.runtime.tuning.timer import LEAST, Clock, Timing, compared
+from attnc.runtime.tuning.timer import LEAST, LOOKED_AT, Clock, Timing, compared, is_faster
 from attnc.runtime.tuning.tuned import MEASURING, Tuned
+from attnc.runtime.tuning.wanted import Choices
 
 _log = logging.getLogger(__name__)
 
@@ -38,29 +40,31 @@ PATIENCE = 10.0
 ALLOWED = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """How far results of two schedules may be apart, of the largest entry: far more than orders of summation differ by."""
 
+Results = tuple["Tensor | None", ...]
+
 
 @dataclass(frozen=True)
 class Untuned:
-    """A call of which nothing is decided by measuring, and why."""
+    """A call of which nothing is decided by measuring, and why. `short`: more time would do."""
 
     reason: str
+    short: bool = False
 
     def __str__(self) -> str:
         return self.reason
 
 
 Told = Callable[[str], None]
+Compute = Callable[[Choices, Tensor, Tensor, Tensor, Mapping[str, object]], Tensor]
+"""(choices, q, k, v, inputs) → output of a call by these choices."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call to be tuned. `compute` makes its output of q, k, v and the inputs; `planners` are those of its attentions.
-
-    `name`: the pattern's.
-    """
+    """A call to be tuned; `planners` are those of its attentions. `name`: the pattern's."""
 
     name: str
-    compute: Callable[[Tensor, Tensor, Tensor, Mapping[str, object]], Tensor]
+    compute: Compute
     planners: Callable[[Asked], Sequence[Planner]]
     tensors: tuple[Tensor, Tensor, Tensor]
     inputs: Mapping[str, object]
@@ -77,18 +81,22 @@ class Call:
         q, k, v = self.tensors
         return Asked(check_tensors(q, k, v), self.inputs, self.stage, q.device, self.by_kernels)
 
-    def own(self) -> Callable[[], tuple[Tensor, ...]]:
-        """The call on tensors that nothing else hangs on: its output, and gradients of ones where these are wanted."""
+    def own(self) -> Callable[[Choices], Results]:
+        """The call on tensors that nothing else hangs on: its output, and gradients of ones where these are wanted.
+
+        Hooks of the caller on what autograd keeps are not called: checkpoints count that.
+        """
         q, k, v = (x.detach().requires_grad_(x.requires_grad) for x in self.tensors)
         inputs = {n: _fresh(x) for n, x in self.inputs.items()}
         leaves = [x for x in (q, k, v, *inputs.values()) if isinstance(x, Tensor) and x.requires_grad]
         recorded = self.stage == "training"
 
-        def run() -> tuple[Tensor, ...]:
-            with torch.set_grad_enabled(recorded):
-                out = self.compute(q, k, v, inputs)
-                gradients = torch.autograd.grad(out, leaves, torch.ones_like(out)) if recorded else ()
-                return out.detach(), *gradients
+        def run(choices: Choices) -> Results:
+            with torch.set_grad_enabled(recorded), saved_tensors_hooks(lambda x: x, lambda x: x):
+                out = self.compute(choices, q, k, v, inputs)
+                if not out.requires_grad:
+                    return (out,)
+                return out.detach(), *torch.autograd.grad(out, leaves, torch.ones_like(out), allow_unused=True)
 
         return run
 
@@ -108,91 +116,115 @@ def tune(
 ) -> Record | Untuned:
     """The record of a call: what is known of it, or what is measured now in so many seconds, and kept; or why not.
 
-    `again`: measured although it is known.
-    Raises what the call raises.
+    `again`: measured although it is known. Raises what the call raises.
     """
-    asked = call.asked
-    executor: Executor = "triton" if call.by_kernels else "cpu"
-    with MEASURING, store().alone(PATIENCE * (seconds + 1)):
-        tuned.look_again()
-        known = tuned.record(asked.sizes, executor, asked.device)
-        if not again and known is not None and (known.stage == "training" or asked.stage == "forward"):
+    known = None if again else _known(call, tuned)
+    if known is not None:
+        return known
+    with MEASURING.held(), store().alone(PATIENCE * (seconds + 1)):
+        tuned.look_again()  # another process may have measured meanwhile
+        known = None if again else _known(call, tuned)
+        if known is not None:
             return known
-        begun = time.perf_counter()
-        knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
-        if not knobs and time.perf_counter() <= begun + seconds / 3:
-            _log.info("`%s`: %s", call.name, NOTHING)
-            return Untuned(NOTHING)
-        trials = _measured(call, tuned, knobs, begun + seconds, told)
-        choices = {knob.name: _fastest(trials, knob.name) for knob in knobs if _of(trials, knob.name)}
-        if not choices:
-            reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {asked.stage}"
-            _log.warning("`%s`: %s", call.name, reason)
-            return Untuned(reason)
-        key = tuned.key(asked.sizes, executor, asked.device)
-        record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
-        tuned.keep(record)
+        run = call.own()
+        wanted = run(())
+        if not all(one is None or bool(torch.isfinite(one).all()) for one in wanted):
+            return Untuned("results hold what is no number, so that schedules cannot be held against each other")
+        try:
+            return _tuned(call, tuned, run, wanted, seconds, told)
+        except Exception as error:  # the call itself runs: what tries others must not stop it
+            return Untuned(f"what was tried failed: {type(error).__name__}: {error}")
+
+
+def _known(call: Call, tuned: Tuned) -> Record | None:
+    asked = call.asked
+    known = tuned.record(asked.sizes, _executor(call), asked.device)
+    return known if known is not None and (known.stage == "training" or asked.stage == "forward") else None
+
+
+def _executor(call: Call) -> Executor:
+    return "triton" if call.by_kernels else "cpu"
+
+
+def _tuned(
+    call: Call, tuned: Tuned, run: Callable[[Choices], Results], wanted: Results, seconds: float, told: Told
+) -> Record | Untuned:
+    """The record of what is measured now, kept."""
+    begun, asked = time.perf_counter(), call.asked
+    knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
+    if not knobs and time.perf_counter() <= begun + seconds / 3:
+        return Untuned(NOTHING)
+    trials, choices = _measured(call, knobs, run, wanted, begun + seconds, told)
+    if not choices:
+        reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {asked.stage}"
+        return Untuned(reason, short=True)
+    key = tuned.key(asked.sizes, _executor(call), asked.device)
+    record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
+    tuned.keep(record)
     _log.info("tuned `%s` in %.2f s: %s", call.name, time.perf_counter() - begun, record)
     return record
 
 
-def _measured(call: Call, tuned: Tuned, knobs: Sequence[Knob], until: float, told: Told) -> list[Trial]:
-    """Every option that was measured, knob by knob."""
-    run, clock = call.own(), Clock(call.tensors[0].device)
-    with tuned.trying({}):
-        wanted = run()
+def _measured(
+    call: Call,
+    knobs: Sequence[Knob],
+    run: Callable[[Choices], Results],
+    wanted: Results,
+    until: float,
+    told: Told,
+) -> tuple[list[Trial], dict[str, str]]:
+    """Every option that was measured, knob by knob, and what to choose."""
+    clock = Clock(call.tensors[0].device)
     chosen: dict[str, str] = {}
     trials: list[Trial] = []
     for i, knob in enumerate(knobs):
         share = (until - time.perf_counter()) / (len(knobs) - i)
         if share <= 0:
             break
-        runs = {name: partial(_tried, tuned, {**chosen, knob.name: name}, run) for name in knob.options}
-        warm, end = _Warm(call, knob, wanted), time.perf_counter() + share
-        times = compared(runs, clock, end, warm.agrees, partial(_tell, told, knob))
-        enough = {name: timing for name, timing in times.items() if timing.rounds >= LEAST}
-        if MODEL in enough and len(enough) > 1:
-            own = [_trial(knob, name, timing) for name, timing in enough.items()]
-            chosen[knob.name] = _fastest(own, knob.name)
-            trials += own
-    return trials
+        runs = {name: partial(run, tuple(sorted({**chosen, knob.name: name}.items()))) for name in knob.options}
+        warm, end = _Warm(call.name, knob, wanted), time.perf_counter() + share
+        samples = compared(runs, clock, end, warm.agrees, partial(_tell, told, knob))
+        enough = {name: own for name, own in samples.items() if name == MODEL or len(own) >= LOOKED_AT}
+        decided = len(samples.get(MODEL, ())) >= LEAST or time.perf_counter() < end  # all others are far behind
+        if decided and len(enough) > 1:
+            chosen[knob.name] = _fastest(enough)
+            trials += [_trial(knob, name, Timing.of(own)) for name, own in enough.items()]
+    return trials, chosen
 
 
 def _tell(told: Told, knob: Knob, text: str) -> None:
     told(f"{knob.name}: {text}" if knob.name else text)
 
 
-def _tried(tuned: Tuned, choices: Mapping[str, str], run: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    with tuned.trying(choices):
-        return run()
-
-
 @dataclass(frozen=True)
 class _Warm:
     """The first runs of options, held against what the model's choice gives."""
 
-    call: Call
+    pattern: str
     knob: Knob
-    wanted: Sequence[Tensor]
+    wanted: Results
 
     def agrees(self, name: str, run: Callable[[], object]) -> bool:
         """Whether an option runs, and gives what the model's choice gives."""
-        what = f"`{self.call.name}`, {self.knob.name} {name}"
+        what = f"`{self.pattern}`, {self.knob.name} {name}"
         try:
             found = run()
+            assert isinstance(found, tuple)
+            if name == MODEL or all(_close(a, b) for a, b in zip(found, self.wanted, strict=True)):
+                return True
         except Exception as error:  # whatever a compiler of kernels raises: it is no option then
             if name == MODEL:
                 raise
             _log.info("%s does not run here: %s", what, error)
             return False
-        assert isinstance(found, tuple)
-        if all(_close(a, b) for a, b in zip(found, self.wanted, strict=True)):
-            return True
         _log.warning("%s gives other results than the model's choice and is not taken; please report it", what)
-        return name == MODEL
+        return False
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two results are alike but for the order of sums."""
+    if a is None or b is None:
+        return a is b
     if not a.numel():
         return True
     largest = float(b.abs().max())
@@ -203,12 +235,13 @@ def _trial(knob: Knob, name: str, timing: Timing) -> Trial:
     return Trial(knob.name, name, knob.options[name], timing.median, timing.low, timing.high, timing.rounds)
 
 
-def _of(trials: Sequence[Trial], knob: str) -> dict[str, Trial]:
-    return {trial.option: trial for trial in trials if trial.knob == knob}
-
-
-def _fastest(trials: Sequence[Trial], knob: str) -> str:
-    """The option to take; the model's where no other is noticeably faster."""
-    own = _of(trials, knob)
-    best = min(own.values(), key=lambda trial: trial.median)
-    return best.option if best.median <= FASTER * own[MODEL].median else MODEL
+def _fastest(samples: Mapping[str, Sequence[float]]) -> str:
+    """The option to take; the model's where no other is faster, by more than two measurements of one thing differ."""
+    model = samples[MODEL]
+    medians = {name: statistics.median(own) for name, own in samples.items()}
+    better = [
+        name
+        for name, own in samples.items()
+        if name != MODEL and medians[name] <= FASTER * medians[MODEL] and is_faster(own, model)
+    ]
+    return min(better, key=medians.__getitem__, default=MODEL)

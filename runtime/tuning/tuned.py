@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from weakref import WeakSet
+from collections.abc import Hashable, Iterable
 
 import torch
 
@@ -18,62 +15,79 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tuning.keys import CompiledPattern, Executor, Key, bucket_of
 from attnc.runtime.tuning.records import KIND, MODEL, Record, name_of, read_record
-from attnc.runtime.tuning.wish import Wish
+from attnc.runtime.tuning.wanted import Wanted
 
 _log = logging.getLogger(__name__)
 
 
 class Tuned:
-    """The choices for one pattern. While a schedule is tried, all calls of the pattern in this process run by it."""
+    """The choices for one pattern, from where they are wanted."""
 
-    def __init__(self, compiled: CompiledPattern, wish: Wish) -> None:
+    def __init__(self, compiled: CompiledPattern, wanted: Wanted) -> None:
         self.compiled = compiled
-        self.wish = wish
-        self._tried: tuple[tuple[str, str], ...] | None = None
+        self.wanted = wanted
         self._changes = 0
         self._records: Recent[Record | None] = Recent(SETTINGS.plans)
         self._here: dict[str, Record] = {}
-        _TUNED.add(self)
+        self._told = False
 
     @property
     def state(self) -> Hashable:
         """Equal where the choices for equal calls are."""
-        tried = self._tried
-        return self._changes if tried is None else tried
+        return self._changes, torch.get_num_threads(), store().folder
 
     def option(self, knob: str, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> str | None:
         """What was chosen for a knob in calls of these sizes; None: the model decides."""
-        tried = self._tried
-        if tried is None:
+        if self.wanted.source == "tried":
+            option = dict(self.wanted.choices).get(knob)
+        else:
             record = self.record(sizes, executor, device)
             option = None if record is None else record.choices.get(knob)
-        else:
-            option = dict(tried).get(knob)
         return None if option == MODEL else option
 
     def why(self, knob: str, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> str:
         """Why a knob stands as it does in calls of these sizes, in words."""
+        if self.wanted.source == "tried":
+            return "as it is tried"
         record = self.record(sizes, executor, device)
         return f"not tuned for {bucket_of(sizes)}: the model's choice" if record is None else record.why(knob)
 
-    def is_settled(self, sizes: Sizes, executor: Executor) -> bool:
-        """Whether calls of these sizes will run as they do now."""
-        return self._tried is None and self.record(sizes, executor) is not None
-
     def record(self, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> Record | None:
         """What is known for calls of these sizes on a device."""
-        of_machine = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-        name = (sizes, executor, device, self._changes, of_machine, store().folder)
+        name = (sizes, executor, device, self.state, torch.backends.cuda.matmul.allow_tf32)
         return self._records.get(name, lambda: self._found(sizes, executor, device))
-
-    def _found(self, sizes: Sizes, executor: Executor, device: torch.device | None) -> Record | None:
-        name = name_of(self.key(sizes, executor, device), bucket_of(sizes))
-        return self._read(name) if self.wish.table is None else self.wish.table.records.get(name)
 
     def key(self, sizes: Sizes, executor: Executor, device: torch.device | None = None) -> Key:
         """The key of calls of these sizes on a device."""
         tf32 = executor == "triton" and sizes.dtype == "float32" and torch.backends.cuda.matmul.allow_tf32
         return self.compiled.key(sizes, executor, target_name(executor, device), tf32)
+
+    def _found(self, sizes: Sizes, executor: Executor, device: torch.device | None) -> Record | None:
+        key = self.key(sizes, executor, device)
+        if self.wanted.table is None:
+            return self._read(name_of(key, bucket_of(sizes)))
+        found = self.wanted.table.records.get(name_of(key, bucket_of(sizes)))
+        if found is None:
+            self._tell_once(key, self.wanted.table.records.values())
+        return found
+
+    def _tell_once(self, key: Key, records: Iterable[Record]) -> None:
+        """Say that a table has nothing for this pattern under its key; where it has some of that name, why not."""
+        records = list(records)
+        if self._told or any(record.key == key for record in records):
+            return
+        self._told = True
+        pattern = self.compiled.pattern.name
+        of_pattern = [record for record in records if dict(record.key.parts).get("pattern") == pattern]
+        if not of_pattern:
+            _log.info("the table of tuned choices has nothing of `%s`: the model decides", pattern)
+            return
+        nearest = min(of_pattern, key=lambda record: len(key.differing(record.key)))
+        _log.warning(
+            "the table of tuned choices has `%s`, but not as it is called here; the model decides. It differs in %s",
+            pattern,
+            "; ".join(key.differing(nearest.key)),
+        )
 
     def _read(self, name: str) -> Record | None:
         here = self._here.get(f"{store().folder} {name}")
@@ -99,30 +113,9 @@ class Tuned:
         """Read the cache anew: another process may have written."""
         self._changes += 1
 
-    @contextmanager
-    def trying(self, choices: Mapping[str, str]) -> Iterator[None]:
-        """Inside, calls of the pattern run by these choices."""
-        before, self._tried = self._tried, tuple(sorted(choices.items()))
-        try:
-            yield
-        finally:
-            self._tried = before
-
 
 MEASURING = LongLock()
 """Held while something is measured, by one thread of the process."""
-
-_TUNED: WeakSet[Tuned] = WeakSet()
-
-
-def _end_trials() -> None:
-    """In a child nothing is tried: the thread that did is not there."""
-    for tuned in _TUNED:
-        tuned._tried = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_end_trials)
 
 
 def target_name(executor: Executor, device: torch.device | None) -> str:

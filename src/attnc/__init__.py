@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
+    from attnc.runtime.tuning.tables import save_tuned
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ _HOMES = {
     "compile_attention": "attnc.runtime.attention",
     "load_binaries": "attnc.runtime.gpu.binaries",
     "merge": "attnc.runtime.merging",
+    "save_tuned": "attnc.runtime.tuning.tables",
     "AttncError": "attnc.spec.errors",
     "SpecError": "attnc.spec.errors",
     "EvaluationError": "attnc.spec.errors",
@@ -54,6 +56,7 @@ __all__ = [
     "load_binaries",
     "merge",
     "reset_fallbacks",
+    "save_tuned",
 ]
 
 

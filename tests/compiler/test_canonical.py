@@ -125,6 +125,49 @@ def _commented(text: str) -> str:
     return "".join(f"{line}  # {i}\n\n# between\n" if line.strip() else "\n" for i, line in enumerate(text.split("\n")))
 
 
+_NAMES = "a z m x1 alpha omega near n b i j keep low high unit add sub mul real mean zz9"
+NAMES = re.findall(r"\w+", _NAMES)
+"""Some of which are names of operations and kinds of the IR."""
+
+ANY = """
+pattern recalled(size: int = 4)
+    input cached: int[batch, head, m]
+    visible any(cached[i] == k for i in m) or q - k == size
+"""
+GRID = """
+pattern grid(rows: int = 4)
+    tokens  t: rows, s: 8
+    visible q.t == k.s or q.s == k.t
+"""
+ENCODED = [(ANY, "i"), (GRID, "t"), (GRID, "s"), (HYBRID, "near"), (HYBRID, "far"), (MOBA, "chosen"), (DELTA, "S")]
+
+
+@pytest.mark.parametrize(("text", "name"), ENCODED)
+def test_whatever_the_name(text: str, name: str) -> None:
+    """Twenty names, as the order and the signs of terms follow the names of what they read."""
+    found = {}
+    for other in NAMES:
+        if not re.search(rf"\b{other}\b", text):
+            try:
+                found[other] = digest(renamed(text, name, other))
+            except SpecError:  # a name that the language has itself
+                continue
+    assert len(found) > 10
+    assert set(found.values()) == {digest(text)}
+
+
+def test_names_are_no_operations() -> None:
+    """Branches called `add` and `sub`: what is computed of them is told apart from what they are called."""
+    branches = {
+        "add": "    branch add\n        visible q - k < 64\n",
+        "sub": "    branch sub\n        visible (q - k) % 16 == 0\n",
+    }
+    head = "pattern p()\n    input g: real[2]\n    align end\n    visible k <= q\n"
+    one = head + branches["add"] + branches["sub"] + "    combine g[0] * add + g[1] * sub\n"
+    other = head + branches["sub"] + branches["add"] + "    combine g[0] * sub - g[1] * add\n"
+    assert digest(one) != digest(other)
+
+
 def test_layout_comments_and_docstrings_do_not_count() -> None:
     for text in RENAMED:
         assert digest(_commented(text)) == digest(text)

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 
+from attnc.runtime.disk import folder as folders
 from attnc.runtime.disk.envelope import MOST, unwrapped, wrapped
 from attnc.runtime.disk.folder import cache_folder
 from attnc.runtime.disk.store import Store, limit, store
+from attnc.runtime.disk.triton import guard_triton, triton_folder
 
 PAYLOAD = {"choice": "tiles 64", "ms": [1.5, 2.0], "of": {"a": None}}
 
@@ -181,6 +183,42 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path, caplog: pytest.LogCap
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
 
 
+@pytest.mark.parametrize("name", ["../up", "a/b", "a b", "ü", "", "A", "-a", "a.b", "x/../../../evil"])
+def test_names_that_lead_elsewhere_are_refused(name: str, own: Store) -> None:
+    with pytest.raises(ValueError, match="no name of an entry"):
+        own.write("tuned", name, PAYLOAD)
+    assert own.folder is not None
+    assert not own.folder.exists()
+
+
+def test_nothing_stays_open(own: Store) -> None:
+    own.write("tuned", "b", PAYLOAD)
+    file_of(own).mkdir()
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    for _ in range(20):
+        own.read("tuned", "a")
+        own.read("tuned", "b")
+    after = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    assert after == before
+
+
+def test_the_lock_follows_no_link(own: Store, tmp_path: Path) -> None:
+    own.write("tuned", "a", PAYLOAD)
+    assert own.folder is not None
+    (own.folder / ".lock").symlink_to(tmp_path / "elsewhere")
+    with own.alone(0.0) as alone:
+        assert not alone
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_opened_to_others_is_closed_when_it_is_read(own: Store) -> None:
+    own.write("tuned", "a", PAYLOAD)
+    assert own.folder is not None
+    own.folder.chmod(0o777)
+    assert own.read("tuned", "a") == PAYLOAD
+    assert stat.S_IMODE(own.folder.stat().st_mode) == 0o700
+
+
 # --- a disk that refuses ---------------------------------------------------------------------------------------------
 
 STEPS = ("mkdir", "stat", "open", "scandir", "replace", "unlink", "chmod", "fdopen", "close", "fstat")
@@ -338,6 +376,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", homeless)
+    folders._folder.cache_clear()
     assert cache_folder() is None
     nowhere = store()
     assert nowhere.read("tuned", "a") is None
@@ -346,6 +385,25 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert nowhere.clear() == 0
     with nowhere.alone(0.0) as alone:
         assert not alone
+    folders._folder.cache_clear()
+
+
+@pytest.mark.parametrize("text", ["²", "9" * 5000, "-1", "1e3", "many", ""])
+def test_limits_that_are_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATTNC_CACHE_LIMIT", text)
+    assert limit() == 64 << 20
+
+
+def test_a_process_in_a_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for variable in ("ATTNC_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, "relative-to-nothing")
+    assert cache_folder() is None
+    assert triton_folder() == Path("relative-to-nothing")
+    assert store().read("tuned", "a") is None
+    guard_triton()
 
 
 def test_the_same_payload_is_the_same_bytes() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from attnc import compile_attention
 from attnc.compiler.kernels.kernels import Heads, Kernels, find_kernels
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.gpu import modules, planner
+from attnc.runtime.gpu import modules, targets
 from kernel_calls import Launch, operands, recorded
 from plan_calls import from_library
 
@@ -65,7 +66,7 @@ class Specialised:
 def specialised(monkeypatch: pytest.MonkeyPatch) -> Specialised:
     importlib.import_module("triton.experimental.gluon")  # the launcher would, and it must fit how Triton was imported
     monkeypatch.delenv("TRITON_INTERPRET")  # these kernels are decorated for a GPU, and not run
-    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS["sm_90"])
+    monkeypatch.setattr(targets, "_PRETENDED", ContextVar("target", default=TARGETS["sm_90"]))
     return Specialised()
 
 
@@ -75,7 +76,7 @@ def test_lengths_make_no_binaries(
     name: str, params: Mapping[str, Any], target: str, specialised: Specialised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """50 lengths, batches and layouts: at most 2 binaries of a kernel."""
-    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS[target])
+    monkeypatch.setattr(targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
     attention = compile_attention(name, backend="triton", **params)
     chosen = random.Random(5)
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
@@ -110,7 +111,7 @@ def test_extents_make_no_binaries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """50 sizes of a picture or video: at most 2 binaries of a kernel."""
-    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS[target])
+    monkeypatch.setattr(targets, "_PRETENDED", ContextVar("target", default=TARGETS[target]))
     chosen = random.Random(7)
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for _ in range(50):

@@ -46,7 +46,7 @@ def test_what_is_fixed_when_compiled_is_in_the_key(monkeypatch: pytest.MonkeyPat
         "dtype": own.key(replace(SIZES, dtype="bfloat16"), "cpu"),
         "grouped": own.key(replace(SIZES, kv_heads=2), "cpu"),
         "executor": _pretended(own, monkeypatch),
-        "form": Tuned(replace(own.compiled, form="packed"), own.wish).key(SIZES, "cpu"),
+        "form": Tuned(replace(own.compiled, form="packed"), own.wanted).key(SIZES, "cpu"),
     }
     with monkeypatch.context() as patched:
         patched.setattr(torch, "get_num_threads", lambda: 77)
@@ -86,7 +86,7 @@ def test_keys_are_equal_where_everything_fixed_is(one: dict[str, Any], other: di
     keys_of = []
     for draw in (one, other):
         own = tuned_of("sliding_window", **draw["params"], **draw["options"])
-        formed = Tuned(replace(own.compiled, form=draw["form"]), own.wish)
+        formed = Tuned(replace(own.compiled, form=draw["form"]), own.wanted)
         keys_of.append(formed.key(replace(SIZES, **draw["sizes"]), "cpu"))
     assert (keys_of[0] == keys_of[1]) == (one == other)
     assert (keys_of[0].digest == keys_of[1].digest) == (one == other)
