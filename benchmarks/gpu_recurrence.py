@@ -25,7 +25,7 @@ from typing import Any
 import timing
 import torch
 import torch.nn.functional as F
-from gpu_check import L2_BYTES, TOLERANCE, Setting
+from gpu_parts import L2_BYTES, TOLERANCE, Setting
 from torch import Tensor
 
 from attnc import compile_attention

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-import gpu_check
 import torch
-from gpu_check import CHECKED, Parts, Row, Setting, operands, run
+from gpu_check import CHECKED, Checked
+from gpu_parts import TOLERANCE, Parts, Row, Setting, operands, run
 
 from attnc import compile_attention
 from attnc.runtime.tuning.records import MODEL, Record
@@ -41,7 +41,7 @@ def tune(setting: Setting) -> Iterator[Row]:
             del os.environ["ATTNC_CACHE_DIR"]
 
 
-def _tuned(setting: Setting, case: gpu_check.Checked) -> Row:
+def _tuned(setting: Setting, case: Checked) -> Row:
     n, d, dtype = (48, 16, torch.float32) if setting.toy else (16384, 128, torch.bfloat16)
     params = dict(case.toy if setting.toy else case.params)
     if case.name == "neighborhood_2d" and not setting.toy:
@@ -65,7 +65,7 @@ def _tuned(setting: Setting, case: gpu_check.Checked) -> Row:
     )
     off = ((out - true).abs().max() / true.abs().max()).item()
     gains = {knob: _gain(record, knob) for knob in record.choices}
-    ok = known.choices == record.choices and off <= gpu_check.TOLERANCE[dtype]
+    ok = known.choices == record.choices and off <= TOLERANCE[dtype]
     trials = [asdict(trial) for trial in record.trials]
     return {**row, "choices": dict(record.choices), "gain": gains, "off": off, "trials": trials, "ok": ok}
 

@@ -15,23 +15,20 @@ from pathlib import Path
 import torch
 
 from attnc.runtime.disk.machine import cpu_name, installed
-from attnc.runtime.tuning.timer import Clock, Timing
+from attnc.runtime.tuning.timer import Clock, Timing, turned
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Each contender once a round, in turn, so that a machine whose speed drifts treats them alike.
-
-    Every round begins with another one: what runs before leaves its traces in the caches.
-    """
+    """Each contender once a round, in turn, so that a machine whose speed drifts treats them alike."""
     for _ in range(warm_up):
         for run in contenders.values():
             run()
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in turned(names, i):
             run = contenders[name]
             start = time.perf_counter()
             run()
@@ -47,7 +44,7 @@ def interleaved_on_gpu(
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for i in range(warm_up + rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in turned(names, i):
             took = clock.milliseconds(contenders[name])
             if i >= warm_up:
                 samples[name].append(took)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,7 @@ class _Writer:
                 return _digest(type(value).__name__, repr(value).encode())
         raise TypeError(f"{type(value).__name__} is no part of an IR")
 
-    def _structure(self, value: object) -> bytes:
+    def _structure(self, value: Any) -> bytes:
         """Of a dataclass: its kind and its fields."""
         match value:
             case Span():
@@ -118,7 +119,7 @@ class _Writer:
                 sides = (("q", value.q_vars), ("k", value.k_vars))
                 self._blocks.update((var, f"{side}{i}") for side, own in sides for i, var in enumerate(own))
         kind: type = type(value)
-        told = [f.name for f in fields(value) if f.init and f.name not in _SILENT.get(kind, set())]  # type: ignore[arg-type]
+        told = [f.name for f in fields(value) if f.init and f.name not in _SILENT.get(kind, set())]
         return _digest(kind.__name__, *(_digest(name, self._field(kind, name, getattr(value, name))) for name in told))
 
     def _field(self, kind: type, name: str, value: object) -> bytes:

@@ -18,7 +18,7 @@ from attnc.runtime.recent import Recent
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.transforms import cast_for_autocast, is_watched
 from attnc.runtime.tuning.records import Record
-from attnc.runtime.tuning.tune import NOTHING, Call, Untuned, stage_of, tune
+from attnc.runtime.tuning.tune import Call, Untuned, stage_of, tune
 from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.tuning.wanted import Choices, Wanted
 
@@ -81,7 +81,7 @@ class Tunable(Compiled):
         assert self.tuned is not None
         found = tune(self._tuning_call(q, k, v, scale, inputs), self.tuned, self._options.tune.seconds)
         if isinstance(found, Untuned):
-            _log.log(logging.INFO if found.reason == NOTHING else logging.WARNING, "`%s`: %s", self.name, found)
+            _log.log(logging.INFO if found.expected else logging.WARNING, "`%s`: %s", self.name, found)
         return found
 
     def _tuning_call(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]) -> Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from attnc.compiler.planning.grids import reads_coordinates
 from attnc.compiler.planning.schedule import (
@@ -51,7 +51,7 @@ def read_recipe(text: str) -> Recipe | None:
     order, _, tile = head.partition(" ")
     if order not in _ORDERS or (tile and not (tile.isascii() and tile.isdigit() and len(tile) < 10)):
         return None
-    found = Recipe(order, int(tile or 0), "full parts apart" in more, "triangles in halves" in more)  # type: ignore[arg-type]
+    found = Recipe(cast("Order", order), int(tile or 0), "full parts apart" in more, "triangles in halves" in more)
     return found if str(found) == text else None
 
 

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.attention import Attention
-from attnc.runtime.call import Sizes, check_tensors
+from attnc.runtime.call import FLOATS, Sizes, check_tensors
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of
-from attnc.runtime.commands.simulate_cases import SHORT_NAMES
 from attnc.runtime.example_inputs import example_inputs, head_count
 
 LENGTH, HEADS, HEAD_DIM = 4096, 8, 64
 """Where nothing says others."""
+
+
+_SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+
+
+def dtype_of(text: str) -> torch.dtype:
+    """The dtype of a name, which may be a short one. Raises UsageError."""
+    found = getattr(torch, _SHORT_NAMES.get(text, text), None)
+    if found not in FLOATS:
+        raise UsageError(f"--dtype {text}: it is one of bfloat16, float16, float32, float64")
+    return cast("torch.dtype", found)
+
+
+def check_heads(heads: int, kv_heads: int | None) -> None:
+    """Raise UsageError where query heads cannot share kv heads evenly."""
+    if kv_heads is not None and heads % kv_heads:
+        raise UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
 
 
 def add_call(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +53,7 @@ def add_call(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", metavar="H", type=int, help=f"query heads (default {HEADS}, or what parameters say)")
     parser.add_argument("--kv-heads", metavar="H", type=int, help="kv heads (default: as many)")
     parser.add_argument("--head-dim", metavar="D", type=int, default=HEAD_DIM, help=f"width (default {HEAD_DIM})")
-    parser.add_argument("--dtype", choices=sorted(SHORT_NAMES), help="default fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--dtype", metavar="NAME", help="bf16, fp16, fp32 or fp64 (fp32 on a CPU, bf16 on a GPU)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU that is there, else the CPU")
     parser.add_argument("--forward", action="store_true", help="without the backward")
     add_inputs(parser)
@@ -63,7 +80,7 @@ def calls(attention: Attention, args: argparse.Namespace) -> list[CallTensors]:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no GPU here")
-    dtype = getattr(torch, SHORT_NAMES[args.dtype or ("fp32" if device == "cpu" else "bf16")])
+    dtype = dtype_of(args.dtype or ("fp32" if device == "cpu" else "bf16"))
     for name in ("batch", "heads", "kv_heads", "head_dim", "n_k"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -81,8 +98,7 @@ def _call(
     n_k = args.n_k or n_q
     heads = args.heads or head_count(bound) or HEADS
     kv_heads = args.kv_heads or heads
-    if heads % kv_heads:
-        raise UsageError(f"--heads {heads} is no multiple of --kv-heads {kv_heads}")
+    check_heads(heads, kv_heads)
     given = given_inputs(bound, args.inputs, n_q, n_k)
     sizes = {"kv_head": kv_heads, "dk": args.head_dim, "dv": args.head_dim}
     made = example_inputs(bound, n_q, n_k, given, batch=args.batch, heads=heads, sizes=sizes)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,27 +81,6 @@ def read_file(name: str) -> bytes:
     if path.is_dir():
         raise UsageError(f"is a directory; give the files in it, as in {path / '*.attn'}")
     return path.read_bytes()
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole, or leave what was there."""
-    target = path.resolve()
-    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-        mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask()
-        Path(part).chmod(mode)
-        Path(part).replace(target)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    found = os.umask(0)
-    os.umask(found)
-    return found
 
 
 class Step(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
 from attnc.runtime.commands import console, gate
 from attnc.runtime.cpu import calibration
+from attnc.runtime.disk.machine import installed
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
         calibration.save(calibration.measure())
     rates, file = calibration.rates(), calibration.rates_file()
     facts = {
-        "attnc": _version("attnc"),
-        "torch": _version("torch"),
-        "triton": _version("triton"),
-        "islpy": _version("islpy"),
+        "attnc": installed("attnc"),
+        "torch": installed("torch"),
+        "triton": installed("triton"),
+        "islpy": installed("islpy"),
         "python": platform.python_version(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -56,10 +56,3 @@ def _elements(rates: Rates) -> dict[str, dict[str, list[float]]]:
         dtype: {str(width): [round(x, 3) for x in row] for width, row in zip(WIDTHS, table, strict=True)}
         for dtype, table in rates.elements.items()
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -20,6 +20,7 @@ from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_pattern, compiled, value_json
+from attnc.runtime.disk.whole import write_for_user
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.targets import check_triton, named_target
 from attnc.spec.program import Value
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             return console.FINE
     text = emitted(attention, args.target, args.head_dim, args.value_dim or args.head_dim, args.dtype)
     if args.out is not None:
-        console.write_whole(args.out, text)
+        write_for_user(args.out, text.encode())
     if args.json:
         console.print_json({"file": None if args.out is None else str(args.out), "text": text})
     elif args.out is None:
@@ -106,7 +107,7 @@ def _compile_ahead(attention: Attention, args: argparse.Namespace) -> Manifest:
             step(kernel.function)
             kernels.append(kernel)
         manifest, content = pack(calls, kernels, Path(folder))
-    console.write_whole(args.binaries, content)
+    write_for_user(args.binaries, content)
     return manifest
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from attnc.runtime.commands import console
+from attnc.runtime.disk.whole import write_for_user
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import SpecError
 from attnc.spec.formatting import formatted
@@ -71,5 +72,5 @@ def _format(name: str, *, check: bool) -> bool:
     if text.encode() == data:
         return False
     if not check:
-        console.write_whole(path, text)
+        write_for_user(path, text.encode())
     return True

@@ -16,8 +16,8 @@ from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.call import own_sizes
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
 from attnc.runtime.attention import Attention
-from attnc.runtime.call import FLOATS
 from attnc.runtime.commands import console
+from attnc.runtime.commands.calls import check_heads, dtype_of
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled, given_inputs, grid_params, has_free_length, length_of
 from attnc.runtime.example_inputs import example_inputs, head_count
@@ -29,8 +29,6 @@ LENGTH = 16384
 """Where nothing says another one."""
 
 HEADS = 8
-
-SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
 LARGEST_SWEEP = 64
 """Simulations of one sweep."""
@@ -113,8 +111,7 @@ class Cases:
         attention = attention or self.attention
         n_q, n_k = (min(n, 1), asked.n_k or n) if asked.stage == "decode" else (n, asked.n_k or n)
         heads = asked.heads or head_count(attention.bound) or HEADS
-        if asked.kv_heads is not None and heads % asked.kv_heads:
-            raise UsageError(f"--heads {heads} is no multiple of --kv-heads {asked.kv_heads}")
+        check_heads(heads, asked.kv_heads)
         return attention.simulate(
             n_q,
             n_k,
@@ -232,7 +229,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UsageError(f"--pass {args.stage}: it is one of {', '.join(PASSES)}")
     if args.order not in (None, "natural", "bricks", "residues"):
         raise UsageError(f"--order {args.order}: it is one of natural, bricks, residues")
-    dtype, tile = _dtype(args.dtype), _tile(args.tile)
+    dtype, tile = None if args.dtype is None else dtype_of(args.dtype), _tile(args.tile)
     counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
     return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
@@ -263,15 +260,6 @@ def _sizes(texts: Sequence[str]) -> dict[str, int]:
             raise UsageError(f"--size {text}: write a name and a whole number, as in --size slots=64")
         found[name.strip()] = int(value)
     return found
-
-
-def _dtype(text: str | None) -> torch.dtype | None:
-    if text is None:
-        return None
-    found = getattr(torch, SHORT_NAMES.get(text, text), None)
-    if found not in FLOATS:
-        raise UsageError(f"--dtype {text}: it is one of bfloat16, float16, float32, float64")
-    return cast("torch.dtype", found)
 
 
 def _tile(text: str | None) -> tuple[int, int] | None:

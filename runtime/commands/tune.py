@@ -13,8 +13,8 @@ from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled, value_json
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning.records import KIND, Record
-from attnc.runtime.tuning.tables import load_table, table_bytes
-from attnc.runtime.tuning.tune import NOTHING, Untuned, tune
+from attnc.runtime.tuning.tables import load_table, save_tuned
+from attnc.runtime.tuning.tune import Untuned, tune
 from attnc.runtime.tuning.wanted import read_wanted
 
 SECONDS = "2s"
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     records = [answer for answer in answers if isinstance(answer, Record)]
     if args.out is not None and records:
         found = {**known, **{record.name: record for record in records}}
-        console.write_whole(args.out, table_bytes(found.values()))
+        save_tuned(args.out, *found.values())
     if args.json:
         console.print_json(_as_json(attention, answers, words, args.out))
         return _status(answers)
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _status(answers: list[Record | Untuned]) -> int:
     """1 where something was to be measured and was not."""
-    failed = [one for one in answers if isinstance(one, Untuned) and one.reason != NOTHING]
+    failed = [one for one in answers if isinstance(one, Untuned) and not one.expected]
     return console.FOUND if failed else console.FINE
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from typing import TypeVar
 
 from attnc.runtime.disk.envelope import MOST, DamagedError, Payload, unwrapped, wrapped
 from attnc.runtime.disk.folder import UnusableError, cache_folder, check_private, make_private
+from attnc.runtime.disk.whole import write_whole
 from attnc.runtime.environment import CACHE_LIMIT, text_of
 
 _log = logging.getLogger(__name__)
@@ -110,21 +110,8 @@ class Store:
 
     def _replace(self, path: Path, data: bytes) -> bool:
         make_private(path.parent)
-        handle, part = tempfile.mkstemp(prefix=_PART, dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(part, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part)
-            raise
+        write_whole(path, data, prefix=_PART)
         return True
-
-    def remove(self, kind: str, name: str) -> bool:
-        """Remove an entry, if it is there."""
-        path = self.path(kind, name)
-        return path is not None and bool(self._tolerant(lambda: _unlink(path), "removed"))
 
     def entries(self) -> list[Entry]:
         """All entries, by kind and name."""

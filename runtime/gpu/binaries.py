@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 
 from attnc.runtime.disk.triton import guard_triton
+from attnc.runtime.disk.whole import write_whole
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.gpu.ahead import Calls, Kernel
 
@@ -161,14 +161,7 @@ def _write(path: Path, data: bytes) -> None:
     if path.exists():
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_whole(path, data, prefix=".tmp-")
 
 
 __all__ = ["Manifest", "load_binaries", "pack"]

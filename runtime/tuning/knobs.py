@@ -156,9 +156,10 @@ def _of_kernels(planner: Planner, asked: Asked) -> Iterator[Knob]:
     for stage in stages:
         besides = [ms for other, ms in known.items() if other != stage]
         whole = None if None in besides else sum(ms for ms in besides if ms is not None)
-        others = [name for name in allowed_shapes(target, stage, heads) if name != str(own[stage])]
-        others.sort(key=lambda name, own_times=times[stage]: own_times.get(name, inf))  # type: ignore[misc]
-        told = {MODEL: known[stage], **{name: times[stage].get(name) for name in others[: FIRST - 1]}}
+        others = {name: times[stage].get(name) for name in allowed_shapes(target, stage, heads)}
+        others.pop(str(own[stage]), None)
+        ranked = sorted(others.items(), key=lambda one: inf if one[1] is None else one[1])
+        told = {MODEL: known[stage], **dict(ranked[: FIRST - 1])}
         in_all = {name: None if ms is None or whole is None else ms + whole for name, ms in told.items()}
         yield Knob(knob_of(planner.knob, stage), in_all)
 

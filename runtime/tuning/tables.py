@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from attnc.runtime.disk.envelope import MOST, DamagedError, unwrapped, wrapped
+from attnc.runtime.disk.whole import write_for_user
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.tuning.records import KIND, SCHEMA, Record, read_record
 
@@ -37,7 +38,7 @@ def table_bytes(records: Iterable[Record]) -> bytes:
 
 def save_tuned(path: str | os.PathLike[str], *records: Record) -> None:
     """Write a table of records, which `attend.tune` gave, for `compile_attention(…, tune=path)`. Raises OSError."""
-    Path(path).write_bytes(table_bytes(records))
+    write_for_user(Path(path), table_bytes(records))
 
 
 def load_table(path: str | os.PathLike[str]) -> Table:

@@ -105,13 +105,19 @@ def compared(
     for i in range(1, MOST):
         if time.perf_counter() >= until or len(names) < 2:
             break
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in turned(names, i):
             samples[name].append(clock.milliseconds(runs[name]))
         told(f"round {i + 1}")
         if i + 1 >= LOOKED_AT:
             best = min(statistics.median(samples[name]) for name in names)
             names = [name for name in names if name == names[0] or min(samples[name]) <= BEHIND * best]
     return samples
+
+
+def turned(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: each begins with another one, as what runs before leaves its traces in the caches."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def is_faster(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -45,10 +45,10 @@ Results = tuple["Tensor | None", ...]
 
 @dataclass(frozen=True)
 class Untuned:
-    """A call of which nothing is decided by measuring, and why. `short`: more time would do."""
+    """A call of which nothing is decided by measuring, and why. `expected`: there is nothing to choose in it."""
 
     reason: str
-    short: bool = False
+    expected: bool = False
 
     def __str__(self) -> str:
         return self.reason
@@ -153,11 +153,11 @@ def _tuned(
     begun, asked = time.perf_counter(), call.asked
     knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
     if not knobs and time.perf_counter() <= begun + seconds / 3:
-        return Untuned(NOTHING)
+        return Untuned(NOTHING, expected=True)
     trials, choices = _measured(call, knobs, run, wanted, begun + seconds, told)
     if not choices:
         reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {asked.stage}"
-        return Untuned(reason, short=True)
+        return Untuned(reason)
     key = tuned.key(asked.sizes, _executor(call), asked.device)
     record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
     tuned.keep(record)

@@ -139,9 +139,9 @@ def test_a_value_may_be_asked_for_while_it_is_made() -> None:
 
 def test_equal_patterns_made_by_several_threads_have_one_planner() -> None:
     attentions = run_in_threads(lambda number: compile_attention("sliding_window", window=123, sinks=2))
-    found = {id(x._planner) for x in attentions if isinstance(x, Attention)}
-    assert len(found) == 1
-    assert attentions[0]._planner.text in planners._alive  # type: ignore[attr-defined]
+    made = [x._planner for x in attentions if isinstance(x, Attention)]
+    assert len(set(map(id, made))) == 1
+    assert made[0].text in planners._alive
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import attnc
+from asking_patterns import NOT_IN_KERNELS
 from attnc import ArgumentError, ArgumentTypeError, Fallback, UnsupportedError, compile_attention
 from attnc.runtime import fallbacks as module
 
@@ -342,23 +343,12 @@ def test_places_without_kernels_are_counted_and_strides_too(monkeypatch: pytest.
     assert found() == {("copy", "q"): 1}
 
 
-HOST = """pattern counted
-    align   end
-    input   seen: int[batch, few]
-    select chosen
-        over   b = k // 16
-        score  dot(q, mean(b.k))
-        keep   rank < 2
-    visible (k in chosen or any(seen[i] == k for i in few)) and k <= q
-"""
-
-
 def test_ways_besides_the_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter."""
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     x, wide = vectors(), vectors(dtype=torch.float64)
-    compile_attention(HOST, backend="triton")(x, x, x, seen=torch.zeros(1, 5, dtype=torch.int64))
+    compile_attention(NOT_IN_KERNELS, backend="triton")(x, x, x, seen=torch.zeros(1, 5, dtype=torch.int64))
     kinds = [(one.kind, one.count) for one in attnc.fallbacks() if one.kind != "cast"]
     assert kinds == [("tiles listed by the host", 1)]
     attnc.reset_fallbacks()

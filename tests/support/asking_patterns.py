@@ -16,6 +16,17 @@ from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.runtime.call import Sizes, blank, call_shape
 from attnc.runtime.plans import relations_of
 
+NOT_IN_KERNELS = """pattern counted
+    align   end
+    input   seen: int[batch, few]
+    select chosen
+        over   b = k // 16
+        score  dot(q, mean(b.k))
+        keep   rank < 2
+    visible (k in chosen or any(seen[i] == k for i in few)) and k <= q
+"""
+"""The host lists its tiles: kernels do not compute sums over an input's places."""
+
 TEXTS: Mapping[str, str] = {
     "what was not chosen": """
     select worst

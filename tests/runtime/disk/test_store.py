@@ -45,9 +45,6 @@ def test_what_is_written_is_read(own: Store) -> None:
     assert own.read("tuned", "a") == {"choice": "other"}
     assert own.read("rates", "a") is None
     assert [entry.name for entry in own.entries()] == ["a"]
-    assert own.remove("tuned", "a")
-    assert not own.remove("tuned", "a")
-    assert own.read("tuned", "a") is None
 
 
 def test_it_is_the_users_alone(own: Store) -> None:

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from asking_patterns import LIBRARY, OWN, Asking, blank_shape, drawn_choices, exact_relations, pattern_of
+from asking_patterns import (
+    LIBRARY,
+    NOT_IN_KERNELS,
+    OWN,
+    Asking,
+    blank_shape,
+    drawn_choices,
+    exact_relations,
+    pattern_of,
+)
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.kernels.asked import find_asked
 from attnc.compiler.kernels.asked_tiles import AskedCall
@@ -220,16 +229,6 @@ READS_OUTSIDE = """pattern outside
         score  dot(q, mean(b.k))
         keep   rank < 2
     visible (k in chosen or k >= 3 and map[q, k - 3]) and k <= q
-"""
-
-NOT_IN_KERNELS = """pattern counted
-    align   end
-    input   seen: int[batch, few]
-    select chosen
-        over   b = k // 16
-        score  dot(q, mean(b.k))
-        keep   rank < 2
-    visible (k in chosen or any(seen[i] == k for i in few)) and k <= q
 """
 
 
