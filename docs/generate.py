@@ -170,7 +170,7 @@ HEAD = """# The library
 Every pattern by name: `compile_attention("sliding_window", window=512)`. The pictures are drawn by
 `attnc show NAME -o FILE.svg` with the parameters and length that each says; inputs are examples.
 
-<!-- Written by `python docs/generate.py` from stdlib_patterns/*.attn; do not edit. -->
+<!-- Written by `python docs/generate.py` from stdlib_patterns/*/*.attn; do not edit. -->
 """
 
 

@@ -65,15 +65,17 @@ def _library(name: str) -> Found:
     return Found(source, name, None)
 
 
+def _root() -> Path:
+    return Path(str(resources.files("attnc.stdlib_patterns")))
+
+
 @cache
 def _texts() -> dict[str, Path]:
-    root = resources.files("attnc.stdlib_patterns")
-    files = sorted(Path(str(root)).rglob("*.attn"))
-    return {file.stem: file for file in files}
+    return {file.stem: file for file in sorted(_root().glob("*/*.attn"), key=lambda file: file.stem)}
 
 
 def library_files() -> dict[str, Path]:
-    """Every file of the standard library by stem: patterns, and modules of definitions."""
+    """Every file of the standard library by stem: patterns in the folders of their families, modules of definitions."""
     return dict(_texts())
 
 
@@ -119,7 +121,7 @@ def _that_have(line_start: str) -> tuple[str, ...]:
 def library_source(module: str) -> SourceFile | None:
     """The text of a library file, None where there is none."""
     file = _texts().get(module)
-    return None if file is None else decode(file.read_bytes(), f"stdlib_patterns/{file.name}")
+    return None if file is None else decode(file.read_bytes(), file.relative_to(_root().parent).as_posix())
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 from attnc.runtime.commands import console
@@ -26,9 +25,8 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """The folder that it stands in; of those in none, what kind of pattern it is."""
-        folder = self.file.parent
-        return "relation" if folder == Path(str(resources.files("attnc.stdlib_patterns"))) else folder.name
+        """The folder that it stands in."""
+        return self.file.parent.name
 
     @property
     def summary(self) -> str:

@@ -153,7 +153,7 @@ from importlib.resources import files
 import attnc, attnc.compiler, attnc.runtime, attnc.spec, attnc.stdlib_patterns
 for module in (attnc, attnc.compiler, attnc.runtime, attnc.spec, attnc.stdlib_patterns):
     print(module.__file__)
-data = [*files("attnc.spec").iterdir(), *files("attnc.stdlib_patterns").iterdir()]
+data = [*files("attnc.spec").iterdir(), *(files("attnc.stdlib_patterns") / "masks").iterdir()]
 assert any(entry.name.endswith(".lark") and entry.read_text(encoding="utf-8") for entry in data)
 assert any(entry.name == "causal.attn" and entry.read_text(encoding="utf-8") for entry in data)
 """

@@ -37,7 +37,8 @@ REFUSED = {"autoformer_lags", "combiner", "hierarchical", "monarch", "monarch_rt
 ELSEWHERE = {"attention_residual", "davit_channel", "davit_window", "halo", "landmark"}
 """What a row reads of keys is not what its mask shows."""
 
-NAMES = sorted({path.stem for path in LIBRARY.glob("*.attn")} - {"ranks", "windows"})
+FAMILIES = "masks", "grids", "scores", "normalisers", "structures"
+NAMES = sorted(path.stem for family in FAMILIES for path in (LIBRARY / family).glob("*.attn"))
 
 LENGTHS = (1, 15, 16, 17, 40, 41, 63, 64, 65, 96)
 """Around a page of 16, windows of 40, a tile of 64."""

@@ -18,7 +18,7 @@ from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
 ROOT = Path(__file__).parents[2]
-OURS = sorted([*(ROOT / "stdlib_patterns").glob("*.attn"), *(ROOT / "examples").glob("*.attn")])
+OURS = sorted([*(ROOT / "stdlib_patterns").glob("*/*.attn"), *(ROOT / "examples").glob("*.attn")])
 TEXTS = [*OURS, *sorted((Path(__file__).parent / "drafts").glob("*.attn"))]
 
 

@@ -14,7 +14,7 @@ from attnc.spec.reading.parse import _parser
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ROOT / "stdlib_patterns", ROOT / "examples", ROOT / "tests" / "spec" / "drafts"
-FILES = sorted(path for folder in FOLDERS for path in folder.glob("*.attn"))
+FILES = sorted(path for folder in FOLDERS for path in folder.rglob("*.attn"))
 WORDS = re.compile(r'"""[\s\S]*?"""|#[^\n]*|[A-Za-z_]\w*|[0-9.]+|\n *| +|[^\w\s]')
 
 VOCABULARY = re.findall(

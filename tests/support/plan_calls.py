@@ -22,7 +22,7 @@ def from_library(name: str, **values: object) -> Pattern:
 
 
 def _file(name: str) -> SourceFile:
-    path = next(path for folder in (".", "routing") if (path := LIBRARY / folder / f"{name}.attn").exists())
+    (path,) = LIBRARY.glob(f"*/{name}.attn")
     return SourceFile(f"{name}.attn", path.read_text(encoding="utf-8"))
 
 
