@@ -22,12 +22,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, the machine and its rates; or with `--targets` what became of kernels."""
+    """Print versions, the machine and its rates; or with `--targets` what became of kernels. 1 where rates are lost."""
     if args.targets is not None:
         return gate.run(args)
-    if args.measure:
-        calibration.save(calibration.measure())
-    rates, file = calibration.rates(), calibration.rates_file()
+    measured = calibration.measure() if args.measure else None
+    kept = measured is None or calibration.save(measured)
+    rates, file = measured or calibration.rates(), calibration.rates_file()
     facts = {
         "attnc": installed("attnc"),
         "torch": installed("torch"),
@@ -41,14 +41,16 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.json:
         console.print_json({**facts, "ns_per_score_element": _elements(rates)})
-        return console.FINE
+        return console.FINE if kept else console.FOUND
     for name, value in facts.items():
         print(f"{name:<12}{'none: attnc doctor --measure makes it' if value is None else value}")
     print(f"\nns for a score element, by head dimension and rows ({', '.join(map(str, ROWS))}):")
     for dtype, by_width in _elements(rates).items():
         for width, row in by_width.items():
             print(f"  {dtype:<10}{width:>4}  {'  '.join(f'{x:5.2f}' for x in row)}")
-    return console.FINE
+    if not kept:
+        print("\nwhat was measured is not kept: no folder takes it (ATTNC_CACHE_DIR says another one)")
+    return console.FINE if kept else console.FOUND
 
 
 def _elements(rates: Rates) -> dict[str, dict[str, list[float]]]:

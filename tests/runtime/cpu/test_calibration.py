@@ -92,6 +92,17 @@ def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert len(facts["ns_per_score_element"]["float32"]["64"]) == len(ROWS)
 
 
+def test_doctor_says_that_nothing_was_kept(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "file"))
+    assert main(["doctor", "--measure"]) == 1
+    out = capsys.readouterr().out
+    assert "what was measured is not kept" in out
+    assert "measured with" in out
+
+
 def test_costs() -> None:
     """More heads, rows, masks, merges and copies cost more; a head dimension between the known ones lies between."""
     work = Work("float32", 64, 4, 8)

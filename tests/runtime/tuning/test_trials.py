@@ -1,0 +1,166 @@
+"""What the others of the process see while a call is measured, and what fails while it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from attnc import ArgumentError, compile_attention
+from attnc.runtime.cli import main
+from attnc.runtime.disk.store import store
+from attnc.runtime.tuning import timer
+from attnc.runtime.tuning import tune as tuning
+from attnc.runtime.tuning.records import Record
+from attnc.runtime.tuning.timer import Clock
+from tuned_calls import TIME, vectors
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints(reentrant: bool) -> None:
+    """Hooks on what autograd keeps are not called by what is tried."""
+    attend = compile_attention("sliding_window", window=40, tune=TIME)
+    q, k, v = vectors(gradients=True)
+    out = checkpoint(attend, q, k, v, use_reentrant=reentrant)
+    out.sum().backward()
+    assert q.grad is not None
+    (wanted,) = torch.autograd.grad(attend.reference(q, k, v).sum(), (q,))
+    assert torch.allclose(q.grad, wanted, atol=1e-4)
+    packed: list[Tensor] = []
+    other = compile_attention("sliding_window", window=41, tune=TIME)
+
+    def pack(x: Tensor) -> Tensor:
+        packed.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        other(q, k, v)
+    assert len(packed) == 5
+
+
+def test_inputs_that_nothing_reads_may_want_gradients() -> None:
+    text = "pattern p()\n    input w: real[head]\n    align end\n    visible k <= q and q - k < 9\n"
+    attend = compile_attention(text, tune=TIME)
+    w = torch.ones(2, requires_grad=True)
+    attend(*vectors(gradients=True), w=w)
+    attend(*vectors(200), w=w)
+    assert store().entries()
+
+
+def test_whatever_fails_while_measuring_the_call_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(tuning, "_measured", failing)
+    attend = compile_attention("sliding_window", window=40, tune=TIME)
+    q, k, v = vectors()
+    assert torch.allclose(attend(q, k, v), attend.reference(q, k, v), atol=1e-5)
+    assert "what was tried failed: OutOfMemoryError: no memory" in caplog.text
+    with pytest.raises(ArgumentError, match="disagree"):  # but what is wrong with a call is said
+        attend(q, k[:, :, :9], v)
+
+
+def test_no_other_call_runs_by_what_is_tried() -> None:
+    """Calls of other threads, and plans, are those of the model until something is chosen."""
+    attend = compile_attention("sliding_window", window=40, tune=TIME)
+    plain = compile_attention("sliding_window", window=40)
+    q, k, v = vectors()
+    want, plans = plain(q, k, v), []
+    real = timer.Clock.milliseconds
+    with pytest.MonkeyPatch.context() as patched:
+
+        def milliseconds(self: Clock, run: Any) -> float:
+            other = compile_attention("sliding_window", window=40, tune="0s")
+            assert torch.equal(other(q, k, v), want)
+            plans.append(other.plan(300, heads=2, head_dim=16).reasons[0])
+            return real(self, run)
+
+        patched.setattr(timer.Clock, "milliseconds", milliseconds)
+        attend(q, k, v)
+    assert len(plans) > 20
+    assert set(plans) == {"not tuned for q512-k512-lanes2-square: the model's choice"}
+
+
+def test_what_is_no_number_is_nobodys_fault(caplog: pytest.LogCaptureFixture) -> None:
+    attend = compile_attention("sliding_window", window=40, tune=TIME)
+    q, k, v = vectors()
+    q[0, 0, 5] = float("nan")
+    k[0, 1, 7] = float("inf")
+    attend(q, k, v)
+    assert "other results" not in caplog.text
+    assert "results hold what is no number" in caplog.text
+    assert store().entries() == []
+
+
+def test_what_is_known_waits_for_nobody() -> None:
+    compile_attention("sliding_window", window=40, tune=TIME)(*vectors())
+    with store().alone(1.0) as alone:
+        assert alone
+        begun = time.perf_counter()
+        compile_attention("sliding_window", window=40, tune="1s")(*vectors())
+    assert time.perf_counter() - begun < 5
+
+
+def test_branches_go_by_number(clock: Callable[[dict[str, float]], None]) -> None:
+    """The same program with the names of its branches swapped has the same key, and the choices stay where they are."""
+    clock({"other": 0.5})
+    text = (
+        "pattern p()\n    align end\n    visible k <= q\n    branch near\n        visible q - k < 40\n"
+        "    branch far\n        visible (q - k) % 16 == 0\n    combine near + 2 * far\n"
+    )
+    swapped = text.replace("near", "tmp").replace("far", "near").replace("tmp", "far")
+    one, other = (compile_attention(own, tune=TIME) for own in (text, swapped))
+    found = one.tune(*vectors())
+    assert isinstance(found, Record)
+    assert set(found.choices) <= {"0", "1"}
+    again = other.tune(*vectors())
+    assert isinstance(again, Record)
+    assert again.key == found.key
+    q, k, v = vectors()
+    assert torch.allclose(other(q, k, v), other.reference(q, k, v), atol=1e-5)
+
+
+def test_a_plan_says_what_it_takes(clock: Callable[[dict[str, float]], None]) -> None:
+    clock({})
+    attend = compile_attention("sliding_window", window=40, tune=TIME)
+    attend(*vectors())
+    (entry,) = store().entries()
+    assert entry.payload is not None
+    for option in ("foo bar", "tiles 999", "formula"):
+        store().write(entry.kind, entry.name, {**entry.payload, "choices": {"": option}})
+        again = compile_attention("sliding_window", window=40, tune="0s")
+        assert again.tuned is not None
+        again.tuned.look_again()
+        reasons = again.plan(300, heads=2, head_dim=16).reasons
+        assert reasons[0] == f"the tuned choice `{option}` is none here: the model's choice"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounds": float("inf")},
+        {"median": 10**400},
+        {"median": float("nan")},
+        {"low": -1.0},
+        {"predicted": "soon"},
+        {"option": 3},
+    ],
+)
+def test_trials_that_are_none(change: dict[str, Any]) -> None:
+    compile_attention("sliding_window", window=40, tune=TIME)(*vectors())
+    (entry,) = store().entries()
+    assert entry.payload is not None
+    trials = [{**entry.payload["trials"][0], **change}]
+    store().write(entry.kind, entry.name, {**entry.payload, "trials": trials})
+    assert main(["cache", "show"]) == 0
+    again = compile_attention("sliding_window", window=40, tune="0s")
+    assert again.tuned is not None
+    again.tuned.look_again()
+    again(*vectors())

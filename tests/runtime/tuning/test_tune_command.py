@@ -1,0 +1,92 @@
+"""`attnc tune` and `attnc cache`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attnc.runtime.cli import main
+from attnc.runtime.disk.store import store
+from attnc.runtime.tuning.records import KIND
+from tuned_calls import TIME
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tuned, explained, shown, shipped, cleared."""
+    call = ["sliding_window", "-p", "window=40", "--len", "300", "--heads", "2", "--head-dim", "16", "--forward"]
+    assert main(["cache", "why", *call]) == 1
+    said = capsys.readouterr().out
+    assert "not in the cache" in said
+    table = tmp_path / "table.json"
+    assert main(["tune", *call, "--time", TIME, "-o", str(table)]) == 0
+    said = capsys.readouterr().out
+    assert "q512-k512-lanes2-square, forward" in said
+    assert "predicted" in said
+    assert f"{table}: 1 bucket" in said
+    assert main(["cache", "why", *call]) == 0
+    assert "in the cache: q512" in capsys.readouterr().out
+    other = ["sliding_window", "-p", "window=41", *call[3:]]
+    assert main(["cache", "why", *other, "--json"]) == 1
+    (answer,) = json.loads(capsys.readouterr().out)["calls"]
+    assert not answer["found"]
+    assert [line.partition(":")[0] for line in answer["differs_in"]] == ["parameters", "program"]
+    assert main(["cache", "why", *other]) == 1
+    assert "there sinks=0, window=40" in capsys.readouterr().out
+    assert main(["cache", "show"]) == 0
+    said = capsys.readouterr().out
+    assert "sliding_window(sinks=0, window=40), float32 16/16" in said
+    assert "1 entry" in said
+    assert main(["cache", "path", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["folder"] == str(store().folder)
+    assert facts["entries"] == 1
+    assert facts["triton_folder"]
+    assert main(["tune", *call[:-1], "--time", TIME, "-o", str(table), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tuned"]
+    assert found["stage"] == "training"
+    assert found["trials"][0]["predicted"] > 0
+    assert main(["cache", "clear"]) == 0
+    assert "1 entry removed" in capsys.readouterr().out
+    assert main(["cache", "load", str(table)]) == 0
+    assert "1 of 1 entry put into" in capsys.readouterr().out
+    assert main(["cache", "why", *call]) == 0
+    capsys.readouterr()
+    assert main(["cache", "path"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("attnc ")
+    assert "triton " in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tune", "causal", "--time", "soon"], "tune is 'soon'"),
+        (["tune", "causal", "--time", "0s"], "write a time above 0"),
+        (["tune", "causal", "--len", "0"], "--len 0: it must be at least 1"),
+        (["tune", "causal", "--device", "cuda"], "torch sees no GPU here"),
+        (["tune", "causal", "--heads", "3", "--kv-heads", "2"], "no multiple"),
+        (["tune", "causal", "--head-dim", "0"], "--head-dim 0"),
+        (["tune", "causal", "-o", "plain.tbl"], "name it plain.json"),
+        (["cache", "why", "moba"], "there is nothing to tune"),
+        (["cache", "why", "retention"], "there is nothing to tune"),
+        (["cache"], "the following arguments are required"),
+        (["cache", "remove"], "invalid choice"),
+        (["cache", "load", "nothing.json"], "nothing.json"),
+    ],
+)
+def test_bad_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_damaged_entries_are_shown(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    store().write(KIND, "a", {"x": 1})
+    store().write("rates", "b", {"x": 1, "machine": "this", "source": "measured"})
+    (folder / "tuned-c.json").write_bytes(b"import os")
+    assert main(["cache", "show"]) == 0
+    said = capsys.readouterr().out
+    assert "of another version, ignored" in said
+    assert "damaged, ignored: it is no entry of attnc" in said
+    assert "measured" in said

@@ -1,0 +1,30 @@
+"""Calls of patterns that are tuned, and the record of what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.attention import Attention
+from attnc.runtime.disk.store import store
+from attnc.runtime.tuning.records import KIND, Record, read_record
+
+TIME = "60s"
+"""Far more than twenty-five rounds take, which are the most."""
+
+
+def vectors(n: int = 300, heads: int = 2, *, gradients: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, heads, n, 16, generator=draw).requires_grad_(gradients) for _ in range(3))
+    return q, k, v
+
+
+def record_of(attend: Attention, **options: Any) -> Record:
+    (entry,) = store().entries()
+    assert entry.kind == KIND
+    assert entry.payload is not None
+    found = read_record(entry.payload)
+    assert found is not None
+    return found
