@@ -9,6 +9,9 @@
 PYTHON ?= python3
 PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
+# What is tried with torch's own number of threads as well, alone on the machine: two workers of two threads each would
+# wait for one another on two cores.
+THREADED := tests/runtime/cpu/test_executor.py tests/runtime/test_scores.py tests/runtime/test_concurrency.py
 
 VENV := .venv
 OLDER := .venv-triton-3.6
@@ -26,7 +29,7 @@ demo: $(VENV)/installed  ## install what attnc needs and train the small byte-le
 	$(BIN)/python examples/byte_lm.py
 
 test: $(VENV)/installed-dev  ## install with the development tools and run every test
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(BIN)/pytest $(THREADED); threaded=$$?; OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_FLAGS) && exit $$threaded
 
 test-older-triton: $(OLDER)/installed  ## the kernels in the interpreter of Triton 3.6, which needs an older numpy
 	PYTHONPATH=src:tests/support $(OLDER)/bin/python -m pytest $(PYTEST_FLAGS) -m "not slow" tests/runtime/gpu/test_kernels.py tests/runtime/gpu/test_weights.py tests/runtime/gpu/test_drawn_kernels.py tests/runtime/gpu/test_binaries.py tests/runtime/gpu/test_decode_kernels.py

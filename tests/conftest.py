@@ -1,10 +1,10 @@
 """What every test shares: hypothesis profiles and fixed seeds.
 
 Nothing here imports torch, so that the tests of `spec` and `compiler` start in milliseconds. The number of torch's
-threads is left alone: thread counts change the order of summation, users run with the default, so the tests do too.
-Set OMP_NUM_THREADS to try another. Files of thousands of small products ask for `one_thread`: several processes whose
-threads wait for each other on few cores would take ten times as long. Tests drawn by hypothesis take their tensors from
-a drawn seed.
+threads is left alone. `make test` says one, as several processes whose threads wait for each other on few cores take
+many times as long; as thread counts change the order of summation and users run with the default, the executors' tests
+run a second time with it (THREADED in the Makefile). Files of thousands of small products ask for `one_thread`, for who
+calls pytest without it. Tests drawn by hypothesis take their tensors from a drawn seed.
 """
 
 import importlib.util
