@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import cluster_references
 from attnc import compile_attention
-from cluster_references import biformer_choice, biformer_regions, svg2_choice, xattention_choice
+from reference import clusters as cluster_references
+from reference.clusters import biformer_choice, biformer_regions, svg2_choice, xattention_choice
 from routing_cases import (
     DK,
     HEADS,

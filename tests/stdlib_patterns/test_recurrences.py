@@ -13,7 +13,7 @@ from attnc import Attention, UnsupportedError, compile_attention
 from attnc.runtime.library import library_files, recurrence_names
 from attnc.spec.meaning.evaluate import Evaluator
 from recurrence_draws import example
-from recurrence_references import REFERENCES
+from reference.scans import REFERENCES
 
 NAMES = recurrence_names()
 GRIDS = {"mhs_vm"}

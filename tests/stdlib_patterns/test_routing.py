@@ -1,4 +1,4 @@
-"""The routing patterns against references written from their papers (tests/support/routing_references.py).
+"""The routing patterns against references written from their papers (`reference.routing`).
 
 What is chosen is compared by itself, not only by what comes of it: two choices may give nearly one output.
 """
@@ -12,9 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import cluster_references
 from attnc import Attention, compile_attention
 from attnc.runtime.library import routing_names
+from reference import clusters as cluster_references
+from reference.routing import (
+    blocks_of,
+    hybrid_forcing_choice,
+    native_sparse_choice,
+    tiles_of,
+    vsa_choice,
+)
 from routing_cases import (
     DK,
     DV,
@@ -29,13 +36,6 @@ from routing_cases import (
     same_as_reference,
     seen_as_in_reference,
     seen_by,
-)
-from routing_references import (
-    blocks_of,
-    hybrid_forcing_choice,
-    native_sparse_choice,
-    tiles_of,
-    vsa_choice,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")

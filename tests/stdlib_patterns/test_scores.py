@@ -1,4 +1,4 @@
-"""The patterns with scores of their own against dense torch written from their papers (support/score_references.py)."""
+"""The patterns with scores of their own against dense torch written from their papers (`reference.scores`)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import score_references as truth
 from attnc import AttncError, compile_attention
+from reference import attention, normalisers, scores
 from score_calls import (
     DEFAULTS,
     EXECUTORS,
@@ -65,7 +65,7 @@ def test_tiles_of_a_row_make_one_softmax(system: System) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 8, 12, 16, 20])
 def test_alibi_has_slopes_for_any_number_of_heads(n: int) -> None:
     shape = Shape(9, 9, n, n, batch=1)
-    system = System("alibi", truth.alibi)
+    system = System("alibi", scores.alibi)
     check(executor(system.compiled(), "cpu"), system.dense, system.operands(shape))
 
 
@@ -92,7 +92,7 @@ def test_gradcheck(system: System) -> None:
     operands = system.operands(Shape(4, 4, 2, 1, batch=1, dk=3, dv=2))
     run = executor(system.compiled(), "cpu")
 
-    def positional(*tensors: Tensor) -> truth.Result:
+    def positional(*tensors: Tensor) -> attention.Result:
         return run(**dict(zip(operands, tensors, strict=True)))
 
     assert torch.autograd.gradcheck(positional, tuple(operands.values()))
@@ -106,10 +106,10 @@ def test_scale(system: System, name: str) -> None:
     run = executor(system.compiled(), name)
     times = 1.0 if system.name == "t5" else 0.3 * operands["q"].shape[-1] ** 0.5
 
-    def dense(q: Tensor, **rest: Tensor) -> truth.Result:
+    def dense(q: Tensor, **rest: Tensor) -> attention.Result:
         return system.dense(q * times, **rest)
 
-    def scaled(**operands: Any) -> truth.Result:
+    def scaled(**operands: Any) -> attention.Result:
         return run(**operands, scale=0.3)
 
     check(scaled, dense, operands)
@@ -121,7 +121,7 @@ def test_one_input_for_the_whole_batch(system: System, name: str) -> None:
     operands = system.operands(Shape(19, 19, batch=3))
     shared = {key: leaf(x[:1], x.dtype) for key, x in operands.items() if key in ("f", "distance")}
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> truth.Result:
+    def dense(q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> attention.Result:
         expanded = {key: x.expand(3, *x.shape[1:]) if key in shared else x for key, x in inputs.items()}
         return system.dense(q, k, v, **expanded)
 
@@ -202,7 +202,7 @@ def test_biases_of_a_thousand(system: System, high: float, dtype: torch.dtype, n
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sink", [100.0, -100.0, 1000.0, -1000.0])
 def test_high_and_low_sinks(sink: float, dtype: torch.dtype, name: str) -> None:
-    system = System("gpt_oss", truth.gpt_oss, {"window": 17})
+    system = System("gpt_oss", normalisers.gpt_oss, {"window": 17})
     operands = system.operands(Shape(37, 37), dtype)
     operands["sink"] = leaf(torch.tensor([sink, 0, -sink, sink / 2]), dtype)
     run = executor(system.compiled(), name)
@@ -215,7 +215,7 @@ def test_high_and_low_sinks(sink: float, dtype: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_a_sink_without_weight_is_no_sink(name: str) -> None:
     """At -inf it takes nothing, and has no gradient."""
-    system = System("gpt_oss", truth.gpt_oss, {"window": 17})
+    system = System("gpt_oss", normalisers.gpt_oss, {"window": 17})
     operands = system.operands(Shape(37, 37)) | {"sink": leaf(torch.full((4,), -math.inf), torch.float64)}
     found = check(executor(system.compiled(), name), system.dense, operands)
     assert not found["dsink"].any()
@@ -283,17 +283,19 @@ pattern strict
 def strictly(score: Callable[..., Tensor]) -> Run:
     """The reference of a pattern in which no token sees itself, with a sink."""
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, **inputs: Tensor) -> truth.Result:
-        query, key = truth.positions(q, k)
-        return truth.weighted(score(q, k, **inputs), key < query, v, sink)
+    def dense(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, **inputs: Tensor) -> attention.Result:
+        query, key = attention.positions(q, k)
+        return attention.weighted(score(q, k, **inputs), key < query, v, sink)
 
     return dense
 
 
 STRICT_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "scale * dot(q, k)": lambda q, k: truth.scale_of(q) * truth.products(q, k),
-    "3 * tanh(scale * dot(q, k) / 3)": lambda q, k: 3 * torch.tanh(truth.scale_of(q) * truth.products(q, k) / 3),
-    "dot(q, k) + 1000": lambda q, k: truth.products(q, k) + 1000,
+    "scale * dot(q, k)": lambda q, k: attention.scale_of(q) * attention.products(q, k),
+    "3 * tanh(scale * dot(q, k) / 3)": lambda q, k: (
+        3 * torch.tanh(attention.scale_of(q) * attention.products(q, k) / 3)
+    ),
+    "dot(q, k) + 1000": lambda q, k: attention.products(q, k) + 1000,
 }
 
 
@@ -304,7 +306,7 @@ STRICT_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("score", STRICT_SCORES)
 def test_the_first_token_sees_nothing(score: str, shape: Shape, name: str) -> None:
     run = executor(compile_attention(STRICT.format(score=score)), name)
-    operands = System("", truth.gpt_oss, {}, lambda s: {"sink": real(s.heads)}).operands(shape)
+    operands = System("", normalisers.gpt_oss, {}, lambda s: {"sink": real(s.heads)}).operands(shape)
     found = check(run, strictly(STRICT_SCORES[score]), operands)
     rows = torch.arange(shape.n_k - shape.n_q, shape.n_k)
     check_nothing_seen(found, (rows > 0).expand(found["lse"].shape))
@@ -327,9 +329,9 @@ def test_rows_of_some_batch_entries_see_nothing(name: str) -> None:
     operands["distance"][0] = 5
     operands["distance"][1, ::3] = 4
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, table: Tensor) -> truth.Result:
-        score = truth.scale_of(q) * truth.products(q, k) + table[:, distance].transpose(0, 1)
-        return truth.weighted(score, (distance < 2)[:, None], v)
+    def dense(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, table: Tensor) -> attention.Result:
+        score = attention.scale_of(q) * attention.products(q, k) + table[:, distance].transpose(0, 1)
+        return attention.weighted(score, (distance < 2)[:, None], v)
 
     found = check(executor(compile_attention(FAR_APART), name), dense, operands)
     check_nothing_seen(found, (operands["distance"] < 2).any(-1)[:, None].expand(3, 4, 37))

@@ -15,7 +15,7 @@ from attnc.runtime.library import hybrid_names
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 from recurrence_draws import example
-from recurrence_references import REFERENCES
+from reference.scans import REFERENCES
 
 CASES: dict[str, list[dict[str, int]]] = {
     "hybrid_window_linear": [{}],

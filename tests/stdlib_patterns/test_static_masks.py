@@ -1,4 +1,4 @@
-"""The static patterns against masks counted out from their papers (tests/support/static_masks.py), and plain torch."""
+"""The static patterns against masks counted out from their papers (`reference`), and plain torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import static_masks as truth
 from attnc import Attention, SpecError, compile_attention
 from attnc.runtime.accuracy import Probe, compare
 from attnc.runtime.library import pattern_names
+from reference import grids, masks
+from reference.masks import Mask
 from score_calls import SYSTEMS
-from static_masks import Mask
 from weight_calls import SYSTEMS as WEIGHTED
 
 Inputs = Mapping[str, Any]
@@ -67,21 +67,21 @@ LINES = (1, 31, 129)
 
 def sparse_transformer(stride: int) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
-        return truth.sparse_transformer(n, stride, head)
+        return masks.sparse_transformer(n, stride, head)
 
     return Case("sparse_transformer", LINES, mask, {"stride": stride}, heads=3)
 
 
 def sparse_fixed(segment: int, block: int, blocks: int, groups: int) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
-        return truth.sparse_fixed(n, segment, block, blocks, head, groups)
+        return masks.sparse_fixed(n, segment, block, blocks, head, groups)
 
     return Case("sparse_fixed", LINES, mask, {"segment": segment, "summary": block * blocks, "groups": groups}, heads=3)
 
 
 def s2_attention(kv_heads: int, block: int, local: int, stride: int, offset: int = 0, dense: int = 0) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
-        return truth.s2_attention(n, block, local, stride, head * kv_heads // 4, kv_heads, offset, dense)
+        return masks.s2_attention(n, block, local, stride, head * kv_heads // 4, kv_heads, offset, dense)
 
     params = {"block": block, "local_blocks": local, "vertical_stride": stride, "offset": offset, "dense_heads": dense}
     return Case("s2_attention", LINES, mask, params, heads=4, kv_heads=kv_heads)
@@ -89,19 +89,19 @@ def s2_attention(kv_heads: int, block: int, local: int, stride: int, offset: int
 
 def moa(alpha: list[int], beta: list[str]) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
-        return truth.moa(n, alpha[head], Fraction(beta[head]), 8)
+        return masks.moa(n, alpha[head], Fraction(beta[head]), 8)
 
     return Case("moa", LINES, mask, {"alpha": alpha, "beta": [Fraction(x) for x in beta], "block": 8}, heads=len(alpha))
 
 
 def streaming(sinks: int, window: int, last: int = 0, **params: Any) -> Case:
     params = params or {"sinks": sinks, "window": window, "last": last}
-    return Case("streaming", LINES, lambda n, b, h: truth.streaming(n, n, sinks, window, last), params)
+    return Case("streaming", LINES, lambda n, b, h: masks.streaming(n, n, sinks, window, last), params)
 
 
 def long_lora(groups: int, heads: int) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
-        return truth.long_lora(n, groups, head, heads)
+        return masks.long_lora(n, groups, head, heads)
 
     return Case("long_lora", tuple(groups * size for size in (1, 7, 12, 31)), mask, {"groups": groups}, heads=heads)
 
@@ -110,7 +110,7 @@ CASES = [
     *simple(
         "dilated_window",
         LINES,
-        truth.dilated_window,
+        masks.dilated_window,
         {"window": 5, "dilation": 3},
         {"window": 1, "dilation": 7},
         {"window": 40, "dilation": 1},
@@ -119,7 +119,7 @@ CASES = [
     *simple(
         "strided",
         LINES,
-        truth.strided,
+        masks.strided,
         {"stride": 8, "local": 8},
         {"stride": 1, "local": 1},
         {"stride": 33, "local": 2},
@@ -128,7 +128,7 @@ CASES = [
     *simple(
         "power",
         LINES,
-        truth.power,
+        masks.power,
         {"window": 2, "block": 3},
         {"window": 1, "block": 8, "sink": 0},
         {"window": 5, "block": 1, "sink": 4},
@@ -137,7 +137,7 @@ CASES = [
     *simple(
         "log_sparse",
         (*LINES, 200),
-        truth.log_sparse,
+        masks.log_sparse,
         {"segment": 16, "window": 0},
         {"segment": 16, "window": 64},
         {"segment": 7, "window": 29},
@@ -158,7 +158,7 @@ CASES = [
     Case(
         "s2_attention",
         LINES,
-        lambda n, b, h: truth.s2_attention(n, 4, 2, 3, 0, 2),
+        lambda n, b, h: masks.s2_attention(n, 4, 2, 3, 0, 2),
         {"block": 4, "local_blocks": 2, "vertical_stride": 3, "homogeneous": True},
         heads=2,
     ),
@@ -195,12 +195,12 @@ TREES = [(6, [-1, 0, 0, 1, 1, 2, 5]), (0, [-1, -1, 1, 2, 0, 4, 4]), (9, [-1, 0, 
 
 
 def ancestors(parents: list[int]) -> torch.Tensor:
-    return torch.from_numpy(truth.tree_verify(0, parents, len(parents)))
+    return torch.from_numpy(masks.tree_verify(0, parents, len(parents)))
 
 
 def longformer(window: int, dilation: list[int]) -> Case:
     def mask(n: int, entry: int, head: int) -> Mask:
-        return truth.longformer(n, window, dilation[head], flags(n, 3)[entry])
+        return masks.longformer_mask(n, window, dilation[head], flags(n, 3)[entry])
 
     def inputs(n: int) -> Inputs:
         return {"is_global": torch.tensor(flags(n, 3))}
@@ -210,7 +210,7 @@ def longformer(window: int, dilation: list[int]) -> Case:
 
 def bigbird(block: int) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
-        return truth.bigbird(n, block, tables(n, block, 2)[head])
+        return masks.bigbird(n, block, tables(n, block, 2)[head])
 
     def inputs(n: int) -> Inputs:
         return {"random": torch.tensor(tables(n, block, 2))}
@@ -223,11 +223,11 @@ CASES += [
     longformer(0, [1, 1]),
     longformer(50, [2, 5]),
     *map(bigbird, (1, 4, 13)),
-    *simple("block_diffusion", (2, 30, 62, 130), truth.block_diffusion, {"block": 4}, {"block": 1}, {"block": 100}),
+    *simple("block_diffusion", (2, 30, 62, 130), masks.block_diffusion, {"block": 4}, {"block": 1}, {"block": 100}),
     Case(
         "modality_mutual",
         LINES,
-        lambda n, b, h: truth.modality_mutual(n, *PICTURES[b]),
+        lambda n, b, h: masks.modality_mutual(n, *PICTURES[b]),
         {},
         lambda n: {
             name: torch.tensor(column)
@@ -238,7 +238,7 @@ CASES += [
     Case(
         "tree_verify",
         (16, 18),
-        lambda n, b, h: truth.tree_verify(*TREES[b], n),
+        lambda n, b, h: masks.tree_verify(*TREES[b], n),
         {},
         lambda n: {
             "prefix": torch.tensor([prefix for prefix, _ in TREES]),
@@ -271,7 +271,7 @@ def neighborhood(
     return Case(
         f"neighborhood_{len(extents)}d",
         (int(np.prod(extents)),),
-        lambda n, b, h: truth.grid(extents, lambda axis, x: truth.neighbours(x, *settings[axis])),
+        lambda n, b, h: grids.grid(extents, lambda axis, x: grids.neighbours(x, *settings[axis])),
         params | {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()},
     )
 
@@ -280,7 +280,7 @@ def line(**given: Any) -> list[Case]:
     return simple(
         "neighborhood_1d",
         (16, 31, 65),
-        lambda n, **s: truth.square(n, lambda q: truth.neighbours(q, n, **s)),
+        lambda n, **s: masks.square(n, lambda q: grids.neighbours(q, n, **s)),
         given,
     )
 
@@ -288,9 +288,9 @@ def line(**given: Any) -> list[Case]:
 def sliding_tile(extents: tuple[int, int, int], tile: tuple[int, ...], kernel: tuple[int, ...]) -> Case:
     def mask(n: int, b: int, h: int) -> Mask:
         def sees(axis: int, x: int) -> list[int]:
-            return truth.tile_coordinates(x, extents[axis], tile[axis], kernel[axis])
+            return grids.tile_coordinates(x, extents[axis], tile[axis], kernel[axis])
 
-        return truth.with_text(truth.grid(extents, sees), n - int(np.prod(extents)))
+        return grids.with_text(grids.grid(extents, sees), n - int(np.prod(extents)))
 
     params = dict(zip(AXES, extents, strict=True)) | {"tile": list(tile), "kernel": list(kernel)}
     return Case("sliding_tile", tuple(int(np.prod(extents)) + words for words in (0, 1, 9)), mask, params)
@@ -298,10 +298,10 @@ def sliding_tile(extents: tuple[int, int, int], tile: tuple[int, ...], kernel: t
 
 def freeswim(extents: tuple[int, int, int], reach: tuple[int, int]) -> Case:
     def sees(axis: int, x: int) -> range:
-        return truth.inward(x, extents[axis], reach[axis - 1]) if axis else range(extents[0])
+        return grids.inward(x, extents[axis], reach[axis - 1]) if axis else range(extents[0])
 
     params = dict(zip(AXES, extents, strict=True)) | {"reach": list(reach)}
-    return Case("freeswim", (int(np.prod(extents)),), lambda n, b, h: truth.grid(extents, sees), params)
+    return Case("freeswim", (int(np.prod(extents)),), lambda n, b, h: grids.grid(extents, sees), params)
 
 
 TEMPORAL = [[True, False], [False, True]]
@@ -311,8 +311,8 @@ def svg(frames: int, per_frame: int, window: float, block: int, band: int, first
     """`band` is worked out by hand."""
 
     def mask(n: int, b: int, h: int) -> Mask:
-        video = truth.svg(frames, per_frame, band, TEMPORAL[b][h], first_frame)
-        return truth.with_text(video, n - frames * per_frame)
+        video = grids.svg(frames, per_frame, band, TEMPORAL[b][h], first_frame)
+        return grids.with_text(video, n - frames * per_frame)
 
     params = {"frames": frames, "per_frame": per_frame, "window": window, "block": block, "first_frame": first_frame}
     lengths = tuple(frames * per_frame + words for words in (0, 1, 8))
@@ -321,7 +321,7 @@ def svg(frames: int, per_frame: int, window: float, block: int, band: int, first
 
 def radial(frames: int, per_frame: int, decay: str, block: int, sink: bool) -> Case:
     def mask(n: int, b: int, h: int) -> Mask:
-        return truth.radial(frames, per_frame, Fraction(decay), block, sink, n - frames * per_frame)
+        return grids.radial(frames, per_frame, Fraction(decay), block, sink, n - frames * per_frame)
 
     params = {"frames": frames, "per_frame": per_frame, "decay": Fraction(decay), "block": block}
     lengths = tuple(frames * per_frame + words for words in (0, 1, 8))
@@ -422,10 +422,10 @@ def test_all_static_patterns_are_here() -> None:
 @pytest.mark.parametrize(
     ("name", "params", "mask"),
     [
-        ("dilated_window", {"window": 4, "dilation": 3}, truth.dilated_window),
-        ("strided", {"stride": 7, "local": 5}, truth.strided),
-        ("power", {"window": 2, "block": 3}, truth.power),
-        ("log_sparse", {"segment": 8, "window": 20}, truth.log_sparse),
+        ("dilated_window", {"window": 4, "dilation": 3}, masks.dilated_window),
+        ("strided", {"stride": 7, "local": 5}, masks.strided),
+        ("power", {"window": 2, "block": 3}, masks.power),
+        ("log_sparse", {"segment": 8, "window": 20}, masks.log_sparse),
     ],
 )
 def test_the_last_queries_see_what_they_see_in_the_whole(
@@ -438,7 +438,7 @@ def test_the_last_queries_see_what_they_see_in_the_whole(
 
 def test_the_last_rows_of_tri_shape_are_counted_from_the_end() -> None:
     found = compile_attention("streaming", sinks=2, window=3, last=4).mask(9, 40).numpy()
-    np.testing.assert_array_equal(found, truth.streaming(9, 40, 2, 3, 4))
+    np.testing.assert_array_equal(found, masks.streaming(9, 40, 2, 3, 4))
 
 
 # --- identities -------------------------------------------------------------------------------------------------------

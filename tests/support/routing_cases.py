@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import cluster_references
-import routing_references
 from attnc import Attention, compile_attention
+from reference import clusters as cluster_references
+from reference import routing as routing_references
 
 REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES}
 

@@ -1,4 +1,4 @@
-"""Calls of the patterns with scores of their own, and what their results are held against: `score_references.py`."""
+"""Calls of the patterns with scores of their own, and what their results are held against: `reference`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import score_references as truth
 from attnc import Attention, compile_attention
 from attnc.runtime.accuracy import TIMES, UNITS
+from reference import attention, normalisers, scores
 
 Inputs = Mapping[str, Tensor]
-Run = Callable[..., truth.Result]
+Run = Callable[..., attention.Result]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class System:
     def compiled(self) -> Attention:
         return compile_attention(self.name, **self.params)
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> truth.Result:
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> attention.Result:
         return self.reference(q, k, v, **inputs, **self.params)
 
     def operands(self, shape: Shape, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
@@ -82,15 +82,15 @@ def t5(**params: Any) -> System:
     def inputs(shape: Shape) -> dict[str, Tensor]:
         return {"table": real(shape.heads, params.get("buckets", 32))}
 
-    return System("t5", truth.t5, params, inputs, aligned=False)
+    return System("t5", scores.t5, params, inputs, aligned=False)
 
 
 SYSTEMS = [
-    System("alibi", truth.alibi),
-    System("music_relative", truth.music_relative, {}, lambda s: {"E": real(s.heads, s.n_k + 3, s.dk)}),
+    System("alibi", scores.alibi),
+    System("music_relative", scores.music_relative, {}, lambda s: {"E": real(s.heads, s.n_k + 3, s.dk)}),
     System(
         "graphormer",
-        truth.graphormer,
+        scores.graphormer,
         {},
         lambda s: {
             "distance": torch.randint(0, DISTANCES, (s.batch, s.n_q, s.n_k)),
@@ -98,13 +98,13 @@ SYSTEMS = [
         },
         aligned=False,
     ),
-    System("softcap", truth.softcap),
-    System("softcap", truth.softcap, {"cap": 1.5, "window": 20}),
-    System("softcap", truth.softcap, {"cap": 0.25, "window": 1}),
-    System("fox", truth.fox, {}, lambda s: {"f": -real(s.batch, s.n_k, s.heads).abs()}),
-    System("gpt_oss", truth.gpt_oss, {}, lambda s: {"sink": real(s.heads)}),
-    System("gpt_oss", truth.gpt_oss, {"window": 17}, lambda s: {"sink": real(s.heads)}),
-    System("gpt_oss", truth.gpt_oss, {"window": 1}, lambda s: {"sink": real(s.heads)}),
+    System("softcap", scores.softcap),
+    System("softcap", scores.softcap, {"cap": 1.5, "window": 20}),
+    System("softcap", scores.softcap, {"cap": 0.25, "window": 1}),
+    System("fox", scores.fox, {}, lambda s: {"f": -real(s.batch, s.n_k, s.heads).abs()}),
+    System("gpt_oss", normalisers.gpt_oss, {}, lambda s: {"sink": real(s.heads)}),
+    System("gpt_oss", normalisers.gpt_oss, {"window": 17}, lambda s: {"sink": real(s.heads)}),
+    System("gpt_oss", normalisers.gpt_oss, {"window": 1}, lambda s: {"sink": real(s.heads)}),
     t5(),
     t5(causal=True),
     t5(buckets=8, far=20),
@@ -120,7 +120,7 @@ def named(name: str) -> System:
 
 
 def executor(attend: Attention, name: str) -> Run:
-    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> truth.Result:
+    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> attention.Result:
         if name == "cpu":
             return attend(q, k, v, return_lse=True, **inputs)
         return attend.reference(q, k, v, return_lse=True, **inputs)

@@ -1,4 +1,4 @@
-"""Calls of the patterns with weights, keys or branches of their own, held against `weight_references.py`."""
+"""Calls of the patterns with weights, keys or branches of their own, held against `reference`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import weight_references as truth
 from attnc import Attention, compile_attention
 from attnc.runtime.accuracy import TIMES, UNITS
+from reference import grids, masks, normalisers, structures
 from score_calls import assert_equals, distance, leaf, real
 
 Inputs = Mapping[str, Tensor]
@@ -91,15 +91,15 @@ def unscaled(reference: Callable[..., Tensor], **fixed: Any) -> Dense:
 
 
 def _residual(q: Tensor, k: Tensor, v: Tensor, *, x: Tensor, w: Tensor, scale: float) -> Tensor:
-    return truth.attention_residual(x, w=w, scale=scale, heads=q.shape[1])
+    return structures.attention_residual(x, w=w, scale=scale, heads=q.shape[1])
 
 
 def _differential(q: Tensor, k: Tensor, v: Tensor, *, lambda_: Tensor, init: float) -> Tensor:
-    return truth.differential(q, k, v, weight=lambda_, init=init)
+    return structures.differential(q, k, v, weight=lambda_, init=init)
 
 
 def _combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> Tensor:
-    return truth.combiner(q, k, v, scale=scale, segment=segment)[0]
+    return structures.combiner(q, k, v, scale=scale, segment=segment)[0]
 
 
 LINES = [square(1), square(2), square(23), square(40, heads=3, kv_heads=3, batch=1)]
@@ -107,7 +107,7 @@ FEWER = [Shape(1, 19), Shape(17, 30, batch=1)]
 WIDE = square(9, dk=3, dv=7)
 
 
-def grids(height: int, width: int) -> list[Shape]:
+def pictures(height: int, width: int) -> list[Shape]:
     return [square(height * width), square(height * width, heads=2, kv_heads=1, batch=1)]
 
 
@@ -122,8 +122,8 @@ def _halo(height: int, width: int, block: int, halo: int) -> System:
     inputs = {"row": span, "col": span}
     return System(
         "halo",
-        scaled(truth.halo, **params),
-        grids(height, width),
+        scaled(grids.halo, **params),
+        pictures(height, width),
         params,
         lambda s: {name: real(size, s.dk) for name, size in inputs.items()},
     )
@@ -139,7 +139,7 @@ def _longformer(window: int, dilation: list[int]) -> System:
         }
 
     params = {"window": window, "dilation": dilation}
-    return System("longformer", scaled(truth.longformer, **params), [square(1), square(31)], params, inputs)
+    return System("longformer", scaled(masks.longformer, **params), [square(1), square(31)], params, inputs)
 
 
 def _lags(s: Shape) -> dict[str, Tensor]:
@@ -153,20 +153,23 @@ SYSTEMS = [
         [*LINES, *FEWER],
         inputs=lambda s: {"lambda_": real(s.heads)},
     ),
-    System("softplus_lssa", unscaled(truth.softplus_lssa), [*LINES, *FEWER, WIDE]),
-    System("softplus_lssar", unscaled(truth.softplus_lssar, power=15, offset=1), [*LINES, *FEWER, WIDE]),
+    System("softplus_lssa", unscaled(normalisers.softplus_lssa), [*LINES, *FEWER, WIDE]),
+    System("softplus_lssar", unscaled(normalisers.softplus_lssar, power=15, offset=1), [*LINES, *FEWER, WIDE]),
     System(
-        "softplus_lssar", unscaled(truth.softplus_lssar, power=2, offset=0), [square(12)], {"power": 2, "offset": 0}
+        "softplus_lssar",
+        unscaled(normalisers.softplus_lssar, power=2, offset=0),
+        [square(12)],
+        {"power": 2, "offset": 0},
     ),
     System(
         "affine_scaled",
-        scaled(truth.affine_scaled),
+        scaled(normalisers.affine_scaled),
         [*LINES, *FEWER, WIDE],
         inputs=lambda s: {name: real(s.batch, s.heads, s.n_q) for name in ("alpha", "beta")},
     ),
-    System("landmark", scaled(truth.landmark, block=50), [square(40), square(130, batch=1)]),
-    System("landmark", scaled(truth.landmark, block=3), [*LINES, *FEWER, WIDE], {"block": 3}),
-    System("hierarchical", unscaled(truth.hierarchical, group=4), [*LINES[1:], WIDE], {"group": 4}),
+    System("landmark", scaled(normalisers.landmark, block=50), [square(40), square(130, batch=1)]),
+    System("landmark", scaled(normalisers.landmark, block=3), [*LINES, *FEWER, WIDE], {"block": 3}),
+    System("hierarchical", unscaled(structures.hierarchical, group=4), [*LINES[1:], WIDE], {"group": 4}),
     System(
         "attention_residual",
         scaled(_residual),
@@ -176,34 +179,36 @@ SYSTEMS = [
     *(
         System(
             "davit_window",
-            scaled(truth.davit_window, height=h, width=w, window=window),
-            grids(h, w),
+            scaled(grids.davit_window, height=h, width=w, window=window),
+            pictures(h, w),
             {"height": h, "width": w, "window": window},
         )
         for h, w, window in ((9, 8, 7), (6, 4, 2), (1, 5, 3))
     ),
-    System("davit_channel", scaled(truth.davit_channel), [square(1), square(20)]),
+    System("davit_channel", scaled(structures.davit_channel), [square(1), square(20)]),
     _halo(5, 7, 3, 2),
     _halo(4, 4, 2, 1),
     _halo(3, 3, 4, 0),
-    _windows([2, 3, 2], 0, "lingen_temporal", truth.lingen_temporal),
-    _windows([2, 3, 2], 1, "lingen_temporal", truth.lingen_temporal),
-    _windows([2, 2, 3], 0, "videofactory", truth.videofactory),
-    _windows([2, 2, 3], 3, "videofactory", truth.videofactory),
-    System("local_linear", scaled(truth.local_linear, ridge=0.01), [square(1), square(23), *FEWER], half=False),
-    System("local_linear", scaled(truth.local_linear, ridge=0.5), [square(9, dk=3, dv=7)], {"ridge": 0.5}, half=False),
+    _windows([2, 3, 2], 0, "lingen_temporal", grids.lingen_temporal),
+    _windows([2, 3, 2], 1, "lingen_temporal", grids.lingen_temporal),
+    _windows([2, 2, 3], 0, "videofactory", grids.videofactory),
+    _windows([2, 2, 3], 3, "videofactory", grids.videofactory),
+    System("local_linear", scaled(normalisers.local_linear, ridge=0.01), [square(1), square(23), *FEWER], half=False),
+    System(
+        "local_linear", scaled(normalisers.local_linear, ridge=0.5), [square(9, dk=3, dv=7)], {"ridge": 0.5}, half=False
+    ),
     System("combiner", scaled(_combiner, segment=4), [*LINES, WIDE], {"segment": 4}),
     System("combiner", scaled(_combiner, segment=7), [square(40)], {"segment": 7}),
-    System("monarch", scaled(truth.monarch, rows=4, cols=6), grids(4, 6), {"rows": 4, "cols": 6}),
-    System("monarch", scaled(truth.monarch, rows=1, cols=5), grids(1, 5), {"rows": 1, "cols": 5}),
+    System("monarch", scaled(structures.monarch, rows=4, cols=6), pictures(4, 6), {"rows": 4, "cols": 6}),
+    System("monarch", scaled(structures.monarch, rows=1, cols=5), pictures(1, 5), {"rows": 1, "cols": 5}),
     *(
-        System("monarch_rt", scaled(truth.monarch_rt, **grid), [square(prod(grid.values()))], grid)
+        System("monarch_rt", scaled(structures.monarch_rt, **grid), [square(prod(grid.values()))], grid)
         for grid in ({"frames": 3, "height": 2, "width": 4}, {"frames": 1, "height": 1, "width": 5})
     ),
     _longformer(2, [1, 2, 1, 3]),
     _longformer(0, [1, 1, 1, 1]),
-    System("autoformer_lags", unscaled(truth.autoformer_lags), [square(1), square(17)], inputs=_lags),
-    System("sqa", scaled(truth.sqa), [*LINES, *FEWER, WIDE, square(11, heads=2, kv_heads=2)]),
+    System("autoformer_lags", unscaled(structures.autoformer_lags), [square(1), square(17)], inputs=_lags),
+    System("sqa", scaled(structures.sqa), [*LINES, *FEWER, WIDE, square(11, heads=2, kv_heads=2)]),
 ]
 
 
