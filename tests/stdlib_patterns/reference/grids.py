@@ -60,6 +60,18 @@ def inward(x: int, extent: int, reach: int) -> range:
     return range(max(0, low), min(extent, high + 1))
 
 
+def beside(x: int, extent: int, window: int, shift: int = 0) -> range:
+    """On one axis, the window of x among windows side by side whose borders lie `shift` before the multiples."""
+    start = (x + shift) // window * window - shift
+    return range(max(start, 0), min(start + window, extent))
+
+
+def around(x: int, extent: int, block: int, halo: int) -> range:
+    """HaloNet on one axis: the block of x and a halo on both sides, inside of the image."""
+    start = x // block * block
+    return range(max(start - halo, 0), min(start + block + halo, extent))
+
+
 def with_text(video: Mask, words: int) -> Mask:
     """The mask of a video with words after it, which see and are seen by all."""
     n = len(video)
