@@ -70,7 +70,7 @@ def joined(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     return whole | {name: x for name, x in inputs.items() if name.rsplit("_", 1)[0] not in parts}
 
 
-SIZES = ((1, (1, 1)), (37, (5, 7)), (70, (7, 10)))
+SIZES = ((1, (1, 1)), (19, (3, 6)), (70, (7, 10)))
 """Numbers of tokens, or of rows and columns."""
 
 
