@@ -121,11 +121,16 @@ def cases(
                     )
 
 
+def same_text(case: Case) -> tuple[str, str]:
+    """What two kernels have in common that are one: the target, and the text but for its name and comments."""
+    text = "\n".join(line for line in case.source.text.splitlines() if not line.startswith("#"))
+    return case.target, text.replace(case.source.function, "")
+
+
 def _fresh(found: Iterator[Case | NoKernels], seen: set[tuple[str, str]]) -> Iterator[Case | NoKernels]:
     for case in found:
         if isinstance(case, Case):
-            text = "\n".join(line for line in case.source.text.splitlines() if not line.startswith("#"))
-            key = (case.target, text.replace(case.source.function, ""))
+            key = same_text(case)
             if key in seen:
                 continue
             seen.add(key)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
 from branch_calls import FAMILY, both, operands, positions, scores, softmax, wide
-from score_calls import assert_equals, leaf, real
+from cases.case import leaf, real
+from score_calls import assert_equals
 
 
 @pytest.mark.parametrize("n", [1, 7, 40])

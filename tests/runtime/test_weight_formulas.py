@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnc import EvaluationError, UnsupportedError, compile_attention
 from branch_calls import both, operands, positions, scores, softmax, wide
-from score_calls import leaf, real
+from cases.case import leaf, real
 from weight_calls import results
 
 

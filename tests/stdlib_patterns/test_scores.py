@@ -1,4 +1,4 @@
-"""The patterns with scores of their own against dense torch written from their papers (support/score_references.py)."""
+"""The patterns with scores of their own against dense torch written from their papers (`reference.scores`)."""
 
 from __future__ import annotations
 
@@ -10,46 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-import score_references as truth
 from attnc import AttncError, compile_attention
+from cases import normalisers, scores
+from cases.case import Shape, leaf
+from cases.scores import SQUARES
+from cases.system import System
+from reference import attention
 from score_calls import (
-    DEFAULTS,
     EXECUTORS,
-    SYSTEMS,
     Run,
-    Shape,
-    System,
     assert_equals,
     check,
     check_nothing_seen,
     check_twice,
     executor,
     grads_for,
-    leaf,
-    named,
-    real,
     results,
 )
 
-SQUARES = [Shape(n, n) for n in (1, 2, 37, 130)]
-SHAPES = [*SQUARES, Shape(37, 37, 3, 3, batch=1), Shape(2, 2, 6, 6), Shape(130, 130, 7, 7, batch=1, dk=3, dv=17)]
-FEWER_QUERIES = [Shape(1, 37), Shape(2, 130, 5, 5), Shape(36, 37, 3, 3), Shape(37, 130, 6, 3)]
-
-# --- fp64 -------------------------------------------------------------------------------------------------------------
+SYSTEMS = [*scores.SYSTEMS, *normalisers.SINKS]
+DEFAULTS = [system for system in SYSTEMS if not system.params or system.params == {"causal": True}]
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
-@pytest.mark.parametrize("shape", SHAPES, ids=repr)
-@pytest.mark.parametrize("system", SYSTEMS, ids=repr)
-def test_output_and_gradients_are_the_definition(system: System, shape: Shape, name: str) -> None:
-    check(executor(system.compiled(), name), system.dense, system.operands(shape))
-
-
-@pytest.mark.parametrize("name", EXECUTORS)
-@pytest.mark.parametrize("shape", FEWER_QUERIES, ids=repr)
-@pytest.mark.parametrize("system", [system for system in SYSTEMS if system.aligned], ids=repr)
-def test_the_last_query_stands_at_the_last_key(system: System, shape: Shape, name: str) -> None:
-    check(executor(system.compiled(), name), system.dense, system.operands(shape))
+def named(name: str) -> System:
+    return next(system for system in DEFAULTS if system.name == name)
 
 
 MANY_ROWS, MANY_KEYS = Shape(600, 600, 2, 1, 1, dk=4, dv=3), Shape(3, 4500, 2, 1, 1, dk=4, dv=3)
@@ -65,7 +49,7 @@ def test_tiles_of_a_row_make_one_softmax(system: System) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 8, 12, 16, 20])
 def test_alibi_has_slopes_for_any_number_of_heads(n: int) -> None:
     shape = Shape(9, 9, n, n, batch=1)
-    system = System("alibi", truth.alibi)
+    system = named("alibi")
     check(executor(system.compiled(), "cpu"), system.dense, system.operands(shape))
 
 
@@ -92,7 +76,7 @@ def test_gradcheck(system: System) -> None:
     operands = system.operands(Shape(4, 4, 2, 1, batch=1, dk=3, dv=2))
     run = executor(system.compiled(), "cpu")
 
-    def positional(*tensors: Tensor) -> truth.Result:
+    def positional(*tensors: Tensor) -> attention.Result:
         return run(**dict(zip(operands, tensors, strict=True)))
 
     assert torch.autograd.gradcheck(positional, tuple(operands.values()))
@@ -106,10 +90,11 @@ def test_scale(system: System, name: str) -> None:
     run = executor(system.compiled(), name)
     times = 1.0 if system.name == "t5" else 0.3 * operands["q"].shape[-1] ** 0.5
 
-    def dense(q: Tensor, **rest: Tensor) -> truth.Result:
-        return system.dense(q * times, **rest)
+    def dense(q: Tensor, **rest: Tensor) -> attention.Result:
+        result: attention.Result = system.dense(q * times, **rest)
+        return result
 
-    def scaled(**operands: Any) -> truth.Result:
+    def scaled(**operands: Any) -> attention.Result:
         return run(**operands, scale=0.3)
 
     check(scaled, dense, operands)
@@ -121,9 +106,10 @@ def test_one_input_for_the_whole_batch(system: System, name: str) -> None:
     operands = system.operands(Shape(19, 19, batch=3))
     shared = {key: leaf(x[:1], x.dtype) for key, x in operands.items() if key in ("f", "distance")}
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> truth.Result:
+    def dense(q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> attention.Result:
         expanded = {key: x.expand(3, *x.shape[1:]) if key in shared else x for key, x in inputs.items()}
-        return system.dense(q, k, v, **expanded)
+        result: attention.Result = system.dense(q, k, v, **expanded)
+        return result
 
     check(executor(system.compiled(), name), dense, operands | shared)
 
@@ -202,7 +188,7 @@ def test_biases_of_a_thousand(system: System, high: float, dtype: torch.dtype, n
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sink", [100.0, -100.0, 1000.0, -1000.0])
 def test_high_and_low_sinks(sink: float, dtype: torch.dtype, name: str) -> None:
-    system = System("gpt_oss", truth.gpt_oss, {"window": 17})
+    system = normalisers.gpt_oss(17)
     operands = system.operands(Shape(37, 37), dtype)
     operands["sink"] = leaf(torch.tensor([sink, 0, -sink, sink / 2]), dtype)
     run = executor(system.compiled(), name)
@@ -215,7 +201,7 @@ def test_high_and_low_sinks(sink: float, dtype: torch.dtype, name: str) -> None:
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_a_sink_without_weight_is_no_sink(name: str) -> None:
     """At -inf it takes nothing, and has no gradient."""
-    system = System("gpt_oss", truth.gpt_oss, {"window": 17})
+    system = normalisers.gpt_oss(17)
     operands = system.operands(Shape(37, 37)) | {"sink": leaf(torch.full((4,), -math.inf), torch.float64)}
     found = check(executor(system.compiled(), name), system.dense, operands)
     assert not found["dsink"].any()
@@ -283,17 +269,19 @@ pattern strict
 def strictly(score: Callable[..., Tensor]) -> Run:
     """The reference of a pattern in which no token sees itself, with a sink."""
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, **inputs: Tensor) -> truth.Result:
-        query, key = truth.positions(q, k)
-        return truth.weighted(score(q, k, **inputs), key < query, v, sink)
+    def dense(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, **inputs: Tensor) -> attention.Result:
+        query, key = attention.positions(q, k)
+        return attention.weighted(score(q, k, **inputs), key < query, v, sink)
 
     return dense
 
 
 STRICT_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "scale * dot(q, k)": lambda q, k: truth.scale_of(q) * truth.products(q, k),
-    "3 * tanh(scale * dot(q, k) / 3)": lambda q, k: 3 * torch.tanh(truth.scale_of(q) * truth.products(q, k) / 3),
-    "dot(q, k) + 1000": lambda q, k: truth.products(q, k) + 1000,
+    "scale * dot(q, k)": lambda q, k: attention.scale_of(q) * attention.products(q, k),
+    "3 * tanh(scale * dot(q, k) / 3)": lambda q, k: (
+        3 * torch.tanh(attention.scale_of(q) * attention.products(q, k) / 3)
+    ),
+    "dot(q, k) + 1000": lambda q, k: attention.products(q, k) + 1000,
 }
 
 
@@ -304,7 +292,7 @@ STRICT_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("score", STRICT_SCORES)
 def test_the_first_token_sees_nothing(score: str, shape: Shape, name: str) -> None:
     run = executor(compile_attention(STRICT.format(score=score)), name)
-    operands = System("", truth.gpt_oss, {}, lambda s: {"sink": real(s.heads)}).operands(shape)
+    operands = normalisers.gpt_oss().operands(shape)
     found = check(run, strictly(STRICT_SCORES[score]), operands)
     rows = torch.arange(shape.n_k - shape.n_q, shape.n_k)
     check_nothing_seen(found, (rows > 0).expand(found["lse"].shape))
@@ -327,9 +315,9 @@ def test_rows_of_some_batch_entries_see_nothing(name: str) -> None:
     operands["distance"][0] = 5
     operands["distance"][1, ::3] = 4
 
-    def dense(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, table: Tensor) -> truth.Result:
-        score = truth.scale_of(q) * truth.products(q, k) + table[:, distance].transpose(0, 1)
-        return truth.weighted(score, (distance < 2)[:, None], v)
+    def dense(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, table: Tensor) -> attention.Result:
+        score = attention.scale_of(q) * attention.products(q, k) + table[:, distance].transpose(0, 1)
+        return attention.weighted(score, (distance < 2)[:, None], v)
 
     found = check(executor(compile_attention(FAR_APART), name), dense, operands)
     check_nothing_seen(found, (operands["distance"] < 2).any(-1)[:, None].expand(3, 4, 37))

@@ -8,68 +8,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from attnc import compile_attention
 from attnc.runtime.library import ModuleLoader, library_files, library_names, recurrence_names
 from attnc.spec.load import check_source
 from attnc.spec.reading.text import decode
+from reference import masks
+from reference.masks import Mask
 
-Reference = Callable[..., NDArray[np.bool_]]
-
-
-def full(n: int) -> NDArray[np.bool_]:
-    return np.ones((n, n), dtype=bool)
-
-
-def causal(n: int) -> NDArray[np.bool_]:
-    return np.tril(np.ones((n, n), dtype=bool))
-
-
-def sliding_window(n: int, window: int, sinks: int = 0) -> NDArray[np.bool_]:
-    mask = np.zeros((n, n), dtype=bool)
-    for i in range(n):
-        mask[i, max(0, i - window + 1) : i + 1] = True
-        mask[i, : min(sinks, i + 1)] = True
-    return mask
-
-
-def blocked(n: int, block: int) -> NDArray[np.bool_]:
-    mask = np.zeros((n, n), dtype=bool)
-    for start in range(0, n, block):
-        mask[start : start + block, start : start + block] = True
-    return mask
-
-
-def prefix_lm(n: int, prefix: int) -> NDArray[np.bool_]:
-    mask = causal(n)
-    mask[:, :prefix] = True
-    return mask
-
-
-def document(n: int, ids: list[int]) -> NDArray[np.bool_]:
-    mask = np.zeros((n, n), dtype=bool)
-    for i in range(n):
-        for j in range(i + 1):
-            mask[i, j] = ids[i] == ids[j]
-    return mask
-
-
-CASES: list[tuple[str, dict[str, Any], dict[str, Any], Callable[[int], NDArray[np.bool_]]]] = [
-    ("full", {}, {}, full),
-    ("causal", {}, {}, causal),
-    ("sliding_window", {"window": 9}, {}, lambda n: sliding_window(n, 9)),
-    ("sliding_window", {"window": 1}, {}, lambda n: sliding_window(n, 1)),
-    ("sliding_window", {"window": 5, "sinks": 3}, {}, lambda n: sliding_window(n, 5, 3)),
-    ("sliding_window", {"preset": "streaming"}, {}, lambda n: sliding_window(n, 2000, 4)),
-    ("blocked", {"block": 12}, {}, lambda n: blocked(n, 12)),
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], Callable[[int], Mask]]] = [
+    ("full", {}, {}, masks.full),
+    ("causal", {}, {}, masks.causal),
+    ("sliding_window", {"window": 9}, {}, lambda n: masks.sliding_window(n, 9)),
+    ("sliding_window", {"window": 1}, {}, lambda n: masks.sliding_window(n, 1)),
+    ("sliding_window", {"window": 5, "sinks": 3}, {}, lambda n: masks.sliding_window(n, 5, 3)),
+    ("sliding_window", {"preset": "streaming"}, {}, lambda n: masks.sliding_window(n, 2000, 4)),
+    ("blocked", {"block": 12}, {}, lambda n: masks.blocked(n, 12)),
 ]
 
 
 @pytest.mark.parametrize("n", [1, 31, 129])
 @pytest.mark.parametrize(("name", "params", "inputs", "reference"), CASES)
 def test_the_mask_is_the_definition(
-    name: str, params: dict[str, Any], inputs: dict[str, Any], reference: Callable[[int], NDArray[np.bool_]], n: int
+    name: str, params: dict[str, Any], inputs: dict[str, Any], reference: Callable[[int], Mask], n: int
 ) -> None:
     attend = compile_attention(name, **params)
     np.testing.assert_array_equal(attend.mask(n, **inputs).numpy(), reference(n))
@@ -78,20 +39,20 @@ def test_the_mask_is_the_definition(
 @pytest.mark.parametrize("n", [1, 31, 129])
 def test_prefix_lm_has_a_prefix_for_each_batch_entry(n: int) -> None:
     prefixes = [0, 1, n // 2, n]
-    masks = compile_attention("prefix_lm").mask(n, prefix=torch.tensor(prefixes))
-    for mask, prefix in zip(masks, prefixes, strict=True):
-        np.testing.assert_array_equal(mask.numpy(), prefix_lm(n, prefix))
+    found = compile_attention("prefix_lm").mask(n, prefix=torch.tensor(prefixes))
+    for mask, prefix in zip(found, prefixes, strict=True):
+        np.testing.assert_array_equal(mask.numpy(), masks.prefix_lm(n, prefix))
 
 
 def test_document_isolates() -> None:
     ids = [3, 3, 3, 0, 7, 7, 7, 7, 7, 1, 1]
     (mask,) = compile_attention("document").mask(len(ids), doc=torch.tensor([ids]))
-    np.testing.assert_array_equal(mask.numpy(), document(len(ids), ids))
+    np.testing.assert_array_equal(mask.numpy(), masks.document(len(ids), ids))
 
 
 @pytest.mark.parametrize(("name", "params", "inputs", "reference"), CASES)
 def test_output_and_gradients_are_those_of_masked_softmax(
-    name: str, params: dict[str, Any], inputs: dict[str, Any], reference: Callable[[int], NDArray[np.bool_]]
+    name: str, params: dict[str, Any], inputs: dict[str, Any], reference: Callable[[int], Mask]
 ) -> None:
     n = 70
     q, k, v = (torch.randn(2, 4, n, 16, requires_grad=True) for _ in range(3))

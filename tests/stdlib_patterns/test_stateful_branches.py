@@ -7,74 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from attnc import Attention, UnsupportedError, compile_attention
+from attnc import UnsupportedError, compile_attention
 from attnc.runtime.errors import ArgumentTypeError
 from attnc.runtime.library import hybrid_names
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
-from recurrence_draws import example
-from recurrence_references import REFERENCES
-
-CASES: dict[str, list[dict[str, int]]] = {
-    "hybrid_window_linear": [{}],
-    "lingen_ma": [{"layer": layer} for layer in range(4)],
-    "log_linear": [{}],
-    "spatial_mamba": [{}],
-}
-PARAMETERS = ("height", "width", "frames", "window", "layer")
-GRIDS = {"lingen_ma": (2, 3, 4), "spatial_mamba": (4, 5)}
+from cases.hybrids import draw, ours
 
 
-def test_every_one_has_a_case() -> None:
-    assert set(CASES) == set(hybrid_names())
-
-
-def draw(name: str, tokens: int = 60, **numbers: int) -> tuple[list[Tensor], dict[str, Tensor], dict[str, int]]:
-    dk = 1 if name == "spatial_mamba" else 6
-    q, k, v, given = example(name, B=2, H=3, T=tokens, dk=dk, dv=5, grid=GRIDS.get(name))
-    numbers = {key: x for key, x in given.items() if not isinstance(x, Tensor)} | numbers
-    inputs = {key: x.requires_grad_() for key, x in given.items() if isinstance(x, Tensor)}
-    return [x.requires_grad_() for x in (q, k, v)], inputs, numbers
-
-
-def ours(
-    name: str, tensors: list[Tensor], inputs: dict[str, Tensor], numbers: dict[str, int]
-) -> tuple[Attention, list[Tensor], dict[str, Any]]:
-    """The pattern, and the arguments of its call."""
-    own: dict[str, Any] = {key: x for key, x in numbers.items() if key in PARAMETERS}
-    if name == "log_linear":
-        own["levels"] = inputs["level"].shape[-1] - 1
-    attend = compile_attention(name, **own)
-    q, k, v = tensors
-    given: dict[str, Any] = dict(inputs)
-    if name == "spatial_mamba":  # one state a channel: B and C are numbers
-        given |= {"b": k[..., 0].transpose(1, 2), "c": q[..., 0].transpose(1, 2), "A": inputs["A"][:, 0]}
-    return attend, [q, k, v], given
-
-
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize(("name", "own"), [(name, own) for name, each in CASES.items() for own in each])
-def test_output_and_gradients(name: str, own: dict[str, int], backend: str) -> None:
-    tensors, inputs, numbers = draw(name, 40, **own)
-    attend, qkv, given = ours(name, tensors, inputs, numbers)
-    q, k, v = qkv
-    run: Any = attend if backend == "cpu" else attend.reference
-    out = run(q, k, v, scale=0.4, **given)
-    wanted, _ = REFERENCES[name](q, k, v, scale=0.4, **inputs, **numbers)
-    torch.testing.assert_close(out, wanted, rtol=1e-11, atol=1e-12)
-    weights = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
-    leaves = [*tensors, *inputs.values()]
-    grads = [
-        torch.autograd.grad((x * weights).sum(), leaves, allow_unused=True, materialize_grads=True)
-        for x in (out, wanted)
-    ]
-    for a, b in zip(*grads, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
-
-
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", hybrid_names())
 def test_the_evaluator(name: str) -> None:
     tensors, inputs, numbers = draw(name, 9)
     attend, qkv, given = ours(name, tensors, inputs, numbers)

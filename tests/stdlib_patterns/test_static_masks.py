@@ -1,10 +1,7 @@
-"""The static patterns against masks counted out from their papers (tests/support/static_masks.py), and plain torch."""
+"""The static patterns beyond their masks: 32 bits, identities, parameters and calls that make no sense."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,386 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-import static_masks as truth
 from attnc import Attention, SpecError, compile_attention
 from attnc.runtime.accuracy import Probe, compare
-from attnc.runtime.library import pattern_names
-from score_calls import SYSTEMS
-from static_masks import Mask
-from weight_calls import SYSTEMS as WEIGHTED
+from cases import grids
+from cases.masks import MASKED, Masked
+from reference import masks
 
-Inputs = Mapping[str, Any]
+ALL = [*MASKED, *grids.MASKED]
+FIRST = [next(one for one in ALL if one.name == name) for name in dict.fromkeys(one.name for one in ALL)]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A pattern with parameters, the numbers of keys to try, and the mask by (keys, batch entry, head)."""
-
-    name: str
-    lengths: tuple[int, ...]
-    mask: Callable[[int, int, int], Mask]
-    params: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Callable[[int], Inputs] = lambda n: {}
-    heads: int = 1
-    kv_heads: int | None = None
-    batch: int | None = None
-    """None where no input has a batch."""
-
-    def __repr__(self) -> str:
-        given = ",".join(f"{name}={value}" for name, value in self.params.items())
-        return f"{self.name}({given})".replace(" ", "")
-
-    def compiled(self) -> Attention:
-        return compile_attention(self.name, **self.params)
-
-    def masks(self, n: int) -> Mask:
-        """(batch, heads, queries, keys)."""
-        return np.stack(
-            [np.stack([self.mask(n, b, h) for h in range(self.heads)]) for b in range(self.batch or 1)],
-        )
-
-
-def simple(name: str, lengths: tuple[int, ...], mask: Callable[..., Mask], *settings: Mapping[str, Any]) -> list[Case]:
-    """Cases of a pattern whose mask takes the length and its parameters by their names."""
-
-    def case(setting: Mapping[str, Any]) -> Case:
-        return Case(name, lengths, lambda n, b, h: mask(n, **setting), setting)
-
-    return [case(setting) for setting in settings]
-
-
-LINES = (1, 31, 129)
-
-# --- causal sequences -------------------------------------------------------------------------------------------------
-
-
-def sparse_transformer(stride: int) -> Case:
-    def mask(n: int, b: int, head: int) -> Mask:
-        return truth.sparse_transformer(n, stride, head)
-
-    return Case("sparse_transformer", LINES, mask, {"stride": stride}, heads=3)
-
-
-def sparse_fixed(segment: int, block: int, blocks: int, groups: int) -> Case:
-    def mask(n: int, b: int, head: int) -> Mask:
-        return truth.sparse_fixed(n, segment, block, blocks, head, groups)
-
-    return Case("sparse_fixed", LINES, mask, {"segment": segment, "summary": block * blocks, "groups": groups}, heads=3)
-
-
-def s2_attention(kv_heads: int, block: int, local: int, stride: int, offset: int = 0, dense: int = 0) -> Case:
-    def mask(n: int, b: int, head: int) -> Mask:
-        return truth.s2_attention(n, block, local, stride, head * kv_heads // 4, kv_heads, offset, dense)
-
-    params = {"block": block, "local_blocks": local, "vertical_stride": stride, "offset": offset, "dense_heads": dense}
-    return Case("s2_attention", LINES, mask, params, heads=4, kv_heads=kv_heads)
-
-
-def moa(alpha: list[int], beta: list[str]) -> Case:
-    def mask(n: int, b: int, head: int) -> Mask:
-        return truth.moa(n, alpha[head], Fraction(beta[head]), 8)
-
-    return Case("moa", LINES, mask, {"alpha": alpha, "beta": [Fraction(x) for x in beta], "block": 8}, heads=len(alpha))
-
-
-def streaming(sinks: int, window: int, last: int = 0, **params: Any) -> Case:
-    params = params or {"sinks": sinks, "window": window, "last": last}
-    return Case("streaming", LINES, lambda n, b, h: truth.streaming(n, n, sinks, window, last), params)
-
-
-def long_lora(groups: int, heads: int) -> Case:
-    def mask(n: int, b: int, head: int) -> Mask:
-        return truth.long_lora(n, groups, head, heads)
-
-    return Case("long_lora", tuple(groups * size for size in (1, 7, 12, 31)), mask, {"groups": groups}, heads=heads)
-
-
-CASES = [
-    *simple(
-        "dilated_window",
-        LINES,
-        truth.dilated_window,
-        {"window": 5, "dilation": 3},
-        {"window": 1, "dilation": 7},
-        {"window": 40, "dilation": 1},
-        {"window": 3, "dilation": 64},
-    ),
-    *simple(
-        "strided",
-        LINES,
-        truth.strided,
-        {"stride": 8, "local": 8},
-        {"stride": 1, "local": 1},
-        {"stride": 33, "local": 2},
-        {"stride": 5, "local": 64},
-    ),
-    *simple(
-        "power",
-        LINES,
-        truth.power,
-        {"window": 2, "block": 3},
-        {"window": 1, "block": 8, "sink": 0},
-        {"window": 5, "block": 1, "sink": 4},
-        {"window": 1, "block": 200},
-    ),
-    *simple(
-        "log_sparse",
-        (*LINES, 200),
-        truth.log_sparse,
-        {"segment": 16, "window": 0},
-        {"segment": 16, "window": 64},
-        {"segment": 7, "window": 29},
-        {"segment": 2, "window": 3},
-        {"segment": 65, "window": 500},
-    ),
-    *map(sparse_transformer, (1, 8, 30)),
-    sparse_fixed(16, 4, 1, 1),
-    sparse_fixed(16, 4, 1, 3),
-    sparse_fixed(24, 2, 3, 2),
-    sparse_fixed(5, 5, 1, 1),
-    sparse_fixed(7, 1, 1, 7),
-    s2_attention(4, 4, 2, 4),
-    s2_attention(2, 3, 1, 5, offset=1),
-    s2_attention(4, 5, 3, 3, dense=1),
-    s2_attention(4, 3, 1, 8, dense=2),
-    s2_attention(2, 1, 1, 2, dense=2),
-    Case(
-        "s2_attention",
-        LINES,
-        lambda n, b, h: truth.s2_attention(n, 4, 2, 3, 0, 2),
-        {"block": 4, "local_blocks": 2, "vertical_stride": 3, "homogeneous": True},
-        heads=2,
-    ),
-    moa([16, 0, -40], ["0", "1/2", "1"]),
-    moa([1, 200, -7], ["1/4", "0", "1/8"]),
-    streaming(4, 9),
-    streaming(0, 1, 5),
-    streaming(3, 8, 40),
-    streaming(128, 3968, preset="a_shape"),
-    streaming(128, 3968, 100, preset="tri_shape"),
-    long_lora(4, 4),
-    long_lora(1, 2),
-    long_lora(3, 3),
-    long_lora(5, 1),
-]
-
-# --- both ways --------------------------------------------------------------------------------------------------------
-
-
-def flags(n: int, batch: int) -> list[list[bool]]:
-    """A few global tokens, others for each batch entry; none in the last."""
-    return [[b < batch - 1 and (7 * i + b) % 11 == 3 for i in range(n)] for b in range(batch)]
-
-
-def tables(n: int, block: int, heads: int) -> list[list[list[int]]]:
-    """Two random blocks for each head and block, -1 and blocks seen anyway among them, and a row too many."""
-    blocks = -(-n // block)
-    drawn = [[(3 * i % (blocks + 1) - 1, i * i % blocks) for i in range(blocks + 1)] for _ in range(heads)]
-    return [[[a if a < 0 else (a + h) % blocks, (b + h) % blocks] for a, b in row] for h, row in enumerate(drawn)]
-
-
-PICTURES = [(0, 0, 0), (2, 9, 20), (0, 31, 31), (5, 11, 12), (3, 20, 400)]
-TREES = [(6, [-1, 0, 0, 1, 1, 2, 5]), (0, [-1, -1, 1, 2, 0, 4, 4]), (9, [-1, 0, 1, 2, 3, 4, 5])]
-
-
-def ancestors(parents: list[int]) -> torch.Tensor:
-    return torch.from_numpy(truth.tree_verify(0, parents, len(parents)))
-
-
-def longformer(window: int, dilation: list[int]) -> Case:
-    def mask(n: int, entry: int, head: int) -> Mask:
-        return truth.longformer(n, window, dilation[head], flags(n, 3)[entry])
-
-    def inputs(n: int) -> Inputs:
-        return {"is_global": torch.tensor(flags(n, 3))}
-
-    return Case("longformer", LINES, mask, {"window": window, "dilation": dilation}, inputs, len(dilation), batch=3)
-
-
-def bigbird(block: int) -> Case:
-    def mask(n: int, b: int, head: int) -> Mask:
-        return truth.bigbird(n, block, tables(n, block, 2)[head])
-
-    def inputs(n: int) -> Inputs:
-        return {"random": torch.tensor(tables(n, block, 2))}
-
-    return Case("bigbird", LINES, mask, {"block": block}, inputs, heads=2)
-
-
-CASES += [
-    longformer(4, [1, 3]),
-    longformer(0, [1, 1]),
-    longformer(50, [2, 5]),
-    *map(bigbird, (1, 4, 13)),
-    *simple("block_diffusion", (2, 30, 62, 130), truth.block_diffusion, {"block": 4}, {"block": 1}, {"block": 100}),
-    Case(
-        "modality_mutual",
-        LINES,
-        lambda n, b, h: truth.modality_mutual(n, *PICTURES[b]),
-        {},
-        lambda n: {
-            name: torch.tensor(column)
-            for name, column in zip(("image_start", "text_start", "text_end"), zip(*PICTURES, strict=True), strict=True)
-        },
-        batch=len(PICTURES),
-    ),
-    Case(
-        "tree_verify",
-        (16, 18),
-        lambda n, b, h: truth.tree_verify(*TREES[b], n),
-        {},
-        lambda n: {
-            "prefix": torch.tensor([prefix for prefix, _ in TREES]),
-            "ancestor": torch.stack([ancestors(parents) for _, parents in TREES]),
-        },
-        batch=len(TREES),
-    ),
-]
-
-# --- grids ------------------------------------------------------------------------------------------------------------
-
-AXES = ("frames", "height", "width")
-
-
-def neighborhood(
-    extents: tuple[int, ...],
-    window: int | tuple[int, ...],
-    stride: int | tuple[int, ...] = 1,
-    dilation: int | tuple[int, ...] = 1,
-    causal: bool | tuple[bool, ...] = False,
-) -> Case:
-    """A case in two or three axes; a number stands for all of them, in the pattern too."""
-
-    def by_axis(value: Any) -> tuple[Any, ...]:
-        return value if isinstance(value, tuple) else (value,) * len(extents)
-
-    settings = list(zip(extents, *map(by_axis, (window, stride, dilation, causal)), strict=True))
-    params = dict(zip(AXES[-len(extents) :], extents, strict=True))
-    given = {"window": window, "stride": stride, "dilation": dilation, "causal": causal}
-    return Case(
-        f"neighborhood_{len(extents)}d",
-        (int(np.prod(extents)),),
-        lambda n, b, h: truth.grid(extents, lambda axis, x: truth.neighbours(x, *settings[axis])),
-        params | {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()},
-    )
-
-
-def line(**given: Any) -> list[Case]:
-    return simple(
-        "neighborhood_1d",
-        (16, 31, 65),
-        lambda n, **s: truth.square(n, lambda q: truth.neighbours(q, n, **s)),
-        given,
-    )
-
-
-def sliding_tile(extents: tuple[int, int, int], tile: tuple[int, ...], kernel: tuple[int, ...]) -> Case:
-    def mask(n: int, b: int, h: int) -> Mask:
-        def sees(axis: int, x: int) -> list[int]:
-            return truth.tile_coordinates(x, extents[axis], tile[axis], kernel[axis])
-
-        return truth.with_text(truth.grid(extents, sees), n - int(np.prod(extents)))
-
-    params = dict(zip(AXES, extents, strict=True)) | {"tile": list(tile), "kernel": list(kernel)}
-    return Case("sliding_tile", tuple(int(np.prod(extents)) + words for words in (0, 1, 9)), mask, params)
-
-
-def freeswim(extents: tuple[int, int, int], reach: tuple[int, int]) -> Case:
-    def sees(axis: int, x: int) -> range:
-        return truth.inward(x, extents[axis], reach[axis - 1]) if axis else range(extents[0])
-
-    params = dict(zip(AXES, extents, strict=True)) | {"reach": list(reach)}
-    return Case("freeswim", (int(np.prod(extents)),), lambda n, b, h: truth.grid(extents, sees), params)
-
-
-TEMPORAL = [[True, False], [False, True]]
-
-
-def svg(frames: int, per_frame: int, window: float, block: int, band: int, first_frame: bool = True) -> Case:
-    """`band` is worked out by hand."""
-
-    def mask(n: int, b: int, h: int) -> Mask:
-        video = truth.svg(frames, per_frame, band, TEMPORAL[b][h], first_frame)
-        return truth.with_text(video, n - frames * per_frame)
-
-    params = {"frames": frames, "per_frame": per_frame, "window": window, "block": block, "first_frame": first_frame}
-    lengths = tuple(frames * per_frame + words for words in (0, 1, 8))
-    return Case("svg", lengths, mask, params, lambda n: {"temporal": torch.tensor(TEMPORAL)}, heads=2, batch=2)
-
-
-def radial(frames: int, per_frame: int, decay: str, block: int, sink: bool) -> Case:
-    def mask(n: int, b: int, h: int) -> Mask:
-        return truth.radial(frames, per_frame, Fraction(decay), block, sink, n - frames * per_frame)
-
-    params = {"frames": frames, "per_frame": per_frame, "decay": Fraction(decay), "block": block}
-    lengths = tuple(frames * per_frame + words for words in (0, 1, 8))
-    return Case("radial", lengths, mask, params | {"first_frame_sink": sink})
-
-
-CASES += [
-    *line(window=7),
-    *line(window=4, stride=3),
-    *line(window=5, stride=5),
-    *line(window=3, stride=2, dilation=5),
-    *line(window=4, stride=3, dilation=3, causal=True),
-    *line(window=2, causal=True),
-    *line(window=16),
-    neighborhood((9, 11), (3, 5)),
-    neighborhood((8, 13), 4, 3),
-    neighborhood((7, 12), (3, 4), (2, 4), (2, 3), (True, False)),
-    neighborhood((11, 5), 2, 2, 2, True),
-    neighborhood((7, 7), 7),
-    neighborhood((3, 5, 7), (2, 3, 5)),
-    neighborhood((4, 6, 5), (4, 3, 2), (1, 2, 2), (1, 2, 1), (False, True, False)),
-    neighborhood((6, 4, 6), 2, 1, 2, (True, False, False)),
-    sliding_tile((4, 6, 5), (2, 3, 1), (2, 6, 3)),
-    sliding_tile((3, 4, 8), (1, 2, 2), (3, 2, 6)),
-    sliding_tile((2, 4, 9), (1, 2, 3), (2, 4, 6)),
-    freeswim((3, 7, 9), (1, 2)),
-    freeswim((1, 5, 8), (2, 0)),
-    freeswim((4, 6, 6), (2, 1)),
-    svg(5, 12, 1.5, 4, 16),
-    svg(3, 20, 0.7, 8, 8, first_frame=False),
-    svg(7, 9, 2, 1, 18),
-    svg(1, 33, 1, 33, 33),
-    radial(3, 192, "0.2", 16, True),
-    radial(5, 130, "1/3", 16, False),
-    radial(4, 67, "0.95", 10, True),
-    radial(18, 8, "1", 4, False),
-    radial(2, 33, "0", 33, False),
-]
-
-# --- the tests --------------------------------------------------------------------------------------------------------
-
-
-def queries(case: Case, n: int) -> int:
-    """As many as keys, but for a tree, whose nodes ask."""
-    return len(TREES[0][1]) if case.name == "tree_verify" else n
-
-
-@pytest.mark.parametrize("case", CASES, ids=repr)
-def test_the_mask_is_the_definition(case: Case) -> None:
-    attend = case.compiled()
-    for n in case.lengths:
-        wanted = case.masks(n)
-        for head in range(case.heads):
-            found = attend.mask(
-                queries(case, n), n, head=head, heads=case.heads, kv_heads=case.kv_heads, **case.inputs(n)
-            ).numpy()
-            expected = wanted[0, head] if case.batch is None else wanted[:, head]
-            np.testing.assert_array_equal(found, expected, err_msg=f"{n} keys, head {head}")
-
-
-ONE_SOFTMAX = [case for case in CASES if case.name != "longformer"]  # its outputs: test_weights.py
-
-
-@pytest.mark.parametrize("case", ONE_SOFTMAX, ids=repr)
-def test_output_and_gradients_are_those_of_masked_softmax(case: Case) -> None:
+@pytest.mark.parametrize("case", [one for one in FIRST if one.name != "longformer"], ids=repr)
+def test_output_and_gradients_are_those_of_masked_softmax_in_32_bits(case: Masked) -> None:
     n = case.lengths[len(case.lengths) // 2]
-    n_q, batch, kv_heads = queries(case, n), case.batch or 1, case.kv_heads or case.heads
+    n_q, batch, kv_heads = case.queries(n), case.batch or 1, case.kv_heads or case.heads
     q, grad = torch.randn(batch, case.heads, n_q, 8), torch.randn(batch, case.heads, n_q, 8)
     k, v = torch.randn(2, batch, kv_heads, n, 8)
-    attend, inputs = case.compiled(), case.inputs(n)
+    attend, inputs = compile_attention(case.name, **case.params), case.inputs(n)
     mask = torch.from_numpy(case.masks(n))
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -402,43 +36,19 @@ def test_output_and_gradients_are_those_of_masked_softmax(case: Case) -> None:
     assert all(error.agrees for error in errors), errors
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name != "tree_verify"], ids=repr)
-def test_every_query_sees_itself(case: Case) -> None:
+@pytest.mark.parametrize("case", [one for one in ALL if one.name != "tree_verify"], ids=repr)
+def test_every_query_sees_itself(case: Masked) -> None:
     """A row without a key would be a reading of a paper that no paper has."""
     for n in case.lengths:
         assert case.masks(n).diagonal(axis1=-2, axis2=-1).all()
 
 
-def test_all_static_patterns_are_here() -> None:
-    shelf = {"full", "causal", "sliding_window", "blocked", "prefix_lm", "document"}
-    with_scores = {system.name for system in SYSTEMS}  # held against references of their own in test_scores.py
-    with_weights = {system.name for system in WEIGHTED} - {"longformer"}  # and in test_weights.py
-    assert {case.name for case in CASES} == set(pattern_names()) - shelf - with_scores - with_weights
-
-
 # --- parts of a call --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "mask"),
-    [
-        ("dilated_window", {"window": 4, "dilation": 3}, truth.dilated_window),
-        ("strided", {"stride": 7, "local": 5}, truth.strided),
-        ("power", {"window": 2, "block": 3}, truth.power),
-        ("log_sparse", {"segment": 8, "window": 20}, truth.log_sparse),
-    ],
-)
-def test_the_last_queries_see_what_they_see_in_the_whole(
-    name: str, params: dict[str, Any], mask: Callable[..., Mask]
-) -> None:
-    """`align end`, as for a cache."""
-    found = compile_attention(name, **params).mask(5, 77).numpy()
-    np.testing.assert_array_equal(found, mask(77, **params)[-5:])
 
 
 def test_the_last_rows_of_tri_shape_are_counted_from_the_end() -> None:
     found = compile_attention("streaming", sinks=2, window=3, last=4).mask(9, 40).numpy()
-    np.testing.assert_array_equal(found, truth.streaming(9, 40, 2, 3, 4))
+    np.testing.assert_array_equal(found, masks.streaming(9, 40, 2, 3, 4))
 
 
 # --- identities -------------------------------------------------------------------------------------------------------

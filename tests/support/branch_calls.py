@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc import compile_attention
-from score_calls import leaf, real
+from cases.case import leaf, real
 from weight_calls import check
 
 Dense = Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""What recurrences take, drawn at random, for `recurrence_references` and for the compiler alike."""
+"""What recurrences take, drawn at random, for `reference.recurrences` and for the compiler alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recurrence_references import REFERENCES
+from reference.scans import REFERENCES
 
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda x: x,

@@ -19,7 +19,7 @@ from attnc import Attention, compile_attention
 from attnc.runtime.library import hybrid_names, library_files
 from recurrence_cases import REGIMES
 from recurrence_draws import example
-from recurrence_references import REFERENCES
+from reference.scans import REFERENCES
 
 Tensors = dict[str, Tensor]
 Draw = Callable[[str], Tensor]

@@ -1,126 +1,27 @@
-"""Calls of the patterns with scores of their own, and what their results are held against: `score_references.py`."""
+"""Calls with scores of a pattern's own, and what must agree with a reference that has the LSE too."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import score_references as truth
-from attnc import Attention, compile_attention
+from attnc import Attention
 from attnc.runtime.accuracy import TIMES, UNITS
+from cases.case import distance, leaf, real
+from reference.attention import Result
 
 Inputs = Mapping[str, Tensor]
-Run = Callable[..., truth.Result]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a call."""
-
-    n_q: int
-    n_k: int
-    heads: int = 4
-    kv_heads: int = 2
-    batch: int = 2
-    dk: int = 8
-    dv: int = 5
-
-    def __repr__(self) -> str:
-        return f"{self.n_q}x{self.n_k},heads={self.heads}/{self.kv_heads}"
-
-
-@dataclass(frozen=True)
-class System:
-    """A pattern with parameters, its dense reference, and inputs for a shape."""
-
-    name: str
-    reference: Run
-    params: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Callable[[Shape], dict[str, Tensor]] = lambda shape: {}
-    aligned: bool = True
-    """Whether there may be fewer queries than keys."""
-
-    def __repr__(self) -> str:
-        given = ",".join(f"{name}={value}" for name, value in self.params.items())
-        return f"{self.name}({given})".replace(" ", "")
-
-    def compiled(self) -> Attention:
-        return compile_attention(self.name, **self.params)
-
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, **inputs: Tensor) -> truth.Result:
-        return self.reference(q, k, v, **inputs, **self.params)
-
-    def operands(self, shape: Shape, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """q, k, v and the inputs; the real ones want gradients."""
-        s = shape
-        sizes = {
-            "q": (s.batch, s.heads, s.n_q, s.dk),
-            "k": (s.batch, s.kv_heads, s.n_k, s.dk),
-            "v": (s.batch, s.kv_heads, s.n_k, s.dv),
-        }
-        drawn = {name: torch.randn(size, dtype=torch.float64) for name, size in sizes.items()} | self.inputs(shape)
-        return {name: leaf(x, dtype) for name, x in drawn.items()}
-
-
-def leaf(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.detach().to(dtype).requires_grad_() if x.is_floating_point() else x
-
-
-def real(*sizes: int) -> Tensor:
-    return torch.randn(sizes, dtype=torch.float64)
-
-
-DISTANCES = 6
-
-
-def t5(**params: Any) -> System:
-    def inputs(shape: Shape) -> dict[str, Tensor]:
-        return {"table": real(shape.heads, params.get("buckets", 32))}
-
-    return System("t5", truth.t5, params, inputs, aligned=False)
-
-
-SYSTEMS = [
-    System("alibi", truth.alibi),
-    System("music_relative", truth.music_relative, {}, lambda s: {"E": real(s.heads, s.n_k + 3, s.dk)}),
-    System(
-        "graphormer",
-        truth.graphormer,
-        {},
-        lambda s: {
-            "distance": torch.randint(0, DISTANCES, (s.batch, s.n_q, s.n_k)),
-            "table": real(s.heads, DISTANCES),
-        },
-        aligned=False,
-    ),
-    System("softcap", truth.softcap),
-    System("softcap", truth.softcap, {"cap": 1.5, "window": 20}),
-    System("softcap", truth.softcap, {"cap": 0.25, "window": 1}),
-    System("fox", truth.fox, {}, lambda s: {"f": -real(s.batch, s.n_k, s.heads).abs()}),
-    System("gpt_oss", truth.gpt_oss, {}, lambda s: {"sink": real(s.heads)}),
-    System("gpt_oss", truth.gpt_oss, {"window": 17}, lambda s: {"sink": real(s.heads)}),
-    System("gpt_oss", truth.gpt_oss, {"window": 1}, lambda s: {"sink": real(s.heads)}),
-    t5(),
-    t5(causal=True),
-    t5(buckets=8, far=20),
-    t5(buckets=12, far=100, causal=True),
-]
-DEFAULTS = [system for system in SYSTEMS if not system.params or system.params == {"causal": True}]
+Run = Callable[..., Result]
 
 EXECUTORS = ["cpu", "reference"]
 
 
-def named(name: str) -> System:
-    return next(system for system in DEFAULTS if system.name == name)
-
-
 def executor(attend: Attention, name: str) -> Run:
-    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> truth.Result:
+    def run(q: Tensor, k: Tensor, v: Tensor, **inputs: Any) -> Result:
         if name == "cpu":
             return attend(q, k, v, return_lse=True, **inputs)
         return attend.reference(q, k, v, return_lse=True, **inputs)
@@ -157,12 +58,6 @@ def check(run: Run, dense: Run, operands: Inputs) -> dict[str, Tensor]:
     found = results(run, operands, grads)
     assert_equals(found, results(dense, operands, grads))
     return found
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference; infinities must be equal."""
-    a, b = a.double(), b.double()
-    return float(torch.where(a == b, 0, (a - b).abs()).max())
 
 
 def check_twice(run: Run, dense: Run, operands: Inputs) -> None:

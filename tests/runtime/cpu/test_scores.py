@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
-from score_calls import Shape, assert_equals, executor, grads_for, leaf, real, results
+from cases.case import Shape, leaf, real
+from score_calls import assert_equals, executor, grads_for, results
 
 N = 29
 DECLARATIONS = {

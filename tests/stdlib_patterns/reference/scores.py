@@ -1,4 +1,4 @@
-"""The library's patterns with scores of their own, written from their papers, not from the `.attn` files.
+"""Patterns with scores of their own, written from their papers, not from the `.attn` files.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → out (B, Hq, Nq, dv) and lse (B, Hq, Nq), in the tensors' own
 dtype (lse in fp32 at least), dense and differentiable. The last query stands at the last key. A row that sees nothing:
@@ -7,44 +7,13 @@ out 0, lse -inf.
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
 from functools import cache
 
 import torch
 from torch import Tensor
 
-Result = tuple[Tensor, Tensor]
-
-
-def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Where queries (Nq, 1) and keys (Nk) stand."""
-    n_q, n_k = q.shape[2], k.shape[2]
-    return torch.arange(n_k - n_q, n_k)[:, None], torch.arange(n_k)
-
-
-def products(q: Tensor, k: Tensor) -> Tensor:
-    """q · k of every pair, (B, Hq, Nq, Nk)."""
-    return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
-
-
-def scale_of(q: Tensor) -> float:
-    return float(q.shape[-1] ** -0.5)
-
-
-def weighted(score: Tensor, visible: Tensor, v: Tensor, sink: Tensor | None = None) -> Result:
-    """Softmax over the visible keys; a sink (Hq) is one more key, seen by every row that sees any, of value 0."""
-    seen = visible.any(-1, keepdim=True).expand(*score.shape[:-1], 1)
-    score = torch.where(visible, score, -math.inf)
-    v = v.repeat_interleave(score.shape[1] // v.shape[1], 1)
-    if sink is not None:
-        score = torch.cat([score, sink[:, None, None].to(score.dtype).expand_as(seen)], -1)
-        v = torch.cat([v, torch.zeros_like(v[:, :, :1])], -2)
-    score = torch.where(seen, score, 0)
-    lse = torch.logsumexp(score.to(torch.promote_types(score.dtype, torch.float32)), -1)
-    out = torch.where(seen, torch.softmax(score, -1), 0) @ v
-    return out, torch.where(seen[..., 0], lse, -math.inf)
-
+from reference.attention import Result, positions, products, scale_of, weighted
 
 # --- functions of the distance ----------------------------------------------------------------------------------------
 
@@ -129,9 +98,3 @@ def softcap(q: Tensor, k: Tensor, v: Tensor, *, cap: float = 50, window: int = 4
     query, key = positions(q, k)
     score = cap * torch.tanh(scale_of(q) * products(q, k) / cap)
     return weighted(score, (key <= query) & (query - key < window), v)
-
-
-def gpt_oss(q: Tensor, k: Tensor, v: Tensor, *, sink: Tensor, window: int = 128) -> Result:
-    """A short window; `sink` (Hq) adds its exponential to the denominator."""
-    query, key = positions(q, k)
-    return weighted(scale_of(q) * products(q, k), (key <= query) & (query - key < window), v, sink)

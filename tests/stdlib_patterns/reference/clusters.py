@@ -1,7 +1,7 @@
 """Routing by strips, regions, clusters, hashes and centroids, written from the papers and their authors' programs.
 
 q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → what is seen, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv),
-as in `routing_references`: dense and differentiable, no gradient through a choice, the last query at the last key, ties
+as in `reference.routing`: dense and differentiable, no gradient through a choice, the last query at the last key, ties
 to the earlier place, 0 for a row that sees nothing. What is drawn or trained elsewhere is given: clusters, hashes,
 samples, centroids.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from routing_references import Result, best, blocks_of, by_query_head, means, probabilities, softmax_over
-from score_references import positions, products, scale_of, weighted
+from reference.attention import positions, products, scale_of, weighted
+from reference.routing import Result, best, blocks_of, by_query_head, means, probabilities, softmax_over
 
 
 def leading(mass: Tensor, candidates: Tensor, p: float, least: int = 0, held: Tensor | float = 0.0) -> Tensor:

@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from score_references import positions, products, scale_of, weighted
+from reference.attention import positions, products, scale_of, weighted
 
 Result = tuple[Tensor, Tensor]
 

@@ -1,4 +1,4 @@
-"""Masks of the library's static patterns, written from their papers and by counting, not from the `.attn` files.
+"""Masks of sequences, written from their papers and by counting, not from the `.attn` files.
 
 Each function answers with the keys that one query sees; `mask` lays the answers out. Slow on purpose: sets and loops.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from itertools import product
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from reference.attention import positions, products, weighted
 
 Mask = NDArray[np.bool_]
 
@@ -39,6 +42,46 @@ def span(block: int, index: int) -> range:
 def up_to(query: int, keys: Iterable[int]) -> set[int]:
     """The keys that are not after the query."""
     return {key for key in keys if key <= query}
+
+
+# --- the plainest -----------------------------------------------------------------------------------------------------
+
+
+def full(n: int) -> NDArray[np.bool_]:
+    return np.ones((n, n), dtype=bool)
+
+
+def causal(n: int) -> NDArray[np.bool_]:
+    return np.tril(np.ones((n, n), dtype=bool))
+
+
+def sliding_window(n: int, window: int, sinks: int = 0) -> NDArray[np.bool_]:
+    mask = np.zeros((n, n), dtype=bool)
+    for i in range(n):
+        mask[i, max(0, i - window + 1) : i + 1] = True
+        mask[i, : min(sinks, i + 1)] = True
+    return mask
+
+
+def blocked(n: int, block: int) -> NDArray[np.bool_]:
+    mask = np.zeros((n, n), dtype=bool)
+    for start in range(0, n, block):
+        mask[start : start + block, start : start + block] = True
+    return mask
+
+
+def prefix_lm(n: int, prefix: int) -> NDArray[np.bool_]:
+    mask = causal(n)
+    mask[:, :prefix] = True
+    return mask
+
+
+def document(n: int, ids: list[int]) -> NDArray[np.bool_]:
+    mask = np.zeros((n, n), dtype=bool)
+    for i in range(n):
+        for j in range(i + 1):
+            mask[i, j] = ids[i] == ids[j]
+    return mask
 
 
 # --- causal sequences -------------------------------------------------------------------------------------------------
@@ -150,7 +193,7 @@ def long_lora(n: int, groups: int, head: int, heads: int) -> Mask:
 # --- both ways --------------------------------------------------------------------------------------------------------
 
 
-def longformer(n: int, window: int, dilation: int, is_global: Sequence[bool]) -> Mask:
+def longformer_mask(n: int, window: int, dilation: int, is_global: Sequence[bool]) -> Mask:
     def keys_of(q: int) -> Iterable[int]:
         if is_global[q]:
             return range(n)
@@ -158,6 +201,31 @@ def longformer(n: int, window: int, dilation: int, is_global: Sequence[bool]) ->
         return [*everyone, *(q + dilation * o for o in range(-window, window + 1))]
 
     return square(n, keys_of)
+
+
+def longformer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int,
+    dilation: Sequence[int],
+    is_global: Tensor,
+    qg: Tensor,
+    kg: Tensor,
+    vg: Tensor,
+) -> Tensor:
+    """Beltagy et al. 2020: `window` keys each side, `dilation` (Hq) apart, and the global tokens, `is_global` (B, N).
+
+    A global token sees all by the projections `qg`, `kg`, `vg` (B, Hq, N, …); others see it by its plain k and v.
+    """
+    query, key = positions(q, k)
+    offset = key - query
+    near = torch.stack([(offset.abs() <= window * step) & (offset % step == 0) for step in dilation])
+    local, _ = weighted(scale * products(q, k), near | is_global[:, None, None], v)
+    whole, _ = weighted(scale * products(qg, kg), torch.ones_like(offset, dtype=torch.bool), vg)
+    return torch.where(is_global[:, None, :, None], whole, local)
 
 
 def bigbird(n: int, block: int, random: Sequence[Sequence[int]]) -> Mask:
@@ -209,96 +277,3 @@ def tree_verify(prefix: int, parents: Sequence[int], n_k: int) -> Mask:
         return keys
 
     return mask(len(parents), n_k, keys_of)
-
-
-# --- grids ------------------------------------------------------------------------------------------------------------
-
-
-def neighbours(x: int, length: int, window: int, stride: int = 1, dilation: int = 1, causal: bool = False) -> list[int]:
-    """NATTEN's rule on one axis: the coordinates that x sees."""
-    members = [y for y in range(length) if y % dilation == x % dilation]
-    at = members.index(x)
-    if causal:
-        leader = min(at // stride * stride + stride - 1, len(members) - 1)
-        return members[max(0, leader - window + 1) : at + 1]
-    start = min(at // stride * stride + stride // 2, len(members) - 1) - window // 2
-    while start < 0:
-        start += 1
-    while start + window > len(members):
-        start -= 1
-    return members[start : start + window]
-
-
-def grid(extents: Sequence[int], sees: Callable[[int, int], Iterable[int]]) -> Mask:
-    """The product over axes: `sees(axis, x)` gives the coordinates that x sees on an axis."""
-    places = list(product(*map(range, extents)))
-    number = {place: i for i, place in enumerate(places)}
-    return square(
-        len(places), lambda q: (number[p] for p in product(*(list(sees(a, x)) for a, x in enumerate(places[q]))))
-    )
-
-
-def tile_coordinates(x: int, extent: int, tile: int, kernel: int) -> list[int]:
-    """STA on one axis, as attention-gym has it: the clamped centre, and tiles around it."""
-    tiles, wide = extent // tile, kernel // tile
-    left, right = wide // 2, wide // 2 + wide % 2 - 1
-    centre = max(left, min(x // tile, tiles - 1 - right))
-    return [y for y in range(extent) if -left <= y // tile - centre <= right]
-
-
-def inward(x: int, extent: int, reach: int) -> range:
-    """FreeSwim on one axis, in the authors' words."""
-    low = x - reach - max(0, reach + x - extent + 1)
-    high = x + reach + max(0, reach - x)
-    return range(max(0, low), min(extent, high + 1))
-
-
-def with_text(video: Mask, words: int) -> Mask:
-    """The mask of a video with words after it, which see and are seen by all."""
-    n = len(video)
-    seen = np.ones((n + words, n + words), dtype=bool)
-    seen[:n, :n] = video
-    return seen
-
-
-def svg(frames: int, per_frame: int, band: int, temporal: bool, first_frame: bool) -> Mask:
-    """`band` in tokens: those nearer than it, in the order of the head."""
-    natural = [(t, s) for t in range(frames) for s in range(per_frame)]
-    order = sorted(natural, key=lambda place: (place[1], place[0])) if temporal else natural
-    rank = {place: i for i, place in enumerate(order)}
-
-    def keys_of(q: int) -> Iterable[int]:
-        for key, place in enumerate(natural):
-            if abs(rank[natural[q]] - rank[place]) < band or (first_frame and place[0] == 0):
-                yield key
-
-    return square(len(natural), keys_of)
-
-
-def radial(frames: int, per_frame: int, decay: Fraction, block: int, sink: bool, words: int) -> Mask:
-    """As the authors do it: each frame pair's mask alone in a buffer of zeros, cut into blocks, and those joined."""
-    video = frames * per_frame
-    blocks = math.ceil((video + words) / block)
-    kept = np.zeros((blocks, blocks), dtype=bool)
-    for i, j in product(range(frames), repeat=2):
-        buffer = np.zeros((blocks * block, blocks * block), dtype=bool)
-        width = per_frame if sink and j == 0 else radial_width(abs(i - j), per_frame, decay, block)
-        for a, b in product(range(per_frame), repeat=2):
-            if abs(a - b) <= width:
-                buffer[i * per_frame + a, j * per_frame + b] = True
-        columns = buffer.reshape(blocks, block, blocks, block).sum(axis=1)
-        dense, some = (3 * columns > block).sum(axis=2), (columns > 0).sum(axis=2)
-        kept |= (some > 0) & (10 * dense > 6 * some)
-    border = video // block
-    kept[border:] = True
-    kept[:, border:] = True
-    whole = np.repeat(np.repeat(kept, block, axis=0), block, axis=1)
-    return whole[: video + words, : video + words]
-
-
-def radial_width(distance: int, per_frame: int, decay: Fraction, block: int) -> int:
-    """How far a token sees in a frame so far away, rounded down to whole places; -1 where the frame is left out."""
-    length = Fraction(2) ** (len(f"{per_frame:b}") - (len(f"{distance:b}") if distance else 0))
-    if length < 128 and distance % int(128 / length):
-        return -1
-    return per_frame if distance <= 1 else math.floor(max(length * decay, Fraction(block)))

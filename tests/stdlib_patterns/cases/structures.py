@@ -1,0 +1,171 @@
+"""Patterns with views, keys or branches of their own: the library's of `structures/`, and such of other families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cases.case import Shape, Tensors, real
+from cases.scores import CAUSAL, FULL
+from cases.system import FEWER, LINES, WIDE, Mask, System, rows, scaled, square, unscaled
+from reference import grids, masks, structures
+
+# --- tokens in a line -------------------------------------------------------------------------------------------------
+
+
+def _residual(q: Tensor, k: Tensor, v: Tensor, *, x: Tensor, w: Tensor, scale: float) -> Tensor:
+    return structures.attention_residual(x, w=w, scale=scale, heads=q.shape[1])
+
+
+def _differential(q: Tensor, k: Tensor, v: Tensor, *, lambda_: Tensor, init: float) -> Tensor:
+    return structures.differential(q, k, v, weight=lambda_, init=init)
+
+
+def _combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> Tensor:
+    return structures.combiner(q, k, v, scale=scale, segment=segment)[0]
+
+
+def combiner(segment: int, shapes: list[Shape]) -> System:
+    params = {"segment": segment}
+    return System("combiner", scaled(_combiner, **params), shapes, params, mask=CAUSAL)
+
+
+def longformer(window: int, dilation: list[int]) -> System:
+    def inputs(s: Shape) -> dict[str, Tensor]:
+        return {
+            "is_global": torch.rand(s.batch, s.n_k) > 0.8,
+            "qg": real(s.batch, s.heads, s.n_q, s.dk),
+            "kg": real(s.batch, s.heads, s.n_k, s.dk),
+            "vg": real(s.batch, s.heads, s.n_k, s.dv),
+        }
+
+    def mask(operands: Tensors) -> Tensor:
+        tokens = operands["is_global"].tolist()
+        n = len(tokens[0])
+        found = [[masks.longformer_mask(n, window, step, own) for step in dilation] for own in tokens]
+        return torch.from_numpy(np.array(found))
+
+    params = {"window": window, "dilation": dilation}
+    shapes = [square(1), square(31), square(18, batch=1)]
+    return System("longformer", scaled(masks.longformer, **params), shapes, params, inputs, mask)
+
+
+def _lags(s: Shape) -> dict[str, Tensor]:
+    return {"lag": torch.randint(0, s.n_k, (s.batch, 3))}
+
+
+IN_LINE = [
+    System(
+        "differential",
+        unscaled(_differential, init=0.8),
+        [*LINES, *FEWER],
+        inputs=lambda s: {"lambda_": real(s.heads)},
+        mask=CAUSAL,
+    ),
+    System("hierarchical", unscaled(structures.hierarchical, group=4), [*LINES[1:], WIDE], {"group": 4}, mask=FULL),
+    System(
+        "attention_residual",
+        scaled(_residual),
+        [square(1), square(14), square(37, heads=2, kv_heads=2, batch=1)],
+        inputs=lambda s: {"x": real(s.batch, s.n_k, 5, s.dv), "w": real(s.dv)},
+    ),
+    System("davit_channel", scaled(structures.davit_channel), [square(1), square(20), square(33, dk=3, dv=3)]),
+    combiner(4, [*LINES, WIDE]),
+    combiner(7, [square(40)]),
+    longformer(2, [1, 2, 1, 3]),
+    longformer(0, [1, 1, 1, 1]),
+    System(
+        "autoformer_lags",
+        unscaled(structures.autoformer_lags),
+        [square(1), square(17), square(40, heads=3, kv_heads=3)],
+        inputs=_lags,
+    ),
+    System("sqa", scaled(structures.sqa), [*LINES, *FEWER, WIDE, square(11, heads=2, kv_heads=2)], mask=CAUSAL),
+]
+
+# --- tokens of a grid -------------------------------------------------------------------------------------------------
+
+
+def pictures(height: int, width: int) -> list[Shape]:
+    return [square(height * width), square(height * width, heads=2, kv_heads=1, batch=1)]
+
+
+def product_of(extents: tuple[int, ...], sees: Callable[[int, int], Any]) -> Mask:
+    """What each axis sees, together."""
+    return rows(lambda n: grids.grid(extents, sees))
+
+
+def windows(size: tuple[int, int, int], window: list[int], layer: int, name: str) -> System:
+    params = {**dict(zip(("frames", "height", "width"), size, strict=True)), "window": window, "layer": layer}
+    moved = layer % 2 * np.array([length // 2 for length in window])
+    moved = moved * ([1, 0, 0] if name == "lingen_temporal" else [1, 1, 1])
+    mask = product_of(size, lambda axis, x: grids.beside(x, size[axis], window[axis], int(moved[axis])))
+    reference = {"lingen_temporal": grids.lingen_temporal, "videofactory": grids.videofactory}[name]
+    return System(name, scaled(reference, **params), [square(prod(size))], params, mask=mask)
+
+
+def davit_window(height: int, width: int, window: int) -> System:
+    params = {"height": height, "width": width, "window": window}
+    size = (height, width)
+    mask = product_of(size, lambda axis, x: grids.beside(x, size[axis], window))
+    return System("davit_window", scaled(grids.davit_window, **params), pictures(height, width), params, mask=mask)
+
+
+def halo(height: int, width: int, block: int, halo: int) -> System:
+    params = {"height": height, "width": width, "block": block, "halo": halo}
+    span, size = 2 * (block + halo) - 1, (height, width)
+    return System(
+        "halo",
+        scaled(grids.halo, **params),
+        pictures(height, width),
+        params,
+        lambda s: {name: real(span, s.dk) for name in ("row", "col")},
+        product_of(size, lambda axis, x: grids.around(x, size[axis], block, halo)),
+    )
+
+
+def of_grid(extents: Mapping[str, int], seen: Callable[[Any], Any]) -> Mask:
+    """Pairs of tokens of a grid by their coordinates: `seen` of what is equal of them, by axis, (N, N) each."""
+    places = np.indices(tuple(extents.values())).reshape(len(extents), -1)
+    return rows(lambda n: seen(places[:, :, None] == places[:, None]))
+
+
+def monarch(grid: dict[str, int], shapes: list[Shape]) -> System:
+    """What one of the two parts scores: a token of the own row, or one of the own column."""
+    return System(
+        "monarch", scaled(structures.monarch, **grid), shapes, grid, mask=of_grid(grid, lambda same: same[0] | same[1])
+    )
+
+
+def monarch_rt(grid: dict[str, int]) -> System:
+    """The own row of every frame, which is what the inner part scores; the outer one scores no tokens."""
+    shapes = [square(prod(grid.values()))]
+    return System(
+        "monarch_rt", scaled(structures.monarch_rt, **grid), shapes, grid, mask=of_grid(grid, lambda same: same[1])
+    )
+
+
+OF_GRIDS = [
+    *(davit_window(*sizes) for sizes in ((9, 8, 7), (6, 4, 2), (1, 5, 3))),
+    halo(5, 7, 3, 2),
+    halo(4, 4, 2, 1),
+    halo(3, 3, 4, 0),
+    windows((3, 4, 5), [2, 3, 2], 0, "lingen_temporal"),
+    windows((3, 4, 5), [2, 3, 2], 1, "lingen_temporal"),
+    windows((5, 2, 3), [3, 2, 2], 1, "lingen_temporal"),
+    windows((3, 4, 5), [2, 2, 3], 0, "videofactory"),
+    windows((3, 4, 5), [2, 2, 3], 3, "videofactory"),
+    windows((2, 5, 3), [2, 3, 2], 1, "videofactory"),
+    monarch({"rows": 4, "cols": 6}, pictures(4, 6)),
+    monarch({"rows": 1, "cols": 5}, pictures(1, 5)),
+    monarch_rt({"frames": 3, "height": 2, "width": 4}),
+    monarch_rt({"frames": 1, "height": 1, "width": 5}),
+    monarch_rt({"frames": 2, "height": 3, "width": 3}),
+]
+SYSTEMS = [*IN_LINE, *OF_GRIDS]
+CASES = [case for system in SYSTEMS for case in system.cases()]

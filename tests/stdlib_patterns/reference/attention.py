@@ -1,0 +1,83 @@
+"""What references of attention have in common: places, products, and a softmax over what is visible.
+
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv); query head h reads kv head h // (Hq // Hkv). The last query
+stands at the last key. A row that sees nothing: out 0, lse -inf.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Result = tuple[Tensor, Tensor]
+"""out (B, Hq, Nq, dv) and lse (B, Hq, Nq), lse in fp32 at least."""
+
+
+def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Where queries (Nq, 1) and keys (Nk) stand, on the device of q."""
+    n_q, n_k = q.shape[2], k.shape[2]
+    return torch.arange(n_k - n_q, n_k, device=q.device)[:, None], torch.arange(n_k, device=q.device)
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """q · k of every pair, (B, Hq, Nq, Nk)."""
+    return q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)
+
+
+def scale_of(q: Tensor) -> float:
+    return float(q.shape[-1] ** -0.5)
+
+
+def weighted(score: Tensor, visible: Tensor, v: Tensor, sink: Tensor | None = None) -> Result:
+    """Softmax over the visible keys; a sink (Hq) is one more key, seen by every row that sees any, of value 0."""
+    seen = visible.any(-1, keepdim=True).expand(*score.shape[:-1], 1)
+    score = torch.where(visible, score, -math.inf)
+    v = v.repeat_interleave(score.shape[1] // v.shape[1], 1)
+    if sink is not None:
+        score = torch.cat([score, sink[:, None, None].to(score.dtype).expand_as(seen)], -1)
+        v = torch.cat([v, torch.zeros_like(v[:, :, :1])], -2)
+    score = torch.where(seen, score, 0)
+    lse = torch.logsumexp(score.to(torch.promote_types(score.dtype, torch.float32)), -1)
+    out = torch.where(seen, torch.softmax(score, -1), 0) @ v
+    return out, torch.where(seen[..., 0], lse, -math.inf)
+
+
+def causal(q: Tensor, k: Tensor) -> Tensor:
+    """Which pairs (Nq, Nk) see no later key."""
+    query, key = positions(q, k)
+    return key <= query
+
+
+def shared(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values (B, Hkv, …) as every query head reads them, (B, Hq, …)."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1)
+
+
+def shares(score: Tensor, visible: Tensor) -> Tensor:
+    """Softmax over the visible keys; 0 throughout a row that sees none."""
+    seen = visible.any(-1, keepdim=True)
+    return torch.where(visible, torch.softmax(torch.where(visible | ~seen, score, -math.inf), -1), 0)
+
+
+def normalised(weight: Tensor) -> Tensor:
+    """Weights that are nowhere negative, divided by their sum; 0 throughout a row of zeros."""
+    total = weight.sum(-1, keepdim=True)
+    return torch.div(weight, torch.where(total > 0, total, 1))
+
+
+def rms(x: Tensor) -> Tensor:
+    """x / sqrt(mean(x²)) over the last axis, 0 for 0."""
+    square = x.square().mean(-1, keepdim=True)
+    return torch.where(square > 0, x * torch.where(square > 0, square, 1).rsqrt(), 0)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, 0 for 0."""
+    return rms(x) / math.sqrt(x.shape[-1])
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), without the threshold of `F.softplus`, which is wrong by 2e-9."""
+    return torch.logaddexp(x, torch.zeros_like(x))

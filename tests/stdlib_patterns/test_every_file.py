@@ -1,0 +1,286 @@
+"""Every file of the library and every check: its form, warnings, mask, output, kernels, machine code, simulation.
+
+A check that cannot be asked of a pattern has a reason in `without.py`, and what is tested is that the reason is true.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnc import Attention, UnsupportedError, compile_attention
+from attnc.compiler.warnings import warnings_of
+from attnc.runtime.gpu.gate import Case as Kernel
+from attnc.runtime.gpu.selection import cases, named, same_text, whole_library
+from attnc.runtime.library import (
+    ModuleLoader,
+    hybrid_names,
+    library_files,
+    library_names,
+    pattern_names,
+    recurrence_names,
+    routing_names,
+)
+from attnc.spec.formatting import formatted
+from attnc.spec.load import check_source, load_program
+from attnc.spec.meaning.bind import bind
+from attnc.spec.reading.text import decode
+from attnc.spec.source import SourceFile
+from cases.case import Case, check_mask, check_output, inputs_of, seen_by
+from cases.every import every_case
+from kernel_calls import stages
+from library_calls import library_call
+from library_in_kernels import (
+    LOOSE,
+    check_case,
+    check_pattern,
+    chosen_calls,
+    expected_calls,
+    target_for,
+    use,
+)
+from without import BY_CLASS, CHECKS, NOT_PASSED, WARNED, every_reason, reason
+
+ROOT = Path(__file__).parents[2]
+LEAST_SHAPES = 3
+
+
+def kind_of(name: str) -> str:
+    """How `without.py` calls its kind."""
+    kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names(), "routing": routing_names()}
+    return next((kind for kind, names in kinds.items() if name in names), "pattern")
+
+
+def source_of(name: str) -> SourceFile:
+    path = library_files()[name]
+    return decode(path.read_bytes(), path.name)
+
+
+# --- the text ---------------------------------------------------------------------------------------------------------
+
+
+def check_form(name: str) -> None:
+    source = source_of(name)
+    assert formatted(source) == source.text
+    if name in library_names():
+        assert f"{'recurrence' if name in recurrence_names() else 'pattern'} {name}" in source.text
+        assert "Source:" in source.text
+
+
+def check_warnings(name: str) -> None:
+    """Of the text, and of every preset and, where they are whole, of the defaults."""
+    source, loader = source_of(name), ModuleLoader(None)
+    assert check_source(source, loader) == ()
+    if name not in library_names():
+        return
+    program = load_program(source, loader, name)
+    choices: list[str | None] = [preset.name for preset in program.presets]
+    if all(parameter.default is not None for parameter in program.parameters):
+        choices.append(None)
+    found = {one.code for preset in choices for one in warnings_of(bind(program, {}, preset))}
+    assert found == WARNED.get(name, {}).keys()
+
+
+# --- what it means ----------------------------------------------------------------------------------------------------
+
+
+def check_masks(name: str) -> None:
+    own = [case for case in every_case()[name] if case.mask is not None]
+    refused = reason("mask", name, kind_of(name))
+    if refused:
+        assert not own
+        case = every_case()[name][0]
+        with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
+            seen_by(case.compiled(), case, case.operands())
+        return
+    assert len({case.shape for case in own}) >= LEAST_SHAPES
+    for case in own:
+        check_mask(case)
+
+
+def check_outputs(name: str) -> None:
+    own = [case for case in every_case()[name] if case.output is not None]
+    assert len({case.shape for case in own}) >= LEAST_SHAPES
+    for case in own:
+        check_output(case)
+
+
+MOST = 130
+"""Tokens beyond which the reference executor is not asked, which is dense."""
+
+
+def check_reference(name: str) -> None:
+    for case in every_case()[name]:
+        if case.output is not None and case.shape.n_k <= MOST:
+            check_output(case, backend="reference")
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def middling(name: str) -> Case:
+    """The smallest case of as many queries as keys that is not tiny."""
+    own = [case for case in every_case()[name] if case.output is not None]
+    return min([case for case in own if 8 < case.shape.n_q == case.shape.n_k] or own, key=lambda case: case.shape.n_k)
+
+
+def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
+    """That they ran, and none where there are none."""
+    patch.setenv("TRITON_INTERPRET", "1")
+    case, refused = middling(name), reason("interpreter", name, kind_of(name))
+    if name in pattern_names():
+        use(patch, target_for(name))
+        ran = stages(check_pattern(name, torch.float32, LOOSE.get(name)))
+        assert not ran if refused else ran >= {"forward", "delta", "dq", "dkdv"}
+    else:
+        calls = chosen_calls(patch)
+        ran = stages(check_case(case))
+        assert not ran if refused else ran
+        assert calls == expected_calls(case)
+    if refused:
+        with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
+            case.compiled().source("sm_90")
+
+
+Row = dict[str, Any]
+
+
+@cache
+def table() -> Mapping[tuple[object, ...], Row]:
+    """The rows of the library's kernels for sm_90, as they were last read."""
+    (path,) = (ROOT / "benchmarks" / "results").glob("kernels-library-triton-*.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {
+        (row["pattern"], row["kernel"], row["head_dim"]): row
+        for row in rows
+        if (row["target"], row["dtype"]) == ("sm_90", "bfloat16")
+    }
+
+
+def emitted(names: list[str] | None) -> Iterator[Kernel]:
+    """The kernels as they are now; None: the whole library's, one that is the same for two patterns once."""
+    wanted = whole_library() if names is None else named(names)
+    return (one for one in cases(wanted, ["sm_90"], [64, 128], ["bfloat16"]) if isinstance(one, Kernel))
+
+
+@cache
+def rows() -> Mapping[tuple[str, str], tuple[Kernel, Row | None]]:
+    """Of each text of a kernel for whom it was first written, and what was read of it."""
+    return {same_text(one): (one, table().get((one.pattern, one.title, one.head_dim))) for one in emitted(None)}
+
+
+def check_gate(name: str) -> None:
+    """Nothing is compiled: the committed table tells of the same text. `python benchmarks/kernels.py --changed`."""
+    refused = reason("gate", name, kind_of(name))
+    if refused == BY_CLASS:
+        assert not any(re.split(r"[(:]", str(pattern))[0] == name for pattern, _, _ in table())
+        assert name not in pattern_names()
+        return
+    if refused:
+        assert not list(emitted([name]))
+        with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
+            middling(name).compiled().source("sm_90")
+        return
+    found = list(emitted([name]))
+    assert {one.head_dim for one in found} == {64, 128}
+    failed = {}
+    for one in found:
+        first, row = rows()[same_text(one)]
+        assert row is not None and row["digest"] == first.source.digest, (one.title, one.head_dim)
+        if row["verdict"] != "pass":
+            failed[one.title, one.head_dim] = ", ".join(row["reasons"])
+    assert failed == NOT_PASSED.get(name, {})
+
+
+# --- simulation -------------------------------------------------------------------------------------------------------
+
+
+def simulations(name: str) -> Iterator[Callable[[], Any]]:
+    """At each preset and at the defaults; where a caller chose before, at what a case gives."""
+    for preset in load_program(source_of(name), ModuleLoader(None), name).presets:
+        yield lambda preset=preset.name: _simulated(library_call(name, LONG, {"preset": preset}))
+    if name in pattern_names():
+        yield lambda: _simulated(library_call(name, LONG))
+        return
+    case = middling(name)
+    attend = compile_attention(name) if has_defaults(case.compiled()) else case.compiled()
+    inputs = {key: x for key, x in inputs_of(case.operands()).items() if key in attend.relation_inputs}
+    n = case.shape.n_k if inputs or attend.bound.program.segments else LONG
+    yield lambda: attend.simulate(n, heads=case.shape.heads, kv_heads=case.shape.kv_heads, **inputs)
+
+
+LONG = 4096
+
+
+def has_defaults(attend: Attention) -> bool:
+    return all(parameter.default is not None for parameter in attend.bound.program.parameters)
+
+
+def _simulated(call: Any) -> Any:
+    return call.attention.simulate(call.n, heads=call.heads, **call.inputs)
+
+
+def check_simulation(name: str) -> None:
+    refused = reason("simulate", name, kind_of(name))
+    for simulate in simulations(name):
+        if refused:
+            with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
+                simulate()
+            continue
+        found = simulate()
+        assert found.predicted_ms > 0
+        assert found.rungs and all(rung.speedup > 0 for rung in found.rungs)
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+DONE: Mapping[str, Callable[[str], None]] = {
+    "form": check_form,
+    "warnings": check_warnings,
+    "mask": check_masks,
+    "output": check_outputs,
+    "reference": check_reference,
+    "gate": check_gate,
+    "simulate": check_simulation,
+}
+WALK = [(name, check) for name in library_names() for check in CHECKS if check != "interpreter"]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("name", "check"), WALK, ids=[f"{name}-{check}" for name, check in WALK])
+def test_every_file(name: str, check: str) -> None:
+    DONE[check](name)
+
+
+@pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
+@pytest.mark.parametrize("name", library_names(), ids=[f"{name}-interpreter" for name in library_names()])
+def test_every_file_by_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_kernels(name, monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted({*library_files()} - {*library_names()}))
+def test_modules_of_definitions(name: str) -> None:
+    check_form(name)
+    check_warnings(name)
+
+
+def test_every_check_is_made_and_every_reason_is_needed() -> None:
+    assert {*DONE, "interpreter"} == set(CHECKS)
+    assert every_case().keys() == set(library_names())
+    assert {name for _, name in every_reason()} | NOT_PASSED.keys() | WARNED.keys() <= set(library_names())
+
+
+@pytest.mark.parametrize("name", library_names())
+def test_a_copy_compiles_by_path(name: str, tmp_path: Path) -> None:
+    copy, given = tmp_path / f"{name}.attn", every_case()[name][0].params
+    copy.write_bytes(library_files()[name].read_bytes())
+    assert compile_attention(copy, **given).name == name
+    assert compile_attention(f"{copy}:{name}", **given).name == name

@@ -1,0 +1,106 @@
+"""Library patterns by kernels in Triton's interpreter, forward and every gradient: which kernels ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import compile_attention
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.gpu import chosen, planner
+from attnc.runtime.library import pattern_names, routing_names
+from cases.case import Case, Tensors, distance, leaf, results
+from kernel_calls import Launch, check, operands, poisoned, recorded
+from library_calls import SMALL, made_inputs
+
+LOOSE = {"local_linear": 1e-2}
+"""Where tiles in fp32 are far from 64 bits, as the sums are ill conditioned."""
+
+TOLERANCE = 1e-5
+"""Errors that are allowed of others, relative to the largest true entry of a result or to 1."""
+
+
+def use(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Kernels for a target."""
+    patch.setattr(planner, "target_of", lambda device: TARGETS[name])
+
+
+def check_pattern(name: str, dtype: torch.dtype, tolerance: float | None = None) -> list[Launch]:
+    """A pattern of queries and keys alone, 96 tokens, against the reference executor in 64 bits."""
+    attention = compile_attention(name, backend="triton", **SMALL.get(name, {}))
+    n, heads, d = 96, head_count(attention.bound) or 2, 64
+    own = made_inputs(name, n, heads)
+    if name == "bigbird":
+        own["random"] = torch.randint(n // 16, (heads, n // 16, 2))
+    made = example_inputs(attention.bound, n, n, own, heads=heads, sizes={"dk": d, "dv": d})
+    inputs = own | {key: one.tensor for key, one in made.items()}
+    by_head = any("head" in tensor.dims for tensor in attention._pattern.tensors)
+    tensors = operands(n, heads=(heads, heads if by_head else heads // 2 or 1), widths=(d, d), dtype=dtype)
+    return check(attention, tensors, inputs, with_lse=attention.has_lse, tolerance=tolerance)
+
+
+def target_for(name: str, *, other: bool = False) -> str:
+    """Every other pattern through pointers, the rest through boxes; `other`: the other way."""
+    return ("sm_90", "sm_80")[(pattern_names().index(name) + other) % 2]
+
+
+def check_case(case: Case) -> list[Launch]:
+    """Any pattern in fp32 against its own reference in 64 bits."""
+    assert case.output is not None
+    wide = case.operands()
+    narrow = {name: _in_32_bits(x) for name, x in wide.items()}
+    wanted = results(case.output(wide), _leaves(wide))
+    with recorded() as launches, poisoned():
+        found = results(case.call(case.compiled(backend="triton"), narrow), _leaves(narrow))
+    for name, x in wanted.items():
+        size = float(x.detach().abs().max()) if x.numel() else 0.0
+        assert distance(found[name], x) <= TOLERANCE * max(size, 1), name
+    return launches
+
+
+def _in_32_bits(x: Any) -> Any:
+    if not (isinstance(x, Tensor) and x.is_floating_point()):
+        return x
+    return leaf(x, torch.float32) if x.requires_grad else x.float()
+
+
+def _leaves(given: Tensors) -> dict[str, Tensor]:
+    return {name: x for name, x in given.items() if isinstance(x, Tensor) and x.requires_grad}
+
+
+CHOSEN_KEYS = {
+    *{"anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash", "recycled", "routing_transformer"},
+    "token_sparse",
+}
+"""Routing patterns whose choice is not among places of keys: tiles are listed."""
+BY_HEAD = {"hyper_attention", "svg2"}
+"""Those with places of each head's own: a call for each."""
+
+
+def chosen_calls(patch: pytest.MonkeyPatch) -> list[str]:
+    """A list that calls of kernels of chosen places are added to from here on."""
+    calls: list[str] = []
+
+    def counted(own: Callable[..., Any], way: str) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            calls.append(way)
+            return own(*given)
+
+        return run
+
+    for way in ("forward", "backward"):
+        patch.setattr(chosen.ChosenOnGpu, way, counted(getattr(chosen.ChosenOnGpu, way), way))
+    return calls
+
+
+def expected_calls(case: Case) -> list[str]:
+    """Calls of kernels of chosen places that a case should make."""
+    if case.name not in routing_names() or case.name in CHOSEN_KEYS:
+        return []
+    times = case.shape.batch * case.shape.heads if case.name in BY_HEAD else 1
+    return ["forward"] * times + ["backward"] * times
