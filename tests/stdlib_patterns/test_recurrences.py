@@ -17,7 +17,7 @@ from reference.scans import REFERENCES
 
 NAMES = recurrence_names()
 GRIDS = {"mhs_vm"}
-BY_TOKEN = {"yaad_linear"}
+BY_TOKEN = {"yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"}
 """Those that run token by token: what is not linear."""
 
 PARAMETERS = ("height", "width", "chunk")
@@ -65,6 +65,8 @@ class Case:
             return [states["x"].real, states["x"].imag]
         if self.name == "titans_linear":
             return [states["M"], states["P"]]
+        if self.name == "ttt_linear":
+            return [states["W"]]
         return list(states.values())
 
 

@@ -106,6 +106,10 @@ CASES = [
         for n_q in (45, 13)
         for topk in (3, 4, 16)
     ],
+    *[
+        Case("landmark_retrieval", n_q, 45, {"block": block, "topk": topk})
+        for n_q, block, topk in ((45, 6, 2), (13, 6, 1), (45, 1, 50), (45, 50, 4))
+    ],
     Case("native_sparse", 6, 6, {"block": 8, "topk": 4, "window": 3}, native_gate),
     *[vmoba(2, layer) for layer in range(4)],
     *[vmoba(topk, 2) for topk in (1, 3, 31)],
@@ -198,6 +202,7 @@ def small(x: Tensor) -> Tensor:
 EXACT = [
     *[Case("moba", n_q, 39, {"block": 4, "topk": 4}) for n_q in (39, 11)],
     *[Case("minference_blocks", n_q, 39, {"block": 4, "topk": 3}) for n_q in (39, 11)],
+    Case("landmark_retrieval", 39, 39, {"block": 3, "topk": 3}),
     Case("deepseek_sparse", 33, 33, {"topk": 5}, indexer),
     Case("dynamic_mask", 33, 33, {"keys_kept": 5}, key_bias),
     Case("seer_decode", 37, 37, {"block": 8, "budget": 16}, seer_gate),

@@ -21,6 +21,7 @@ CASES: dict[str, list[dict[str, int]]] = {
     "hybrid_window_linear": [{}],
     "lingen_ma": [{"layer": layer} for layer in range(4)],
     "log_linear": [{}],
+    "mamba_mixer": [{}],
     "spatial_mamba": [{}],
 }
 PARAMETERS = ("height", "width", "frames", "window", "layer")

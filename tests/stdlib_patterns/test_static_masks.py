@@ -99,6 +99,14 @@ def streaming(sinks: int, window: int, last: int = 0, **params: Any) -> Case:
     return Case("streaming", LINES, lambda n, b, h: masks.streaming(n, n, sinks, window, last), params)
 
 
+def sink_lora(groups: int, heads: int, sinks: int) -> Case:
+    def mask(n: int, b: int, head: int) -> Mask:
+        return masks.sink_lora(n, groups, head, heads, sinks)
+
+    lengths = tuple(groups * size for size in (1, 7, 12, 31))
+    return Case("sink_lora", lengths, mask, {"groups": groups, "sinks": sinks}, heads=heads)
+
+
 def long_lora(groups: int, heads: int) -> Case:
     def mask(n: int, b: int, head: int) -> Mask:
         return masks.long_lora(n, groups, head, heads)
@@ -169,6 +177,8 @@ CASES = [
     streaming(3, 8, 40),
     streaming(128, 3968, preset="a_shape"),
     streaming(128, 3968, 100, preset="tri_shape"),
+    sink_lora(4, 4, 5),
+    sink_lora(3, 2, 0),
     long_lora(4, 4),
     long_lora(1, 2),
     long_lora(3, 3),
