@@ -230,6 +230,8 @@ class _Once:
         return self._tokens.q.new_full((1,) * LEAD, value)
 
     def _ratio(self, node: ir.Ratio) -> Tensor:
+        if isinstance(node.num, ir.Const) and isinstance(node.den, ir.Const) and node.den.value:
+            return self._number(node.num.value / node.den.value)  # of any size
         num, den = (self._integers(part).astype(np.float64) for part in (node.num, node.den))
         if (den == 0).any():
             raise EvaluationError("A901", "division by zero", None, "test the divisor first: `… if n != 0 else …`")

@@ -80,6 +80,7 @@ def small(x: Tensor) -> Tensor:
 EXACT = [
     *[Routed("moba", n_q, 39, {"block": 4, "topk": 4}) for n_q in (39, 11)],
     *[Routed("minference_blocks", n_q, 39, {"block": 4, "topk": 3}) for n_q in (39, 11)],
+    Routed("landmark_retrieval", 39, 39, {"block": 3, "topk": 3}),
     Routed("deepseek_sparse", 33, 33, {"topk": 5}, indexer),
     Routed("dynamic_mask", 33, 33, {"keys_kept": 5}, key_bias),
     Routed("seer_decode", 37, 37, {"block": 8, "budget": 16}, seer_gate),

@@ -55,11 +55,11 @@ TILES: Mapping[str, Reason] = {
 
 ALONE: Mapping[str, Mapping[str, Reason]] = {
     "mask": dict.fromkeys(("attention_residual", "autoformer_lags", "davit_channel"), NO_TOKENS),
-    "interpreter": {**TILES, "titans_linear": NO_KERNELS},
+    "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "titans_linear": NO_KERNELS},
     "simulate": {
         **dict.fromkeys(("anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash"), KEY_BY_KEY),
-        "token_sparse": NOT_OF_ROWS,
+        **dict.fromkeys(("landmark_retrieval", "token_sparse"), NOT_OF_ROWS),
     },
 }
 """By check and pattern."""

@@ -51,7 +51,7 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 """Parameters for which few tokens show what a pattern is."""
 
-MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4}
+MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4, "sink_lora": 4}
 """What the lengths of some have to be multiples of."""
 
 

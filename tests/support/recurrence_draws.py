@@ -28,6 +28,7 @@ INPUTS: dict[str, dict[str, str | int]] = {
     "document_linear": {"g": "gate BTH", "fresh": "flag BT"},
     "mamba2_ssd": {"g": "gate BTH", "dt": "positive BTH", "D": "normal H"},
     "gla": {"g": "gate BTHk"},
+    "hgrn": {"f": "fraction BTHv"},
     "hgrn2": {"f": "fraction BTHk"},
     "rwkv6": {"g": "gate BTHk", "u": "normal Hk"},
     "gsa": {"g": "gate BTHn", "s": "normal BTHn"},
@@ -41,6 +42,9 @@ INPUTS: dict[str, dict[str, str | int]] = {
     "mesa": {"g": "gate BTH", "beta": "fraction BTH", "ridge": "positive Hk"},
     "titans_linear": {"rate": "fraction BTH", "hold": "fraction BTH", "forget": "fraction BTH", "chunk": 3},
     "yaad_linear": {"rate": "fraction BTH", "hold": "fraction BTH", "delta": "positive BTH"},
+    "moneta_linear": {"rate": "fraction BTH", "hold": "fraction BTH"},
+    "memora_linear": {"rate": "fraction BTH", "hold": "fraction BTH"},
+    "ttt_linear": {"rate": "fraction BTH", "gain": "normal Hv", "shift": "normal Hv", "chunk": 3},
     "s5": {
         **{"L_re": "negative Hn", "L_im": "normal Hn", "dt": "positive Hn", "B_re": "normal Hnv", "B_im": "normal Hnv"},
         **{"C_re": "normal Hvn", "C_im": "normal Hvn", "D": "normal Hv"},
@@ -54,6 +58,10 @@ INPUTS: dict[str, dict[str, str | int]] = {
     "hybrid_window_linear": {"g": "gate BTH", "gate": "fraction BTH", "window": 3},
     "mhs_vm": {"dt": "positive BTHv", "A": "negative Hkv"},
     "spatial_mamba": {"dt": "positive BTHv", "A": "negative Hkv", "mix": "normal H333", "D": "normal Hv"},
+    "mamba_mixer": {
+        **{"dt": "positive BTHv", "dt_back": "positive BTHv", "A": "negative Hkv", "A_back": "negative Hkv"},
+        **{"D": "normal Hv"},
+    },
     "lingen_ma": {"g": "gate BTH", "layer": 1, "reviews": 2},
 }
 GRIDS = {
@@ -63,7 +71,7 @@ GRIDS = {
 }
 UNIT_KEYS = (
     *("delta_net", "gated_delta_net", "kimi_delta", "comba", "gated_delta_product", "mesa"),
-    *("titans_linear", "yaad_linear"),
+    *("titans_linear", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"),
 )
 
 

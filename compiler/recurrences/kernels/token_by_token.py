@@ -190,6 +190,12 @@ class _Backward(TapeText):
             for n, text in ((1, f"tl.where({shown} != 0, d{i}, 0.0)"), (2, f"tl.where({shown} != 0, 0.0, d{i})")):
                 self._give(found, op.operands[n], self._narrowed(text, op, n))
             return
+        if op.of == "share":
+            whole = self.spread(op.operands[1], op.places[1], len(op.axes))
+            part = f"tl.where({whole} == 0.0, 0.0, d{i} / tl.where({whole} == 0.0, 1.0, {whole}))"
+            for n, text in ((0, part), (1, f"-x{i} * {part}")):
+                self._give(found, op.operands[n], self._narrowed(text, op, n))
+            return
         node, holders = self.applied(op), self.holders(op)
         formula = self.formula(op, f"x{i}")
         slopes = {derivative.atom: derivative.by for derivative in derivatives(node)}

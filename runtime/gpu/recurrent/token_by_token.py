@@ -28,6 +28,7 @@ from attnc.runtime.recurrent.tokens import Tokens
 from attnc.spec.errors import EvaluationError
 
 States = dict[str, Tensor]
+_STAGES: tuple[Stage, Stage] = ("forward", "backward")
 SHORTEST, LONGEST = 16, 128
 """Tokens of a stretch: about as many as there are stretches, within these."""
 
@@ -44,15 +45,17 @@ def run(recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] |
     values = plain if order is None else TokenValues(tokens, order)
     try:
         call = _called(recur, values, states, fresh)
+        given = [call.given[i] for i in call.stepping.tape.leaves]
+        own = [states[name] for name, _ in call.stepping.tape.after]
+        keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (*given, *own))
+        call = replace(call, stepping=replace(call.stepping, keeps=keeps))
+        for stage in _STAGES[: 1 + keeps]:
+            emit_token_by_token(call.stepping, stage)
     except (NoTapeError, NotInKernelsError) as error:
         raise UnsupportedError(
             f"`{recur.name}` by a kernel: it runs token by token, and for {error} there is none; use the reference "
             f'executor, backend="reference", or move the tensors to the CPU'
         ) from error
-    given = [call.given[i] for i in call.stepping.tape.leaves]
-    own = [states[name] for name, _ in call.stepping.tape.after]
-    keeps = torch.is_grad_enabled() and any(x.requires_grad for x in (*given, *own))
-    call = replace(call, stepping=replace(call.stepping, keeps=keeps))
     found = _Stepped.apply(call, *given, *own)  # type: ignore[no-untyped-call]
     out, last = found[0], found[1 : 1 + len(own)]
     out = out.view(batch, heads, count, -1)

@@ -174,6 +174,14 @@ def long_lora(groups: int, heads: int) -> Masked:
     return Masked("long_lora", tuple(groups * size for size in (1, 7, 12, 31)), mask, {"groups": groups}, heads=heads)
 
 
+def sink_lora(groups: int, heads: int, sinks: int) -> Masked:
+    def mask(n: int, b: int, head: int) -> Mask:
+        return masks.sink_lora(n, groups, head, heads, sinks)
+
+    lengths = tuple(groups * size for size in (1, 7, 12, 31))
+    return Masked("sink_lora", lengths, mask, {"groups": groups, "sinks": sinks}, heads=heads)
+
+
 CAUSAL = [
     *simple(
         "dilated_window",
@@ -241,6 +249,8 @@ CAUSAL = [
     streaming(3, 8, 40),
     streaming(128, 3968, preset="a_shape"),
     streaming(128, 3968, 100, preset="tri_shape"),
+    sink_lora(4, 4, 5),
+    sink_lora(3, 2, 0),
     long_lora(4, 4),
     long_lora(1, 2),
     long_lora(3, 3),

@@ -60,6 +60,8 @@ class Recurrent:
             return [states["x"].real, states["x"].imag]
         if self.name == "titans_linear":
             return [states["M"], states["P"]]
+        if self.name == "ttt_linear":
+            return [states["W"]]
         return list(states.values())
 
 

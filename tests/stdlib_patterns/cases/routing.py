@@ -113,6 +113,10 @@ ROUTED = [
         for n_q in (45, 13)
         for topk in (3, 4, 16)
     ],
+    *[
+        Routed("landmark_retrieval", n_q, n_k, {"block": block, "topk": topk})
+        for n_q, n_k, block, topk in ((45, 45, 6, 2), (13, 45, 6, 1), (20, 20, 1, 50), (45, 45, 50, 4))
+    ],
     Routed("native_sparse", 6, 6, {"block": 8, "topk": 4, "window": 3}, native_gate),
     *[vmoba(2, layer) for layer in range(4)],
     *[vmoba(topk, 2) for topk in (1, 3, 31)],

@@ -190,6 +190,11 @@ def long_lora(n: int, groups: int, head: int, heads: int) -> Mask:
     return square(n, keys_of)
 
 
+def sink_lora(n: int, groups: int, head: int, heads: int, sinks: int) -> Mask:
+    """The same, with the first tokens for all."""
+    return long_lora(n, groups, head, heads) | square(n, lambda q: range(min(sinks, q + 1)))
+
+
 # --- both ways --------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from reference.attention import positions, products, scale_of, weighted
+from reference.attention import positions, products, scale_of, shared, shares, weighted
 
 Result = tuple[Tensor, Tensor]
 
@@ -70,6 +70,28 @@ def moba(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int) -> Result:
     own = number == query // block
     chosen = best(torch.where(own, math.inf, gate), past | own, topk)
     return softmax_over(q, k, v, chosen[..., key // block] & (key <= query))
+
+
+def landmark_retrieval(q: Tensor, k: Tensor, v: Tensor, *, block: int, topk: int) -> Result:
+    """Mohtashami and Jaggi 2023 at inference: of the past blocks those of the best landmarks, then the grouped softmax.
+
+    A query shares itself out over its own block's tokens and the chosen landmarks, which pass theirs on to theirs.
+    """
+    query, key = positions(q, k)
+    score, size = scale_of(q) * products(q, k), block + 1
+    mark = key % size == block
+    doors = key[mark]
+    past = (doors // size < query // size).expand(*score.shape[:3], len(doors))
+    chosen = best(score[..., doors].detach(), past, topk)
+    own = (key // size == query // size) & ~mark & (key <= query)
+    share = shares(score, own | torch.zeros_like(score, dtype=torch.bool).index_copy(-1, doors, chosen))
+    seen, weight = own.expand(score.shape).clone(), torch.where(mark, 0, share)
+    for i, door in enumerate(doors.tolist()):
+        room = slice(door - block, door)
+        seen[..., door - block : door + 1] |= chosen[..., i, None]
+        inside = torch.softmax(score[..., room], -1) * share[..., door, None]
+        weight = torch.cat([weight[..., : door - block], weight[..., room] + inside, weight[..., door:]], -1)
+    return seen, weight @ shared(v, q)
 
 
 def native_sparse_choice(q: Tensor, k: Tensor, *, block: int, topk: int) -> Tensor:
@@ -417,6 +439,7 @@ REFERENCES: dict[str, Callable[..., Result]] = {
     "deepseek_sparse": deepseek_sparse,
     "dynamic_mask": dynamic_mask,
     "hybrid_forcing": hybrid_forcing,
+    "landmark_retrieval": landmark_retrieval,
     "minference_blocks": minference_blocks,
     "minference_vertical_slash": minference_vertical_slash,
     "moba": moba,

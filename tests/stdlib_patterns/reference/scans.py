@@ -12,6 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from reference.memories import hgrn, mamba_mixer, memora_linear, moneta_linear, ttt_linear
 from reference.recurrences import (
     Result,
     States,
@@ -360,6 +361,7 @@ REFERENCES: dict[str, Callable[..., Result]] = {
         document_linear,
         mamba2_ssd,
         gla,
+        hgrn,
         hgrn2,
         lightnet,
         rwkv6,
@@ -374,6 +376,9 @@ REFERENCES: dict[str, Callable[..., Result]] = {
         mesa,
         titans_linear,
         yaad_linear,
+        moneta_linear,
+        memora_linear,
+        ttt_linear,
         s5,
         convs5_pointwise,
         aaren,
@@ -382,5 +387,6 @@ REFERENCES: dict[str, Callable[..., Result]] = {
         mhs_vm,
         spatial_mamba,
         lingen_ma,
+        mamba_mixer,
     )
 }
