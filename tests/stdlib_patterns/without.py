@@ -1,13 +1,14 @@
 """What a check of `test_every_file.py` cannot ask of a pattern, and why; `docs/coverage.md` prints it.
 
-Nothing here imports torch or ours: `docs/generate.py` reads it too. Each reason is tested: the pattern refuses what the
-check would ask, in the words of `says`, or what else `says` is there is found.
+Each reason is tested: the pattern refuses what the check would ask, in the words of `says`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from attnc.runtime.library import hybrid_names, recurrence_names, routing_names
 
 CHECKS: Mapping[str, str] = {
     "form": "`attnc fmt` leaves the file as it is; it names itself and its source",
@@ -32,15 +33,20 @@ class Reason:
 
 
 RECURRENCE = Reason("no pairs of queries and keys", "is a recurrence, which has no pairs of queries and keys")
-STATE = Reason("a branch with a state", "has a branch with a state")
+STATE = Reason("a branch with a state, which has no mask and no simulation", "has a branch with a state")
 NO_TOKENS = Reason("keys that are no tokens", "has keys that are no tokens")
 OWN_KEYS = Reason("tiles in torch: keys of its own", "there are no kernels for keys of its own")
 TWO_PASSES = Reason("tiles in torch: weights need all keys of a row", "weights that need all keys of a row")
 VECTORS_OF_PAIRS = Reason("tiles in torch: vectors of each pair", "products of vectors that differ from pair to pair")
 NO_KERNELS = Reason("operations of torch: a state without kernels", "are of a kind that has no kernels")
-KEY_BY_KEY = Reason("tiles are made of what is chosen", "is no choice among places of consecutive keys")
+KEY_BY_KEY = Reason(
+    "no simulation: its lists of tiles are made of what is chosen", "is no choice among places of consecutive keys"
+)
 NOT_OF_ROWS = Reason(
-    "not a softmax of keys that each row chooses", "is no softmax over keys of one sequence that each row"
+    "no simulation: rows do not choose keys each for itself", "is no softmax over keys of one sequence that each row"
+)
+ONLY_STATES = Reason(
+    "no simulation: branches with a state alone", "has no pairs of queries and keys: no simulation yet"
 )
 BY_CLASS = Reason("kernels of a class, read by class", "no rows")
 """Of recurrences and of chosen places: one text serves many patterns, and `benchmarks/recurrent_kernels.py` and
@@ -59,7 +65,8 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
     "gate": {**TILES, "titans_linear": NO_KERNELS},
     "simulate": {
         **dict.fromkeys(("anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash"), KEY_BY_KEY),
-        "token_sparse": NOT_OF_ROWS,
+        **dict.fromkeys(("biformer", "routing_transformer", "token_sparse"), NOT_OF_ROWS),
+        "lingen_ma": ONLY_STATES,
     },
 }
 """By check and pattern."""
@@ -72,13 +79,19 @@ ALL_OF: Mapping[str, Mapping[str, Reason]] = {
 """By kind of pattern and check."""
 
 
-def reason(check: str, name: str, kind: str) -> Reason | None:
-    """Why a check is not made of a pattern of a kind; None: it is made."""
-    return ALONE.get(check, {}).get(name) or ALL_OF.get(kind, {}).get(check)
+def reason(check: str, name: str) -> Reason | None:
+    """Why a check is not made of a pattern; None: it is made."""
+    kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names(), "routing": routing_names()}
+    own = next((ALL_OF[kind] for kind, names in kinds.items() if name in names), {})
+    return ALONE.get(check, {}).get(name) or own.get(check)
 
 
-WARNED: Mapping[str, Mapping[str, str]] = {}
-"""Warnings that are expected, by pattern and code, and why: none is."""
+WHOLE_PROMPT = {"W007": "chosen for a whole prompt at once, as its authors do: not for tokens one after another"}
+WARNED: Mapping[str, Mapping[str, str]] = dict.fromkeys(
+    ("minference_blocks", "minference_vertical_slash", "routing_transformer", "token_sparse", "xattention"),
+    WHOLE_PROMPT,
+)
+"""Warnings that are expected, by pattern and code, and why."""
 
 
 def every_reason() -> Iterator[tuple[str, str]]:
@@ -91,5 +104,4 @@ NOT_PASSED: Mapping[str, Mapping[tuple[str, int], str]] = {
     name: {("dkdv", 64): "stack of 8 bytes", ("dkdv of groups", 64): "stack of 24 bytes"}
     for name in ("lingen_temporal", "neighborhood_3d")
 }
-"""Kernels, with the width of their heads, whose row does not pass the gate's rules, and what it says: they are right, and
-spill a little."""
+"""Kernels, with the width of their heads, whose row does not pass the gate's rules, and what it says."""
