@@ -335,7 +335,7 @@ Each cell is one test, `pytest tests/stdlib_patterns/test_every_file.py -k NAME-
 
 Masks and outputs are compared in at least three shapes, odd sizes and such as are no multiples of blocks among them.
 The references, one small function in NumPy or torch for each system, are in `tests/stdlib_patterns/reference`, and
-written from the papers. A number stands for a reason why a check cannot be made; that it is true is tested in its place.
+written from the papers. A number stands for a reason why a check cannot be made; it is tested that it is true.
 
 {table}
 
