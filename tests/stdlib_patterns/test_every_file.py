@@ -19,6 +19,7 @@ import torch
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.warnings import warnings_of
 from attnc.runtime.gpu.gate import Case as Kernel
+from attnc.runtime.gpu.recurrent import library_gate
 from attnc.runtime.gpu.selection import cases, named, same_text, whole_library
 from attnc.runtime.library import (
     ModuleLoader,
@@ -26,6 +27,7 @@ from attnc.runtime.library import (
     library_names,
     pattern_names,
     recurrence_names,
+    routing_names,
 )
 from attnc.spec.formatting import formatted
 from attnc.spec.load import check_source, load_program
@@ -146,50 +148,58 @@ def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
 
 
 Row = dict[str, Any]
+TARGET, WIDTHS = "sm_90", (64, 128)
 
 
 @cache
-def table() -> Mapping[tuple[object, ...], Row]:
-    """The rows of the library's kernels for sm_90, as they were last read."""
-    (path,) = (ROOT / "benchmarks" / "results").glob("kernels-library-triton-*.json")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {
-        (row["pattern"], row["kernel"], row["head_dim"]): row
-        for row in rows
-        if (row["target"], row["dtype"]) == ("sm_90", "bfloat16")
-    }
+def table() -> Mapping[str, Row]:
+    """The rows of the library's kernels for sm_90 by their digests, as they were last read."""
+    files = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for kind in ("library", "recurrences")
+        for path in (ROOT / "benchmarks" / "results").glob(f"kernels-{kind}-triton-*.json")
+    ]
+    found = [row for file in sorted(files, key=lambda file: str(file["date"])) for row in file["rows"]]
+    return {row["digest"]: row for row in found if row["target"] == TARGET}
 
 
-def emitted(names: list[str] | None) -> Iterator[Kernel]:
+def emitted(name: str | None) -> Iterator[Kernel]:
     """The kernels as they are now; None: the whole library's, one that is the same for two patterns once."""
-    wanted = whole_library() if names is None else named(names)
-    return (one for one in cases(wanted, ["sm_90"], [64, 128], ["bfloat16"]) if isinstance(one, Kernel))
+    patterns = whole_library() if name is None else named([name] if name in pattern_names() else [])
+    states = library_gate.whole_library() if name is None else [name]
+    for one in cases(patterns, [TARGET], WIDTHS, ["bfloat16"]):
+        if isinstance(one, Kernel):
+            yield one
+    yield from library_gate.cases([one for one in states if one not in pattern_names()], [TARGET], WIDTHS)
 
 
 @cache
-def rows() -> Mapping[tuple[str, str], tuple[Kernel, Row | None]]:
-    """Of each text of a kernel for whom it was first written, and what was read of it."""
-    return {same_text(one): (one, table().get((one.pattern, one.title, one.head_dim))) for one in emitted(None)}
+def first_written() -> Mapping[tuple[str, str], str]:
+    """Of each text of a kernel the digest of the first that has it."""
+    return {same_text(one): one.source.digest for one in emitted(None)}
 
 
 def check_gate(name: str) -> None:
-    """Nothing is compiled: the committed table tells of the same text. `python benchmarks/kernels.py --changed`."""
+    """Nothing is compiled: the committed tables tell of the same texts.
+
+    Where one has changed: `python benchmarks/kernels.py --changed`, `python benchmarks/recurrent_kernels.py --library`.
+    """
     refused = reason("gate", name)
     if refused == BY_CLASS:
-        assert not any(re.split(r"[(:]", str(pattern))[0] == name for pattern, _, _ in table())
-        assert name not in pattern_names()
+        assert name in routing_names()
+        assert not any(re.split(r"[(:]", row["pattern"])[0] == name for row in table().values())
         return
+    found = list(emitted(name))
     if refused:
-        assert name not in pattern_names() or not list(emitted([name]))
+        assert not found
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
-            middling(name).compiled().source("sm_90")
+            middling(name).compiled().source(TARGET)
         return
-    found = list(emitted([name]))
-    assert {one.head_dim for one in found} == {64, 128}
+    assert {one.head_dim for one in found} == {*WIDTHS}
     failed = {}
     for one in found:
-        first, row = rows()[same_text(one)]
-        assert row is not None and row["digest"] == first.source.digest, (one.title, one.head_dim)
+        row = table().get(first_written()[same_text(one)])
+        assert row is not None, (one.title, one.head_dim)
         if row["verdict"] != "pass":
             failed[one.title, one.head_dim] = ", ".join(row["reasons"])
     assert failed == NOT_PASSED.get(name, {})
