@@ -160,7 +160,7 @@ def table() -> Mapping[str, Row]:
         for path in (ROOT / "benchmarks" / "results").glob(f"kernels-{kind}-triton-*.json")
     ]
     found = [row for file in sorted(files, key=lambda file: str(file["date"])) for row in file["rows"]]
-    return {row["digest"]: row for row in found if row["target"] == TARGET}
+    return {row["digest"]: row for row in found if row["target"] == TARGET and "digest" in row}
 
 
 def emitted(name: str | None) -> Iterator[Kernel]:
@@ -195,7 +195,7 @@ def check_gate(name: str) -> None:
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             middling(name).compiled().source(TARGET)
         return
-    assert {one.head_dim for one in found} == {*WIDTHS}
+    assert found and (name not in pattern_names() or {one.head_dim for one in found} == {*WIDTHS})
     failed = {}
     for one in found:
         row = table().get(first_written()[same_text(one)])
