@@ -1,4 +1,4 @@
-"""Write what the documents take from the code: the pictures, `library.md` and `reference.md`.
+"""Write what the documents take from the code: the pictures, `library.md`, `reference.md` and `coverage.md`.
 
 python docs/generate.py            write them
 python docs/generate.py --check    only say which are not current; exit status 1 if any is
@@ -33,6 +33,9 @@ from attnc.runtime.library import (
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent
+for folder in (DOCS, DOCS.parent / "tests" / "stdlib_patterns"):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # `systems`, and the reasons of the tests, `without`
 
 LENGTH = 64
 
@@ -312,9 +315,78 @@ def _raised() -> dict[str, set[str]]:
     return found
 
 
+# --- what is covered --------------------------------------------------------------------------------------------------
+
+COVERAGE = """# Coverage
+
+<!-- Written by `python docs/generate.py` from docs/systems.py and tests/stdlib_patterns/without.py; do not edit. -->
+
+Which files hold which system, and what is checked of each file.
+
+## Systems
+
+{systems}
+
+## Checks
+
+Each cell is one test, `pytest tests/stdlib_patterns/test_every_file.py -k NAME-CHECK`:
+
+{checks}
+
+Masks and outputs are compared in at least three shapes, odd sizes and such as are no multiples of blocks among them.
+The references, one small function in NumPy or torch for each system, are in `tests/stdlib_patterns/reference`, and
+written from the papers. A number stands for a reason why a check cannot be made; it is tested that it is true.
+
+{table}
+
+{reasons}
+"""
+
+
+def coverage_page() -> str:
+    """`coverage.md`: systems and their files, files and their checks."""
+    without = importlib.import_module("without")
+    reasons: dict[str, int] = {}
+    rows = [["pattern", "folder", *without.CHECKS]]
+    for name in library_names():
+        cells = [_cell(without, name, check, reasons) for check in without.CHECKS]
+        rows.append([f"`{name}`", library_files()[name].parent.name, *cells])
+    checks = "\n".join(f"- **{check}**: {what}." for check, what in without.CHECKS.items())
+    numbered = "\n".join(f"{number}. {why}." for why, number in reasons.items())
+    return COVERAGE.format(systems=_systems(), checks=checks, table=_table(rows), reasons=numbered)
+
+
+def _cell(without: Any, name: str, check: str, reasons: dict[str, int]) -> str:
+    """`yes`, or the number of a reason, which is given one where it has none."""
+    reason = without.reason(check, name)
+    told = [] if reason is None else [reason.why]
+    if check == "warnings":
+        told = [f"{code}, expected: {why}" for code, why in without.WARNED.get(name, {}).items()]
+    if check == "gate":
+        told += [
+            f"{kernel}, heads of {size}: {why}" for (kernel, size), why in without.NOT_PASSED.get(name, {}).items()
+        ]
+    numbers = [str(reasons.setdefault(why, len(reasons) + 1)) for why in told]
+    return ", ".join(numbers) or "yes"
+
+
+def _systems() -> str:
+    """A table for each part of the survey."""
+    known = importlib.import_module("systems")
+    parts = []
+    for title, own in known.TABLES.items():
+        rows = [["system", "files", "not a file"]]
+        for system in own:
+            files = [f"`{name}`" for name in system.files if name in library_files()]
+            missing = [f"`{name}`, not written yet" for name in system.files if name not in library_files()]
+            rows.append([system.name, ", ".join(files) or "–", "; ".join([*missing, system.why]).strip("; ") or "–"])
+        parts.append(f"### {title}\n\n{_table(rows)}")
+    return "\n\n".join(parts)
+
+
 def generated() -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    pages = {"library.md": library_page(), "reference.md": reference_page()}
+    pages = {"library.md": library_page(), "reference.md": reference_page(), "coverage.md": coverage_page()}
     return {DOCS / path: text for path, text in {**pictures(), **pages}.items()}
 
 

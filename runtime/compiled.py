@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,7 @@ from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.identity import Form, How
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.tuning.knobs import Asked
 from attnc.runtime.tuning.tables import remember
 from attnc.runtime.tuning.wanted import Wanted
@@ -170,6 +171,12 @@ class Compiled:
             return [self._planner]
         steps = self._steps.by_kernels if asked.by_kernels else self._steps
         return [planner for _, planner in steps.planners(asked.sizes, asked.inputs)]
+
+    def _recurrents(self) -> Sequence[Recurrent]:
+        """What has states: the recurrence itself, or the branches that have some."""
+        if self._steps is not None:
+            return self._steps.stateful
+        return () if self._general.recurrent is None else (self._general.recurrent,)
 
     def _refuse_recurrence(self, what: str, instead: str = "") -> None:
         """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""

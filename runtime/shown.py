@@ -186,11 +186,8 @@ class Shown(Compiled):
         check_counts(1, head_dim=head_dim)
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
-        recurrents = [] if self._general.recurrent is None else [self._general.recurrent]
-        if self._steps is not None:
-            recurrents = list(self._steps.stateful)
         found: dict[str, str] = {}
-        for recurrent in recurrents:
+        for recurrent in self._recurrents():
             found |= recurrent_sources(self._bound, recurrent, named_target(target), head_dim, dtype, inputs)
         if self.is_recurrence:
             return found

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from attnc.compiler.warnings import warnings_of
-from attnc.runtime.library import ModuleLoader, library_files, pattern_names
 from attnc.spec.diagnostics import Diagnostic, Severity
-from attnc.spec.load import check_source, load_program
+from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
-from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
 
@@ -75,18 +71,3 @@ def test_what_reads_inputs_or_joins_branches_is_not_sampled() -> None:
     assert said("    input   doc: int[token]\n    visible doc[q] < doc[k]\n") == []
     branches = "    branch a\n        visible 0 < q - k < 3\n    branch b\n        visible q == k\n    combine a + b\n"
     assert said(branches) == []
-
-
-@pytest.mark.parametrize("name", sorted(library_files()))
-def test_the_library_has_no_warning(name: str) -> None:
-    path: Path = library_files()[name]
-    source, loader = decode(path.read_bytes(), path.name), ModuleLoader(None)
-    assert check_source(source, loader) == ()
-    if name not in pattern_names():
-        return
-    program = load_program(source, loader, name)
-    choices = [preset.name for preset in program.presets]
-    if all(parameter.default is not None for parameter in program.parameters):
-        choices.append("")
-    for preset in choices:
-        assert [d.message for d in warnings_of(bind(program, {}, preset or None))] == []

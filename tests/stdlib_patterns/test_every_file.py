@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import torch
 
-from attnc import Attention, UnsupportedError, compile_attention
+from attnc import UnsupportedError, compile_attention
 from attnc.compiler.warnings import warnings_of
 from attnc.runtime.gpu.gate import Case as Kernel
+from attnc.runtime.gpu.recurrent import library_gate
 from attnc.runtime.gpu.selection import cases, named, same_text, whole_library
 from attnc.runtime.library import (
     ModuleLoader,
-    hybrid_names,
     library_files,
     library_names,
     pattern_names,
@@ -34,12 +34,14 @@ from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
-from cases.case import Case, check_mask, check_output, inputs_of, seen_by
+from cases.case import Case, check_mask, check_output, seen_by
 from cases.every import every_case
 from kernel_calls import stages
-from library_calls import library_call
+from library_calls import WIDTH, LibraryCall, library_call
 from library_in_kernels import (
+    LINEAR,
     LOOSE,
+    OF_CHUNKS,
     check_case,
     check_pattern,
     chosen_calls,
@@ -51,12 +53,6 @@ from without import BY_CLASS, CHECKS, NOT_PASSED, WARNED, every_reason, reason
 
 ROOT = Path(__file__).parents[2]
 LEAST_SHAPES = 3
-
-
-def kind_of(name: str) -> str:
-    """How `without.py` calls its kind."""
-    kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names(), "routing": routing_names()}
-    return next((kind for kind, names in kinds.items() if name in names), "pattern")
 
 
 def source_of(name: str) -> SourceFile:
@@ -94,7 +90,7 @@ def check_warnings(name: str) -> None:
 
 def check_masks(name: str) -> None:
     own = [case for case in every_case()[name] if case.mask is not None]
-    refused = reason("mask", name, kind_of(name))
+    refused = reason("mask", name)
     if refused:
         assert not own
         case = every_case()[name][0]
@@ -135,7 +131,7 @@ def middling(name: str) -> Case:
 def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
     """That they ran, and none where there are none."""
     patch.setenv("TRITON_INTERPRET", "1")
-    case, refused = middling(name), reason("interpreter", name, kind_of(name))
+    case, refused = middling(name), reason("interpreter", name)
     if name in pattern_names():
         use(patch, target_for(name))
         ran = stages(check_pattern(name, torch.float32, LOOSE.get(name)))
@@ -144,57 +140,66 @@ def check_kernels(name: str, patch: pytest.MonkeyPatch) -> None:
         calls = chosen_calls(patch)
         ran = stages(check_case(case))
         assert not ran if refused else ran
-        assert calls == expected_calls(case)
+        assert name not in LINEAR or ran >= OF_CHUNKS
+        assert calls == ([] if refused else expected_calls(case))
     if refused:
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             case.compiled().source("sm_90")
 
 
 Row = dict[str, Any]
+TARGET, WIDTHS = "sm_90", (64, 128)
 
 
 @cache
-def table() -> Mapping[tuple[object, ...], Row]:
-    """The rows of the library's kernels for sm_90, as they were last read."""
-    (path,) = (ROOT / "benchmarks" / "results").glob("kernels-library-triton-*.json")
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {
-        (row["pattern"], row["kernel"], row["head_dim"]): row
-        for row in rows
-        if (row["target"], row["dtype"]) == ("sm_90", "bfloat16")
-    }
+def table() -> Mapping[str, Row]:
+    """The rows of the library's kernels for sm_90 by their digests, as they were last read."""
+    files = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for kind in ("library", "recurrences")
+        for path in (ROOT / "benchmarks" / "results").glob(f"kernels-{kind}-triton-*.json")
+    ]
+    found = [row for file in sorted(files, key=lambda file: str(file["date"])) for row in file["rows"]]
+    return {row["digest"]: row for row in found if row["target"] == TARGET and "digest" in row}
 
 
-def emitted(names: list[str] | None) -> Iterator[Kernel]:
+def emitted(name: str | None) -> Iterator[Kernel]:
     """The kernels as they are now; None: the whole library's, one that is the same for two patterns once."""
-    wanted = whole_library() if names is None else named(names)
-    return (one for one in cases(wanted, ["sm_90"], [64, 128], ["bfloat16"]) if isinstance(one, Kernel))
+    patterns = whole_library() if name is None else named([name] if name in pattern_names() else [])
+    states = library_gate.whole_library() if name is None else [name]
+    for one in cases(patterns, [TARGET], WIDTHS, ["bfloat16"]):
+        if isinstance(one, Kernel):
+            yield one
+    yield from library_gate.cases([one for one in states if one not in pattern_names()], [TARGET], WIDTHS)
 
 
 @cache
-def rows() -> Mapping[tuple[str, str], tuple[Kernel, Row | None]]:
-    """Of each text of a kernel for whom it was first written, and what was read of it."""
-    return {same_text(one): (one, table().get((one.pattern, one.title, one.head_dim))) for one in emitted(None)}
+def first_written() -> Mapping[tuple[str, str], str]:
+    """Of each text of a kernel the digest of the first that has it."""
+    return {same_text(one): one.source.digest for one in emitted(None)}
 
 
 def check_gate(name: str) -> None:
-    """Nothing is compiled: the committed table tells of the same text. `python benchmarks/kernels.py --changed`."""
-    refused = reason("gate", name, kind_of(name))
+    """Nothing is compiled: the committed tables tell of the same texts.
+
+    Where one has changed: `python benchmarks/kernels.py --changed`, `python benchmarks/recurrent_kernels.py --library`.
+    """
+    refused = reason("gate", name)
     if refused == BY_CLASS:
-        assert not any(re.split(r"[(:]", str(pattern))[0] == name for pattern, _, _ in table())
-        assert name not in pattern_names()
+        assert name in routing_names()
+        assert not any(re.split(r"[(:]", row["pattern"])[0] == name for row in table().values())
         return
+    found = list(emitted(name))
     if refused:
-        assert not list(emitted([name]))
+        assert not found
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
-            middling(name).compiled().source("sm_90")
+            middling(name).compiled().source(TARGET)
         return
-    found = list(emitted([name]))
-    assert {one.head_dim for one in found} == {64, 128}
+    assert found and (name not in pattern_names() or {one.head_dim for one in found} == {*WIDTHS})
     failed = {}
     for one in found:
-        first, row = rows()[same_text(one)]
-        assert row is not None and row["digest"] == first.source.digest, (one.title, one.head_dim)
+        row = table().get(first_written()[same_text(one)])
+        assert row is not None, (one.title, one.head_dim)
         if row["verdict"] != "pass":
             failed[one.title, one.head_dim] = ", ".join(row["reasons"])
     assert failed == NOT_PASSED.get(name, {})
@@ -203,34 +208,24 @@ def check_gate(name: str) -> None:
 # --- simulation -------------------------------------------------------------------------------------------------------
 
 
-def simulations(name: str) -> Iterator[Callable[[], Any]]:
-    """At each preset and at the defaults; where a caller chose before, at what a case gives."""
-    for preset in load_program(source_of(name), ModuleLoader(None), name).presets:
-        yield lambda preset=preset.name: _simulated(library_call(name, LONG, {"preset": preset}))
-    if name in pattern_names():
-        yield lambda: _simulated(library_call(name, LONG))
-        return
-    case = middling(name)
-    attend = compile_attention(name) if has_defaults(case.compiled()) else case.compiled()
-    inputs = {key: x for key, x in inputs_of(case.operands()).items() if key in attend.relation_inputs}
-    n = case.shape.n_k if inputs or attend.bound.program.segments else LONG
-    yield lambda: attend.simulate(n, heads=case.shape.heads, kv_heads=case.shape.kv_heads, **inputs)
+LONG = 1024
+"""Tokens of a simulation, where parameters do not say how many."""
 
 
-LONG = 4096
-
-
-def has_defaults(attend: Attention) -> bool:
-    return all(parameter.default is not None for parameter in attend.bound.program.parameters)
-
-
-def _simulated(call: Any) -> Any:
-    return call.attention.simulate(call.n, heads=call.heads, **call.inputs)
+def simulations(name: str) -> Iterator[LibraryCall]:
+    """At each preset, and at the defaults or, where parameters have none, at a case's."""
+    program = load_program(source_of(name), ModuleLoader(None), name)
+    for preset in program.presets:
+        yield library_call(name, LONG, {"preset": preset.name})
+    whole = all(parameter.default is not None for parameter in program.parameters)
+    other = None if name in pattern_names() else middling(name).params
+    yield library_call(name, LONG, {} if whole else other)
 
 
 def check_simulation(name: str) -> None:
-    refused = reason("simulate", name, kind_of(name))
-    for simulate in simulations(name):
+    refused = reason("simulate", name)
+    for call in simulations(name):
+        simulate = partial(call.attention.simulate, call.n, heads=call.heads, head_dim=WIDTH, **call.inputs)
         if refused:
             with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
                 simulate()

@@ -220,18 +220,3 @@ def test_a_bad_call_is_named(name: str, params: dict[str, Any], n: int, inputs: 
         attend.mask(n, **inputs)
     (found,) = caught.value.diagnostics
     assert found.code == "A805" and words in found.message
-
-
-@pytest.mark.parametrize(
-    ("name", "preset"),
-    [
-        ("neighborhood_2d", "flux"),
-        ("neighborhood_3d", "hunyuan"),
-        ("neighborhood_3d", "cosmos"),
-        ("sliding_tile", "hunyuan"),
-        ("radial", "wan"),
-        ("radial", "hunyuan"),
-    ],
-)
-def test_the_presets_of_papers_fit_their_rules(name: str, preset: str) -> None:
-    assert compile_attention(name, preset=preset).name == name

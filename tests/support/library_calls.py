@@ -55,15 +55,27 @@ MULTIPLES: Mapping[str, int] = {"block_diffusion": 2, "long_lora": 4, "sink_lora
 """What the lengths of some have to be multiples of."""
 
 
+WIDTH = 64
+"""Of heads."""
+
+
 def made_inputs(name: str, n: int, heads: int) -> dict[str, Any]:
     """Inputs that no example is made of."""
     pick = torch.Generator().manual_seed(0)
     rows = -(-n // 64)
     match name:
         case "attention_residual":
-            return {"x": torch.zeros(1, n, 3, 64)}
+            return {"x": torch.zeros(1, n, 3, WIDTH)}
         case "autoformer_lags":
             return {"lag": torch.randint(n, (1, 5), generator=pick)}
+        case "hyper_attention":
+            return {"sample": torch.randint(n, (1, heads, 16), generator=pick)}
+        case "recycled":
+            return {"cached": torch.randint(n, (1, heads, 16), generator=pick)}
+        case "seer":
+            return {gate: torch.randn(1, heads, rows, 16, generator=pick) for gate in ("gq", "gk")}
+        case "sparse_d":
+            return {"map": torch.rand((1, heads, rows, rows), generator=pick) < 0.4}
         case "bigbird":
             return {"random": torch.randint(rows, (heads, rows, 3), generator=pick)}
         case "tree_verify":
@@ -89,5 +101,6 @@ def library_call(name: str, n: int, params: Mapping[str, Any] | None = None) -> 
     length = n - n % MULTIPLES.get(name, 1) if natural is None else natural
     heads = head_count(attention.bound) or 4
     given = made_inputs(name, length, heads)
-    made = example_inputs(attention.bound, length, length, given, heads=heads, names=attention.relation_inputs)
+    names, sizes = attention.relation_inputs, {"dk": WIDTH, "dv": WIDTH}
+    made = example_inputs(attention.bound, length, length, given, heads=heads, sizes=sizes, names=names)
     return LibraryCall(attention, length, heads, {**given, **{key: one.tensor for key, one in made.items()}})

@@ -34,7 +34,9 @@ SELECTION: Mapping[str, Form] = {
 }
 """Classes that the library's recurrences have, and others with more in a kernel."""
 
-WITHOUT_PRODUCTS = frozenset({"columns", "column_reads", "step", "weights", "joined", "adjoints_joined"})
+WITHOUT_PRODUCTS = frozenset(
+    {"columns", "column_reads", "step", "weights", "joined", "adjoints_joined", "scan", "token_by_token"}
+)
 """Kernels that multiply no tiles."""
 
 

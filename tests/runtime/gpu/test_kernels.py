@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
-from attnc.compiler.kernels.targets import TARGETS
-from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.gpu import planner
 from attnc.runtime.library import pattern_names
 from attnc.spec.errors import EvaluationError
-from kernel_calls import Launch, check, operands, recorded, stages
-from library_calls import SMALL, made_inputs
+from kernel_calls import check, operands, recorded, stages
+from library_in_kernels import check_pattern, target_for, use
+from without import TILES
 
 STAGES = {"forward", "delta", "dq", "dkdv"}
 
@@ -33,50 +31,14 @@ def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return name
 
 
-def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(planner, "target_of", lambda device: TARGETS[name])
-
-
 # --- the library -----------------------------------------------------------------------------------------------------
 
-TILED = {
-    "attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo", "landmark",
-    "local_linear", "music_relative", "softplus_lssar",
-}  # fmt: skip
-"""Patterns without kernels, which run as tiles in torch."""
 
-LOOSE = {"local_linear": 1e-2}
-"""Where tiles in fp32 are far from 64 bits, as the sums are ill conditioned."""
-
-NAMES = pattern_names()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pattern of the library, every other one through pointers."""
-    use(monkeypatch, ("sm_90", "sm_80")[NAMES.index(name) % 2])
-    launches = check_library(name, torch.float32, tolerance=LOOSE.get(name))
-    assert not launches if name in TILED else stages(launches) >= STAGES, name
-
-
-@pytest.mark.parametrize("name", sorted({*NAMES} - TILED))
+@pytest.mark.parametrize("name", sorted({*pattern_names()} - {*TILES}))
 def test_library_in_half_precision(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the other kind of loads than above."""
-    use(monkeypatch, ("sm_80", "sm_90")[NAMES.index(name) % 2])
-    check_library(name, torch.float16)
-
-
-def check_library(name: str, dtype: torch.dtype, tolerance: float | None = None) -> list[Launch]:
-    attention = compile_attention(name, backend="triton", **SMALL.get(name, {}))
-    n, heads, d = 96, head_count(attention.bound) or 2, 64
-    own = made_inputs(name, n, heads)
-    if name == "bigbird":
-        own["random"] = torch.randint(n // 16, (heads, n // 16, 2))
-    made = example_inputs(attention.bound, n, n, own, heads=heads, sizes={"dk": d, "dv": d})
-    inputs = own | {key: one.tensor for key, one in made.items()}
-    by_head = any("head" in tensor.dims for tensor in attention._pattern.tensors)
-    tensors = operands(n, heads=(heads, heads if by_head else heads // 2 or 1), widths=(d, d), dtype=dtype)
-    return check(attention, tensors, inputs, with_lse=attention.has_lse, tolerance=tolerance)
+    """Through the other kind of loads than `test_every_file.py`, which has fp32."""
+    use(monkeypatch, target_for(name, other=True))
+    check_pattern(name, torch.float16)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Recurrences of the library by kernels, in Triton's interpreter, against the token loop; and what has no kernels."""
+"""Recurrences by kernels, in Triton's interpreter, beyond `test_every_file.py`: states, documents, what has none."""
 
 from __future__ import annotations
 
@@ -9,28 +9,9 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
-from kernels_ran import kernels_ran
 from recurrence_draws import example
 
 pytest.importorskip("triton")
-
-LINEAR = (
-    "comba",
-    "delta_net",
-    "gated_delta_net",
-    "gated_delta_product",
-    "gla",
-    "gsa",
-    "hgrn2",
-    "kimi_delta",
-    "lightning",
-    "linear_attention",
-    "mamba2_ssd",
-    "retention",
-    "rwkv6",
-    "rwkv7",
-)
-"""Those that run as kernels whole."""
 
 
 def compiled(name: str, **options: Any) -> Any:
@@ -61,19 +42,6 @@ def off(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: float = 3e-6) 
     sizes = {name: float(x.detach().abs().max().clamp(min=1e-3)) for name, x in theirs.items()}
     found = {name: float((ours[name] - theirs[name]).detach().abs().max()) / sizes[name] for name in ours}
     return {name: size for name, size in found.items() if not size <= most}
-
-
-@pytest.mark.parametrize("name", [*LINEAR, "lightnet"])
-def test_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = kernels_ran(monkeypatch)
-    rows, inputs = drawn(name, tokens=19)
-    ours = run(compiled(name, backend="triton", strict=name in LINEAR), rows, inputs)
-    assert {"prepare", "states", "outputs", "adjoints", "keys"} <= set(stages)
-    stages.clear()
-    theirs = run(compiled(name, backend="reference"), rows, inputs)
-    assert not stages
-    assert off(ours[0], theirs[0]) == {}
-    assert off(ours[1], theirs[1]) == {}
 
 
 def test_a_state_is_handed_on() -> None:

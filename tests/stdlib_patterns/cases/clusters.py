@@ -83,6 +83,7 @@ CLUSTERED = [
     ],
     *[Clustered("xattention", 48, 48, {"block": 8, "stride": 4, "p": p}) for p in (0, 2)],
     Clustered("xattention", 8, 8, {"block": 8, "stride": 2, "p": 0.9}),
+    Clustered("xattention", 60, 60, {"block": 12, "stride": 3, "p": 0.6}),
     biformer(7, 9, 3, 2),
     biformer(6, 9, 3, 1),
     biformer(5, 4, 4, 3),

@@ -94,8 +94,10 @@ def vmoba(topk: int, layer: int, **params: Any) -> Routed:
     return Routed("vmoba", n, n, own)
 
 
-def vmoba_threshold(tau: float, layer: int) -> Routed:
-    return Routed("vmoba_threshold", 105, 105, {**VIDEO, "chunk": [2, 2, 3], "tau": tau, "layer": layer})
+def vmoba_threshold(tau: float, layer: int, **params: Any) -> Routed:
+    own = {**VIDEO, "chunk": [2, 2, 3], "tau": tau, "layer": layer, **params}
+    n = own["frames"] * own["height"] * own["width"]
+    return Routed("vmoba_threshold", n, n, own)
 
 
 def vsa(density: float, frames: int, height: int, width: int) -> Routed:
@@ -120,19 +122,26 @@ ROUTED = [
     Routed("native_sparse", 6, 6, {"block": 8, "topk": 4, "window": 3}, native_gate),
     *[vmoba(2, layer) for layer in range(4)],
     *[vmoba(topk, 2) for topk in (1, 3, 31)],
+    *[vmoba(2, layer, frames=4, height=3, width=4) for layer in (0, 2)],
+    vmoba(1, 1, frames=2, height=6, width=5),
     *[vmoba_threshold(0.25, layer) for layer in range(4)],
     *[vmoba_threshold(tau, 2) for tau in (0, 0.6, 0.95)],
+    *[vmoba_threshold(0.3, layer, frames=4, height=3, width=4) for layer in (0, 2)],
+    vmoba_threshold(0.5, 1, frames=2, height=6, width=5),
     *[Routed("deepseek_sparse", n_q, 33, {"topk": topk}, indexer) for n_q in (33, 9) for topk in (1, 5, 50)],
+    Routed("deepseek_sparse", 57, 57, {"topk": 5}, indexer),
     *[
-        Routed("seer", 37, 37, {"block": 8, "threshold": threshold, "dense_rows": rows}, seer_gates)
+        Routed("seer", n, n, {"block": 8, "threshold": threshold, "dense_rows": rows}, seer_gates)
+        for n in (37, 27, 64)
         for threshold, rows in ((0.2, 1), (0.3, 0), (0.002, 2), (0.9, 9))
     ],
     *[
-        Routed("seer_decode", n_q, 37, {"block": 8, "budget": budget}, seer_gate)
-        for n_q in (37, 7)
+        Routed("seer_decode", n_q, n_k, {"block": 8, "budget": budget}, seer_gate)
+        for n_q, n_k in ((37, 37), (7, 37), (64, 64))
         for budget in (8, 23, 90)
     ],
     *[Routed("dynamic_mask", n_q, 33, {"keys_kept": kept}, key_bias) for n_q in (33, 9) for kept in (1, 5, 50)],
+    Routed("dynamic_mask", 57, 57, {"keys_kept": 5}, key_bias),
     *[
         Routed(
             "minference_vertical_slash", n_q, 150, {"columns": columns, "slashes": slashes, "block": 16, "probe": 20}
@@ -144,14 +153,17 @@ ROUTED = [
         for n_q, probe in ((37, 1), (9, 9))
     ],
     *[Routed("minference_blocks", n_q, 53, {"block": 8, "topk": topk}) for n_q in (53, 20) for topk in (1, 2, 100)],
+    Routed("minference_blocks", 32, 32, {"block": 8, "topk": 2}),
     *[
         Routed("anchor", n, n, {"block": 4, "group": 3, "theta": theta})
         for n, theta in ((53, 1), (53, 0.25), (48, 0), (9, 1), (53, -0.5))
     ],
     *[vsa(density, 4, 5, 6) for density in (0, 0.1, 0.5, 1)],
     vsa(0.25, 3, 3, 7),
+    vsa(0.25, 2, 5, 3),
     Routed("sparse_d", 18, 18, {"block": 4}, maps_of(4)),
     Routed("sparse_d", 20, 20, {"block": 4}, maps_of(4)),
+    Routed("sparse_d", 45, 45, {"block": 8}, maps_of(8)),
     *[
         Routed("token_sparse", n, n, {"window": 5, "pool": pool, "tau": tau})
         for n, pool, tau in ((29, 3, 0.1), (29, 1, 0.3), (29, 7, 0.005), (29, 3, 2), (5, 3, 0.1), (6, 9, 0.1))

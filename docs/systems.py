@@ -1,0 +1,147 @@
+"""The systems that the library is to hold, each with the files that are it: what `coverage.md` is written from.
+
+The names are those of the tables of the survey that the library was planned from: static masks; scores, normalisers and
+structures; choices by content; recurrences and scans. `why` says what of a system is no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class System:
+    """A system, the library's files that are it or its parts, and why others of its parts are none."""
+
+    name: str
+    files: tuple[str, ...] = ()
+    why: str = ""
+
+
+PLANNED: frozenset[str] = frozenset(
+    {
+        *("combiner_axial", "combiner_log_sparse", "combiner_mixture", "dhsa", "flash_moba", "flux", "hip"),
+        *("mminference_boundary", "mminference_grid", "rectified", "sparsifiner", "ssa_random", "superlinear"),
+        *("temp_cache", "test_time_regression"),
+    }
+)
+"""Files that are named here and not there yet: taken from this list when they are."""
+
+CONVOLUTION = "convolutions ⊙ input: no query meets a key"
+DEEP = (
+    "memories of several layers (Titans-MLP, Moneta, Memora, TTT's) are weights that gradient steps of a loss of their "
+    "own move: a state that training owns"
+)
+
+TABLES: Mapping[str, tuple[System, ...]] = {
+    "Static masks": (
+        System("NATTEN / GNA", ("neighborhood_1d", "neighborhood_2d", "neighborhood_3d")),
+        System("STA (sliding tile)", ("sliding_tile",)),
+        System("Radial Attention", ("radial",)),
+        System("SVG spatial / temporal", ("svg",)),
+        System("PowerAttention", ("power",)),
+        System("LogSparse", ("log_sparse",)),
+        System("S2-Attention / DKernel", ("s2_attention",)),
+        System("MoA", ("moa",)),
+        System("Sparse Transformer", ("sparse_transformer", "sparse_fixed", "strided")),
+        System("Longformer", ("longformer",)),
+        System("BigBird", ("bigbird",)),
+        System("StreamingLLM / A-shape / Tri-shape", ("streaming", "sliding_window")),
+        System("LongLoRA S²-Attn / SinkLoRA", ("long_lora",)),
+        System("prefix-LM, document, varlen", ("prefix_lm", "document")),
+        System("block diffusion (BD3-LM)", ("block_diffusion",)),
+        System("Modality-Mutual (AKI)", ("modality_mutual",)),
+        System("DaViT window (Swin-like)", ("davit_window",)),
+        System("HaloNet", ("halo",)),
+        System("FreeSwim", ("freeswim",)),
+        System("LinGen TESA", ("lingen_temporal",)),
+        System("VideoFactory", ("videofactory",)),
+    ),
+    "Scores, normalisers, structures": (
+        System("ALiBi · T5 bias · Music Transformer · Graphormer", ("alibi", "t5", "music_relative", "graphormer")),
+        System("Softcap (Gemma-2)", ("softcap",)),
+        System("FoX (forgetting attn)", ("fox",)),
+        System("gpt-oss sinks", ("gpt_oss",)),
+        System("Differential attention", ("differential",)),
+        System("Softplus LSSA / LSSAR", ("softplus_lssa", "softplus_lssar")),
+        System("Affine-scaled", ("affine_scaled",), "the average of alpha is state that training owns"),
+        System("Landmark attention", ("landmark",), "few blocks at inference: the caller's choice"),
+        System("Hierarchical self-attention", ("hierarchical",), "two levels of the tree"),
+        System("SQA", ("sqa",)),
+        System("Attention Residuals", ("attention_residual",)),
+        System("DaViT channel", ("davit_channel",)),
+        System("LLA / FlashLLA", ("local_linear",)),
+        System("Combiner", ("combiner", "combiner_axial", "combiner_log_sparse", "combiner_mixture")),
+        System("MonarchAttention / MonarchRT", ("monarch", "monarch_rt"), "one iteration"),
+        System("Autoformer", ("autoformer_lags",), "the lags come from a Fourier transform of the caller's"),
+        System("VAN / LKA", (), CONVOLUTION),
+    ),
+    "Choices by content": (
+        System("MoBA", ("moba",)),
+        System("FlashMoBA", ("flash_moba",)),
+        System("VMoBA", ("vmoba", "vmoba_threshold")),
+        System("NSA", ("native_sparse",)),
+        System("DSA (DeepSeek)", ("deepseek_sparse",)),
+        System("SeerAttention(-R)", ("seer", "seer_decode"), "the gate is trained: what it gives is an input"),
+        System("Dynamic Mask Attn", ("dynamic_mask",)),
+        System("XAttention", ("xattention",)),
+        System("MInference VS / block-sparse", ("minference_vertical_slash", "minference_blocks")),
+        System("MMInference grid / boundary", ("mminference_grid", "mminference_boundary")),
+        System("AnchorAttention", ("anchor",)),
+        System("HiP / InfiniteHiP", ("hip",)),
+        System("DHSA", ("dhsa",)),
+        System("BiFormer BRA", ("biformer",)),
+        System("SVG2", ("svg2",), "the clusters are the caller's"),
+        System("VSA", ("vsa",)),
+        System("Routing Transformer", ("routing_transformer",), "centroids move in training"),
+        System("HyperAttention", ("hyper_attention",), "not its causal form, which halves sequences again and again"),
+        System("Superlinear", ("superlinear",)),
+        System("SparseD", ("sparse_d",)),
+        System("Rectified SpaAttn", ("rectified",)),
+        System("Hybrid Forcing", ("hybrid_forcing",)),
+        System("Token Sparse Attention", ("token_sparse",)),
+        System("Flux Attention", ("flux",)),
+        System("Recycled Attention", ("recycled",)),
+        System("TempCache/AnnSA", ("temp_cache",)),
+        System("Sparsifiner", ("sparsifiner",)),
+        System("SSA", ("ssa_random",)),
+    ),
+    "Recurrences and scans": (
+        System("Linear attn, RetNet, Lightning-2, TNL", ("linear_attention", "retention", "lightning")),
+        System("Mamba-2/SSD, Simple-GLA", ("mamba2_ssd",)),
+        System("GLA, LightNet, HGRN(2)", ("gla", "lightnet", "hgrn2")),
+        System("GSA", ("gsa",)),
+        System(
+            "DeltaNet, Gated DeltaNet, KDA, Comba, GatedDeltaProduct",
+            ("delta_net", "gated_delta_net", "kimi_delta", "comba", "gated_delta_product"),
+        ),
+        System("RWKV-6 / RWKV-7", ("rwkv6", "rwkv7")),
+        System("Log-linear attention", ("log_linear",)),
+        System("Mesa-net / test-time regression", ("mesa", "test_time_regression")),
+        System("Titans / Miras / TTT", ("titans_linear", "yaad_linear", "hybrid_window_linear"), DEEP),
+        System("Aaren", ("aaren",)),
+        System("S4 / S5 / Mamba-1 / ConvS5", ("s5", "mamba1", "convs5_pointwise"), "convolutions between the steps"),
+        System(
+            "Spatial-Mamba, MHS-VM, MambaMixer, LinGen MA",
+            ("spatial_mamba", "mhs_vm", "lingen_ma", "mamba1"),
+            "MambaMixer is scans of `mamba1` along tokens and channels, which layers mix",
+        ),
+    ),
+    "Besides": (
+        System("dense and causal attention", ("full", "causal")),
+        System("windows and blocks", ("sliding_window", "dilated_window", "blocked")),
+        System("trees of drafts (speculative decoding)", ("tree_verify",)),
+    ),
+}
+
+
+def systems() -> Iterator[System]:
+    """All of them."""
+    for own in TABLES.values():
+        yield from own
+
+
+def names() -> set[str]:
+    """The files that are named."""
+    return {name for system in systems() for name in system.files}

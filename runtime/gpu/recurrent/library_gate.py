@@ -1,0 +1,54 @@
+"""The kernels of the library's recurrences, and of branches with a state, for the gate: as calls would start them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import product
+from typing import Any
+
+import torch
+
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.attention import Attention, compile_attention
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.gate import Case
+from attnc.runtime.gpu.recurrent.sources import recurrent_kernels
+from attnc.runtime.gpu.selection import same_text
+from attnc.runtime.library import hybrid_names, recurrence_names
+
+PARAMETERS: Mapping[str, Mapping[str, Any]] = {
+    "lingen_ma": {"frames": 4, "height": 4, "width": 4},
+    "log_linear": {"levels": 6},
+    "mhs_vm": {"height": 8, "width": 8},
+    "spatial_mamba": {"height": 8, "width": 8},
+}
+"""Of those whose parameters have no defaults, or bound the tokens: for as many as are tried."""
+
+
+def whole_library() -> list[str]:
+    """Recurrences, and patterns that have branches with a state."""
+    return [*recurrence_names(), *hybrid_names()]
+
+
+def cases(
+    names: Sequence[str], targets: Sequence[str], head_dims: Sequence[int], dtype: str = "bfloat16"
+) -> Iterator[Case]:
+    """The kernels of each on each target; one that is the same for two of them comes once, none where there is none."""
+    seen = set()
+    for name in names:
+        attention = compile_attention(name, **PARAMETERS.get(name, {}))
+        for target, width in product(targets, head_dims):
+            for source in _sources(attention, target, width, dtype):
+                case = Case(name, source, target, width, dtype)
+                if same_text(case) not in seen:
+                    seen.add(same_text(case))
+                    yield case
+
+
+def _sources(attention: Attention, target: str, width: int, dtype: str) -> Iterator[KernelSource]:
+    for recurrent in attention._recurrents():
+        with suppress(UnsupportedError):
+            own = recurrent_kernels(attention.bound, recurrent, TARGETS[target], width, getattr(torch, dtype), {})
+            yield from own.values()
