@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
-from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px, strokes_path
+from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px, shortened, strokes_path
 
 _THIN = 28
 """Pixels of the shorter side at least."""
@@ -87,12 +87,8 @@ def _heading(drawing: Drawing) -> list[str]:
     return [
         label(MARGIN, 46, drawing.title, "ink", 22, weight=650),
         label(MARGIN, 69, sizes, "soft", 13),
-        label(MARGIN, 91, _shortened(drawing.relation, _LONGEST), "code ink", 13) if drawing.relation else "",
+        label(MARGIN, 91, shortened(drawing.relation, _LONGEST), "code ink", 13) if drawing.relation else "",
     ]
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 # --- the views -------------------------------------------------------------------------------------------------------

@@ -119,6 +119,11 @@ def label(
     return f'<text class="{style}" x="{px(x)}" y="{px(y)}" font-size="{size}"{extra}>{_clean(text)}{after}</text>'
 
 
+def shortened(text: str, limit: int) -> str:
+    """The text, cut where it is longer."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def _clean(text: str) -> str:
     return escape(printable(text))
 

@@ -38,7 +38,8 @@ def brick_states(
     def brick_of(brick: tuple[int, ...]) -> NDArray[np.int64]:
         at = np.stack(np.unravel_index(np.arange(prod(grid)), grid))
         counts = tuple(-(-n // side) for n, side in zip(grid, brick, strict=True))
-        return np.ravel_multi_index(tuple(x // side for x, side in zip(at, brick, strict=True)), counts)
+        found = np.ravel_multi_index(tuple(x // side for x, side in zip(at, brick, strict=True)), counts)
+        return np.asarray(found, dtype=np.int64)
 
     rows, columns = brick_of(q_brick), brick_of(k_brick)
     found = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int8)
