@@ -11,7 +11,7 @@ from typing import Any
 from headlines import HEADLINES, Headline
 from torch import Tensor
 
-from attnc import AttncError, compile_attention
+from attnc import ArgumentError, AttncError, compile_attention
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
@@ -177,7 +177,10 @@ class Shown:
         n_q, n_k = self.n_q, self.n_k
         if several and n_q * n_k > MOST_CHOSEN:
             return None
-        return tile_map_svg(make_tile_map(self.attention, n_q, n_k, self._inputs_of_a_head()))
+        try:
+            return tile_map_svg(make_tile_map(self.attention, n_q, n_k, self._inputs_of_a_head()))
+        except ArgumentError:  # an input of which there is no example, as the ladder says then
+            return None
 
     def _inputs_of_a_head(self) -> dict[str, Any]:
         """The inputs, of one head alone: the first."""

@@ -15,6 +15,8 @@ _THIN = 28
 """Pixels of the shorter side at least."""
 _LEAST = 14
 """Pixels between labels at least."""
+_CAPTION = 40
+"""Pixels that captions may be wider than a view."""
 _LETTER = 6.8
 """Pixels of a letter of the line under the title."""
 
@@ -24,7 +26,7 @@ def tile_map_svg(found: TileMap) -> str:
     longest = max(found.n_q, found.n_k, 1)
     wide, high = (max(SIDE * n / longest, _THIN) for n in (found.n_k, found.n_q))
     lefts = [MARGIN + _AXIS + i * (SIDE + _AXIS + _GAP) for i in range(len(found.views))]
-    width = max(lefts[-1] + max(wide, SIDE) + MARGIN, 560)
+    width = lefts[-1] + SIDE + _CAPTION + MARGIN
     under = _TOP + high + 78
     height = under + 18 * len(found.notes)
     sizes = f"{found.size_text}{'  ·  ' + found.subtitle if found.subtitle else ''}"
