@@ -40,10 +40,11 @@ Every pattern of the library by name: `compile_attention("sliding_window", windo
 <!-- Written by `python docs/generate.py` from stdlib_patterns/*/*.attn; do not edit. -->
 
 Each has a page with its text, its picture in elements and tiles, the tiles at its headline size, the ladder of bounds
-there, and how it grows. The headline is the setting of its paper's main result as far as that is known, its first
-preset; else a call of 16,384 tokens. Bounds are [those of `attnc simulate`](simulate.md) for the forward pass on an
-H100: a model of published figures, **nothing here was measured**. `element` counts visible pairs alone, `tile` whole
-tiles, `predicted` all that the model knows; of recurrences they are against dense causal attention.
+there, and how it grows. The headline is the first preset, as far as it is known the setting of its paper's main result,
+at its grid, its paper's length or 16,384 tokens; a few are shorter, where what has to be counted is long. Bounds are
+[those of `attnc simulate`](simulate.md) for the forward pass on an H100: a model of published figures, **nothing here
+was measured**. `element` counts visible pairs alone, `tile` whole tiles, `predicted` all that the model knows; of
+recurrences they are against dense causal attention.
 
 {contents}
 

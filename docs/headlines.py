@@ -70,15 +70,16 @@ HEADLINES: dict[str, Headline] = {
     "autoformer_lags": Headline(length=96, inputs=lambda n: {"lag": torch.arange(4)[None]}),
     "bigbird": Headline(length=4096, heads=1, inputs=_blocks_drawn),
     "deepseek_sparse": Headline(
+        length=4096,
         inputs=lambda n: {"iq": _blank(1, n, 64, 128), "ik": _blank(1, n, 128), "w": _blank(1, n, 64)},
     ),
     "hyper_attention": Headline(
-        length=32768, heads=32, head_dim=64, inputs=lambda n: {"sample": _blank(1, 32, 256).long()}
+        length=8192, heads=32, head_dim=64, inputs=lambda n: {"sample": _blank(1, 32, 256).long()}
     ),
     "block_diffusion": Headline(length=8192),
     "blocked": Headline(length=32768, heads=1),
     "davit_window": Headline(heads=3, head_dim=32),
-    "dynamic_mask": Headline(inputs=lambda n: {"bias": _blank(1, HEADS, n)}),
+    "dynamic_mask": Headline(length=4096, inputs=lambda n: {"bias": _blank(1, HEADS, n)}),
     "freeswim": Headline(params={"frames": 5}, heads=12),
     "gpt_oss": Headline(heads=64, kv_heads=8, head_dim=64),
     "longformer": Headline(length=4096, head_dim=64),
@@ -100,7 +101,7 @@ HEADLINES: dict[str, Headline] = {
         length=1, keys=32768, heads=32, kv_heads=8, inputs=lambda n: {"gate": _blank(1, 8, 1, 512)}
     ),
     "sliding_tile": Headline(length=30 * 48 * 80, heads=24),
-    "sparse_d": Headline(length=16384, heads=1, inputs=_three_in_ten),
+    "sparse_d": Headline(length=8192, heads=1, inputs=_three_in_ten),
     "svg": Headline(inputs=lambda n: {"temporal": torch.zeros((1, HEADS), dtype=torch.bool)}),
     "tree_verify": Headline(length=64, keys=LENGTH + 64, inputs=_drafted),
     "xattention": Headline(length=131072, heads=32, kv_heads=8),
