@@ -1,4 +1,4 @@
-"""Write what the documents take from the code: the pictures, `library.md`, `reference.md` and `coverage.md`.
+"""Write what the documents take from the code: the pictures, the catalogue, `reference.md` and `coverage.md`.
 
 python docs/generate.py            write them
 python docs/generate.py --check    only say which are not current; exit status 1 if any is
@@ -22,20 +22,15 @@ import attnc
 from attnc import AttncError, compile_attention
 from attnc.runtime.environment import VARIABLES
 from attnc.runtime.fallbacks import KINDS
-from attnc.runtime.library import (
-    hybrid_names,
-    library_files,
-    library_names,
-    pattern_names,
-    recurrence_names,
-    routing_names,
-)
+from attnc.runtime.library import pattern_names, routing_names
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent
 for folder in (DOCS, DOCS.parent / "tests" / "stdlib_patterns"):
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # `systems`, and the reasons of the tests, `without`
+        sys.path.append(str(folder))  # modules beside this file, which is run by its path, and the reasons of the tests
+
+from catalogue_pages import Catalogue  # noqa: E402
 
 LENGTH = 64
 
@@ -168,62 +163,15 @@ DRAWN: dict[str, Picture] = {
 NO_TOKENS = {"attention_residual", "autoformer_lags", "davit_channel", "hybrid_forcing", "native_sparse", "vsa"}
 """Patterns whose keys are layers, lags or channels, or whose branches together see all: there is nothing to draw."""
 
-HEAD = """# The library
-
-Every pattern by name: `compile_attention("sliding_window", window=512)`. The pictures are drawn by
-`attnc show NAME -o FILE.svg` with the parameters and length that each says; inputs are examples.
-
-<!-- Written by `python docs/generate.py` from stdlib_patterns/*/*.attn; do not edit. -->
-"""
-
-
-ROUTING = """## Chosen by content
-
-What a query sees depends on what the vectors hold: a `select` ranks places by a score and keeps some
-([routing](routing.md)), or the caller chose before. The pictures are of random vectors.
-"""
-
-RECURRENCES = """## Recurrences
-
-Tokens update a state one after another. Below each text is what is derived from it (`attnc explain --derivation NAME`):
-the passes that are computed chunk by chunk, or why it runs token by token.
-"""
-PARAMETERS: dict[str, dict[str, Any]] = {"mhs_vm": {"height": 8, "width": 8}}
-
 
 def pictures() -> dict[str, str]:
     """Each SVG by its path below docs/."""
-    drawn = [name for name in (*pattern_names(), *routing_names()) if name not in NO_TOKENS]
-    return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in drawn}
+    return {f"pictures/{name}.svg": DRAWN.get(name, Picture()).svg(name) for name in drawn_names()}
 
 
-def library_page() -> str:
-    """`library.md`: a section a pattern, then the modules of definitions."""
-    files = library_files()
-    parts = [HEAD]
-    for name in (*pattern_names(), *routing_names()):
-        if name == routing_names()[0]:
-            parts.append(ROUTING)
-        level = "###" if name in routing_names() else "##"
-        parts.append(f"{level} {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
-        if name not in NO_TOKENS:
-            parts.append(f"![{name}: who sees whom](pictures/{name}.svg)\n")
-    parts.append(RECURRENCES)
-    for name in (*recurrence_names(), *hybrid_names()):
-        parts.append(f"### {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
-        if name in recurrence_names():
-            parts.append(f"```text\n{derivation(name)}\n```\n")
-    modules = [name for name in files if name not in library_names()]
-    if modules:
-        parts.append("## Modules\n\nDefinitions for other patterns, brought in by `use`.\n")
-    for name in modules:
-        parts.append(f"### {name}\n\n```attn\n{files[name].read_text(encoding='utf-8')}```\n")
-    return "\n".join(parts)
-
-
-def derivation(name: str) -> str:
-    """The passes of a recurrence, or why there are none."""
-    return compile_attention(name, **PARAMETERS.get(name, {})).derivation()
+def drawn_names() -> list[str]:
+    """The patterns of which there is a picture."""
+    return [name for name in (*pattern_names(), *routing_names()) if name not in NO_TOKENS]
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
@@ -386,15 +334,17 @@ def _systems() -> str:
 
 def generated() -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    pages = {"library.md": library_page(), "reference.md": reference_page(), "coverage.md": coverage_page()}
-    return {DOCS / path: text for path, text in {**pictures(), **pages}.items()}
+    catalogue = Catalogue(frozenset(drawn_names()))
+    pages = {**catalogue.pages(), "reference.md": reference_page(), "coverage.md": coverage_page()}
+    return {DOCS / path: text for path, text in {**pictures(), **catalogue.tile_maps, **pages}.items()}
 
 
 def stale() -> list[Path]:
-    """The generated files that are missing or do not hold what they should, and pictures of nothing."""
+    """The generated files that are missing or do not hold what they should, and pictures and pages of nothing."""
     wanted = generated()
     wrong = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    return wrong + [path for path in sorted((DOCS / "pictures").glob("*.svg")) if path not in wanted]
+    kept = [*sorted((DOCS / "pictures").rglob("*.svg")), *sorted((DOCS / "catalogue").glob("*.md"))]
+    return wrong + [path for path in kept if path not in wanted]
 
 
 def main(arguments: list[str]) -> int:

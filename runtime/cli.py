@@ -41,7 +41,7 @@ _SUMMARIES = {
     "emit": "a pattern's kernels as one file that needs torch and triton alone, and checks itself",
     "explain": "what the code of a message means, with an example",
     "fmt": "write .attn files in their one form",
-    "list": "the patterns of the library",
+    "list": "the patterns of the library by family, or those that some words find",
     "receptive": "what a token knows of after each layer, and the first one after which it is all that it should",
     "same": "whether two patterns show the same pairs, for every length where that can be proved (more with islpy)",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",

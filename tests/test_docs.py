@@ -28,14 +28,14 @@ from attnc.runtime import fallbacks
 from attnc.runtime.call import REFUSED
 from attnc.runtime.environment import VARIABLES
 from attnc.runtime.fallbacks import KINDS
-from attnc.runtime.library import ModuleLoader, library_names
+from attnc.runtime.library import ModuleLoader, library_files, library_names
 from attnc.runtime.settings import Settings
 from attnc.spec.load import check_source
 from attnc.spec.reading.text import decode
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "spec" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [README, ROOT / "spec" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -130,6 +130,24 @@ def test_links(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_the_catalogue_has_every_pattern_in_the_index_and_on_a_page() -> None:
+    index = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
+    pictures = set()
+    for name, file in library_files().items():
+        family = file.parent.name
+        page = (ROOT / "docs" / "catalogue" / f"{family}.md").read_text(encoding="utf-8")
+        (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+        assert file.read_text(encoding="utf-8") in section
+        if name in library_names():
+            assert f"](catalogue/{family}.md#{name})" in index
+            assert "\nGrowth: " in section and (
+                "element " in section or "memory " in section or "No ladder: " in section
+            )
+            pictures |= set(re.findall(r"\]\(\.\./(pictures/\S+\.svg)\)", section))
+    kept = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs" / "pictures").rglob("*.svg")}
+    assert pictures == kept
 
 
 def test_generated_files_are_current() -> None:

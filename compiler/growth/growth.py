@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import gcd
 from typing import TypeGuard
 
 from attnc.compiler import fold
+from attnc.compiler.analysis.tiles import TooManyTilesError
 from attnc.compiler.growth.closed import Closed, find_closed
 from attnc.compiler.growth.counts import UncountableError, count
 from attnc.compiler.growth.fitted import LONGEST_SAMPLE, Fit, fit, sampled
@@ -19,7 +21,9 @@ from attnc.compiler.growth.periods import find_reach
 from attnc.compiler.growth.seen import seen
 from attnc.compiler.ir import DataRead, HeadIndex, Index, Lookup, Pattern
 from attnc.compiler.lowering.specialise import alone, other_sizes
+from attnc.compiler.planning.runs import TooManyClassesError
 from attnc.compiler.rewrite import walk
+from attnc.compiler.simulation.orders import TileFinder
 from attnc.spec.errors import EvaluationError
 
 HEADS = 8
@@ -102,16 +106,26 @@ def fit_growth(relations: Callable[[int], tuple[Index, int]], extents: Iterable[
     """The growth of what has no length of its own, such as a grid.
 
     `relations` gives, for an extent, the specialised relation and how many tokens there are. The law is fitted to the
-    counts at these extents.
+    counts at these extents, which are taken by bricks where the relation is one of a grid.
     """
     pairs: dict[int, int] = {}
     for extent in extents:
         relation, n = relations(extent)
         try:
-            pairs[n] = count(relation, n, tile).pairs
+            pairs[n] = _pairs(relation, n, tile)
         except UncountableError:
             break
     return _fitted(pairs, tile, 1, ())
+
+
+def _pairs(relation: Index, n: int, tile: int) -> int:
+    """Visible pairs among n tokens. Raises UncountableError."""
+    bricks = TileFinder(relation, n, n, {}).bricks
+    visible = None
+    if bricks is not None:
+        with suppress(TooManyTilesError, TooManyClassesError):
+            visible = bricks.work(*bricks.best(tile, tile)[0]).visible
+    return count(relation, n, tile).pairs if visible is None else visible
 
 
 # --- what is counted -------------------------------------------------------------------------------------------------

@@ -149,6 +149,20 @@ class BrickFinder:
             for product in self._main.products
         )
 
+    def pairs(self, q_brick: tuple[int, ...], k_brick: tuple[int, ...]) -> tuple[Int64, Int64] | None:
+        """Visible and all pairs of every brick of queries with every brick of keys, by rows of bricks.
+
+        None where the tokens are more than one grid, or the bricks too many to look at.
+        """
+        (first, *more), products = self._parts, self._main.products
+        if more or first.grid is None:
+            return None
+        areas = [axis.area(a, b) for axis, a, b in zip(products[0], q_brick, k_brick, strict=True)]
+        if prod(area.size for area in areas) > MOST_BRICKS:
+            return None
+        seen = [[x.visible(a, b) for x, a, b in zip(p, q_brick, k_brick, strict=True)] for p in products]
+        return reduce(np.add, (reduce(np.kron, one) for one in seen)), reduce(np.kron, areas)
+
     def work(self, q_brick: tuple[int, ...], k_brick: tuple[int, ...]) -> TileWork:
         """The live bricks. Raises TooManyTilesError where there are too many to look at, and as `natural` does."""
         order = Order("bricks", q_brick, k_brick)

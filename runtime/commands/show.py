@@ -1,4 +1,4 @@
-"""`attnc show`: the picture of a pattern, its row counts and exact density."""
+"""`attnc show`: the picture of a pattern, its row counts and exact density, or the map of its tiles."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from attnc.runtime.commands.patterns import (
 )
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
+from attnc.runtime.pictures.tile_map import TileMap, make_tile_map
+from attnc.runtime.pictures.tile_svg import tile_map_svg
+from attnc.runtime.pictures.tile_text import tile_map_text
 
 FIRST_ROWS = 8
+LONG = 16384
+"""The length of a map of tiles where nothing else says one."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,11 +34,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_pattern(parser)
     add_grid(parser)
     parser.add_argument(
-        "--len", dest="n_q", metavar="N", type=int, help=f"queries (default {SHORT}, or what the tokens say)"
+        "--len",
+        dest="n_q",
+        metavar="N",
+        type=int,
+        help=f"queries (default {SHORT}, with --tiles {LONG}, or what the tokens say)",
     )
     parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
     parser.add_argument("--head", metavar="H", type=int, default=0, help="the head to draw (default 0)")
     parser.add_argument("--tile", metavar="N", type=int, help="side of a tile (default: by the length, at most 128)")
+    parser.add_argument(
+        "--tiles",
+        action="store_true",
+        help="only the tiles, at the length of a real call: as tokens stand and, of a grid, in bricks",
+    )
     add_inputs(parser)
     parser.add_argument("-o", dest="out", metavar="FILE.svg", type=Path, help="write the picture to a file instead")
 
@@ -42,9 +56,12 @@ def run(args: argparse.Namespace) -> int:
     """Draw."""
     _check(args)
     attention = compiled(args)
-    n_q = args.n_q or natural_length(attention.bound) or SHORT
+    otherwise = LONG if args.tiles else SHORT
+    n_q = args.n_q or natural_length(attention.bound, otherwise) or otherwise
     n_k = args.n_k or n_q
     inputs = given_inputs(attention.bound, args.inputs, n_q, n_k)
+    if args.tiles:
+        return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))
     drawing = make_drawing(attention, n_q, n_k, inputs, head=args.head, tile=args.tile)
     if args.out is not None:
         args.out.write_text(to_svg(drawing), encoding="utf-8")
@@ -56,6 +73,42 @@ def run(args: argparse.Namespace) -> int:
         color, unicode = console.has_color(sys.stdout), console.has_unicode(sys.stdout)
         print(to_text(drawing, console.columns(), color, unicode=unicode))
     return console.FINE
+
+
+def _run_tiles(args: argparse.Namespace, attention: Attention, found: TileMap) -> int:
+    """Draw the tiles alone."""
+    if args.out is not None:
+        args.out.write_text(tile_map_svg(found), encoding="utf-8")
+    if args.json:
+        console.print_json(_tiles_json(attention, found, args))
+    elif args.out is not None:
+        print(f"{args.out}: {'; '.join(f'{view.order}: {view.tiles_text}' for view in found.views)}")
+    else:
+        print(tile_map_text(found, unicode=console.has_unicode(sys.stdout)))
+    return console.FINE
+
+
+def _tiles_json(attention: Attention, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
+    return {
+        "pattern": attention.name,
+        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
+        "queries": found.n_q,
+        "keys": found.n_k,
+        "head": args.head,
+        "orders": [
+            {
+                "order": str(view.order),
+                "tile": view.tile,
+                "total": view.states.size,
+                "live": view.live,
+                "full": view.count(FULL),
+                "partial": view.count(PARTIAL),
+            }
+            for view in found.views
+        ],
+        "notes": list(found.notes),
+        "file": None if args.out is None else str(args.out),
+    }
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.example_inputs import example_inputs, head_count
@@ -28,7 +30,7 @@ SQUARES = 256
 TILES = 1024
 """Tiles along a side that are told apart."""
 MOST_CHOSEN = 1 << 24
-"""Pairs of a picture of what content chooses."""
+"""Pairs of a picture of what content chooses, and of several attentions together."""
 WIDTH = 16
 """Of the vectors that it is chosen by."""
 _SMALL = 1 << 20
@@ -65,7 +67,46 @@ def make_drawing(
     Inputs that are not given get an example, which the drawing's notes name. `tile` is the side of a tile; by default
     about an eighth of the length, at most 128. Raises what a call of these sizes would raise.
     """
-    tile = _tile(n_q, n_k, tile)
+    tile = tile_side(n_q, n_k, tile)
+    bound = attention.bound
+    case = drawn_case(attention, n_q, n_k, inputs, head)
+    cell = _power_of_two(-(-max(n_q, n_k) // SQUARES))
+    rows, pairs, in_tiles = count_pairs(attention, n_q, n_k, case, ((1, n_k), (cell, cell), (tile, tile)))
+    blind = int((rows == 0).sum())
+    notes = (
+        *case.notes,
+        *_reaches(bound, max(n_q, n_k)),
+        *((f"{blind:,} of {n_q:,} queries see no key: their output is 0",) if blind else ()),
+    )
+    return Drawing(
+        title=bound.program.name,
+        subtitle=subtitle_of(bound, case),
+        relation=_relation(bound),
+        n_q=n_q,
+        n_k=n_k,
+        cell=cell,
+        pairs=pairs,
+        q_tile=tile,
+        k_tile=tile,
+        tiles=states_of(in_tiles, np.outer(extents(n_q, tile), extents(n_k, tile))),
+        row_counts=rows[:, 0],
+        align=bound.program.align,
+        notes=notes,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """One head of a pattern with its inputs: those given, and examples of the others, which the notes name."""
+
+    head: int
+    heads: int
+    inputs: Mapping[str, object]
+    notes: tuple[str, ...]
+
+
+def drawn_case(attention: Shown, n_q: int, n_k: int, inputs: Mapping[str, object], head: int) -> Case:
+    """The inputs of a picture; random vectors where content chooses. Raises ArgumentError."""
     bound = attention.bound
     heads = max(head_count(bound) or 1, head + 1)
     chooses = bool(attention.pattern.selections)
@@ -74,32 +115,16 @@ def make_drawing(
     given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
     if chooses:
         given |= _vectors(heads, n_q, n_k)
-    cell = _power_of_two(-(-max(n_q, n_k) // SQUARES))
-    rows, pairs, in_tiles = _counts(attention, n_q, n_k, head, given, ((1, n_k), (cell, cell), (tile, tile)))
-    area = np.outer(extents(n_q, tile), extents(n_k, tile))
-    tiles = np.where(in_tiles == area, FULL, np.where(in_tiles == 0, EMPTY, PARTIAL)).astype(np.int8)
-    blind = int((rows == 0).sum())
     notes = (
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
         *(("chosen by the content of random vectors",) if chooses else ()),
-        *_reaches(bound, max(n_q, n_k)),
-        *((f"{blind:,} of {n_q:,} queries see no key: their output is 0",) if blind else ()),
     )
-    return Drawing(
-        title=bound.program.name,
-        subtitle=_subtitle(bound, head, heads, given),
-        relation=_relation(bound),
-        n_q=n_q,
-        n_k=n_k,
-        cell=cell,
-        pairs=pairs,
-        q_tile=tile,
-        k_tile=tile,
-        tiles=tiles,
-        row_counts=rows[:, 0],
-        align=bound.program.align,
-        notes=notes,
-    )
+    return Case(head, heads, given, notes)
+
+
+def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
+    """Of each tile: full, empty or partial, by its visible pairs and all its pairs."""
+    return np.where(pairs == area, FULL, np.where(pairs == 0, EMPTY, PARTIAL)).astype(np.int8)
 
 
 def _vectors(heads: int, n_q: int, n_k: int) -> dict[str, object]:
@@ -111,7 +136,8 @@ def _vectors(heads: int, n_q: int, n_k: int) -> dict[str, object]:
     return {name: torch.randn((1, heads, n, WIDTH), generator=draw, dtype=torch.float64) for name, n in sizes.items()}
 
 
-def _tile(n_q: int, n_k: int, tile: int | None) -> int:
+def tile_side(n_q: int, n_k: int, tile: int | None) -> int:
+    """The side of the tiles: the one asked for, or one that suits the length. Raises ArgumentError."""
     for name, value in (("n_q", n_q), ("n_k", n_k), ("tile", 1 if tile is None else tile)):
         if value < 1:
             raise ArgumentError(f"{name} is {value!r}: a picture needs a whole number, at least 1")
@@ -131,25 +157,35 @@ def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def _counts(
-    attention: Shown, n_q: int, n_k: int, head: int, inputs: Mapping[str, object], steps: Steps
-) -> list[Counts]:
-    heads = max(head_count(attention.bound) or 1, head + 1)
-    if n_q * n_k <= _SMALL or attention.pattern.selections:
-        mask = attention.mask(n_q, n_k, head=head, **inputs)  # type: ignore[arg-type]
+def count_pairs(attention: Shown, n_q: int, n_k: int, case: Case, steps: Steps) -> list[Counts]:
+    """For each grid, the visible pairs in every cell; of the first batch entry.
+
+    Of several attentions they are those that one of them sees, and counted pair by pair. Raises ArgumentError where
+    these are too many.
+    """
+    pattern = attention.pattern
+    several = len(pattern.nodes) > 1 or pattern.nodes[0].family is not None
+    if several and n_q * n_k > MOST_CHOSEN:
+        raise ArgumentError(
+            f"{n_q} × {n_k} pairs: `{attention.name}` is several attentions, which are drawn pair by pair, "
+            f"{MOST_CHOSEN} at most"
+        )
+    if n_q * n_k <= _SMALL or several or pattern.selections:
+        mask = attention.mask(n_q, n_k, head=case.head, **case.inputs)  # type: ignore[arg-type]
         return count_mask((mask[0] if mask.dim() == 3 else mask).numpy(), steps)
-    plan = attention.plan(n_q, n_k, heads=heads, **inputs)  # type: ignore[arg-type]
-    return count_plan(plan, 0, head, steps)
+    plan = attention.plan(n_q, n_k, heads=case.heads, **case.inputs)  # type: ignore[arg-type]
+    return count_plan(plan, 0, case.head, steps)
 
 
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _subtitle(bound: BoundProgram, head: int, heads: int, inputs: Mapping[str, object]) -> str:
+def subtitle_of(bound: BoundProgram, case: Case) -> str:
+    """The parameters, and the head and batch entry where there are several."""
     parts = [f"{name} = {shown(value)}" for name, value in bound.values.items()]
-    if heads > 1:
-        parts.append(f"head {head}")
-    if any("batch" in i.type.dims and len(inputs.get(i.name, ())) > 1 for i in bound.program.inputs):  # type: ignore[arg-type]
+    if case.heads > 1:
+        parts.append(f"head {case.head}")
+    if any("batch" in i.type.dims and len(case.inputs.get(i.name, ())) > 1 for i in bound.program.inputs):  # type: ignore[arg-type]
         parts.append("batch entry 0")
     return " · ".join(parts)
 

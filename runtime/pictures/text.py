@@ -13,12 +13,12 @@ from attnc.runtime.pictures.svg import ticks
 _SHADES = {True: " ░▒▓█", False: " .:+#"}
 _HALVES = " ▀▄█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_TILES = {True: {EMPTY: "··", PARTIAL: "▒▒", FULL: "██"}, False: {EMPTY: "..", PARTIAL: "++", FULL: "##"}}
+TILES = {True: {EMPTY: "··", PARTIAL: "▒▒", FULL: "██"}, False: {EMPTY: "..", PARTIAL: "++", FULL: "##"}}
 _BAR = 8
 _BETWEEN = 3
 _TALLEST = 48
 """Lines of the element view at most; what is larger is drawn coarser."""
-_TILES_ACROSS = 32
+TILES_ACROSS = 32
 _COLORS = {
     "seen": "\x1b[34m",
     FULL: "\x1b[34m",
@@ -52,7 +52,7 @@ def to_text(drawing: Drawing, width: int = 80, color: bool = False, *, unicode: 
         *(f"note      {note}" for note in notes),
     ]
     text = "\n".join(line.rstrip() for line in lines)
-    return text if unicode else _ascii(text)
+    return text if unicode else plain_ascii(text)
 
 
 def _first_rows(drawing: Drawing) -> str:
@@ -60,7 +60,8 @@ def _first_rows(drawing: Drawing) -> str:
     return f"{first}, …" if drawing.n_q > 8 else first
 
 
-def _ascii(text: str) -> str:
+def plain_ascii(text: str) -> str:
+    """The text in characters that every terminal has."""
     for mark, plain in (("×", "x"), ("·", "-"), ("–", "-"), ("…", "..."), ("→", ">"), ("↓", "v")):
         text = text.replace(mark, plain)
     return text.encode("ascii", "replace").decode("ascii")
@@ -188,11 +189,11 @@ def _bar(share: float, unicode: bool) -> str:
 def _tile_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> Block:
     margin = _margin(drawing)
     factor = 1
-    most = max(min((width - margin - 1) // 2, _TILES_ACROSS), 4)
+    most = max(min((width - margin - 1) // 2, TILES_ACROSS), 4)
     while -(-max(drawing.tiles.shape) // factor) > most:
         factor *= 2
     states = merge_tiles(drawing.tiles, factor)
-    glyphs = _TILES[unicode]
+    glyphs = TILES[unicode]
     each = f"{drawing.q_tile:,} × {drawing.k_tile:,} pairs"
     said = f"each tile: {each}" if factor == 1 else f"each square: {factor} × {factor} tiles of {each}"
     lines = _head(drawing, "Tile view", said, drawing.k_tile * factor, 2, states.shape[1], paint)

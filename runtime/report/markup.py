@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from html import escape
 
-from attnc.runtime.pictures.svg import printable
+from attnc.runtime.pictures.svg_parts import printable
 
 VOID = frozenset({"meta", "input", "link", "br"})
 """Elements without an end tag."""

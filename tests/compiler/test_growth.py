@@ -225,6 +225,35 @@ def test_windows_longer_than_can_be_counted_are_not_fitted() -> None:
     assert not growth.fitted
 
 
+def of_frames(reach: str, per_frame: tuple[int, int]) -> Growth:
+    """The growth over the frames of a grid in which each frame sees those that `reach` says, and a window in them."""
+    text = (
+        "pattern grid(frames: int, height: int, width: int)\n    tokens t: frames, y: height, x: width\n"
+        f"    visible {reach} and abs(q.y - k.y) <= 3 and abs(q.x - k.x) <= 5\n"
+    )
+
+    def at(frames: int) -> tuple[Index, int]:
+        n = frames * per_frame[0] * per_frame[1]
+        pattern = lowered(text, frames=frames, height=per_frame[0], width=per_frame[1])
+        return alone(pattern.attend.visible, n, 0, 1), n
+
+    return fit_growth(at, (8, 16, 24, 32))
+
+
+@pytest.mark.parametrize(("reach", "exponent"), [("q.t == k.t", "1.00"), ("0 < 1", "2.00")])
+def test_videos_are_counted_by_bricks_where_tiles_are_too_many(reach: str, exponent: str) -> None:
+    growth = of_frames(reach, (45, 80))
+    assert growth.law.endswith(f"·n^{exponent}, fitted")
+    assert growth.checked == tuple(frames * 45 * 80 for frames in (8, 16, 24, 32))
+
+
+def test_counts_by_bricks_are_those_of_the_relation() -> None:
+    heights, widths = ((np.abs(np.subtract.outer(range(n), range(n))) <= w).sum() for n, w in ((6, 3), (9, 5)))
+    pairs = [frames * int(heights * widths) for frames in (8, 16, 24, 32)]
+    tokens = [frames * 54 for frames in (8, 16, 24, 32)]
+    assert of_frames("q.t == k.t", (6, 9)).law == f"{fit(dict(zip(tokens, pairs, strict=True)))}, fitted"
+
+
 def test_long_windows() -> None:
     growth = find_growth(written("0 <= q - k < 40000"))
     assert str(growth.pairs) == "40,000·n − 799,980,000, for n ≥ 39,999"

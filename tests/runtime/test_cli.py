@@ -14,6 +14,7 @@ import pytest
 from attnc import __version__
 from attnc.runtime import accuracy
 from attnc.runtime.cli import COMMANDS, main
+from attnc.runtime.commands.library import FAMILIES, entries
 from attnc.runtime.library import library_names
 from attnc.runtime.verification import Case
 from command_calls import run_json
@@ -189,9 +190,12 @@ def test_list_does_not_load_torch() -> None:
 # --- list ------------------------------------------------------------------------------------------------------------
 
 
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_is_grouped_by_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    blocks = capsys.readouterr().out.rstrip().split("\n\n")
+    heads = [block.splitlines()[0].partition(":")[0] for block in blocks]
+    assert heads == list(FAMILIES)
+    lines = [line.strip() for block in blocks for line in block.splitlines()[1:]]
     assert len(lines) == len(library_names())
     parts = [line.partition("  ") for line in lines]
     assert any(
@@ -200,11 +204,50 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "some"),
+    [
+        (["scores"], {"alibi", "fox", "softcap"}),
+        (["video"], {"neighborhood_3d", "sliding_tile", "vsa", "lingen_ma"}),
+        (["VIDEO", "text"], {"sliding_tile", "radial"}),
+        (["2309.17453"], {"streaming", "sliding_window"}),
+    ],
+)
+def test_list_of_a_family_or_of_words(words: list[str], some: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = run_json(capsys, "list", *words)
+    names = {pattern["name"] for pattern in values["patterns"]}
+    assert status == 0 and some <= names
+    assert "causal" not in names and len(names) < len(library_names())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["grid"], None),
+        (["scorse"], "did you mean `scores`?"),
+        (["retentoin"], "did you mean `retention`?"),
+        (["zzzz"], "the families are masks, grids, scores"),
+        (["video", "ALiBi"], "fewer words find more"),
+    ],
+)
+def test_list_of_words_that_nothing_has(words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["list", *words])
+    err = capsys.readouterr().err
+    assert (status, err == "") == ((0, True) if said is None else (2, False))
+    assert said is None or said in err
+
+
+def test_every_pattern_of_the_library_has_a_summary_and_a_source() -> None:
+    for entry in entries():
+        assert entry.summary.endswith((".", "…")) and entry.source, entry.program.name
+        assert entry.family in FAMILIES
+
+
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     status, values = run_json(capsys, "list")
     assert status == 0
     for pattern in values["patterns"]:
-        assert {"name", "family", "summary", "file"} <= pattern.keys()
+        assert {"name", "family", "summary", "file", "inputs", "presets", "source"} == pattern.keys()
         assert Path(pattern["file"]).is_file() and pattern["summary"]
 
 

@@ -1,0 +1,130 @@
+"""The tiles of a pattern at the length of a real call: those that are computed, as tokens stand and in bricks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler.simulation.orders import TileFinder
+from attnc.compiler.simulation.tile_work import NATURAL, Order
+from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.pictures.draw import Case, count_pairs, drawn_case, states_of, subtitle_of, tile_side
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, extents
+from attnc.runtime.plans import relations_of
+
+if TYPE_CHECKING:
+    from attnc.compiler.simulation.brick_work import BrickFinder
+    from attnc.runtime.shown import Shown
+
+ACROSS = 128
+"""Squares along a side of a view; more tiles than that are merged."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileView:
+    """The state of every tile of `tile` queries by `tile` keys, in one order of the tokens."""
+
+    order: Order
+    tile: int
+    states: NDArray[np.int8]
+
+    def count(self, state: int) -> int:
+        """How many tiles are in a state."""
+        return int((self.states == state).sum())
+
+    @property
+    def live(self) -> int:
+        """Tiles that are not empty."""
+        return int((self.states != EMPTY).sum())
+
+    @property
+    def factor(self) -> int:
+        """Tiles along a side of a square that is drawn: a power of two."""
+        return 1 << int(-(-max(self.states.shape) // ACROSS) - 1).bit_length()
+
+    @property
+    def tiles_text(self) -> str:
+        """How many tiles are computed, and how many of them without a mask."""
+        share = self.live / max(self.states.size, 1)
+        live = f"{self.live:,} of {self.states.size:,} tiles live ({100 * share:.3g} %)"
+        return f"{live}: {self.count(FULL):,} full, {self.count(PARTIAL):,} partial"
+
+    def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the tiles of each square that is drawn, how many are live, and how many full."""
+        steps = [np.arange(0, side, self.factor) for side in self.states.shape]
+        area = np.outer(*(extents(side, self.factor) for side in self.states.shape))
+        live, full = ((self.states != EMPTY).astype(np.int64), (self.states == FULL).astype(np.int64))
+        summed = (np.add.reduceat(np.add.reduceat(x, steps[0], 0), steps[1], 1) / area for x in (live, full))
+        return next(summed), next(summed)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileMap:
+    """The tiles of one head of a pattern, in each order of its tokens that is drawn; the best order comes last."""
+
+    title: str
+    subtitle: str
+    n_q: int
+    n_k: int
+    views: tuple[TileView, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size_text(self) -> str:
+        """Lengths."""
+        return f"{self.n_q:,} queries × {self.n_k:,} keys"
+
+
+_NONE: Mapping[str, object] = {}
+
+
+def make_tile_map(
+    attention: Shown,
+    n_q: int,
+    n_k: int,
+    inputs: Mapping[str, object] = _NONE,
+    *,
+    head: int = 0,
+    tile: int | None = None,
+) -> TileMap:
+    """The tiles of one head, and of the first batch entry; exact, from the plan's tiles and never from all pairs.
+
+    Inputs that are not given get an example, which the notes name. `tile` is the side of a tile, by default 128 or less
+    at short lengths. A relation on a grid of tokens has a view in bricks besides, if fewer of them are live.
+    Raises what a call of these sizes would raise, and ArgumentError for keys that are no tokens.
+    """
+    if any(node.keys is not None for node in attention.pattern.nodes):
+        raise ArgumentError(f"keys of `{attention.name}` are no tokens: its tiles have no map")
+    tile = tile_side(n_q, n_k, tile)
+    case = drawn_case(attention, n_q, n_k, inputs, head)
+    (pairs,) = count_pairs(attention, n_q, n_k, case, ((tile, tile),))
+    natural = TileView(NATURAL, tile, states_of(pairs, np.outer(extents(n_q, tile), extents(n_k, tile))))
+    in_bricks = _in_bricks(attention, n_q, n_k, case, tile)
+    best = in_bricks if in_bricks is not None and in_bricks.live < natural.live else None
+    views = (natural,) if best is None else (natural, best)
+    return TileMap(attention.name, subtitle_of(attention.bound, case), n_q, n_k, views, case.notes)
+
+
+def _in_bricks(attention: Shown, n_q: int, n_k: int, case: Case, tile: int) -> TileView | None:
+    """The view in bricks, where the relation is of one grid."""
+    finder = _bricks_of(attention, n_q, n_k, case) if n_q == n_k and tile & (tile - 1) == 0 else None
+    if finder is None:
+        return None
+    q_brick, k_brick = finder.best(tile, tile)[0]
+    found = finder.pairs(q_brick, k_brick)
+    return None if found is None else TileView(Order("bricks", q_brick, k_brick), tile, states_of(*found))
+
+
+def _bricks_of(attention: Shown, n_q: int, n_k: int, case: Case) -> BrickFinder | None:
+    pattern = attention.pattern
+    if len(pattern.nodes) > 1 or pattern.selections or pattern.documents is not None:
+        return None
+    sizes = Sizes(n_q, n_k, 1, case.heads, case.heads, 64, 64, "float32")
+    relations = relations_of(pattern, call_shape(pattern, sizes, case.inputs))
+    (local,) = relations.locals(0, case.head)
+    return TileFinder(local.relation, n_q, n_k, pattern.origins).bricks

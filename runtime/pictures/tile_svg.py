@@ -1,0 +1,100 @@
+"""A map of tiles as one stand-alone SVG, in the style of the other pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnc.runtime.pictures.svg import ticks
+from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px, shortened
+from attnc.runtime.pictures.tile_map import TileMap, TileView
+
+_AXIS, _GAP, _TOP = 46, 80, 138
+_LEVELS = 4
+"""Shades of a square by the share of its tiles that are live."""
+_THIN = 28
+"""Pixels of the shorter side at least."""
+_LEAST = 14
+"""Pixels between labels at least."""
+_CAPTION = 40
+"""Pixels that captions may be wider than a view."""
+_LETTER = 6.8
+"""Pixels of a letter of the line under the title."""
+
+
+def tile_map_svg(found: TileMap) -> str:
+    """The SVG text; equal maps give equal texts."""
+    longest = max(found.n_q, found.n_k, 1)
+    wide, high = (max(SIDE * n / longest, _THIN) for n in (found.n_k, found.n_q))
+    lefts = [MARGIN + _AXIS + i * (SIDE + _AXIS + _GAP) for i in range(len(found.views))]
+    width = lefts[-1] + SIDE + _CAPTION + MARGIN
+    under = _TOP + high + 78
+    height = under + 18 * len(found.notes)
+    sizes = f"{found.size_text}{'  ·  ' + found.subtitle if found.subtitle else ''}"
+    said = "; ".join([found.size_text, *(f"{view.order}: {view.tiles_text}" for view in found.views)])
+    parts = [
+        *opening(found.title, said, width, height),
+        label(MARGIN, 42, found.title, "ink", 20, weight=650),
+        label(MARGIN, 64, shortened(sizes, int((width - 2 * MARGIN) / _LETTER)), "soft", 13),
+        *_legend(lefts[0], _TOP + high + 34),
+    ]
+    for i, (view, left) in enumerate(zip(found.views, lefts, strict=True)):
+        parts += _view(found, view, f"attnc-view-{i}", left, wide, high)
+    parts += [label(MARGIN, under + 18 * i, note, "soft", 12) for i, note in enumerate(found.notes)]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _view(found: TileMap, view: TileView, name: str, left: float, wide: float, high: float) -> list[str]:
+    live, full = view.shares()
+    order = "tokens as they stand" if view.order.kind == "natural" else str(view.order)
+    parts = [
+        label(left, _TOP - 46, order[0].upper() + order[1:], "ink", 14, weight=600),
+        label(left, _TOP - 28, _square(view), "soft", 12),
+        f'<rect class="field" x="{px(left)}" y="{_TOP}" width="{px(wide)}" height="{px(high)}"/>',
+    ]
+    # Squares at the edges are drawn whole and cut off here.
+    parts.append(
+        f'<clipPath id="{name}"><rect x="{px(left)}" y="{_TOP}" width="{px(wide)}" height="{px(high)}"/></clipPath>'
+    )
+    rows, columns = (side / view.factor for side in view.states.shape)
+    at = f"translate({px(left)} {_TOP}) scale({wide / columns:.5g} {high / rows:.5g})"
+    levels = np.ceil(live * _LEVELS).astype(np.int64)
+    parts.append(f'<g clip-path="url(#{name})">')
+    for kind, chosen in (("full", full >= live), ("partial", full < live)):
+        for level in range(1, _LEVELS + 1):
+            path = boxes_path((levels == level) & chosen)
+            if path:
+                paint = f'class="{kind}"' + ("" if level == _LEVELS else f' opacity="{px(level / _LEVELS)}"')
+                parts.append(f'<path {paint} shape-rendering="crispEdges" transform="{at}" d="{path}"/>')
+    said = label(left, _TOP + high + 20, view.tiles_text, "ink", 12)
+    return [*parts, "</g>", *_marks(found, left, wide, high), said]
+
+
+def _square(view: TileView) -> str:
+    """What a square is."""
+    if view.factor == 1:
+        return f"each square: a tile of {view.tile:,} × {view.tile:,} pairs"
+    return (
+        f"each square: {view.factor} × {view.factor} tiles of {view.tile:,} × {view.tile:,}, paler where few are live"
+    )
+
+
+def _legend(left: float, top: float) -> list[str]:
+    parts = []
+    for i, kind in enumerate(("full", "partial")):
+        x = left + 60 * i
+        parts.append(f'<rect class="{kind}" x="{px(x)}" y="{px(top)}" width="12" height="12" rx="2"/>')
+        parts.append(label(x + 18, top + 10.5, kind, "ink", 12))
+    return parts
+
+
+def _marks(found: TileMap, left: float, wide: float, high: float) -> list[str]:
+    """Positions on both axes."""
+    parts = []
+    for tick in ticks(found.n_k)[1:]:
+        x = left + tick * wide / found.n_k
+        parts.append(label(x, _TOP - 8, f"{tick:,}", "soft", 11, anchor="middle"))
+    rows = ticks(found.n_q)[1:]
+    for tick in rows if high >= _LEAST * (len(rows) + 1) else ():
+        y = _TOP + tick * high / found.n_q
+        parts.append(label(left - 6, y + 4, f"{tick:,}", "soft", 11, anchor="end"))
+    return parts

@@ -1,0 +1,37 @@
+"""The order of the library: files short, in the folder of a known family, with presets that hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnc import compile_attention
+from attnc.runtime.commands.library import FAMILIES, Entry, entries
+from attnc.runtime.library import library_files, library_names
+
+ENTRIES = entries()
+LINES, COLUMNS = 30, 120
+
+
+def name_of(entry: Entry) -> str:
+    return entry.program.name
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=name_of)
+def test_a_file_is_short(entry: Entry) -> None:
+    lines = entry.file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= LINES
+    assert max(map(len, lines)) <= COLUMNS
+
+
+def test_every_file_stands_in_the_folder_of_a_family() -> None:
+    assert {entry.family for entry in ENTRIES} == set(FAMILIES)
+    modules = {name for name in library_files() if name not in library_names()}
+    assert {library_files()[name].parent.name for name in modules} == {"modules"}
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.program.parameters], ids=name_of)
+def test_what_has_parameters_has_presets_that_hold(entry: Entry) -> None:
+    presets = [preset.name for preset in entry.program.presets]
+    assert presets
+    for preset in presets:
+        assert compile_attention(entry.program.name, preset=preset).name == entry.program.name
