@@ -15,8 +15,10 @@ from attnc.compiler.analysis.blocks import decide
 from attnc.compiler.analysis.exact import Lanes
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
+    VALUES,
     Const,
     DataRead,
+    Element,
     Extent,
     HeadIndex,
     Index,
@@ -27,15 +29,17 @@ from attnc.compiler.ir import (
     Round,
     Tensor,
     Truth,
+    Value,
     Whole,
     intern,
     is_truth,
 )
 from attnc.compiler.lowering.specialise import reads_batch, reads_head, specialise
 from attnc.compiler.lowering.tables import arguments
-from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.planning.build_plan import CallShape, Relations, conditions
 from attnc.compiler.planning.documents import whole
 from attnc.compiler.rewrite import rebuild, rewrite, walk
+from attnc.compiler.values import element
 from attnc.spec.errors import EvaluationError
 from attnc.spec.source import Span
 
@@ -49,7 +53,7 @@ class NotPointwiseError(Exception):
 
 @dataclass(frozen=True)
 class Pointwise:
-    """A condition on `head`, `batch`, a row (place q) and a key (place k), and the tables that its lookups read.
+    """A condition (or number) of `head`, `batch`, a row (place q) and a key (place k), and the tables that it reads.
 
     It has no aggregate, no rounding and no size. Every number of it fits in 64 bits.
     """
@@ -64,15 +68,38 @@ def pointwise(pattern: Pattern, shape: CallShape) -> Pointwise:
     Aggregates over one place, rounding and rounded numbers become tables, which take O(rows + keys + pairs of blocks).
     Raises NotPointwiseError.
     """
+    return _pointwise(pattern, shape, pattern.attend.visible, {})
+
+
+def pointwise_value(
+    pattern: Pattern, shape: CallShape, value: Value, lengths: Mapping[str, tuple[int, ...]]
+) -> Pointwise:
+    """The same of a number: what it reads of vectors and sums over keys is left to be refused by whoever reads it.
+
+    `lengths`: the shapes of the floating inputs. Raises NotPointwiseError.
+    """
+    return _pointwise(pattern, shape, cast("Index", value), lengths)
+
+
+def _pointwise(pattern: Pattern, shape: CallShape, root: Index, lengths: Mapping[str, tuple[int, ...]]) -> Pointwise:
     maker = _Maker(pattern, shape)
-    condition = maker.of(_sized(pattern.attend.visible, shape))
-    node = replace(pattern.attend, visible=condition)
-    tabled = replace(pattern, tensors=(*pattern.tensors, *maker.tensors), nodes=(node,))
+    found = maker.of(_sized(root, shape))
+    tabled = replace(pattern, tensors=(*pattern.tensors, *maker.tensors))
     called = replace(shape, inputs={**shape.inputs, **maker.arrays})
-    _check_word(tabled, called)
-    found = _by_row(condition, pattern, called)
-    read = {node.tensor.name for node in walk(found) if isinstance(node, Lookup)}
-    return Pointwise(found, {name: array for name, array in called.inputs.items() if name in read})
+    for part in _exact_parts(found):
+        if not all(fits_word(own, (0, shape.n_q), (0, shape.n_k)) for own in conditions(tabled, called, part)):
+            raise NotPointwiseError("numbers that may not fit in 64 bits")
+    by_row = _by_row(found, pattern, called, {name: array.shape for name, array in called.inputs.items()} | {**lengths})
+    read = {node.tensor.name for node in walk(by_row) if isinstance(node, Lookup)}
+    return Pointwise(by_row, {name: array for name, array in called.inputs.items() if name in read})
+
+
+def _exact_parts(root: Index) -> list[Index]:
+    """The largest exact expressions of a condition or a number."""
+    if not isinstance(root, VALUES):
+        return [root]
+    found = (child for node in root.below if isinstance(node, VALUES) for child in node.children())
+    return list(dict.fromkeys(child for child in found if not isinstance(child, VALUES)))
 
 
 def _sized(relation: Index, shape: CallShape) -> Index:
@@ -92,8 +119,8 @@ def _sized(relation: Index, shape: CallShape) -> Index:
     return rewrite(relation, change)
 
 
-def _by_row(condition: Index, pattern: Pattern, shape: CallShape) -> Index:
-    """A condition on positions of queries as one on rows, with the entries that lookups of one batch entry repeat."""
+def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[str, tuple[int, ...]]) -> Index:
+    """What reads positions of queries, reading rows, and of inputs of one batch entry this one."""
     shift = fold.const(whole(shape.n_q, shape.n_k, pattern.align).shift)
 
     def change(node: Index) -> Index | None:
@@ -101,8 +128,10 @@ def _by_row(condition: Index, pattern: Pattern, shape: CallShape) -> Index:
             case Place(name="q"):
                 return fold.add(node, shift)
             case Lookup(tensor=tensor, indices=indices):
-                lengths = shape.inputs[tensor.name].shape
-                return fold.lookup(tensor, tuple(map(placed, tensor.dims, lengths, indices)))
+                return fold.lookup(tensor, tuple(map(placed, tensor.dims, lengths[tensor.name], indices)))
+            case _ if isinstance(node, Element) and node.tensor.name in lengths:
+                own = node.tensor
+                return cast("Index", element(own, tuple(map(placed, own.dims, lengths[own.name], node.indices))))
             case _:
                 return None
 
@@ -111,14 +140,7 @@ def _by_row(condition: Index, pattern: Pattern, shape: CallShape) -> Index:
             return fold.const(0)
         return fold.sub(index, shift) if dim == "query" else index
 
-    return rewrite(condition, change)
-
-
-def _check_word(pattern: Pattern, shape: CallShape) -> None:
-    """Raise NotPointwiseError where some step may pass 64 bits."""
-    for _, _, (local,) in Relations(pattern, shape).groups():
-        if not fits_word(local.relation, (0, shape.n_q), (0, shape.n_k)):
-            raise NotPointwiseError("numbers that may not fit in 64 bits")
+    return rewrite(root, change)
 
 
 class _Maker:

@@ -13,8 +13,8 @@ from attnc.compiler import ir
 from attnc.compiler.joined_documents import RoundedDocumentsError, join_documents
 from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.rewrite import walk
-from attnc.compiler.values import is_plain
-from attnc.runtime.call import call_shape
+from attnc.compiler.values import is_plain, is_scored
+from attnc.runtime.call import call_shape, finite, input_tensors
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.plans import relations_of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
     from typing_extensions import Self
 
-    from attnc.runtime.bridges.tape import MaskMod
+    from attnc.runtime.bridges.tape import MaskMod, ScoreMod
 
 
 class Bridged(Compiled):
@@ -54,7 +54,7 @@ class Bridged(Compiled):
         from attnc.runtime.bridges.flex import make_mask_mod
 
         counts = heads, kv_heads, batch
-        pattern, shape = self.relation_of_call("mask_mod", n_q, n_k, counts, inputs, relation_only)
+        pattern, shape = self._relation_of_call("mask_mod", n_q, n_k, counts, inputs, relation_only)
         return make_mask_mod(pattern, shape, device_of(device, inputs))
 
     def block_mask(
@@ -79,10 +79,47 @@ class Bridged(Compiled):
         from attnc.runtime.bridges.flex import make_block_mask, read_block_size
 
         block, counts = read_block_size(block_size), (heads, kv_heads, batch)
-        pattern, shape = self.relation_of_call("block_mask", n_q, n_k, counts, inputs, relation_only)
+        pattern, shape = self._relation_of_call("block_mask", n_q, n_k, counts, inputs, relation_only)
         return make_block_mask(pattern, shape, block, device_of(device, inputs))
 
-    def relation_of_call(
+    def score_mod(
+        self,
+        n_q: int,
+        n_k: int | None = None,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        batch: int | None = None,
+        scale: float | None = None,
+        device: torch.device | str | None = None,
+        **inputs: object,
+    ) -> ScoreMod:
+        """FlexAttention's score_mod of a call: a function of (score, batch entry, query head, row, key) to the score.
+
+        It computes the pattern's `score` from FlexAttention's, which is `scale * dot(q, k)`, in fp32; who is seen says
+        `block_mask(…, relation_only=True)`. `scale`: the one that `flex_attention` will be given, for a pattern that
+        reads `dot(q, k)` or `scale` by itself. Inputs are read as they are when it runs; real ones have gradients where
+        FlexAttention gives them. The rest as `mask_mod`.
+
+        Raises UnsupportedError (besides: weights or a value of its own, documents, scores of vectors or sums over
+        keys), ArgumentError, ArgumentTypeError.
+        """
+        from attnc.runtime.bridges.flex import make_score_mod
+
+        pattern, shape = self._relation_of_call("score_mod", n_q, n_k, (heads, kv_heads, batch), inputs, True)
+        node = pattern.attend
+        if not is_scored(node) or node.weights != ir.Softmax() or pattern is not self._pattern:
+            raise UnsupportedError(
+                f"score_mod: `{self.name}` has weights, a value, scores or documents that are no score of a pair; call "
+                f"it instead"
+            )
+        by_name = zip(pattern.tensors, input_tensors(pattern, inputs), strict=True)
+        real = {tensor.name: given for tensor, given in by_name if tensor.is_floating}
+        return make_score_mod(pattern, shape, None if scale is None else finite(scale), real, device_of(device, inputs))
+
+    # --- inside ---
+
+    def _relation_of_call(
         self,
         what: str,
         n_q: int,
@@ -109,8 +146,6 @@ class Bridged(Compiled):
                 f"{what}: `{self.name}` rounds to blocks of each document; ask for the documents one by one"
             ) from None
 
-    # --- inside ---
-
     @abstractmethod
     def _on_sequences(self) -> Self:
         """The same pattern for calls with `cu_seqlens`."""
@@ -135,7 +170,7 @@ class Bridged(Compiled):
         if not (is_plain(node) or relation_only):
             raise UnsupportedError(
                 f"{what}: `{self.name}` has a score, weights or a value of its own, which a mask would drop; call it, "
-                f"or say relation_only=True and compute these yourself"
+                f"or say relation_only=True and compute these yourself (attend.score_mod, if it is a score alone)"
             )
 
     def _check_heads(self, what: str, heads: int | None, inputs: Mapping[str, object]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,13 +11,17 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
-from attnc.compiler.ir import Index, Pattern
+from attnc.compiler.ir import VALUES, Apply, Element, Index, Number, Pattern, Ratio, Select, Value
 from attnc.compiler.lowering.specialise import reads_batch, reads_head
 from attnc.compiler.planning.build_plan import CallShape, Relations
 from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
-from attnc.compiler.pointwise import NotPointwiseError, Pointwise, pointwise
-from attnc.runtime.bridges.tape import MaskMod, write_tape
+from attnc.compiler.pointwise import NotPointwiseError, Pointwise, pointwise, pointwise_value
+from attnc.compiler.rewrite import replace_values
+from attnc.compiler.values import apply, dot, element, number, rank, vector
+from attnc.compiler.values import scale as factor
+from attnc.runtime.bridges.tape import SCORE, MaskMod, ScoreMod, write_tape
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.functions import FUNCTIONS
 
 HIDDEN, PARTIAL, FULL = 0, 1, 2
 """States of a block of pairs."""
@@ -30,7 +34,54 @@ def make_mask_mod(pattern: Pattern, shape: CallShape, device: torch.device | str
 
     `pattern` has no `documents` any more. Raises UnsupportedError.
     """
-    return write_tape(_pointwise("mask_mod", pattern, shape), device).function()
+    return write_tape(_pointwise("mask_mod", pattern, shape), device).mask_mod()
+
+
+def make_score_mod(
+    pattern: Pattern, shape: CallShape, scale: float | None, inputs: Mapping[str, Tensor], device: torch.device | str
+) -> ScoreMod:
+    """The score of a call as FlexAttention's score_mod, which is given `scale * dot(q, k)`.
+
+    `scale`: what FlexAttention multiplies with, where the pattern reads the product or the scale by itself; `inputs`
+    are the real ones. Raises UnsupportedError.
+    """
+    value = _of_score(pattern, scale)
+    try:
+        lengths = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        return write_tape(pointwise_value(pattern, shape, value, lengths), device, inputs).score_mod()
+    except NotPointwiseError as error:
+        raise UnsupportedError(f"score_mod: `{pattern.name}` has {error}; call the pattern itself") from error
+
+
+def _of_score(pattern: Pattern, scale: float | None) -> Value:
+    """The score of a pattern as a value of `SCORE`. Raises UnsupportedError."""
+    own, (q, k) = element(SCORE, ()), (vector("q"), vector("k"))
+    products = [dot(q, k), dot(k, q)]
+    scaled = [apply("mul", *pair) for one in products for pair in ((factor(), one), (one, factor()))]
+    value = replace_values(pattern.attend.score, dict.fromkeys(scaled, own))
+    alone = own if scale in (None, 1) else apply("div", own, number(scale or 1))
+    whole = replace_values(value, {**dict.fromkeys(products, alone), factor(): number(scale or 1)})
+    _check_pairwise(pattern, whole)
+    if whole is not value and scale is None:
+        raise UnsupportedError(
+            f"score_mod: the score of `{pattern.name}` reads more than `scale * dot(q, k)`; say scale=…, the one that "
+            f"flex_attention will be given, 1.0 where the pattern has none"
+        )
+    return whole
+
+
+def _check_pairwise(pattern: Pattern, score: Value) -> None:
+    """Raise UnsupportedError for what is more than numbers, functions of them, and entries of inputs."""
+    for below in score.below:
+        known = isinstance(below, _PAIRWISE) and not (isinstance(below, Apply) and below.op not in FUNCTIONS)
+        if isinstance(below, VALUES) and (not known or rank(below)):
+            raise UnsupportedError(
+                f"score_mod: `{pattern.name}` has a score of vectors, or of sums over keys, which the score of a pair "
+                f"does not tell; call the pattern itself"
+            )
+
+
+_PAIRWISE = (Number, Ratio, Element, Apply, Select)
 
 
 def make_block_mask(
@@ -59,7 +110,7 @@ def make_block_mask(
         full_q_num_blocks=full_q[0],
         full_q_indices=full_q[1],
         BLOCK_SIZE=block,
-        mask_mod=write_tape(found, device).function(),
+        mask_mod=write_tape(found, device).mask_mod(),
     )
 
 

@@ -38,7 +38,7 @@ def sdpa_mask(
     if dtype is not None and dtype not in FLOATS:
         raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype, or None for a bool mask")
     counts = heads, kv_heads, batch
-    pattern, shape = attention.relation_of_call("sdpa_mask", n_q, n_k, counts, inputs, relation_only)
+    pattern, shape = attention._relation_of_call("sdpa_mask", n_q, n_k, counts, inputs, relation_only)
     relation = pattern.attend.visible
     mask = dense_mask(Relations(pattern, shape)).to(device_of(device, inputs))
     mask = mask if reads_batch(pattern, relation) else mask[:1]

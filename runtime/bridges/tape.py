@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from attnc.compiler import fold
+from attnc.compiler import fold, ir
 from attnc.compiler.ir import (
     Arith,
     Bool,
@@ -26,15 +26,23 @@ from attnc.compiler.ir import (
     Sign,
     TableRead,
     Truth,
+    intern,
 )
 from attnc.compiler.pointwise import Pointwise
 from attnc.compiler.rewrite import walk
+from attnc.runtime.functions import FUNCTIONS
 
 Operation = Callable[..., Any]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's mask_mod: integer tensors of one shape (batch entry, head, row, key) to bool."""
 
-_ARGUMENTS = ("batch", "head", "q", "k")
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""FlexAttention's score_mod: the score, and the same, to a score."""
+
+SCORE = intern(ir.Tensor("the score of flex_attention", "real", ()))
+"""What stands in a value for the score that a score_mod is given."""
+
+_ARGUMENTS = ("batch", "head", "q", "k", "score")
 
 _Slot = tuple[str, int]
 """An "argument", "constant" or "step" by its number: places on the tape follow when all are known."""
@@ -42,7 +50,7 @@ _Slot = tuple[str, int]
 
 @dataclass(frozen=True)
 class Tape:
-    """Operations one after another: each on numbers that are known by then, the four arguments and `constants` first.
+    """Operations one after another: each on numbers that are known by then, the five arguments and `constants` first.
 
     Arithmetic is on int64. Operands that a condition does not ask for are computed too, and what they are is nothing:
     a division by 0 divides by 1, an index outside of a table reads its first or last entry.
@@ -52,29 +60,41 @@ class Tape:
     steps: tuple[tuple[Operation, tuple[int, ...]], ...]
     result: int
 
-    def function(self) -> MaskMod:
-        """The tape as a plain function."""
+    def mask_mod(self) -> MaskMod:
+        """The tape of a condition as a plain function."""
         constants, steps, result = self.constants, self.steps, self.result
 
         def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            known = [x.to(torch.int64) for x in (b, h, q_idx, kv_idx)]
-            known.extend(constants)  # type: ignore[arg-type]  # numbers among tensors
+            known: list[Any] = [*(x.to(torch.int64) for x in (b, h, q_idx, kv_idx)), None, *constants]
             for operation, operands in steps:
                 known.append(operation(*[known[i] for i in operands]))
-            return known[result]
+            return cast("Tensor", known[result])
 
         return mask_mod
 
+    def score_mod(self) -> ScoreMod:
+        """The tape of a score as a plain function."""
+        constants, steps, result = self.constants, self.steps, self.result
 
-def write_tape(source: Pointwise, device: torch.device | str) -> Tape:
-    """The tape of a condition, with its tables on a device."""
-    return _Writer(source, torch.device(device)).written()
+        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+            known: list[Any] = [*(x.to(torch.int64) for x in (b, h, q_idx, kv_idx)), score, *constants]
+            for operation, operands in steps:
+                known.append(operation(*[known[i] for i in operands]))
+            return cast("Tensor", known[result])
+
+        return score_mod
+
+
+def write_tape(source: Pointwise, device: torch.device | str, inputs: Mapping[str, Tensor] | None = None) -> Tape:
+    """The tape of a condition, or of a score that reads `inputs`, with its tables on a device."""
+    return _Writer(source, torch.device(device), inputs or {}).written()
 
 
 class _Writer:
-    def __init__(self, source: Pointwise, device: torch.device) -> None:
+    def __init__(self, source: Pointwise, device: torch.device, inputs: Mapping[str, Tensor]) -> None:
         self._source = source
         self._device = device
+        self._inputs = inputs
         self._constants: list[int | Tensor] = []
         self._steps: list[tuple[Operation, tuple[_Slot, ...]]] = []
         self._slots: dict[Index, _Slot] = {}
@@ -89,7 +109,7 @@ class _Writer:
         return self._numbered(self._slots[root])
 
     def _numbered(self, result: _Slot) -> Tape:
-        starts = {"argument": 0, "constant": 4, "step": 4 + len(self._constants)}
+        starts = {"argument": 0, "constant": 5, "step": 5 + len(self._constants)}
 
         def at(slot: _Slot) -> int:
             return starts[slot[0]] + slot[1]
@@ -139,6 +159,26 @@ class _Writer:
                 return self._read(table, (index,))
             case Lookup(tensor=tensor, indices=indices):
                 return self._looked_up(tensor.name, indices)
+        return self._made_float(node)
+
+    def _made_float(self, node: Any) -> _Slot:
+        """Of a score: numbers are tensors of fp32, as functions take no others."""
+        of: Any = self._slots
+        match node:
+            case ir.Number(value=value):
+                return self._number(torch.tensor(value, dtype=torch.float32, device=self._device))
+            case ir.Ratio(num=Const(value=num), den=Const(value=den)):
+                return self._number(torch.tensor(num / den, dtype=torch.float32, device=self._device))
+            case ir.Ratio(num=num, den=den):
+                return self._step(_ratio, of[num], of[den])
+            case ir.Element(tensor=tensor) if tensor is SCORE:
+                return self._argument("score")
+            case ir.Element(tensor=tensor, indices=indices):
+                return self._read(self._inputs[tensor.name].to(self._device), indices)
+            case ir.Apply(op=op, operands=operands):
+                return self._step(FUNCTIONS[op], *(of[operand] for operand in operands))
+            case ir.Select():
+                return self._step(_where, *(of[child] for child in node.children()))
         raise AssertionError(f"not pointwise: {node}")
 
     def _sum(self, node: Linear) -> _Slot:
@@ -231,6 +271,12 @@ def _or(a: Any, b: Any) -> Any:
 
 def _not(x: Any) -> Any:
     return torch.logical_not(x)
+
+
+def _ratio(num: Any, den: Any) -> Tensor:
+    num, den = _pair(num, den)
+    found: Tensor = num.to(torch.float64) / torch.where(den == 0, 1, den).to(torch.float64)
+    return found.to(torch.float32)
 
 
 def _where(condition: Any, then: Any, otherwise: Any) -> Any:

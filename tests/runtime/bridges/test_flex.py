@@ -243,6 +243,55 @@ def test_as_it_is(name: str) -> None:
     torch.testing.assert_close(flex_attention(q, k, v, block_mask=mask), call.attention(q, k, v, **call.inputs))
 
 
+SCORES: list[tuple[str, dict[str, Any], float | None]] = [
+    ("alibi", {}, None),
+    ("softcap", {"cap": 2, "window": 40}, None),
+    ("t5", {}, 1.0),
+    ("t5", {"causal": True}, 0.5),
+    ("graphormer", {}, None),
+]
+
+
+def scored_inputs(name: str, n: int) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(6)
+    table = {"table": torch.randn(4, 32, generator=draw)}
+    distance = {"distance": torch.randint(32, (2, n, n), generator=draw)}
+    return {"t5": table, "graphormer": {**table, **distance}}.get(name, {})
+
+
+@pytest.mark.parametrize(("name", "params", "scale"), SCORES)
+def test_score_mod(name: str, params: dict[str, Any], scale: float | None) -> None:
+    """flex_attention with our score_mod and the relation alone gives what the pattern gives."""
+    n, draw = 77, torch.Generator().manual_seed(3)
+    attend, given = compile_attention(name, **params), scored_inputs(name, n)
+    q, k, v = (torch.randn(2, 4, n, 16, generator=draw) for _ in range(3))
+    mod = attend.score_mod(n, heads=4, scale=scale, device="cpu", **given)
+    mask = attend.block_mask(n, heads=4, device="cpu", relation_only=True, **given)
+    out = flex_attention(q, k, v, score_mod=mod, block_mask=mask, scale=scale)
+    torch.testing.assert_close(out, attend(q, k, v, **given), rtol=1e-4, atol=1e-5)
+
+
+def test_score_mod_compiled() -> None:
+    attend, draw = compile_attention("alibi"), torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, 4, 141, 16, generator=draw) for _ in range(3))
+    mask = attend.block_mask(60, 141, heads=4, device="cpu", relation_only=True)
+    mod = attend.score_mod(60, 141, heads=4, device="cpu")
+    torch.compiler.reset()
+    out = torch.compile(flex_attention)(q[:, :, :60], k, v, score_mod=mod, block_mask=mask)
+    torch.testing.assert_close(out, attend(q[:, :, :60], k, v))
+
+
+def test_scores_that_are_no_score_mod() -> None:
+    real: dict[str, Any] = {"f": -torch.rand(1, 9, 4)}
+    with pytest.raises(UnsupportedError, match="score_mod: `fox` has a score of vectors, or of sums over keys"):
+        compile_attention("fox").score_mod(9, heads=4, **real)
+    with pytest.raises(UnsupportedError, match="score_mod: `gpt_oss` has weights"):
+        compile_attention("gpt_oss").score_mod(9, heads=4)
+    table: dict[str, Any] = {"table": torch.randn(4, 32)}
+    with pytest.raises(UnsupportedError, match="the score of `t5` reads more than `scale \\* dot"):
+        compile_attention("t5").score_mod(9, heads=4, **table)
+
+
 def test_long_sequences_take_their_blocks_alone() -> None:
     """Half a million tokens: no pairs are looked at, and hardly any blocks."""
     mask = compile_attention("sliding_window", window=4096).block_mask(1 << 19, device="cpu")
