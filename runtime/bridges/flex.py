@@ -43,7 +43,7 @@ def make_score_mod(
     """The score of a call as FlexAttention's score_mod, which is given `scale * dot(q, k)`.
 
     `scale`: what FlexAttention multiplies with, where the pattern reads the product or the scale by itself; `inputs`
-    are the real ones. Raises UnsupportedError.
+    are the real ones. Raises UnsupportedError, ArgumentError.
     """
     value = _of_score(pattern, scale)
     try:
@@ -54,13 +54,16 @@ def make_score_mod(
 
 
 def _of_score(pattern: Pattern, scale: float | None) -> Value:
-    """The score of a pattern as a value of `SCORE`. Raises UnsupportedError."""
+    """The score of a pattern as a value of `SCORE`. Raises UnsupportedError, ArgumentError."""
     own, (q, k) = element(SCORE, ()), (vector("q"), vector("k"))
     products = [dot(q, k), dot(k, q)]
     scaled = [apply("mul", *pair) for one in products for pair in ((factor(), one), (one, factor()))]
     value = replace_values(pattern.attend.score, dict.fromkeys(scaled, own))
-    alone = own if scale in (None, 1) else apply("div", own, number(scale or 1))
-    whole = replace_values(value, {**dict.fromkeys(products, alone), factor(): number(scale or 1)})
+    if scale == 0:
+        raise ArgumentError("scale is 0: nothing of dot(q, k) is left in the scores of flex_attention")
+    given = 1.0 if scale is None else scale
+    alone = own if given == 1 else apply("div", own, number(given))
+    whole = replace_values(value, {**dict.fromkeys(products, alone), factor(): number(given)})
     _check_pairwise(pattern, whole)
     if whole is not value and scale is None:
         raise UnsupportedError(

@@ -290,6 +290,8 @@ def test_scores_that_are_no_score_mod() -> None:
     table: dict[str, Any] = {"table": torch.randn(4, 32)}
     with pytest.raises(UnsupportedError, match="the score of `t5` reads more than `scale \\* dot"):
         compile_attention("t5").score_mod(9, heads=4, **table)
+    with pytest.raises(ArgumentError, match="scale is 0"):
+        compile_attention("t5").score_mod(9, heads=4, scale=0, **table)
 
 
 def test_long_sequences_take_their_blocks_alone() -> None:
