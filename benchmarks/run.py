@@ -17,7 +17,8 @@ def main() -> int:
     """Run a suite and print its rows as they come."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "suite", choices=["cpu", "plan", "compile", "simulator", "weights", "decode", "recurrence", "routing"]
+        "suite",
+        choices=["cpu", "plan", "compile", "simulator", "weights", "decode", "recurrence", "routing", "block_masks"],
     )
     parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
@@ -42,7 +43,7 @@ def main() -> int:
 
 def _summary(suite: str, done: list[Row]) -> Row:
     """The suite's targets beside what was measured."""
-    if suite in ("plan", "weights", "decode"):
+    if suite in ("plan", "weights", "decode", "block_masks"):
         return {}
     if suite == "compile":
         import compiling
@@ -90,6 +91,10 @@ def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], 
 
         lengths = options.lengths or [2048, 4096, 8192, 16384, 32768]
         return routing.rows(lengths, options.rounds, options.pattern), routing.line
+    if options.suite == "block_masks":
+        import block_masks
+
+        return block_masks.rows(options.lengths or [16384, 65536], options.rounds, options.pattern), block_masks.line
     if options.suite == "compile":
         import compiling
 

@@ -22,7 +22,7 @@ import attnc
 from attnc import AttncError, compile_attention
 from attnc.runtime.environment import VARIABLES
 from attnc.runtime.fallbacks import KINDS
-from attnc.runtime.library import pattern_names, routing_names
+from attnc.runtime.library import library_files, library_names, pattern_names, routing_names
 from attnc.runtime.pictures.draw import make_drawing, to_svg
 
 DOCS = Path(__file__).parent

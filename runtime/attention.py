@@ -13,6 +13,7 @@ from torch.compiler import is_dynamo_compiling
 
 from attnc.compiler.ir import Pattern
 from attnc.runtime import identity, reference
+from attnc.runtime.bridged import Bridged
 from attnc.runtime.call import (
     FLOATS,
     check_are_tensors,
@@ -101,7 +102,7 @@ def _check_options(options: Options) -> None:
         raise ArgumentError('backend="reference" has no schedule to tune: leave tune at "model"')
 
 
-class Attention(Shown, Served, Stateful, Tunable):
+class Attention(Shown, Bridged, Served, Stateful, Tunable):
     """A compiled pattern: immutable, stateless, safe to call from several threads, pickled as its spec.
 
     `name`, `parameters` and `program` say what it is; calling it runs it.

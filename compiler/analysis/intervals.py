@@ -494,9 +494,14 @@ class Analysis:
         return Ints(low, high, np.where(constant, _ZERO, shape), np.where(constant, low, offset))
 
     def _contents(self, node: DataRead, indices: list[Ints]) -> tuple[Hash, Int64]:
-        """Boxes that read entry after entry as a place moves on are named by what they read, others by the box."""
-        if len(indices) != 1 or not node.data.array.size:
+        """Boxes that read entry after entry as a place moves on are named by what they read, others by the box.
+
+        Of several axes, boxes that read the same entries in the same way are named by their indices.
+        """
+        if not node.data.array.size:
             return self._here, _NONE
+        if len(indices) != 1:
+            return self._same_entries(node, indices), _NONE
         index, size = indices[0], len(node.data.array)
         inside = (index.low >= 0) & (index.high < size)
         walks = [(index.shape == p.shape) & (p.shape != _ZERO) & inside for p in self._places.values()]
@@ -510,6 +515,14 @@ class Analysis:
         offset = np.zeros(self.size, dtype=np.int64)
         offset[straight] = first
         return shape, offset
+
+    def _same_entries(self, node: DataRead, indices: list[Ints]) -> Hash:
+        sizes = zip(indices, node.data.array.shape, strict=True)
+        inside = np.logical_and.reduce(
+            np.broadcast_arrays(*((index.low >= 0) & (index.high < size) for index, size in sizes))
+        )
+        name = self._name("entries", id(node.data), *(part for i in indices for part in (i.shape, i.offset)))
+        return np.where(inside, name, self._here)
 
     # --- decompositions without structure ---
 

@@ -15,13 +15,15 @@ _FINE = 1 << 15
 _BLOCK = 64
 _HASHED = 1 << 18
 """Entries hashed at once."""
+_FEW = 4
+"""Entries of a short range."""
 
 
 class RangeTable:
     """Sparse tables of minima and maxima along the one axis whose index varies; a constant index picks its slice.
 
-    Ranges are widened to whole blocks (of one entry in short arrays, else of 64), and to the whole array where the
-    indices of several axes vary: both are sound.
+    Ranges are widened to whole blocks (of one entry in short arrays, else of 64), and, where the indices of several
+    axes vary, to the whole array unless they are of few entries: all sound.
     """
 
     def __init__(self, data: Data) -> None:
@@ -43,12 +45,28 @@ class RangeTable:
         points = tuple(_point(r, n) for r, n in zip(ranges, self._array.shape, strict=True))
         varying = [axis for axis, point in enumerate(points) if point is None]
         if len(varying) > 1:
-            low, high = self._array.min(), self._array.max()
-            return np.array([low], dtype=np.int64), np.array([high], dtype=np.int64)
+            return self._of_corners(ranges)
         line = self._line(points)
         if not varying:
             return line.bounds(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
         return line.bounds(*ranges[varying[0]])
+
+    def _of_corners(self, ranges: list[Range]) -> Range:
+        """Over ranges of up to `_FEW` entries an axis, entry by entry; over others the whole array."""
+        inside = [
+            tuple(np.clip(end, 0, n - 1) for end in ends) for ends, n in zip(ranges, self._array.shape, strict=True)
+        ]
+        few = np.logical_and.reduce(np.broadcast_arrays(*(high - low < _FEW for low, high in inside)))
+        whole = np.full(few.shape, self._array.min()), np.full(few.shape, self._array.max())
+        if not few.any():
+            return whole
+        widest = [int((high - low)[high - low < _FEW].max(initial=0)) for low, high in inside]
+        corners = [
+            self._array[tuple(np.minimum(low + i, high) for i, (low, high) in zip(step, inside, strict=True))]
+            for step in np.ndindex(*(width + 1 for width in widest))
+        ]
+        least, most = np.minimum.reduce(corners), np.maximum.reduce(corners)
+        return np.where(few, least, whole[0]), np.where(few, most, whole[1])
 
     def contents(self, first: Int64, last: Int64) -> tuple[Hash, Int64]:
         """For ranges inside an array of one axis: a hash of the entries less the first, and the first."""

@@ -382,6 +382,36 @@ def test_range_tables(length: int, seed: int, matrix: bool) -> None:
     assert list(found) == wanted
 
 
+def test_range_tables_of_several_axes() -> None:
+    """Short ranges are exact, others have the bounds of the whole array."""
+    from attnc.compiler.analysis.range_table import RangeTable
+
+    random = np.random.default_rng(3)
+    array = random.integers(-99, 99, (5, 40, 30))
+    first = random.integers(0, (5, 40, 30), (200, 3))
+    last = np.minimum(first + random.integers(0, 7, (200, 3)) * (random.random((200, 1)) < 0.7), (4, 39, 29))
+    low, high = RangeTable(Data("x", array)).bounds([(first[:, i], last[:, i]) for i in range(3)])
+    for i, (a, b) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        short = max(y - x for x, y in zip(a, b, strict=True)) < 4
+        part = array[tuple(slice(x, y + 1) for x, y in zip(a, b, strict=True))] if short else array
+        assert (low[i], high[i]) == (part.min(), part.max())
+
+
+def test_boxes_that_read_the_same_entries_share_a_class() -> None:
+    """A map of blocks that numbers a few masks: every block of one number is like the others of it."""
+    kinds = np.random.default_rng(4).integers(0, 4, (16, 16))
+    masks = np.random.default_rng(5).random((4, 8, 8)) < 0.5
+    number = fold.data_read(Data("map", kinds), (fold.floordiv(Q, fold.const(8)), fold.floordiv(K, fold.const(8))))
+    within = (fold.mod(Q, fold.const(8)), fold.mod(K, fold.const(8)))
+    relation = fold.data_read(Data("masks", masks), (number, *within))
+    rows, columns = (8 * x.ravel() for x in np.indices((16, 16)))
+    found = classify(relation, Boxes(rows, rows + 7, columns, columns + 7))
+    keys = np.broadcast_to(found.key, 256)
+    assert len(set(keys.tolist())) == 4
+    for number_of in range(4):
+        assert len(set(keys[kinds.ravel() == number_of].tolist())) == 1
+
+
 def test_range_tables_of_long_arrays_widen() -> None:
     from attnc.compiler.analysis.range_table import RangeTable
 

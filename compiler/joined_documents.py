@@ -1,0 +1,109 @@
+"""Documents as part of the relation: a pattern with `documents` becomes one without, over all tokens at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.ir import Extent, Index, Lookup, Pattern, Place, Round, Tensor, intern
+from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.rewrite import rewrite, walk
+
+Int64 = NDArray[np.int64]
+
+
+class RoundedDocumentsError(Exception):
+    """Blocks of documents are not blocks of the whole sequence."""
+
+
+def join_documents(pattern: Pattern, shape: CallShape) -> tuple[Pattern, CallShape]:
+    """A pattern and a call of it with documents as a relation of all tokens; one without documents as it is.
+
+    A query and a key see each other where their documents are the same and the relation holds of their places in it.
+    These come from tables, which are inputs of the new pattern. Raises RoundedDocumentsError, and as `Relations` where
+    documents are none.
+    """
+    if pattern.documents is None:
+        return pattern, shape
+    relation = pattern.attend.visible
+    if any(isinstance(node, Round) for node in walk(relation)):
+        raise RoundedDocumentsError
+    relations = Relations(pattern, shape)
+    batched = "batch" in pattern.documents.dims
+    batches = range(len(shape.inputs[pattern.documents.name])) if batched else range(1)
+    windows = [tuple(relations.windows(batch)) for batch in batches]
+    tables = _Tables(batched)
+    joined = fold.conjunction(
+        fold.equal(tables.read("document", "query"), tables.read("document", "key")), _over_all(relation, tables)
+    )
+    arrays = tables.arrays(windows, shape.n_q, shape.n_k)
+    node = replace(pattern.attend, visible=joined)
+    whole = replace(pattern, documents=None, tensors=(*pattern.tensors, *tables.tensors), nodes=(node,))
+    return whole, replace(shape, inputs={**shape.inputs, **arrays})
+
+
+class _Tables:
+    """What is known of each token's document, by query and by key."""
+
+    def __init__(self, batched: bool) -> None:
+        self._lead = ("batch",) if batched else ()
+        self._known: dict[tuple[str, str], Tensor] = {}
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(self._known.values())
+
+    def read(self, what: str, dim: str) -> Index:
+        """The entry of the query or key at hand."""
+        if (what, dim) not in self._known:
+            self._known[what, dim] = intern(Tensor(f"{what} by {dim}", "int", (*self._lead, dim)))
+        lead = (fold.head_index("batch"),) if self._lead else ()
+        return fold.lookup(self._known[what, dim], (*lead, fold.place("q" if dim == "query" else "k")))
+
+    def arrays(self, windows: Sequence[Sequence[Window]], n_q: int, n_k: int) -> dict[str, Int64]:
+        """The entries of all tables; a token of no document has no equal."""
+        found = {}
+        for (what, dim), tensor in self._known.items():
+            rows = np.stack([_entries(own, what, dim, n_q if dim == "query" else n_k) for own in windows])
+            found[tensor.name] = rows if self._lead else rows[0]
+        return found
+
+
+def _entries(windows: Sequence[Window], what: str, dim: str, length: int) -> Int64:
+    entries = np.full(length, -1 if dim == "query" else -2, dtype=np.int64)
+    for number, window in enumerate(windows):
+        first, count = (window.row, window.n_q) if dim == "query" else (window.key, window.n_k)
+        values = {"document": number, "start": window.key, "queries": window.n_q, "keys": window.n_k}
+        entries[first : first + count] = values[what]
+    return entries
+
+
+def _over_all(relation: Index, tables: _Tables) -> Index:
+    """A relation of places in a document as one of places in the whole: a document begins at its first key."""
+    start = tables.read("start", "query")
+    local_k = fold.sub(fold.place("k"), tables.read("start", "key"))
+
+    def change(node: Index) -> Index | None:
+        match node:
+            case Place(name="q"):
+                return fold.sub(node, start)
+            case Place(name="k"):
+                return local_k
+            case Extent(name="queries" | "keys" as name):
+                return tables.read(name, "query")
+            case Lookup(tensor=tensor, indices=indices):
+                return fold.lookup(tensor, tuple(map(placed, tensor.dims, indices)))
+            case _:
+                return None
+
+    def placed(dim: str | int, index: Index) -> Index:
+        if dim not in ("token", "key", "query"):
+            return index
+        return fold.place("k") if index is local_k else fold.add(index, start)
+
+    return rewrite(relation, change)

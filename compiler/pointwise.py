@@ -1,0 +1,282 @@
+"""A relation as one expression without loops: of a batch entry, a head, a row and a key, and of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.blocks import decide
+from attnc.compiler.analysis.exact import Lanes
+from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.ir import (
+    VALUES,
+    Const,
+    DataRead,
+    Element,
+    Extent,
+    HeadIndex,
+    Index,
+    Lookup,
+    Pattern,
+    Place,
+    Reduce,
+    Round,
+    Tensor,
+    Truth,
+    Value,
+    Whole,
+    intern,
+    is_truth,
+)
+from attnc.compiler.lowering.specialise import reads_batch, reads_head, specialise
+from attnc.compiler.lowering.tables import arguments
+from attnc.compiler.planning.build_plan import CallShape, Relations, conditions
+from attnc.compiler.planning.documents import whole
+from attnc.compiler.rewrite import rebuild, rewrite, walk
+from attnc.compiler.values import element
+from attnc.spec.errors import EvaluationError
+from attnc.spec.source import Span
+
+Table = NDArray[Any]
+Int64 = NDArray[np.int64]
+
+
+class NotPointwiseError(Exception):
+    """A relation has no such expression. The message says what of it."""
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A condition (or number) of `head`, `batch`, a row (place q) and a key (place k), and the tables that it reads.
+
+    It has no aggregate, no rounding and no size. Every number of it fits in 64 bits.
+    """
+
+    condition: Index
+    tables: Mapping[str, Table]
+
+
+def pointwise(pattern: Pattern, shape: CallShape) -> Pointwise:
+    """The relation of a call of a pattern without `documents`.
+
+    Aggregates over one place, rounding and rounded numbers become tables, which take O(rows + keys + pairs of blocks).
+    Raises NotPointwiseError.
+    """
+    return _pointwise(pattern, shape, pattern.attend.visible, {})
+
+
+def pointwise_value(
+    pattern: Pattern, shape: CallShape, value: Value, lengths: Mapping[str, tuple[int, ...]]
+) -> Pointwise:
+    """The same of a number: what it reads of vectors and sums over keys is left to be refused by whoever reads it.
+
+    `lengths`: the shapes of the floating inputs. Raises NotPointwiseError.
+    """
+    return _pointwise(pattern, shape, cast("Index", value), lengths)
+
+
+def _pointwise(pattern: Pattern, shape: CallShape, root: Index, lengths: Mapping[str, tuple[int, ...]]) -> Pointwise:
+    maker = _Maker(pattern, shape)
+    found = maker.of(_sized(root, shape))
+    tabled = replace(pattern, tensors=(*pattern.tensors, *maker.tensors))
+    called = replace(shape, inputs={**shape.inputs, **maker.arrays})
+    for part in _exact_parts(found):
+        if not all(fits_word(own, (0, shape.n_q), (0, shape.n_k)) for own in conditions(tabled, called, part)):
+            raise NotPointwiseError("numbers that may not fit in 64 bits")
+    by_row = _by_row(found, pattern, called, {name: array.shape for name, array in called.inputs.items()} | {**lengths})
+    read = {node.tensor.name for node in walk(by_row) if isinstance(node, Lookup)}
+    return Pointwise(by_row, {name: array for name, array in called.inputs.items() if name in read})
+
+
+def _exact_parts(root: Index) -> list[Index]:
+    """The largest exact expressions of a condition or a number."""
+    if not isinstance(root, VALUES):
+        return [root]
+    found = (child for node in root.below if isinstance(node, VALUES) for child in node.children())
+    return list(dict.fromkeys(child for child in found if not isinstance(child, VALUES)))
+
+
+def _sized(relation: Index, shape: CallShape) -> Index:
+    """The relation with numbers for all sizes."""
+    sizes = {**shape.sizes, "queries": shape.n_q, "keys": shape.n_k}
+    group = fold.const(max(shape.heads // max(shape.kv_heads, 1), 1))
+
+    def change(node: Index) -> Index | None:
+        match node:
+            case Extent(name=name):
+                return fold.const(sizes[name])
+            case HeadIndex(name="kv_head"):
+                return fold.floordiv(fold.head_index("head"), group)
+            case _:
+                return None
+
+    return rewrite(relation, change)
+
+
+def _by_row(root: Index, pattern: Pattern, shape: CallShape, lengths: Mapping[str, tuple[int, ...]]) -> Index:
+    """What reads positions of queries, reading rows, and of inputs of one batch entry this one."""
+    shift = fold.const(whole(shape.n_q, shape.n_k, pattern.align).shift)
+
+    def change(node: Index) -> Index | None:
+        match node:
+            case Place(name="q"):
+                return fold.add(node, shift)
+            case Lookup(tensor=tensor, indices=indices):
+                return fold.lookup(tensor, tuple(map(placed, tensor.dims, lengths[tensor.name], indices)))
+            case _ if isinstance(node, Element) and node.tensor.name in lengths:
+                own = node.tensor
+                return cast("Index", element(own, tuple(map(placed, own.dims, lengths[own.name], node.indices))))
+            case _:
+                return None
+
+    def placed(dim: str | int, length: int, index: Index) -> Index:
+        if dim == "batch" and length == 1:
+            return fold.const(0)
+        return fold.sub(index, shift) if dim == "query" else index
+
+    return rewrite(root, change)
+
+
+class _Maker:
+    """Replaces what is a loop by reads of tables."""
+
+    def __init__(self, pattern: Pattern, shape: CallShape) -> None:
+        self._pattern = pattern
+        self._shape = shape
+        self._relations = Relations(pattern, shape)
+        self._done: dict[Index, Index] = {}
+        self.tensors: list[Tensor] = []
+        self.arrays: dict[str, Table] = {}
+
+    def of(self, node: Index) -> Index:
+        """The node without loops."""
+        if node not in self._done:
+            match node:
+                case Round():
+                    self._done[node] = self._rounded(node)
+                case Reduce() | Whole():
+                    self._done[node] = self._tabled(node)
+                case _:
+                    self._done[node] = rebuild(node, tuple(map(self.of, node.children())))
+        return self._done[node]
+
+    def _tabled(self, node: Reduce | Whole) -> Index:
+        places = {below.name for below in walk(node) if isinstance(below, Place)}
+        if len(places) < 2:
+            return self._by_place(node, "k" if "k" in places else "q")
+        if isinstance(node, Whole):
+            return self._by_argument(node)
+        raise NotPointwiseError(f"`{node.op}` over {fold.UNROLL} terms or more that read the query and the key")
+
+    def _by_place(self, node: Index, place: str) -> Index:
+        """What one place decides: an entry for each."""
+        rows, keys = ((0, self._shape.n_q), (0, 1)) if place == "q" else ((0, 1), (0, self._shape.n_k))
+
+        def entries(own: Index) -> tuple[Table]:
+            values = exact.mask(own, rows, keys) if is_truth(node) else exact.integers(own, rows, keys)
+            return (values.reshape(-1),)
+
+        dims, kind = ("query" if place == "q" else "key",), "bool" if is_truth(node) else "int"
+        (table,) = self._tables(node, entries, [dims], [kind])
+        return self._read(table, fold.place("q" if place == "q" else "k"))
+
+    def _by_argument(self, node: Whole) -> Index:
+        """A rounded number of both places: an entry for each value of what it depends on."""
+        (argument,) = arguments(node.value)
+        if reads_head(node) or reads_batch(self._pattern, node):
+            raise NotPointwiseError(f"`{node.op}` of a number that both places and the head or batch entry decide")
+        found = self._specialised(node, 0, 0)
+        if isinstance(found, Const):
+            return found
+        assert isinstance(found, DataRead)
+        first = fold.sub(self._specialised(argument, 0, 0), found.indices[0])
+        table = self._tensor("int", (len(found.data.array),), found.data.array)
+        return fold.lookup(table, (fold.sub(self.of(argument), first),))
+
+    def _rounded(self, node: Round) -> Index:
+        """A condition on blocks: the block of each row and of each key, and a truth value for each pair."""
+
+        def entries(own: Index) -> tuple[Table, Table, Table]:
+            return _blocks(own, self._shape.n_q, self._shape.n_k, self._pattern.origins)
+
+        shapes = [("query",), ("key",), (None, None)]
+        rows, keys, kept = self._tables(node, entries, shapes, ["int", "int", "bool"])
+        row = self._read(rows, fold.place("q"))
+        return self._read(kept, row, self._read(keys, fold.place("k")))
+
+    # --- tables -----------------------------------------------------------------------------------------------------
+
+    def _specialised(self, node: Index, batch: int, head: int) -> Index:
+        shape = self._shape
+        window = whole(shape.n_q, shape.n_k, self._pattern.align)
+        group = max(shape.heads // max(shape.kv_heads, 1), 1)
+        relations = self._relations
+        return specialise(node, relations.sizes, relations.slices, window, batch=batch, head=head, group=group)
+
+    def _tables(
+        self,
+        node: Index,
+        entries: Callable[[Index], tuple[Table, ...]],
+        dims: list[tuple[str | None, ...]],
+        kinds: list[str],
+    ) -> list[Tensor]:
+        """Tables of what a node is for each batch entry and head that it depends on, those in front."""
+        batches = range(self._shape.batch if reads_batch(self._pattern, node) else 1)
+        heads = range(self._shape.heads if reads_head(node) else 1)
+        try:
+            known = {own: entries(own) for own in {self._specialised(node, b, h) for b in batches for h in heads}}
+        except EvaluationError as error:
+            raise NotPointwiseError("an aggregate that is a fault for some place") from error
+        made = []
+        for number, (own_dims, kind) in enumerate(zip(dims, kinds, strict=True)):
+            parts = [[known[self._specialised(node, b, h)][number] for h in heads] for b in batches]
+            array = _stacked(parts)
+            named = [size if dim is None else dim for dim, size in zip(own_dims, array.shape[2:], strict=True)]
+            lead = ("batch" if len(batches) > 1 else 1, "head" if len(heads) > 1 else 1)
+            made.append(self._tensor(kind, (*lead, *named), array))
+        return made
+
+    def _tensor(self, kind: str, dims: tuple[str | int, ...], array: Table) -> Tensor:
+        tensor = intern(Tensor(f"table {len(self.tensors)}", cast("Any", kind), dims))
+        self.tensors.append(tensor)
+        self.arrays[tensor.name] = array
+        return tensor
+
+    def _read(self, table: Tensor, *at: Index) -> Index:
+        """An entry of a table for the batch entry and head at hand."""
+        lead = (fold.head_index(dim) if isinstance(dim, str) else fold.const(0) for dim in table.dims[:2])
+        return fold.lookup(table, (*lead, *at))
+
+
+def _blocks(node: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> tuple[Int64, Int64, NDArray[np.bool_]]:
+    """The number of the block of each row, and of each key, and whether a pair of blocks is kept."""
+    if not isinstance(node, Round):
+        assert isinstance(node, Truth)
+        return np.zeros(n_q, dtype=np.int64), np.zeros(n_k, dtype=np.int64), np.full((1, 1), node.value)
+    q_units = np.stack([exact.integers(unit, (0, n_q), (0, 1))[:, 0] for unit in node.q_units])
+    k_units = np.stack([exact.integers(unit, (0, 1), (0, n_k))[0] for unit in node.k_units])
+    q_blocks, rows = np.unique(q_units, axis=1, return_inverse=True)
+    k_blocks, keys = np.unique(k_units, axis=1, return_inverse=True)
+    a, b = np.indices((q_blocks.shape[1], k_blocks.shape[1])).reshape(2, -1)
+    variables = dict(zip(node.q_vars, q_blocks[:, a], strict=True)) | dict(
+        zip(node.k_vars, k_blocks[:, b], strict=True)
+    )
+    nowhere = np.zeros(len(a), dtype=np.int64)
+    kept = decide(node.keep, Lanes(variables, nowhere, nowhere), origins)
+    return rows.reshape(-1), keys.reshape(-1), kept.reshape(q_blocks.shape[1], k_blocks.shape[1])
+
+
+def _stacked(parts: list[list[Table]]) -> Table:
+    """Arrays by batch entry and head as one; smaller ones have zeros behind them, which nothing reads."""
+    most = tuple(np.max([part.shape for row in parts for part in row], axis=0))
+    whole = np.zeros((len(parts), len(parts[0]), *most), dtype=parts[0][0].dtype)
+    for b, row in enumerate(parts):
+        for h, part in enumerate(row):
+            whole[b, h][tuple(map(slice, part.shape))] = part
+    return whole

@@ -1,0 +1,39 @@
+"""Bridges to other attention interfaces: what attnc says in their words, and what they say in ours.
+
+Names are imported when first used, as `attnc` does it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnc.runtime.bridges.block_masks import from_block_mask
+    from attnc.runtime.bridges.given import GivenAttention
+    from attnc.runtime.bridges.sdpa import from_sdpa_mask, sdpa_mask
+    from attnc.runtime.bridges.windows import from_flash_window, from_transformers_window
+
+_HOMES = {
+    "GivenAttention": "attnc.runtime.bridges.given",
+    "from_block_mask": "attnc.runtime.bridges.block_masks",
+    "from_flash_window": "attnc.runtime.bridges.windows",
+    "from_sdpa_mask": "attnc.runtime.bridges.sdpa",
+    "from_transformers_window": "attnc.runtime.bridges.windows",
+    "sdpa_mask": "attnc.runtime.bridges.sdpa",
+}
+
+__all__ = [
+    "GivenAttention",
+    "from_block_mask",
+    "from_flash_window",
+    "from_sdpa_mask",
+    "from_transformers_window",
+    "sdpa_mask",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnc.bridges' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

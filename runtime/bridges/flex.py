@@ -1,0 +1,193 @@
+"""What FlexAttention takes: mask_mod and BlockMask, made from the relation of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from attnc.compiler.analysis.tiles import Grid, LiveTiles, find_live_tiles
+from attnc.compiler.ir import VALUES, Apply, Element, Index, Number, Pattern, Ratio, Select, Value
+from attnc.compiler.lowering.specialise import reads_batch, reads_head
+from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.planning.runs import MAX_CLASS_ELEMENTS, TooManyClassesError, resolve
+from attnc.compiler.pointwise import NotPointwiseError, Pointwise, pointwise, pointwise_value
+from attnc.compiler.rewrite import replace_values
+from attnc.compiler.values import apply, dot, element, number, rank, vector
+from attnc.compiler.values import scale as factor
+from attnc.runtime.bridges.tape import SCORE, MaskMod, ScoreMod, write_tape
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.functions import FUNCTIONS
+
+HIDDEN, PARTIAL, FULL = 0, 1, 2
+"""States of a block of pairs."""
+
+States = NDArray[np.int8]
+
+
+def make_mask_mod(pattern: Pattern, shape: CallShape, device: torch.device | str) -> MaskMod:
+    """The relation of a call as FlexAttention's mask_mod; tables that it reads are on `device`.
+
+    `pattern` has no `documents` any more. Raises UnsupportedError.
+    """
+    return write_tape(_pointwise("mask_mod", pattern, shape), device).mask_mod()
+
+
+def make_score_mod(
+    pattern: Pattern, shape: CallShape, scale: float | None, inputs: Mapping[str, Tensor], device: torch.device | str
+) -> ScoreMod:
+    """The score of a call as FlexAttention's score_mod, which is given `scale * dot(q, k)`.
+
+    `scale`: what FlexAttention multiplies with, where the pattern reads the product or the scale by itself; `inputs`
+    are the real ones. Raises UnsupportedError, ArgumentError.
+    """
+    value = _of_score(pattern, scale)
+    try:
+        lengths = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        return write_tape(pointwise_value(pattern, shape, value, lengths), device, inputs).score_mod()
+    except NotPointwiseError as error:
+        raise UnsupportedError(f"score_mod: `{pattern.name}` has {error}; call the pattern itself") from error
+
+
+def _of_score(pattern: Pattern, scale: float | None) -> Value:
+    """The score of a pattern as a value of `SCORE`. Raises UnsupportedError, ArgumentError."""
+    own, (q, k) = element(SCORE, ()), (vector("q"), vector("k"))
+    products = [dot(q, k), dot(k, q)]
+    scaled = [apply("mul", *pair) for one in products for pair in ((factor(), one), (one, factor()))]
+    value = replace_values(pattern.attend.score, dict.fromkeys(scaled, own))
+    if scale == 0:
+        raise ArgumentError("scale is 0: nothing of dot(q, k) is left in the scores of flex_attention")
+    given = 1.0 if scale is None else scale
+    alone = own if given == 1 else apply("div", own, number(given))
+    whole = replace_values(value, {**dict.fromkeys(products, alone), factor(): number(given)})
+    _check_pairwise(pattern, whole)
+    if whole is not value and scale is None:
+        raise UnsupportedError(
+            f"score_mod: the score of `{pattern.name}` reads more than `scale * dot(q, k)`; say scale=…, the one that "
+            f"flex_attention will be given, 1.0 where the pattern has none"
+        )
+    return whole
+
+
+def _check_pairwise(pattern: Pattern, score: Value) -> None:
+    """Raise UnsupportedError for what is more than numbers, functions of them, and entries of inputs."""
+    for below in score.below:
+        known = isinstance(below, _PAIRWISE) and not (isinstance(below, Apply) and below.op not in FUNCTIONS)
+        if isinstance(below, VALUES) and (not known or rank(below)):
+            raise UnsupportedError(
+                f"score_mod: `{pattern.name}` has a score of vectors, or of sums over keys, which the score of a pair "
+                f"does not tell; call the pattern itself"
+            )
+
+
+_PAIRWISE = (Number, Ratio, Element, Apply, Select)
+
+
+def make_block_mask(
+    pattern: Pattern, shape: CallShape, block: tuple[int, int], device: torch.device | str
+) -> BlockMask:
+    """The relation of a call as FlexAttention's BlockMask of blocks (queries, keys).
+
+    It has the batch entries and heads that differ: 1 where all are alike. As in `create_block_mask` blocks past the
+    last token are partial. Raises UnsupportedError, and EvaluationError where the relation faults.
+    """
+    found = _pointwise("block_mask", pattern, shape)
+    states = block_states(pattern, shape, block)
+    kv, full_kv, q, full_q = (
+        _ordered(marked, device)
+        for own in (states, states.swapaxes(-1, -2))
+        for marked in (own == PARTIAL, own == FULL)
+    )
+    return BlockMask(
+        seq_lengths=(shape.n_q, shape.n_k),
+        kv_num_blocks=kv[0],
+        kv_indices=kv[1],
+        full_kv_num_blocks=full_kv[0],
+        full_kv_indices=full_kv[1],
+        q_num_blocks=q[0],
+        q_indices=q[1],
+        full_q_num_blocks=full_q[0],
+        full_q_indices=full_q[1],
+        BLOCK_SIZE=block,
+        mask_mod=write_tape(found, device).mask_mod(),
+    )
+
+
+def _pointwise(what: str, pattern: Pattern, shape: CallShape) -> Pointwise:
+    try:
+        return pointwise(pattern, shape)
+    except NotPointwiseError as error:
+        raise UnsupportedError(
+            f"{what}: `{pattern.name}` has {error}, which FlexAttention would compute for every pair; call the "
+            f"pattern itself, or give SDPA its `mask`"
+        ) from error
+
+
+def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> States:
+    """Which blocks are seen in full, in part or not at all: (batch or 1, heads or 1, rows, columns).
+
+    Found from the live tiles; masks are evaluated for one of each kind of partial tiles.
+    """
+    relations = Relations(pattern, shape)
+    relation = pattern.attend.visible
+    batches = shape.batch if reads_batch(pattern, relation) else 1
+    heads = shape.heads if reads_head(relation) else 1
+    grid = Grid(shape.n_q, shape.n_k, *block)
+    states = np.zeros((batches, heads, grid.rows, grid.columns), dtype=np.int8)
+    known: dict[Index, States] = {}
+    for of_batches, of_heads, (local,) in relations.groups():
+        if local.relation not in known:
+            known[local.relation] = _states(local.relation, grid, pattern)
+        at = np.ix_(of_batches if batches > 1 else (0,), of_heads if heads > 1 else (0,))
+        states[at] = known[local.relation]
+    return states
+
+
+def _states(relation: Index, grid: Grid, pattern: Pattern) -> States:
+    found = find_live_tiles(relation, grid, budget=max(1 << 21, 8 * grid.rows * grid.columns))
+    states = np.zeros((grid.rows, grid.columns), dtype=np.int8)
+    for tiles in _resolved(relation, found, pattern):
+        within = np.arange(tiles.count.sum()) - np.repeat(np.cumsum(tiles.count) - tiles.count, tiles.count)
+        row, column = np.repeat(tiles.row, tiles.count), np.repeat(tiles.column, tiles.count) + within
+        states[row, column] = np.where(np.repeat(tiles.kind == 0, tiles.count), FULL, PARTIAL)
+    if grid.n_q % grid.q_tile:
+        states[-1:] = np.minimum(states[-1:], PARTIAL)
+    if grid.n_k % grid.k_tile:
+        states[:, -1:] = np.minimum(states[:, -1:], PARTIAL)
+    return states
+
+
+def _resolved(relation: Index, tiles: LiveTiles, pattern: Pattern) -> Iterator[LiveTiles]:
+    """The tiles with each partial one looked at, or one like it; a portion at a time where most are unlike."""
+    try:
+        yield resolve(relation, tiles, pattern.origins).tiles
+    except TooManyClassesError:
+        portion = max(MAX_CLASS_ELEMENTS // (tiles.grid.q_tile * tiles.grid.k_tile), 1)
+        for first in range(0, len(tiles.row), portion):
+            part = tiles.take(np.arange(first, min(first + portion, len(tiles.row))))
+            yield resolve(relation, part, pattern.origins).tiles
+
+
+def _ordered(marked: NDArray[np.bool_], device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """How many columns of each row are marked, (batch, heads, rows), and these first, (…, columns); int32."""
+    number = np.cumsum(marked, axis=-1, dtype=np.int32)
+    columns = np.zeros(marked.shape, dtype=np.int32)
+    batch, head, row, column = np.nonzero(marked)
+    columns[batch, head, row, number[marked] - 1] = column
+    count = marked.sum(-1, dtype=np.int32)
+    return torch.from_numpy(count).to(device), torch.from_numpy(columns).to(device)
+
+
+def read_block_size(block_size: object) -> tuple[int, int]:
+    """Queries and keys of a block. Raises ArgumentTypeError, ArgumentError."""
+    sizes = tuple(block_size) if isinstance(block_size, Sequence) else (block_size, block_size)
+    if len(sizes) != 2 or not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise ArgumentTypeError(f"block_size is {block_size!r}: it must be a whole number, or two, (queries, keys)")
+    q_block, k_block = (int(size) for size in sizes)
+    if min(q_block, k_block) < 1:
+        raise ArgumentError(f"block_size is {block_size!r}: it must be at least 1")
+    return q_block, k_block

@@ -1,0 +1,134 @@
+"""A BlockMask as an attention: against flex_attention forward, and dense SDPA forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
+
+from attnc import ArgumentError, ArgumentTypeError, bridges, compile_attention
+
+N = 150
+DOC = torch.tensor([0] * 37 + [1] * 50 + [2] * 63)
+
+
+def documents(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return (DOC[q] == DOC[k]) & (q >= k)
+
+
+def by_lane(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return (q - k).abs() <= 5 * (h + 1) + b
+
+
+def a_blind_row(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return (q >= k) & (q != 70)
+
+
+def nothing(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return q < 0
+
+
+CASES: list[tuple[Callable[..., Tensor], int | None, int | None]] = [
+    (documents, None, None),
+    (by_lane, 2, 3),
+    (a_blind_row, None, None),
+    (nothing, None, None),
+]
+
+
+def operands(n: int = N, heads: int = 3) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(2, heads, n, 16, generator=draw) for _ in range(3)]
+
+
+@pytest.mark.parametrize("block", [128, 32, (16, 64)])
+@pytest.mark.parametrize(("mod", "batch", "heads"), CASES)
+def test_results_and_gradients(mod: Any, batch: int | None, heads: int | None, block: Any) -> None:
+    mask = create_block_mask(mod, batch, heads, N, N, device="cpu", BLOCK_SIZE=block)
+    attend = bridges.from_block_mask(mask)
+    q, k, v = operands()
+    torch.testing.assert_close(attend(q, k, v), flex_attention(q, k, v, block_mask=mask))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=create_mask(mod, 2, 3, N, N, device="cpu"))
+    out, lse = attend(q, k, v, return_lse=True)
+    torch.testing.assert_close(out, wanted)
+    blind = ~create_mask(mod, 2, 3, N, N, device="cpu").any(-1)
+    assert torch.equal(lse == -torch.inf, blind)
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, (q, k, v), grad)
+    for own, other in zip(found, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_the_way_there_and_back() -> None:
+    """A pattern, its BlockMask, and an attention of that see the same pairs."""
+    attend = compile_attention("neighborhood_2d", height=10, width=15, window=[5, 3])
+    again = bridges.from_block_mask(attend.block_mask(N, block_size=32, device="cpu"))
+    assert torch.equal(again.mask(N)[0], attend.mask(N))
+    q, k, v = operands()
+    torch.testing.assert_close(again.reference(q, k, v), attend(q, k, v))
+
+
+def test_only_listed_blocks_are_seen() -> None:
+    """Lists made by hand, narrower than the matrix; without a mask_mod they are seen in full."""
+    count = torch.tensor([[[2, 1, 0]]], dtype=torch.int32)
+    listed = torch.tensor([[[[0, 4], [3, 1], [0, 0]]]], dtype=torch.int32)
+    mask = BlockMask.from_kv_blocks(count, listed, BLOCK_SIZE=(16, 8), seq_lengths=(41, 37), compute_q_blocks=False)
+    wanted = torch.zeros(48, 40, dtype=torch.bool)
+    wanted[:16, :8] = wanted[:16, 32:] = wanted[16:32, 24:32] = True
+    assert torch.equal(bridges.from_block_mask(mask).mask(41, 37)[0], wanted[:41, :37])
+
+
+def test_masks_of_partial_blocks_are_kept_once() -> None:
+    """A window over many blocks has three kinds of them, and a plan of tiles that takes its sparsity."""
+    n = 4096
+    mask = create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < 1000), None, None, n, n, device="cpu")
+    attend = bridges.from_block_mask(mask)
+    assert len(attend.inputs["masks"]) == 3
+    plan = attend.plan(n)
+    assert plan.fallback is None
+    assert plan.visible == sum(min(i + 1, 1000) for i in range(n))
+
+
+def test_mask_mod_is_asked_of_partial_blocks_alone() -> None:
+    asked: list[int] = []
+
+    def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        asked.append(1)
+        return q >= k
+
+    mask = create_block_mask(causal, None, None, 1024, 1024, device="cpu")
+    lists = mask.kv_num_blocks
+    assert int(lists.sum()) == 8
+    asked.clear()
+    seen: list[int] = []
+    from attnc.runtime.bridges import block_masks
+
+    original = block_masks._evaluated
+
+    def counted(mod: Any, lanes: Tensor, *sizes: Any) -> Any:
+        seen.append(len(lanes))
+        return original(mod, lanes, *sizes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_masks, "_evaluated", counted)
+        bridges.from_block_mask(mask)
+    assert sum(seen) == 8
+    assert asked == [1]
+
+
+def test_errors() -> None:
+    with pytest.raises(ArgumentTypeError, match="block_mask is Tensor: it must be a BlockMask"):
+        bridges.from_block_mask(torch.ones(3, 3))  # type: ignore[arg-type]
+    attend = bridges.from_block_mask(create_block_mask(documents, None, None, N, N, device="cpu"))
+    with pytest.raises(ArgumentError, match="there are 149 queries and 149 keys: the mask is for 150 queries and 150"):
+        attend(*operands(N - 1))
+    count, listed = torch.ones(1, 1, 1, dtype=torch.int32), torch.zeros(1, 1, 1, 1, dtype=torch.int32)
+    short = BlockMask.from_kv_blocks(count, listed, BLOCK_SIZE=16, seq_lengths=(40, 16), compute_q_blocks=False)
+    with pytest.raises(ArgumentError, match="block_mask lists 1 rows of 16 queries and has 40 queries"):
+        bridges.from_block_mask(short)
