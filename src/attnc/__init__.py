@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
+    from attnc.runtime import bridges
     from attnc.runtime.attention import Attention, compile_attention
     from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
@@ -51,6 +52,7 @@ __all__ = [
     "PatternNotFoundError",
     "SpecError",
     "UnsupportedError",
+    "bridges",
     "compile_attention",
     "fallbacks",
     "load_binaries",
@@ -61,6 +63,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "bridges":
+        return import_module("attnc.runtime.bridges")
     if name not in _HOMES:
         raise AttributeError(f"module 'attnc' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,26 @@
+"""attnc in other people's frameworks. Each bridge imports its framework when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnc.runtime.bridges.diffusers import install_diffusers
+    from attnc.runtime.bridges.transformers import register_transformers
+
+_HOMES = {
+    "install_diffusers": "attnc.runtime.bridges.diffusers",
+    "register_transformers": "attnc.runtime.bridges.transformers",
+}
+
+__all__ = [
+    "install_diffusers",
+    "register_transformers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'attnc.bridges' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
