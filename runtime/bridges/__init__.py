@@ -6,15 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attnc.runtime.bridges.diffusers import install_diffusers
+    from attnc.runtime.bridges.diffusers import DiffusersProcessor, install_diffusers
     from attnc.runtime.bridges.transformers import register_transformers
 
 _HOMES = {
+    "DiffusersProcessor": "attnc.runtime.bridges.diffusers",
     "install_diffusers": "attnc.runtime.bridges.diffusers",
     "register_transformers": "attnc.runtime.bridges.transformers",
 }
 
 __all__ = [
+    "DiffusersProcessor",
     "install_diffusers",
     "register_transformers",
 ]

@@ -24,6 +24,8 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.bridges.video import Grid, Side, attend_to_video, layout_of, pattern_of_grids
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
+NOT_TRACED = "attnc in a processor of Diffusers runs between graphs: leave fullgraph=True out"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -42,15 +44,14 @@ class Model:
             return False
         return name.startswith(self.attentions)
 
-    def grid(self, config: Any, given: Mapping[str, Any]) -> list[int]:
-        """Frames, height and width in tokens, by the arguments of a call. Raises ArgumentError."""
+    def grid(self, config: Any, given: Mapping[str, Any]) -> Grid | None:
+        """The grid by the arguments of a call, None where they do not say it. Raises ArgumentError."""
         if not self.axes:
             sizes = [given.get(name) for name in ("num_frames", "height", "width")]
-            if any(n is None for n in sizes):
-                raise ArgumentError("num_frames, height and width are not given to the model: install with grid=…")
-            return [int(n) for n in sizes if n is not None]
+            known = [n for n in sizes if n is not None]
+            return _checked_grid(known) if len(known) == 3 else None
         extents = dict(zip(self.axes, given["hidden_states"].shape, strict=True))
-        return [extents[axis] // size for axis, size in zip("thw", self.patches(config), strict=True)]
+        return _checked_grid([extents[axis] // n for axis, n in zip("thw", self.patches(config), strict=True)])
 
 
 def _patch_sizes(config: Any) -> Sequence[int]:
@@ -104,12 +105,10 @@ def install_diffusers(
         raise ArgumentError(
             f"{type(model).__name__} has no processors of self-attention, `attn_processors`, to replace"
         )
-    shared = SharedGrid(own_grid, known)
     patterns = pattern_of_grids(spec, params)
     if own_grid is not None:
         patterns(own_grid)  # what is wrong is said now
-    else:
-        model.register_forward_pre_hook(shared, with_kwargs=True)
+    shared = SharedGrid(own_grid, None) if own_grid is not None else _following(model, known)
     for name, own in before.items():
         _attention(model, name)[1].set_processor(processor_of(patterns, _unwrapped(own), shared, side))
     return {name: _unwrapped(own) for name, own in _processors(model).items()}
@@ -122,11 +121,26 @@ class SharedGrid:
         self.extents = extents
         self._known = known
 
+    @property
+    def follows(self) -> bool:
+        """Whether it is that of each call."""
+        return self._known is not None
+
     def __call__(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A hook of `register_forward_pre_hook`. Raises ArgumentError."""
         assert self._known is not None, "a grid that is given is asked of no call"
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
-        self.extents = _checked_grid(self._known.grid(model.config, given))
+        self.extents = self._known.grid(model.config, given)
+
+
+def _following(model: nn.Module, known: Model | None) -> SharedGrid:
+    """The grid that follows a model's calls; there is one hook, however often a pattern is put in."""
+    for own in _processors(model).values():
+        if isinstance(own, DiffusersProcessor) and own.grid.follows:
+            return own.grid
+    shared = SharedGrid(None, known)
+    model.register_forward_pre_hook(shared, with_kwargs=True)
+    return shared
 
 
 class DiffusersProcessor:
@@ -135,7 +149,7 @@ class DiffusersProcessor:
     def __init__(self, patterns: Callable[[Grid], Attention], own: Any, grid: SharedGrid, text: Side | None) -> None:
         self.own = own
         self._patterns = patterns
-        self._grid = grid
+        self.grid = grid
         self._text: Side | None = text
 
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -169,10 +183,11 @@ class DiffusersProcessor:
             raise UnsupportedError(
                 f"{tokens} queries over {key.shape[2]} keys: this is cross-attention, not of one grid"
             )
-        grid = self._grid.extents
+        grid = self.grid.extents
         if grid is None:
             raise ArgumentError(
-                "the grid is not known: call the model as a whole, or give grid=(frames, height, width)"
+                "the grid is not known, as the model's call does not say it, or a part of the model was called: give "
+                "grid=(frames, height, width) in tokens, after patching"
             )
         layout = layout_of(tokens, prod(grid), self._text, attn_mask)
         return attend_to_video(self._patterns(grid), query, key, value, layout, scale)
@@ -186,12 +201,13 @@ def processor_of(
 
 
 @cache
-def _like(kind: type[Any]) -> type[DiffusersProcessor]:
+def _like(kind: Any) -> type[DiffusersProcessor]:
     @wraps(kind.__call__)
     def call(self: DiffusersProcessor, *args: Any, **kwargs: Any) -> Any:
         return DiffusersProcessor.__call__(self, *args, **kwargs)
 
-    return type(DiffusersProcessor.__name__, (DiffusersProcessor,), {"__call__": call})
+    disable: Any = torch.compiler.disable
+    return type(DiffusersProcessor.__name__, (DiffusersProcessor,), {"__call__": disable(call, reason=NOT_TRACED)})
 
 
 class _Answered(TorchFunctionMode):

@@ -35,22 +35,61 @@ def llama(implementation: str, **options: Any) -> Any:
     return _built(LlamaForCausalLM, config, implementation)
 
 
-def mistral(implementation: str, sliding_window: int, **options: Any) -> Any:
+def mistral(implementation: str) -> Any:
+    """Window of 7 in all layers."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    config = MistralConfig(**SIZES, **NO_TOKENS, num_hidden_layers=2, sliding_window=sliding_window, **options)
+    config = MistralConfig(**SIZES, **NO_TOKENS, num_hidden_layers=2, sliding_window=7)
     return _built(MistralForCausalLM, config, implementation)
 
 
-def gemma2(implementation: str, **options: Any) -> Any:
+def gemma2(implementation: str) -> Any:
     """Window of 7 in layers 0 and 2, all keys in layers 1 and 3; a soft cap, and a scale of its own."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    options = {"attn_logit_softcapping": 1.5, **options}
     config = Gemma2Config(
-        **SIZES, **NO_TOKENS, num_hidden_layers=4, head_dim=16, sliding_window=7, query_pre_attn_scalar=5, **options
+        **SIZES,
+        **NO_TOKENS,
+        num_hidden_layers=4,
+        head_dim=16,
+        sliding_window=7,
+        query_pre_attn_scalar=5,
+        attn_logit_softcapping=1.5,
     )
     return _built(Gemma2ForCausalLM, config, implementation)
+
+
+def gemma3(implementation: str) -> Any:
+    """Window of 6 in layer 0, all keys in layer 1, normalised queries and keys."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        **SIZES,
+        **NO_TOKENS,
+        num_hidden_layers=2,
+        head_dim=8,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    return _built(Gemma3ForCausalLM, config, implementation)
+
+
+def llama4(implementation: str) -> Any:
+    """Chunks of 6 in layer 0, all keys in layer 1."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
+
+    config = Llama4TextConfig(
+        **SIZES,
+        **NO_TOKENS,
+        num_hidden_layers=2,
+        head_dim=8,
+        attention_chunk_size=6,
+        layer_types=["chunked_attention", "full_attention"],
+        num_local_experts=2,
+        intermediate_size_mlp=32,
+        moe_layers=[],
+    )
+    return _built(Llama4ForCausalLM, config, implementation)
 
 
 def gpt_oss(implementation: str) -> Any:
@@ -83,7 +122,28 @@ def bert(implementation: str) -> Any:
     return _built(BertModel, config, implementation)
 
 
-# --- video transformers: a model, and the arguments of a call on 3 x 4 x 6 tokens --------------------------------------
+def modernbert(implementation: str) -> Any:
+    """Three tokens to either side in layers 1 and 2, all in layer 0."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(
+        vocab_size=61,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=32,
+        local_attention=6,
+        global_attn_every_n_layers=3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    return _built(ModernBertForMaskedLM, config, implementation)
+
+
+# --- video transformers: a model, and the arguments of a call on 3 x 4 x 6 tokens -----------------------------------
 
 GRID = (3, 4, 6)
 
