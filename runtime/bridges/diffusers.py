@@ -197,7 +197,8 @@ def processor_of(
     patterns: Callable[[Grid], Attention], own: Any, grid: SharedGrid, text: Side | None
 ) -> DiffusersProcessor:
     """The processor with the signature of the model's own, by which Diffusers decides what to hand to it."""
-    return _like(type(own))(patterns, own, grid, text)
+    kind: Any = type(own)
+    return _like(kind)(patterns, own, grid, text)
 
 
 @cache

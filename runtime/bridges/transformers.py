@@ -138,15 +138,15 @@ class Implementation:
         Raises ArgumentError, ArgumentTypeError, UnsupportedError.
         """
         _refuse(module, dropout, options)
-        mask = _mask_of(module, query, key, attention_mask, is_causal)
+        mask = _mask_of(module, query, key, attention_mask, is_causal, options.get("sliding_window"))
         if mask.sequences is None:
             _refuse_lengths(options)
         if not mask.asked.causal:
-            self._refuse_cross(module)
+            _refuse_cross(module)
         attend = self._for_layer(module, mask.asked, query.shape[1], key.shape[1], softcap, s_aux is not None)
         inputs = self._inputs(attend, options)
         if s_aux is not None:
-            inputs[SINKS] = s_aux.to(query.dtype)
+            inputs[SINKS] = s_aux
         scale = None if scaling is None or scaling == query.shape[-1] ** -0.5 else scaling
         out = attend_to_batch(attend, query, key, value, mask, scale, inputs)
         return out.transpose(1, 2).contiguous(), None
@@ -166,15 +166,6 @@ class Implementation:
                     raise ArgumentError(self._contradicts(attend, asked, found, number))
             self._ready[key] = amended(attend, cap=cap, sinks=sinks)
         return self._ready[key]
-
-    def _refuse_cross(self, module: Any) -> None:
-        """Raise UnsupportedError where a decoder's layer is over other tokens than its own."""
-        crosses = getattr(module, "is_cross_attention", False) or getattr(module, "is_decoder", False)
-        if crosses and self._attend is not None:
-            raise UnsupportedError(
-                f"{self._name}: cross-attention is over the tokens of two sequences, of which `{self._attend.name}` "
-                f"says nothing: use another attn_implementation for encoder-decoder models, such as 'sdpa'"
-            )
 
     def _contradicts(self, attend: Attention, asked: Asked, found: Outside, number: object) -> str:
         layer = "a layer" if number is None else f"layer {number}"
@@ -280,6 +271,18 @@ _CHANGES = {
 """What models hand to an attention that changes its result."""
 
 
+def _refuse_cross(module: Any) -> None:
+    """Raise UnsupportedError where a layer that is not causal may be over other tokens than its own."""
+    config = getattr(module, "config", None)
+    says = [getattr(module, name) for name in ("is_cross_attention", "is_decoder") if hasattr(module, name)]
+    may = any(getattr(config, name, False) for name in ("is_encoder_decoder", "add_cross_attention"))
+    if any(says) or (may and not says):
+        raise UnsupportedError(
+            "cross-attention is over the tokens of two sequences, of which a pattern says nothing: use another "
+            "attn_implementation for encoder-decoder models, such as 'sdpa'"
+        )
+
+
 def _refuse_lengths(options: dict[str, Any]) -> None:
     """Raise UnsupportedError for packed sequences of which the mask knows nothing."""
     if options.get("cu_seq_lens_q") is not None:
@@ -289,7 +292,9 @@ def _refuse_lengths(options: dict[str, Any]) -> None:
         )
 
 
-def _mask_of(module: Any, query: Tensor, key: Tensor, given: object, is_causal: bool | None) -> ModelMask:
+def _mask_of(
+    module: Any, query: Tensor, key: Tensor, given: object, is_causal: bool | None, sliding_window: object
+) -> ModelMask:
     """What a layer asks. Raises UnsupportedError for a mask that the model made itself."""
     if isinstance(given, ModelMask):
         return given
@@ -298,6 +303,11 @@ def _mask_of(module: Any, query: Tensor, key: Tensor, given: object, is_causal: 
         raise UnsupportedError(
             f"attention_mask of shape {shape} says pair by pair who sees whom, which the pattern does: give a mask "
             f"(batch, tokens) of 0 for padding and 1, or none"
+        )
+    if sliding_window is not None:
+        raise UnsupportedError(
+            f"`sliding_window` is {sliding_window}, and the model made no mask by Transformers' mask interface that "
+            f"says on which sides: use attn_implementation='sdpa' for it"
         )
     n_q, n_k = query.shape[2], key.shape[2]
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)

@@ -19,7 +19,6 @@ Model = Callable[[], "tuple[Any, dict[str, Any]]"]
 MODELS: list[Model] = [wan, hunyuan, cogvideox, ltx]
 TEXT = {wan: 0, hunyuan: 7, cogvideox: 5, ltx: 0}
 VIDEO = 72
-CLOSE = {"rtol": 0.0, "atol": 2e-5}
 PATTERNS: list[tuple[str, dict[str, Any]]] = [
     ("neighborhood_3d", {"window": 3}),
     ("radial", {"block": 4}),
@@ -29,9 +28,12 @@ PATTERNS: list[tuple[str, dict[str, Any]]] = [
 by_name = pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
 
 
-def result(model: Any, call: dict[str, Any]) -> Tensor:
-    found: Tensor = model(**call).sample
-    return found
+def near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def result(model: Any, call: dict[str, Any]) -> Any:
+    return model(**call).sample
 
 
 def replaced(model: Any) -> list[str]:
@@ -75,7 +77,7 @@ def test_full_is_the_model_itself(model: Model) -> None:
         expected = result(own, call)
         before = bridges.install_diffusers(own, "full")
         assert len(replaced(own)) == 2
-        torch.testing.assert_close(result(own, call), expected, **CLOSE)
+        near(result(own, call), expected)
         own.set_attn_processor(before)
         assert not replaced(own)
         assert torch.equal(result(own, call), expected)
@@ -96,12 +98,12 @@ def test_patterns_are_dense_attention_with_their_mask(
             patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
             expected = result(own, call)
         bridges.install_diffusers(own, name, **params)
-        torch.testing.assert_close(result(own, call), expected, **CLOSE)
+        near(result(own, call), expected)
         bridges.install_diffusers(own, attend)
         assert len(own._forward_pre_hooks) == 1, "one hook follows the grid, however often a pattern is put in"
-        torch.testing.assert_close(result(own, call), expected, **CLOSE)
+        near(result(own, call), expected)
         bridges.install_diffusers(own, name, grid=GRID, **params)
-        torch.testing.assert_close(result(own, call), expected, **CLOSE)
+        near(result(own, call), expected)
 
 
 def test_neighbours_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +119,7 @@ def test_neighbours_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
             expected = result(own, call)
         bridges.install_diffusers(own, "neighborhood_3d", window=3)
-        torch.testing.assert_close(result(own, call), expected, **CLOSE)
+        near(result(own, call), expected)
 
 
 @by_name
@@ -173,7 +175,7 @@ def test_torch_compile_runs_between_graphs(model: Model) -> None:
     bridges.install_diffusers(own, "neighborhood_3d", window=3)
     fast = torch.compile(own, backend="eager")
     with torch.no_grad():
-        torch.testing.assert_close(result(fast, call), result(own, call), **CLOSE)
+        near(result(fast, call), result(own, call))
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def test_models_that_are_not_known_say_their_grid() -> None:
     with torch.no_grad():
         expected = result(model, call)
         bridges.install_diffusers(model, "full", grid=(1, 4, 5), text="first")
-        torch.testing.assert_close(result(model, call), expected, **CLOSE)
+        near(result(model, call), expected)
 
 
 def test_other_backends_are_refused() -> None:

@@ -19,7 +19,6 @@ Model = Callable[[str], Any]
 DECODERS: list[Model] = [llama, mistral, gemma2, gemma3, gpt_oss, llama4]
 ENCODERS: list[Model] = [bert, modernbert]
 LENGTH = 23
-CLOSE = {"rtol": 0.0, "atol": 2e-5}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +42,10 @@ def padding(side: str) -> Tensor:
     mask = torch.ones(3, LENGTH, dtype=torch.long)
     mask[1, :6], mask[2, :11] = 0, 0
     return mask if side == "left" else mask.flip(1)
+
+
+def near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
 def result(model: Any, ids: Tensor, **options: Any) -> Tensor:
@@ -69,11 +72,11 @@ def test_own_masks(model: Model) -> None:
     """Causal, sliding windows of either kind, chunks; scales, caps, sinks; padding on either side."""
     eager, own = model("eager"), model(bridges.register_transformers())
     ids = tokens()
-    torch.testing.assert_close(result(own, ids), result(eager, ids), **CLOSE)
+    near(result(own, ids), result(eager, ids))
     for side in ("left", "right"):
         mask = padding(side)
         found, expected = (result(m, ids, attention_mask=mask)[mask.bool()] for m in (own, eager))
-        torch.testing.assert_close(found, expected, **CLOSE)
+        near(found, expected)
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
@@ -95,7 +98,7 @@ def test_generation(model: Model, cache: str | None) -> None:
     ]
     assert torch.equal(runs[0].sequences, runs[1].sequences)
     for expected, found in zip(runs[0].logits, runs[1].logits, strict=True):
-        torch.testing.assert_close(found, expected, **CLOSE)
+        near(found, expected)
 
 
 def test_beams() -> None:
@@ -113,7 +116,7 @@ def test_several_tokens_after_a_cache(model: Model) -> None:
     with torch.no_grad():
         first = own(ids[:, :15], use_cache=True)
         rest = own(ids[:, 15:], past_key_values=first.past_key_values)
-    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), whole, **CLOSE)
+    near(torch.cat([first.logits, rest.logits], 1), whole)
 
 
 @pytest.mark.parametrize("model", [llama, gemma2], ids=lambda model: model.__name__)
@@ -123,8 +126,8 @@ def test_packed_sequences(model: Model) -> None:
     places = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None].expand(3, -1)
     eager, own = model("eager"), model(bridges.register_transformers())
     found = result(own, ids, position_ids=places, use_cache=False)
-    torch.testing.assert_close(found, result(eager, ids, position_ids=places, use_cache=False), **CLOSE)
-    torch.testing.assert_close(found[:, 9:], result(own, ids[:, 9:]), **CLOSE)
+    near(found, result(eager, ids, position_ids=places, use_cache=False))
+    near(found[:, 9:], result(own, ids[:, 9:]))
 
 
 @pytest.mark.parametrize("model", [llama, gemma2, gpt_oss], ids=lambda model: model.__name__)
@@ -167,7 +170,7 @@ def test_a_pattern_is_an_eager_run_with_its_mask() -> None:
     ids, eager = tokens(), llama("eager")
     for name, visible in cases.items():
         expected = result(eager, ids, attention_mask=additive(visible))
-        torch.testing.assert_close(result(llama(name), ids), expected, **CLOSE)
+        near(result(llama(name), ids), expected)
 
 
 def test_generation_by_a_pattern_is_without_padding_and_without_a_cache() -> None:
@@ -187,7 +190,7 @@ def test_sliding_window_as_transformers_counts_it() -> None:
     """Their window of w has the query's own, as ours; one key more is not within it."""
     ids = tokens()
     within = mistral(bridges.register_transformers("sliding_window", window=7))
-    torch.testing.assert_close(result(within, ids), result(mistral("eager"), ids), **CLOSE)
+    near(result(within, ids), result(mistral("eager"), ids))
     over = mistral(bridges.register_transformers("sliding_window", window=8, name="attnc:over"))
     with pytest.raises(ArgumentError, match=r"layer 0 is causal, sliding_window 7 .*query 7 sees key 0"):
         over(ids)
@@ -209,14 +212,14 @@ def test_layers() -> None:
     }
     wanted = result(expected, ids, attention_mask=masks)
     for name in (by_kind, by_number):
-        torch.testing.assert_close(result(gemma2(name), ids), wanted, **CLOSE)
+        near(result(gemma2(name), ids), wanted)
 
 
 def test_override() -> None:
     ids = tokens()
     name = bridges.register_transformers("full", override=True)
     found = result(llama(name), ids)
-    torch.testing.assert_close(found, result(llama("eager"), ids, attention_mask=torch.zeros(1, 1, 1, 1)), **CLOSE)
+    near(found, result(llama("eager"), ids, attention_mask=torch.zeros(1, 1, 1, 1)))
 
 
 def test_inputs_of_the_pattern() -> None:
@@ -227,11 +230,11 @@ def test_inputs_of_the_pattern() -> None:
     q, k = positions(LENGTH)
     seen = (k <= q) & (doc[0][:, None] == doc[0])
     expected = result(llama("eager"), ids, attention_mask=additive(seen))
-    torch.testing.assert_close(result(llama(name), ids, doc=doc), expected, **CLOSE)
+    near(result(llama(name), ids, doc=doc), expected)
     found = result(llama(name), ids, doc=doc, attention_mask=mask)
     places = additive(seen & mask[1].bool())
     expected = result(llama("eager"), ids[1:2], attention_mask=places, position_ids=torch.arange(LENGTH)[None])
-    torch.testing.assert_close(found[1, 6:], expected[0, 6:], **CLOSE)
+    near(found[1, 6:], expected[0, 6:])
     with pytest.raises(ArgumentTypeError, match=r"needs the input `doc`.*model\(…, doc=…\)"):
         llama(name)(ids)
 
@@ -248,12 +251,12 @@ def test_bidirectional_models_take_grids() -> None:
     at = torch.arange(20)
     rows, columns = at // 5, at % 5
 
-    def near(place: Tensor, extent: int) -> Tensor:
+    def around(place: Tensor, extent: int) -> Tensor:
         first = (place - 1).clamp(0, extent - 3)
         return (place[None] >= first[:, None]) & (place[None] < first[:, None] + 3)
 
-    expected = result(bert("eager"), ids, attention_mask=additive(near(rows, 4) & near(columns, 5)))
-    torch.testing.assert_close(result(bert(name), ids), expected, **CLOSE)
+    expected = result(bert("eager"), ids, attention_mask=additive(around(rows, 4) & around(columns, 5)))
+    near(result(bert(name), ids), expected)
     with pytest.raises(ArgumentError, match="k has 23 tokens"):
         bert(name)(tokens())
 
@@ -361,4 +364,4 @@ def test_torch_compile_runs_between_graphs() -> None:
     model, ids = gemma2(bridges.register_transformers()), tokens()
     fast = torch.compile(model, backend="eager", dynamic=True)
     for length in (LENGTH, 12):
-        torch.testing.assert_close(result(fast, ids[:, :length]), result(model, ids[:, :length]), **CLOSE)
+        near(result(fast, ids[:, :length]), result(model, ids[:, :length]))

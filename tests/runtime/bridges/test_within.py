@@ -86,7 +86,8 @@ def test_terms_of_a_model() -> None:
         compile_attention("full"): rows >= 0,
     }
     for attend, seen in masks.items():
-        out = amended(attend, cap=1.5, sinks=True)(q, k, v, scale=0.7, **{SINKS: sinks})
+        whole: Any = amended(attend, cap=1.5, sinks=True)
+        out = whole(q, k, v, scale=0.7, **{SINKS: sinks})
         score = torch.tanh(q @ k.transpose(-1, -2) * 0.7 / 1.5) * 1.5
         score = score.masked_fill(~seen, -torch.inf)
         weights = torch.cat([score, sinks[:, None, None].expand(2, 4, 9, 1)], -1).softmax(-1)[..., :-1]
