@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from math import prod
 from os import PathLike
@@ -75,6 +75,7 @@ def install_diffusers(
     *,
     grid: Sequence[int] | None = None,
     text: Side | None = None,
+    attentions: Sequence[str] | None = None,
     **params: object,
 ) -> dict[str, Any]:
     """Put a pattern into the self-attentions of a video transformer of Diffusers. Returns the processors that were
@@ -85,7 +86,9 @@ def install_diffusers(
 
     `grid`: frames, height and width in tokens, after patching; left out, each call's own, for Wan, HunyuanVideo,
     CogVideoX and LTX. `text`: where tokens of a text stand beside the video's, "first" or "last"; known of them.
-    With a pattern that has no text of its own, all tokens see the text, and the text sees all.
+    With a pattern that has no text of its own, all tokens see the text, and the text sees all. `attentions`: the
+    beginnings of the names, in `model.attn_processors`, where the pattern is put; all that are over the video, unless
+    given. The others stay as they are.
 
     Raises UnsupportedError, ArgumentError, ArgumentTypeError, and as `compile_attention`.
     """
@@ -100,11 +103,12 @@ def install_diffusers(
             f"tokens, after patching, and text='first' or 'last' if there is one beside the video"
         )
     wanted = known or Model(("",), None, "", _patch_sizes)
+    if attentions is not None:
+        wanted = replace(wanted, attentions=_checked_names(attentions))
     before = {name: own for name, own in _processors(model).items() if wanted.attends(*_attention(model, name))}
     if not before:
-        raise ArgumentError(
-            f"{type(model).__name__} has no processors of self-attention, `attn_processors`, to replace"
-        )
+        named = "" if attentions is None else f" whose name begins with {' or '.join(map(repr, attentions))}"
+        raise ArgumentError(f"{type(model).__name__} has no self-attention{named}: see model.attn_processors")
     patterns = pattern_of_grids(spec, params)
     if own_grid is not None:
         patterns(own_grid)  # what is wrong is said now
@@ -226,6 +230,12 @@ class _Answered(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         self.calls += 1
         return self._function(*args, **(kwargs or {}))
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ArgumentTypeError(f"attentions is {names!r}: give a list, attentions=[{names!r}]")
+    return tuple(names)
 
 
 def _checked_grid(grid: Sequence[int]) -> Grid:

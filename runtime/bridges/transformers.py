@@ -4,6 +4,7 @@ attention interface.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection
 from os import PathLike
 from typing import Any
@@ -200,15 +201,24 @@ class Implementation:
 # --- what is asked of a registration ---------------------------------------------------------------------------------
 
 
+_GIVEN = {"batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask"}
+"""What Transformers tells the maker of a mask, from 5.20 on."""
+
+
 def _interfaces() -> tuple[Any, Any]:
     """The interfaces of attention and of masks. Raises UnsupportedError."""
     try:
         from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
     except ImportError as error:
         raise UnsupportedError(
             f"Transformers with its attention interfaces is missing ({error}): pip install 'attnc[interop]'"
         ) from error
+    lacks = sorted(_GIVEN - set(inspect.signature(sdpa_mask).parameters))
+    if lacks:
+        raise UnsupportedError(
+            f"this version of Transformers does not tell masks their `{lacks[0]}`: pip install 'attnc[interop]'"
+        )
     return AttentionInterface, AttentionMaskInterface
 
 
@@ -224,8 +234,14 @@ def _compiled(spec: str | PathLike[str] | Attention | None, params: dict[str, ob
 
 
 def _named(name: str | None, attend: Attention | None) -> str:
+    """Raises ArgumentError for names that Transformers would take for something else."""
     if name is None:
-        return PREFIX + ("own" if attend is None else attend.name)
+        name = PREFIX + ("own" if attend is None else attend.name)
+    for taken in ("flash", "sdpa", "flex_attention"):
+        if taken in name:
+            raise ArgumentError(
+                f"name is {name!r}: Transformers takes `{taken}` in a name for its own; give another name=…"
+            )
     if not name.startswith(PREFIX) or set("/|@ ") & set(name) or name == PREFIX:
         raise ArgumentError(f'name is {name!r}: it must begin with "{PREFIX}", and have no / | @ and blanks')
     return name

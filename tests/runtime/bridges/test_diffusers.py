@@ -169,6 +169,23 @@ def test_the_grid_follows_the_call() -> None:
         assert torch.equal(result(again, other), result(own, other))
 
 
+def test_some_layers() -> None:
+    """The first layer stays as it is, as papers leave it."""
+    own, call = wan()
+    with torch.no_grad():
+        expected = result(own, call)
+        bridges.install_diffusers(own, "neighborhood_3d", window=2, attentions=["blocks.1."])
+        assert replaced(own) == ["blocks.1.attn1.processor"]
+        assert not torch.allclose(result(own, call), expected, atol=1e-3)
+        before = bridges.install_diffusers(own, "full", attentions=["blocks.1."])
+        near(result(own, call), expected)
+        assert not any(isinstance(processor, bridges.DiffusersProcessor) for processor in before.values())
+    with pytest.raises(ArgumentError, match=r"no self-attention whose name begins with 'block\.1\.'"):
+        bridges.install_diffusers(own, "full", attentions=["block.1."])
+    with pytest.raises(ArgumentTypeError, match="give a list"):
+        bridges.install_diffusers(own, "full", attentions="blocks.1.")
+
+
 @pytest.mark.parametrize("model", [wan, hunyuan], ids=lambda model: model.__name__)
 def test_torch_compile_runs_between_graphs(model: Model) -> None:
     own, call = model()

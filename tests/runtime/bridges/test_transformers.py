@@ -278,6 +278,8 @@ def test_registration_refuses() -> None:
         register("gla")
     with pytest.raises(ArgumentError, match='must begin with "attnc:"'):
         register("causal", name="causal")
+    with pytest.raises(ArgumentError, match="takes `flash` in a name for its own"):
+        register("pattern flash_window\n    visible 0 <= q - k < 4\n")
     with pytest.raises(ArgumentTypeError, match=r"give a list, layers=\['full_attention'\]"):
         register("causal", layers="full_attention")
     with pytest.raises(ArgumentError, match="no `full_atention`: did you mean `full_attention`"):
