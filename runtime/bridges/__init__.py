@@ -1,4 +1,7 @@
-"""attnc in other people's frameworks. Each bridge imports its framework when it is first used."""
+"""Bridges to other attention interfaces: what attnc says in their words, and what they say in ours.
+
+Names are imported when first used, as `attnc` does it.
+"""
 
 from __future__ import annotations
 

@@ -92,6 +92,7 @@ def install_diffusers(
 
     Raises UnsupportedError, ArgumentError, ArgumentTypeError, and as `compile_attention`.
     """
+    there = _processors(model)
     known = MODELS.get(type(model).__name__)
     if text not in (None, "first", "last"):
         raise ArgumentError(f"text is {text!r}: it must be 'first' or 'last'")
@@ -105,7 +106,7 @@ def install_diffusers(
     wanted = known or Model(("",), None, "", _patch_sizes)
     if attentions is not None:
         wanted = replace(wanted, attentions=_checked_names(attentions))
-    before = {name: own for name, own in _processors(model).items() if wanted.attends(*_attention(model, name))}
+    before = {name: own for name, own in there.items() if wanted.attends(*_attention(model, name))}
     if not before:
         named = "" if attentions is None else f" whose name begins with {' or '.join(map(repr, attentions))}"
         raise ArgumentError(f"{type(model).__name__} has no self-attention{named}: see model.attn_processors")

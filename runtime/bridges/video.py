@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from attnc.runtime.merging import merge
 from attnc.spec.load import load_program
 from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.program import Axis, BoundProgram, ParameterRead, Program, Size
+from attnc.spec.suggest import did_you_mean
 
 Grid = tuple[int, int, int]
 """Frames, height and width of a video in tokens."""
@@ -41,14 +43,14 @@ def pattern_of_grids(spec: str | PathLike[str] | Attention, params: dict[str, ob
         _refuse(spec)
         return lambda grid: _checked(spec, grid)
     found = find(spec)
-    extents = _extents(load_program(found.source, ModuleLoader(found.folder), found.name))
+    program = load_program(found.source, ModuleLoader(found.folder), found.name)
+    _check_names(program, params)
+    extents = _extents(program)
     compiling: Any = compile_attention
 
     @cache
     def of_grid(grid: Grid) -> Attention:
-        sizes = grid if len(extents) == 3 else (grid[0], grid[1] * grid[2])
-        own = dict(zip(extents, sizes, strict=False))
-        attend: Attention = compiling(spec, **{**own, **params})
+        attend: Attention = compiling(spec, **{**_sizes(extents, grid), **params})
         _refuse(attend)
         return _checked(attend, grid)
 
@@ -60,6 +62,24 @@ def _extents(program: Program) -> list[str]:
     segment = next((s for s in program.segments if not any(isinstance(a.extent, Size) for a in s.axes)), None)
     names = [a.extent.name for a in segment.axes if isinstance(a.extent, ParameterRead)] if segment else []
     return names if len(names) in (2, 3) and segment is not None and len(names) == len(segment.axes) else []
+
+
+def _sizes(extents: list[str], grid: Grid) -> dict[str, int]:
+    """The parameters that say how large the video is."""
+    frames, height, width = grid
+    if set(extents) == {"height", "width"}:  # a picture
+        return {"height": height, "width": width}
+    return dict(zip(extents, grid if len(extents) == 3 else (frames, height * width), strict=False))
+
+
+def _check_names(program: Program, params: dict[str, object]) -> None:
+    """Raise ArgumentTypeError for a parameter that a pattern does not have, before a grid is known."""
+    known = [p.name for p in program.parameters]
+    options = {name for name, p in inspect.signature(compile_attention).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name in params:
+        if name not in known and name not in options:
+            help_ = did_you_mean(name, known, f"it has {', '.join(known) or 'none'}")
+            raise ArgumentTypeError(f"`{program.name}` has no parameter `{name}`: {help_}")
 
 
 def _refuse(attend: Attention) -> None:

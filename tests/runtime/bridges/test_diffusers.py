@@ -203,6 +203,8 @@ def test_installing_refuses() -> None:
     install = bridges.install_diffusers
     with pytest.raises(PatternNotFoundError, match="did you mean `neighborhood_3d`"):
         install(own, "neighbourhood_3d")
+    with pytest.raises(ArgumentTypeError, match="`neighborhood_3d` has no parameter `windw`: did you mean `window`"):
+        install(own, "neighborhood_3d", windw=3)
     with pytest.raises(UnsupportedError, match="needs the input `temporal`"):
         install(own, "svg", grid=GRID, block=8)
     with pytest.raises(UnsupportedError, match="`retention` has a state"):
@@ -231,7 +233,8 @@ def test_a_grid_that_does_not_fit() -> None:
         result(own, call)
 
 
-def test_models_that_are_not_known_say_their_grid() -> None:
+def test_models_that_are_not_known_say_their_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of pictures: a grid of one frame, whose height and width a pattern of two axes takes."""
     from diffusers import FluxTransformer2DModel
 
     model = FluxTransformer2DModel(
@@ -256,8 +259,15 @@ def test_models_that_are_not_known_say_their_grid() -> None:
         bridges.install_diffusers(model, "full")
     with torch.no_grad():
         expected = result(model, call)
-        bridges.install_diffusers(model, "full", grid=(1, 4, 5), text="first")
+        before = bridges.install_diffusers(model, "full", grid=(1, 4, 5), text="first")
         near(result(model, call), expected)
+        bridges.install_diffusers(model, "neighborhood_2d", grid=(1, 4, 5), text="first", window=3)
+        found = result(model, call)
+        mask = torch.ones(25, 25, dtype=torch.bool)
+        mask[5:, 5:] = compile_attention("neighborhood_2d", height=4, width=5, window=3).mask(20)
+        model.set_attn_processor(before)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", masked(mask))
+        near(found, result(model, call))
 
 
 def test_other_backends_are_refused() -> None:
