@@ -3,7 +3,8 @@
 In every document, in order, all of one file in one folder and one Python namespace:
 
 - `attn` blocks are checked; a name after `attn` saves the block as that file, `error CODE` after it says what is wrong;
-- `python` blocks run; a `text` block right after one is what it prints, `…` standing for anything;
+- `python` blocks run; a `text` block right after one is what it prints, `…` standing for anything; a block with
+  `python needs NAME` is left out, and says so, where that package is not installed;
 - `console` blocks: each line `$ attnc …` is run, and what follows it is what it prints, likewise.
 """
 
@@ -14,8 +15,10 @@ import io
 import re
 import runpy
 import shlex
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,11 @@ def check_attn(block: Block) -> None:
     assert {d.code for d in found} == wanted, "\n\n".join(f"{d.code} {d.message}" for d in found)
 
 
+def missing(block: Block) -> list[str]:
+    """The packages that a block needs and that are not there."""
+    return [name for name in block.words[2:] if block.words[1:2] == ("needs",) and find_spec(name) is None]
+
+
 def run_python(block: Block, namespace: dict[str, Any], where: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(compile(block.text, where, "exec"), namespace)
@@ -110,6 +118,8 @@ def test_blocks(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         match block.language:
             case "attn":
                 check_attn(block)
+            case "python" if missing(block):
+                warnings.warn(f"{where} is left out: {', '.join(missing(block))} is not installed", stacklevel=1)
             case "python":
                 printed = run_python(block, namespace, where)
                 continue

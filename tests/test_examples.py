@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_papers(tmp_path: Path) -> None:
     done = run("papers.py", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("differs from the dense reference by") == 7
+
+
+@pytest.mark.skipif(
+    not (find_spec("transformers") and find_spec("diffusers")),
+    reason="Transformers and Diffusers are not installed: pip install 'attnc[interop]'",
+)
+def test_hugging_face(tmp_path: Path) -> None:
+    done = run("hugging_face.py", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "in one batch: as each alone" in done.stdout
+    assert "is causal and `full` shows more" in done.stdout
 
 
 ONE_EACH = sorted(path for path in EXAMPLES.glob("*.attn") if path.stem != "papers")

@@ -1,0 +1,33 @@
+"""The bridges are there without the packages that they lead to, and say what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import attnc
+from attnc import UnsupportedError
+
+
+def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UnsupportedError, match=r"Transformers .* is missing .*pip install 'attnc\[interop\]'"):
+        attnc.bridges.register_transformers("causal")
+
+
+def test_nothing_is_imported_before_it_is_used() -> None:
+    script = (
+        "import sys, attnc\n"
+        "assert not any(name.startswith('attnc.runtime') for name in sys.modules)\n"
+        "attnc.bridges.register_transformers, attnc.bridges.install_diffusers\n"
+        "assert not {'transformers', 'diffusers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env={"PYTHONPATH": ":".join(sys.path)}, check=False)
+    assert done.returncode == 0
+
+
+def test_other_names() -> None:
+    with pytest.raises(AttributeError, match=r"'attnc\.bridges' has no attribute 'register_transformer'"):
+        attnc.bridges.register_transformer  # noqa: B018

@@ -1,0 +1,99 @@
+"""Whether a pattern lies within a relation: the decisions, held against masks of all lengths up to some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from attnc import UnsupportedError, compile_attention
+from attnc.compiler.ir import Index
+from attnc.runtime.bridges.amended import SINKS, amended
+from attnc.runtime.bridges.model_masks import Asked
+from attnc.runtime.bridges.within import outside
+
+MASKS = [Asked(True), Asked(True, window=8), Asked(True, chunk=6), Asked(False), Asked(False, window=8)]
+PATTERNS: list[tuple[str, dict[str, Any]]] = [
+    ("causal", {}),
+    ("full", {}),
+    ("sliding_window", {"window": 8}),
+    ("sliding_window", {"window": 9}),
+    ("sliding_window", {"window": 8, "sinks": 1}),
+    ("dilated_window", {"window": 3, "dilation": 3}),
+    ("strided", {"stride": 5, "local": 3}),
+    ("blocked", {"block": 6}),
+    ("neighborhood_1d", {"window": 7}),
+    ("neighborhood_1d", {"window": 7, "causal": True}),
+    ("sparse_transformer", {"stride": 4}),
+    ("long_lora", {"groups": 2}),
+]
+
+
+def relation(asked: Asked) -> Index:
+    return asked.attention.pattern.attend.visible
+
+
+@pytest.mark.parametrize("asked", MASKS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "params"), PATTERNS, ids=[f"{n}-{'-'.join(map(str, p.values()))}" for n, p in PATTERNS]
+)
+def test_decisions_are_those_of_masks(name: str, params: dict[str, Any], asked: Asked) -> None:
+    attend = compile_attention(name, **params)
+    found = outside(attend, relation(asked), 4, 2)
+    lengths = range(8, 33, 8)  # those that `neighborhood_1d` and `long_lora` allow
+    beyond = {
+        (n, head): bool((attend.mask(n, head=head, heads=4, kv_heads=2) & ~asked.attention.mask(n)).any())
+        for n in lengths
+        for head in range(4)
+    }
+    assert (found is not None) == any(beyond.values())
+    if found is not None:
+        assert found.witness is not None
+        assert found.is_sure
+        pair, head = found.witness.pair, found.witness.head
+        assert attend.mask(pair.length, head=head, heads=4, kv_heads=2)[pair.q, pair.k]
+        assert not asked.attention.mask(pair.length)[pair.q, pair.k]
+
+
+def test_inputs_are_taken_to_hold() -> None:
+    causal = relation(Asked(True))
+    assert outside(compile_attention("document"), causal, 4, 4) is None
+    assert outside(compile_attention("native_sparse"), causal, 4, 4) is None
+    found = outside(compile_attention("prefix_lm"), causal, 4, 4)
+    assert found is not None
+    assert not found.is_sure
+
+
+def test_what_is_not_decided() -> None:
+    found = outside(compile_attention("gla"), relation(Asked(True)), 4, 4)
+    assert found is not None
+    assert found.witness is None
+    found = outside(
+        compile_attention("pattern p\n    over j in 0 .. 4\n    score 0\n    value v[j]\n"), relation(Asked(True)), 4, 4
+    )
+    assert found is not None
+    assert "no tokens" in found.why
+
+
+def test_terms_of_a_model() -> None:
+    """A cap and sinks, beside a pattern with clauses and one without any."""
+    q, k, v = (torch.randn(2, 4, 9, 8, dtype=torch.float64) for _ in range(3))
+    sinks = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    rows, keys = torch.arange(9)[:, None], torch.arange(9)[None]
+    masks = {
+        compile_attention("sliding_window", window=3): (rows - keys < 3) & (keys <= rows),
+        compile_attention("full"): rows >= 0,
+    }
+    for attend, seen in masks.items():
+        whole: Any = amended(attend, cap=1.5, sinks=True)
+        out = whole(q, k, v, scale=0.7, **{SINKS: sinks})
+        score = torch.tanh(q @ k.transpose(-1, -2) * 0.7 / 1.5) * 1.5
+        score = score.masked_fill(~seen, -torch.inf)
+        weights = torch.cat([score, sinks[:, None, None].expand(2, 4, 9, 1)], -1).softmax(-1)[..., :-1]
+        expected = weights @ v
+        torch.testing.assert_close(out, expected)
+        found, wanted = (torch.autograd.grad(x.sum(), sinks)[0] for x in (out, expected))
+        torch.testing.assert_close(found, wanted)
+    with pytest.raises(UnsupportedError, match="caps its scores at 2 and has sinks"):
+        amended(compile_attention("alibi"), cap=2, sinks=True)
