@@ -16,6 +16,7 @@ import cluster_references
 from attnc import Attention, compile_attention
 from attnc.runtime.library import routing_names
 from routing_cases import (
+    BY_NAME,
     DK,
     DV,
     HEADS,
@@ -151,7 +152,7 @@ ONE_ATTENTION = [case for case in CASES if case.name not in BRANCHES]
 
 
 def test_every_one_has_a_case() -> None:
-    named = {case.name for case in CASES} | {"hybrid_forcing"} | set(cluster_references.REFERENCES)
+    named = {case.name for case in CASES} | {"hybrid_forcing"} | set(cluster_references.REFERENCES) | set(BY_NAME)
     assert named == set(REFERENCES) == set(routing_names())
 
 

@@ -12,8 +12,28 @@ from torch import Tensor
 import cluster_references
 import routing_references
 from attnc import Attention, compile_attention
+from reference.flash_moba import flash_moba
+from reference.flux import flux
+from reference.mminference_boundary import mminference_boundary
+from reference.rectified import rectified
+from reference.sparsifiner import sparsifiner
+from reference.ssa_random import ssa_random
+from reference.superlinear import superlinear
+from reference.temp_cache import temp_cache
 
-REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES}
+BY_NAME = {
+    "flash_moba": flash_moba,
+    "flux": flux,
+    "mminference_boundary": mminference_boundary,
+    "rectified": rectified,
+    "sparsifiner": sparsifiner,
+    "ssa_random": ssa_random,
+    "superlinear": superlinear,
+    "temp_cache": temp_cache,
+}
+"""Those with a file of their own."""
+
+REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES, **BY_NAME}
 
 HEADS, KV_HEADS, DK, DV = 4, 2, 5, 3
 Inputs = dict[str, Any]
@@ -70,7 +90,7 @@ def seen_by(case: Case, qkv: list[Tensor], inputs: Inputs) -> Tensor:
     """The pattern's own masks, (B, Hq, Nq, Nk)."""
     attend = case.compiled()
     q, k, v = qkv
-    content: Inputs = {"heads": HEADS} if case.name in ("sparse_d", "recycled") else {"q": q, "k": k, "v": v}
+    content: Inputs = {"q": q, "k": k, "v": v} if attend.pattern.selections else {"heads": HEADS}
     masks = [attend.mask(q.shape[2], k.shape[2], head=head, **content, **inputs) for head in range(q.shape[1])]
     return torch.stack(masks, 1)
 
