@@ -17,7 +17,7 @@ from recurrence_references import REFERENCES
 
 NAMES = recurrence_names()
 GRIDS = {"mhs_vm"}
-BY_TOKEN = {"yaad_linear"}
+BY_TOKEN = {"test_time_regression", "yaad_linear"}
 """Those that run token by token: what is not linear."""
 
 PARAMETERS = ("height", "width", "chunk")

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference.regression import regression_at_test_time
 from score_references import alibi_slopes
 
 States = tuple[Tensor, ...]
@@ -671,4 +672,4 @@ REFERENCES: dict[str, Callable[..., Result]] = {
         spatial_mamba,
         lingen_ma,
     )
-}
+} | {"test_time_regression": regression_at_test_time}

@@ -140,6 +140,7 @@ SYSTEMS: Mapping[str, System] = {
     "rwkv6": System(BY_ROW),
     "rwkv7": System(as_factor("w", "BTHk"), ("w",)),
     "spatial_mamba": System(as_step_size, ("dt", "A"), states=(), continued=False),
+    "test_time_regression": System(None, (), states=(), continued=False),
     "titans_linear": System(of_titans, ("hold", "forget"), (("M", "kv"), ("P", "kv"))),
     "yaad_linear": System(as_factor("hold", "BTH"), ("hold",), (("M", "kv"),)),
 }

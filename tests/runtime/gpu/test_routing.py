@@ -33,6 +33,16 @@ def centroids(n: int) -> dict[str, Tensor]:
     return {"mu": torch.randn(4, 3, 16), "memory_k": torch.randn(4, 3, 2, 16), "memory_v": torch.randn(4, 3, 2, 16)}
 
 
+def merged(n: int) -> dict[str, Tensor]:
+    near = {name: torch.randint(0, 3, (1, heads, n)) for name, heads in (("qbucket", 4), ("kbucket", 2))}
+    return {**near, "merged": torch.randint(1, 9, (1, 2, n))}
+
+
+def pictures(n: int) -> dict[str, Tensor]:
+    vision = (torch.arange(n) % 11 > 5)[None]
+    return {"vision": vision, "visuals": vision.cumsum(1)}
+
+
 CASES: dict[str, Case] = {
     "anchor": (45, {"block": 4, "group": 3, "theta": 1}, nothing),
     "biformer": (35, {"height": 5, "width": 7, "regions": 3, "topk": 2}, nothing),
@@ -42,6 +52,8 @@ CASES: dict[str, Case] = {
         lambda n: {"iq": torch.randn(1, n, 3, 4), "ik": torch.randn(1, n, 4), "w": torch.randn(1, n, 3)},
     ),
     "dynamic_mask": (37, {"keys_kept": 7}, lambda n: {"bias": torch.randn(1, 2, n)}),
+    "flash_moba": (45, {"block": 8, "topk": 3}, lambda n: {"filter": torch.randn(2, 3, 16)}),
+    "flux": (45, {"sinks": 4, "window": 8, "block": 4}, lambda n: {"full": torch.tensor([False])}),
     "hybrid_forcing": (
         36,
         {"frame": 4, "sinks": 1, "local": 5, "ratio": 0.5, "block": 4},
@@ -50,8 +62,10 @@ CASES: dict[str, Case] = {
     "hyper_attention": (45, {"block": 8}, hashes),
     "minference_blocks": (45, {"block": 8, "topk": 3}, nothing),
     "minference_vertical_slash": (45, {"columns": 3, "slashes": 3, "block": 4, "probe": 5}, nothing),
+    "mminference_boundary": (45, {"window": [6, 3, 0, 9], "sinks": [1, 4, 2, 0]}, pictures),
     "moba": (45, {"block": 8, "topk": 3}, nothing),
     "native_sparse": (45, {"block": 8, "topk": 4, "window": 11}, lambda n: {"gate": torch.rand(1, n, 4, 3)}),
+    "rectified": (45, {"block": 8, "drop": 0.6}, lambda n: {"neighbour": torch.eye(6, dtype=torch.bool)}),
     "recycled": (37, {}, lambda n: {"cached": torch.randint(-1, n, (1, 2, 5)), "since": torch.tensor([30])}),
     "routing_transformer": (37, {"size": 9}, centroids),
     "seer": (
@@ -61,7 +75,15 @@ CASES: dict[str, Case] = {
     ),
     "seer_decode": (45, {"block": 8, "budget": 16}, lambda n: {"gate": torch.randn(1, 2, n, 6)}),
     "sparse_d": (45, {"block": 8}, lambda n: {"map": torch.rand(1, 4, 6, 6) < 0.4}),
+    "sparsifiner": (37, {}, lambda n: {"coef": torch.randn(1, 4, n, 3), "basis": torch.randn(n, 3)}),
+    "ssa_random": (45, {"window": 8}, lambda n: {"place": torch.arange(n) + 5 * torch.randn(1, n)}),
+    "superlinear": (
+        45,
+        {"near": 1, "topk": 2, "back": 0.5, "ahead": 0.25},
+        lambda n: {"search": torch.randn(1, 4, n, 16)},
+    ),
     "svg2": (45, {"p": 0.4, "query_clusters": 5, "key_clusters": 7}, clusters),
+    "temp_cache": (37, {}, merged),
     "token_sparse": (37, {"window": 6, "pool": 3, "tau": 0.3}, nothing),
     "vmoba": (60, {"frames": 3, "height": 4, "width": 5, "chunk": [2, 2, 2], "topk": 2, "layer": 2}, nothing),
     "vmoba_threshold": (60, {"frames": 3, "height": 4, "width": 5, "chunk": [2, 2, 2], "layer": 1}, nothing),
@@ -75,7 +97,7 @@ CASES: dict[str, Case] = {
 
 KEY_BY_KEY = {
     *{"anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash", "recycled", "routing_transformer"},
-    "token_sparse",
+    *{"flux", "mminference_boundary", "sparsifiner", "superlinear", "temp_cache", "token_sparse"},
 }
 """Those whose choice is not among places of keys."""
 BY_HEAD = {"hyper_attention": 4, "svg2": 4}

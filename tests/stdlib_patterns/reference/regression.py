@@ -5,20 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+States = tuple[Tensor, Tensor, Tensor]
 
-def regression_so_far(
-    q: Tensor, k: Tensor, v: Tensor, *, beta: Tensor, ridge: float = 1, gamma: float = 1
-) -> tuple[None, Tensor]:
+
+def regression_at_test_time(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    beta: Tensor,
+    ridge: float = 1,
+    gamma: float = 1,
+    scale: float = 1,
+) -> tuple[Tensor, States]:
     """Wang et al. 2025: of the weighted squares Σ_s gamma^(t-s) beta_s |v_s - M k_s|² + gamma^t ridge |M|² the least.
 
-    q, k (B, H, N, dk), v (B, H, N, dv), beta (B, N, H) → out (B, H, N, dv), M_t q_t. The first token has t = 1.
+    q, k (B, H, N, dk), v (B, H, N, dv), beta (B, N, H) → out (B, H, N, dv), M_t q_t; the first token has t = 1. Then the
+    inverse of the last matrix solved with (B, H, dk, dk), 1 (B, H), and the last M (B, H, dk, dv). Not scaled.
     """
-    n, weights, rows = q.shape[2], beta.transpose(1, 2), []
-    for t in range(1, n + 1):
+    weights, rows, eye = beta.transpose(1, 2), [], torch.eye(k.shape[3], dtype=q.dtype)
+    inverse = torch.zeros(*q.shape[:2], k.shape[3], k.shape[3], dtype=q.dtype)
+    slope = torch.zeros(*q.shape[:2], k.shape[3], v.shape[3], dtype=q.dtype)
+    for t in range(1, q.shape[2] + 1):
         ages = torch.arange(t - 1, -1, -1, dtype=q.dtype)
         w = (gamma**ages * weights[:, :, :t])[..., None]
         keys, values = k[:, :, :t], v[:, :, :t]
-        covariance = keys.transpose(2, 3) @ (w * keys) + gamma**t * ridge * torch.eye(k.shape[3], dtype=q.dtype)
+        covariance = keys.transpose(2, 3) @ (w * keys) + gamma**t * ridge * eye
+        inverse = torch.linalg.inv(covariance)
         slope = torch.linalg.solve(covariance, keys.transpose(2, 3) @ (w * values))
         rows.append(q[:, :, t - 1 : t] @ slope)
-    return None, torch.cat(rows, 2)
+    out = torch.cat(rows, 2) if rows else q.new_zeros(*q.shape[:3], v.shape[3])
+    return out, (inverse, torch.full(q.shape[:2], float(bool(rows)), dtype=q.dtype), slope)
