@@ -13,6 +13,7 @@ from torch import Tensor
 import weight_references as truth
 from attnc import Attention, compile_attention
 from attnc.runtime.accuracy import TIMES, UNITS
+from reference.combiner import combiner_axial, combiner_log_sparse, combiner_mixture
 from score_calls import assert_equals, distance, leaf, real
 
 Inputs = Mapping[str, Tensor]
@@ -100,6 +101,11 @@ def _differential(q: Tensor, k: Tensor, v: Tensor, *, lambda_: Tensor, init: flo
 
 def _combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) -> Tensor:
     return truth.combiner(q, k, v, scale=scale, segment=segment)[0]
+
+
+def _second(reference: Callable[..., tuple[None, Tensor]]) -> Dense:
+    """Of a reference that gives what is seen, too, its output."""
+    return lambda *args, **given: reference(*args, **given)[1]
 
 
 LINES = [square(1), square(2), square(23), square(40, heads=3, kv_heads=3, batch=1)]
@@ -194,6 +200,18 @@ SYSTEMS = [
     System("local_linear", scaled(truth.local_linear, ridge=0.5), [square(9, dk=3, dv=7)], {"ridge": 0.5}, half=False),
     System("combiner", scaled(_combiner, segment=4), [*LINES, WIDE], {"segment": 4}),
     System("combiner", scaled(_combiner, segment=7), [square(40)], {"segment": 7}),
+    *(
+        System("combiner_axial", scaled(_second(combiner_axial), width=w), [square(n), square(2 * w)], {"width": w})
+        for n, w in ((20, 5), (21, 7), (9, 1), (5, 5))
+    ),
+    *(
+        System("combiner_mixture", scaled(_second(combiner_mixture), width=w), [square(n)], {"width": w})
+        for n, w in ((20, 5), (21, 7), (3, 1), (5, 5))
+    ),
+    *(
+        System("combiner_log_sparse", scaled(_second(combiner_log_sparse), levels=levels), shapes, {"levels": levels})
+        for levels, shapes in ((6, [*LINES, WIDE]), (4, [square(16), square(13)]))
+    ),
     System("monarch", scaled(truth.monarch, rows=4, cols=6), grids(4, 6), {"rows": 4, "cols": 6}),
     System("monarch", scaled(truth.monarch, rows=1, cols=5), grids(1, 5), {"rows": 1, "cols": 5}),
     *(

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from routing_references import by_query_head
-from score_references import products, scale_of, weighted
+from score_references import products, weighted
 from weight_references import first_largest
 
 Output = tuple[None, Tensor]
 
 
-def combiner_axial(q: Tensor, k: Tensor, v: Tensor, *, width: int) -> Output:
+def combiner_axial(q: Tensor, k: Tensor, v: Tensor, *, scale: float, width: int) -> Output:
     """Rows of `width` tokens; a row's summary for a column is what its token there attends to in that whole row."""
     n, k, v = q.shape[2], by_query_head(k, q.shape[1]), by_query_head(v, q.shape[1])
     row, column = torch.arange(n) // width, torch.arange(n) % width
-    score = scale_of(q) * products(q, k)
+    score = scale * products(q, k)
     same = row == row[:, None]
     summary, _ = weighted(score, same.expand(score.shape), v)
     own = same & (column <= column[:, None])
@@ -29,13 +29,13 @@ def combiner_axial(q: Tensor, k: Tensor, v: Tensor, *, width: int) -> Output:
     return None, weighted(torch.cat([score, score], -1), visible, torch.cat([v, summary], 2))[0]
 
 
-def span_summary(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def span_summary(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The key and the value (B, H, 1, ·) of a span: its largest keys, and what its largest queries attend to in it."""
     probe = first_largest(q)
-    return first_largest(k), torch.softmax(scale_of(q) * products(probe, k), -1) @ v
+    return first_largest(k), torch.softmax(scale * products(probe, k), -1) @ v
 
 
-def combiner_log_sparse(q: Tensor, k: Tensor, v: Tensor, *, levels: int) -> Output:
+def combiner_log_sparse(q: Tensor, k: Tensor, v: Tensor, *, scale: float, levels: int) -> Output:
     """The past of token i is cut by the ones in the binary number i, the largest span first; one token is itself."""
     k, v, rows = by_query_head(k, q.shape[1]), by_query_head(v, q.shape[1]), []
     for i in range(q.shape[2]):
@@ -43,16 +43,16 @@ def combiner_log_sparse(q: Tensor, k: Tensor, v: Tensor, *, levels: int) -> Outp
         for level in reversed(range(levels)):
             if i >> level & 1:
                 span = slice(start, start + (1 << level))
-                key, value = span_summary(q[:, :, span], k[:, :, span], v[:, :, span])
+                key, value = span_summary(q[:, :, span], k[:, :, span], v[:, :, span], scale)
                 keys.append(key)
                 values.append(value)
                 start = span.stop
-        score = scale_of(q) * products(q[:, :, i : i + 1], torch.cat(keys, 2))
+        score = scale * products(q[:, :, i : i + 1], torch.cat(keys, 2))
         rows.append(torch.softmax(score, -1) @ torch.cat(values, 2))
     return None, torch.cat(rows, 2)
 
 
-def combiner_mixture(q: Tensor, k: Tensor, v: Tensor, *, width: int) -> Output:
+def combiner_mixture(q: Tensor, k: Tensor, v: Tensor, *, scale: float, width: int) -> Output:
     """Token (y, x) sees its row up to itself and its column, tops of other columns, and both sides of earlier rows.
 
     A span's probe is the largest of its queries; to the sides the spans are those left and right of x.
@@ -68,9 +68,9 @@ def combiner_mixture(q: Tensor, k: Tensor, v: Tensor, *, width: int) -> Output:
             spans += [tuple(g[:, :, r, :x] for g in grids) for r in range(y) if x]
             spans += [tuple(g[:, :, r, x + 1 :] for g in grids) for r in range(y) if x + 1 < width]
             for span in spans:
-                key, value = span_summary(*span)
+                key, value = span_summary(*span, scale)
                 keys.append(key)
                 values.append(value)
-            score = scale_of(q) * products(grids[0][:, :, y, x : x + 1], torch.cat(keys, 2))
+            score = scale * products(grids[0][:, :, y, x : x + 1], torch.cat(keys, 2))
             rows.append(torch.softmax(score, -1) @ torch.cat(values, 2))
     return None, torch.cat(rows, 2)
