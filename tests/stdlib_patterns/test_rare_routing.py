@@ -288,3 +288,22 @@ def test_what_is_not_served(name: str) -> None:
     (q, k, v), inputs = case.drawn()
     with pytest.raises(UnsupportedError, match=name):
         case.compiled().decode(q[:, :, -1:], k, v, kv_len=case.n_k, **inputs)
+
+
+@pytest.mark.parametrize("name", sorted({*BY_NAME} - {"superlinear"}))
+def test_it_is_simulated_as_it_is_set(name: str) -> None:
+    """With its defaults; of branches for each place that a row chose nothing is said yet."""
+    attend = compile_attention(name)
+    case = next(case for case in CASES if case.name == name)
+    own = {"rectified": beside(128)(1024, 1024), "flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
+    inputs = own.get(name) or case.inputs(1024, 1024)
+    found = attend.simulate(1024, heads=HEADS, kv_heads=KV_HEADS, head_dim=64, device="cpu", batch=2, **inputs)
+    assert found.rungs[0].name == "element"
+    assert found.predicted_ms > 0
+
+
+def test_what_is_read_span_by_span_is_not_simulated() -> None:
+    with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* not simulated yet"):
+        compile_attention("superlinear").simulate(
+            1024, heads=4, head_dim=64, device="cpu", search=torch.zeros(1, 4, 1024, 64)
+        )

@@ -120,6 +120,8 @@ GRID = {"frames": 4, "height": 32, "width": 64}
 NEEDED: dict[str, dict[str, Any]] = {
     "biformer": {"height": 8, "width": 8},
     "combiner": {"segment": 64},
+    "combiner_axial": {"width": 64},
+    "combiner_mixture": {"width": 64},
     "davit_window": {"height": 8, "width": 8},
     "freeswim": GRID,
     "halo": {"height": 8, "width": 8},
