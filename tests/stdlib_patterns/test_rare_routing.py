@@ -145,7 +145,8 @@ def test_output_and_gradients_in_single_precision(case: Case) -> None:
     (q, k, v), inputs = case.drawn()
     exact = leaves_of([q, k, v], {name: x for name, x in inputs.items() if name not in FIXED})
     wanted = case.reference(q, k, v, inputs)[1]
-    attend, given = case.compiled(), {name: _single(x) for name, x in inputs.items()}
+    attend = case.compiled()
+    given: Inputs = {name: _single(x) for name, x in inputs.items()}
     near = [_single(x) for x in (q, k, v)]
     found = attend(near[0], near[1], near[2], **given)
     weights = torch.randn(wanted.shape, dtype=torch.float64)
@@ -250,7 +251,10 @@ def test_a_module_learns_the_filter() -> None:
 def test_a_key_merged_twice_is_two_keys() -> None:
     q, k, v = real(1, 2, 5, DK), real(1, 2, 9, DK), real(1, 2, 9, 3)
     times = torch.tensor([1, 2, 1, 3, 1, 1, 2, 1, 1])
-    alone = {"qbucket": torch.zeros(1, 2, 5, dtype=torch.long), "kbucket": torch.zeros(1, 2, 9, dtype=torch.long)}
+    alone: Inputs = {
+        "qbucket": torch.zeros(1, 2, 5, dtype=torch.long),
+        "kbucket": torch.zeros(1, 2, 9, dtype=torch.long),
+    }
     found = compile_attention("temp_cache")(q, k, v, merged=times.expand(1, 2, 9), **alone)
     many = [x.repeat_interleave(times, 2) for x in (k, v)]
     torch.testing.assert_close(found, compile_attention("full")(q, *many))

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc import compile_attention
 from reference.regression import regression_at_test_time
 
-CASES: list[tuple[int, dict[str, float]]] = [
+CASES: list[tuple[int, dict[str, Any]]] = [
     (37, {"ridge": 1, "gamma": 1}),
     (45, {"ridge": 0.25, "gamma": 0.9}),
     (9, {"ridge": 3, "gamma": 0.5}),
@@ -33,7 +33,7 @@ def drawn(n: int, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", SMALL, ids=str)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize(("n", "params"), CASES)
-def test_output_states_and_gradients(n: int, params: dict[str, float], backend: Any, dtype: torch.dtype) -> None:
+def test_output_states_and_gradients(n: int, params: dict[str, Any], backend: Any, dtype: torch.dtype) -> None:
     leaves = drawn(n, dtype)
     q, k, v, beta = leaves
     attend = compile_attention("test_time_regression", backend=backend, **params)

@@ -21,7 +21,7 @@ from reference.ssa_random import ssa_random
 from reference.superlinear import superlinear
 from reference.temp_cache import temp_cache
 
-BY_NAME = {
+BY_NAME: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "flash_moba": flash_moba,
     "flux": flux,
     "mminference_boundary": mminference_boundary,
@@ -33,7 +33,11 @@ BY_NAME = {
 }
 """Those with a file of their own."""
 
-REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES, **BY_NAME}
+REFERENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    **routing_references.REFERENCES,
+    **cluster_references.REFERENCES,
+    **BY_NAME,
+}
 
 HEADS, KV_HEADS, DK, DV = 4, 2, 5, 3
 Inputs = dict[str, Any]

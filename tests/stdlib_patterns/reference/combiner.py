@@ -58,17 +58,17 @@ def combiner_mixture(q: Tensor, k: Tensor, v: Tensor, *, scale: float, width: in
     A span's probe is the largest of its queries; to the sides the spans are those left and right of x.
     """
     k, v = by_query_head(k, q.shape[1]), by_query_head(v, q.shape[1])
-    grids = [x.unflatten(2, (-1, width)) for x in (q, k, v)]
+    grids = [x.reshape(*x.shape[:2], -1, width, x.shape[3]) for x in (q, k, v)]
     rows = []
     for y in range(grids[0].shape[2]):
         for x in range(width):
             keys = [grids[1][:, :, y, : x + 1], grids[1][:, :, :y, x]]
             values = [grids[2][:, :, y, : x + 1], grids[2][:, :, :y, x]]
-            spans = [tuple(g[:, :, :y, c] for g in grids) for c in range(width) if c != x and y]
-            spans += [tuple(g[:, :, r, :x] for g in grids) for r in range(y) if x]
-            spans += [tuple(g[:, :, r, x + 1 :] for g in grids) for r in range(y) if x + 1 < width]
-            for span in spans:
-                key, value = span_summary(*span, scale)
+            spans = [[g[:, :, :y, c] for g in grids] for c in range(width) if c != x and y]
+            spans += [[g[:, :, r, :x] for g in grids] for r in range(y) if x]
+            spans += [[g[:, :, r, x + 1 :] for g in grids] for r in range(y) if x + 1 < width]
+            for probes, span_k, span_v in spans:
+                key, value = span_summary(probes, span_k, span_v, scale)
                 keys.append(key)
                 values.append(value)
             score = scale * products(grids[0][:, :, y, x : x + 1], torch.cat(keys, 2))

@@ -29,7 +29,7 @@ def gainful_blocks(q: Tensor, k: Tensor, block: int) -> Tensor:
     """Pairs of blocks (B, H, rows, cols) whose mean score is larger than what pooling is estimated to err by."""
 
     def parts(x: Tensor) -> tuple[Tensor, Tensor]:
-        pieces = x.split(block, 2)
+        pieces = torch.split(x, block, 2)
         mean = torch.stack([piece.mean(2) for piece in pieces], 2)
         spread = torch.stack([(piece - piece.mean(2, keepdim=True)).abs().mean(2) for piece in pieces], 2)
         return mean, spread
