@@ -28,6 +28,8 @@ CHECK_MS, IMPORT_MS = 50.0, 300.0
 
 NEEDED: dict[str, dict[str, object]] = {
     "combiner": {"segment": 64},
+    "combiner_axial": {"width": 64},
+    "combiner_mixture": {"width": 64},
     "davit_window": {"height": 8, "width": 8},
     "freeswim": {"frames": 4, "height": 32, "width": 64},
     "halo": {"height": 8, "width": 8},

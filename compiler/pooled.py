@@ -1,4 +1,4 @@
-"""Keys that are units of tokens, with one vector and one value each, whatever the query."""
+"""Keys that are made of tokens, units of them say, with one vector and one value each, whatever the query."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from attnc.compiler import ir
 from attnc.compiler.heads import heads_read
-from attnc.compiler.values import is_plain, reads, vector
+from attnc.compiler.values import is_plain, is_scored, reads, vector
 
 
 class PooledKeys(NamedTuple):
@@ -28,9 +28,9 @@ def is_plain_or_pooled(node: ir.Attend) -> bool:
 
 
 def pooled_keys(node: ir.Attend) -> PooledKeys | None:
-    """The keys of an attention, where that is what they are."""
+    """The keys of an attention, where that is what they are: units and the like, or tokens that read other tokens."""
     softmax = isinstance(node.weights, ir.Softmax) and node.weights.extra is None
-    if node.keys is None or not softmax or node.stack is not None or node.family is not None:
+    if not softmax or node.stack is not None or node.family is not None or is_scored(node):
         return None
     score, more = _apart(node.score)
     match score:

@@ -96,11 +96,33 @@ def _centroids(count: int) -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
+def _pictures() -> dict[str, Tensor]:
+    """Words, two pictures with words between them, words: which tokens are of a picture, and how many up to each."""
+    at = torch.arange(LENGTH)
+    vision = ((at >= 8) & (at < 28) | (at >= 36) & (at < 56))[None]
+    return {"vision": vision, "visuals": vision.cumsum(1)}
+
+
+def _predicted(n: int) -> dict[str, Tensor]:
+    """Shares of a basis for each query, and the basis by key."""
+    draw = torch.Generator().manual_seed(0)
+    shares = torch.randn((1, 1, n, 4), generator=draw, dtype=torch.float64).softmax(-1)
+    return {"coef": shares, "basis": torch.randn((n, 4), generator=draw, dtype=torch.float64)}
+
+
+def _noisy(n: int) -> Tensor:
+    """Places of tokens, with noise on them."""
+    return (torch.arange(n) + 6 * torch.randn(n, generator=torch.Generator().manual_seed(0)))[None]
+
+
 DRAWN: dict[str, Picture] = {
     "bigbird": Picture({"block": 4}, inputs={"random": _random_blocks(1, 16, 2)}),
     "block_diffusion": Picture({"block": 4}),
     "blocked": Picture({"block": 16}, queries=60),
     "combiner": Picture({"segment": 8}),
+    "combiner_axial": Picture({"width": 8}),
+    "combiner_log_sparse": Picture({"levels": 6}),
+    "combiner_mixture": Picture({"width": 8}),
     "davit_window": Picture({"height": 8, "width": 8, "window": 4}),
     "dilated_window": Picture({"window": 8, "dilation": 3}),
     "freeswim": Picture({"frames": 2, "height": 5, "width": 8, "reach": [1, 2]}, queries=80),
@@ -141,18 +163,28 @@ DRAWN: dict[str, Picture] = {
     "biformer": Picture({"height": 8, "width": 8, "regions": 4, "topk": 3}),
     "deepseek_sparse": Picture({"topk": 12}, inputs=_indexer(LENGTH)),
     "dynamic_mask": Picture({"keys_kept": 12}),
+    "flash_moba": Picture({"block": 4, "topk": 3}, inputs={"filter": torch.full((1, 3, 16), 0.3)}),
+    "flux": Picture({"sinks": 4, "window": 12, "block": 4}, inputs={"full": torch.tensor([False])}),
     "hyper_attention": Picture(
         {"block": 8}, inputs={**_clusters(hq=9, hk=9), "sample": torch.arange(0, 64, 8).reshape(1, 1, 8)}
     ),
     "minference_blocks": Picture({"block": 8, "topk": 3}),
     "minference_vertical_slash": Picture({"columns": 6, "slashes": 50, "block": 4, "probe": 8}, queries=160),
+    "mminference_boundary": Picture({"window": [6, 8, 1, 12], "sinks": [1, 4, 0, 0]}, inputs=_pictures()),
     "moba": Picture({"block": 8, "topk": 3}),
+    "rectified": Picture({"block": 8, "drop": 0.7}, inputs={"neighbour": torch.eye(8, dtype=torch.bool)}),
     "recycled": Picture(inputs={"cached": torch.tensor([[[1, 4, 7, 20, 21, 30]]]), "since": torch.tensor([40])}),
     "routing_transformer": Picture({"size": 20}, inputs=_centroids(4)),
     "seer": Picture({"block": 8, "threshold": 0.3, "dense_rows": 1}, inputs=_gates(8)),
     "seer_decode": Picture({"block": 8, "budget": 16}),
+    "sparsifiner": Picture(inputs=_predicted(LENGTH)),
+    "ssa_random": Picture({"window": 16}, inputs={"place": _noisy(LENGTH)}),
+    "superlinear": Picture({"near": 1, "topk": 2, "back": 0.5}),
     "sparse_d": Picture({"block": 8}, inputs=_map(8)),
     "svg2": Picture({"p": 0.5, "query_clusters": 6, "key_clusters": 8}, inputs=_clusters(qc=6, kc=8)),
+    "temp_cache": Picture(
+        inputs={**_clusters(qbucket=4, kbucket=4), "merged": torch.ones(1, 1, LENGTH, dtype=torch.long)}
+    ),
     "token_sparse": Picture({"window": 8, "pool": 3, "tau": 0.4}),
     "vmoba": Picture({"frames": 4, "height": 4, "width": 4, "chunk": [1, 2, 2], "topk": 2, "layer": 2}),
     "xattention": Picture({"block": 8, "stride": 4, "p": 0.5}),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Pattern
+from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.planning.build_plan import CallShape, conditions
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 
 
-def check_requirements(pattern: Pattern, sizes: CallShape) -> None:
-    """Raise SpecError (A805) for the first requirement that this call's sizes and heads break."""
+def check_requirements(pattern: Pattern, shape: CallShape) -> None:
+    """Raise SpecError (A805) for the first requirement that this call's sizes and heads break.
+
+    They are of the call's tokens, also where a branch has other keys.
+    """
+    sizes = replace(shape, n_k=shape.sizes.get(TOKENS, shape.n_k), shift=None)
     for condition, span in pattern.requirements:
         for local in conditions(pattern, sizes, condition):
             if not exact.mask(local, (0, 1), (0, 1), pattern.origins).all():

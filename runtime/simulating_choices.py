@@ -15,6 +15,7 @@ from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places, single_keys
 from attnc.compiler.planning.plan import Plan, TileCounts, joined
+from attnc.compiler.pooled import pooled_keys
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.choices import Taking, all_taken, expected_choice
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
@@ -151,7 +152,8 @@ def _attention(
     `at_once`: scores of a block of rows.
     """
     apart = any(other.family is not None for other in pattern.nodes)
-    if pattern.documents is not None or not is_scored(node) or apart or tokens_of(node) is not None:
+    of_tokens = is_scored(node) or (node.keys is None and pooled_keys(node) is not None)
+    if pattern.documents is not None or not of_tokens or apart or tokens_of(node) is not None:
         raise UnsupportedError(
             f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that each row chooses for "
             f"itself, which is not simulated yet; measure it, or look at what may be chosen with `attend.plan(…)`"

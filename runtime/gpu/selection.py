@@ -21,6 +21,8 @@ from attnc.spec.meaning.bind import bind
 
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "combiner": {"segment": 64},
+    "combiner_axial": {"width": 32},
+    "combiner_mixture": {"width": 32},
     "davit_window": {"height": 24, "width": 32},
     "freeswim": {"frames": 4, "height": 12, "width": 16, "reach": [2, 3]},
     "halo": {"height": 24, "width": 32},

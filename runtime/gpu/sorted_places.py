@@ -65,6 +65,8 @@ class Numbering:
                 return value + 1
             case ir.Extent(name=name):
                 return self._extent(name) + 1
+            case ir.Place(name=name) if name == "k" or self.shift >= 0:
+                return self.sizes.n_k if name == "k" else self.sizes.n_q + self.shift
             case ir.Arith(op="mod", operands=(_, divisor)):
                 return self.bound(divisor) - 1
             case ir.Arith(op="floordiv", operands=(inner, divisor)):

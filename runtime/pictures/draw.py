@@ -111,7 +111,8 @@ def drawn_case(attention: Shown, n_q: int, n_k: int, inputs: Mapping[str, object
     heads = max(head_count(bound) or 1, head + 1)
     chooses = bool(attention.pattern.selections)
     names = None if chooses else attention.relation_inputs
-    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, names=names)
+    sizes = {"dk": WIDTH, "dv": WIDTH}
+    examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, sizes=sizes, names=names)
     given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
     if chooses:
         given |= _vectors(heads, n_q, n_k)

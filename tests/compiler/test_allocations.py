@@ -23,6 +23,8 @@ VIDEO: dict[str, Any] = {"frames": 16, "height": 64, "width": 64}
 GRID: dict[str, Any] = {"height": 256, "width": 256}
 CASES: dict[str, tuple[dict[str, Any], int, int]] = {
     "combiner": ({"segment": 8192}, LENGTH, 2),
+    "combiner_axial": ({"width": 256}, LENGTH, 1),
+    "combiner_mixture": ({"width": 256}, LENGTH, 1),
     "davit_window": (GRID, LENGTH, 1),
     "halo": (GRID, LENGTH, 1),
     "hierarchical": ({"group": 256}, LENGTH, 2),

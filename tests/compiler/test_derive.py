@@ -77,6 +77,7 @@ LIBRARY = {
     "rwkv6": ["a decay of each row"],
     "s5": ["entry by entry"],
     "rwkv7": ["a decay of each row, a correction of rank one of the old state"],
+    "test_time_regression": "`S` has other axes than `P`",
     "titans_linear": ["states that read each other, a correction of rank one"],
     "yaad_linear": "`min` of a state",
 }

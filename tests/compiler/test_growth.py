@@ -74,6 +74,7 @@ LAWS = {
 GRIDS = {
     *("davit_window", "freeswim", "halo", "lingen_temporal", "monarch", "monarch_rt", "neighborhood_2d"),
     *("neighborhood_3d", "radial", "sliding_tile", "svg", "videofactory", "combiner", "hierarchical", "longformer"),
+    *("combiner_axial", "combiner_log_sparse", "combiner_mixture"),
 }
 """Grids, which have no length, and patterns of other keys than tokens, or that need a list or input."""
 

@@ -31,7 +31,18 @@ def no_gradients() -> Any:
 
 # --- the library -----------------------------------------------------------------------------------------------------
 
-REFUSED = {"autoformer_lags", "combiner", "hierarchical", "monarch", "monarch_rt"}
+REFUSED = {
+    *(
+        "autoformer_lags",
+        "combiner",
+        "combiner_axial",
+        "combiner_log_sparse",
+        "combiner_mixture",
+        "hierarchical",
+        "monarch",
+    ),
+    "monarch_rt",
+}
 """Rows that read other rows' queries."""
 
 ELSEWHERE = {"attention_residual", "davit_channel", "davit_window", "halo", "landmark"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc import UnsupportedError, compile_attention
+from attnc import SpecError, UnsupportedError, compile_attention
 from branch_calls import both, operands, positions, scores, softmax, wide
 from cases.case import leaf, real
 
@@ -140,6 +140,25 @@ def test_masks_of_padded_grids_and_of_units_are_of_tokens() -> None:
     own = (n <= n[:, None]) & (n // 6 == n[:, None] // 6)
     past = n // 6 < n[:, None] // 6
     assert torch.equal(combiner.mask(20), own | past)
+
+
+def test_a_requirement_is_of_the_tokens_of_a_call() -> None:
+    """Also where a branch has fewer keys than there are tokens."""
+    text = """pattern few
+    require queries == keys and keys <= 12
+    branch near
+        visible k <= q
+    branch pooled
+        over    b in 0 .. keys // 4
+        score   dot(q, k[4 * b])
+        value   v[4 * b]
+    combine near + pooled
+"""
+    attend = compile_attention(text)
+    q, k, v = (torch.randn(1, 2, 12, 4) for _ in range(3))
+    torch.testing.assert_close(attend(q, k, v), attend.reference(q, k, v))
+    with pytest.raises(SpecError, match="A805"):
+        attend(*(torch.randn(1, 2, 16, 4) for _ in range(3)))
 
 
 def test_keys_that_are_no_tokens_have_no_mask() -> None:

@@ -87,6 +87,7 @@ CLASSES = {
     "rwkv6": "vec rwkv6",
     "rwkv7": "vec rank1",
     "spatial_mamba": "vec",
+    "test_time_regression": "delta",
     "titans_linear": "scal delta",
     "yaad_linear": "scal delta",
 }
@@ -99,6 +100,7 @@ AS_THE_LOOP = {
     "mesa": "a system solved for each token",
     "mhs_vm": "as mamba1",
     "spatial_mamba": "as mamba1",
+    "test_time_regression": "an inverse that is carried on from token to token",
     "titans_linear": "two states, of which one is a sum of the other",
     "yaad_linear": "not linear in its state",
 }

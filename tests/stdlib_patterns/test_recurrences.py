@@ -14,7 +14,7 @@ from attnc.spec.meaning.evaluate import Evaluator
 from cases.recurrences import GRIDS, Recurrent, joined
 
 NAMES = recurrence_names()
-BY_TOKEN = {"yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"}
+BY_TOKEN = {"test_time_regression", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"}
 """Those that run token by token: what is not linear."""
 
 

@@ -34,7 +34,7 @@ def executor(attend: Attention, name: str) -> Dense:
 @pytest.mark.parametrize("system", SYSTEMS, ids=repr)
 def test_the_language_means_the_definition(system: System) -> None:
     """The evaluator, which computes a row at a time from the text."""
-    fixed = {"height", "rows", "frames"} & set(system.params)
+    fixed = {"height", "rows", "frames", "width"} & set(system.params)
     shape = system.shapes[-1] if fixed else min(system.shapes, key=lambda s: abs(s.n_k - 12))
     if shape.n_k > 30 and not fixed:
         shape = square(12)
@@ -64,7 +64,7 @@ def small(system: System) -> Shape:
     """A shape for finite differences."""
     shape = min(system.shapes, key=lambda s: (s.n_k < 4, s.n_k))
     n_q, n_k = (min(shape.n_q, 6), min(shape.n_k, 6)) if "height" not in system.params else (shape.n_q, shape.n_k)
-    n_q, n_k = (shape.n_q, shape.n_k) if "rows" in system.params else (n_q, n_k)
+    n_q, n_k = (shape.n_q, shape.n_k) if {"rows", "width"} & set(system.params) else (n_q, n_k)
     return SMALL.get(system.name, Shape(n_q, n_k, shape.heads, shape.kv_heads, 1, 2, 2))
 
 

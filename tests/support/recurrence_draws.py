@@ -40,6 +40,7 @@ INPUTS: dict[str, dict[str, str | int]] = {
     "gated_delta_product": {"g": "gate BTH", "beta": "fraction BTHn", "ks": "unit BTHnk", "vs": "normal BTHnv"},
     "rwkv7": {"w": "fraction BTHk", "a": "minus_unit BTHk", "b": "fraction BTHk", "r_k": "normal Hk"},
     "mesa": {"g": "gate BTH", "beta": "fraction BTH", "ridge": "positive Hk"},
+    "test_time_regression": {"beta": "fraction BTH"},
     "titans_linear": {"rate": "fraction BTH", "hold": "fraction BTH", "forget": "fraction BTH", "chunk": 3},
     "yaad_linear": {"rate": "fraction BTH", "hold": "fraction BTH", "delta": "positive BTH"},
     "moneta_linear": {"rate": "fraction BTH", "hold": "fraction BTH"},
@@ -70,7 +71,7 @@ GRIDS = {
     "lingen_ma": ("frames", "height", "width"),
 }
 UNIT_KEYS = (
-    *("delta_net", "gated_delta_net", "kimi_delta", "comba", "gated_delta_product", "mesa"),
+    *("delta_net", "gated_delta_net", "kimi_delta", "comba", "gated_delta_product", "mesa", "test_time_regression"),
     *("titans_linear", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"),
 )
 

@@ -142,6 +142,7 @@ SYSTEMS: Mapping[str, System] = {
     "rwkv6": System(BY_ROW),
     "rwkv7": System(as_factor("w", "BTHk"), ("w",)),
     "spatial_mamba": System(as_step_size, ("dt", "A"), states=(), continued=False),
+    "test_time_regression": System(None, (), (("P", "kk"), ("n", ""), ("S", "kv"))),
     "titans_linear": System(of_titans, ("hold", "forget"), (("M", "kv"), ("P", "kv"))),
     "yaad_linear": System(as_factor("hold", "BTH"), ("hold",), (("M", "kv"),)),
 }
@@ -234,6 +235,12 @@ def _make_sound(name: str, tensors: Tensors) -> None:
     if name == "mesa":
         x = tensors["state A"]
         tensors["state A"] = x @ x.mT / x.shape[-1]
+    if name == "test_time_regression":
+        x = tensors["state P"]
+        tensors["state P"], tensors["state n"] = (
+            x @ x.mT / x.shape[-1] + torch.eye(len(x[0, 0])),
+            torch.ones_like(tensors["state n"]),
+        )
     if name == "lightnet":
         tensors["state z"] = torch.zeros_like(tensors["state z"])
     if name == "aaren":
@@ -293,10 +300,11 @@ def arguments(case: Case, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any]
 
 
 def symmetric(case: Case, tensors: Mapping[str, Tensor]) -> Tensors:
-    """As Mesa's A always is: conjugate gradients see nothing else of it."""
+    """As Mesa's A always is, and the inverse of such a matrix: conjugate gradients see nothing else of it."""
     given = dict(tensors)
-    if case.name == "mesa" and "state A" in given:
-        given["state A"] = (given["state A"] + given["state A"].mT) / 2
+    for state in {"mesa": ["state A"], "test_time_regression": ["state P"]}.get(case.name, []):
+        if state in given:
+            given[state] = (given[state] + given[state].mT) / 2
     return given
 
 

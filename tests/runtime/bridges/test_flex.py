@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
-import static_masks as truth
 from attnc import ArgumentError, ArgumentTypeError, UnsupportedError, compile_attention
 from library_calls import SMALL, LibraryCall, library_call
+from reference import masks as truth
 
 MASKED = (
     *("bigbird", "block_diffusion", "blocked", "causal", "dilated_window", "document", "freeswim", "full"),
@@ -95,7 +95,7 @@ def test_refusals(names: tuple[str, ...], message: str) -> None:
 
 
 def test_against_masks_counted_out() -> None:
-    """Not by our own masks: by those that tests/support/static_masks.py counts out from the papers."""
+    """Not by our own masks: by those that tests/stdlib_patterns/reference/masks.py counts out from the papers."""
     cases: list[tuple[str, Mapping[str, Any], Any]] = [
         ("dilated_window", {"window": 5, "dilation": 3}, truth.dilated_window(61, 5, 3)),
         ("strided", {"stride": 7, "local": 4}, truth.strided(61, 7, 4)),

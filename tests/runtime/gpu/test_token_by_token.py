@@ -187,7 +187,8 @@ WITHOUT = {
 }
 LIBRARY = (
     *("aaren", "comba", "delta_net", "gated_delta_net", "gated_delta_product", "gla", "gsa", "hgrn2", "kimi_delta"),
-    *("lightnet", "mamba1", "mamba2_ssd", "retention", "rwkv6", "rwkv7", "titans_linear", "yaad_linear"),
+    *("lightnet", "mamba1", "mamba2_ssd", "retention", "rwkv6", "rwkv7", "test_time_regression", "titans_linear"),
+    "yaad_linear",
 )
 
 

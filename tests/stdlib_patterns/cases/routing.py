@@ -13,9 +13,29 @@ from attnc import Attention, compile_attention
 from cases.case import Case, Parts, Shape, Tensors, inputs_of, real
 from reference import clusters, routing
 from reference.attention import positions
+from reference.flash_moba import flash_moba
+from reference.flux import flux
+from reference.mminference_boundary import mminference_boundary
+from reference.rectified import rectified
 from reference.routing import blocks_of, hybrid_forcing_frames
+from reference.sparsifiner import sparsifiner
+from reference.ssa_random import ssa_random
+from reference.superlinear import superlinear
+from reference.temp_cache import temp_cache
 
-REFERENCES = {**routing.REFERENCES, **clusters.REFERENCES}
+BY_NAME: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "flash_moba": flash_moba,
+    "flux": flux,
+    "mminference_boundary": mminference_boundary,
+    "rectified": rectified,
+    "sparsifiner": sparsifiner,
+    "ssa_random": ssa_random,
+    "superlinear": superlinear,
+    "temp_cache": temp_cache,
+}
+"""Those with a file of their own."""
+
+REFERENCES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {**routing.REFERENCES, **clusters.REFERENCES, **BY_NAME}
 
 HEADS, KV_HEADS, DK, DV = 4, 2, 5, 3
 Inputs = dict[str, Any]
@@ -182,7 +202,7 @@ def seen_too(name: str, case: Routed, operands: Tensors) -> Tensor:
 
 
 OF_BRANCHES = ("native_sparse", "vsa")
-BY_INPUTS = ("sparse_d", "recycled")
+BY_INPUTS = ("sparse_d", "recycled", "flux", "temp_cache", "mminference_boundary")
 """Those whose choice the caller made before."""
 
 

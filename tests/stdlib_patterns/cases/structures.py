@@ -14,6 +14,7 @@ from cases.case import Shape, Tensors, real
 from cases.scores import CAUSAL, FULL
 from cases.system import FEWER, LINES, WIDE, Mask, System, rows, scaled, square, unscaled
 from reference import grids, masks, structures
+from reference.combiner import combiner_axial, combiner_log_sparse, combiner_mixture
 
 # --- tokens in a line -------------------------------------------------------------------------------------------------
 
@@ -33,6 +34,22 @@ def _combiner(q: Tensor, k: Tensor, v: Tensor, *, scale: float, segment: int) ->
 def combiner(segment: int, shapes: list[Shape]) -> System:
     params = {"segment": segment}
     return System("combiner", scaled(_combiner, **params), shapes, params, mask=CAUSAL)
+
+
+def _second(reference: Callable[..., tuple[None, Tensor]]) -> Callable[..., Tensor]:
+    """Of a reference that gives what is seen, too, its output."""
+    return lambda *args, **given: reference(*args, **given)[1]
+
+
+def axial(name: str, reference: Callable[..., tuple[None, Tensor]], width: int, *tokens: int) -> System:
+    params = {"width": width}
+    return System(name, scaled(_second(reference), **params), list(map(square, tokens)), params, mask=CAUSAL)
+
+
+def log_sparse(levels: int, shapes: list[Shape]) -> System:
+    params = {"levels": levels}
+    dense = scaled(_second(combiner_log_sparse), **params)
+    return System("combiner_log_sparse", dense, shapes, params, mask=CAUSAL)
 
 
 def longformer(window: int, dilation: list[int]) -> System:
@@ -77,6 +94,10 @@ IN_LINE = [
     System("davit_channel", scaled(structures.davit_channel), [square(1), square(20), square(33, dk=3, dv=3)]),
     combiner(4, [*LINES, WIDE]),
     combiner(7, [square(40)]),
+    *(axial("combiner_axial", combiner_axial, w, n, 2 * w) for n, w in ((20, 5), (21, 7), (9, 1), (5, 5))),
+    *(axial("combiner_mixture", combiner_mixture, w, n) for n, w in ((20, 5), (21, 7), (3, 1), (5, 5))),
+    log_sparse(6, [*LINES, WIDE]),
+    log_sparse(4, [square(16), square(13)]),
     longformer(2, [1, 2, 1, 3]),
     longformer(0, [1, 1, 1, 1]),
     System(

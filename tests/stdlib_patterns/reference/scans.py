@@ -40,6 +40,7 @@ from reference.recurrences import (
     rwkv7,
     sequence,
 )
+from reference.regression import regression_at_test_time
 
 # --- regression at test time ------------------------------------------------------------------------------------------
 
@@ -389,4 +390,4 @@ REFERENCES: dict[str, Callable[..., Result]] = {
         lingen_ma,
         mamba_mixer,
     )
-}
+} | {"test_time_regression": regression_at_test_time}
