@@ -343,9 +343,8 @@ def _cell(without: Any, name: str, check: str, reasons: dict[str, int]) -> str:
     if check == "warnings":
         told = [f"{code}, expected: {why}" for code, why in without.WARNED.get(name, {}).items()]
     if check == "gate":
-        told += [
-            f"{kernel}, heads of {size}: {why}" for (kernel, size), why in without.NOT_PASSED.get(name, {}).items()
-        ]
+        failed = without.NOT_PASSED.get(name, {})
+        told += [f"`{kernel}` for heads of {size} does not pass: {why}" for (kernel, size), why in failed.items()]
     numbers = [str(reasons.setdefault(why, len(reasons) + 1)) for why in told]
     return ", ".join(numbers) or "yes"
 

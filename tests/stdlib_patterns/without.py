@@ -59,7 +59,10 @@ TILES: Mapping[str, Reason] = {
 """Patterns without kernels, which run as tiles in torch."""
 
 ALONE: Mapping[str, Mapping[str, Reason]] = {
-    "mask": dict.fromkeys(("attention_residual", "autoformer_lags", "davit_channel"), NO_TOKENS),
+    "mask": {
+        **dict.fromkeys(("attention_residual", "autoformer_lags", "davit_channel"), NO_TOKENS),
+        **dict.fromkeys(("lingen_ma", "mamba_mixer"), RECURRENCE),
+    },
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "titans_linear": NO_KERNELS},
     "simulate": {
