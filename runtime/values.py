@@ -791,8 +791,18 @@ def _columns(array: Int64, axis: int) -> Int64:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The inner product over the last dimension; a matrix product where one side has no rows, the other no keys."""
+    """The inner product over the last dimension; a matrix product where each side has lanes that the other has not."""
     for a, b in ((left, right), (right, left)):
         if a.shape[-2] == 1 and b.shape[-3] == 1:
             return a[..., 0, :] @ b[..., 0, :, :].transpose(-1, -2)
-    return (left * right).sum(-1)
+    lanes = range(left.ndim - 1)
+    rows = [i for i in lanes if left.shape[i] > 1 and right.shape[i] == 1]
+    columns = [i for i in lanes if left.shape[i] == 1 and right.shape[i] > 1]
+    if not (rows and columns):
+        return (left * right).sum(-1)
+    order = [*(i for i in lanes if i not in rows and i not in columns), *rows, *columns]
+    shared = len(order) - len(rows) - len(columns)
+    a, b = left.permute(*order, -1), right.permute(*order, -1)
+    found = a.flatten(shared, -2) @ b.flatten(shared, -2).transpose(-1, -2)
+    whole = [max(left.shape[i], right.shape[i]) for i in order]
+    return found.reshape(whole).permute(*(order.index(i) for i in lanes))
