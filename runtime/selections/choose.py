@@ -12,7 +12,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import ranking, reads
+from attnc.compiler.values import rank, ranking, reads
 from attnc.runtime.asking import surely_all
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.call import Sizes, number
@@ -134,13 +134,14 @@ class Choosing:
     def _terms(
         self, block: Block, node: ir.Total, condition: ir.Index, term: ir.Value, known: Mapping[ir.Value, Tensor]
     ) -> Tensor:
-        """The terms of a sum over heads, of every query head: (Hq, rows, places)."""
+        """The terms of a sum over heads, of every query head: (Hq, rows, places), of vectors as far as they differ."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
         values, holds = Values(self.operands, block, known=known).where(condition)
-        found = values.of(term).expand(shape)
+        found = values.of(term)
+        found = found.expand(shape[0], *found.shape[1:]) if rank(term) else found.expand(shape)
         if surely_all(holds):
             return found
-        return torch.where(holds, found, NEUTRAL[node.op])
+        return torch.where(holds.reshape(*holds.shape, *[1] * rank(term)), found, NEUTRAL[node.op])
 
     def _hoisted(
         self, batch: int, window: Window, heads: tuple[int, ...], root: ir.Value | None = None
