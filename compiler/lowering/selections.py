@@ -208,7 +208,7 @@ class SelectingLowering(AttentionLowering):
     def _rows_of_units(self, item: checked.Selection, scope: Scope) -> tuple[_Rows, Scope]:
         (unit,) = item.row.per
         if item.family is not None and item.family.binder in self._measures.of(unit.value).free:
-            what = "units of queries that differ from member to member"
+            what = "a unit of queries that differs from member to member"
             refuse(unit.span, what, "Give all the same, and write a selection for each size.")
         members, own = members_of(unit, self.program, self)
         self.units[unit] = members

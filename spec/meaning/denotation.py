@@ -473,6 +473,8 @@ def _entry(table: Result, index: int, span: Span) -> Result:
 
 
 def _integer(value: Result) -> int:
+    if isinstance(value, float) and value.is_integer():  # with a sum of nothing, which is 0.0 beside scores
+        return int(value)
     assert isinstance(value, int) and not isinstance(value, bool)
     return value
 

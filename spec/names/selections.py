@@ -195,6 +195,8 @@ class Select:
     def _family(self) -> program.Range | None:
         ranges = self._ranges()
         if not ranges:
+            for binder in self._block.binders:
+                declare(self._report, self._own, self._outer, binder.name, SilentSymbol(binder.name.span))
             return None
         found = ranges[0]
         symbols: list[Symbol] = [RangeSymbol(ranges[0].binder.span, ranges[0].binder)]

@@ -16,6 +16,7 @@ import cluster_references
 from attnc import Attention, compile_attention
 from attnc.runtime.library import routing_names
 from routing_cases import (
+    BY_NAME,
     DK,
     DV,
     HEADS,
@@ -78,6 +79,18 @@ def cache(n_q: int, n_k: int) -> Inputs:
     return {"cached": torch.randint(-2, n_k + 2, (2, KV_HEADS, 9)), "since": torch.tensor([n_k - 7, n_k - 2])}
 
 
+def pieces(n_q: int, n_k: int) -> Inputs:
+    """Pieces of 1 to 11 keys, others in each batch entry."""
+    bounds = torch.zeros(2, 2, n_k, dtype=torch.int64)
+    for batch in range(2):
+        start = 0
+        while start < n_k:
+            stop = min(start + int(torch.randint(1, 12, ())), n_k)
+            bounds[0, batch, start:stop], bounds[1, batch, start:stop] = start, stop
+            start = stop
+    return {"begin": bounds[0], "stop": bounds[1]}
+
+
 VIDEO: dict[str, Any] = {"frames": 3, "height": 5, "width": 7}
 
 
@@ -96,6 +109,13 @@ def vsa(density: float, frames: int, height: int, width: int) -> Case:
     own = {"frames": frames, "height": height, "width": width, "tile": [2, 2, 3], "density": density}
     return Case("vsa", n, n, own, vsa_gate)
 
+
+HIP: dict[str, Any] = {
+    **{"stages": (16, 8, 4), "kept": (48, 24, 8), "strides": (2, 2, 1)},
+    **{"rows": 8, "sinks": 5, "window": 16},
+}
+DHSA: dict[str, Any] = {"rows": 8, "topk": 17, "near": 5, "first": 3}
+GRID: dict[str, Any] = {"strides": (3, 4, 7), "probe": 9}
 
 # The second of two lengths leaves a last block short; where the first is less the queries are the last ones.
 CASES = [
@@ -144,6 +164,12 @@ CASES = [
         for n, pool, tau in ((29, 3, 0.1), (29, 1, 0.3), (29, 7, 0.005), (29, 3, 2), (5, 3, 0.1), (6, 9, 0.1))
     ],
     *[Case("recycled", n_q, 40, inputs=cache) for n_q in (40, 1, 6)],
+    *[Case("hip", n_q, n_k, HIP) for n_q, n_k in ((77, 77), (37, 93), (1, 90), (21, 21))],
+    Case("hip", 77, 77, {"stages": (8, 2), "kept": (16, 4), "strides": (3, 1), "rows": 7, "sinks": 0, "window": 9}),
+    Case("hip", 29, 29, {"stages": (1,), "kept": (4,), "strides": (1,), "rows": 1, "sinks": 0, "window": 1}),
+    *[Case("dhsa", n_q, 61, {**DHSA, "rows": rows}, pieces) for n_q, rows in ((61, 8), (20, 8), (20, 1), (1, 8))],
+    Case("dhsa", 9, 9, {**DHSA, "topk": 50}, pieces),
+    *[Case("mminference_grid", n_q, n_k, GRID) for n_q, n_k in ((53, 53), (20, 61), (9, 9), (9, 34))],
 ]
 
 BRANCHES = {"native_sparse", "vsa", "hybrid_forcing"}
@@ -151,7 +177,7 @@ ONE_ATTENTION = [case for case in CASES if case.name not in BRANCHES]
 
 
 def test_every_one_has_a_case() -> None:
-    named = {case.name for case in CASES} | {"hybrid_forcing"} | set(cluster_references.REFERENCES)
+    named = {case.name for case in CASES} | {"hybrid_forcing"} | set(cluster_references.REFERENCES) | set(BY_NAME)
     assert named == set(REFERENCES) == set(routing_names())
 
 
@@ -196,6 +222,8 @@ def small(x: Tensor) -> Tensor:
 
 
 EXACT = [
+    Case("hip", 77, 77, HIP),
+    Case("hip", 37, 93, HIP),
     *[Case("moba", n_q, 39, {"block": 4, "topk": 4}) for n_q in (39, 11)],
     *[Case("minference_blocks", n_q, 39, {"block": 4, "topk": 3}) for n_q in (39, 11)],
     Case("deepseek_sparse", 33, 33, {"topk": 5}, indexer),

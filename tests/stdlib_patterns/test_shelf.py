@@ -131,6 +131,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "mhs_vm": {"height": 8, "width": 8},
     "monarch": {"rows": 16, "cols": 16},
     "monarch_rt": {"frames": 4, "height": 8, "width": 8},
+    "mminference_grid": {"strides": [8, 16]},
     "moa": {"alpha": [0, 64], "beta": [0.5, 0]},
     "neighborhood_2d": {"height": 8, "width": 8},
     "neighborhood_3d": {**GRID, "window": 3},

@@ -12,8 +12,14 @@ from torch import Tensor
 import cluster_references
 import routing_references
 from attnc import Attention, compile_attention
+from reference.dhsa import dhsa
+from reference.hip import hip
+from reference.mminference_grid import mminference_grid
 
-REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES}
+BY_NAME = {"dhsa": dhsa, "hip": hip, "mminference_grid": mminference_grid}
+"""Those with a file of their own."""
+
+REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES, **BY_NAME}
 
 HEADS, KV_HEADS, DK, DV = 4, 2, 5, 3
 Inputs = dict[str, Any]

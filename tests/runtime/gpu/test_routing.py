@@ -33,6 +33,11 @@ def centroids(n: int) -> dict[str, Tensor]:
     return {"mu": torch.randn(4, 3, 16), "memory_k": torch.randn(4, 3, 2, 16), "memory_v": torch.randn(4, 3, 2, 16)}
 
 
+def pieces(n: int) -> dict[str, Tensor]:
+    begin = torch.arange(n) // 7 * 7
+    return {"begin": begin[None], "stop": (begin + 7).clamp(max=n)[None]}
+
+
 CASES: dict[str, Case] = {
     "anchor": (45, {"block": 4, "group": 3, "theta": 1}, nothing),
     "biformer": (35, {"height": 5, "width": 7, "regions": 3, "topk": 2}, nothing),
@@ -41,7 +46,13 @@ CASES: dict[str, Case] = {
         {"topk": 6},
         lambda n: {"iq": torch.randn(1, n, 3, 4), "ik": torch.randn(1, n, 4), "w": torch.randn(1, n, 3)},
     ),
+    "dhsa": (45, {"rows": 8, "topk": 12, "near": 4, "first": 2}, pieces),
     "dynamic_mask": (37, {"keys_kept": 7}, lambda n: {"bias": torch.randn(1, 2, n)}),
+    "hip": (
+        61,
+        {"stages": [8, 4], "kept": [24, 8], "strides": [2, 1], "rows": 8, "sinks": 3, "window": 8},
+        nothing,
+    ),
     "hybrid_forcing": (
         36,
         {"frame": 4, "sinks": 1, "local": 5, "ratio": 0.5, "block": 4},
@@ -50,6 +61,7 @@ CASES: dict[str, Case] = {
     "hyper_attention": (45, {"block": 8}, hashes),
     "minference_blocks": (45, {"block": 8, "topk": 3}, nothing),
     "minference_vertical_slash": (45, {"columns": 3, "slashes": 3, "block": 4, "probe": 5}, nothing),
+    "mminference_grid": (45, {"strides": [3, 4], "probe": 6}, nothing),
     "moba": (45, {"block": 8, "topk": 3}, nothing),
     "native_sparse": (45, {"block": 8, "topk": 4, "window": 11}, lambda n: {"gate": torch.rand(1, n, 4, 3)}),
     "recycled": (37, {}, lambda n: {"cached": torch.randint(-1, n, (1, 2, 5)), "since": torch.tensor([30])}),
@@ -75,7 +87,7 @@ CASES: dict[str, Case] = {
 
 KEY_BY_KEY = {
     *{"anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash", "recycled", "routing_transformer"},
-    "token_sparse",
+    *{"dhsa", "hip", "mminference_grid", "token_sparse"},
 }
 """Those whose choice is not among places of keys."""
 BY_HEAD = {"hyper_attention": 4, "svg2": 4}
