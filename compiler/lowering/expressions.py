@@ -545,6 +545,7 @@ def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
 
 
 def as_number(value: Lowered) -> Number:
+    """An integer or rational; the checker has seen to it that it is one."""
     assert not isinstance(value, float | tuple)
     assert not values.is_value(value)
     return value

@@ -1,4 +1,4 @@
-"""Members of a family that are selections by themselves: aggregates over them written out, and units in units."""
+"""Members of a family that are selections by themselves: which are, aggregates over them, and units in units."""
 
 from __future__ import annotations
 
@@ -10,9 +10,22 @@ from attnc.compiler.lowering import rational as exact
 from attnc.compiler.lowering.expressions import Lowered, as_index, as_number, as_value, counted
 from attnc.compiler.lowering.rational import Number
 from attnc.compiler.lowering.units import Members, Stretch
+from attnc.spec import program as checked
+from attnc.spec.checks.measure import expressions_of_selection, selections_read
 
 Term = tuple[Index, Lowered]
 """A condition, and what stands for it where it holds."""
+
+
+def asked_through(name: str, selections: Sequence[checked.Selection]) -> set[str]:
+    """The names of the selections that one asks, that those ask, and so on."""
+    by_name = {item.name: item for item in selections}
+    found, left = set[str](), {name}
+    while left:
+        asked = selections_read([expr for one in left for expr in expressions_of_selection(by_name[one])])
+        left = asked - found
+        found |= asked
+    return found
 
 
 def joined(op: str, terms: Sequence[Term]) -> Lowered | None:

@@ -10,13 +10,13 @@ from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.attends import Around, AttentionLowering, Keys, refuse
 from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value, number_of
+from attnc.compiler.lowering.members import Term, asked_through, divides, joined, size_of
 from attnc.compiler.lowering.rounding import is_list, members_of
-from attnc.compiler.lowering.members import Term, divides, joined, size_of
 from attnc.compiler.lowering.units import Members, Numbered
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attends import same_keys
-from attnc.spec.checks.measure import below, expressions_of_selection, selections_read
+from attnc.spec.checks.measure import below
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.source import Span
@@ -97,16 +97,9 @@ class SelectingLowering(AttentionLowering):
         if item.family is None:
             return False
         if item.name not in self._apart:
-            asked, left = set[str](), {item.name}
-            while left:
-                asked |= left
-                roots = [e for other in self.program.selections if other.name in left for e in expressions_of_selection(other)]
-                left = selections_read(roots) - asked
-                if item.name in selections_read(roots):
-                    self._apart[item.name] = True
             over = item.row.over
             own = isinstance(over, checked.Unit) and item.family.binder in self._measures.of(over.value).free
-            self._apart[item.name] = own or self._apart.get(item.name, False)
+            self._apart[item.name] = own or item.name in asked_through(item.name, self.program.selections)
         return self._apart[item.name]
 
     def _members(self, item: checked.Selection) -> range:

@@ -16,7 +16,11 @@ from reference.dhsa import dhsa
 from reference.hip import hip
 from reference.mminference_grid import mminference_grid
 
-BY_NAME = {"dhsa": dhsa, "hip": hip, "mminference_grid": mminference_grid}
+BY_NAME: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "dhsa": dhsa,
+    "hip": hip,
+    "mminference_grid": mminference_grid,
+}
 """Those with a file of their own."""
 
 REFERENCES = {**routing_references.REFERENCES, **cluster_references.REFERENCES, **BY_NAME}

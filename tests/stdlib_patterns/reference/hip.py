@@ -42,7 +42,7 @@ def chosen_by(
     for size, most, stride in zip(stages, kept, strides, strict=True):
         score = (queries[::stride] @ keys.T).amax(0)
         starts = [i for i in range(0, len(keys), size) if sinks <= i <= limit and bool(tokens[i])]
-        ranked = sorted(starts, key=lambda start: -float(score[descend(score, start, size)]))  # noqa: B023  used here
+        ranked = sorted(starts, key=lambda start: -float(score[descend(score, start, size)]))
         tokens = torch.zeros(len(keys), dtype=torch.bool)
         for start in ranked[: most // size]:
             tokens[start : start + size] = True
