@@ -28,6 +28,15 @@ def asked_through(name: str, selections: Sequence[checked.Selection]) -> set[str
     return found
 
 
+def member_name(name: str, member: int, ranges: Sequence[range]) -> str:
+    """What a member of a family is called, `right[1, 2]`; `ranges`: of several names, the last the fastest."""
+    numbers: list[int] = []
+    for own in reversed(ranges):
+        member, number = divmod(member, len(own))
+        numbers.insert(0, own[number])
+    return f"{name}[{', '.join(map(str, numbers or [member]))}]"
+
+
 def joined(op: str, terms: Sequence[Term]) -> Lowered | None:
     """An aggregate of these terms; None for one that is not known here: sum, count, any and all are."""
     match op:

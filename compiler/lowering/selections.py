@@ -10,7 +10,7 @@ from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.attends import Around, AttentionLowering, Keys, refuse
 from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value, number_of
-from attnc.compiler.lowering.members import Term, asked_through, divides, joined, size_of
+from attnc.compiler.lowering.members import Term, asked_through, divides, joined, member_name, size_of
 from attnc.compiler.lowering.rounding import is_list, members_of
 from attnc.compiler.lowering.units import Members, Numbered
 from attnc.compiler.rewrite import substitute
@@ -112,9 +112,15 @@ class SelectingLowering(AttentionLowering):
         low, high = (number_of(end) for end in ends)
         return range(low, high)
 
+    def _ranges(self, item: checked.Selection) -> list[range]:
+        """The ranges of a family's names where it has several."""
+        parts = () if item.family is None else item.family.parts
+        return [range(*(number_of(self.integer(end, Scope())) for end in (part.low, part.high))) for part in parts]
+
     def _refuse_circle(self, item: checked.Selection, name: Name) -> NoReturn:
         circle = [*self._open[self._open.index(name) :], name]
-        names = " → ".join(f"`{own}`" if i is None else f"`{own}[{i}]`" for own, i in reversed(circle))
+        ranges = {own.name: self._ranges(own) for own in self.program.selections}
+        names = " → ".join(f"`{own if i is None else member_name(own, i, ranges[own])}`" for own, i in reversed(circle))
         message = f"the selections of a family ask each other in a circle: {names}"
         help_ = "ask a member that is nearer to an end: `stage[s - 1]`, and test for the first: `s == 0 or …`"
         raise SpecError((Diagnostic("A205", message, Label(item.span), help=help_),))
@@ -143,7 +149,7 @@ class SelectingLowering(AttentionLowering):
         keep = self._kept(item.keep, scope)
         always = fold.truth(False) if item.always is None else self.truth(item.always, scope)
         heads = None if item.by == "batch" else heads_read([score, candidates, keep, always])
-        name = item.name if member is None else f"{item.name}[{member}]"
+        name = item.name if member is None else member_name(item.name, member, self._ranges(item))
         dims: list[str | int] = ["batch", *([heads] if heads else []), *self._dims(item, name, rows, keys.count)]
         given = ir.intern(ir.Tensor(name, "bool", tuple(dims)))
         item_of = keys.key_of if row.over is not None or item.of_queries else fold.place("k")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc import compile_attention
+from attnc import ArgumentError, compile_attention
 from attnc.runtime.selections import choose, few
 from attnc.spec.errors import SpecError
 from attnc.spec.meaning.evaluate import Evaluator
@@ -153,6 +153,13 @@ def test_what_is_refused_says_so(text: str) -> None:
     assert message in found.message
 
 
+def test_members_are_called_by_their_numbers() -> None:
+    attend = compile_attention("hip", stages=[4, 2], kept=[8, 4], strides=[1, 1], rows=4, sinks=0, window=4)
+    found = attend.chosen(*made(30, 30))
+    assert {"right[0, 0]", "right[0, 1]", "right[1, 0]", "stage[0]", "stage[1]"} <= found.keys()
+    assert found["right[1, 0]"].shape == (1, 2, 8, 15)
+
+
 def test_scores_of_candidates_alone_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 64 places 4 are left to a row: no score of another one is computed, and the choice is the same."""
     text = """pattern p
@@ -181,3 +188,18 @@ def test_scores_of_candidates_alone_are_computed(monkeypatch: pytest.MonkeyPatch
     assert sizes == [(2, 64, 4)]
     monkeypatch.setattr(choose, "few", lambda candidates: None)
     assert torch.equal(attend.chosen(q, k, v)["second"], listed)
+
+
+def test_the_dimension_of_a_list_is_a_number() -> None:
+    """Inputs that name it have so many entries."""
+    text = """pattern p(offsets: int[n] = [0, 2, 5])
+    align   end
+    input   on: bool[batch, n]
+    visible any(q - k == offsets[i] and on[i] for i in n)
+"""
+    attend = compile_attention(text)
+    mask = attend.mask(9, on=torch.tensor([[True, False, True]]))[0]
+    away = torch.arange(9)[:, None] - torch.arange(9)
+    assert torch.equal(mask, (away == 0) | (away == 5))
+    with pytest.raises(ArgumentError, match="on"):
+        attend.mask(9, on=torch.ones(1, 4, dtype=torch.bool))
