@@ -115,7 +115,7 @@ def _foresight(program: checked.Program, pattern: ir.Pattern) -> Iterator[Diagno
     ahead = looks_ahead(pattern)
     if ahead is None:
         return
-    item = next(item for item in program.selections if item.name == ahead.selection)
+    item = next(item for item in program.selections if item.name == ahead.selection.partition("[")[0])
     message = (
         f"`{ahead.selection}` sees the future: query {ahead.query} chooses place {ahead.place} by token {ahead.token}, "
         f"and no query sees a later key"
@@ -160,7 +160,7 @@ def _idle_conditions(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     program = bound.program
     if program.segments or any(p.per_head for p in program.parameters):
         return
-    lowering = SelectingLowering(bound.values, frozenset(), program=program)
+    lowering = SelectingLowering(bound.values, frozenset(), lengths=bound.lengths, program=program)
     lines = [*program.visible, *(line for attend in program.attends for line in attend.visible)]
     for leaf in (leaf for line in lines for leaf in _leaves(line)):
         if not _is_of_places(leaf):

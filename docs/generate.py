@@ -89,6 +89,12 @@ def _clusters(**counts: int) -> dict[str, Tensor]:
     return {name: torch.randint(0, count, (1, 1, LENGTH), generator=draw) for name, count in counts.items()}
 
 
+def _pieces(size: int) -> dict[str, Tensor]:
+    """Where the piece of each token begins and ends."""
+    begin = torch.arange(LENGTH) // size * size
+    return {"begin": begin[None], "stop": (begin + size).clamp(max=LENGTH)[None]}
+
+
 def _centroids(count: int) -> dict[str, Tensor]:
     """Centroids, and a key and a value of each."""
     draw = torch.Generator().manual_seed(0)
@@ -162,15 +168,20 @@ DRAWN: dict[str, Picture] = {
     "anchor": Picture({"block": 8, "group": 2, "theta": 1}),
     "biformer": Picture({"height": 8, "width": 8, "regions": 4, "topk": 3}),
     "deepseek_sparse": Picture({"topk": 12}, inputs=_indexer(LENGTH)),
+    "dhsa": Picture({"rows": 8, "topk": 20, "near": 6, "first": 4}, inputs=_pieces(11)),
     "dynamic_mask": Picture({"keys_kept": 12}),
     "flash_moba": Picture({"block": 4, "topk": 3}, inputs={"filter": torch.full((1, 3, 16), 0.3)}),
     "flux": Picture({"sinks": 4, "window": 12, "block": 4}, inputs={"full": torch.tensor([False])}),
+    "hip": Picture(
+        {"stages": [8, 4], "kept": [16, 8], "strides": [2, 1], "rows": 8, "sinks": 4, "window": 8}, queries=96
+    ),
     "hyper_attention": Picture(
         {"block": 8}, inputs={**_clusters(hq=9, hk=9), "sample": torch.arange(0, 64, 8).reshape(1, 1, 8)}
     ),
     "minference_blocks": Picture({"block": 8, "topk": 3}),
     "minference_vertical_slash": Picture({"columns": 6, "slashes": 50, "block": 4, "probe": 8}, queries=160),
     "mminference_boundary": Picture({"window": [6, 8, 1, 12], "sinks": [1, 4, 0, 0]}, inputs=_pictures()),
+    "mminference_grid": Picture({"strides": [6, 8], "probe": 6}),
     "moba": Picture({"block": 8, "topk": 3}),
     "rectified": Picture({"block": 8, "drop": 0.7}, inputs={"neighbour": torch.eye(8, dtype=torch.bool)}),
     "recycled": Picture(inputs={"cached": torch.tensor([[[1, 4, 7, 20, 21, 30]]]), "since": torch.tensor([40])}),

@@ -654,11 +654,17 @@ class Values:
         ends = np.broadcast_shapes(low.shape, high.shape)
         sizes = []
         for factor in _factors_of(node.body) if node.op == "sum" else [node.body]:
-            lanes = self._alive(factor).shape
-            if node.var in variables(cast("ir.Index", factor)):
-                lanes = np.broadcast_shapes(lanes, ends)
-            sizes.append(prod(lanes) * int(width ** max(rank(factor), 1)))
+            sizes.append(self._lanes_of(factor, node.var, ends) * int(width ** max(rank(factor), 1)))
+            if isinstance(factor, ir.Dot):  # a matrix product, where one side alone runs with the variable
+                sides = [x for x in (factor.left, factor.right) if node.var in variables(cast("ir.Index", x))]
+                if len(sides) == 1:
+                    sizes[-1] = max(sizes[-1] // width, self._lanes_of(sides[0], node.var, ends) * width)
         return max(sizes)
+
+    def _lanes_of(self, factor: ir.Value, variable: ir.Var, ends: tuple[int, ...]) -> int:
+        """How many numbers or vectors a factor of a term is, over all lanes."""
+        lanes = self._alive(factor).shape
+        return prod(np.broadcast_shapes(lanes, ends) if variable in variables(cast("ir.Index", factor)) else lanes)
 
     def _part_of(self, node: ir.Total, low: Int64, high: Int64, start: int, stop: int) -> Quantity:
         """The aggregate over the terms `low + start` to `low + stop` of each lane."""
@@ -791,8 +797,18 @@ def _columns(array: Int64, axis: int) -> Int64:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The inner product over the last dimension; a matrix product where one side has no rows, the other no keys."""
+    """The inner product over the last dimension; a matrix product where each side has lanes that the other has not."""
     for a, b in ((left, right), (right, left)):
         if a.shape[-2] == 1 and b.shape[-3] == 1:
             return a[..., 0, :] @ b[..., 0, :, :].transpose(-1, -2)
-    return (left * right).sum(-1)
+    lanes = range(left.ndim - 1)
+    rows = [i for i in lanes if left.shape[i] > 1 and right.shape[i] == 1]
+    columns = [i for i in lanes if left.shape[i] == 1 and right.shape[i] > 1]
+    if not (rows and columns):
+        return (left * right).sum(-1)
+    order = [*(i for i in lanes if i not in rows and i not in columns), *rows, *columns]
+    shared = len(order) - len(rows) - len(columns)
+    a, b = left.permute(*order, -1), right.permute(*order, -1)
+    found = a.flatten(shared, -2) @ b.flatten(shared, -2).transpose(-1, -2)
+    whole = [max(left.shape[i], right.shape[i]) for i in order]
+    return found.reshape(whole).permute(*(order.index(i) for i in lanes))

@@ -466,7 +466,8 @@ class Softmax:
 class Range:
     """`l in low .. high`, or `l in n`: places of a row of keys, or of a stack of rows, that are no tokens.
 
-    `by_query`: its ends differ from query to query, as those of what a query may choose can.
+    `by_query`: its ends differ from query to query, as those of what a query may choose can. `parts`: of several names
+    the range of each, the last the fastest; all of them together are numbered from 0.
     """
 
     span: Span
@@ -474,6 +475,7 @@ class Range:
     low: Expr
     high: Expr
     by_query: bool = False
+    parts: tuple[Range, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -646,3 +648,17 @@ class BoundProgram:
 
     program: Program
     values: Mapping[str, Value]
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The dimensions that the parameters' lists name: `n` of `strides: int[n]`."""
+        found: dict[str, int] = {}
+        for parameter in self.program.parameters:
+            value: Value = self.values.get(parameter.name, 0)
+            for dim in parameter.type.dims:
+                if not isinstance(value, tuple):
+                    break
+                if isinstance(dim, str) and dim != "head":
+                    found[dim] = len(value)
+                value = value[0]
+        return found

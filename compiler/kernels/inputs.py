@@ -35,9 +35,10 @@ def strides(tensor: Tensor) -> range:
 
 def input_name(tensor: Tensor) -> str:
     """What an input of the pattern is called in texts, where nothing else has such a name."""
-    if tensor.made is None:
+    if tensor.made is None and tensor.name.isidentifier():
         return f"input_{tensor.name}"
-    return "made_" + "".join(letter if letter.isalnum() else "_" for letter in tensor.name)
+    kind = "member_" if tensor.made is None else "made_"  # what a member of a family chooses is called `stage[1]`
+    return kind + "".join(letter if letter.isalnum() else "_" for letter in tensor.name)
 
 
 def size_name(size: str) -> str:

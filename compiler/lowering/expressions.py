@@ -70,6 +70,8 @@ class Lowering:
     parameters: Mapping[str, checked.Value]
     per_head: frozenset[str]
     left_open: frozenset[str] = frozenset()
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """The dimensions that lists of parameters name."""
     tensors: dict[checked.Input, ir.Tensor] = field(default_factory=dict)
     made: dict[str, ir.Tensor] = field(default_factory=dict)
     """What calls make of inputs, by name."""
@@ -95,7 +97,7 @@ class Lowering:
 
     def number(self, expr: checked.Expr, scope: Scope) -> Number:
         """An integer or rational."""
-        return _number(self.lower(expr, scope))
+        return as_number(self.lower(expr, scope))
 
     def integer(self, expr: checked.Expr, scope: Scope) -> Index:
         """An integer; a rational that the checker let through as one is whole."""
@@ -123,8 +125,8 @@ class Lowering:
                 return scope.position(expr.place)
             case checked.HeadIndex():
                 return _head(expr.name, scope)
-            case checked.Size():
-                return fold.extent(expr.name)
+            case checked.Size(name=name):
+                return fold.const(self.lengths[name]) if name in self.lengths else fold.extent(name)
             case checked.Coordinate():
                 return self._coordinate(expr, scope)
             case checked.InSegment():
@@ -265,7 +267,7 @@ class Lowering:
             return _floating(expr.op, tuple(map(as_value, operands)))
         if _is_binary64(expr.op, operands):
             return _in_binary64(expr.op, operands, expr.span)
-        return _apply(expr.op, tuple(_number(operand) for operand in operands), expr.span)
+        return _apply(expr.op, tuple(as_number(operand) for operand in operands), expr.span)
 
     def _logic(self, expr: checked.Operation, scope: Scope) -> Index:
         if expr.op == "not":
@@ -341,7 +343,7 @@ class Lowering:
             case "count":
                 return _nest("sum", fold.choice(as_index(body), fold.const(1), fold.const(0)), condition, loops)
             case "mean":
-                total = self._summed("sum", expr.span, _counted(body), condition, loops)
+                total = self._summed("sum", expr.span, counted(body), condition, loops)
                 number = _nest("sum", fold.const(1), condition, loops)
                 empty = fold.zero(number)
                 return exact.choice(empty, fold.const(0), exact.div(total, fold.maximum(number, fold.const(1))))
@@ -350,7 +352,7 @@ class Lowering:
 
     def _summed(self, op: str, span: Span, body: Lowered, condition: Index, loops: list[Loop]) -> Number:
         assert op in ("sum", "min", "max")
-        body = _number(body)
+        body = as_number(body)
         reduce_op = "sum" if op == "sum" else "min" if op == "min" else "max"
         below = exact.den(body)
         if variables(below) & {variable for variable, _, _ in loops}:
@@ -367,7 +369,7 @@ def _numbered(variable: ir.Var, condition: Index, body: Index) -> tuple[ir.Var, 
     return new, substitute(condition, {variable: new}), substitute(body, {variable: new})
 
 
-def _counted(body: Lowered) -> Lowered:
+def counted(body: Lowered) -> Lowered:
     """A truth value as 1 or 0; numbers as they are."""
     if isinstance(body, ir.Node) and not values.is_value(body) and ir.is_truth(body):
         return fold.choice(body, fold.const(1), fold.const(0))
@@ -539,10 +541,11 @@ def _select(condition: Index, then: Lowered, otherwise: Lowered) -> Lowered:
         return values.select(condition, as_value(then), as_value(otherwise))
     if isinstance(then, tuple) and isinstance(otherwise, tuple):
         return tuple(_select(condition, a, b) for a, b in zip(then, otherwise, strict=True))
-    return exact.choice(condition, _number(then), _number(otherwise))
+    return exact.choice(condition, as_number(then), as_number(otherwise))
 
 
-def _number(value: Lowered) -> Number:
+def as_number(value: Lowered) -> Number:
+    """An integer or rational; the checker has seen to it that it is one."""
     assert not isinstance(value, float | tuple)
     assert not values.is_value(value)
     return value

@@ -51,7 +51,7 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
     """The pattern, without its general form. Raises OpenSizeError and as `lower`."""
     program = bound.program
     per_head = frozenset(p.name for p in program.parameters if p.per_head)
-    lowering = SelectingLowering(bound.values, per_head, left_open, program=program)
+    lowering = SelectingLowering(bound.values, per_head, left_open, bound.lengths, program=program)
     lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
     tensors = lowering.tensors
     segments = _segments(program.segments, lowering)
@@ -99,7 +99,9 @@ def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
 
 def _dim(dim: Dim, lowering: Lowering) -> str | int:
     """A dimension's name, or its number."""
-    if isinstance(dim, str | int):
+    if isinstance(dim, str):
+        return lowering.lengths.get(dim, dim)
+    if isinstance(dim, int):
         return dim
     return _number(cast("checked.Expr", dim), lowering)
 

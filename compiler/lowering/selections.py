@@ -10,12 +10,13 @@ from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index
 from attnc.compiler.lowering.attends import Around, AttentionLowering, Keys, refuse
 from attnc.compiler.lowering.expressions import Lowered, Scope, as_index, as_value, number_of
+from attnc.compiler.lowering.members import Term, asked_through, divides, joined, member_name, size_of
 from attnc.compiler.lowering.rounding import is_list, members_of
-from attnc.compiler.lowering.units import Numbered
+from attnc.compiler.lowering.units import Members, Numbered
 from attnc.compiler.rewrite import substitute
 from attnc.spec import program as checked
 from attnc.spec.checks.attends import same_keys
-from attnc.spec.checks.measure import expressions_of_selection, selections_read
+from attnc.spec.checks.measure import below
 from attnc.spec.diagnostics import Diagnostic, Label
 from attnc.spec.errors import SpecError
 from attnc.spec.source import Span
@@ -45,11 +46,15 @@ Name = tuple[str, int | None]
 class SelectingLowering(AttentionLowering):
     """Lowers attentions and the selections that they ask, these when they are first met.
 
-    A family is one selection with rows for each member. Where its members ask each other, each is one by itself.
+    A family is one selection with rows for each member. Where its members ask each other, or have places of their
+    own, each is one by itself.
     """
 
     _selections: dict[Name, ir.Selection] = field(default_factory=dict, init=False)
     _rows_of: dict[str, _Rows] = field(default_factory=dict, init=False)
+    _units_of_members: dict[Name, Members] = field(default_factory=dict, init=False)
+    """The units of keys that a selection ranks."""
+    _apart: dict[str, bool] = field(default_factory=dict, init=False)
     _deciding: checked.Selection | None = field(default=None, init=False)
     _own_row: Index = field(default_factory=lambda: fold.place("q"), init=False)
     """The row that decides, counted among those of a member."""
@@ -59,7 +64,7 @@ class SelectingLowering(AttentionLowering):
         """All of the program's."""
         found = []
         for item in self.program.selections:
-            members = self._members(item) if _asks_itself(item) else [None]
+            members = self._members(item) if self._is_apart(item) else [None]
             found += [self.selection(item, member) for member in members]
         return tuple(found)
 
@@ -76,26 +81,46 @@ class SelectingLowering(AttentionLowering):
             self._refuse_circle(item, name)
         if name not in self._selections:
             kept = self._around, self._deciding, self._own_row
+            units = {unit: self.units[unit] for unit in item.row.units if unit in self.units}
             self._deciding = item
             self._open.append(name)
             self._selections[name] = self._lowered(item, member)
             self._open.pop()
             self._around, self._deciding, self._own_row = kept
+            if isinstance(item.row.over, checked.Unit):
+                self._units_of_members[name] = self.units[item.row.over]
+            self.units.update(units)
         return self._selections[name]
+
+    def _is_apart(self, item: checked.Selection) -> bool:
+        """Whether each member of a family is a selection by itself: it asks others, or has places of its own."""
+        if item.family is None:
+            return False
+        if item.name not in self._apart:
+            over = item.row.over
+            own = isinstance(over, checked.Unit) and item.family.binder in self._measures.of(over.value).free
+            self._apart[item.name] = own or item.name in asked_through(item.name, self.program.selections)
+        return self._apart[item.name]
 
     def _members(self, item: checked.Selection) -> range:
         """The members of a family, which parameters tell."""
         assert item.family is not None
         ends = [self.integer(end, Scope()) for end in (item.family.low, item.family.high)]
         if not all(isinstance(end, ir.Const) for end in ends):
-            what = "a family whose members ask each other, and whose number sizes tell,"
+            what = "a family whose members ask each other or have places of their own, and whose number sizes tell,"
             refuse(item.family.span, what, "Let a parameter be its number.")
         low, high = (number_of(end) for end in ends)
         return range(low, high)
 
+    def _ranges(self, item: checked.Selection) -> list[range]:
+        """The ranges of a family's names where it has several."""
+        parts = () if item.family is None else item.family.parts
+        return [range(*(number_of(self.integer(end, Scope())) for end in (part.low, part.high))) for part in parts]
+
     def _refuse_circle(self, item: checked.Selection, name: Name) -> NoReturn:
         circle = [*self._open[self._open.index(name) :], name]
-        names = " → ".join(f"`{own}`" if i is None else f"`{own}[{i}]`" for own, i in reversed(circle))
+        ranges = {own.name: self._ranges(own) for own in self.program.selections}
+        names = " → ".join(f"`{own if i is None else member_name(own, i, ranges[own])}`" for own, i in reversed(circle))
         message = f"the selections of a family ask each other in a circle: {names}"
         help_ = "ask a member that is nearer to an end: `stage[s - 1]`, and test for the first: `s == 0 or …`"
         raise SpecError((Diagnostic("A205", message, Label(item.span), help=help_),))
@@ -124,7 +149,7 @@ class SelectingLowering(AttentionLowering):
         keep = self._kept(item.keep, scope)
         always = fold.truth(False) if item.always is None else self.truth(item.always, scope)
         heads = None if item.by == "batch" else heads_read([score, candidates, keep, always])
-        name = item.name if member is None else f"{item.name}[{member}]"
+        name = item.name if member is None else member_name(item.name, member, self._ranges(item))
         dims: list[str | int] = ["batch", *([heads] if heads else []), *self._dims(item, name, rows, keys.count)]
         given = ir.intern(ir.Tensor(name, "bool", tuple(dims)))
         item_of = keys.key_of if row.over is not None or item.of_queries else fold.place("k")
@@ -169,7 +194,7 @@ class SelectingLowering(AttentionLowering):
         if item.row.per:
             return self._rows_of_units(item, scope)
         each = item.by == "query" or item.pairs
-        if item.family is None or _asks_itself(item):
+        if item.family is None or self._is_apart(item):
             self._own_row = fold.place("q") if each else fold.const(0)
             return _Rows(None, fold.place("q")) if each else _Rows(fold.const(1), fold.const(0)), scope
         family, count, scope = self._of_family(item, fold.extent("queries") if each else fold.const(1), scope)
@@ -181,12 +206,15 @@ class SelectingLowering(AttentionLowering):
 
     def _rows_of_units(self, item: checked.Selection, scope: Scope) -> tuple[_Rows, Scope]:
         (unit,) = item.row.per
+        if item.family is not None and item.family.binder in self._measures.of(unit.value).free:
+            what = "a unit of queries that differs from member to member"
+            refuse(unit.span, what, "Give all the same, and write a selection for each size.")
         members, own = members_of(unit, self.program, self)
         self.units[unit] = members
         counts = members.counts()
         count, family = fold.product(counts), None
         self._own_row = fold.place("q")
-        if item.family is not None and not _asks_itself(item):
+        if item.family is not None and not self._is_apart(item):
             family, count, scope = self._of_family(item, count, scope)
         numbers, row_of = [], fold.const(0)
         for i, each in enumerate(counts):
@@ -261,6 +289,43 @@ class SelectingLowering(AttentionLowering):
             case _:
                 return super().of_attention(expr, scope)
 
+    def _aggregate(self, expr: checked.Aggregate, scope: Scope) -> Lowered:
+        """An aggregate that asks one member of a family after another is written out, a term for each."""
+        terms = self._terms(expr, scope) if self._asks_members(expr) else None
+        if terms is None:
+            return super()._aggregate(expr, scope)
+        found = joined(expr.op, terms)
+        if found is None:
+            what = f"`{expr.op}` over members of a family that ask each other"
+            refuse(expr.span, what, "Take `sum`, `count`, `any` or `all`.")
+        return found
+
+    def _asks_members(self, expr: checked.Aggregate) -> bool:
+        """Whether an aggregate asks members of a family that are selections by themselves."""
+        inside = [expr.body, *([] if expr.condition is None else [expr.condition])]
+        apart = {item.name for item in self.program.selections if self._is_apart(item)}
+        asked = (node for node in below(inside) if isinstance(node, checked.Chosen | checked.ChosenSize))
+        return any(node.member is not None and node.selection in apart for node in asked)
+
+    def _terms(self, expr: checked.Aggregate, scope: Scope) -> list[Term] | None:
+        """Each term with its condition; None where parameters do not tell how many there are."""
+        scopes = [scope]
+        for running in expr.runnings:
+            if not (isinstance(running, checked.Running) and isinstance(running.target, checked.Binder)):
+                return None
+            ends = [[self.integer(end, inner) for end in (running.low, running.high)] for inner in scopes]
+            if not all(isinstance(end, ir.Const) for pair in ends for end in pair):
+                return None
+            each = [range(*map(number_of, pair)) for pair in ends]
+            pairs = zip(scopes, each, strict=True)
+            scopes = [inner.bind(running.target, fold.const(i)) for inner, numbers in pairs for i in numbers]
+        found = []
+        for inner in scopes:
+            truth = fold.truth(True) if expr.condition is None else self.truth(expr.condition, inner)
+            if truth is not fold.truth(False):
+                found.append((truth, self.lower(expr.body, inner)))
+        return found
+
     def _in_unit(self, expr: checked.InUnit, scope: Scope) -> Index:
         own = self._numbers(expr.unit, self.integer(expr.at, scope))
         found = scope.lookup(expr.unit.binder)
@@ -290,7 +355,7 @@ class SelectingLowering(AttentionLowering):
 
     def _member_of(self, item: checked.Selection, which: Index, at: Span) -> int | None:
         """The member that is asked, of those that ask each other. Raises SpecError for one that there is not."""
-        apart = _asks_itself(item)
+        apart = self._is_apart(item)
         if not apart and not isinstance(which, ir.Const):
             return None
         assert item.family is not None
@@ -324,7 +389,7 @@ class SelectingLowering(AttentionLowering):
         if self.program.pads and isinstance(expr.item, checked.Place) and isinstance(item.row.over, checked.Unit):
             numbers = self.lower(item.row.over.value, scope)
             own = tuple(map(as_index, numbers)) if isinstance(numbers, tuple) else (as_index(numbers),)
-            return _asked(found, scope.head, row, self._flat(item.row.over, own))
+            return _asked(found, scope.head, row, self._flat(self.units[item.row.over], own))
         return self._holds(item, found, row, self.integer(expr.item, scope), scope)
 
     def _holds(self, item: checked.Selection, found: ir.Selection, row: Index, place: Index, scope: Scope) -> Index:
@@ -352,18 +417,28 @@ class SelectingLowering(AttentionLowering):
         assert expr.unit is not None
         over, number = item.row.over, scope.lookup(expr.unit.binder)
         numbers = tuple(map(as_index, number)) if isinstance(number, tuple) else (as_index(number),)
-        if isinstance(over, checked.Unit) and same_keys(over, expr.unit):
-            return _asked(found, scope.head, row, self._flat(over, numbers))
-        token = self.units[expr.unit].token(numbers, lambda: self.variable("token"))
+        own = self.units[expr.unit]
+        if isinstance(over, checked.Unit):
+            asked = self._units_of_members[self._name_of(item, found)]
+            if same_keys(over, expr.unit) and asked == own:
+                return _asked(found, scope.head, row, self._flat(own, numbers))
+            if divides(own, asked):
+                first = fold.mul(numbers[0], fold.const(size_of(own)))
+                return _asked(found, scope.head, row, fold.floordiv(first, fold.const(size_of(asked))))
+        token = own.token(numbers, lambda: self.variable("token"))
         held = self._holds(item, found, row, token.position, scope)
         for variable, low, high in reversed(token.loops):
             held = fold.reduce("all", variable, low, high, token.condition, held)
         return held
 
-    def _flat(self, unit: checked.Unit, numbers: tuple[Index, ...]) -> Index:
+    def _name_of(self, item: checked.Selection, found: ir.Selection) -> Name:
+        """The name of a selection that was lowered."""
+        return next(name for name, own in self._selections.items() if name[0] == item.name and own is found)
+
+    def _flat(self, members: Members, numbers: tuple[Index, ...]) -> Index:
         """The number of a unit among all."""
         flat = fold.const(0)
-        for count, number in zip(self.units[unit].counts(), numbers, strict=True):
+        for count, number in zip(members.counts(), numbers, strict=True):
             flat = fold.add(fold.mul(flat, count), number)
         return flat
 
@@ -373,11 +448,6 @@ class SelectingLowering(AttentionLowering):
         one = fold.choice(_asked(found, scope.head, row, variable), fold.const(1), fold.const(0))
         count = found.items if found.items is not None else fold.extent("keys")
         return fold.reduce("sum", variable, fold.const(0), count, fold.truth(True), one)
-
-
-def _asks_itself(item: checked.Selection) -> bool:
-    """Whether members of a family ask others of it."""
-    return item.family is not None and item.name in selections_read(expressions_of_selection(item))
 
 
 def _asked(found: ir.Selection, head: Index, row: Index, item: Index) -> Index:

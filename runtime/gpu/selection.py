@@ -30,6 +30,7 @@ PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "lingen_temporal": {"frames": 8, "height": 8, "width": 12},
     "log_sparse": {"segment": 256, "window": 16},
     "longformer": {"dilation": [1, 2]},
+    "mminference_grid": {"strides": [64, 96]},
     "moa": {"alpha": [64, 128], "beta": [0.25, 0.125]},
     "monarch": {"rows": 32, "cols": 32},
     "monarch_rt": {"frames": 4, "height": 8, "width": 8},

@@ -12,11 +12,12 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import ranking, reads
+from attnc.compiler.values import rank, ranking, reads
 from attnc.runtime.asking import surely_all
-from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.blocks import Alive, Block, Operands
 from attnc.runtime.call import Sizes, number
 from attnc.runtime.constants import on_device
+from attnc.runtime.selections.few import few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
 from attnc.runtime.selections.ranking import kept
 from attnc.runtime.values import NEUTRAL, Values
@@ -92,6 +93,7 @@ class Choosing:
         own = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
         wide = len(all_heads) if sums else len(heads)
         most = AT_ONCE if self.device.type == "cpu" else ON_DEVICE
+        most //= _width(self.selection.score, self.operands)
         step = rows if self.selection.pairs else max(most // (places * wide), 1)
         parts = []
         for start in range(0, rows, step):
@@ -116,14 +118,37 @@ class Choosing:
         whole = Values(self.operands, block)
         holds = whole.holds(selection.candidates)
         candidates = np.broadcast_to(holds, (holds.shape[0], *shape[1:]))
+        found = self._of_few(block, candidates, known)
+        if found is not None:
+            return self._with_always(whole, found)
         block = replace(block, alive=candidates, seen=candidates)
         values = Values(self.operands, block, known=known)
         score = values.of(selection.score).expand(shape)
         among = on_device(np.array(candidates), score.device)
         found = kept(score, among, selection.keep, lambda given: self._keeps(block, given), pairs=selection.pairs)
-        if isinstance(selection.always, ir.Truth) and not selection.always.value:
+        return self._with_always(whole, found)
+
+    def _with_always(self, whole: Values, found: Tensor) -> Tensor:
+        """What is kept, and what is taken besides."""
+        always = self.selection.always
+        if isinstance(always, ir.Truth) and not always.value:
             return found
-        return found | on_device(whole.holds(selection.always), score.device)
+        return found | on_device(whole.holds(always), found.device)
+
+    def _of_few(self, block: Block, candidates: Alive, known: Mapping[ir.Value, Tensor]) -> Tensor | None:
+        """What rows keep of few candidates, whose scores alone are computed; None where they are many, or on a GPU."""
+        if known or self.device.type != "cpu" or not scores_candidates(self.selection):
+            return None
+        listed = few(candidates)
+        if listed is None:
+            return None
+        shape = (len(block.heads), len(block.rows), listed.places.shape[-1])
+        keep, there = self.selection.keep, np.broadcast_to(listed.there, shape)
+        score = scored(self.operands, block, self.selection.score, listed)
+        block = replace(block, keys=np.arange(shape[-1]), alive=there, seen=there)
+        stays = kept(score, torch.tensor(there), keep, lambda given: self._keeps(block, given), pairs=False)
+        found = torch.zeros((*shape[:2], self.places + 1), dtype=torch.bool)
+        return found.scatter_(-1, torch.tensor(np.broadcast_to(listed.places, shape)), stays)[..., :-1]
 
     def _keeps(self, block: Block, given: Mapping[str, Tensor]) -> Tensor:
         """Where `keep` holds, of ranks, masses and scores (heads, rows, places) in fp64."""
@@ -134,13 +159,14 @@ class Choosing:
     def _terms(
         self, block: Block, node: ir.Total, condition: ir.Index, term: ir.Value, known: Mapping[ir.Value, Tensor]
     ) -> Tensor:
-        """The terms of a sum over heads, of every query head: (Hq, rows, places)."""
+        """The terms of a sum over heads, of every query head: (Hq, rows, places), of vectors as far as they differ."""
         shape = (len(block.heads), len(block.rows), len(block.keys))
         values, holds = Values(self.operands, block, known=known).where(condition)
-        found = values.of(term).expand(shape)
+        found = values.of(term)
+        found = found.expand(shape[0], *found.shape[1:]) if rank(term) else found.expand(shape)
         if surely_all(holds):
             return found
-        return torch.where(holds, found, NEUTRAL[node.op])
+        return torch.where(holds.reshape(*holds.shape, *[1] * rank(term)), found, NEUTRAL[node.op])
 
     def _hoisted(
         self, batch: int, window: Window, heads: tuple[int, ...], root: ir.Value | None = None
@@ -152,6 +178,12 @@ class Choosing:
         block = self._block(batch, window, heads, 0, 1)
         values = Values(self.operands, block)
         return {node: values.of(node) for node in nodes}
+
+
+def _width(root: ir.Value, operands: Operands) -> int:
+    """How many numbers there are for a score: the vector's, where each row and place has one of its own."""
+    vectors = (node for node in root.below if isinstance(node, ir.Vec) and {"q", "k"} <= reads(node.at))
+    return max(operands.q[0].shape[-1], 1) if any(vectors) else 1
 
 
 def _has_quotients(root: ir.Value) -> bool:

@@ -164,7 +164,14 @@ class Meanings:
         self._per_head = {p.name for p in pattern.parameters if p.per_head}
         self._measures = Measures()
         self._bodies: dict[program.Definition, Meaning] = {}
+        self._names: dict[program.Unit, tuple[program.Binder, ...]] = {}
         self._approximate = pattern.approximate
+
+    def names_in(self, unit: program.Unit) -> tuple[program.Binder, ...]:
+        """The names that a unit's value reads: that of a family's members, which may have units of their own."""
+        if unit not in self._names:
+            self._names[unit] = tuple(self._measures.of(unit.value).free)
+        return self._names[unit]
 
     def of(self, node: program.Expr) -> Meaning:  # noqa: C901  one case a kind
         """The meaning of an expression."""
@@ -466,6 +473,8 @@ def _entry(table: Result, index: int, span: Span) -> Result:
 
 
 def _integer(value: Result) -> int:
+    if isinstance(value, float) and value.is_integer():  # with a sum of nothing, which is 0.0 beside scores
+        return int(value)
     assert isinstance(value, int) and not isinstance(value, bool)
     return value
 

@@ -53,7 +53,7 @@ class Evaluator:
         self.selections = Selections(self)
         self._check_sizes(queries, keys, heads, kv_heads)
         self.sizes = {"heads": heads, "kv_heads": kv_heads, "group": heads // kv_heads, **sizes}
-        self.sizes |= _lengths_of_lists(bound)
+        self.sizes |= bound.lengths
         self.tensors = Tensors(self, queries, keys, inputs or {})
         self.whole = View(self, queries, keys, 0, 0)
         self._runs: dict[int, list[View]] = {}
@@ -239,7 +239,7 @@ class View:
         self.first_row = first_row
         self.first_key = first_key
         self.shift = keys - queries if call.program.align == "end" else 0
-        self._units: dict[tuple[program.Unit, int, int], dict[Result, list[int]]] = {}
+        self._units: dict[tuple[object, ...], dict[Result, list[int]]] = {}
 
     def frame(self, q: int, k: int, head: int, batch: int) -> Frame:
         """The frame of a pair of local positions."""
@@ -386,7 +386,8 @@ class View:
 
     def units(self, unit: program.Unit, frame: Frame) -> Mapping[Result, Sequence[int]]:
         """The values of a unit, with the local positions that have each."""
-        key = (unit, frame.head, frame.batch)
+        members = self._call.meanings.names_in(unit)
+        key = (unit, frame.head, frame.batch, *(frame.bound[binder](frame) for binder in members))
         if key not in self._units:
             self._units[key] = self._grouped(unit, frame)
         return self._units[key]
@@ -506,21 +507,7 @@ def _check_steps(steps: int, limit: int, span: Span) -> None:
 
 def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
     """The value of an expression of parameters alone. Raises `EvaluationError` where it has none."""
-    return Meanings(bound.program, bound.values).of(node)(Frame(_Alone(_lengths_of_lists(bound)), {}, 0, 0))
-
-
-def _lengths_of_lists(bound: BoundProgram) -> dict[str, int]:
-    """The dimensions that the parameters' lists name."""
-    sizes: dict[str, int] = {}
-    for parameter in bound.program.parameters:
-        value: Value = bound.values.get(parameter.name, 0)
-        for dim in parameter.type.dims:
-            if not isinstance(value, tuple):
-                break
-            if isinstance(dim, str) and dim != "head":
-                sizes[dim] = len(value)
-            value = value[0]
-    return sizes
+    return Meanings(bound.program, bound.values).of(node)(Frame(_Alone(bound.lengths), {}, 0, 0))
 
 
 def visible(

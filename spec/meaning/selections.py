@@ -48,12 +48,13 @@ class Selections:
             case None:
                 return item in chosen
             case program.Unit(value=value):
-                return self._call.meanings.of(value)(frame.at("k", item)) in chosen
+                here = _of_member(selection, member, frame.at("k", item))
+                return self._call.meanings.of(value)(here) in chosen
             case program.Range() if selection.covers is None:
                 return item in chosen
             case program.Range(binder=binder):
                 covers = self._call.meanings.of(selection.covers)
-                here = frame.at("k", item)
+                here = _of_member(selection, member, frame.at("k", item))
                 return any(covers(here.binding(binder, constantly(i)).forgetting()) for i in sorted(chosen))
 
     def chosen(self, selection: program.Selection, member: int | None, frame: Frame, view: View) -> Places:
@@ -96,8 +97,7 @@ class Selections:
     ) -> Candidates:
         q = decides if isinstance(decides, int) and not selection.row.per else 0
         own = view.frame(q, 0, frame.head, frame.batch)
-        if selection.family is not None and member is not None:
-            own = own.binding(selection.family.binder, constantly(member))
+        own = _of_member(selection, member, own)
         for unit in selection.row.per:
             own = own.binding(unit.binder, constantly(cast("Any", decides)))
         return Candidates(self._call, selection, view, own)
@@ -111,6 +111,13 @@ class Selections:
         for q, chosen in zip(queries, _kept(self._call, rows), strict=True):
             name: Hashable = (*key, q)
             self._known[name] = chosen
+
+
+def _of_member(selection: program.Selection, member: int | None, frame: Frame) -> Frame:
+    """A frame in which the name of a family's range is the member at hand."""
+    if selection.family is None or member is None:
+        return frame
+    return frame.binding(selection.family.binder, constantly(member)).forgetting()
 
 
 class Candidates(Row):

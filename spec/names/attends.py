@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.expressions import ExpressionResolver, Resolver
-from attnc.spec.names.families import family_of, range_of
+from attnc.spec.names.families import family_of, joined, range_of
 from attnc.spec.names.modules import declare, declare_lets
 from attnc.spec.names.scope import (
     BranchSymbol,
@@ -85,7 +85,7 @@ class Clauses:
     def places(self) -> None:
         """Read `over` and `per`, and give their names a meaning."""
         for line in self._lines(syntax.Places, "over"):
-            self._over = self.key(line.binders[0]) if len(line.binders) == 1 else self._keys(line)
+            self._over = self.key(line.binders[0]) if len(line.binders) == 1 else self.keys(line, line.binders)
         for line in self._lines(syntax.Places, "per"):
             for binder in line.binders:
                 self._row(binder)
@@ -102,27 +102,18 @@ class Clauses:
             return self.unit(binder, "k", is_key=True)
         return self._range(binder, is_key=True, by_query=True)
 
-    def _keys(self, line: syntax.Places) -> program.Range | None:
+    def keys(self, line: syntax.Places, binders: Sequence[syntax.Binder]) -> program.Range | None:
         """Keys with several names, as one range of numbers that the names are parts of, the last the fastest."""
-        parts = [(binder, self._ends(binder)) for binder in line.binders]
-        flat = program.Binder(line.span, ", ".join(binder.name.id for binder in line.binders))
-        place: program.Expr = program.Local(line.span, flat)
-        one, zero = (program.Literal(line.span, n) for n in (1, 0))
-        count: program.Expr = one
-        for binder, found in reversed(parts):
-            if found is None:
+        parts = [self._ends(binder) for binder in binders]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            for binder in binders:
                 self._declare(binder.name, SilentSymbol(binder.name.span))
-                continue
-            at = binder.span
-            size = program.Operation(at, "max", (program.Operation(at, "sub", (found.high, found.low)), zero))
-            rest = place if count is one else program.Operation(at, "floordiv", (place, count))
-            own = rest if binder is line.binders[0] else program.Operation(at, "mod", (rest, size))
-            body = program.Operation(at, "add", (found.low, own))
-            definition = program.Definition(binder.name.span, binder.name.id, (), body)
+            return None
+        whole, names = joined(line.span, found)
+        for binder, definition in zip(binders, names, strict=True):
             self._declare(binder.name, PartSymbol(binder.name.span, definition))
-            count = size if count is one else program.Operation(at, "mul", (size, count))
-        complete = all(found is not None for _, found in parts)
-        return program.Range(line.span, flat, zero, count) if complete else None
+        return whole
 
     def _row(self, binder: syntax.Binder) -> None:
         if isinstance(binder, syntax.Unit):

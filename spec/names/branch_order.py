@@ -20,7 +20,8 @@ def ordered(
 ) -> tuple[tuple[program.Attend, ...], tuple[program.Selection, ...]]:
     """The branches and the selections, those that others read first, otherwise as written; a circle is refused.
 
-    `relation` is part of every branch. A selection of a family may ask another one of it.
+    `relation` is part of every branch. Selections of families may ask others of these families: which ones, and that
+    it is in no circle, their members tell.
     """
     stages: tuple[Stage, ...] = (*branches, *selections)
     if len(stages) < 2 and not selections:
@@ -35,8 +36,11 @@ def ordered(
             read = _read([*expressions(stage), *relation])
         else:
             read = _read(expressions_of_selection(stage))
-        own = {stage.name} if isinstance(stage, program.Selection) and stage.family is not None else set[str]()
-        graph.add_edges_from((name, stage.name) for name in (read - own) & by_name.keys())
+        graph.add_edges_from((name, stage.name) for name in read & by_name.keys())
+    families = {item.name for item in selections if item.family is not None}
+    for circle in list(networkx.strongly_connected_components(graph)):
+        if circle <= families:
+            graph.remove_edges_from(list(graph.subgraph(circle).edges))
     try:
         at = {stage.name: i for i, stage in enumerate(stages)}
         names = list(networkx.lexicographical_topological_sort(graph, key=at.__getitem__))

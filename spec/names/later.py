@@ -35,8 +35,6 @@ def later(item: syntax.Statement, selections: frozenset[str]) -> str | None:
 
 
 def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
-    if len(block.binders) > 1:
-        return "families of selections over several ranges"
     for item in block.body.statements:
         if not isinstance(item, syntax.Places):
             continue
@@ -46,8 +44,8 @@ def _of_select(block: syntax.Block, selections: frozenset[str]) -> str | None:
         if item.word.id == "over":
             if len(binders) > 1 and _is(binders[0], "q"):
                 binders = binders[1:]
-            if len(binders) > 1:
-                return "places with several names"
+            if len(binders) > 1 and any(isinstance(binder, syntax.Unit) for binder in binders):
+                return SEVERAL
     return _over_chosen(block, selections)
 
 

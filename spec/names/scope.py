@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from typing_extensions import assert_never
@@ -120,12 +120,14 @@ class BranchSymbol:
 class SelectionSymbol:
     """A selection, or a family of them. `is_numbered`: it chooses numbers, which stand for no tokens.
 
-    `by_query`: whether queries, or units of them, decide by themselves.
+    `names`: how many a member has, 0 where it is one selection; `ranges` resolves theirs. `by_query`: whether queries,
+    or units of them, decide by themselves.
     """
 
     span: Span
     name: str
-    is_family: bool
+    names: int
+    ranges: Callable[[], tuple[program.Range, ...]]
     is_numbered: bool = False
     by_query: bool = True
 

@@ -10,11 +10,12 @@ from attnc.spec import program, syntax
 from attnc.spec.diagnostics import Label
 from attnc.spec.names.attends import Clauses
 from attnc.spec.names.expressions import Resolver
-from attnc.spec.names.families import family_of
+from attnc.spec.names.families import family_names, joined
 from attnc.spec.names.modules import declare, declare_lets
 from attnc.spec.names.name_resolver import Part, Selecting
 from attnc.spec.names.scope import (
     DefinitionSource,
+    PartSymbol,
     RangeSymbol,
     SelectionSymbol,
     SilentSymbol,
@@ -52,6 +53,7 @@ class Select:
         self._pairs = False
         self._of_queries = False
         self._key: program.Binder | OneOf["q", "k"] = "k"
+        self._known_ranges: tuple[program.Range, ...] | None = None
 
     @property
     def symbol(self) -> SelectionSymbol:
@@ -64,7 +66,8 @@ class Select:
         return SelectionSymbol(
             self.name.span,
             self.name.id,
-            bool(self._block.binders),
+            len(self._block.binders),
+            self._ranges,
             is_numbered=bool(is_range) and not covers,
             by_query=pairs or not together,
         )
@@ -119,8 +122,7 @@ class Select:
                 self._pairs = True
                 binders = binders[1:]
             if len(binders) > 1:
-                help_ = "one place, or pairs of a query and a place: `over q, b = k // block`"
-                self._report.error("A216", "several places in `over`", line.span, help=help_)
+                return self._clauses.keys(line, binders)
             self._of_queries = _is_bare(binders[0], "q")
             of_tokens = self._of_queries or _is_bare(binders[0], "k")
             return None if of_tokens else self._clauses.place(binders[0])
@@ -181,12 +183,28 @@ class Select:
     def _lines(self, word: str) -> list[syntax.Places]:
         return [s for s in self._statements if isinstance(s, syntax.Places) and s.word.id == word]
 
+    def _ranges(self) -> tuple[program.Range, ...]:
+        """The ranges of a family's names, resolved when they are first asked for."""
+        if self._known_ranges is None:
+            around = self._resolver.surroundings
+            clause, around.selecting = around.selecting, None
+            self._known_ranges = tuple(map(self._clauses.range, family_names(self._block, self._report)))
+            around.selecting = clause
+        return self._known_ranges
+
     def _family(self) -> program.Range | None:
-        first = family_of(self._block, self._report)
-        if first is None:
+        ranges = self._ranges()
+        if not ranges:
+            for binder in self._block.binders:
+                declare(self._report, self._own, self._outer, binder.name, SilentSymbol(binder.name.span))
             return None
-        found = self._clauses.range(first)
-        declare(self._report, self._own, self._outer, first.name, RangeSymbol(first.name.span, found.binder))
+        found = ranges[0]
+        symbols: list[Symbol] = [RangeSymbol(ranges[0].binder.span, ranges[0].binder)]
+        if len(ranges) > 1:
+            found, names = joined(self.name.span, ranges)
+            symbols = [PartSymbol(own.span, own) for own in names]
+        for binder, symbol in zip(self._block.binders, symbols, strict=True):
+            declare(self._report, self._own, self._outer, binder.name, symbol)
         return found
 
     def _check_statements(self) -> None:

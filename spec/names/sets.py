@@ -9,6 +9,7 @@ from attnc.spec import program, syntax
 from attnc.spec.checks.measure import below
 from attnc.spec.names.builtins import POSITIONS
 from attnc.spec.names.chosen_places import ChosenPlace
+from attnc.spec.names.families import number_in
 from attnc.spec.names.name_resolver import EXACT_ONLY, NameResolver
 from attnc.spec.names.scope import BranchSymbol, SegmentSymbol, SelectionSymbol, SilentSymbol, UnitSymbol
 from attnc.spec.names.worlds import World
@@ -94,10 +95,13 @@ class SetResolver(NameResolver):
     def _which(self, node: syntax.Expr, symbol: SelectionSymbol) -> program.Expr | None:
         """The member of a family that is meant."""
         indices = self._indices(node) if isinstance(node, syntax.Index) else ()
-        if symbol.is_family and len(indices) != 1:
-            help_ = f"say which: `{symbol.name}[i]`"
+        if symbol.names and len(indices) != symbol.names:
+            help_ = f"say which: `{symbol.name}[{', '.join('ijlmn'[: symbol.names])}]`"
             return self.refuse("A206", f"`{symbol.name}` is a family of selections", node.span, help_, "which one?")
-        if not symbol.is_family and indices:
+        if symbol.names > 1:
+            ranges = symbol.ranges()
+            return number_in(node.span, ranges, indices) if ranges else self.unknown(node.span)
+        if not symbol.names and indices:
             help_ = f"ask `k in {symbol.name}`"
             return self.refuse("A204", f"`{symbol.name}` is one selection", node.span, help_, "no family")
         return indices[0] if indices else None

@@ -29,6 +29,12 @@ STEPS: list[Case] = [
     ("deepseek_sparse", {"topk": 9}, {"iq": (1, 96, 2, 4), "ik": (1, 96, 4), "w": (1, 96, 2)}),
 ]
 
+STAGES: Case = (
+    "hip",
+    {"stages": [8, 4], "kept": [24, 8], "strides": [2, 1], "rows": 8, "sinks": 3, "window": 8},
+    {},
+)
+
 
 def made(n: int = 96, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     q = torch.randn(1, heads, n, 8, dtype=dtype)
@@ -110,7 +116,9 @@ def test_fifty_steps_compile_once() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "params", "shapes"), STEPS[:2], ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("name", "params", "shapes"), [*STEPS[:2], STAGES], ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_sequences_choose_by_themselves(name: str, params: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     attend = compile_attention(name, **params)
     q, k, v = (x.requires_grad_() for x in made(dtype=torch.float64))
@@ -168,12 +176,12 @@ def test_documents_choose_by_themselves(dims: str) -> None:
         attend.chosen(q, k, v, doc=given)
 
 
-@pytest.mark.parametrize(("name", "params", "shapes"), STEPS, ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(("name", "params", "shapes"), [*STEPS, STAGES], ids=lambda x: x if isinstance(x, str) else "")
 def test_a_cache_chooses_as_a_call_does(name: str, params: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     attend = compile_attention(name, **params)
     q, k, v = made()
     given = inputs_of(shapes)
-    if name == "minference_blocks":  # one decision for queries that a cache does not have
+    if name in ("minference_blocks", "hip"):  # one decision for queries that a cache does not have
         with pytest.raises(UnsupportedError, match="a cache of keys is not enough"):
             attend.decode(q[:, :, -1:], k, v, kv_len=96)
         return

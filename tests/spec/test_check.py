@@ -181,7 +181,8 @@ def test_unsupported_constructs_make_no_noise() -> None:
     input gate: unit[batch, query, head]
     learned table: real[head, block]
     let near = dot(q, k) + table[k] + merge(q, 2)
-    select chosen[s in 0 .. 3, t in 0 .. 2]
+    select chosen[s in 0 .. 3]
+        per a = q // block, c = k // block
         over b = k // block
         score nothing(b.k) + near
         keep rank < topk

@@ -34,6 +34,7 @@ from cases.routing import (
     vmoba,
     vmoba_threshold,
 )
+from cases.staged_routing import HIP
 from reference.routing import (
     hybrid_forcing_choice,
     native_sparse_choice,
@@ -78,6 +79,8 @@ def small(x: Tensor) -> Tensor:
 
 
 EXACT = [
+    Routed("hip", 77, 77, HIP),
+    Routed("hip", 37, 93, HIP),
     *[Routed("moba", n_q, 39, {"block": 4, "topk": 4}) for n_q in (39, 11)],
     *[Routed("minference_blocks", n_q, 39, {"block": 4, "topk": 3}) for n_q in (39, 11)],
     Routed("landmark_retrieval", 39, 39, {"block": 3, "topk": 3}),

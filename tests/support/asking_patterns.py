@@ -113,6 +113,13 @@ LIBRARY = (
     Asking("anchor", {"block": 4, "group": 3, "theta": 1}, 75, 75),
     Asking("deepseek_sparse", {"topk": 6}, 75, 75, 2, {"iq": (2, 75, 3, 4), "ik": (2, 75, 4), "w": (2, 75, 3)}),
     Asking("dynamic_mask", {"keys_kept": 7}, 75, 75, 2, {"bias": (2, 2, 75)}),
+    Asking(
+        "hip",
+        {"stages": [8, 4], "kept": [24, 8], "strides": [2, 1], "rows": 8, "sinks": 3, "window": 8},
+        75,
+        75,
+    ),
+    Asking("mminference_grid", {"strides": [7, 11], "probe": 6}, 75, 75),
     Asking("minference_vertical_slash", {"columns": 34, "slashes": 103, "block": 8, "probe": 5}, 200, 200),
     Asking("token_sparse", {"window": 6, "pool": 3, "tau": 0.3}, 75, 75),
 )

@@ -28,12 +28,15 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "dilated_window": {"window": 40, "dilation": 2},
     "freeswim": {"frames": 2, "height": 6, "width": 8, "reach": [2, 3]},
     "gpt_oss": {"window": 20},
+    "dhsa": {"rows": 16, "topk": 24, "near": 8, "first": 4},
     "halo": {"height": 8, "width": 12, "block": 4, "halo": 1},
     "hierarchical": {"group": 12},
+    "hip": {"stages": [16, 4], "kept": [32, 16], "strides": [4, 1], "rows": 16, "sinks": 4, "window": 16},
     "landmark": {"block": 16},
     "lingen_temporal": {"frames": 4, "height": 4, "width": 6, "window": [2, 2, 2]},
     "log_sparse": {"segment": 24, "window": 4},
     "longformer": {"window": 16, "dilation": [1, 2]},
+    "mminference_grid": {"strides": [8, 12], "probe": 16},
     "moa": {"alpha": [16, 32], "beta": [0.25, 0.125], "block": 16},
     "monarch": {"rows": 8, "cols": 12},
     "monarch_rt": {"frames": 3, "height": 4, "width": 8},
@@ -81,6 +84,9 @@ def made_inputs(name: str, n: int, heads: int) -> dict[str, Any]:
             return {"map": torch.rand((1, heads, rows, rows), generator=pick) < 0.4}
         case "bigbird":
             return {"random": torch.randint(rows, (heads, rows, 3), generator=pick)}
+        case "dhsa":
+            begin = torch.arange(n) // 11 * 11
+            return {"begin": begin[None], "stop": (begin + 11).clamp(max=n)[None]}
         case "tree_verify":
             return {"prefix": torch.tensor([n // 2]), "ancestor": torch.ones(1, n, n, dtype=torch.bool).tril()}
         case _:

@@ -95,7 +95,8 @@ OF_CHUNKS = {"prepare", "states", "outputs", "adjoints", "keys"}
 
 CHOSEN_KEYS = {
     *{"anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash", "recycled", "routing_transformer"},
-    "token_sparse",
+    *{"token_sparse", "flux", "mminference_boundary", "sparsifiner", "superlinear", "temp_cache"},
+    *{"dhsa", "hip", "mminference_grid"},
 }
 """Routing patterns whose choice is not among places of keys: tiles are listed."""
 BY_HEAD = {"hyper_attention", "svg2"}

@@ -13,9 +13,12 @@ from attnc import Attention, compile_attention
 from cases.case import Case, Parts, Shape, Tensors, inputs_of, real
 from reference import clusters, routing
 from reference.attention import positions
+from reference.dhsa import dhsa
 from reference.flash_moba import flash_moba
 from reference.flux import flux
+from reference.hip import hip
 from reference.mminference_boundary import mminference_boundary
+from reference.mminference_grid import mminference_grid
 from reference.rectified import rectified
 from reference.routing import blocks_of, hybrid_forcing_frames
 from reference.sparsifiner import sparsifiner
@@ -24,9 +27,12 @@ from reference.superlinear import superlinear
 from reference.temp_cache import temp_cache
 
 BY_NAME: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "dhsa": dhsa,
     "flash_moba": flash_moba,
     "flux": flux,
+    "hip": hip,
     "mminference_boundary": mminference_boundary,
+    "mminference_grid": mminference_grid,
     "rectified": rectified,
     "sparsifiner": sparsifiner,
     "ssa_random": ssa_random,

@@ -1,0 +1,58 @@
+"""Scores of candidates alone, where a row has few of them: what an earlier choice left of a row's places, listed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from attnc.compiler import fold, ir
+from attnc.compiler.attentions import asked
+from attnc.compiler.rewrite import substitute_value
+from attnc.compiler.values import reads
+from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Operands
+from attnc.runtime.values import Values
+
+_PLACE = ir.intern(ir.Var("a place", 0))
+
+
+class Few(NamedTuple):
+    """The candidates of each row by number, (heads or 1, rows, most), and which of these there are."""
+
+    places: Int64
+    there: Alive
+
+
+def scores_candidates(item: ir.Selection) -> bool:
+    """Whether an earlier choice tells a selection's candidates, and each one's score depends on nothing but it."""
+    own = [node for node in item.score.below if isinstance(node, ir.Seen)]
+    keeps = [node for node in item.keep.below if isinstance(node, ir.Seen) or "k" in reads(node)]
+    chosen = any(tensor.kind == "bool" for tensor in asked([item.candidates]))
+    return chosen and not item.pairs and not own and not [x for x in keeps if not isinstance(x, ir.Ranking)]
+
+
+def few(candidates: Alive) -> Few | None:
+    """The candidates (heads or 1, rows, places) listed; None where half of a row's places are, or more."""
+    most, places = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
+    if 2 * most > places:
+        return None
+    listed = np.full((*candidates.shape[:-1], most), places)
+    number = np.cumsum(candidates, -1) - 1
+    heads, rows, place = np.nonzero(candidates)
+    listed[heads, rows, number[candidates]] = place
+    return Few(listed, listed < places)
+
+
+def scored(operands: Operands, block: Block, score: ir.Value, found: Few) -> Tensor:
+    """The scores of candidates, (heads, rows, most); of those that are not there any number."""
+    front = np.moveaxis(np.where(found.there, found.places, 0), -1, 0)[..., None]
+    alive = np.moveaxis(found.there, -1, 0)[..., None]
+    here = Block(block.batch, block.heads, block.window, block.rows, np.zeros(1, np.int64), alive, block.running)
+    values = Values(operands, here, loops=NO_LOOPS.inside(_PLACE, front))
+    own = values.of(substitute_value(score, {fold.place("k"): _PLACE}))
+    shape = (front.shape[0], len(block.heads), len(block.rows), 1)
+    return own.expand(shape)[..., 0].movedim(0, -1)
+
+
+__all__ = ["Few", "few", "scored", "scores_candidates"]

@@ -1,0 +1,82 @@
+"""InfiniteHiP's stages of descents, one chunk after another, written from the paper and its authors' program.
+
+q (B, Hq, Nq, dk), k (B, Hkv, Nk, dk), v (B, Hkv, Nk, dv) → what is seen, bool (B, Hq, Nq, Nk), and out (B, Hq, Nq, dv).
+The last query stands at the last key; what is chosen has no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reference.attention import positions
+from reference.routing import by_query_head, softmax_over
+
+Result = tuple[Tensor, Tensor]
+
+
+def descend(score: Tensor, left: int, size: int) -> int:
+    """The token of a chunk that is left when the half with the better middle token goes on, of equal ones the left."""
+    while size > 1:
+        size //= 2
+        right = left + size
+        if float(score[right + size // 2]) > float(score[left + size // 2]):
+            left = right
+    return left
+
+
+def chosen_by(
+    queries: Tensor,
+    keys: Tensor,
+    limit: int,
+    *,
+    stages: Sequence[int],
+    kept: Sequence[int],
+    strides: Sequence[int],
+    sinks: int,
+) -> Tensor:
+    """The tokens that a block of queries (n, dk) chooses of keys (Nk, dk); chunks begin at `limit` at the latest."""
+    tokens = torch.ones(len(keys), dtype=torch.bool)
+    for size, most, stride in zip(stages, kept, strides, strict=True):
+        score = (queries[::stride] @ keys.T).amax(0)
+        starts = [i for i in range(0, len(keys), size) if sinks <= i <= limit and bool(tokens[i])]
+        ranked = sorted(starts, key=lambda start: -float(score[descend(score, start, size)]))
+        tokens = torch.zeros(len(keys), dtype=torch.bool)
+        for start in ranked[: most // size]:
+            tokens[start : start + size] = True
+    return tokens
+
+
+def hip(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    stages: Sequence[int],
+    kept: Sequence[int],
+    strides: Sequence[int],
+    rows: int,
+    sinks: int,
+    window: int,
+) -> Result:
+    """Lee et al. 2025: the first tokens, a window, and the tokens of the chunks that the last stage keeps."""
+    query, key = positions(q, k)
+    chosen = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
+    heads = by_query_head(k, q.shape[1]).detach()
+    for block in torch.unique(query // rows).tolist():
+        own = torch.nonzero(query[:, 0] // rows == block)[:, 0]
+        limit = int(query[own[0], 0]) - window
+        for batch in range(q.shape[0]):
+            for head in range(q.shape[1]):
+                chosen[batch, head, own] = chosen_by(
+                    q.detach()[batch, head, own],
+                    heads[batch, head],
+                    limit,
+                    stages=stages,
+                    kept=kept,
+                    strides=strides,
+                    sinks=sinks,
+                )
+    return softmax_over(q, k, v, (key <= query) & ((key < sinks) | (query - key < window) | chosen))
