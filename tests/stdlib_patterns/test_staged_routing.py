@@ -31,7 +31,7 @@ def made(n_q: int, n_k: int) -> list[Tensor]:
     return [torch.randn(1, heads, n, 4, dtype=torch.float64) for heads, n in ((2, n_q), (1, n_k), (1, n_k))]
 
 
-def pieces(n: int) -> dict[str, Tensor]:
+def pieces(n: int) -> dict[str, Any]:
     begin = torch.arange(n) // 5 * 5
     return {"begin": begin[None], "stop": (begin + 5).clamp(max=n)[None]}
 
@@ -41,7 +41,7 @@ def pieces(n: int) -> dict[str, Tensor]:
 def test_it_means_what_the_evaluator_says(name: str, n_q: int, n_k: int) -> None:
     attend = compile_attention(name, **CASES[name])
     q, k, v = made(n_q, n_k)
-    given = pieces(n_k) if name == "dhsa" else {}
+    given: dict[str, Any] = pieces(n_k) if name == "dhsa" else {}
     counts = {"queries": n_q, "keys": n_k, "heads": 2, "kv_heads": 1, "dk": 4, "dv": 4}
     oracle = Evaluator(attend.bound, inputs={key: x.tolist() for key, x in given.items()}, **counts)
     wanted = torch.tensor(oracle.attend(*(x.tolist() for x in (q, k, v)))[0], dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_the_papers_settings() -> None:
     """At 2,100 tokens each stage has something to leave out."""
     q, k, v = (torch.randn(1, 1, 2100, 8, dtype=torch.float64) for _ in range(3))
     attend = compile_attention("hip", kept=[512, 128, 64], sinks=256)
-    own = {"stages": [256, 32, 8], "strides": [4, 4, 1], "rows": 64, "sinks": 256, "window": 1024}
+    own: dict[str, Any] = {"stages": [256, 32, 8], "strides": [4, 4, 1], "rows": 64, "sinks": 256, "window": 1024}
     seen, wanted = hip(q, k, v, kept=[512, 128, 64], **own)
     assert torch.equal(attend.mask(2100, q=q, k=k), seen[:, 0])
     torch.testing.assert_close(attend(q, k, v), wanted, rtol=1e-10, atol=1e-11)
