@@ -49,7 +49,8 @@ class Routed:
         return compile_attention(self.name, **self.params)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        return reference_of(self.name)(q, k, v, **inputs, **self.params)
+        found: tuple[Tensor, Tensor] = reference_of(self.name)(q, k, v, **inputs, **self.params)
+        return found
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv = [real(2, HEADS, self.n_q, DK), real(2, KV_HEADS, self.n_k, DK), real(2, KV_HEADS, self.n_k, DV)]
