@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,13 @@ Inputs = dict[str, Any]
 """Tensors by name."""
 
 
+def reference_of(name: str) -> Callable[..., Any]:
+    """That of a family, or the function of its name in a module of its own: what is seen, and out."""
+    if name in REFERENCES:
+        return REFERENCES[name]
+    return getattr(importlib.import_module(f"reference.{name}"), name)  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Routed:
     """A pattern with parameters and the numbers of queries and keys of a call of two sequences."""
@@ -67,7 +75,8 @@ class Routed:
         return compile_attention(self.name, **self.params)
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        return REFERENCES[self.name](q, k, v, **inputs, **self.params)
+        found: tuple[Tensor, Tensor] = reference_of(self.name)(q, k, v, **inputs, **self.params)
+        return found
 
     def drawn(self) -> tuple[list[Tensor], Inputs]:
         qkv = [real(2, HEADS, self.n_q, DK), real(2, KV_HEADS, self.n_k, DK), real(2, KV_HEADS, self.n_k, DV)]
