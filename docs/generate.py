@@ -367,9 +367,8 @@ def _systems() -> str:
     for title, own in known.TABLES.items():
         rows = [["system", "files", "not a file"]]
         for system in own:
-            files = [f"`{name}`" for name in system.files if name in library_files()]
-            missing = [f"`{name}`, not written yet" for name in system.files if name not in library_files()]
-            rows.append([system.name, ", ".join(files) or "–", "; ".join([*missing, system.why]).strip("; ") or "–"])
+            files = ", ".join(f"`{name}`" for name in system.files)
+            rows.append([system.name, files or "–", system.why or "–"])
         parts.append(f"### {title}\n\n{_table(rows)}")
     return "\n\n".join(parts)
 

@@ -19,18 +19,9 @@ class System:
     why: str = ""
 
 
-PLANNED: frozenset[str] = frozenset(
-    {
-        *("combiner_axial", "combiner_log_sparse", "combiner_mixture", "dhsa", "flash_moba", "flux", "hip"),
-        *("mminference_boundary", "mminference_grid", "rectified", "sparsifiner", "ssa_random", "superlinear"),
-        *("temp_cache", "test_time_regression"),
-    }
-)
-"""Files that are named here and not there yet: taken from this list when they are."""
-
 CONVOLUTION = "convolutions ⊙ input: no query meets a key"
 DEEP = (
-    "memories of several layers (Titans-MLP, Moneta, Memora, TTT's) are weights that gradient steps of a loss of their "
+    "memories of several layers (Titans-MLP, TTT-MLP and the like) are weights that gradient steps of a loss of their "
     "own move: a state that training owns"
 )
 
@@ -48,7 +39,7 @@ TABLES: Mapping[str, tuple[System, ...]] = {
         System("Longformer", ("longformer",)),
         System("BigBird", ("bigbird",)),
         System("StreamingLLM / A-shape / Tri-shape", ("streaming", "sliding_window")),
-        System("LongLoRA S²-Attn / SinkLoRA", ("long_lora",)),
+        System("LongLoRA S²-Attn / SinkLoRA", ("long_lora", "sink_lora")),
         System("prefix-LM, document, varlen", ("prefix_lm", "document")),
         System("block diffusion (BD3-LM)", ("block_diffusion",)),
         System("Modality-Mutual (AKI)", ("modality_mutual",)),
@@ -66,7 +57,7 @@ TABLES: Mapping[str, tuple[System, ...]] = {
         System("Differential attention", ("differential",)),
         System("Softplus LSSA / LSSAR", ("softplus_lssa", "softplus_lssar")),
         System("Affine-scaled", ("affine_scaled",), "the average of alpha is state that training owns"),
-        System("Landmark attention", ("landmark",), "few blocks at inference: the caller's choice"),
+        System("Landmark attention", ("landmark", "landmark_retrieval")),
         System("Hierarchical self-attention", ("hierarchical",), "two levels of the tree"),
         System("SQA", ("sqa",)),
         System("Attention Residuals", ("attention_residual",)),
@@ -110,7 +101,7 @@ TABLES: Mapping[str, tuple[System, ...]] = {
     "Recurrences and scans": (
         System("Linear attn, RetNet, Lightning-2, TNL", ("linear_attention", "retention", "lightning")),
         System("Mamba-2/SSD, Simple-GLA", ("mamba2_ssd",)),
-        System("GLA, LightNet, HGRN(2)", ("gla", "lightnet", "hgrn2")),
+        System("GLA, LightNet, HGRN(2)", ("gla", "lightnet", "hgrn", "hgrn2")),
         System("GSA", ("gsa",)),
         System(
             "DeltaNet, Gated DeltaNet, KDA, Comba, GatedDeltaProduct",
@@ -119,13 +110,20 @@ TABLES: Mapping[str, tuple[System, ...]] = {
         System("RWKV-6 / RWKV-7", ("rwkv6", "rwkv7")),
         System("Log-linear attention", ("log_linear",)),
         System("Mesa-net / test-time regression", ("mesa", "test_time_regression")),
-        System("Titans / Miras / TTT", ("titans_linear", "yaad_linear", "hybrid_window_linear"), DEEP),
+        System(
+            "Titans / Miras / TTT",
+            (
+                *("titans_linear", "yaad_linear", "moneta_linear", "memora_linear", "ttt_linear"),
+                "hybrid_window_linear",
+            ),
+            DEEP,
+        ),
         System("Aaren", ("aaren",)),
         System("S4 / S5 / Mamba-1 / ConvS5", ("s5", "mamba1", "convs5_pointwise"), "convolutions between the steps"),
         System(
             "Spatial-Mamba, MHS-VM, MambaMixer, LinGen MA",
-            ("spatial_mamba", "mhs_vm", "lingen_ma", "mamba1"),
-            "MambaMixer is scans of `mamba1` along tokens and channels, which layers mix",
+            ("spatial_mamba", "mhs_vm", "lingen_ma", "mamba_mixer"),
+            "how layers mix the outputs of earlier ones (MambaMixer) is the model's",
         ),
     ),
     "Besides": (
