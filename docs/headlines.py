@@ -94,6 +94,7 @@ HEADLINES: dict[str, Headline] = {
     "neighborhood_3d": Headline(heads=24),
     "power": Headline(length=32768, heads=28, kv_heads=4),
     "radial": Headline(length=18 * 3840, heads=40),
+    "rectified": Headline(length=8192, inputs=lambda n: {"neighbour": torch.eye(n // 128, dtype=torch.bool)}),
     "recycled": Headline(length=1, keys=32768, heads=1, inputs=_cached),
     "s2_attention": Headline(length=65536, heads=32, kv_heads=8),
     "seer": Headline(length=32768, heads=32, inputs=lambda n: {x: _blank(1, 32, n // 64, 128) for x in ("gq", "gk")}),

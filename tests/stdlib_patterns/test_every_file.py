@@ -5,10 +5,12 @@ A check that cannot be asked of a pattern has a reason in `without.py`, and what
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,6 @@ from attnc.spec.source import SourceFile
 from cases.case import Case, check_mask, check_output, seen_by
 from cases.every import every_case
 from kernel_calls import stages
-from library_calls import WIDTH, LibraryCall, library_call
 from library_in_kernels import (
     LINEAR,
     LOOSE,
@@ -208,31 +209,26 @@ def check_gate(name: str) -> None:
 # --- simulation -------------------------------------------------------------------------------------------------------
 
 
-LONG = 1024
-"""Tokens of a simulation, where parameters do not say how many."""
-
-
-def simulations(name: str) -> Iterator[LibraryCall]:
-    """At each preset, and at the defaults or, where parameters have none, at a case's."""
-    program = load_program(source_of(name), ModuleLoader(None), name)
-    for preset in program.presets:
-        yield library_call(name, LONG, {"preset": preset.name})
-    whole = all(parameter.default is not None for parameter in program.parameters)
-    other = None if name in pattern_names() else middling(name).params
-    yield library_call(name, LONG, {} if whole else other)
+@cache
+def headlines() -> Mapping[str, Any]:
+    """The library at the calls of the catalogue: each with its first preset, or the one that is its headline."""
+    path = [str(ROOT / "docs"), *sys.path]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", path)
+        pages = importlib.import_module("catalogue_pages")
+    return {shown.name: shown for shown in pages.Catalogue(frozenset()).shown}
 
 
 def check_simulation(name: str) -> None:
-    refused = reason("simulate", name)
-    for call in simulations(name):
-        simulate = partial(call.attention.simulate, call.n, heads=call.heads, head_dim=WIDTH, **call.inputs)
-        if refused:
-            with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
-                simulate()
-            continue
-        found = simulate()
-        assert found.predicted_ms > 0
-        assert found.rungs and all(rung.speedup > 0 for rung in found.rungs)
+    shown, refused = headlines()[name], reason("simulate", name)
+    assert (shown.preset is not None) == bool(shown.entry.program.presets)
+    if refused:
+        assert refused.says in shown.simulation
+        return
+    assert not isinstance(shown.simulation, str), shown.simulation
+    assert shown.simulation.predicted_ms > 0
+    assert shown.simulation.rungs
+    assert all(rung.speedup > 0 for rung in shown.simulation.rungs)
 
 
 # --- the walk ---------------------------------------------------------------------------------------------------------

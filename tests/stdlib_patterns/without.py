@@ -19,7 +19,7 @@ CHECKS: Mapping[str, str] = {
     "interpreter": "the kernels in Triton's interpreter, forward and every gradient, in fp32",
     "gate": "each kernel as it is emitted now for sm_90 (bf16, heads of 64 and 128; of branches with a state those of "
     "the state) has a row that passes in `benchmarks/results`",
-    "simulate": "`attnc simulate` at its presets, or at its defaults",
+    "simulate": "`attnc simulate` for an H100 at the headline of the catalogue: a preset, its length or grid",
 }
 """By name, in the order of the columns."""
 
@@ -66,8 +66,16 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "titans_linear": NO_KERNELS},
     "simulate": {
-        **dict.fromkeys(("anchor", "deepseek_sparse", "dynamic_mask", "minference_vertical_slash"), KEY_BY_KEY),
-        **dict.fromkeys(("biformer", "landmark_retrieval", "routing_transformer", "token_sparse"), NOT_OF_ROWS),
+        **dict.fromkeys(
+            (
+                *("anchor", "deepseek_sparse", "dhsa", "dynamic_mask", "hip", "minference_vertical_slash"),
+                *("mminference_grid", "sparsifiner"),
+            ),
+            KEY_BY_KEY,
+        ),
+        **dict.fromkeys(
+            ("biformer", "landmark_retrieval", "routing_transformer", "superlinear", "token_sparse"), NOT_OF_ROWS
+        ),
         **dict.fromkeys(("lingen_ma", "mamba_mixer"), ONLY_STATES),
     },
 }
@@ -90,7 +98,10 @@ def reason(check: str, name: str) -> Reason | None:
 
 WHOLE_PROMPT = {"W007": "chosen for a whole prompt at once, as its authors do: not for tokens one after another"}
 WARNED: Mapping[str, Mapping[str, str]] = dict.fromkeys(
-    ("minference_blocks", "minference_vertical_slash", "routing_transformer", "token_sparse", "xattention"),
+    (
+        *("minference_blocks", "minference_vertical_slash", "mminference_grid", "routing_transformer"),
+        *("token_sparse", "xattention"),
+    ),
     WHOLE_PROMPT,
 )
 """Warnings that are expected, by pattern and code, and why."""

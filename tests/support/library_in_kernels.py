@@ -101,6 +101,8 @@ CHOSEN_KEYS = {
 """Routing patterns whose choice is not among places of keys: tiles are listed."""
 BY_HEAD = {"hyper_attention", "svg2"}
 """Those with places of each head's own: a call for each."""
+BY_BATCH = {"ssa_random"}
+"""Those with an order of each batch entry's own."""
 
 
 def chosen_calls(patch: pytest.MonkeyPatch) -> list[str]:
@@ -124,4 +126,5 @@ def expected_calls(case: Case) -> list[str]:
     if case.name not in routing_names() or case.name in CHOSEN_KEYS:
         return []
     times = case.shape.batch * case.shape.heads if case.name in BY_HEAD else 1
+    times = case.shape.batch if case.name in BY_BATCH else times
     return ["forward"] * times + ["backward"] * times

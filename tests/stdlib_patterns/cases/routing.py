@@ -210,13 +210,13 @@ ROUTED = [
 def seen_too(name: str, case: Routed, operands: Tensors) -> Tensor:
     """What the branches beside the chosen one show."""
     query, key = positions(operands["q"], operands["k"])
-    if name == "vsa":  # every tile meets every other by their means
+    if name in ("vsa", "rectified"):  # every tile, or block, meets every other by their means
         return torch.ones(len(query), len(key), dtype=torch.bool)
     block, window = int(case.params["block"]), int(case.params["window"])
     return ((key // block + 1) * block <= query + 1) | ((key <= query) & (query - key < window))
 
 
-OF_BRANCHES = ("native_sparse", "vsa")
+OF_BRANCHES = ("native_sparse", "vsa", "rectified")
 BY_INPUTS = ("sparse_d", "recycled", "flux", "temp_cache", "mminference_boundary")
 """Those whose choice the caller made before."""
 

@@ -41,15 +41,38 @@ def _second(reference: Callable[..., tuple[None, Tensor]]) -> Callable[..., Tens
     return lambda *args, **given: reference(*args, **given)[1]
 
 
-def axial(name: str, reference: Callable[..., tuple[None, Tensor]], width: int, *tokens: int) -> System:
+def in_rows(width: int, seen: Callable[[Any, Any], Any]) -> Mask:
+    """Pairs of tokens by how many rows and columns a key stands before its query: negative, after it."""
+
+    def pairs(n: int) -> Any:
+        y, x = np.divmod(np.arange(n), width)
+        return seen(y[:, None] - y, x[:, None] - x)
+
+    return rows(pairs)
+
+
+def axial(width: int, *tokens: int) -> System:
+    """A row's summaries are of all of it; of earlier rows a query meets its own column's."""
     params = {"width": width}
-    return System(name, scaled(_second(reference), **params), list(map(square, tokens)), params, mask=CAUSAL)
+    mask = in_rows(width, lambda up, left: (up == 0) | (left == 0) & (up > 0))
+    dense = scaled(_second(combiner_axial), **params)
+    return System("combiner_axial", dense, list(map(square, tokens)), params, mask=mask)
+
+
+def mixture(width: int, tokens: int) -> System:
+    """Own row and column, the row above for what columns gave, the columns beside for what rows gave."""
+    params = {"width": width}
+    mask = in_rows(width, lambda up, left: (up == 0) | (up == 1) | (up > 0) & (abs(left) <= 1))
+    dense = scaled(_second(combiner_mixture), **params)
+    return System("combiner_mixture", dense, [square(tokens)], params, mask=mask)
 
 
 def log_sparse(levels: int, shapes: list[Shape]) -> System:
+    """Single tokens: its own, and the one before where that is a span by itself. Longer spans are no tokens."""
     params = {"levels": levels}
+    single = rows(lambda n: np.eye(n, dtype=bool) | np.eye(n, k=-1, dtype=bool) & (np.arange(n)[:, None] % 2 == 1))
     dense = scaled(_second(combiner_log_sparse), **params)
-    return System("combiner_log_sparse", dense, shapes, params, mask=CAUSAL)
+    return System("combiner_log_sparse", dense, shapes, params, mask=single)
 
 
 def longformer(window: int, dilation: list[int]) -> System:
@@ -94,8 +117,8 @@ IN_LINE = [
     System("davit_channel", scaled(structures.davit_channel), [square(1), square(20), square(33, dk=3, dv=3)]),
     combiner(4, [*LINES, WIDE]),
     combiner(7, [square(40)]),
-    *(axial("combiner_axial", combiner_axial, w, n, 2 * w) for n, w in ((20, 5), (21, 7), (9, 1), (5, 5))),
-    *(axial("combiner_mixture", combiner_mixture, w, n) for n, w in ((20, 5), (21, 7), (3, 1), (5, 5))),
+    *(axial(w, n, 2 * w) for n, w in ((20, 5), (21, 7), (9, 1), (5, 5))),
+    *(mixture(w, n) for n, w in ((20, 5), (21, 7), (3, 1), (5, 5))),
     log_sparse(6, [*LINES, WIDE]),
     log_sparse(4, [square(16), square(13)]),
     longformer(2, [1, 2, 1, 3]),
