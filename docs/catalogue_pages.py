@@ -18,9 +18,9 @@ from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import RungName, Simulation
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands.library import FAMILIES, Entry, entries
-from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.commands.simulate_cases import LENGTH
 from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.lengths import natural_length
 from attnc.runtime.library import library_files, library_names
 from attnc.runtime.pictures.draw import MOST_CHOSEN
 from attnc.runtime.pictures.tile_map import make_tile_map

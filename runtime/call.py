@@ -322,9 +322,7 @@ _FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv", TOKENS}
 
 def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any]:
     if value is None:
-        raise ArgumentTypeError(
-            f"`{pattern.name}` needs the input `{tensor.name}`: {_type(tensor)}; give it as a keyword argument"
-        )
+        raise missing(pattern, tensor)
     if isinstance(value, Tensor) and tensor.is_floating and value.dtype in _INPUT_DTYPES[tensor.kind]:
         return np.broadcast_to(np.zeros((), dtype=np.float64), tuple(value.shape))  # no plan asks what it holds
     if isinstance(value, Tensor) and value.is_cuda:
@@ -341,6 +339,15 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
     return _own(array) if tensor.kind == "bool" else array.astype(np.int64)
+
+
+def missing(pattern: ir.Pattern, tensor: ir.Tensor) -> ArgumentTypeError:
+    """What to raise for an input that is not given, or that from which it is made."""
+    name = tensor.name if tensor.made is None else tensor.made.of
+    wanted = next(one for one in pattern.tensors if one.name == name)
+    return ArgumentTypeError(
+        f"`{pattern.name}` needs the input `{name}`: {_type(wanted)}; give it as a keyword argument"
+    )
 
 
 def _own(array: NDArray[Any]) -> NDArray[Any]:

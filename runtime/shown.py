@@ -24,6 +24,7 @@ from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import named_target, planned_target
+from attnc.runtime.lengths import natural_length
 from attnc.runtime.reference_plan import reference_plan
 
 if TYPE_CHECKING:
@@ -193,9 +194,15 @@ class Shown(Compiled):
             return found
         planners = [(self.name, self._planner)]
         if self._steps is not None:
-            sizes = self._sizes(head_dim, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
+            tokens = natural_length(self._bound, head_dim) or head_dim
+            sizes = self._sizes(tokens, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
             planners = self._steps.by_kernels.planners(sizes, inputs)
-        return found | sources(planners, named_target(target), head_dim, dtype)
+        try:
+            return found | sources(planners, named_target(target), head_dim, dtype)
+        except UnsupportedError:
+            if not found:
+                raise
+            return found  # of branches with a state alone
 
     def simulate(
         self,

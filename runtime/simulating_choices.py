@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
 
 from attnc.compiler import ir
 from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, might_hold, open_choices
@@ -27,7 +30,7 @@ from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.compiler.values import is_scored
-from attnc.runtime.call import Sizes, call_shape, number
+from attnc.runtime.call import Sizes, call_shape, missing, number
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.plans import relations_of
 from attnc.runtime.selections.choose import AT_ONCE, ON_DEVICE
@@ -54,7 +57,8 @@ def simulated_choices(
 ) -> Simulation:
     """The ladder of a pattern that chooses; `open_relations` and `plan` are those of all that may be chosen.
 
-    Raises UnsupportedError for what is not simulated, MachineError, EvaluationError.
+    Raises UnsupportedError for what is not simulated, ArgumentTypeError for an input that is missing, MachineError,
+    EvaluationError.
     """
     problem = problem_of([own for _, own in open_relations], pattern.name, params, sizes.n_k)
     check_baseline(problem, baseline)
@@ -199,6 +203,7 @@ def _taken(
     """Where the places lie, and what a row may take of them."""
     own = replace(choosing(pattern, item), tensors=pattern.tensors)
     relations = relations_of(own, replace(call_shape(own, sizes, inputs), n_k=sizes.n_k, shift=None))
+    _check_given(pattern, choice, item, relations.slices.tensors)
     (window,) = relations.windows(0)
     rows, items = _rows(item, sizes), _items(item, sizes)
 
@@ -213,6 +218,17 @@ def _taken(
     running = window if item.rows is None else replace(window, shift=0)
     candidates, always = (special(might_hold(x, chosen), running) for x in (item.candidates, item.always))
     return places, Taking(rows, items, candidates, always, most_kept(item.keep, special), item.pairs)
+
+
+def _check_given(
+    pattern: ir.Pattern, choice: ChosenKeys, item: ir.Selection, given: Mapping[str, NDArray[Any]]
+) -> None:
+    """Raise ArgumentTypeError for an input that says where places lie and is not given."""
+    roots = [choice.row_of, choice.item_of, choice.rest, item.candidates, item.always]
+    chosen = {one.given for one in pattern.selections}
+    for node in (node for root in roots for node in walk(root)):
+        if isinstance(node, ir.Lookup) and node.tensor not in chosen and node.tensor.name not in given:
+            raise missing(pattern, node.tensor)
 
 
 def _asked_before(pattern: ir.Pattern, item: ir.Selection) -> list[ir.Selection]:

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.separation import Axis, NotSeparableError, grid_of, separate_axes
-from attnc.compiler.ir import Const, Coord, Index, Pattern
+from attnc.compiler.ir import Const, Coord, Index, Lookup, Pattern
 from attnc.compiler.kernels.index_text import ROWS, IndexText, NotInKernelsError, Text, fits_32_bits
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.ranges import Range, Side, find_ranges
 from attnc.compiler.kernels.source import Argument
-from attnc.compiler.rewrite import rewrite, substitute
+from attnc.compiler.rewrite import rewrite, substitute, walk
 from attnc.compiler.simulation.brick_work import BrickFinder, find_bricks
 from attnc.spec.errors import EvaluationError
 
@@ -179,9 +179,12 @@ USUAL = 128
 def find_bricked(pattern: Pattern, relation: Index, wanted: Sequence[Tiles]) -> list[Bricked] | None:
     """The relation in bricks of so many queries and keys, which leave few live, each; None where it has none.
 
-    Every query and every key must be a token of the grid. Where the pattern's extents can be left open they are, and
+    Every query and every key must be a token of the grid, and the relation told before a call: what is chosen, or what
+    other inputs hold, makes no bricks. Where the pattern's extents can be left open they are, and
     the bricks are few for all extents, so that grids of other sizes have the same kernels.
     """
+    if any(isinstance(node, Lookup) for node in walk(relation)):
+        return None
     tokens = _tokens(pattern)
     axes = None if tokens is None else grid_of(relation, tokens)
     finder = None if tokens is None else _finder(relation, tokens)

@@ -18,7 +18,9 @@ from attnc.compiler.recurrences.constants import is_same_at_all
 from attnc.compiler.rewrite import replace_values, substitute, substitute_value
 from attnc.compiler.values import Axes, axes, number, rank, state_at
 
-Kind = Literal["leaf", "test", "state", "number", "apply", "sum", "product", "root", "softmax", "diagonal", "pick"]
+Kind = Literal[
+    "leaf", "test", "state", "number", "apply", "sum", "extreme", "product", "root", "softmax", "diagonal", "pick"
+]
 MOST_TURNS = 64
 """Turns of a loop that are written out."""
 
@@ -34,7 +36,8 @@ class Op:
     leaf: the value `of` of the token; test: an integer, or a condition, of the token.
     state: the state named `of` before the token. number: `of` itself.
     apply: the function `of` entry by entry; `places` says for each operand at which axes of the result its own are.
-    sum: over axis `of`. product: of two matrices. root: 1 / sqrt of a number, 0 of 0. softmax: along the last axis.
+    sum: over axis `of`. extreme: the largest or the least (`of`: max, min) along the first axis.
+    product: of two matrices. root: 1 / sqrt of a number, 0 of 0. softmax: along the last axis.
     diagonal: the matrix of a vector. pick: the entry (operand 1) of the first axis.
     """
 
@@ -86,7 +89,7 @@ class Tape:
                 return operands[0][-1:]
             case "diagonal":
                 return operands[0]
-            case "pick":
+            case "pick" | "extreme":
                 return operands[0][:1]
             case _:
                 return ()
@@ -263,6 +266,9 @@ class _Writing:
 
     def _total(self, node: ir.Total) -> int:
         """A sum, or an extreme, of what a few turns of a variable give: all of them, where a condition holds."""
+        entries = whole_axes(node)
+        if entries is not None:
+            return self._along(node.op, self.of(entries), rank(entries) - rank(node))
         empty = self.of(number({"sum": 0.0, "min": float("inf"), "max": -float("inf")}[node.op]))
         found = []
         for j in _span(node.low, node.high, self.ends):
@@ -273,6 +279,58 @@ class _Writing:
         if not found:
             return empty
         return reduce(lambda a, b: self._applied("add" if node.op == "sum" else node.op, [a, b]), found)
+
+    def _along(self, op: str, i: int, count: int) -> int:
+        """A sum, or an extreme, of the entries along so many of the first axes."""
+        for _ in range(count):
+            rest = self.ops[i].axes[1:]
+            i = self.add(Op("sum", rest, (i,), 0) if op == "sum" else Op("extreme", rest, (i,), op))
+        return i
+
+
+def whole_axes(node: ir.Total) -> Value | None:
+    """What a sum, or an extreme, of all entries along the first axes is taken of: `f(S)` of `f(S[i])`; None for others.
+
+    Its loops, one in another, are each of all places of an axis, and nothing else reads them.
+    """
+    loops = [node]
+    while isinstance(loops[-1].body, ir.Total):
+        loops.append(loops[-1].body)
+    if any(loop.op != node.op or loop.condition != fold.truth(True) for loop in loops):
+        return None
+    found: dict[Value, Value] = {}
+    if not _is_entrywise(loops[-1].body, loops, found):
+        return None
+    return replace_values(loops[-1].body, found)
+
+
+def _is_entrywise(node: Value, loops: Sequence[ir.Total], found: dict[Value, Value]) -> bool:
+    """Whether a value is a function of entries at the places of loops and of numbers; `found`: what has these entries."""
+    whole = _entries(node, loops)
+    if whole is not None:
+        found[node] = whole
+        return True
+    match node:
+        case ir.Number() | ir.Ratio(num=ir.Const(), den=ir.Const()):
+            return True
+        case ir.Apply(operands=operands) if node.op not in ("softmax", "normalised", "rms"):
+            return all(_is_entrywise(each, loops, found) for each in operands)
+        case _:
+            return False
+
+
+def _entries(node: Value, loops: Sequence[ir.Total]) -> Value | None:
+    """What the value is the entry of, at the places of all loops."""
+    for loop in reversed(loops):
+        if not isinstance(node, ir.Pick) or node.index != loop.var:
+            return None
+        node = node.vector
+    places = {loop.var for loop in loops}
+    if any(below in places for below in node.below):
+        return None
+    ends = [(loop.low, loop.high) for loop in loops]
+    wanted = [(fold.const(0), fold.const(a) if isinstance(a, int) else fold.extent(a)) for a in axes(node)]
+    return node if ends == wanted[: len(loops)] else None
 
 
 def _places(own: Axes, wanted: Axes) -> tuple[int, ...]:

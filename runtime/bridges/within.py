@@ -10,8 +10,8 @@ from attnc.compiler.ir import Attend, Bool, DataRead, Index, Lookup
 from attnc.compiler.lowering.specialise import other_sizes
 from attnc.compiler.rewrite import substitute, variables, walk
 from attnc.runtime.attention import Attention
-from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.comparing import Question, Witness, compare
+from attnc.runtime.lengths import natural_length
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from math import prod
 from typing import NoReturn
 
 import torch
@@ -15,15 +14,12 @@ from torch import Tensor
 
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.lengths import extent_of, natural_length
 from attnc.runtime.library import ModuleLoader, find
 from attnc.spec.load import load_program
-from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.meaning.values import shown
-from attnc.spec.program import Axis, BoundProgram, Input, ParameterRead, Size, Value
+from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
-
-SHORT = 64
-"""The length of a picture where nothing else says one."""
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +161,7 @@ def _tensor(wanted: Input, value: object, n_q: int, n_k: int) -> Tensor:
 def has_free_length(bound: BoundProgram) -> bool:
     """Whether the parameters leave the length open."""
     segments = bound.program.segments
-    return not segments or any(_extent(bound, axis) is None for segment in segments for axis in segment.axes)
+    return not segments or any(extent_of(bound, axis) is None for segment in segments for axis in segment.axes)
 
 
 def length_of(bound: BoundProgram, given: int | None, otherwise: int) -> int:
@@ -206,24 +202,3 @@ def grid_params(spec: str, text: str) -> list[str]:
             raise UsageError(f"--grid {text}: the extent of `{axis.name}` is no parameter of `{program.name}`; use -p")
         params.append(f"{axis.extent.name}={extent}")
     return params
-
-
-def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
-    """The length that the segments say: exactly where all extents are parameters, else one of about so many tokens."""
-    fixed, row = 0, 0
-    for segment in bound.program.segments:
-        extents = [_extent(bound, axis) for axis in segment.axes]
-        known = prod(e for e in extents if e is not None)
-        if None in extents:
-            row = known
-        else:
-            fixed += known
-    if not bound.program.segments:
-        return None
-    return fixed + row * max(1, (about - fixed) // row) if row else fixed
-
-
-def _extent(bound: BoundProgram, axis: Axis) -> int | None:
-    """The extent of an axis, None where the call decides it."""
-    value = None if isinstance(axis.extent, Size) else constant_value(bound, axis.extent)
-    return value if isinstance(value, int) else None

@@ -11,9 +11,10 @@ from attnc.compiler.lowering.specialise import other_sizes, reads_head
 from attnc.compiler.rewrite import walk
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import compiled, natural_length
+from attnc.runtime.commands.patterns import compiled
 from attnc.runtime.comparing import Answer, Question, compare, reads_counts, reads_groups
 from attnc.runtime.example_inputs import head_count
+from attnc.runtime.lengths import natural_length
 
 HEADS = 8
 

@@ -9,15 +9,14 @@ from pathlib import Path
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
-    SHORT,
     add_grid,
     add_inputs,
     add_pattern,
     compiled,
     given_inputs,
-    natural_length,
     value_json,
 )
+from attnc.runtime.lengths import SHORT, natural_length
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
 from attnc.runtime.pictures.tile_map import TileMap, make_tile_map

@@ -6,7 +6,8 @@ import argparse
 
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import add_pattern, compiled, natural_length, value_json
+from attnc.runtime.commands.patterns import add_pattern, compiled, value_json
+from attnc.runtime.lengths import natural_length
 from attnc.runtime.verification import Case, Trial, Verdict, cases, verify
 
 

@@ -157,10 +157,10 @@ def _make(calls: Calls) -> None:
     import torch
 
     from attnc.runtime.attention import Attention
-    from attnc.runtime.commands.patterns import natural_length
     from attnc.runtime.compiled import Options
     from attnc.runtime.example_inputs import example_inputs
     from attnc.runtime.identity import read
+    from attnc.runtime.lengths import natural_length
 
     bound, _, _ = read(calls.pattern)
     attention = Attention(bound, Options("triton", strict=True), {})

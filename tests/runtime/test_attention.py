@@ -346,6 +346,37 @@ def test_sources_of_kernels() -> None:
         compile_attention("attention_residual").source()
 
 
+GRIDS = {"frames": 3, "height": 4, "width": 10}
+
+
+@pytest.mark.parametrize("name", ["vmoba", "vmoba_threshold", "vsa"])
+def test_sources_of_what_is_chosen_on_a_grid(name: str) -> None:
+    texts = compile_attention(name, **GRIDS).source("sm_90")
+    assert any(kernel.endswith(f"{name}_dkdv") for kernel in texts)
+
+
+@pytest.mark.parametrize("reads", ["seen: bool[batch, key]", "reach: int[batch, query]"])
+def test_sources_on_a_grid_that_read_inputs(reads: str) -> None:
+    """Bricks are found before inputs are known."""
+    near = "seen[k] and abs(q.y - k.y) <= 2" if "seen" in reads else "abs(q.y - k.y) <= reach[q]"
+    text = f"""pattern near
+    tokens  y: 16, x: 24
+    input   {reads}
+    visible {near} and abs(q.x - k.x) <= 3
+"""
+    assert "near_dkdv" in compile_attention(text).source("sm_90")
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"), [("monarch_rt", "inner_k[2].monarch_rt_dkdv"), ("mhs_vm", "scan_real"), ("spatial_mamba", None)]
+)
+def test_sources_of_grids_of_other_lengths(name: str, kernel: str | None) -> None:
+    """A grid says how many tokens a call has."""
+    extents = {key: size for key, size in GRIDS.items() if name == "monarch_rt" or key != "frames"}
+    texts = compile_attention(name, **extents).source("sm_90")
+    assert texts and (kernel is None or kernel in texts)
+
+
 def test_a_picture_needs_a_length() -> None:
     with pytest.raises(ArgumentTypeError, match="n is '64'"):
         compile_attention("causal").picture("64")  # type: ignore[arg-type]

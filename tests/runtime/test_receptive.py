@@ -10,9 +10,9 @@ import pytest
 from attnc import Attention, UnsupportedError, compile_attention
 from attnc.runtime.cli import main
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.layers import layer_of
+from attnc.runtime.lengths import natural_length
 from command_calls import run_json
 from receptive_fields import Mask, check_reach
 

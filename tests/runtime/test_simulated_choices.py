@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnc import ArgumentError, Attention, UnsupportedError, compile_attention
+from attnc import ArgumentError, ArgumentTypeError, Attention, UnsupportedError, compile_attention
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, Simulation
 from attnc.runtime.call import Sizes
@@ -160,6 +160,19 @@ def test_refusals() -> None:
         compile_attention("moba").simulate(1024, tile=(64, 64))
     with pytest.raises(MachineError, match="not in float64"):
         compile_attention("moba").simulate(1024, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("device", ["cpu", "h100"])
+def test_an_input_that_says_where_places_lie(device: str) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"`svg2` needs the input `qc`: int\[batch, head, query\]"):
+        compile_attention("svg2").simulate(100, device=device)
+    with pytest.raises(ArgumentTypeError, match=r"`svg2` needs the input `kc`: int\[batch, kv_head, key\]"):
+        compile_attention("svg2").simulate(100, heads=2, device=device, qc=torch.zeros(1, 2, 100, dtype=torch.int64))
+
+
+def test_an_input_of_which_an_order_is_made() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"`ssa_random` needs the input `place`: real\[batch, token\]"):
+        compile_attention("ssa_random").simulate(64)
 
 
 # --- single keys, GPUs -----------------------------------------------------------------------------------------------

@@ -159,13 +159,15 @@ def test_without_noise_random_windows_are_blocks() -> None:
     assert bool((seen_by(case, [q, k, v], still).sum(-1) == torch.arange(40) % 8 + 1).all())
 
 
-@pytest.mark.parametrize("name", ["flux", "flash_moba", "superlinear", "temp_cache", "mminference_boundary"])
+@pytest.mark.parametrize(
+    "name", ["flux", "flash_moba", "superlinear", "sparsifiner", "temp_cache", "mminference_boundary"]
+)
 def test_decoding_is_the_last_row(name: str) -> None:
     case = next(case for case in RARE if case.name == name and case.n_q == case.n_k)
     (q, k, v), inputs = case.drawn()
     attend = case.compiled()
     whole = attend(q, k, v, **inputs)
-    last = {name: x[:, :, -1:] if name in ("qbucket", "search") else x for name, x in inputs.items()}
+    last = {name: x[:, :, -1:] if name in ("coef", "qbucket", "search") else x for name, x in inputs.items()}
     with torch.no_grad():
         found = attend.decode(q[:, :, -1:], k, v, kv_len=case.n_k, **last)
     torch.testing.assert_close(found, whole[:, :, -1:], rtol=1e-9, atol=1e-10)

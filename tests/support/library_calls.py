@@ -10,9 +10,9 @@ import torch
 
 from attnc import compile_attention
 from attnc.runtime.attention import Attention
-from attnc.runtime.commands.patterns import natural_length
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.gpu.selection import PARAMETERS
+from attnc.runtime.lengths import natural_length
 
 PARAMS: Mapping[str, Mapping[str, Any]] = PARAMETERS
 """Of patterns whose parameters have no defaults."""

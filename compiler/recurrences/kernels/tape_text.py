@@ -208,6 +208,8 @@ class TapeText(ABC):
             case "sum":
                 axis = cast("int", op.of)
                 return f"tl.sum({self.masked(names[0], own[0], axis)}, {axis})"
+            case "extreme":
+                return f"tl.{op.of}({self.bounded(names[0], own[0], cast('str', op.of))}, 0)"
             case "product":
                 left, right = self.masked(names[0], own[0], 1), self.masked(names[1], own[1], 0)
                 return self.product(left, right)
@@ -226,9 +228,14 @@ class TapeText(ABC):
         """Of two matrices."""
         return f'tl.dot({left}, {right}, input_precision="{self.of.precision}")'
 
+    def bounded(self, text: str, axes: Axes, op: str) -> str:
+        """A tile of which entries that are not there along the first axis are no extreme."""
+        mask, far = self.inside(axes, (0,)), "-float('inf')" if op == "max" else "float('inf')"
+        return f"tl.where({mask}, {text}, {far})" if mask else text
+
     def _picked(self, axes: Axes, index: str) -> str:
-        found = f"({self.places[axes[0]]} == {index})"
-        return found if len(axes) == 1 else f"{found}[:, None]"
+        place = self.places[axes[0]]
+        return f"({place} == {index})" if len(axes) == 1 else f"({place}[:, None] == {index})"
 
     def _softmax(self, name: str, axes: Axes) -> str:
         last = len(axes) - 1

@@ -157,6 +157,11 @@ class _Backward(TapeText):
             case "sum":
                 axis = cast("int", op.of)
                 self._give(found, op.operands[0], self._widened(d, own[0], axis))
+            case "extreme":
+                first = f"tl.arg{op.of}({self.bounded(names[0], own[0], cast('str', op.of))}, 0, tie_break_left=True)"
+                self._give(
+                    found, op.operands[0], self._at(own[0], first if len(own[0]) == 1 else f"{first}[None, :]", d)
+                )
             case "product":
                 left, right = self.masked(names[0], own[0], 0), self.masked(names[1], own[1], 1)
                 self._give(found, op.operands[0], self.product(self.masked(d, op.axes, 1), f"tl.trans({right})"))
@@ -173,8 +178,12 @@ class _Backward(TapeText):
                 there = f"tl.where({place}[:, None] == {place}[None, :], {d}, 0.0)"
                 self._give(found, op.operands[0], f"tl.sum({there}, 1)")
             case "pick":
-                given = d if len(own[0]) == 1 else f"{d}[None, :]"
-                self._give(found, op.operands[0], f"tl.where({self._picked(own[0], names[1])}, {given}, 0.0)")
+                self._give(found, op.operands[0], self._at(own[0], names[1], d))
+
+    def _at(self, axes: Axes, place: str, text: str) -> str:
+        """A tile that has a value at a place of the first axis, and 0 elsewhere."""
+        given = text if len(axes) == 1 else f"{text}[None, :]"
+        return f"tl.where({self._picked(axes, place)}, {given}, 0.0)"
 
     def _widened(self, text: str, axes: Axes, axis: int) -> str:
         """A value as it is along one axis more."""

@@ -13,11 +13,12 @@ from attnc.runtime.call import input_tensors
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.gpu.recurrent.passes import started, without_kernels
+from attnc.runtime.lengths import natural_length
 from attnc.runtime.recurrent.call import Recurrent
 from attnc.spec.program import BoundProgram
 
 TOKENS = 64
-"""Of the call: a whole chunk."""
+"""Of the call, about so many: a whole chunk."""
 
 
 def recurrent_sources(
@@ -47,9 +48,10 @@ def recurrent_kernels(
     """The same, whole."""
     name = recurrent.pattern.name
     heads = head_count(bound) or 1
-    q, k, v = (torch.zeros(1, heads, TOKENS, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
+    tokens = natural_length(bound, TOKENS) or TOKENS
+    q, k, v = (torch.zeros(1, heads, tokens, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
     sizes = {"dk": head_dim, "dv": head_dim}
-    made = example_inputs(bound, TOKENS, TOKENS, inputs, heads=heads, sizes=sizes)
+    made = example_inputs(bound, tokens, tokens, inputs, heads=heads, sizes=sizes)
     given = {**{each: example.tensor for each, example in made.items()}, **inputs}
     tensors = [x.requires_grad_() if x.is_floating_point() else x for x in input_tensors(recurrent.pattern, given)]
 

@@ -48,6 +48,11 @@ EQUATIONS = {
     "several steps": "step S = tanh(S + outer(several[j], v)) for j in 0 .. 3",
     "an entry": "step S = hold * tanh(S + outer(k, v)) + S[at] * 0.1",
     "a sum": "step S = hold * S + outer(k, v) + 0.1 * sum(tanh(S * (j + 1)) for j in 0 .. 3 if j != at)",
+    "extremes along axes": "let x = max(S[i] for i in 0 .. dk) - min(S[i, j] for i in 0 .. dk, j in 0 .. dv)\n"
+    "let z = k @ S\n"
+    "step S = hold * S + outer(k, tanh(v - 0.1 * (x + max(z[i] * 2 for i in 0 .. dv))))",
+    "sums along axes": "let x = sum(tanh(S[i, j]) ** 2 / 3 for i in 0 .. dk, j in 0 .. dv)\n"
+    "step S = hold * S + outer(k, tanh(v - 0.1 * sum(S[i] for i in 0 .. dk))) / (1 + x)",
     "places": "step S = tanh(S + outer(k, v)) if t % 3 == 0 else hold * S",
     "resets": "reset fresh\nstep S = tanh(hold * S + outer(k, v))",
     "an order": "scan -t\nstep S = tanh(hold * S + outer(k, v))",
@@ -187,8 +192,8 @@ WITHOUT = {
 }
 LIBRARY = (
     *("aaren", "comba", "delta_net", "gated_delta_net", "gated_delta_product", "gla", "gsa", "hgrn2", "kimi_delta"),
-    *("lightnet", "mamba1", "mamba2_ssd", "retention", "rwkv6", "rwkv7", "test_time_regression", "titans_linear"),
-    "yaad_linear",
+    *("lightnet", "mamba1", "mamba2_ssd", "memora_linear", "moneta_linear", "retention", "rwkv6", "rwkv7"),
+    *("test_time_regression", "titans_linear", "ttt_linear", "yaad_linear"),
 )
 
 

@@ -1,0 +1,32 @@
+"""The lengths that a pattern's own parameters say."""
+
+from __future__ import annotations
+
+from math import prod
+
+from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.program import Axis, BoundProgram, Size
+
+SHORT = 64
+"""The length where nothing else says one, of a picture for instance."""
+
+
+def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
+    """The length that the segments say: exactly where all extents are parameters, else one of about so many tokens."""
+    fixed, row = 0, 0
+    for segment in bound.program.segments:
+        extents = [extent_of(bound, axis) for axis in segment.axes]
+        known = prod(e for e in extents if e is not None)
+        if None in extents:
+            row = known
+        else:
+            fixed += known
+    if not bound.program.segments:
+        return None
+    return fixed + row * max(1, (about - fixed) // row) if row else fixed
+
+
+def extent_of(bound: BoundProgram, axis: Axis) -> int | None:
+    """The extent of an axis, None where the call decides it."""
+    value = None if isinstance(axis.extent, Size) else constant_value(bound, axis.extent)
+    return value if isinstance(value, int) else None
