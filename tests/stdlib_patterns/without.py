@@ -74,7 +74,11 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
             KEY_BY_KEY,
         ),
         **dict.fromkeys(
-            ("biformer", "landmark_retrieval", "routing_transformer", "superlinear", "token_sparse"), NOT_OF_ROWS
+            (
+                *("biformer", "landmark_retrieval", "rectified", "routing_transformer", "superlinear"),
+                "token_sparse",
+            ),
+            NOT_OF_ROWS,
         ),
         **dict.fromkeys(("lingen_ma", "mamba_mixer"), ONLY_STATES),
     },
