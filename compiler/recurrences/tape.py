@@ -305,7 +305,7 @@ def whole_axes(node: ir.Total) -> Value | None:
 
 
 def _is_entrywise(node: Value, loops: Sequence[ir.Total], found: dict[Value, Value]) -> bool:
-    """Whether a value is a function of entries at the places of loops and of numbers; `found`: what has these entries."""
+    """Whether a value is a function of numbers and of entries at the places of loops; `found`: what has these."""
     whole = _entries(node, loops)
     if whole is not None:
         found[node] = whole

@@ -346,7 +346,7 @@ def test_sources_of_kernels() -> None:
         compile_attention("attention_residual").source()
 
 
-GRIDS = {"frames": 3, "height": 4, "width": 10}
+GRIDS: dict[str, Any] = {"frames": 3, "height": 4, "width": 10}
 
 
 @pytest.mark.parametrize("name", ["vmoba", "vmoba_threshold", "vsa"])
@@ -372,7 +372,7 @@ def test_sources_on_a_grid_that_read_inputs(reads: str) -> None:
 )
 def test_sources_of_grids_of_other_lengths(name: str, kernel: str | None) -> None:
     """A grid says how many tokens a call has."""
-    extents = {key: size for key, size in GRIDS.items() if name == "monarch_rt" or key != "frames"}
+    extents: dict[str, Any] = {key: size for key, size in GRIDS.items() if name == "monarch_rt" or key != "frames"}
     texts = compile_attention(name, **extents).source("sm_90")
     assert texts and (kernel is None or kernel in texts)
 

@@ -67,7 +67,10 @@ class Stepping:
     @property
     def warps(self) -> int:
         """Of a program."""
-        return 4 if self.largest <= OF_A_PART else 8 if self.largest <= 4 * OF_A_PART else 16
+        if self.largest <= OF_A_PART:
+            return 4
+        most = 4 if len(self.tape.after) > 1 else 8
+        return 8 if self.largest <= most * OF_A_PART else 16
 
     @property
     def is_tight(self) -> bool:
