@@ -65,6 +65,7 @@ LIBRARY = {
     "gla": ["a decay of each row"],
     "mesa": ["a scalar decay", "a scalar decay"],
     "gsa": ["a decay of each column", "a decay of each row"],
+    "hgrn": ["entry by entry"],
     "hgrn2": ["a decay of each row"],
     "kimi_delta": ["a decay of each row, delta rule"],
     "lightnet": ["log-sum-exp", "a decay of each row"],
@@ -72,6 +73,8 @@ LIBRARY = {
     "linear_attention": ["no decay", "no decay"],
     "mamba1": ["entry by entry"],
     "mamba2_ssd": ["a scalar decay"],
+    "memora_linear": "`share` of a state",
+    "moneta_linear": "`div` of a state",
     "mhs_vm": ["entry by entry"],
     "retention": ["a scalar decay"],
     "rwkv6": ["a decay of each row"],
@@ -79,6 +82,7 @@ LIBRARY = {
     "rwkv7": ["a decay of each row, a correction of rank one of the old state"],
     "test_time_regression": "`S` has other axes than `P`",
     "titans_linear": ["states that read each other, a correction of rank one"],
+    "ttt_linear": "`W` and `first` read each other",
     "yaad_linear": "`min` of a state",
 }
 

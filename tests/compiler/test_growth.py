@@ -65,6 +65,7 @@ LAWS = {
     "neighborhood_1d": "O(n·w) with w = 7",
     "strided": "O(n²/20)",
     "long_lora": "O(n²·7/16)",
+    "sink_lora": "O(n²·15/64)",
     "block_diffusion": "O(n²/4)",
     "sparse_fixed": "O(n²·5/32)",
     "s2_attention": "O(n²/4)",
