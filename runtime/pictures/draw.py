@@ -165,7 +165,7 @@ def count_pairs(attention: Shown, n_q: int, n_k: int, case: Case, steps: Steps) 
     these are too many.
     """
     pattern = attention.pattern
-    several = len(pattern.nodes) > 1 or pattern.nodes[0].family is not None
+    several = len(pattern.nodes) > 1 or any(node.family is not None for node in pattern.nodes)
     if several and n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(
             f"{n_q} × {n_k} pairs: `{attention.name}` is several attentions, which are drawn pair by pair, "

@@ -181,7 +181,7 @@ COLOURED = {
     "emit": ["causl"],
     "explain": ["A000"],
     "fmt": ["missing.attn"],
-    "list": ["nothing"],
+    "list": ["vidoe"],
     "receptive": ["causl"],
     "same": ["causl", "causal"],
     "show": ["causal", "--len", "8"],

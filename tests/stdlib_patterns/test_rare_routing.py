@@ -13,8 +13,8 @@ from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.reading.text import decode
 from cases.case import real
-from cases.rare_routing import FIXED, RARE, beside
-from cases.routing import BY_NAME, DK, HEADS, KV_HEADS, Inputs, Routed
+from cases.rare_routing import FIXED, RARE
+from cases.routing import DK, HEADS, KV_HEADS, Inputs, Routed
 from reference.attention import products, scale_of
 from reference.flash_moba import mixed_keys
 from reference.rectified import critical_blocks, gainful_blocks
@@ -182,12 +182,12 @@ def test_what_is_not_served(name: str) -> None:
         case.compiled().decode(q[:, :, -1:], k, v, kv_len=case.n_k, **inputs)
 
 
-@pytest.mark.parametrize("name", sorted({*BY_NAME} - {"superlinear"}))
+@pytest.mark.parametrize("name", sorted({case.name for case in RARE} - {"rectified", "superlinear"}))
 def test_it_is_simulated_as_it_is_set(name: str) -> None:
     """With its defaults; of branches for each place that a row chose nothing is said yet."""
     attend = compile_attention(name)
     case = next(case for case in RARE if case.name == name)
-    own = {"rectified": beside(128)(1024, 1024), "flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
+    own = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
     inputs = own.get(name) or case.inputs(1024, 1024)
     found = attend.simulate(1024, heads=HEADS, kv_heads=KV_HEADS, head_dim=64, device="cpu", batch=2, **inputs)
     assert found.rungs[0].name == "element"

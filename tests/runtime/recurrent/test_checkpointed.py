@@ -19,7 +19,7 @@ from recurrence_regimes import GRIDS, SYSTEMS, by_reference, by_us, draw_case, e
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NAMES = sorted(set(SYSTEMS) - set(GRIDS))
-OF_MATRICES = {"mamba1"}
+OF_MATRICES = {"mamba1", "mamba_mixer"}
 """Taken entry by entry, in stretches of their own."""
 TOKENS, PART = 45, 7
 
