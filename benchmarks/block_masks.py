@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from attnc import compile_attention
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,6 @@ def line(row: Row) -> str:
     """A row as text."""
     ours, theirs = row["attnc_ms"], row["flex_ms"]
     return (
-        f"{row['pattern']!s:24} n={row['n']!s:6} attnc {ours['median']:8.1f} ms   create_block_mask "  # type: ignore[index]  # made above
-        f"{theirs['median']:9.1f} ms   {row['flex_over_attnc']}×"  # type: ignore[index]  # made above
+        f"{row['pattern']!s:24} n={row['n']!s:6} attnc {ours['median']:8.1f} ms   create_block_mask "
+        f"{theirs['median']:9.1f} ms   {row['flex_over_attnc']}×"
     )

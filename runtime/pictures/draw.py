@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class Case:
 
     head: int
     heads: int
-    inputs: Mapping[str, object]
+    inputs: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
@@ -172,9 +172,9 @@ def count_pairs(attention: Shown, n_q: int, n_k: int, case: Case, steps: Steps) 
             f"{MOST_CHOSEN} at most"
         )
     if n_q * n_k <= _SMALL or several or pattern.selections:
-        mask = attention.mask(n_q, n_k, head=case.head, **case.inputs)  # type: ignore[arg-type]
+        mask = attention.mask(n_q, n_k, head=case.head, **case.inputs)
         return count_mask((mask[0] if mask.dim() == 3 else mask).numpy(), steps)
-    plan = attention.plan(n_q, n_k, heads=case.heads, **case.inputs)  # type: ignore[arg-type]
+    plan = attention.plan(n_q, n_k, heads=case.heads, **case.inputs)
     return count_plan(plan, 0, case.head, steps)
 
 
@@ -186,7 +186,7 @@ def subtitle_of(bound: BoundProgram, case: Case) -> str:
     parts = [f"{name} = {shown(value)}" for name, value in bound.values.items()]
     if case.heads > 1:
         parts.append(f"head {case.head}")
-    if any("batch" in i.type.dims and len(case.inputs.get(i.name, ())) > 1 for i in bound.program.inputs):  # type: ignore[arg-type]
+    if any("batch" in i.type.dims and len(case.inputs.get(i.name, ())) > 1 for i in bound.program.inputs):
         parts.append("batch entry 0")
     return " · ".join(parts)
 

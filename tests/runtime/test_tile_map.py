@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +60,8 @@ def brick_states(
         ("differential", {}, 1200, 1200),
     ],
 )
-def test_natural_order(name: str, params: dict[str, int], n_q: int, n_k: int) -> None:
-    attention = compile_attention(name, **params)  # type: ignore[arg-type]
+def test_natural_order(name: str, params: dict[str, Any], n_q: int, n_k: int) -> None:
+    attention = compile_attention(name, **params)
     found = make_tile_map(attention, n_q, n_k, tile=64)
     (view,) = found.views
     drawing = make_drawing(attention, n_q, n_k, tile=64)
@@ -74,8 +75,8 @@ def test_natural_order(name: str, params: dict[str, int], n_q: int, n_k: int) ->
     ("height", "width", "params"),
     [(24, 36, {"window": 7}), (20, 30, {"window": [6, 9], "stride": [2, 3]}), (17, 23, {"window": 5, "causal": True})],
 )
-def test_bricks_are_those_of_the_grid(height: int, width: int, params: dict[str, object]) -> None:
-    attention = compile_attention("neighborhood_2d", height=height, width=width, **params)  # type: ignore[arg-type]
+def test_bricks_are_those_of_the_grid(height: int, width: int, params: dict[str, Any]) -> None:
+    attention = compile_attention("neighborhood_2d", height=height, width=width, **params)
     n = height * width
     natural, bricks = make_tile_map(attention, n, n, tile=32).views
     mask = attention.mask(n).numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def test_runs_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[Any, str] = {}
     runs: dict[str, Callable[[], object]] = {}
     for name in times:
-        runs[name] = lambda name=name: order.append(name)  # type: ignore[misc]
+        runs[name] = partial(order.append, name)
         names[runs[name]] = name
 
     def milliseconds(self: Clock, run: Any) -> float:
