@@ -45,7 +45,8 @@ fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, n
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/fuzzing.py
 
 kernels: $(VENV)/installed-dev  ## compile the library's kernels for every target and read their machine code: more than an hour
-	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/kernels.py; of_masks=$$?; $(BIN)/python benchmarks/recurrent_kernels.py --library; of_states=$$?; \
+	$(BIN)/python benchmarks/chosen_kernels.py --library && exit $$((of_masks + of_states))
 
 soak: $(VENV)/installed-dev  ## sixteen processes on one cold cache, 500 killed in the middle, 10,000 calls of random shapes: a quarter of an hour
 	PYTHONPATH=src:tests/support $(BIN)/python benchmarks/soak.py

@@ -1,14 +1,20 @@
-"""What the machine code of kernels for chosen places says, without a GPU: `python benchmarks/chosen_kernels.py`."""
+"""What the machine code of kernels for chosen places says, without a GPU: `python benchmarks/chosen_kernels.py`.
+
+`--library`, into results/kernels-routing-triton-*.json: not classes, but the kernels that calls of the library's
+routing patterns start, of whatever kind. What the file tells of kernels as they are now stays.
+"""
 
 from __future__ import annotations
 
 import argparse
 
-from recurrent_kernels import line
+from library_table import Asked, line, read_library
 
 from attnc.compiler.kernels.targets import TARGETS
+from attnc.runtime.gpu import routing_gate
 from attnc.runtime.gpu.chosen_gate import SELECTION, cases, judge
 from attnc.runtime.gpu.compiling import compile_all
+from attnc.runtime.library import routing_names
 
 
 def main() -> int:
@@ -19,7 +25,12 @@ def main() -> int:
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--like", nargs="+", choices=list(SELECTION), default=list(SELECTION))
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--library", action="store_true", help="of the library's routing patterns, into a table")
     options = parser.parse_args()
+    if options.library:
+        asked = Asked(frozenset(options.targets), frozenset(options.head_dims), options.dtype)
+        wanted = routing_gate.cases(routing_names(), options.targets, options.head_dims, options.dtype)
+        return read_library("routing", wanted, asked, routing_gate.judge, options.processes)
     likes = {name: SELECTION[name] for name in options.like}
     found = list(cases(options.targets, options.head_dims, options.dtype, likes))
     failed = 0

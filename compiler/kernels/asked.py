@@ -7,6 +7,7 @@ which stretches of that length have a chosen entry. Else it is the difference of
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from typing_extensions import override
 
@@ -171,6 +172,17 @@ def read_along_keys(asked: Asked) -> frozenset[Tensor]:
     """The tensors that are read so."""
     lookups = (node for node in walk(asked.relation) if isinstance(node, Lookup))
     return frozenset(node.tensor for node in lookups if is_along_keys(node))
+
+
+def gathers_pairs(asked: Asked) -> bool:
+    """Whether entries are read at an address of its own for each pair: in a row of the query, at a place of the key."""
+    lookups = [node for node in walk(asked.relation) if isinstance(node, Lookup) and not is_along_keys(node)]
+    return any(_is_of(node, "q", "k") and _is_of(node, "k", "q") for node in lookups)
+
+
+def _is_of(node: Lookup, name: Literal["q", "k"], other: Literal["q", "k"]) -> bool:
+    """Whether one of the indices has the one place and not the other."""
+    return any(fold.place(name) in index.below and fold.place(other) not in index.below for index in node.indices)
 
 
 def _check(relation: Index) -> None:

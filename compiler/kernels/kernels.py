@@ -9,7 +9,7 @@ from functools import cached_property
 from attnc.compiler import fold
 from attnc.compiler.attentions import asked
 from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Softmax, Tensor
-from attnc.compiler.kernels.asked import AskedTiles, find_asked
+from attnc.compiler.kernels.asked import AskedTiles, find_asked, gathers_pairs
 from attnc.compiler.kernels.bricks import Bricked, find_bricked
 from attnc.compiler.kernels.delta import emit_delta
 from attnc.compiler.kernels.forward import emit_forward
@@ -132,7 +132,9 @@ class Kernels:
         p = self.problem
         own = self._problem(stage)
         walk = own.by_key if stage == "dkdv" else own.by_query
-        how = {"nested": p.is_nested, "inner": walk.has_inner_loops, "asked": isinstance(walk, AskedTiles)}
+        how = {"nested": p.is_nested, "inner": walk.has_inner_loops}
+        if isinstance(walk, AskedTiles):
+            how |= {"asked": True, "gathered": gathers_pairs(walk.asked)}
         return tile_shape(self.target, stage, p.dk, p.dv, p.dtype, load_of(p.score), **how)
 
     @property

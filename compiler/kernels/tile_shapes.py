@@ -22,7 +22,8 @@ _SQUARES: _Shapes = {"pairs": ((128, T(64, 64, 8, 1)), (256, T(32, 32, 4, 1)))}
 @dataclass(frozen=True, slots=True)
 class _Tiles:
     """Of a target: those of plain scores, and what differs where more is loaded, where tiles are walked head by head,
-    where their loops stand in loops (bricks, several ranges), and where plain ones ask what was chosen.
+    where their loops stand in loops (bricks, several ranges), where plain ones ask what was chosen, and where they ask
+    that pair by pair, at an address for each.
     """
 
     plain: _Shapes
@@ -31,6 +32,7 @@ class _Tiles:
     nested: _Shapes = field(default_factory=dict)
     inner: _Shapes = field(default_factory=dict)
     asked: _Shapes = field(default_factory=dict)
+    gathered: _Shapes = field(default_factory=dict)
 
 
 _TILES = {
@@ -55,6 +57,11 @@ _TILES = {
             "dkdv": ((64, T(32, 128, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(32, 64, 8, 1))),
         },
         asked={"dq": ((64, T(128, 64, 8, 2)), (96, T(64, 32, 4, 2)), (128, T(64, 64, 8, 2)), (256, T(64, 32, 8, 2)))},
+        gathered={
+            "forward": ((64, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dq": ((64, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 1))),
+        },
     ),
     "sm_90": _Tiles(
         plain={
@@ -74,6 +81,11 @@ _TILES = {
             "dkdv": ((64, T(64, 64, 8, 2)), (128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
         },
         asked={"forward": ((256, T(128, 64, 8, 2)),)},
+        gathered={
+            "forward": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dq": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
+        },
     ),
     "sm_100": _Tiles(
         plain={
@@ -93,6 +105,11 @@ _TILES = {
         nested={"dkdv": ((128, T(16, 64, 8, 2)), (256, T(32, 64, 8, 2)))},
         inner={"forward": ((64, T(128, 64, 4, 3)), (128, T(128, 32, 4, 2)), (256, T(128, 64, 8, 2)))},
         asked={"forward": ((64, T(128, 64, 8, 2)), (128, T(128, 32, 8, 2)), (256, T(128, 64, 8, 2)))},
+        gathered={
+            "forward": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dq": ((128, T(128, 32, 8, 2)), (256, T(64, 32, 8, 2))),
+            "dkdv": ((128, T(32, 64, 8, 2)), (256, T(16, 64, 8, 2))),
+        },
     ),
     "gfx942": _Tiles(
         plain={
@@ -102,6 +119,11 @@ _TILES = {
         },
         terms={"forward": ((64, T(128, 64, 4, 1)), (256, T(64, 32, 4, 1)))},
         inner={"dkdv": ((64, T(64, 64, 4, 1)), (256, T(32, 32, 4, 1)))},
+        gathered={
+            "forward": ((64, T(128, 32, 4, 1)), (256, T(64, 32, 4, 1))),
+            "dq": ((128, T(64, 32, 4, 1)), (256, T(32, 32, 4, 1))),
+            "dkdv": ((64, T(32, 64, 4, 1)), (256, T(32, 32, 4, 1))),
+        },
     ),
 }
 _IN_FP32 = _Tiles(
@@ -131,9 +153,11 @@ def tile_shape(
     nested: bool = False,
     inner: bool = False,
     asked: bool = False,
+    gathered: bool = False,
 ) -> T:
     """The tiles and warps of a kernel. `load`: for its score; `nested`: tiles are walked head by head; `inner`: the
-    loop over tiles stands in others; `asked`: the relation is computed in tiles from what was chosen.
+    loop over tiles stands in others; `asked`: the relation is computed in tiles from what was chosen, `gathered`: at an
+    address for each pair.
     """
     tiles = _IN_FP32 if dtype == "float32" else _TILES[target.name]
     table = _SQUARES | tiles.plain
@@ -144,7 +168,7 @@ def tile_shape(
     if inner:
         table = table | tiles.inner
     if asked and load == "plain":
-        table = table | tiles.asked
+        table = table | tiles.asked | (tiles.gathered if gathered else {})
     if nested:
         table = table | tiles.nested
     return next((shape for most, shape in table[stage] if max(dk, dv) <= most), _WIDEST[stage])

@@ -10,10 +10,12 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.gpu import routing_gate
 from attnc.runtime.gpu.compiling import Compiled, Outcome, compile_all
-from attnc.runtime.gpu.gate import Case, judge
+from attnc.runtime.gpu.gate import Case
 from attnc.runtime.gpu.machine_code import Loop
 from attnc.runtime.gpu.selection import SELECTION, NoKernels, Wanted, cases, named, whole_library
+from attnc.runtime.library import routing_names
 from attnc.spec.suggest import did_you_mean
 
 Row = dict[str, object]
@@ -66,7 +68,10 @@ def chosen(args: argparse.Namespace) -> list[Case | NoKernels]:
         raise UsageError(f"--processes {args.processes}: give a whole number, at least 1")
     targets = _known(args.targets, "--targets", tuple(TARGETS))
     dtypes = _known(args.dtypes, "--dtypes", tuple(BYTES))
-    return list(cases(wanted(args.patterns), targets, _widths(args.head_dims), dtypes))
+    widths, asked = _widths(args.head_dims), wanted(args.patterns)
+    by_calls = [one.name for one in asked if one.name in routing_names()]
+    found = list(cases([one for one in asked if one.name not in by_calls], targets, widths, dtypes))
+    return found + [case for dtype in dtypes for case in routing_gate.cases(by_calls, targets, widths, dtype)]
 
 
 def wanted(patterns: str | None) -> Sequence[Wanted]:
@@ -87,7 +92,7 @@ def rows(found: Sequence[Case | NoKernels], processes: int) -> Iterator[Row]:
 
 def row_of(case: Case, outcome: Outcome) -> Row:
     """A kernel as it is reported."""
-    reasons = judge(case, outcome)
+    reasons = routing_gate.judge(case, outcome)
     tiles = case.source.tiles
     row: Row = {
         "pattern": case.pattern,

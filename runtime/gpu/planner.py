@@ -30,7 +30,7 @@ from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.fallbacks import CAST, HOST_LISTS, HOST_WAIT, MOVED, note
 from attnc.runtime.gpu.asked_lists import Lists, StageTensors
 from attnc.runtime.gpu.executor import Prepared
-from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.gpu.targets import pretended, target_of
 from attnc.runtime.gpu.windows import windows_of_boundaries, windows_of_documents
 from attnc.runtime.plans import documents_of_call, name_of, planning, relations_of
 from attnc.runtime.recent import Recent, held_bytes
@@ -133,7 +133,8 @@ class GpuPlanner:
         if q.dtype not in DTYPES:
             raise NotInKernelsError(f"numbers of {q.dtype}".replace("torch.", ""))
         tf32 = q.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, tf32, widths)
+        place = pretended() or q.device
+        key: tuple[Hashable, ...] = (q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, place, tf32, widths)
         if self._tuned is not None:
             key = (*key, self._tuned.state)
         shapes = tuple((x.shape, x.dtype) for x in inputs)

@@ -28,6 +28,11 @@ def pretending(target: Target) -> Iterator[None]:
         _PRETENDED.reset(token)
 
 
+def pretended() -> Target | None:
+    """The target that every device is of here; None: each is what it is."""
+    return _PRETENDED.get()
+
+
 def _is_rocm() -> bool:
     return bool(getattr(torch.version, "hip", None))
 

@@ -20,6 +20,7 @@ import torch
 
 from attnc import UnsupportedError, compile_attention
 from attnc.compiler.warnings import warnings_of
+from attnc.runtime.gpu import routing_gate
 from attnc.runtime.gpu.gate import Case as Kernel
 from attnc.runtime.gpu.recurrent import library_gate
 from attnc.runtime.gpu.selection import cases, named, same_text, whole_library
@@ -50,7 +51,7 @@ from library_in_kernels import (
     target_for,
     use,
 )
-from without import BY_CLASS, CHECKS, NOT_PASSED, WARNED, every_reason, reason
+from without import CHECKS, NOT_PASSED, WARNED, every_reason, reason
 
 ROOT = Path(__file__).parents[2]
 LEAST_SHAPES = 3
@@ -157,7 +158,7 @@ def table() -> Mapping[str, Row]:
     """The rows of the library's kernels for sm_90 by their digests, as they were last read."""
     files = [
         json.loads(path.read_text(encoding="utf-8"))
-        for kind in ("library", "recurrences")
+        for kind in ("library", "recurrences", "routing")
         for path in (ROOT / "benchmarks" / "results").glob(f"kernels-{kind}-triton-*.json")
     ]
     found = [row for file in sorted(files, key=lambda file: str(file["date"])) for row in file["rows"]]
@@ -165,9 +166,12 @@ def table() -> Mapping[str, Row]:
 
 
 def emitted(name: str | None) -> Iterator[Kernel]:
-    """The kernels as they are now; None: the whole library's, one that is the same for two patterns once."""
+    """The kernels as they are now; None: the whole library's but routing's, one that is the same for two once."""
     patterns = whole_library() if name is None else named([name] if name in pattern_names() else [])
     states = library_gate.whole_library() if name is None else [name]
+    if name in routing_names():
+        yield from routing_gate.cases([name], [TARGET], WIDTHS)
+        return
     for one in cases(patterns, [TARGET], WIDTHS, ["bfloat16"]):
         if isinstance(one, Kernel):
             yield one
@@ -183,23 +187,21 @@ def first_written() -> Mapping[tuple[str, str], str]:
 def check_gate(name: str) -> None:
     """Nothing is compiled: the committed tables tell of the same texts.
 
-    Where one has changed: `python benchmarks/kernels.py --changed`, `python benchmarks/recurrent_kernels.py --library`.
+    Where one has changed: `python benchmarks/kernels.py --changed`, `python benchmarks/recurrent_kernels.py --library`,
+    `python benchmarks/chosen_kernels.py --library`.
     """
     refused = reason("gate", name)
-    if refused == BY_CLASS:
-        assert name in routing_names()
-        assert not any(re.split(r"[(:]", row["pattern"])[0] == name for row in table().values())
-        return
-    found = list(emitted(name))
     if refused:
-        assert not found
+        assert name in routing_names() or not list(emitted(name))
         with pytest.raises(UnsupportedError, match=re.escape(refused.says)):
             middling(name).compiled().source(TARGET)
         return
-    assert found and (name not in pattern_names() or {one.head_dim for one in found} == {*WIDTHS})
+    found = list(emitted(name))
+    of_both = name in pattern_names() or name in routing_names()
+    assert found and (not of_both or {one.head_dim for one in found} == {*WIDTHS})
     failed = {}
     for one in found:
-        row = table().get(first_written()[same_text(one)])
+        row = table().get(one.source.digest) or table().get(first_written()[same_text(one)])
         assert row is not None, (one.title, one.head_dim)
         if row["verdict"] != "pass":
             failed[one.title, one.head_dim] = ", ".join(row["reasons"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from attnc.runtime.library import hybrid_names, recurrence_names, routing_names
+from attnc.runtime.library import hybrid_names, recurrence_names
 
 CHECKS: Mapping[str, str] = {
     "form": "`attnc fmt` leaves the file as it is; it names itself and its source",
@@ -18,7 +18,7 @@ CHECKS: Mapping[str, str] = {
     "reference": "the same by the reference executor",
     "interpreter": "the kernels in Triton's interpreter, forward and every gradient, in fp32",
     "gate": "each kernel as it is emitted now for sm_90 (bf16, heads of 64 and 128; of branches with a state those of "
-    "the state) has a row that passes in `benchmarks/results`",
+    "the state; of routing patterns those that calls start) has a row that passes in `benchmarks/results`",
     "simulate": "`attnc simulate` for an H100 at the headline of the catalogue: a preset, its length or grid",
 }
 """By name, in the order of the columns."""
@@ -48,8 +48,6 @@ NOT_OF_ROWS = Reason(
 ONLY_STATES = Reason(
     "no simulation: branches with a state alone", "has no pairs of queries and keys: no simulation yet"
 )
-BY_CLASS = Reason("kernels of chosen places: read by class, `python benchmarks/chosen_kernels.py`", "")
-"""One text serves many patterns; there is no table of its rows, which is what is tested."""
 
 TILES: Mapping[str, Reason] = {
     **dict.fromkeys(("attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo"), OWN_KEYS),
@@ -64,7 +62,7 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
         **dict.fromkeys(("lingen_ma", "mamba_mixer"), RECURRENCE),
     },
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
-    "gate": {**TILES, "titans_linear": NO_KERNELS},
+    "gate": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "simulate": {
         **dict.fromkeys(
             (
@@ -88,14 +86,13 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
 ALL_OF: Mapping[str, Mapping[str, Reason]] = {
     "recurrence": {"mask": RECURRENCE},
     "hybrid": {"mask": STATE, "simulate": STATE},
-    "routing": {"gate": BY_CLASS},
 }
 """By kind of pattern and check."""
 
 
 def reason(check: str, name: str) -> Reason | None:
     """Why a check is not made of a pattern; None: it is made."""
-    kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names(), "routing": routing_names()}
+    kinds = {"recurrence": recurrence_names(), "hybrid": hybrid_names()}
     own = next((ALL_OF[kind] for kind, names in kinds.items() if name in names), {})
     return ALONE.get(check, {}).get(name) or own.get(check)
 

@@ -14,6 +14,9 @@ from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
 from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration
 from attnc.compiler.simulation.gpu_clocks import TileShape
 
+PREFIX = "chosen_"
+"""What the names of these kernels begin with."""
+
 
 @dataclass
 class Frame(ABC):
@@ -36,7 +39,7 @@ class Frame(ABC):
         self.write()
         p, head = self.problem, Lines()
         arguments = sorted(self.arguments.values(), key=lambda argument: argument.is_number)
-        function = f"chosen_{self.stage}"
+        function = f"{PREFIX}{self.stage}"
         head.add(
             "# Attention to chosen places: made by attnc.",
             f"# {self.makes}. Heads of {p.dk} and {p.dv} in {p.dtype}.",

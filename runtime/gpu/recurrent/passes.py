@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,12 +10,8 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.ir import Recur
-from attnc.compiler.kernels.source import KernelSource
-from attnc.compiler.kernels.targets import Target
 from attnc.compiler.recurrences.derived import Derived, Pass, Running, Scan
-from attnc.runtime.gpu.launch import started_by
 from attnc.runtime.gpu.recurrent.linear import LONGEST, linear_recurrence
-from attnc.runtime.gpu.targets import pretending
 from attnc.runtime.recurrent import linear as in_torch
 from attnc.runtime.recurrent.linear import Delta, RankOne
 from attnc.runtime.recurrent.passes import Linear
@@ -62,22 +57,3 @@ def _linear(
         **more,
     )
     return out.to(q.dtype), final
-
-
-def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, KernelSource]:
-    """The kernels that a call and its gradient start on a target, by name; nothing runs."""
-    found: dict[str, KernelSource] = {}
-
-    def keep(source: KernelSource, *_: object) -> None:
-        if source.text not in [kernel.text for kernel in found.values()]:
-            others = sum(name.partition(".")[0] == source.function for name in found)
-            found[f"{source.function}.{others + 1}" if others else source.function] = source
-
-    with pretending(target), started_by(keep):
-        out = call()
-        if out.requires_grad:
-            torch.autograd.backward(out.sum())
-    return found
-
-
-__all__ = ["linear_of", "started", "without_kernels"]

@@ -12,7 +12,8 @@ from attnc.compiler.kernels.targets import Target
 from attnc.runtime.call import input_tensors
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.gpu.recurrent.passes import started, without_kernels
+from attnc.runtime.gpu.recurrent.passes import without_kernels
+from attnc.runtime.gpu.started import started
 from attnc.runtime.lengths import natural_length
 from attnc.runtime.recurrent.call import Recurrent
 from attnc.spec.program import BoundProgram

@@ -1,0 +1,105 @@
+"""Kernels that calls of the library start, in a table: compiled where the table has them not, judged, and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import timing
+
+from attnc.runtime.gpu.compiling import Compiled, Outcome, compile_all
+from attnc.runtime.gpu.gate import Case
+
+Row = dict[str, Any]
+
+EVERY = 5
+"""Rows after which what is done is written."""
+
+KEYS = ("target", "dtype", "head_dim", "pattern", "kernel", "digest")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Targets, widths of heads and a dtype: rows of others are kept as they are."""
+
+    targets: frozenset[str]
+    head_dims: frozenset[int]
+    dtype: str
+
+    def has(self, row: Row) -> bool:
+        """Whether a row is of these."""
+        return row["target"] in self.targets and row["head_dim"] in self.head_dims and row["dtype"] == self.dtype
+
+
+def read_library(
+    kind: str, cases: Iterable[Case], asked: Asked, judge: Callable[[Case, Outcome], list[str]], processes: int
+) -> int:
+    """Write results/kernels-<kind>-triton-*.json; 1 where a kernel of it may not go out.
+
+    What the file tells of kernels as they are now stays, and what it tells of others that were asked for goes.
+    """
+    name = f"kernels-{kind}-triton-{version('triton')}"
+    path = timing.RESULTS / f"{name}.json"
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    wanted = {(one.target, one.source.digest): one for one in cases}
+    kept = [row for row in old if (row["target"], row["digest"]) in wanted or not asked.has(row)]
+    rows = {(row["target"], row["digest"]): row for row in kept}
+    todo = [one for key, one in wanted.items() if key not in rows]
+    facts = timing.header()
+    for done, (i, outcome) in enumerate(compile_all([(one.source, one.target) for one in todo], processes)):
+        reasons = judge(todo[i], outcome)
+        rows[todo[i].target, todo[i].source.digest] = _row(todo[i], outcome, reasons)
+        print(line(todo[i], outcome, reasons), flush=True)
+        if not done % EVERY:
+            _save(name, rows, facts)
+    _save(name, rows, facts)
+    failed = sum(row["verdict"] == "fail" for row in rows.values())
+    print(f"{len(rows)} kernels, {failed} may not go out")
+    return int(failed > 0)
+
+
+def _save(name: str, rows: Mapping[Any, Row], facts: Mapping[str, object]) -> None:
+    found = sorted(rows.values(), key=lambda row: [str(row[key]) for key in KEYS])
+    timing.save(name, found, dict(facts))
+
+
+def _row(case: Case, outcome: Outcome, reasons: list[str]) -> Row:
+    row: Row = {
+        "pattern": case.pattern,
+        "kernel": case.source.function,
+        "target": case.target,
+        "head_dim": case.head_dim,
+        "dtype": case.dtype,
+        "digest": case.source.digest,
+        "verdict": "fail" if reasons else "pass",
+        "reasons": reasons,
+    }
+    if isinstance(outcome, Compiled):
+        code = outcome.code
+        row |= {
+            "registers": code.registers,
+            "stack": code.stack,
+            "spilled": code.spilled,
+            "shared_kib": round(outcome.shared / 1024, 1),
+            "products": dict(code.products),
+        }
+    return row
+
+
+def line(case: Case, outcome: Outcome, reasons: list[str]) -> str:
+    """A row of the table."""
+    tiles = case.source.tiles
+    start = f"{case.target:7}{case.head_dim:4}  {case.pattern:24}{case.stage:13}{tiles.k_tile:3} columns"
+    facts = ""
+    if isinstance(outcome, Compiled):
+        code = outcome.code
+        products = " ".join(f"{name} {count}" for name, count in code.products.items()) or "no products"
+        loops = " ".join(str(loop.instructions) for loop in code.loops)
+        facts = (
+            f" {tiles.warps} warps {code.registers:4} registers {code.stack:4} stack {code.spilled:3} spilled "
+            f"{outcome.shared / 1024:6.1f} KiB  {products}  loops of {loops or '-'}"
+        )
+    return start + facts + (f"  !! {'; '.join(reasons)}" if reasons else "")

@@ -1,0 +1,29 @@
+"""Which kernels a call starts: it is made where they are handed over and none of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.kernels.source import KernelSource
+from attnc.compiler.kernels.targets import Target
+from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.gpu.targets import pretending
+
+
+def started(call: Callable[[], Tensor], target: Target) -> Mapping[str, KernelSource]:
+    """The kernels that a call and its gradient start on a target, by name; nothing runs."""
+    found: dict[str, KernelSource] = {}
+
+    def keep(source: KernelSource, *_: object) -> None:
+        if source.text not in [kernel.text for kernel in found.values()]:
+            others = sum(name.partition(".")[0] == source.function for name in found)
+            found[f"{source.function}.{others + 1}" if others else source.function] = source
+
+    with pretending(target), started_by(keep):
+        out = call()
+        if out.requires_grad:
+            torch.autograd.backward(out.sum())
+    return found
