@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from attnc.compiler import ir
-from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, might_hold, open_choices
+from attnc.compiler.attentions import alone, asked, asked_by_selection, choosing, might_hold
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.chosen.kernels import tiles_of
 from attnc.compiler.kernels.chosen.problem import ChosenProblem, columns_for
@@ -24,9 +24,10 @@ from attnc.compiler.simulation.choices import Taking, all_taken, expected_choice
 from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
 from attnc.compiler.simulation.cpu_choices import ChosenWork, Deciding
 from attnc.compiler.simulation.gpu import simulate_gpu
-from attnc.compiler.simulation.gpu_choices import GpuWork, simulate_gpu_choices
+from attnc.compiler.simulation.gpu_choices import GpuWork, ListedWork, repeated, simulate_gpu_choices
 from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
 from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.mask_cost import LOOKUP
 from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.compiler.values import is_scored
@@ -40,6 +41,12 @@ from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.selections.tokens import tokens_of
 from attnc.runtime.simulating import Device, check_baseline
 from attnc.spec.program import Value
+
+MOST_MEMBERS = 8
+"""Of a family of branches: as many are simulated, and stand for the others."""
+
+ASKED = LOOKUP + 1
+"""Operations of a pair: whether it is chosen is read, and its score chosen by that."""
 
 Open = Sequence[tuple[ir.Attend, Relations]]
 
@@ -60,16 +67,19 @@ def simulated_choices(
     Raises UnsupportedError for what is not simulated, ArgumentTypeError for an input that is missing, MachineError,
     EvaluationError.
     """
+    open_relations, stands_for = _some_members(open_relations)
     problem = problem_of([own for _, own in open_relations], pattern.name, params, sizes.n_k)
     check_baseline(problem, baseline)
     works: dict[str, _Attention] = {}
     known: set[str] = set()
     at_once = ON_DEVICE if isinstance(device, Machine) else AT_ONCE
     for node in pattern.nodes:
+        if isinstance(device, Cpu):
+            _check_rows(pattern, node)
         if asked([node.visible]) & {item.given for item in pattern.selections}:
-            works[node.name] = _attention(pattern, node, sizes, inputs, known, at_once)
+            works[node.name] = _attention(pattern, node, open_relations, stands_for, sizes, inputs, known, at_once)
     if isinstance(device, Machine):
-        found = _on_gpu(problem, works, open_relations, params, sizes, device, stage, baseline)
+        found = _on_gpu(problem, works, open_relations, stands_for, params, sizes, device, stage, baseline)
     else:
         found = _on_cpu(problem, works, pattern, open_relations, plan(), sizes, inputs, device, stage, baseline)
     return replace(found, notes=(*found.notes, *_notes(works)), estimated=True)
@@ -106,6 +116,7 @@ def _on_gpu(
     problem: Problem,
     works: Mapping[str, _Attention],
     open_relations: Open,
+    stands_for: Mapping[str, float],
     params: Mapping[str, Value],
     sizes: Sizes,
     machine: Machine,
@@ -118,94 +129,146 @@ def _on_gpu(
             f"`{problem.pattern}` chooses by content, and there are kernels of that for {', '.join(TARGETS)}, not for "
             f"{machine.architecture}, which is what {machine.name} has"
         )
-    own = []
-    for name, one in works.items():
+    own, listed, others = [], [], []
+    for one in works.values():
         if not one.places:
-            raise UnsupportedError(
-                f"`{name}` of `{problem.pattern}` is no choice among places of consecutive keys: its lists of tiles "
-                f"are made of what is chosen, which is simulated on the CPU at hand only: ask for device cpu"
-            )
+            listed.append(ListedWork(one.work, one.entries))
+            continue
         kernels = ChosenProblem(sizes.dk, sizes.dv, sizes.dtype, target, columns=columns_for(one.largest))
         tiles: dict[Kernel, TileShape] = {stage: tiles_of(kernels, stage) for stage in ("forward", "dq", "dkdv")}
         own.append(GpuWork(one.work, tiles, one.work.expected.slots, one.items))
-    others = [
-        simulate_gpu(problem_of([relations], node.name, params, sizes.n_k), machine, stage)
-        for node, relations in open_relations
-        if node.name not in works
-    ]
-    return simulate_gpu_choices(problem, own, others, machine, stage, baseline)
+    for node, relations in open_relations:
+        asks = works.get(_family(node))
+        if asks is None or not asks.places:
+            whole = problem_of([relations], node.name, params, sizes.n_k)
+            found = simulate_gpu(whole, machine, stage) if asks is None else _scattered(whole, asks, machine, stage)
+            others.append(repeated(found, stands_for[_family(node)]))
+    return simulate_gpu_choices(problem, own, listed, others, machine, stage, baseline)
+
+
+def _scattered(whole: Problem, asks: _Attention, machine: Machine, stage: Pass) -> Simulation:
+    """An attention to single keys that are chosen: every tile that may have one is taken to have one, and to ask."""
+    asking = replace(whole, extra=replace(whole.extra, score=whole.extra.score + ASKED))
+    found = simulate_gpu(asking, machine, stage)
+    note = f"what `{asks.item.name}` takes is taken to lie scattered: every tile of `{asks.name}` that may be live is"
+    tiles = replace(found.tiles, full=0, partial=found.tiles.live)
+    visible = asks.work.visible if asks.work.counted else found.visible
+    return replace(found, visible=visible, tiles=tiles, notes=(*found.notes, note))
+
+
+def _check_rows(pattern: ir.Pattern, node: ir.Attend) -> None:
+    """Raise UnsupportedError for what the CPU's executor runs otherwise than it is simulated."""
+    if node.family is not None or not _of_rows(pattern, node) or not (is_scored(node) or pooled_keys(node)):
+        raise UnsupportedError(
+            f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that each row chooses for "
+            f"itself, which is not simulated on a CPU yet; measure it, or ask for a GPU, where all that may be chosen "
+            f"is taken"
+        )
+
+
+def _of_rows(pattern: ir.Pattern, node: ir.Attend) -> bool:
+    """Whether each row of one sequence chooses for itself."""
+    return pattern.documents is None and node.family is None and tokens_of(node) is None
 
 
 @dataclass(frozen=True, eq=False)
 class _Attention:
-    """An attention that asks `item`. `places`: whether that is a choice among places, `items` of them."""
+    """An attention that asks `item`. `places`: whether that is a choice among places, `items` of them; `entries`: of
+    all that it asks, in all lanes.
+    """
 
     work: ChosenWork
     item: ir.Selection
     places: bool
     items: int
+    entries: int
     largest: int
     name: str
 
 
 def _attention(
-    pattern: ir.Pattern, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object], known: set[str], at_once: int
+    pattern: ir.Pattern,
+    node: ir.Attend,
+    open_relations: Open,
+    stands_for: Mapping[str, float],
+    sizes: Sizes,
+    inputs: Mapping[str, object],
+    known: set[str],
+    at_once: int,
 ) -> _Attention:
     """What an attention to what is chosen is; `known`: selections that an earlier one has worked out.
 
     `at_once`: scores of a block of rows.
     """
-    apart = any(other.family is not None for other in pattern.nodes)
-    of_tokens = is_scored(node) or (node.keys is None and pooled_keys(node) is not None)
-    if pattern.documents is not None or not of_tokens or apart or tokens_of(node) is not None:
-        raise UnsupportedError(
-            f"`{node.name}` of `{pattern.name}` is no softmax over keys of one sequence that each row chooses for "
-            f"itself, which is not simulated yet; measure it, or look at what may be chosen with `attend.plan(…)`"
-        )
+    named = {name: size for _, relations in open_relations for name, size in relations.sizes.values.items()}
+    of_rows = _of_rows(pattern, node)
     items = [item for item in pattern.selections if item.given in asked([node.visible])]
     decided = Deciding()
     for item in items:
         for own in _asked_before(pattern, item):
             if own.name not in known:
                 known.add(own.name)
-                decided += deciding(own, sizes, _rows(own, sizes), _items(own, sizes), at_once)
-    choice, (item, *_) = choice_of(node), items
-    keys = single_keys(node.visible) if choice is None and len(items) == 1 else None
+                decided += deciding(own, sizes, _rows(own, sizes, named), _items(own, sizes, named), at_once)
+    choice, (item, *_) = choice_of(node) if of_rows else None, items
+    keys = single_keys(node.visible) if of_rows and choice is None and len(items) == 1 else None
     of = choice or keys
     by = "head" if any(one.by_heads == "head" for one in items) else item.by_heads
     heads = {"head": sizes.heads, "kv_head": sizes.kv_heads}.get(by or "", 1)
     counted = False
     if of is None:
         matrices = max(sizes.batch * sizes.heads, 1)
-        expected = all_taken(_may_be_chosen(pattern, node, sizes, inputs) // matrices)
+        expected = all_taken(_may_be_chosen(pattern, node, open_relations, stands_for, sizes) // matrices)
     else:
-        places, taking = _taken(pattern, of, item, sizes, inputs)
+        places, taking = _taken(pattern, of, item, sizes, inputs, named)
         counted = taking.kept is not None
         expected = expected_choice(places, taking, sizes.n_q, sizes.n_k)
     largest = int(expected.keys.max(initial=0))
     expected = expected if choice is not None else expected.without_places
     work = ChosenWork(expected, sizes.n_q, sizes.batch * heads, sizes.heads // max(heads, 1), decided, counted)
-    return _Attention(work, item, choice is not None, _items(item, sizes), largest, node.name)
+    entries = sum(_rows(one, sizes, named) * _items(one, sizes, named) for one in items) * sizes.batch * heads
+    return _Attention(work, item, choice is not None, _items(item, sizes, named), entries, largest, node.name)
 
 
-def _may_be_chosen(pattern: ir.Pattern, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> int:
-    """Pairs of all heads that may be chosen."""
-    own = open_choices(alone(pattern, node))
-    read = {tensor.name for tensor in own.tensors}
-    relations = Relations(own, call_shape(own, sizes, {name: x for name, x in inputs.items() if name in read}))
-    visible = problem_of([relations], pattern.name, {}, sizes.n_k).visible
-    return sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
+def _may_be_chosen(
+    pattern: ir.Pattern, node: ir.Attend, open_relations: Open, stands_for: Mapping[str, float], sizes: Sizes
+) -> int:
+    """Pairs of all heads, and of all members of a family, that may be chosen."""
+    found = 0
+    for relations in (own for attend, own in open_relations if _family(attend) == node.name):
+        visible = problem_of([relations], pattern.name, {}, sizes.n_k).visible
+        found += sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
+    return round(found * stands_for[node.name])
+
+
+def _family(attend: ir.Attend) -> str:
+    """The name of an attention, of a member that of its family."""
+    return attend.name.partition("[")[0]
+
+
+def _some_members(open_relations: Open) -> tuple[Open, Mapping[str, float]]:
+    """At most so many members of each family, evenly spread, and how many each stands for."""
+    families: dict[str, list[tuple[ir.Attend, Relations]]] = {}
+    for attend, relations in open_relations:
+        families.setdefault(_family(attend), []).append((attend, relations))
+    taken = {name: own[:: -(-len(own) // MOST_MEMBERS)] for name, own in families.items()}
+    stands_for = {name: len(own) / len(taken[name]) for name, own in families.items()}
+    return [one for own in taken.values() for one in own], stands_for
 
 
 def _taken(
-    pattern: ir.Pattern, choice: ChosenKeys, item: ir.Selection, sizes: Sizes, inputs: Mapping[str, object]
+    pattern: ir.Pattern,
+    choice: ChosenKeys,
+    item: ir.Selection,
+    sizes: Sizes,
+    inputs: Mapping[str, object],
+    named: Mapping[str, int],
 ) -> tuple[Places, Taking]:
     """Where the places lie, and what a row may take of them."""
     own = replace(choosing(pattern, item), tensors=pattern.tensors)
     relations = relations_of(own, replace(call_shape(own, sizes, inputs), n_k=sizes.n_k, shift=None))
     _check_given(pattern, choice, item, relations.slices.tensors)
     (window,) = relations.windows(0)
-    rows, items = _rows(item, sizes), _items(item, sizes)
+    rows, items = _rows(item, sizes, named), _items(item, sizes, named)
 
     def special(node: ir.Index, place: Window = window) -> ir.Index:
         return specialise(node, relations.sizes, relations.slices, place, batch=0, head=0, group=1)
@@ -238,12 +301,12 @@ def _asked_before(pattern: ir.Pattern, item: ir.Selection) -> list[ir.Selection]
     return [*(below for one in before for below in _asked_before(pattern, one)), item]
 
 
-def _rows(item: ir.Selection, sizes: Sizes) -> int:
-    return sizes.n_q if item.rows is None else max(number(item.rows, sizes, {}), 0)
+def _rows(item: ir.Selection, sizes: Sizes, named: Mapping[str, int]) -> int:
+    return sizes.n_q if item.rows is None else max(number(item.rows, sizes, named), 0)
 
 
-def _items(item: ir.Selection, sizes: Sizes) -> int:
-    return sizes.n_k if item.items is None else max(number(item.items, sizes, {}), 0)
+def _items(item: ir.Selection, sizes: Sizes, named: Mapping[str, int]) -> int:
+    return sizes.n_k if item.items is None else max(number(item.items, sizes, named), 0)
 
 
 def _counted(plan: Plan, work: ChosenWork) -> Plan:

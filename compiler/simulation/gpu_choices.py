@@ -8,7 +8,7 @@ and choice are operations of torch on whole tensors, whose bytes decide. None of
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from math import inf
 
 import numpy as np
@@ -48,6 +48,10 @@ their places, four passes; then its side, its row and its query."""
 TAKEN_BYTES, SLOT_BYTES = 7, 24
 """Bytes of a place of a row, and of one that it chose, when the chosen ones are found."""
 
+TILED_BYTES = 13
+"""An entry of truth is read, and summed along both axes in 32 bits: corners tell of tiles (`gpu.asked_lists`)."""
+OF_TILES: tuple[RungName, RungName] = ("tile", "balanced")
+
 CAUTION = "an estimate that was never held against a clock: no GPU was at hand for these kernels (benchmarks/OWED.md)"
 
 
@@ -61,15 +65,28 @@ class GpuWork:
     items: int
 
 
+@dataclass(frozen=True, eq=False)
+class ListedWork:
+    """A choice of single keys, by which tiles are listed; the attention is simulated as one that chooses nothing.
+
+    `entries`: of truth by row and item, in all lanes.
+    """
+
+    work: ChosenWork
+    entries: int
+
+
 def simulate_gpu_choices(
     problem: Problem,
     works: Sequence[GpuWork],
+    listed: Sequence[ListedWork],
     others: Sequence[Simulation],
     machine: Machine,
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
-    """The ladder of attentions to chosen places, and of the `others` of a pattern, which choose nothing.
+    """The ladder of attentions to chosen places, of the choices of others by which tiles are `listed`, and of the
+    `others` themselves. There is one of them at least.
 
     Raises MachineError for what the machine does not have.
     """
@@ -78,8 +95,9 @@ def simulate_gpu_choices(
     ideal, dense = dense_ms(problem, machine, stage, baseline)
     runs = [_run(one, problem, machine, kernel) for one in works for kernel in KERNELS[stage]]
     visible = sum(one.work.visible for one in works) + sum(one.visible or 0 for one in others)
-    listing = sum(_listing_ms(one, machine) for one in works)
-    choosing = sum(_choosing_ms(one, problem, machine) for one in works) if stage != "backward" else 0.0
+    listing = sum(_listing_ms(one, machine) for one in works) + sum(_tiling_ms(one, machine) for one in listed)
+    decided = [*(one.work for one in works), *(one.work for one in listed)] if stage != "backward" else []
+    choosing = sum(_choosing_ms(one, problem, machine) for one in decided)
     ms = 1e3 / machine.hertz
     tile = sum(run.strips.live * run.full_clocks for run in runs) / machine.sms * ms
     balanced = sum(run.least_clocks for run in runs) * ms
@@ -94,12 +112,9 @@ def simulate_gpu_choices(
         attended + listing + choosing,
     )
     predicted = times[-1]
-    live = sum(run.strips.live for run in runs)
-    tile_of = runs[0].model.shape
     lost = (
         f"{visible:,} of {pairs:,} pairs are visible",
-        f"{live:,} tiles of {tile_of.q_tile} gathered queries and {tile_of.k_tile} keys",
-        f"{sum(run.strips.count for run in runs):,} programs on {machine.sms} SMs",
+        *(_of_gathered(runs, machine) if runs else [others[0].rung(name).lost_to for name in OF_TILES]),
         _share("partial results, written in fp32 and merged,", sum(run.merged_ms for run in runs), predicted),
         _share("lists", listing, predicted),
         "chosen in the forward" if stage == "backward" else _share("the choice", choosing, predicted),
@@ -122,7 +137,7 @@ def simulate_gpu_choices(
         causal=problem.is_causal,
         visible=visible,
         tiles=_tiles(problem, runs, others),
-        choices=tuple(map(_choice, runs)) + tuple(choice for one in others for choice in one.choices),
+        choices=(*map(_choice, runs), *_alike([choice for one in others for choice in one.choices])),
         others=(),
         rungs=tuple(rungs),
         predicted_ms=predicted,
@@ -133,7 +148,7 @@ def simulate_gpu_choices(
         traffic=Traffic(own, moved, own + max((_part_bytes(one, problem, stage) for one in works), default=0)),
         notes=(*dict.fromkeys(note for one in others for note in one.notes), CAUTION),
         estimated=True,
-        loads=tuple((runs[0].loads * ms).tolist()),
+        loads=tuple((runs[0].loads * ms).tolist()) if runs else others[0].loads,
     )
 
 
@@ -203,9 +218,14 @@ def _listing_ms(one: GpuWork, machine: Machine) -> float:
     return memory_ms(machine, bytes_) + LIST_LAUNCHES * machine["launch_us"] / 1e3
 
 
-def _choosing_ms(one: GpuWork, problem: Problem, machine: Machine) -> float:
+def _tiling_ms(one: ListedWork, machine: Machine) -> float:
+    """The lists of tiles: what is chosen is reduced to tiles along rows and along keys, and compacted."""
+    return memory_ms(machine, one.entries * TILED_BYTES) + LIST_LAUNCHES * machine["launch_us"] / 1e3
+
+
+def _choosing_ms(work: ChosenWork, problem: Problem, machine: Machine) -> float:
     """Scores by products in fp32, what is done with them, and their ranks."""
-    found, shape = one.work.deciding, problem.shape
+    found, shape = work.deciding, problem.shape
     products = 2 * found.products * 64 / (2 * machine["fma_per_clock"] * machine.sms * machine.hertz) * 1e3
     bytes_ = (
         found.products * 64 / max(shape.dk, 1) * FP32
@@ -231,7 +251,21 @@ def _of_others(others: Sequence[Simulation], name: RungName) -> float:
     return sum(one.ideal_ms / one.rung(name).speedup for one in others)
 
 
+def _of_gathered(runs: Sequence[KernelRun], machine: Machine) -> tuple[str, str]:
+    """What tiles of gathered queries and their balance lose."""
+    tile = runs[0].model.shape
+    live, programs = sum(run.strips.live for run in runs), sum(run.strips.count for run in runs)
+    return (
+        f"{live:,} tiles of {tile.q_tile} gathered queries and {tile.k_tile} keys",
+        f"{programs:,} programs on {machine.sms} SMs",
+    )
+
+
 def _tiles(problem: Problem, runs: Sequence[KernelRun], others: Sequence[Simulation]) -> Tiles:
+    if not runs:
+        return Tiles(
+            *(sum(getattr(one.tiles, name) for one in others) for name in ("total", "live", "full", "partial"))
+        )
     own, of = runs[0].strips, runs[0].model.shape
     full, partial = (sum(getattr(one.tiles, name) for one in others) for name in ("full", "partial"))
     total = problem.dense_strips("full", of.q_tile, of.k_tile).live
@@ -243,6 +277,32 @@ def _choice(run: KernelRun) -> Choice:
     how = f"{tiles.warps} warps, {tiles.stages} stages, {run.programs} on an SM; gathered queries"
     limit = "memory" if run.moving_ms > 0.9 * run.ms else run.model.full.limit
     return Choice(run.model.kernel, tiles.q_tile, tiles.k_tile, NATURAL, how, limit, run.ms)
+
+
+def repeated(one: Simulation, times: float) -> Simulation:
+    """The same so many times, one after another: a member of a family that stands for others."""
+    if times == 1:
+        return one
+    counts = (round(count * times) for count in astuple(one.tiles))
+    return replace(
+        one,
+        visible=None if one.visible is None else round(one.visible * times),
+        tiles=Tiles(*counts),
+        choices=tuple(replace(choice, ms=choice.ms * times) for choice in one.choices),
+        rungs=tuple(replace(rung, speedup=rung.speedup / times) for rung in one.rungs),
+        predicted_ms=one.predicted_ms * times,
+        traffic=replace(one.traffic, moved=round(one.traffic.moved * times)),
+        notes=(*one.notes, f"of many branches alike some are simulated: each stands for {times:.1f}"),
+    )
+
+
+def _alike(choices: Sequence[Choice]) -> list[Choice]:
+    """Each kernel and how it runs once, with the time of all that run so: those of the members of a family."""
+    found: dict[Choice, float] = {}
+    for choice in choices:
+        key = replace(choice, ms=0.0)
+        found[key] = found.get(key, 0.0) + choice.ms
+    return [replace(choice, ms=ms) for choice, ms in found.items()]
 
 
 def _share(what: str, own: float, whole: float) -> str:

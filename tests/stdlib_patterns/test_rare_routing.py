@@ -184,7 +184,7 @@ def test_what_is_not_served(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({case.name for case in RARE} - {"rectified", "superlinear"}))
 def test_it_is_simulated_as_it_is_set(name: str) -> None:
-    """With its defaults; of branches for each place that a row chose nothing is said yet."""
+    """With its defaults; of branches for each place that a row chose nothing is said on a CPU yet."""
     attend = compile_attention(name)
     case = next(case for case in RARE if case.name == name)
     own = {"flash_moba": {"filter": torch.zeros(KV_HEADS, 3, 64)}}
@@ -195,7 +195,7 @@ def test_it_is_simulated_as_it_is_set(name: str) -> None:
 
 
 def test_what_is_read_span_by_span_is_not_simulated() -> None:
-    with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* not simulated yet"):
+    with pytest.raises(UnsupportedError, match=r"`read` of `superlinear` .* not simulated on a CPU yet"):
         compile_attention("superlinear").simulate(
             1024, heads=4, head_dim=64, device="cpu", search=torch.zeros(1, 4, 1024, 64)
         )

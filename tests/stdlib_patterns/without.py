@@ -39,12 +39,6 @@ OWN_KEYS = Reason("tiles in torch: keys of its own", "there are no kernels for k
 TWO_PASSES = Reason("tiles in torch: weights need all keys of a row", "weights that need all keys of a row")
 VECTORS_OF_PAIRS = Reason("tiles in torch: vectors of each pair", "products of vectors that differ from pair to pair")
 NO_KERNELS = Reason("operations of torch: a state without kernels", "are of a kind that has no kernels")
-KEY_BY_KEY = Reason(
-    "no simulation: its lists of tiles are made of what is chosen", "is no choice among places of consecutive keys"
-)
-NOT_OF_ROWS = Reason(
-    "no simulation: rows do not choose keys each for itself", "is no softmax over keys of one sequence that each row"
-)
 ONLY_STATES = Reason(
     "no simulation: branches with a state alone", "has no pairs of queries and keys: no simulation yet"
 )
@@ -64,20 +58,6 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "simulate": {
-        **dict.fromkeys(
-            (
-                *("anchor", "deepseek_sparse", "dhsa", "dynamic_mask", "hip", "minference_vertical_slash"),
-                *("mminference_grid", "sparsifiner"),
-            ),
-            KEY_BY_KEY,
-        ),
-        **dict.fromkeys(
-            (
-                *("biformer", "landmark_retrieval", "rectified", "routing_transformer", "superlinear"),
-                "token_sparse",
-            ),
-            NOT_OF_ROWS,
-        ),
         **dict.fromkeys(("lingen_ma", "mamba_mixer"), ONLY_STATES),
     },
 }
