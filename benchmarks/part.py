@@ -172,7 +172,6 @@ def setting_of(where: str, toy: bool) -> Setting:
     if where == "cpu":
         return Setting("cpu", toy)
     if toy:
-        os.environ.setdefault("TRITON_INTERPRET", "1")
         return Setting("cpu", toy=True)
     if not torch.cuda.is_available():
         raise NoDeviceError("there is no GPU: pass --toy for toy sizes in Triton's interpreter")
@@ -200,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = setting_of(where, options.toy)
     except NoDeviceError as error:
         parser.error(str(error))
+    if where == "gpu" and options.toy and "TRITON_INTERPRET" not in os.environ:
+        os.environ["TRITON_INTERPRET"] = "1"  # which Triton reads when it is imported
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its own processes end with it
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
