@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import cpu
+import masks
 import timing
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class Checked:
 
 
 def _documents(b: int, h: int, n: int) -> dict[str, Tensor]:
-    return {"doc": cpu.document_ids(n).expand(b, n).contiguous()}
+    return {"doc": masks.document_ids(n).expand(b, n).contiguous()}
 
 
 CHECKED = (
@@ -282,33 +282,33 @@ def _decode_timing(setting: Setting, batch: int, n: int) -> Row:
 # --- timings ---------------------------------------------------------------------------------------------------------
 
 
-def _timed(device: str) -> tuple[cpu.Case, ...]:
+def _timed(device: str) -> tuple[masks.Case, ...]:
     """The patterns that are timed, by length."""
     window = [
-        cpu.Case(f"window {w}", cpu._compiled("sliding_window", window=w, backend="triton"), cpu._window(w, 0))
+        masks.Case(f"window {w}", masks.compiled("sliding_window", window=w, backend="triton"), masks.window(w, 0))
         for w in (512, 4096)
     ]
-    causal = cpu.Case("causal", cpu._compiled("causal", backend="triton"), lambda n: lambda b, h, q, k: q >= k)
-    power = cpu.Case("power 256, 5", cpu._compiled("power", backend="triton"), cpu._power(256, 5))
-    document = cpu.Case(
-        "document", cpu._compiled("document", backend="triton"), lambda n: _same_document(n, device), _document_ids
+    causal = masks.Case("causal", masks.compiled("causal", backend="triton"), lambda n: lambda b, h, q, k: q >= k)
+    power = masks.Case("power 256, 5", masks.compiled("power", backend="triton"), masks.power(256, 5))
+    document = masks.Case(
+        "document", masks.compiled("document", backend="triton"), lambda n: _same_document(n, device), _document_ids
     )
-    picture = cpu.Case("neighborhood 13 x 13", _neighborhood_2d, cpu._neighborhood)
+    picture = masks.Case("neighborhood 13 x 13", _neighborhood_2d, masks.neighborhood)
     return (causal, *window, document, power, picture)
 
 
 def _document_ids(n: int) -> dict[str, Any]:
-    return {"doc": cpu.document_ids(n)}
+    return {"doc": masks.document_ids(n)}
 
 
-def _same_document(n: int, device: str) -> cpu.MaskMod:
-    doc = cpu.document_ids(n)[0].to(device)
+def _same_document(n: int, device: str) -> masks.MaskMod:
+    doc = masks.document_ids(n)[0].to(device)
     return lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k)
 
 
 def _neighborhood_2d(n: int) -> Attention:
-    height, width = cpu.grid_of(n)
-    window = min(cpu.NEIGHBORS, height, width)
+    height, width = masks.grid_of(n)
+    window = min(masks.NEIGHBORS, height, width)
     return compile_attention("neighborhood_2d", height=height, width=width, window=window, backend="triton")
 
 
@@ -330,7 +330,7 @@ def backward(setting: Setting) -> Iterator[Row]:
     return _timings(setting, backward=True)
 
 
-def _timing(setting: Setting, case: cpu.Case, n: int, d: int, *, backward: bool) -> Row:
+def _timing(setting: Setting, case: masks.Case, n: int, d: int, *, backward: bool) -> Row:
     dtype = torch.float32 if setting.toy else torch.bfloat16
     heads = (1, 1) if setting.toy else (16, 16)
     q, k, v = operands(setting, n, dtype, heads=heads, d=d)

@@ -6,33 +6,18 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import timing
 import torch
+from part import Row, Setting
 from torch import Tensor
-
-Row = dict[str, object]
 
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Errors that are allowed, relative to the largest true entry or to 1."""
 
 L2_BYTES = 256 << 20
 """Written between timed runs, so that each begins without its tensors in the L2."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where the parts run."""
-
-    device: str
-    toy: bool
-
-    @property
-    def cuda(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device == "cuda"
 
 
 Parts = Mapping[str, Callable[[Setting], Iterator[Row]]]
