@@ -203,6 +203,6 @@ def _plan(case: Case, attention: Attention, plan: Plan) -> Row:
         "schedule": plan.schedule,
         "pieces": sum(len(group.pieces) for group in plan.groups),
         "tile": [plan.q_tile, plan.k_tile],
-        "density": round(plan.visible / HEADS / pairs, 6),
+        "density": None if plan.visible is None else round(plan.visible / HEADS / pairs, 6),
         "bound": round(pairs / tiles, 4),
     }

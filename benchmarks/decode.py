@@ -80,8 +80,8 @@ def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> T
     if k.shape[2] <= REFERENCE or not attend.is_plain:
         found: Tensor = attend.reference(*wide)
         return found
-    own = [x.index_select(2, seen) for x in wide[1:]]
-    return F.scaled_dot_product_attention(wide[0], *own, enable_gqa=True)
+    keys, values = (x.index_select(2, seen) for x in wide[1:])
+    return F.scaled_dot_product_attention(wide[0], keys, values, enable_gqa=True)
 
 
 def _seen(attend: Attention, n: int) -> Tensor:

@@ -18,7 +18,8 @@ import masks
 import timing
 import torch
 import torch.nn.functional as F
-from gpu_parts import L2_BYTES, TOLERANCE, Parts, Row, Setting, errors, operands, results, run
+from gpu_parts import L2_BYTES, TOLERANCE, Parts, errors, operands, results, run
+from part import Row, Setting
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 

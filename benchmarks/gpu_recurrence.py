@@ -25,7 +25,8 @@ from typing import Any
 import timing
 import torch
 import torch.nn.functional as F
-from gpu_parts import L2_BYTES, TOLERANCE, Setting
+from gpu_parts import L2_BYTES, TOLERANCE
+from part import Setting
 from torch import Tensor
 
 from attnc import compile_attention

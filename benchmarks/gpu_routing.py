@@ -16,7 +16,8 @@ from typing import Any
 
 import timing
 import torch
-from gpu_parts import L2_BYTES, TOLERANCE, Setting, run
+from gpu_parts import L2_BYTES, TOLERANCE, run
+from part import Setting
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from gpu_check import CHECKED, Checked
-from gpu_parts import TOLERANCE, Parts, Row, Setting, operands, run
+from gpu_parts import TOLERANCE, Parts, operands, run
+from part import Row, Setting
 
 from attnc import compile_attention
 from attnc.runtime.tuning.records import MODEL, Record

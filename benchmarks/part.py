@@ -35,7 +35,18 @@ RIVALS = ("fla-core", "natten", "flash-attn", "flash-attn-3", "flashinfer-python
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "benchmarks")
-TELLING = ("run", "goals", "goals_cpu", "goals_gpu", "causes", "reading", "plots", "report")
+TELLING = (
+    "run",
+    "goals",
+    "goals_cpu",
+    "goals_cpu_before",
+    "goals_gpu",
+    "measures",
+    "causes",
+    "reading",
+    "plots",
+    "report",
+)
 """Modules of the benchmarks that only tell of what was measured."""
 
 

@@ -6,7 +6,7 @@ results are held against.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,6 +106,6 @@ def _results(
     out = call(*leaves, **inputs)
     found = {"out": out.detach()}
     if trains:
-        given = torch.autograd.grad(out, leaves, grad, allow_unused=True)
+        given: Sequence[Tensor | None] = torch.autograd.grad(out, leaves, grad, allow_unused=True)
         found |= {f"d{name}": x for name, x in zip("qkv", given, strict=True) if x is not None}
     return found
