@@ -22,6 +22,7 @@ from typing import Any
 import timing
 import torch
 
+import attnc
 from attnc.runtime.disk.machine import installed
 
 Row = dict[str, Any]
@@ -34,7 +35,18 @@ RIVALS = ("fla-core", "natten", "flash-attn", "flash-attn-3", "flashinfer-python
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "benchmarks")
-TELLING = ("run", "goals", "goals_cpu", "goals_gpu", "causes", "reading", "plots", "report")
+TELLING = (
+    "run",
+    "goals",
+    "goals_cpu",
+    "goals_cpu_before",
+    "goals_gpu",
+    "measures",
+    "causes",
+    "reading",
+    "plots",
+    "report",
+)
 """Modules of the benchmarks that only tell of what was measured."""
 
 
@@ -195,6 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
     options = parser.parse_args(arguments)
     where, part = suites.find(options.part)
+    if not Path(attnc.__file__).resolve().is_relative_to(ROOT):
+        parser.error(f"attnc is imported from {attnc.__file__}, not from {ROOT}: set PYTHONPATH={ROOT / 'src'}")
     try:
         setting = setting_of(where, options.toy)
     except NoDeviceError as error:
@@ -203,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["TRITON_INTERPRET"] = "1"  # which Triton reads when it is imported
         os.execv(sys.executable, [sys.executable, *sys.argv])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its own processes end with it
+    if where == "cpu" and options.toy:
+        torch.compiler.set_stance("force_eager")  # compiling takes seconds, and toy figures mean nothing
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
     return run(part, setting, options.out or part.file(options.toy), fresh=options.fresh)

@@ -3,8 +3,8 @@
 `loop` is what one writes from the equations: a state (B, H, dk, dv), a few operations of torch a token, what reads no
 state computed before. `fla` is flash-linear-attention's own chunk form in torch (`naive.py`), where one exists that
 computes the same (Comba's corrects the state before its decay) and the package is there: `pip install --no-deps
-fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself wants a GPU. Above 1 attnc is faster.
-Every contender is checked against the loop before it is timed. Rows at 8192 and 65536 tokens tell whether tokens per
+fla-core==0.6.0 einops`; its files are loaded one by one, as the package itself wants a GPU. Every contender is checked
+against the loop before it is timed. Rows at 8192 and 65536 tokens tell whether tokens per
 second hold.
 """
 
@@ -17,17 +17,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import exact
 import torch
+from part import Row, Setting
 from timing import as_json, interleaved
 from torch import Tensor
 from torch.nn import functional as F
 
 from attnc import Attention, compile_attention
 
-Row = dict[str, Any]
 Loop = Callable[..., Tensor]
 
 HEADS, DIM, STATE, CHECKED = 8, 64, 16, 1024
+LENGTHS, ROUNDS = (8192, 65536), 3
+TOLERANCE = 1e-4
+"""Of sums over hundreds of tokens in fp32, relative to the largest true entry."""
 
 
 # --- loops -----------------------------------------------------------------------------------------------------------
@@ -346,12 +350,14 @@ def _naive(name: str, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Tensor])
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def rows(lengths: list[int], rounds: int, patterns: list[str] | None) -> Iterator[Row]:
+def rows(setting: Setting) -> Iterator[Row]:
     """A row for each recurrence and length."""
     for name in LOOPS:
-        if patterns is None or any(part in name for part in patterns):
-            for n in lengths:
-                yield _row(name, n // SHORTER.get(name, 1), rounds)
+        for whole in (128,) if setting.toy else LENGTHS:
+            n = whole // SHORTER.get(name, 1)
+            key = f"{name} n={n} d={DIM} float32"
+            if key not in setting.done:
+                yield {"key": key} | _row(name, n, 1 if setting.toy else ROUNDS)
 
 
 def _row(name: str, n: int, rounds: int) -> Row:
@@ -360,36 +366,39 @@ def _row(name: str, n: int, rounds: int) -> Row:
     q, k, v = _tensors(name, n)
     given = _inputs(name, n)
     naive = _naive(name, q, k, v, given)
+    row: Row = {"pattern": name, "n": n, "d": DIM, "dk": q.shape[-1], "dtype": "float32", "heads": HEADS}
+    row["direction"] = "forward"
     with torch.no_grad():
-        _check(name, attend, (q, k, v), given)
+        found = _errors(name, attend, (q, k, v), given)
+        if naive is not None:
+            found |= {"fla": exact.errors({"out": naive()}, {"out": attend(q, k, v, **_any(given)).double()})["out"]}
+        row |= {"errors": found, "ok": max(found.values()) <= TOLERANCE}
+        if not row["ok"]:
+            return row
         contenders: dict[str, Callable[[], object]] = {"attnc": lambda: attend(q, k, v, **_any(given))}
         if n <= 8192:
             contenders["loop"] = lambda: LOOPS[name](q, k, v, **given)
             if name in LEAN:
-                contenders["lean_loop"] = lambda: LEAN[name](q, k, v, **given)
+                contenders["lean loop"] = lambda: LEAN[name](q, k, v, **given)
         if naive is not None:
-            torch.testing.assert_close(naive(), attend(q, k, v, **_any(given)), atol=2e-3, rtol=2e-3)
             contenders["fla"] = naive
-        found = interleaved(contenders, rounds, warm_up=1)
-    found |= interleaved({"attnc_backward": _backward(attend, (q, k, v), given)}, rounds, warm_up=1)
-    row: Row = {"recurrence": name, "n": n, "heads": HEADS, "dk": q.shape[-1], "dv": DIM}
-    row |= {f"{key}_ms": as_json(timing) for key, timing in found.items()}
-    own = found["attnc"].median
-    row["tokens_per_second"] = round(n / own * 1e3)
-    row["backward_over_forward"] = found["attnc_backward"].median / own
-    return row | {f"{key}_over_attnc": t.median / own for key, t in found.items() if not key.startswith("attnc")}
+        times = interleaved(contenders, rounds, warm_up=1)
+    times |= interleaved({"attnc, backward": _backward(attend, (q, k, v), given)}, rounds, warm_up=1)
+    return row | {"ms": {key: as_json(timing) for key, timing in times.items()}}
 
 
 def _any(given: dict[str, Tensor]) -> dict[str, Any]:
     return dict(given)
 
 
-def _check(name: str, attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> None:
-    """The first tokens against the loop."""
+def _errors(name: str, attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> dict[str, float]:
+    """The first tokens against the loop in 64 bits."""
     q, k, v = (x[:, :, :CHECKED] for x in tensors)
     n = tensors[0].shape[2]
     own = {key: x[:, :CHECKED] if x.ndim > 1 and x.shape[:2] == (1, n) else x for key, x in given.items()}
-    torch.testing.assert_close(attend(q, k, v, **_any(own)), LOOPS[name](q, k, v, **own), atol=1e-3, rtol=1e-3)
+    wide = {key: x.to(torch.promote_types(x.dtype, torch.float64)) for key, x in own.items()}
+    true = LOOPS[name](q.double(), k.double(), v.double(), **wide)
+    return exact.errors({"out": attend(q, k, v, **_any(own))}, {"out": true})
 
 
 def _backward(attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, Tensor]) -> Callable[[], object]:
@@ -398,32 +407,3 @@ def _backward(attend: Attention, tensors: tuple[Tensor, ...], given: dict[str, T
     out = attend(leaves[0], leaves[1], leaves[2], **_any(own))
     wanted, weight = [*leaves, *own.values()], torch.randn_like(out)
     return lambda: torch.autograd.grad(out, wanted, weight, retain_graph=True, allow_unused=True)
-
-
-def line(row: Row) -> str:
-    """A row as it is printed."""
-    others = [(key.removesuffix("_over_attnc"), x) for key, x in row.items() if key.endswith("_over_attnc")]
-    ratios = "  ".join(f"{key} {x:5.2f}×" for key, x in others)
-    own, back, speed = row["attnc_ms"]["median"], row["backward_over_forward"], row["tokens_per_second"]
-    return (
-        f"{row['recurrence']:<20} {row['n']:>6}  {own:9.1f} ms  {speed:>9,} tokens/s  backward {back:4.2f}×  {ratios}"
-    )
-
-
-def summary(done: list[Row]) -> Row:
-    """The least ratio to each contender, the largest fall of tokens/s from the shortest length to the longest."""
-    found: Row = {}
-    for key in ("loop_over_attnc", "fla_over_attnc"):
-        ratios = {f"{row['recurrence']} {row['n']}": row[key] for row in done if key in row}
-        if ratios:
-            least = min(ratios, key=lambda name: ratios[name])
-            found[f"least {key}"] = f"{ratios[least]:.2f} ({least})"
-    changes = {}
-    for name in {row["recurrence"] for row in done}:
-        own = sorted((row["n"], row["tokens_per_second"]) for row in done if row["recurrence"] == name)
-        if len(own) > 1:
-            changes[name] = own[-1][1] / own[0][1] - 1
-    if changes:
-        found["tokens per second, longest over shortest"] = {name: f"{x:+.0%}" for name, x in sorted(changes.items())}
-    found["backward over forward"] = {f"{r['recurrence']} {r['n']}": round(r["backward_over_forward"], 2) for r in done}
-    return found

@@ -27,7 +27,7 @@ CPU = (
     Part("cpu-windows-float32", "windows", "windows in fp32, forward, beside both", "cpu_masks:windows_float32", 8),
     Part("cpu-windows-bfloat16", "windows", "windows in bf16, forward, beside both", "cpu_masks:windows_bfloat16", 8),
     Part("cpu-backward", "backward", "masks with their gradients beside SDPA", "cpu_masks:backward", 8.5),
-    Part("cpu-scores", "backward", "scores, keys and branches of their own beside torch", "weights:rows", 5),
+    Part("cpu-weights", "backward", "scores, keys and branches of their own beside torch", "weights:rows", 5),
     Part("cpu-decode", "decode", "a token against a cache beside SDPA", "decode:rows", 3),
     Part("cpu-recurrence", "recurrence", "beside a loop over tokens and fla's chunks in torch", "recurrence:rows", 8),
     Part("cpu-routing", "routing", "keys chosen by scores beside dense causal attention", "routing:rows", 5),
