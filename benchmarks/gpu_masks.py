@@ -150,7 +150,7 @@ def _race(
     given: Mapping[str, Tensor],
     direction: Direction,
 ) -> Race:
-    ours = partial(_called, attention, given)
+    ours = partial(called, attention, given)
 
     tried: dict[str, Attend | Absent] = {
         "flex": _flex(setting, mask, direction),
@@ -169,7 +169,8 @@ def _race(
     return Race(ours, here, dense, absent)
 
 
-def _called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A call with its inputs."""
     out: Tensor = attention(q, k, v, **given)
     return out
 
@@ -205,17 +206,18 @@ def _runs(
 ) -> dict[str, Run]:
     contenders = {"attnc": race.ours, **alike, **race.dense}
     if direction == "forward":
-        return {name: partial(_alone, run, leaves) for name, run in contenders.items()}
-    found = {name: _gradient(run, leaves) for name, run in contenders.items()}
-    return {**found, "attnc_forward": partial(_alone, race.ours, leaves)}
+        return {name: partial(alone, run, leaves) for name, run in contenders.items()}
+    found = {name: gradient(run, leaves) for name, run in contenders.items()}
+    return {**found, "attnc_forward": partial(alone, race.ours, leaves)}
 
 
-def _alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """A call that records nothing."""
     with torch.no_grad():
         return run(*leaves)
 
 
-def _gradient(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Run:
+def gradient(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Run:
     """The gradient alone, of an output that is made once."""
     out = run(*leaves)
     grad = torch.randn_like(out)
@@ -255,7 +257,7 @@ def _ours(
 ) -> dict[str, Tensor]:
     b, h = lane
     if not gradients:
-        return {"out": _alone(run, leaves)[b, h, draw]}
+        return {"out": alone(run, leaves)[b, h, draw]}
     out = run(*leaves)
     grad = torch.zeros_like(out)
     grad[b, h, draw] = weights.to(grad.dtype)
@@ -296,9 +298,9 @@ def _facts(
     call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in given.items()}}
     found = attention.simulate(shape.n, **call)
     bound = found.rung("tile").speedup
-    facts: Row = {"bound": round(bound, 4), "density": found.density, "predicted_ms": found.predicted_ms}
-    facts |= {"dense_predicted_ms": found.dense_ms, "full_tiles": round(found.tiles.full / found.tiles.live, 4)}
-    return facts
+    facts: Row = {"bound": round(bound, 4), "density": found.density}
+    facts["predicted"] = {"attnc": found.predicted_ms, "attnc_dense": found.dense_ms}
+    return facts | {"full_tiles": round(found.tiles.full / found.tiles.live, 4)}
 
 
 def _shares(row: Row) -> Row:
@@ -340,7 +342,7 @@ def _deterministic(setting: Setting, case: Case) -> Row:
     runs: dict[str, Run] = {}
     found: dict[str, list[Tensor]] = {}
     for name, strict in (("attnc", False), ("attnc_deterministic", True)):
-        out = _called(case.attention(setting, deterministic=strict), given, *leaves)
+        out = called(case.attention(setting, deterministic=strict), given, *leaves)
         grad = torch.ones_like(out)
         step = partial(_step, strict, out, leaves, grad)
         found[name] = [*step(), *step()]
@@ -349,7 +351,7 @@ def _deterministic(setting: Setting, case: Case) -> Row:
     absent = {name: run.reason for name, run in theirs.items() if isinstance(run, Absent)}
     for name, run in theirs.items():
         if not isinstance(run, Absent):
-            runs[name] = _gradient(run, leaves)
+            runs[name] = gradient(run, leaves)
     first, again = found["attnc_deterministic"][:3], found["attnc_deterministic"][3:]
     same = all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
     row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "direction": "backward"}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from baselines import fla, flash_attention, nsa_triton, published, sdpa
 from baselines.rival import Absent, Attend, causal
+from gpu_masks import alone, gradient
 from gpu_parts import TOLERANCE, Run, errors, fits, gap, median, operands, ratio, rows, simulated_device, timed, word
 from part import Row, Setting
 from torch import Tensor
@@ -264,7 +265,8 @@ def _derived(setting: Setting, row: Row, attend: Attention) -> Row:
         sizes: dict[str, Any] = {"heads": row["heads"], "kv_heads": row["kv_heads"], "batch": row["batch"]}
         sizes |= {"head_dim": row["d"], "dtype": getattr(torch, row["dtype"]), "device": device}
         stage: Any = row["direction"]
-        found["predicted_ms"] = attend.simulate(row["n"], stage=stage, baseline="causal", **sizes).predicted_ms
+        simulated = attend.simulate(row["n"], stage=stage, baseline="causal", **sizes)
+        found["predicted"] = {"attnc": simulated.predicted_ms}
     return found
 
 
@@ -331,13 +333,4 @@ def _refusal(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], ours: Tensor | 
 
 def _step(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str) -> Run:
     """The call without gradients, or the gradient alone of an output that is made once."""
-    if direction == "forward":
-        return partial(_alone, run, leaves)
-    out = run(*leaves)
-    grad = torch.randn_like(out)
-    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
-
-
-def _alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    with torch.no_grad():
-        return run(*leaves)
+    return partial(alone, run, leaves) if direction == "forward" else gradient(run, leaves)
