@@ -130,7 +130,7 @@ def _row(setting: Setting, case: Case, direction: Direction) -> Row:
     attention, mask = case.attention(setting), case.mask(setting, given)
     race = _race(setting, case, attention, mask, given, direction)
     row: Row = {"case": case.name, "kind": case.kind, "n": shape.n, "d": shape.d, "heads": shape.heads[0]}
-    row |= {"batch": shape.batch, "dtype": word(dtype), "direction": direction}
+    row |= {"batch": shape.batch, "dtype": word(dtype), "direction": direction, "machine": simulated_device(setting)}
     found = sampled_errors(race.ours, mask, (q, k, v), gradients=True)
     row |= {"errors": found, "ok": fits(found, dtype)}
     if not row["ok"]:

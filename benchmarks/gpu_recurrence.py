@@ -57,7 +57,7 @@ class System:
     gates: str = ""
     delta: bool = False
     stepped: bool = False
-    """Whether it has a step size, as SSD has, and no scale."""
+    """Whether it has a step size, as SSD has."""
 
     def draw(self, setting: Setting, shape: Shape, dtype: torch.dtype) -> Tensors:
         """q, k, v and inputs (B, T, H, …) that want gradients; keys of length 1, as delta rules need them."""
@@ -110,9 +110,9 @@ class System:
         """flash-linear-attention, and the authors' own kernels."""
         decay = self.decay(given["q"].shape[2], str(given["q"].device)).float()
         if self.name == "lightning":
-            own = lightning.attend(decay)
-            authors = own if isinstance(own, Absent) else partial(_scaled, own)
-            return {"fla": fla.recurrence(self.name, decay=decay), "lightning": authors}
+            own = lightning.attend(decay, given["q"].device.type)
+            authors = own if isinstance(own, Absent) else partial(heads_first, own)
+            return {"fla": fla.recurrence(self.name, scale=1.0, decay=decay), "lightning": authors}
         if self.stepped:
             return {"fla": _with_gate(fla.recurrence(self.name, scale=1.0), decay), "mamba": mamba.recurrence(decay)}
         return {"fla": fla.recurrence(self.name)}
@@ -130,15 +130,14 @@ def _called(system: System, attend: Any, given: Mapping[str, Tensor]) -> Tensor:
         heads, device = given["q"].shape[2], given["q"].device
         rest["g"] = rest["dt"] * system.decay(heads, str(device)).to(rest["dt"].dtype)
         rest["D"] = torch.zeros(heads, device=device, dtype=rest["dt"].dtype)
-        rest["scale"] = 1.0  # type: ignore[assignment]  # the one that is no tensor
     out: Tensor = attend(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
     return out.transpose(1, 2)
 
 
-def _scaled(run: Attend, given: Mapping[str, Tensor]) -> Tensor:
-    """Rows as (batch, heads, tokens, width) for a kernel that scales nothing."""
+def heads_first(run: Attend, given: Mapping[str, Tensor]) -> Tensor:
+    """Rows as (batch, heads, tokens, width), one after the other, for a kernel that takes them so."""
     q, k, v = (given[name].transpose(1, 2).contiguous() for name in ("q", "k", "v"))
-    return run(q * q.shape[-1] ** -0.5, k, v).transpose(1, 2)
+    return run(q, k, v).transpose(1, 2)
 
 
 def _with_gate(run: Run | Absent, decay: Tensor) -> Run | Absent:
