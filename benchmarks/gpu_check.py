@@ -348,7 +348,7 @@ def _timing(setting: Setting, case: masks.Case, n: int, d: int, *, backward: boo
     row |= {f"{name}_ms": one for name, one in times.items()}
     if "flex" in runs:
         row["difference"] = (runs["attnc"]().float() - runs["flex"]().float()).abs().max().item()
-        row["ok"] = row["difference"] < TOLERANCE[dtype]  # type: ignore[operator]
+        row["ok"] = row["difference"] < TOLERANCE[dtype]
         row |= {f"{name}_over_attnc": one / times["attnc"] for name, one in times.items() if name != "attnc"}
     return row
 

@@ -45,6 +45,7 @@ TELLING = (
     "causes",
     "reading",
     "plots",
+    "document",
     "report",
 )
 """Modules of the benchmarks that only tell of what was measured."""

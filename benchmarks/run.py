@@ -170,11 +170,11 @@ def _as_json(verdict: goals.Verdict) -> dict[str, object]:
         "target": goal.target,
         "least": goal.least,
         "unit": goal.unit,
-        "value": verdict.value,
+        "value": None if verdict.value is None or math.isinf(verdict.value) else verdict.value,
         "how": goal.how,
         "of": verdict.count,
         "verdict": verdict.word,
-        "behind": [asdict(row) for row in verdict.behind],
+        "behind": [asdict(row) | {"value": goals.shown(row.value, goal.unit)} for row in verdict.behind],
         "wrong": verdict.wrong,
     }
 
