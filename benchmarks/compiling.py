@@ -95,7 +95,7 @@ def _imports(rounds: int) -> Row:
     """
     used = "import torch, attnc; attnc.compile_attention"
     texts = {"torch": "import torch", "attnc": "import torch, attnc", "attnc, used": used}
-    times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, 1)
+    times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, min(rounds - 1, 1))
     adds = {name: round(times[name].median - times["torch"].median, 1) for name in ("attnc", "attnc, used")}
     return {"ms": {name: as_json(time) for name, time in times.items()}, "adds_ms": adds}
 

@@ -121,7 +121,8 @@ def _process(
     part: Part, setting: Setting, left: float | None, step: Callable[[str], None], *, fresh: bool
 ) -> tuple[int | None, str]:
     """The status of a part's process, None where its time was over, and the last it said."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), part.name]
+    out = part.file(setting.toy)
+    command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), part.name, "--out", str(out)]
     command += ["--toy"] * setting.toy + ["--fresh"] * fresh
     said: list[str] = []
     until = math.inf if left is None else time.monotonic() + left
