@@ -37,7 +37,8 @@ INTRODUCTION = (
     "Results are held against an oracle in 64 bits, or against a rival that was written apart, before anything is "
     "timed; a row whose result is wrong is not timed and shows as wrong. Contenders take turns round after round, so "
     "that a machine whose speed drifts treats them alike; times are medians with the least and the most. `×` is the "
-    "rival's time over attnc's: above 1 attnc is faster.",
+    "rival's time over attnc's: above 1 attnc is faster. `from` says where a target is from: a section of the papers "
+    "that this design began with (PERFORMANCE, CPU), or the suite itself.",
 )
 
 

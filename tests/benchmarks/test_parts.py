@@ -14,6 +14,7 @@ from types import ModuleType
 import part
 import pytest
 import suites
+import torch
 from part import FINE, WRONG, KeyTwiceError, Part, Row, Setting
 
 MADE_UP = Part("made-up", "plan", "made up", "made_up_rows:rows", 1)
@@ -154,7 +155,7 @@ def test_parts_have_names_suites_and_minutes() -> None:
 
 
 def test_a_gpu_is_asked_for_by_name() -> None:
-    if part.torch.cuda.is_available():
+    if torch.cuda.is_available():
         assert part.setting_of("gpu", toy=False).cuda
     else:
         with pytest.raises(part.NoDeviceError, match="--toy"):
