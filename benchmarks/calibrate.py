@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from attnc.compiler.planning.choice_rates import ChoiceRates
 from attnc.compiler.planning.rates import ROWS, WIDTHS, Rates
 from attnc.runtime.cpu import calibration
 
@@ -69,7 +70,7 @@ def middle(samples: Sequence[Rates]) -> Rates:
             middle[key] = {dtype: statistics.median(v[dtype] for v in values) for dtype in value}
         else:
             middle[key] = value
-    return Rates(**middle)
+    return Rates(**{**middle, "choices": ChoiceRates(**middle["choices"])})
 
 
 def main() -> int:

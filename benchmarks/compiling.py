@@ -62,12 +62,7 @@ def rows(setting: Setting) -> Iterator[Row]:
             yield {"key": key} | make()
 
 
-LONG = (
-    "first call forward,",
-    "first call forward+backward, attnc, tune",
-    "first call forward+backward, flex",
-    "new shapes",
-)
+LONG = ("first call forward+backward", "first call forward, flex", "first call forward, attnc, tune", "new shapes")
 """Rows that are left out of toy runs: they take as long there."""
 
 
@@ -100,7 +95,7 @@ def _imports(rounds: int) -> Row:
     """
     used = "import torch, attnc; attnc.compile_attention"
     texts = {"torch": "import torch", "attnc": "import torch, attnc", "attnc, used": used}
-    times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, 1)
+    times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, min(rounds - 1, 1))
     adds = {name: round(times[name].median - times["torch"].median, 1) for name in ("attnc", "attnc, used")}
     return {"ms": {name: as_json(time) for name, time in times.items()}, "adds_ms": adds}
 

@@ -88,7 +88,9 @@ class Verdict:
 
 
 def shown(value: float, unit: str) -> str:
-    """A value with its unit, to three digits that count."""
+    """A value with its unit, to three digits that count; none where it is infinite: there is no such length."""
+    if math.isinf(value):
+        return "none"
     number = f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
     return f"{number}{unit}" if unit in ("×", "") else f"{number} {unit}"
 

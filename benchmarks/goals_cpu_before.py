@@ -87,7 +87,7 @@ PLAN = (
         key="G6.eager",
         asks="times the speed of eager create_block_mask, 16,384 tokens (more do not fit here)",
         target=100,
-        read=over("flex, eager"),
+        read=over("flex, eager", lambda row: row["n"] == 16384),
         how="least",
         least=True,
         unit="×",

@@ -30,7 +30,16 @@ Row = dict[str, Any]
 
 FINE, WRONG = 0, 1
 
-RIVALS = ("fla-core", "natten", "flash-attn", "flash-attn-3", "flashinfer-python", "native-sparse-attention-triton")
+RIVALS = (
+    "fla-core",
+    "lightning_attn",
+    "mamba_ssm",
+    "natten",
+    "flash-attn",
+    "flash-attn-3",
+    "flashinfer-python",
+    "native-sparse-attention-triton",
+)
 """Packages that are raced where they are installed; torch has the others."""
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,10 +50,14 @@ TELLING = (
     "goals_cpu",
     "goals_cpu_before",
     "goals_gpu",
+    "goals_gpu_masks",
+    "goals_gpu_other",
+    "goals_gpu_before",
     "measures",
     "causes",
     "reading",
     "plots",
+    "document",
     "report",
 )
 """Modules of the benchmarks that only tell of what was measured."""

@@ -88,6 +88,8 @@ def rows(setting: Setting) -> Iterator[Row]:
     """A row for each pattern: plans that nothing has cached, their time and peak of Python memory; then `shares`."""
     for case in CASES:
         n = case.n or MILLION
+        if setting.toy and n > MILLION:
+            continue
         if (key := f"plan of {case.name} n={n}") not in setting.done:
             yield {"key": key} | _row(case, n, 1 if setting.toy else ROUNDS)
     yield from _shares(setting)

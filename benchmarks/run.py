@@ -121,7 +121,8 @@ def _process(
     part: Part, setting: Setting, left: float | None, step: Callable[[str], None], *, fresh: bool
 ) -> tuple[int | None, str]:
     """The status of a part's process, None where its time was over, and the last it said."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), part.name]
+    out = part.file(setting.toy)
+    command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), part.name, "--out", str(out)]
     command += ["--toy"] * setting.toy + ["--fresh"] * fresh
     said: list[str] = []
     until = math.inf if left is None else time.monotonic() + left
@@ -170,11 +171,11 @@ def _as_json(verdict: goals.Verdict) -> dict[str, object]:
         "target": goal.target,
         "least": goal.least,
         "unit": goal.unit,
-        "value": verdict.value,
+        "value": None if verdict.value is None or math.isinf(verdict.value) else verdict.value,
         "how": goal.how,
         "of": verdict.count,
         "verdict": verdict.word,
-        "behind": [asdict(row) for row in verdict.behind],
+        "behind": [asdict(row) | {"value": goals.shown(row.value, goal.unit)} for row in verdict.behind],
         "wrong": verdict.wrong,
     }
 
