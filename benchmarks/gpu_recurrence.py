@@ -1,8 +1,8 @@
 """Recurrences on a GPU: right against the token loop, and how fast beside flash-linear-attention and others.
 
-`attnc` is a call of `compile_attention`, `kernels` the linear recurrence alone with rows made before. Rivals are held
-against our results first. A copy of what is read and written is timed in the same run, and `of_hbm` is the share of the
-memory's published speed.
+`attnc` is a call of `compile_attention`, `attnc_kernels` the linear recurrence alone with rows made before. Rivals are
+held against our results first. A copy of what is read and written is timed in the same run, and `of_hbm` is the share
+of the memory's published speed.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _timing(setting: Setting, system: System, shape: Shape, *, training: bool) -
     row: Row = {"case": name, "system": system.name, "shape": shape, "n": shape[1], "d": shape[3]}
     row |= {"dtype": word(dtype), "direction": direction, "apart": shape == APART}
     ours = system.called()
-    runs: dict[str, Run] = {"attnc": ours} if system in OWN else {"attnc": ours, "kernels": system.kernels(given)}
+    runs: dict[str, Run] = {"attnc": ours} if system in OWN else {"attnc": ours, "attnc_kernels": system.kernels(given)}
     true = _alone(ours, given).double()
     found = {name: gap(_alone(run, given), true) for name, run in runs.items()}
     first = _first_tokens_error(system, given, true)
@@ -309,7 +309,7 @@ def _moved(given: Mapping[str, Tensor]) -> int:
 
 def _rates(setting: Setting, row: Row) -> Row:
     """Tokens a second; forward, the share of a copy's speed and of the memory's."""
-    best = "kernels" if "kernels" in row["ms"] else "attnc"
+    best = "attnc_kernels" if "attnc_kernels" in row["ms"] else "attnc"
     found: Row = {"tokens_per_second": row["shape"][0] * row["n"] / median(row, best) * 1e3}
     if row["direction"] == "forward":
         found["of_copy_speed"] = median(row, "copy") / median(row, best)
@@ -344,11 +344,11 @@ def _step(setting: Setting, system: System, batch: int) -> Row:
     shape = (batch, 1, 1, 16) if setting.toy else (batch, 1, 32, 128)
     given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
     states = 2 * 4 * batch * shape[2] * shape[3] ** 2
-    runs = {"attnc": system.called(), "kernels": system.kernels(given)}
+    runs = {"attnc": system.called(), "attnc_kernels": system.kernels(given)}
     half = torch.empty(states // 2, dtype=torch.int8, device=setting.device)
     row: Row = {"case": f"{system.name} step", "system": system.name, "shape": shape, "direction": "forward"}
     row |= timed(setting, {**_steps(runs, given, training=False), "copy": half.clone}, graphs=True)
-    return row | {"of_copy_speed": median(row, "copy") / median(row, "kernels")}
+    return row | {"of_copy_speed": median(row, "copy") / median(row, "attnc_kernels")}
 
 
 def split(setting: Setting) -> Iterator[Row]:
@@ -365,9 +365,9 @@ def split(setting: Setting) -> Iterator[Row]:
 def _split(setting: Setting, system: System, shape: Shape, *, training: bool) -> Row:
     torch.manual_seed(0)
     given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
-    counts = {"attnc": None, "whole": 1, **{f"in {n}": n for n in ((2,) if setting.toy else (4, 8, 16))}}
+    counts = {"attnc": None, "attnc_whole": 1, **{f"attnc_in_{n}": n for n in ((2,) if setting.toy else (4, 8, 16))}}
     runs = {name: system.kernels(given, segments) for name, segments in counts.items()}
-    whole = _alone(runs["whole"], given).double()
+    whole = _alone(runs["attnc_whole"], given).double()
     found = {name: gap(_alone(run, given), whole) for name, run in runs.items()}
     direction = "forward+backward" if training else "forward"
     row: Row = {"case": f"{system.name} split", "system": system.name, "shape": shape, "direction": direction}

@@ -1,8 +1,8 @@
 """Attention to chosen keys on a GPU: is it right, does it wait for nothing, how fast beside dense attention?
 
 `speed` has the shapes of NSA-Triton's README (64 query heads on 4 kv heads of 128, blocks of 64, the best 8 and 16)
-and MoBA's. `attnc` is the whole call, `choose` the choice alone, by mean keys and for the heads of a group together;
-NSA-Triton and flash-linear-attention are given the blocks that we chose. Gradients are those of given blocks.
+and MoBA's. `attnc` is the whole call, `attnc_choice` the choice alone, by mean keys and for the heads of a group
+together; NSA-Triton and flash-linear-attention are given the blocks that we chose. Gradients are those of given blocks.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def _timing(setting: Setting, race: Race, n: int, direction: str) -> Row:
     runs: dict[str, Attend] = {"attnc": partial(_called, attend), **rivals}
     steps_: dict[str, Run] = {name: _step(run, leaves, direction) for name, run in runs.items()}
     if direction == "forward":
-        steps_["choose"] = partial(attend.chosen, *(x.detach() for x in leaves))
+        steps_["attnc_choice"] = partial(attend.chosen, *(x.detach() for x in leaves))
     row |= {"absent": absent, **timed(setting, steps_)}
     row["published"] = [one.row() for one in _published(race, direction, n)]
     return row | _derived(setting, row, attend)
@@ -260,8 +260,8 @@ def _derived(setting: Setting, row: Row, attend: Attention) -> Row:
     """Ratios to the best dense kernel, the choice's share, and the simulator's prediction."""
     dense = [name for name in row["ms"] if name.startswith(("sdpa", "flash"))]
     found: Row = {"dense_over_attnc": min(ratio(row, name) for name in dense)}
-    if "choose" in row["ms"]:
-        found["choice_share"] = median(row, "choose") / median(row)
+    if "attnc_choice" in row["ms"]:
+        found["choice_share"] = median(row, "attnc_choice") / median(row)
     if (device := simulated_device(setting)) is not None:
         sizes: dict[str, Any] = {"heads": row["heads"], "kv_heads": row["kv_heads"], "batch": row["batch"]}
         sizes |= {"head_dim": row["d"], "dtype": getattr(torch, row["dtype"]), "device": device}

@@ -59,6 +59,7 @@ TELLING = (
     "plots",
     "document",
     "report",
+    "report_gpu",
 )
 """Modules of the benchmarks that only tell of what was measured."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import causes
 import goals
 import reading
+import report_gpu
 import suites
 import timing
 from document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown, pictures
@@ -135,6 +136,7 @@ def _behind(verdicts: Sequence[Verdict]) -> Iterator[Block]:
 
 def _charts(results: Mapping[str, Result]) -> Iterator[Block]:
     charts = [("density", _density(results)), ("predicted", _predicted(results)), ("lengths", _lengths(results))]
+    charts += report_gpu.charts(results)
     drawn = [(name, *found) for name, found in charts if found is not None]
     if drawn:
         yield Heading(2, "Pictures")
@@ -227,6 +229,7 @@ def _part(told: str, result: Result) -> Iterator[Block]:
     rows = [row for row in result.rows if "ms" in row]
     if rows:
         yield from _times(rows)
+        yield from report_gpu.beside(rows)
     firsts = [row for row in result.rows if isinstance(row.get("first_ms"), dict) and "cold" in row["first_ms"]]
     if firsts:
         yield Table(("first call, ms", "cold caches", "warm caches", "the next one"), [_first(row) for row in firsts])
@@ -271,7 +274,7 @@ def _line(row: Row, names: Sequence[str]) -> list[str]:
     return [row["key"], row_verdict(row), "" if ours is None else f"{ours['median']:.3g}", spread, *cells]
 
 
-NO_RIVALS = ("torch",)
+NO_RIVALS = ("torch", "copy")
 """What is timed beside us and does something else."""
 
 

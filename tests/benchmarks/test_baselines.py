@@ -48,7 +48,13 @@ def attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) for x in (k, v))
     scores = q @ k.mT * q.shape[-1] ** -0.5
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+    out: Tensor = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+    return out
+
+
+def swapped(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens and heads in each other's place."""
+    return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
 
 def worst(run: Any, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor]) -> float:
@@ -101,8 +107,8 @@ def test_natten_is_given_grids_with_heads_last(stride: int, monkeypatch: pytest.
                 for p in places
             ]
         )
-        out = attended(*(x.flatten(1, 3).transpose(1, 2) for x in (q, k, v)), seen)
-        return out.transpose(1, 2).unflatten(1, (4, 4, 4))  # type: ignore[no-untyped-call]
+        out = attended(*swapped(q.flatten(1, 3), k.flatten(1, 3), v.flatten(1, 3)), seen)
+        return out.transpose(1, 2).reshape(1, 4, 4, 4, 2, 16)
 
     module(monkeypatch, "natten", na3d=na3d)
     run = natten.attend(mask, "cuda")
@@ -123,7 +129,7 @@ def test_flash_attention_is_given_windows(monkeypatch: pytest.MonkeyPatch) -> No
         gap = torch.arange(n)[:, None] - torch.arange(n)
         left, right = window_size
         seen = ((gap <= left) | (left < 0)) & ((-gap <= right) | (right < 0)) & ((gap >= 0) | (not causal))
-        return attended(*(x.transpose(1, 2) for x in (q, k, v)), seen).transpose(1, 2)
+        return attended(*swapped(q, k, v), seen).transpose(1, 2)
 
     module(monkeypatch, "flash_attn", flash_attn_func=flash_attn_func)
     window = gpu_cases.WINDOWS[4]
@@ -137,7 +143,7 @@ def test_flash_attention_is_given_windows(monkeypatch: pytest.MonkeyPatch) -> No
 def test_flash_attention_decodes_what_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     def flash_attn_with_kvcache(q: Tensor, k: Tensor, v: Tensor, cache_seqlens: Tensor, causal: bool) -> Tensor:
         seen = (torch.arange(k.shape[1]) < cache_seqlens[:, None])[:, None, None]
-        return attended(*(x.transpose(1, 2) for x in (q, k, v)), seen).transpose(1, 2)
+        return attended(*swapped(q, k, v), seen).transpose(1, 2)
 
     module(monkeypatch, "flash_attn", flash_attn_with_kvcache=flash_attn_with_kvcache)
     q, k, v, lengths = _cache()
@@ -206,14 +212,14 @@ def test_blocks_are_given_as_indices(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def topk_sparse_attention(q: Tensor, k: Tensor, v: Tensor, topk_idx: Tensor, size: int, ends: Tensor) -> Tensor:
         assert size == block and ends.tolist() == [0, n] and topk_idx.dtype == torch.int32
-        return attended(*(x.transpose(0, 1)[None] for x in (q, k, v)), seen(topk_idx))[0].transpose(0, 1)
+        return attended(*swapped(q[None], k[None], v[None]), seen(topk_idx))[0].transpose(0, 1)
 
     def parallel_nsa(
         q: Tensor, k: Tensor, v: Tensor, *, block_indices: Tensor, block_counts: int, block_size: int
     ) -> Tensor:
         assert (block_counts, block_size) == (topk, block)
         own = seen(block_indices[0].transpose(0, 1))
-        return attended(*(x.transpose(1, 2) for x in (q, k, v)), own).transpose(1, 2)
+        return attended(*swapped(q, k, v), own).transpose(1, 2)
 
     module(monkeypatch, nsa_triton.MODULE, topk_sparse_attention=topk_sparse_attention)
     module(monkeypatch, "fla.ops.nsa", parallel_nsa=parallel_nsa)
@@ -245,7 +251,7 @@ def chunk_simple_gla(
 @pytest.mark.parametrize("system", gpu_recurrence.OWN, ids=lambda one: one.name)
 def test_recurrences_beside_their_authors(system: gpu_recurrence.System, monkeypatch: pytest.MonkeyPatch) -> None:
     def lightning_attn_func(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-        rows = [x.transpose(1, 2) for x in (q, k, v)]
+        rows = swapped(q, k, v)
         return looped(*rows, -slopes.expand(rows[0].shape[:3])).transpose(1, 2)
 
     def scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, chunk_size: int) -> Tensor:

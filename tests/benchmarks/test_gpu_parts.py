@@ -17,6 +17,7 @@ import goals
 import gpu_suites
 import part
 import reading
+import report
 import suites
 import torch
 from gpu_parts import rounds_for
@@ -140,6 +141,15 @@ def test_every_goal_reads_these_rows(folder: Path, result: Result) -> None:
     assert all(one.line() and not one.wrong for one in verdicts.values())
     missing = {key for key, one in verdicts.items() if one.word == "not measured here"}
     assert missing == NEED_RIVALS | NEED_A_GPU
+
+
+def test_the_report_shows_these_rows(folder: Path, result: Result) -> None:
+    for one in gpu_suites.PARTS:
+        result(one)
+    page = report.page(folder)
+    assert all(f"{one.name}: {one.told}" in page for one in gpu_suites.PARTS)
+    assert all(picture in page for picture in ("GPU: speed over", "GPU: predicted", "GPU: chosen keys"))
+    assert "natten: NATTEN is not installed" in page and "flash_attention: FlashAttention is not installed" in page
 
 
 def test_rounds_follow_from_time() -> None:
