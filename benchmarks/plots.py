@@ -55,6 +55,7 @@ class Plot:
 
     def _scales(self) -> tuple[LogScale, LogScale]:
         points = [point for one in self.series for point in one.points]
+        points += [point for line in self.lines.values() for point in line]
         xs, ys = [x for x, _ in points], [y for _, y in points]
         if self.square:
             xs = ys = xs + ys

@@ -87,6 +87,8 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
         if own:
             yield Heading(2, f"{title}: goals")
             yield from _goals(own)
+    if not any(part.name in results for part in suites.PARTS["gpu"]):
+        yield Paragraph("Nothing has been measured on a GPU here: [OWED](../benchmarks/OWED.md) has the commands.")
     yield from _behind(verdicts)
     yield from _charts(results)
     for parts in suites.PARTS.values():
@@ -259,6 +261,13 @@ def _part(told: str, result: Result) -> Iterator[Block]:
     firsts = [row for row in result.rows if isinstance(row.get("first_ms"), dict) and "cold" in row["first_ms"]]
     if firsts:
         yield Table(("first call, ms", "cold caches", "warm caches", "the next one"), [_first(row) for row in firsts])
+    for row in (row for row in result.rows if "calls" in row):
+        yield Paragraph(f"{row['key']}: {row['recompiles']} graphs compiled anew after the first call.")
+        calls = [
+            [f"{one['batch']} × {one['n']}", f"{one['first_ms']:.1f}", f"{one['second_ms']:.1f}"]
+            for one in row["calls"]
+        ]
+        yield Table(("batch × tokens", "first call, ms", "second call, ms"), calls)
 
 
 def _first(row: Row) -> list[str]:
