@@ -194,7 +194,7 @@ COMPILE = (
     ),
     _compile(
         key="G7.recompiles",
-        asks="recompiles for new lengths and batches",
+        asks="graphs compiled anew for new lengths and batches",
         target=0,
         read=_recompiles,
         how="one value",

@@ -19,7 +19,7 @@ import torch
 from baselines import flash_attention, flashinfer, flex, published, sdpa
 from baselines.rival import Absent, Attend
 from gpu_check import CHECKED, Checked
-from gpu_parts import TOLERANCE, fits, gap, median, operands, replaying, rows, timed, word
+from gpu_parts import TOLERANCE, fits, gap, median, operands, refusal, replaying, rows, timed, word
 from part import Row, Setting
 from torch import Tensor
 
@@ -186,26 +186,36 @@ def _rivals(
     setting: Setting, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
     """Those over the whole cache that run and are right, and why others do not."""
-    tried: dict[str, Attend | Absent] = {
-        "flex": flex.attend(None, setting.device, tuned=True, compiled=setting.cuda),
-        "flash_attention": flash_attention.decode(lengths),
-        "flashinfer": flashinfer.decode(q, k, lengths),
-        **{f"sdpa_{one}": sdpa.attend(one, setting.device, causal=False) for one in ("cudnn", "flash")},
+    makers: dict[str, Callable[[], Attend | Absent]] = {
+        "flex": lambda: flex.attend(None, setting.device, tuned=True, compiled=setting.cuda),
+        "flash_attention": lambda: flash_attention.decode(lengths),
+        "flashinfer": lambda: flashinfer.decode(q, k, lengths),
+        **{f"sdpa_{one}": partial(sdpa.attend, one, setting.device, causal=False) for one in ("cudnn", "flash")},
     }
     true = _true(q, k, v, torch.ones(k.shape[2], dtype=torch.bool, device=k.device))
     here: dict[str, Callable[[], Tensor]] = {}
     absent: dict[str, str] = {}
-    for name, run in tried.items():
-        if isinstance(run, Absent):
-            absent[name] = run.reason
-            continue
-        try:
-            error = gap(run(q, k, v)[-1, -1], true)
-        except (RuntimeError, ValueError, NotImplementedError) as refused:
-            absent[name] = f"{type(refused).__name__}: {str(refused).splitlines()[0]}"
-            continue
-        if error <= TOLERANCE[q.dtype]:
-            here[name] = partial(run, q, k, v)
+    for name, make in makers.items():
+        made = _made(make, q, k, v, true)
+        if isinstance(made, Absent):
+            absent[name] = made.reason
         else:
-            absent[name] = f"its results are wrong by {error}"
+            here[name] = partial(made, q, k, v)
     return here, absent
+
+
+def _made(make: Callable[[], Attend | Absent], q: Tensor, k: Tensor, v: Tensor, true: Tensor) -> Attend | Absent:
+    """A rival that runs and is right, else why it takes no part."""
+    found: list[Attend | Absent] = []
+    reason = refusal(lambda: found.append(make()))
+    if reason is not None:
+        return Absent(reason)
+    run = found[0]
+    if isinstance(run, Absent):
+        return run
+    out: list[Tensor] = []
+    reason = refusal(lambda: out.append(run(q, k, v)))
+    if reason is not None:
+        return Absent(reason)
+    error = gap(out[0][-1, -1], true)
+    return run if error <= TOLERANCE[q.dtype] else Absent(f"its results are wrong by {error}")

@@ -18,7 +18,7 @@ import torch
 from baselines import flash_attention, flex, natten, published, sdpa
 from baselines.rival import Absent, Attend, Mask
 from gpu_cases import Case
-from gpu_parts import Run, fits, gap, operands, ratio, rows, simulated_device, timed, word
+from gpu_parts import Run, fits, gap, operands, ratio, refusal, rows, simulated_device, timed, word
 from part import Row, Setting
 from torch import Tensor
 
@@ -135,9 +135,9 @@ def _row(setting: Setting, case: Case, direction: Direction) -> Row:
     row |= {"errors": found, "ok": fits(found, dtype)}
     if not row["ok"]:
         return row
-    alike, absent = _right(race, mask, (q, k, v), direction)
+    race, absent = _right(race, mask, (q, k, v), direction)
     row |= _facts(setting, case, attention, given, direction)
-    row |= timed(setting, _runs(race, alike, (q, k, v), direction), graphs=direction == "forward")
+    row |= timed(setting, _runs(race, (q, k, v), direction), graphs=direction == "forward")
     row |= {"absent": absent, "published": [one.row() for one in published.figures(case.name, direction, shape.n)]}
     return row | _shares(row)
 
@@ -179,32 +179,43 @@ def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent
     """Tuned on a GPU; at toy sizes uncompiled, for its results alone."""
     if direction == "backward" and (refused := flex.trained(setting.device)) is not None:
         return refused
-    blocks = flex.block_mask(mask, setting.device, compiled=setting.cuda)
-    return flex.attend(blocks, setting.device, tuned=True, compiled=setting.cuda)
+    blocks: list[Any] = []
+    reason = refusal(lambda: blocks.append(flex.block_mask(mask, setting.device, compiled=setting.cuda)))
+    if reason is not None:
+        return Absent(f"no block mask: {reason}")
+    return flex.attend(blocks[0], setting.device, tuned=True, compiled=setting.cuda)
 
 
 def _right(
     race: Race, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
-) -> tuple[dict[str, Attend], dict[str, str]]:
-    """The rivals that run and are right, and why the others do not take part."""
-    alike, absent = {}, dict(race.absent)
-    for name, run in race.alike.items():
-        try:
-            found = sampled_errors(run, mask, leaves, gradients=direction == "backward")
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            absent[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            continue
-        if fits(found, leaves[0].dtype):
-            alike[name] = run
-        else:
-            absent[name] = f"its results are wrong: {found}"
-    return alike, absent
+) -> tuple[Race, dict[str, str]]:
+    """The race of those that run and are right, and why the others do not take part."""
+    reasons = {name: _wrong(run, mask, leaves, direction) for name, run in race.alike.items()}
+    reasons |= {name: refusal(partial(_once, run, leaves, direction)) for name, run in race.dense.items()}
+    absent = {**race.absent, **{name: reason for name, reason in reasons.items() if reason is not None}}
+    alike, dense = (
+        {name: run for name, run in some.items() if name not in absent} for some in (race.alike, race.dense)
+    )
+    return Race(race.ours, alike, dense, absent), absent
 
 
-def _runs(
-    race: Race, alike: Mapping[str, Attend], leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
-) -> dict[str, Run]:
-    contenders = {"attnc": race.ours, **alike, **race.dense}
+def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> str | None:
+    """Why a rival takes no part: it does not run, or its results are not those in fp64."""
+    found: dict[str, float] = {}
+    gradients = direction == "backward"
+    reason = refusal(lambda: found.update(sampled_errors(run, mask, leaves, gradients=gradients)))
+    if reason is not None or fits(found, leaves[0].dtype):
+        return reason
+    return f"its results are wrong: {found}"
+
+
+def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> object:
+    """One call, with its gradient where that is timed."""
+    return alone(run, leaves) if direction == "forward" else gradient(run, leaves)()
+
+
+def _runs(race: Race, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> dict[str, Run]:
+    contenders = {"attnc": race.ours, **race.alike, **race.dense}
     if direction == "forward":
         return {name: partial(alone, run, leaves) for name, run in contenders.items()}
     found = {name: gradient(run, leaves) for name, run in contenders.items()}

@@ -91,6 +91,16 @@ def fits(found: Mapping[str, float], dtype: torch.dtype) -> bool:
     return bool(found) and max(found.values()) <= TOLERANCE[dtype]
 
 
+def refusal(run: Callable[[], object]) -> str | None:
+    """Why a rival does not run, in its library's own words; None where it does."""
+    try:
+        run()
+    except Exception as error:  # each library has its own; what it says goes into the row
+        lines = str(error).splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return None
+
+
 # --- times -----------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ import gpu_cases
 import torch
 from baselines import flex, published
 from gpu_cases import Case, Shape
-from gpu_parts import Run, operands, rows, timed, word
+from gpu_parts import Run, operands, refusal, rows, timed, word
 from part import Row, Setting
 from torch import Tensor
 
@@ -87,7 +87,8 @@ def _row(setting: Setting, one: Listed, shape: Shape) -> Row:
     case = replace(one.case, toy=shape) if setting.toy else replace(one.case, real=shape)
     attention, given = case.attention(setting), case.given(setting)
     row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "affine": one.affine}
-    call: dict[str, Any] = {"heads": shape.heads[0], "head_dim": shape.d, "dtype": dtype, "device": "cuda", **given}
+    call: dict[str, Any] = {"heads": shape.heads[0], "head_dim": shape.d, "dtype": dtype, "device": "cuda"}
+    call |= {name: x.cpu() for name, x in given.items()}
     row |= {"live_tiles": attention.plan(shape.n, **call).tiles.live / shape.heads[0]}
     row |= {"direction": "list", **_new_shape(setting, attention, shape, given, dtype)}
     makers, absent = _masks(setting, case, shape, given)
@@ -212,10 +213,7 @@ def _masks(
         makers["flex_mask"] = flex.maker(mask, setting.device, compiled=True)
     else:
         absent["flex_mask"] = "left out at toy sizes: what torch compiles for a CPU is no rival"
-    for name in list(makers):
-        try:
-            makers[name]()
-        except RuntimeError as error:  # out of memory among them
-            absent[name] = str(error).splitlines()[0]
-            del makers[name]
+    reasons = {name: refusal(run) for name, run in makers.items()}
+    absent |= {name: reason for name, reason in reasons.items() if reason is not None}
+    makers = {name: run for name, run in makers.items() if name not in absent}
     return makers, absent

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from baselines import fla, lightning, mamba, published
 from baselines.fla import Run
 from baselines.rival import Absent, Attend
-from gpu_parts import TOLERANCE, fits, gap, median, rows, simulated_device, timed, word
+from gpu_parts import TOLERANCE, fits, gap, median, refusal, rows, simulated_device, timed, word
 from part import Row, Setting
 from torch import Tensor
 
@@ -278,18 +278,21 @@ def _right(system: System, given: Tensors, true: Tensor, *, training: bool) -> t
         if isinstance(run, Absent):
             absent[name] = run.reason
             continue
-        try:
-            error = gap(_alone(run, given), true)
-            if training:
-                torch.autograd.grad(run(given).sum(), list(given.values()), allow_unused=True)
-        except Exception as refused:  # whatever a library raises where it does not run: told in the row
-            absent[name] = f"{type(refused).__name__}: {str(refused).splitlines()[0] if str(refused) else ''}"
-            continue
-        if error <= 2 * TOLERANCE[given["q"].dtype]:
-            here[name] = run
+        if reason := _refusal(run, given, true, training=training):
+            absent[name] = reason
         else:
-            absent[name] = f"its results differ by {error}"
+            here[name] = run
     return here, absent
+
+
+def _refusal(run: Run, given: Tensors, true: Tensor, *, training: bool) -> str | None:
+    """Why a rival takes no part: it does not run, or its results differ from ours."""
+    (step,) = _steps({"rival": run}, given, training=training).values()
+    reason = refusal(step)
+    if reason is not None:
+        return reason
+    error = gap(_alone(run, given), true)
+    return None if error <= 2 * TOLERANCE[given["q"].dtype] else f"its results differ by {error}"
 
 
 def _steps(runs: Mapping[str, Run], given: Tensors, *, training: bool) -> dict[str, Callable[[], object]]:

@@ -17,7 +17,21 @@ import torch
 from baselines import fla, flash_attention, nsa_triton, published, sdpa
 from baselines.rival import Absent, Attend, causal
 from gpu_masks import alone, gradient
-from gpu_parts import TOLERANCE, Run, errors, fits, gap, median, operands, ratio, rows, simulated_device, timed, word
+from gpu_parts import (
+    TOLERANCE,
+    Run,
+    errors,
+    fits,
+    gap,
+    median,
+    operands,
+    ratio,
+    refusal,
+    rows,
+    simulated_device,
+    timed,
+    word,
+)
 from part import Row, Setting
 from torch import Tensor
 
@@ -236,7 +250,7 @@ def _timing(setting: Setting, race: Race, n: int, direction: str) -> Row:
     row |= {"errors": found, "ok": fits(found, dtype)}
     if not row["ok"]:
         return row
-    rivals, absent = _rivals(setting, race, leaves, taken, params)
+    rivals, absent = _rivals(setting, race, leaves, taken, params, direction)
     runs: dict[str, Attend] = {"attnc": partial(_called, attend), **rivals}
     steps_: dict[str, Run] = {name: _step(run, leaves, direction) for name, run in runs.items()}
     if direction == "forward":
@@ -289,7 +303,12 @@ def _sampled_error(attend: Attention, leaves: tuple[Tensor, Tensor, Tensor], tak
 
 
 def _rivals(
-    setting: Setting, race: Race, leaves: tuple[Tensor, Tensor, Tensor], taken: Tensor, params: dict[str, int]
+    setting: Setting,
+    race: Race,
+    leaves: tuple[Tensor, Tensor, Tensor],
+    taken: Tensor,
+    params: dict[str, int],
+    direction: str,
 ) -> tuple[dict[str, Attend], dict[str, str]]:
     """Dense attention and the kernels that take given blocks: those that run, and why others do not."""
     q, k, v = (x.detach() for x in leaves)
@@ -307,9 +326,10 @@ def _rivals(
     here: dict[str, Attend] = {}
     absent: dict[str, str] = {}
     for name, run in tried.items():
-        reason = run.reason if isinstance(run, Absent) else _refusal(run, leaves, ours if name in GIVEN else None)
-        if isinstance(run, Absent) or reason is not None:
-            absent[name] = str(reason)
+        if isinstance(run, Absent):
+            absent[name] = run.reason
+        elif reason := _refusal(run, leaves, direction, ours if name in GIVEN else None):
+            absent[name] = reason
         else:
             here[name] = run
     return here, absent
@@ -319,17 +339,17 @@ GIVEN = ("nsa_triton", "fla")
 """Rivals that take the blocks we chose: their results are ours."""
 
 
-def _refusal(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], ours: Tensor | None) -> str | None:
-    """Why a rival takes no part: it raises, or its results differ from ours."""
-    try:
-        with torch.no_grad():
-            out = run(*(x.detach() for x in leaves))
-    except Exception as refused:  # whatever a library raises where it does not run: told in the row
-        return f"{type(refused).__name__}: {str(refused).splitlines()[0] if str(refused) else ''}"
-    if ours is None:
-        return None
-    error = gap(out, ours)
-    return None if error <= 2 * TOLERANCE[out.dtype] else f"its results differ by {error}"
+def _refusal(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str, ours: Tensor | None) -> str | None:
+    """Why a rival takes no part: it does not run, or its results differ from ours."""
+    reason = refusal(partial(_once, run, leaves, direction))
+    if reason is not None or ours is None:
+        return reason
+    error = gap(alone(run, leaves), ours)
+    return None if error <= 2 * TOLERANCE[leaves[0].dtype] else f"its results differ by {error}"
+
+
+def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str) -> object:
+    return _step(run, leaves, direction)()
 
 
 def _step(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: str) -> Run:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from attnc.runtime.pictures.svg_parts import label, opening, px
 from attnc.runtime.report.scales import LogScale, log_scale, short
 
-WIDTH, HEIGHT = 720, 440
-LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 54
+WIDTH, HEIGHT = 860, 440
+LEFT, RIGHT, TOP, BOTTOM = 70, 260, 72, 54
+"""Around the plot; the names of series stand at the right."""
 STYLES = ("seen", "partial", "bar", "soft")
 """Colours of series, which have shapes of their own as well."""
 
@@ -54,17 +55,18 @@ class Plot:
 
     def _scales(self) -> tuple[LogScale, LogScale]:
         points = [point for one in self.series for point in one.points]
+        points += [point for line in self.lines.values() for point in line]
         xs, ys = [x for x, _ in points], [y for _, y in points]
         if self.square:
             xs = ys = xs + ys
         return (
-            log_scale(xs, LEFT, WIDTH - RIGHT - 150, room=1.2),
+            log_scale(xs, LEFT, WIDTH - RIGHT, room=1.2),
             log_scale(ys, HEIGHT - BOTTOM, TOP, room=1.2),
         )
 
     def _names(self) -> list[str]:
         return [
-            label((LEFT + WIDTH - RIGHT - 150) / 2, HEIGHT - 14, self.x_name, "ink", 12, anchor="middle"),
+            label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, self.x_name, "ink", 12, anchor="middle"),
             label(LEFT - 6, TOP - 6, self.y_name, "ink", 12),
         ]
 
@@ -109,7 +111,7 @@ def _mark(x: float, y: float, number: int) -> str:
 
 
 def _legend(name: str, number: int) -> list[str]:
-    x, y = WIDTH - RIGHT - 130, TOP + 8 + 20 * number
+    x, y = WIDTH - RIGHT + 74, TOP + 8 + 20 * number
     return [_mark(x, y, number), label(x + 12, y + 4, name, "ink", 11)]
 
 

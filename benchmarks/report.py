@@ -10,17 +10,18 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import causes
 import goals
 import reading
-import report_gpu
+import report_rivals
 import suites
 import timing
 from document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown, pictures
 from goals import Verdict, shown
-from measures import break_even, error, kendall, predictions, speedup, timed
+from measures import break_even, error, kendall, predictions, speedup
 from part import ROOT, Row, is_wrong
 from plots import Plot, Series, diagonal, level, quantile, reciprocal
 from reading import Result
@@ -87,6 +88,8 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
         if own:
             yield Heading(2, f"{title}: goals")
             yield from _goals(own)
+    if not any(part.name in results for part in suites.PARTS["gpu"]):
+        yield Paragraph("Nothing has been measured on a GPU here: [OWED](../benchmarks/OWED.md) has the commands.")
     yield from _behind(verdicts)
     yield from _charts(results)
     for parts in suites.PARTS.values():
@@ -135,72 +138,102 @@ def _behind(verdicts: Sequence[Verdict]) -> Iterator[Block]:
 
 
 def _charts(results: Mapping[str, Result]) -> Iterator[Block]:
-    charts = [("density", _density(results)), ("predicted", _predicted(results)), ("lengths", _lengths(results))]
-    charts += report_gpu.charts(results)
-    drawn = [(name, *found) for name, found in charts if found is not None]
+    makers: Mapping[str, Callable[[Sequence[Result]], Chart]] = {
+        "density": partial(_density, suite=("windows", "block_sparse")),
+        "predicted": partial(_predicted, suite=("simulator",)),
+        "lengths": partial(_lengths, suite=("routing",)),
+    }
+    drawn = [
+        (f"performance-{name}-{where}.svg", *found)
+        for where in PLACES
+        for name, make in makers.items()
+        if (found := make([results[part.name] for part in suites.PARTS[where] if part.name in results])) is not None
+    ]
     if drawn:
         yield Heading(2, "Pictures")
     for name, plot, own in drawn:
-        yield Picture(f"performance-{name}.svg", plot.svg(), f"{plot.title}: {plot.note}")
+        yield Picture(name, plot.svg(), f"{plot.title}: {plot.note}")
         yield Paragraph(" ".join(_facts(one) for one in own))
 
 
 Chart = tuple[Plot, list[Result]] | None
+"""A plot, and what it was drawn from."""
 
 
-def _some(results: Mapping[str, Result], names: Sequence[str]) -> tuple[list[Result], list[Row]]:
-    own = [results[name] for name in names if name in results]
-    return own, list(timed(reading.rows({one.part: one for one in own})))
+def _chosen(results: Sequence[Result], suite: Sequence[str], test: Callable[[Row], bool]) -> dict[str, list[Row]]:
+    """Timed rows of these suites that pass a test, by part; parts without any are left out."""
+    own = {one.part: one.rows for one in results if suites.find(one.part)[1].suite in suite}
+    found = {name: [row for row in rows if "ms" in row and test(row)] for name, rows in own.items()}
+    return {name: rows for name, rows in found.items() if rows}
 
 
-def _density(results: Mapping[str, Result]) -> Chart:
+def _from(results: Sequence[Result], rows: Mapping[str, object]) -> list[Result]:
+    return [one for one in results if one.part in rows]
+
+
+def _gain(row: Row) -> float | None:
+    """The speed over dense attention: the best kernel of the run where the row says it, else torch's or our own."""
+    if "dense_over_attnc" in row:
+        return float(row["dense_over_attnc"])
+    dense = speedup(row, "dense")
+    return speedup(row, "attnc_dense") if dense is None else dense
+
+
+def _by_dtype(points: Sequence[tuple[Row, float, float]]) -> list[Series]:
+    dtypes = sorted({str(row["dtype"]) for row, _, _ in points}, reverse=True)
+    return [Series(dtype, [(x, y) for row, x, y in points if str(row["dtype"]) == dtype]) for dtype in dtypes]
+
+
+def _density(results: Sequence[Result], suite: Sequence[str]) -> Chart:
     """Forward, beside dense attention; the line is one over the density, the tile bounds lie below it."""
-    own, rows = _some(results, ("cpu-windows-float32", "cpu-windows-bfloat16", "cpu-block_sparse"))
-    points = [(row, gain) for row in rows if (gain := speedup(row, "dense")) is not None and row.get("density")]
+    rows = _chosen(results, suite, lambda row: bool(row.get("density") and row["direction"] == "forward"))
+    points = [
+        (row, float(row["density"]), gain) for own in rows.values() for row in own if (gain := _gain(row)) is not None
+    ]
     if not points:
         return None
-    series = [
-        Series(dtype, [(row["density"], gain) for row, gain in points if row["dtype"] == dtype])
-        for dtype in sorted({row["dtype"] for row, _ in points}, reverse=True)
-    ]
-    series.append(Series("tile bound", sorted({(row["density"], row["bound"]) for row, _ in points})))
-    densities = [row["density"] for row, _ in points]
-    note = f"{len(points)} points, forward; what is visible of the pairs of dense attention"
+    bounds = sorted({(density, float(row["bound"])) for row, density, _ in points if "bound" in row})
+    densities = [density for _, density, _ in points]
+    note = f"{len(points)} points, forward; density: visible pairs over those of dense attention"
     lines = {"1 / density": reciprocal(min(densities), max(densities))}
-    return Plot("Speed over dense attention", note, "density", "times dense's speed", series, lines), own
+    series = [*_by_dtype(points), Series("tile bound", bounds)]
+    plot = Plot("Speed over dense attention", note, "density", "times dense's speed", series, lines)
+    return plot, _from(results, rows)
 
 
-def _predicted(results: Mapping[str, Result]) -> Chart:
-    own, rows = _some(results, ("cpu-simulator",))
-    found = predictions({"": rows})
+def _predicted(results: Sequence[Result], suite: Sequence[str]) -> Chart:
+    """Both times, with the errors of predictions and their order."""
+    rows = _chosen(results, suite, lambda row: "attnc" in row.get("predicted", {}))
+    found = predictions(rows)
     if not found:
         return None
-    errors = [x for row in rows if (x := error(row)) is not None]
+    errors = [x for row, _, _ in found if (x := error(row)) is not None]
     tau = kendall([(x, y) for _, x, y in found])
     middle, most = quantile(errors, 0.5), quantile(errors, 0.95)
     note = f"{len(found)} points: error {middle:.0f} % at the median, {most:.0f} % at 95 %"
     note += "" if tau is None else f"; Kendall's tau {tau:.2f}"
-    series = [
-        Series(dtype, [(x, y) for row, x, y in found if row["dtype"] == dtype])
-        for dtype in sorted({row["dtype"] for row, _, _ in found}, reverse=True)
-    ]
     lines = {"equal": diagonal([x for _, x, _ in found])}
-    return Plot("Predicted and measured times", note, "predicted ms", "measured ms", series, lines, square=True), own
+    names = ("predicted ms", "measured ms")
+    return Plot("Predicted and measured times", note, *names, _by_dtype(found), lines, square=True), _from(
+        results, rows
+    )
 
 
-def _lengths(results: Mapping[str, Result]) -> Chart:
-    own, rows = _some(results, ("cpu-routing",))
+def _lengths(results: Sequence[Result], suite: Sequence[str]) -> Chart:
+    """By pattern and direction, with the lengths at which both take as long."""
+    rows = _chosen(results, suite, lambda row: _gain(row) is not None)
     gains: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        if (gain := speedup(row, "dense")) is not None:
-            gains.setdefault(f"{row['pattern']} {row['direction']}", []).append((row["n"], gain))
+    for row in (row for own in rows.values() for row in own):
+        name = f"{row.get('pattern', row.get('case'))} {row['direction']}"
+        gains.setdefault(name, []).append((row["n"], _gain(row) or 0))
     if not gains:
         return None
-    even = {name: break_even(points) for name, points in gains.items()}
-    note = "break-even: " + ", ".join(f"{name} {shown(n, 'tokens')}" for name, n in even.items() if n is not None)
-    series = [Series(name, points, joined=True) for name, points in gains.items()]
+    even = {name: break_even(points) or math.inf for name, points in gains.items()}
+    note = "beside each name the length at which both take as long"
+    series = [Series(f"{name}: {shown(even[name], 'tokens')}", points, joined=True) for name, points in gains.items()]
     lines = {"as fast": level(1, [n for points in gains.values() for n, _ in points])}
-    return Plot("Chosen keys over dense attention", note, "tokens", "times dense's speed", series, lines), own
+    plot = Plot("Chosen keys over dense attention", note, "tokens", "times dense's speed", series, lines)
+    return plot, _from(results, rows)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -229,10 +262,17 @@ def _part(told: str, result: Result) -> Iterator[Block]:
     rows = [row for row in result.rows if "ms" in row]
     if rows:
         yield from _times(rows)
-        yield from report_gpu.beside(rows)
+        yield from report_rivals.beside(rows)
     firsts = [row for row in result.rows if isinstance(row.get("first_ms"), dict) and "cold" in row["first_ms"]]
     if firsts:
         yield Table(("first call, ms", "cold caches", "warm caches", "the next one"), [_first(row) for row in firsts])
+    for row in (row for row in result.rows if "calls" in row):
+        yield Paragraph(f"{row['key']}: {row['recompiles']} graphs compiled anew after the first call.")
+        calls = [
+            [f"{one['batch']} × {one['n']}", f"{one['first_ms']:.1f}", f"{one['second_ms']:.1f}"]
+            for one in row["calls"]
+        ]
+        yield Table(("batch × tokens", "first call, ms", "second call, ms"), calls)
 
 
 def _first(row: Row) -> list[str]:

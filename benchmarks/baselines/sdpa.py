@@ -39,12 +39,3 @@ def attend(kernel: str, device: str, *, causal: bool) -> Attend | Absent:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
     return run
-
-
-def works(run: Attend, q: Tensor, k: Tensor, v: Tensor) -> Absent | None:
-    """None where the kernel takes these tensors; else torch's words for why it does not."""
-    try:
-        run(q, k, v)
-    except RuntimeError as error:
-        return Absent(str(error).splitlines()[0])
-    return None

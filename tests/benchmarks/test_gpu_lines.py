@@ -10,14 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import gpu_calibrate
+import gpu_masks
 import gpu_parts
 import gpu_plan
 import gpu_recurrence
 import gpu_routing
 import pytest
-import report_gpu
+import report_rivals
 import timing
 import torch
+from baselines import rival
 from document import Paragraph, Table
 from part import Setting
 
@@ -195,6 +197,27 @@ def test_figures_follow_what_was_measured(tmp_path: Any) -> None:
 def test_published_figures_are_marked() -> None:
     shown = {"published": "NATTEN kernel", "value": 16.2, "unit": "ms", "machine": "H100"}
     row = {"key": "a", "absent": {"natten": "not here"}, "published": [{**shown, "configuration": "", "source": "x"}]}
-    told, table = report_gpu.beside([row, {"key": "b"}])
+    told, table = report_rivals.beside([row, {"key": "b"}])
     assert isinstance(told, Paragraph) and "natten: not here (1 rows)" in str(told)
     assert isinstance(table, Table) and "published, not measured here" in str(table) and "16.2 ms" in str(table)
+
+
+def test_a_rival_that_raises_or_is_wrong_takes_no_part() -> None:
+    mask = rival.causal(32)
+    leaves = gpu_parts.operands(TOY, 32, torch.float32, heads=(2, 2), d=16)
+
+    def right(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def wrong(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v) + 0 * q
+
+    def raising(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("heads of 16\nand more")
+
+    tried = {"right": right, "wrong": wrong, "raising": raising}
+    given = gpu_masks.Race(right, tried, {"dense": right, "refused": raising}, {"gone": "not here"})
+    race, absent = gpu_masks._right(given, mask, leaves, "backward")
+    assert (set(race.alike), set(race.dense)) == ({"right"}, {"dense"})
+    assert set(absent) == {"wrong", "raising", "refused", "gone"}
+    assert absent["raising"] == "NotImplementedError: heads of 16" and "wrong" in absent["wrong"]

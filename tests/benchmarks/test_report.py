@@ -39,6 +39,20 @@ RESULTS = {
         _result("cpu-windows-float32", [_mask("window 512", 1, 3), _mask("document", 2, 1)]),
         _result("cpu-windows-bfloat16", [_mask("window 512", 1, 3, "bfloat16"), {"key": "power", "ok": False}], False),
         _result(
+            "cpu-compile",
+            [
+                {
+                    "key": "new shapes, attnc",
+                    "recompiles": 0,
+                    "calls": [{"batch": 2, "n": 9, "first_ms": 5, "second_ms": 4}],
+                },
+                {
+                    "key": "first call forward, attnc",
+                    "first_ms": {x: {"median": 7.0} for x in ("cold", "warm", "next")},
+                },
+            ],
+        ),
+        _result(
             "cpu-simulator",
             [
                 _mask(f"window {i}", i, 3 * i) | {"predicted": {"attnc": 1.1 * i}, "over_ideal": 1.0}
@@ -73,7 +87,10 @@ def test_what_it_says() -> None:
     assert "Wrong, and so not timed: power." in text
     assert "Wrong results, which no speed makes up for: cpu-windows-bfloat16: power." in text
     assert "Stopped after 2 rows." in text
-    assert "break-even: moba forward 6,000 tokens" in text
+    assert "| 2 × 9 | 5.0 | 4.0 |" in text and "0 graphs compiled anew" in text
+    assert "| first call forward, attnc | 7.0 | 7.0 | 7.0 |" in text
+    assert "Nothing has been measured on a GPU here" in text
+    assert "moba forward: 6,000 tokens" in report.written(RESULTS)[report.DOCS / "pictures/performance-lengths-cpu.svg"]
     assert "error 10 % at the median" in text and "Kendall's tau 1.00" in text
     assert "G9.flex | times compiled FlexAttention's speed, forward | PERFORMANCE 8, G9 | behind |" in text
     assert (
@@ -92,7 +109,7 @@ def test_every_figure_names_where_it_is_from() -> None:
 def test_pictures_are_svg_and_stand_in_the_page(tmp_path: Path) -> None:
     written = report.written(RESULTS)
     drawn = {path.name for path in written if path.suffix == ".svg"}
-    assert drawn == {f"performance-{name}.svg" for name in ("density", "predicted", "lengths")}
+    assert drawn == {f"performance-{name}-cpu.svg" for name in ("density", "predicted", "lengths")}
     for path, text in written.items():
         if path.suffix == ".svg":
             assert ElementTree.fromstring(text).tag.endswith("svg")
