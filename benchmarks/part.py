@@ -30,12 +30,21 @@ Row = dict[str, Any]
 
 FINE, WRONG = 0, 1
 
-RIVALS = ("fla-core", "natten", "flash-attn", "flash-attn-3", "flashinfer-python", "native-sparse-attention-triton")
+RIVALS = (
+    "fla-core",
+    "lightning_attn",
+    "mamba_ssm",
+    "natten",
+    "flash-attn",
+    "flash-attn-3",
+    "flashinfer-python",
+    "native-sparse-attention-triton",
+)
 """Packages that are raced where they are installed; torch has the others."""
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "benchmarks")
-TELLING = ("run", "goals", "measures", "causes", "reading", "plots", "document", "report")
+TELLING = ("run", "goals", "measures", "causes", "reading", "plots", "document", "report", "charts")
 """How modules of the benchmarks begin that only tell of what was measured."""
 
 

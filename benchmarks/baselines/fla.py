@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from baselines.rival import Absent, imported, version
+from baselines.rival import Absent, Attend, imported, version
 
 NAME = "flash-linear-attention"
 
@@ -48,5 +48,24 @@ def recurrence(name: str, *, scale: float | None = None, decay: Tensor | None = 
         width = given["q"].shape[-1]
         out: Tensor = function(**words, **more, scale=width**-0.5 if scale is None else scale)[0]
         return out
+
+    return run
+
+
+def blocks(chosen: Tensor, block: int) -> Attend | Absent:
+    """Causal attention to the blocks of `chosen`, (batch, tokens, kv heads, topk), −1 for none: its NSA, not gated.
+
+    Means of blocks, which a choice of its own would be made of, are part of its call. Groups are of 16 heads or more.
+    """
+    module: Any = imported("fla.ops.nsa")
+    if module is None:
+        return Absent("flash-linear-attention is not installed")
+    places = chosen.long()
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+        words = {"block_indices": places, "block_counts": places.shape[-1], "block_size": block}
+        out: Tensor = module.parallel_nsa(q, k, v, **words)
+        return out.transpose(1, 2)
 
     return run

@@ -53,8 +53,8 @@ def decode(q: Tensor, k: Tensor, lengths: Tensor) -> Attend | Absent:
     return run
 
 
-def pages(x: Tensor) -> Tensor:
-    """Slots as pages: (batch · pages, kv heads, page, width)."""
+def pages(x: Tensor, page: int = PAGE) -> Tensor:
+    """Slots (batch, kv heads, slots, width) as pages in their order: (batch · pages, kv heads, page, width)."""
     batch, heads, slots, width = x.shape
-    apart = x.reshape(batch, heads, slots // PAGE, PAGE, width).transpose(1, 2)
-    return apart.reshape(-1, heads, PAGE, width).contiguous()
+    apart = x.reshape(batch, heads, slots // page, page, width).transpose(1, 2)
+    return apart.reshape(-1, heads, page, width).contiguous()

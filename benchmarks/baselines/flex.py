@@ -37,15 +37,18 @@ def maker(mask: Mask, device: str, *, compiled: bool, block: int = BLOCK) -> Cal
     return lambda: make(mod, None, heads, n, n, device=device, BLOCK_SIZE=block)
 
 
-def attend(mask: BlockMask | None, device: str, *, tuned: bool) -> Attend:
-    """Compiled for fixed sizes; `tuned`: by `TUNED` on a GPU. On a CPU it has no gradient, so takes none."""
+def attend(mask: BlockMask | None, device: str, *, tuned: bool, compiled: bool = True) -> Attend:
+    """Compiled for fixed sizes; `tuned`: by `TUNED` on a GPU. On a CPU it has no gradient, so takes none.
+
+    Not `compiled`: dense scores, masked; right, and slow.
+    """
     more: dict[str, Any] = {"mode": TUNED} if tuned and device == "cuda" else {}
-    compiled: Any = torch.compile(flex_attention, dynamic=False, **more)
+    function: Any = torch.compile(flex_attention, dynamic=False, **more) if compiled else flex_attention
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if device == "cpu":
             q, k, v = q.detach(), k.detach(), v.detach()
-        found: Tensor = compiled(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        found: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         return found
 
     return run

@@ -16,12 +16,12 @@ def available() -> str | None:
     return version("lightning_attn.ops", "lightning_attn", "lightning-attn")
 
 
-def attend(decay: Tensor) -> Attend | Absent:
+def attend(decay: Tensor, device: str) -> Attend | Absent:
     """Causal, with log-decays (heads,), none above 0; scores are not scaled."""
     module: Any = imported("lightning_attn.ops")
     if module is None:
         return Absent("lightning_attn is not installed")
-    if decay.device.type != "cuda":
+    if device != "cuda":
         return Absent("lightning_attn has no kernel on a CPU")
     slopes = -decay.float()
 

@@ -18,12 +18,12 @@ def available() -> str | None:
     return version(MODULE, "native-sparse-attention-triton", "native_sparse_attention")
 
 
-def attend(chosen: Tensor, block: int) -> Attend | Absent:
+def attend(chosen: Tensor, block: int, device: str) -> Attend | Absent:
     """Causal attention to the blocks of `chosen`, (kv heads, tokens, topk) in ascending order, −1 for none; batch 1."""
     module: Any = imported(MODULE)
     if module is None:
         return Absent("NSA-Triton is not installed")
-    if chosen.device.type != "cuda":
+    if device != "cuda":
         return Absent("NSA-Triton has no kernel on a CPU")
     ends = torch.tensor([0, chosen.shape[1]], dtype=torch.int32, device=chosen.device)
     places = chosen.to(torch.int32)
