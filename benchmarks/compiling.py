@@ -147,7 +147,7 @@ def _first(name: str, direction: str, rounds: int) -> Row:
     trains = direction != "forward"
     row: Row = {"pattern": "window 512", "n": 4096, "d": 64, "dtype": "float32", "direction": direction}
     if trains and name == "flex":
-        return row | {"absent": "FlexAttention has no gradient on a CPU"}
+        return row | {"absent": {"flex": "FlexAttention has no gradient on a CPU"}}
     imports, first = FIRSTS[name]
     text = TIMED.format(imports=imports, first=first, trains=trains)
     told = [_cold_and_warm(text) for _ in range(max(rounds // 2, 1))]

@@ -300,7 +300,7 @@ def _true(
 def _facts(
     setting: Setting, case: Case, attention: Attention, given: Mapping[str, Tensor], direction: Direction
 ) -> Row:
-    """Density, bound and prediction of the pattern's kernels; nothing where the simulator has no such machine."""
+    """Density over dense attention, bound and prediction of the pattern's kernels; nothing where the simulator has no such machine."""
     device, shape = simulated_device(setting), case.shape(setting)
     if device is None:
         return {}
@@ -309,9 +309,15 @@ def _facts(
     call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in given.items()}}
     found = attention.simulate(shape.n, **call)
     bound = found.rung("tile").speedup
-    facts: Row = {"bound": round(bound, 4), "density": found.density}
+    facts: Row = {"bound": round(bound, 4), "density": _density(case, shape.n, found.density)}
     facts["predicted"] = {"attnc": found.predicted_ms, "attnc_dense": found.dense_ms}
     return facts | {"full_tiles": round(found.tiles.full / found.tiles.live, 4)}
+
+
+def _density(case: Case, n: int, visible: float | None) -> float | None:
+    """Visible pairs over those of dense attention, of a share of all pairs."""
+    dense = (n + 1) / (2 * n) if case.is_causal else 1.0
+    return None if visible is None else visible / dense
 
 
 def _shares(row: Row) -> Row:
@@ -319,18 +325,7 @@ def _shares(row: Row) -> Row:
     if "attnc_dense" not in row["ms"] or row.get("density") is None:
         return {}
     over = ratio(row, "attnc_dense")
-    dense = _dense_density(row)
-    return {"of_bound": over / row["bound"], "of_dense_rate": over * row["density"] / dense}
-
-
-def _dense_density(row: Row) -> float:
-    """The share of all pairs that the dense baseline works on."""
-    return (row["n"] + 1) / (2 * row["n"]) if is_causal(row["case"]) else 1.0
-
-
-def is_causal(case: str) -> bool:
-    """Whether a case is held against causal attention."""
-    return next(one.is_causal for one in (*gpu_cases.BLOCK_SPARSE, *gpu_cases.WINDOWS) if one.name == case)
+    return {"of_bound": over / row["bound"], "of_dense_rate": over * row["density"]}
 
 
 # --- deterministic gradients -----------------------------------------------------------------------------------------

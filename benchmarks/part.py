@@ -44,7 +44,7 @@ RIVALS = (
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "benchmarks")
-TELLING = ("run", "goals", "measures", "causes", "reading", "plots", "document", "report")
+TELLING = ("run", "goals", "measures", "causes", "reading", "plots", "document", "report", "charts")
 """How modules of the benchmarks begin that only tell of what was measured."""
 
 

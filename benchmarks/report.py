@@ -10,20 +10,18 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import causes
 import goals
 import reading
-import report_rivals
 import suites
 import timing
+from charts import charts
 from document import Block, Heading, Paragraph, Picture, Table, as_html, as_markdown, pictures
 from goals import Verdict, shown
-from measures import break_even, error, kendall, predictions, speedup
+from measures import speedup
 from part import ROOT, Row, is_wrong
-from plots import Plot, Series, diagonal, level, quantile, reciprocal
 from reading import Result
 
 DOCS = ROOT / "docs"
@@ -91,7 +89,7 @@ def contents(results: Mapping[str, Result]) -> Iterator[Block]:
     if not any(part.name in results for part in suites.PARTS["gpu"]):
         yield Paragraph("Nothing has been measured on a GPU here: [OWED](../benchmarks/OWED.md) has the commands.")
     yield from _behind(verdicts)
-    yield from _charts(results)
+    yield from _pictures(results)
     for parts in suites.PARTS.values():
         for part in parts:
             if part.name in results:
@@ -134,106 +132,14 @@ def _behind(verdicts: Sequence[Verdict]) -> Iterator[Block]:
             yield Paragraph(f"And {len(verdict.behind) - LISTED} more of {verdict.count} rows, which are less behind.")
 
 
-# --- charts ----------------------------------------------------------------------------------------------------------
-
-
-def _charts(results: Mapping[str, Result]) -> Iterator[Block]:
-    makers: Mapping[str, Callable[[Sequence[Result]], Chart]] = {
-        "density": partial(_density, suite=("windows", "block_sparse")),
-        "predicted": partial(_predicted, suite=("simulator",)),
-        "lengths": partial(_lengths, suite=("routing",)),
-    }
-    drawn = [
-        (f"performance-{name}-{where}.svg", *found)
-        for where in PLACES
-        for name, make in makers.items()
-        if (found := make([results[part.name] for part in suites.PARTS[where] if part.name in results])) is not None
-    ]
+def _pictures(results: Mapping[str, Result]) -> Iterator[Block]:
+    """The charts of each place, with where their points were measured."""
+    drawn = [(where, *chart) for where in PLACES for chart in charts(results, where)]
     if drawn:
         yield Heading(2, "Pictures")
-    for name, plot, own in drawn:
-        yield Picture(name, plot.svg(), f"{plot.title}: {plot.note}")
+    for where, name, plot, own in drawn:
+        yield Picture(f"performance-{name}-{where}.svg", plot.svg(), f"{plot.title}: {plot.note}")
         yield Paragraph(" ".join(_facts(one) for one in own))
-
-
-Chart = tuple[Plot, list[Result]] | None
-"""A plot, and what it was drawn from."""
-
-
-def _chosen(results: Sequence[Result], suite: Sequence[str], test: Callable[[Row], bool]) -> dict[str, list[Row]]:
-    """Timed rows of these suites that pass a test, by part; parts without any are left out."""
-    own = {one.part: one.rows for one in results if suites.find(one.part)[1].suite in suite}
-    found = {name: [row for row in rows if "ms" in row and test(row)] for name, rows in own.items()}
-    return {name: rows for name, rows in found.items() if rows}
-
-
-def _from(results: Sequence[Result], rows: Mapping[str, object]) -> list[Result]:
-    return [one for one in results if one.part in rows]
-
-
-def _gain(row: Row) -> float | None:
-    """The speed over dense attention: the best kernel of the run where the row says it, else torch's or our own."""
-    if "dense_over_attnc" in row:
-        return float(row["dense_over_attnc"])
-    dense = speedup(row, "dense")
-    return speedup(row, "attnc_dense") if dense is None else dense
-
-
-def _by_dtype(points: Sequence[tuple[Row, float, float]]) -> list[Series]:
-    dtypes = sorted({str(row["dtype"]) for row, _, _ in points}, reverse=True)
-    return [Series(dtype, [(x, y) for row, x, y in points if str(row["dtype"]) == dtype]) for dtype in dtypes]
-
-
-def _density(results: Sequence[Result], suite: Sequence[str]) -> Chart:
-    """Forward, beside dense attention; the line is one over the density, the tile bounds lie below it."""
-    rows = _chosen(results, suite, lambda row: bool(row.get("density") and row["direction"] == "forward"))
-    points = [
-        (row, float(row["density"]), gain) for own in rows.values() for row in own if (gain := _gain(row)) is not None
-    ]
-    if not points:
-        return None
-    bounds = sorted({(density, float(row["bound"])) for row, density, _ in points if "bound" in row})
-    densities = [density for _, density, _ in points]
-    note = f"{len(points)} points, forward; density: visible pairs over those of dense attention"
-    lines = {"1 / density": reciprocal(min(densities), max(densities))}
-    series = [*_by_dtype(points), Series("tile bound", bounds)]
-    plot = Plot("Speed over dense attention", note, "density", "times dense's speed", series, lines)
-    return plot, _from(results, rows)
-
-
-def _predicted(results: Sequence[Result], suite: Sequence[str]) -> Chart:
-    """Both times, with the errors of predictions and their order."""
-    rows = _chosen(results, suite, lambda row: "attnc" in row.get("predicted", {}))
-    found = predictions(rows)
-    if not found:
-        return None
-    errors = [x for row, _, _ in found if (x := error(row)) is not None]
-    tau = kendall([(x, y) for _, x, y in found])
-    middle, most = quantile(errors, 0.5), quantile(errors, 0.95)
-    note = f"{len(found)} points: error {middle:.0f} % at the median, {most:.0f} % at 95 %"
-    note += "" if tau is None else f"; Kendall's tau {tau:.2f}"
-    lines = {"equal": diagonal([x for _, x, _ in found])}
-    names = ("predicted ms", "measured ms")
-    return Plot("Predicted and measured times", note, *names, _by_dtype(found), lines, square=True), _from(
-        results, rows
-    )
-
-
-def _lengths(results: Sequence[Result], suite: Sequence[str]) -> Chart:
-    """By pattern and direction, with the lengths at which both take as long."""
-    rows = _chosen(results, suite, lambda row: _gain(row) is not None)
-    gains: dict[str, list[tuple[int, float]]] = {}
-    for row in (row for own in rows.values() for row in own):
-        name = f"{row.get('pattern', row.get('case'))} {row['direction']}"
-        gains.setdefault(name, []).append((row["n"], _gain(row) or 0))
-    if not gains:
-        return None
-    even = {name: break_even(points) or math.inf for name, points in gains.items()}
-    note = "beside each name the length at which both take as long"
-    series = [Series(f"{name}: {shown(even[name], 'tokens')}", points, joined=True) for name, points in gains.items()]
-    lines = {"as fast": level(1, [n for points in gains.values() for n, _ in points])}
-    plot = Plot("Chosen keys over dense attention", note, "tokens", "times dense's speed", series, lines)
-    return plot, _from(results, rows)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -262,7 +168,7 @@ def _part(told: str, result: Result) -> Iterator[Block]:
     rows = [row for row in result.rows if "ms" in row]
     if rows:
         yield from _times(rows)
-        yield from report_rivals.beside(rows)
+    yield from beside(result.rows)
     firsts = [row for row in result.rows if isinstance(row.get("first_ms"), dict) and "cold" in row["first_ms"]]
     if firsts:
         yield Table(("first call, ms", "cold caches", "warm caches", "the next one"), [_first(row) for row in firsts])
@@ -273,6 +179,26 @@ def _part(told: str, result: Result) -> Iterator[Block]:
             for one in row["calls"]
         ]
         yield Table(("batch × tokens", "first call, ms", "second call, ms"), calls)
+
+
+def beside(rows: Sequence[Row]) -> Iterator[Block]:
+    """Rivals of a part that did not run, with the reason; and published figures, which are not measurements of ours."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for name, reason in row.get("absent", {}).items():
+            reasons.setdefault(f"{name}: {reason}", []).append(row["key"])
+    if reasons:
+        told = [text if len(keys) == len(rows) else f"{text} ({len(keys)} rows)" for text, keys in reasons.items()]
+        yield Paragraph(f"Not run. {'; '.join(told)}.")
+    figures = [(row["key"], one) for row in rows for one in row.get("published", ())]
+    head = ("row", "published, not measured here", "machine", "configuration", "source", "value")
+    if figures:
+        yield Table(head, [_published(key, one) for key, one in figures], words=5)
+
+
+def _published(key: str, one: Row) -> list[str]:
+    value = shown(float(one["value"]), str(one["unit"]))
+    return [key, one["published"], one["machine"], one["configuration"], one["source"], value]
 
 
 def _first(row: Row) -> list[str]:

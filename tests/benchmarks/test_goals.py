@@ -84,7 +84,7 @@ def test_shares_and_single_values() -> None:
 
 def test_every_goal_is_read_from_parts_that_exist() -> None:
     found = goals.every()
-    assert len({goal.key for goal in found}) == len(found)
+    assert len({(goal.where, goal.key) for goal in found}) == len(found)
     for goal in found:
         places = {suites.find(part)[0] for part in goal.parts}
         assert places == {goal.where}, goal.key

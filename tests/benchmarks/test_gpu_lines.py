@@ -16,7 +16,7 @@ import gpu_plan
 import gpu_recurrence
 import gpu_routing
 import pytest
-import report_rivals
+import report
 import timing
 import torch
 from baselines import rival
@@ -197,7 +197,7 @@ def test_figures_follow_what_was_measured(tmp_path: Any) -> None:
 def test_published_figures_are_marked() -> None:
     shown = {"published": "NATTEN kernel", "value": 16.2, "unit": "ms", "machine": "H100"}
     row = {"key": "a", "absent": {"natten": "not here"}, "published": [{**shown, "configuration": "", "source": "x"}]}
-    told, table = report_rivals.beside([row, {"key": "b"}])
+    told, table = report.beside([row, {"key": "b"}])
     assert isinstance(told, Paragraph) and "natten: not here (1 rows)" in str(told)
     assert isinstance(table, Table) and "published, not measured here" in str(table) and "16.2 ms" in str(table)
 
