@@ -300,7 +300,7 @@ def _true(
 def _facts(
     setting: Setting, case: Case, attention: Attention, given: Mapping[str, Tensor], direction: Direction
 ) -> Row:
-    """Density over dense attention, bound and prediction of the pattern's kernels; nothing where the simulator has no such machine."""
+    """Density over dense attention, bound and prediction; nothing where the simulator has no such machine."""
     device, shape = simulated_device(setting), case.shape(setting)
     if device is None:
         return {}
