@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_the_report_shows_these_rows(folder: Path, result: Result) -> None:
     for one in gpu_suites.PARTS:
         result(one)
     page = report.page(folder)
-    assert all(f"{one.name}: {one.told}" in page for one in gpu_suites.PARTS)
+    assert all(escape(f"{one.name}: {one.told}") in page for one in gpu_suites.PARTS)
     assert all(picture in page for picture in ("GPU: speed over", "GPU: predicted", "GPU: chosen keys"))
     assert "natten: NATTEN is not installed" in page and "flash_attention: FlashAttention is not installed" in page
 
