@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-older-triton lint fuzz kernels soak report-check check clean python
+.PHONY: help demo test test-older-triton lint fuzz kernels soak bench bench-toy report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -50,6 +50,13 @@ kernels: $(VENV)/installed-dev  ## compile the library's kernels for every targe
 
 soak: $(VENV)/installed-dev  ## sixteen processes on one cold cache, 500 killed in the middle, 10,000 calls of random shapes: a quarter of an hour
 	PYTHONPATH=src:tests/support $(BIN)/python benchmarks/soak.py
+
+bench: $(VENV)/installed-dev  ## measure every suite on this CPU and write docs/performance.md: three quarters of an hour, best alone on the machine
+	PYTHONPATH=src $(BIN)/python benchmarks/run.py cpu
+	PYTHONPATH=src $(BIN)/python benchmarks/report.py
+
+bench-toy: $(VENV)/installed-dev  ## every line of the benchmarks for a CPU at toy sizes: two minutes, the figures mean nothing
+	PYTHONPATH=src $(BIN)/python benchmarks/run.py cpu --toy
 
 report-check: $(VENV)/installed-dev  ## move the sliders of a report in headless Chromium, where one is installed
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/report_check.py

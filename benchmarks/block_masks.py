@@ -1,18 +1,25 @@
-"""A BlockMask from the live tiles, against create_block_mask on the same mask_mod, compiled: time, and equal blocks."""
+"""A BlockMask from the live tiles, against create_block_mask on the same mask_mod, compiled and eager.
+
+Theirs has to have the same blocks before anything is timed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from baselines import flex, rival
+from part import Row, Setting
 from timing import as_json, interleaved, once
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 from attnc import compile_attention
 
-Row = dict[str, Any]
+EAGER, ROUNDS = 16384, 7
+"""Tokens up to which create_block_mask runs eagerly: it holds every pair, several times."""
 
 
 @dataclass(frozen=True)
@@ -43,43 +50,29 @@ CASES = (
 )
 
 
-def rows(lengths: list[int], rounds: int, names: list[str] | None = None) -> Iterator[Row]:
-    """A row for each case and length; theirs is measured twice after its compilation, as it takes so much longer."""
-    for n in lengths:
+def rows(setting: Setting) -> Iterator[Row]:
+    """A row for each case and length; theirs is timed twice after its compilation, as it takes so much longer."""
+    for n in (1024,) if setting.toy else (EAGER, 32768):
         for case in CASES:
-            if names is None or any(name in case.name for name in names):
-                yield _row(case, n, rounds)
+            if (key := f"{case.name} n={n} block 128") not in setting.done:
+                yield {"key": key} | _row(case, n, 1 if setting.toy else ROUNDS)
 
 
 def _row(case: Case, n: int, rounds: int) -> Row:
     params, inputs = case.at(n)
     attend = compile_attention(case.spec, **params)
-    first = once(lambda: attend.block_mask(n, device="cpu", **inputs))
-    ours = interleaved({"attnc": lambda: attend.block_mask(n, device="cpu", **inputs)}, rounds)["attnc"]
-    mod = attend.mask_mod(n, device="cpu", **inputs)
-    torch.compiler.reset()
-    create = torch.compile(create_block_mask, dynamic=False)
+    make = partial(attend.block_mask, n, device="cpu", **inputs)
+    first = {"attnc": round(once(make), 2)}
+    mask = rival.Mask(n, attend.mask_mod(n, device="cpu", **inputs))
+    flex.forget()
+    theirs: dict[str, Callable[[], BlockMask]] = {"flex": flex.maker(mask, "cpu", compiled=True)}
+    if n <= EAGER:
+        theirs["flex, eager"] = flex.maker(mask, "cpu", compiled=False)
     made: list[BlockMask] = []
-    theirs_first = once(lambda: made.append(create(mod, None, None, n, n, device="cpu")))
-    theirs = interleaved({"flex": lambda: create(mod, None, None, n, n, device="cpu")}, 2, 0)["flex"]
-    mask = attend.block_mask(n, device="cpu", **inputs)
-    assert torch.equal(mask.to_dense(), made[0].to_dense()), f"{case.name} at {n}: other blocks"
-    return {
-        "pattern": case.name,
-        "n": n,
-        "block": 128,
-        "attnc_first_ms": round(first, 2),
-        "attnc_ms": as_json(ours),
-        "flex_first_ms": round(theirs_first, 1),
-        "flex_ms": as_json(theirs),
-        "flex_over_attnc": round(theirs.median / ours.median, 1),
-    }
-
-
-def line(row: Row) -> str:
-    """A row as text."""
-    ours, theirs = row["attnc_ms"], row["flex_ms"]
-    return (
-        f"{row['pattern']!s:24} n={row['n']!s:6} attnc {ours['median']:8.1f} ms   create_block_mask "
-        f"{theirs['median']:9.1f} ms   {row['flex_over_attnc']}×"
-    )
+    first["flex"] = round(once(lambda: made.append(theirs["flex"]())), 2)
+    same = torch.equal(make().to_dense(), made[0].to_dense())
+    row: Row = {"pattern": case.name, "n": n, "block": 128, "first_ms": first, "ok": same}
+    if not same:
+        return row
+    times = interleaved({"attnc": make}, rounds) | interleaved(theirs, 2, 0)
+    return row | {"ms": {name: as_json(time) for name, time in times.items()}}

@@ -1,18 +1,17 @@
 """What stands before the first call: importing attnc, checking a file of the library, compiling it; and the first call
-itself, with cold caches and with warm ones, beside FlexAttention's.
+itself, with cold caches and with warm ones, and calls of new shapes, beside FlexAttention's.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
+from part import Row, Setting
 from timing import as_json, interleaved, once
 
 from attnc.compiler.lowering.lower import lower
@@ -22,9 +21,7 @@ from attnc.spec.load import check_source, load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.reading.text import decode
 
-Row = dict[str, Any]
-
-CHECK_MS, IMPORT_MS = 50.0, 300.0
+ROUNDS = 5
 
 NEEDED: dict[str, dict[str, object]] = {
     "combiner": {"segment": 64},
@@ -50,16 +47,29 @@ NEEDED: dict[str, dict[str, object]] = {
 """Parameters without a default."""
 
 
-def rows(rounds: int) -> Iterator[Row]:
-    """The imports, first calls, the first check, in which the parser is built, then a row for each file."""
-    yield _imports(rounds)
-    yield from _first_calls(max(rounds // 2, 1))
-    loader = ModuleLoader(None)
+def rows(setting: Setting) -> Iterator[Row]:
+    """The imports, first calls, new shapes, the first check, in which the parser is built, then a row for each file."""
+    rounds = 1 if setting.toy else ROUNDS
+    todo: list[tuple[str, Callable[[], Row]]] = [("import attnc", partial(_imports, rounds))]
+    for direction in ("forward", "forward+backward"):
+        todo += [(f"first call {direction}, {name}", partial(_first, name, direction, rounds)) for name in FIRSTS]
+    todo += [(f"new shapes, {name}", partial(_new_shapes, name)) for name in SHAPED]
+    todo += [("first check, with the parser built", _first_check)]
+    names = sorted(library_files())
+    todo += [(f"check of {name}", partial(_file, name, rounds)) for name in (names[:2] if setting.toy else names)]
+    for key, make in todo:
+        if key not in setting.done and not (setting.toy and key.startswith(LONG)):
+            yield {"key": key} | make()
+
+
+LONG = ("first call forward+backward", "first call forward, flex", "first call forward, attnc, tune", "new shapes")
+"""Rows that are left out of toy runs: they take as long there."""
+
+
+def _first_check() -> Row:
     first = library_files()["causal"]
-    built = once(lambda: check_source(decode(first.read_bytes(), first.name), loader))
-    yield {"what": "first check, with the parser built", "ms": round(built, 1), "verdict": "no target"}
-    for name in sorted(library_files()):
-        yield _file(name, rounds)
+    built = once(lambda: check_source(decode(first.read_bytes(), first.name), ModuleLoader(None)))
+    return {"ms": {"attnc": as_json(Timing.of([built]))}}
 
 
 def _file(name: str, rounds: int) -> Row:
@@ -72,33 +82,22 @@ def _file(name: str, rounds: int) -> Row:
         program = load_program(decode(path.read_bytes(), path.name), ModuleLoader(None), name)
         return lower(bind(program, NEEDED.get(name, {})))
 
-    runs = {"check": check, "compile": compiled} if name in library_names() else {"check": check}
-    times = interleaved({what: partial(run) for what, run in runs.items()}, rounds, 1)
-    return {
-        "what": name,
-        **{f"{what}_ms": as_json(time) for what, time in times.items()},
-        "target_ms": CHECK_MS,
-        "verdict": "ahead" if times["check"].median < CHECK_MS else "behind",
-    }
+    runs: dict[str, Callable[[], object]] = {"attnc": check}
+    if name in library_names():
+        runs["attnc, compiled"] = compiled
+    return {"pattern": name, "ms": {what: as_json(time) for what, time in interleaved(runs, rounds, 1).items()}}
 
 
 def _imports(rounds: int) -> Row:
     """What `import attnc` adds to torch's own import, each in a process of its own, in turn.
 
-    `use_adds_ms`: and what the first use adds, which imports the rest; there is no target for it.
+    `use_adds`: and what the first use adds, which imports the rest.
     """
     used = "import torch, attnc; attnc.compile_attention"
-    texts = {"torch": "import torch", "attnc": "import torch, attnc", "used": used}
-    times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, 1)
-    added = {name: times[name].median - times["torch"].median for name in ("attnc", "used")}
-    return {
-        "what": "import attnc",
-        **{f"{name}_ms": as_json(time) for name, time in times.items()},
-        "attnc_adds_ms": round(added["attnc"], 1),
-        "use_adds_ms": round(added["used"], 1),
-        "target_ms": IMPORT_MS,
-        "verdict": "ahead" if added["attnc"] < IMPORT_MS else "behind",
-    }
+    texts = {"torch": "import torch", "attnc": "import torch, attnc", "attnc, used": used}
+    times = interleaved({name: partial(_process, text) for name, text in texts.items()}, rounds, min(rounds - 1, 1))
+    adds = {name: round(times[name].median - times["torch"].median, 1) for name in ("attnc", "attnc, used")}
+    return {"ms": {name: as_json(time) for name, time in times.items()}, "adds_ms": adds}
 
 
 # --- first calls -----------------------------------------------------------------------------------------------------
@@ -111,106 +110,107 @@ handler = logging.Handler()
 handler.emit = lambda record: tuned.append(record.getMessage().startswith("tuned "))
 logging.getLogger("attnc.runtime.tuning.tune").addHandler(handler)
 torch.manual_seed(0)
-q, k, v = (torch.randn(1, 4, 4096, 64) for _ in range(3))
+q, k, v = (torch.randn(1, 4, 4096, 64, requires_grad={trains}) for _ in range(3))
 {imports}
+def run():
+    out = attend(q, k, v, **given)
+    if {trains}: torch.autograd.grad(out.sum(), (q, k, v))
 begun = time.perf_counter()
 {first}
+run()
 first = time.perf_counter()
-again = {call}
+run()
 print((first - begun) * 1e3, (time.perf_counter() - first) * 1e3, sum(tuned))
 """
 """A process that imports first: what is timed is all that a new pattern costs up to its result, then the next call."""
 
-OURS = "from attnc import compile_attention; from attnc.runtime import attention"
+OURS = "from attnc import compile_attention; from attnc.runtime import attention; given = {}"
 FLEX = (
     "from torch.nn.attention.flex_attention import create_block_mask, flex_attention; import torch._inductor.compile_fx"
 )
+WINDOW = "attend = compile_attention('sliding_window', window=512"
 
-FIRSTS: dict[str, tuple[str, str, str]] = {
-    "attnc": (OURS, "attend = compile_attention('sliding_window', window=512); attend(q, k, v)", "attend(q, k, v)"),
-    'attnc, tune="1s"': (
-        OURS,
-        "attend = compile_attention('sliding_window', window=512, tune='1s'); attend(q, k, v)",
-        "attend(q, k, v)",
-    ),
+FIRSTS: dict[str, tuple[str, str]] = {
+    "attnc": (OURS, f"{WINDOW})"),
+    'attnc, tune="1s"': (OURS, f"{WINDOW}, tune='1s')"),
     "flex": (
         FLEX,
         "mask = create_block_mask(lambda b, h, q, k: (q >= k) & (q - k < 512), None, None, 4096, 4096, device='cpu'); "
-        "attend = torch.compile(flex_attention); attend(q, k, v, block_mask=mask)",
-        "attend(q, k, v, block_mask=mask)",
+        "attend = torch.compile(flex_attention); given = {'block_mask': mask}",
     ),
 }
-"""What is imported, what is timed as the first call, and the next one."""
+"""What is imported, and what is timed with the first call."""
 
 
-def _first_calls(rounds: int) -> Iterator[Row]:
-    """A causal window of 512 at 4,096 tokens, 4 heads of 64, fp32, forward: cold caches, then those that were left."""
-    for name, (imports, first, call) in FIRSTS.items():
-        text = TIMED.format(imports=imports, first=first, call=call)
-        told = [_cold_and_warm(text) for _ in range(rounds)]
-        yield {
-            "what": f"first call, {name}",
-            "cold_ms": as_json(Timing.of([cold[0] for cold, _ in told])),
-            "warm_ms": as_json(Timing.of([warm[0] for _, warm in told])),
-            "next_ms": as_json(Timing.of([warm[1] for _, warm in told])),
-            "tuning_runs": {"cold": int(told[0][0][2]), "warm": int(max(warm[2] for _, warm in told))},
-            "verdict": "no target",
-        }
+def _first(name: str, direction: str, rounds: int) -> Row:
+    """A causal window of 512 at 4,096 tokens, 4 heads of 64, fp32: cold caches, then those that were left."""
+    trains = direction != "forward"
+    row: Row = {"pattern": "window 512", "n": 4096, "d": 64, "dtype": "float32", "direction": direction}
+    if trains and name == "flex":
+        return row | {"absent": {"flex": "FlexAttention has no gradient on a CPU"}}
+    imports, first = FIRSTS[name]
+    text = TIMED.format(imports=imports, first=first, trains=trains)
+    told = [_cold_and_warm(text) for _ in range(max(rounds // 2, 1))]
+    times = {"cold": [cold[0] for cold, _ in told], "warm": [warm[0] for _, warm in told]}
+    times |= {"next": [warm[1] for _, warm in told]}
+    tuning = {"cold": int(told[0][0][2]), "warm": int(max(warm[2] for _, warm in told))}
+    return row | {"first_ms": {what: as_json(Timing.of(x)) for what, x in times.items()}, "tuning_runs": tuning}
+
+
+SHAPES = ((1, 4096), (1, 4160), (1, 5000), (2, 4096), (3, 3000), (1, 4160))
+"""Batch and tokens of calls in turn, the last one for the second time."""
+
+SHAPED = ("attnc", "flex")
+
+NEW_SHAPES = """
+import time, torch
+from torch._dynamo.utils import counters
+{imports}
+{first}
+told = []
+for batch, n in {shapes}:
+    q, k, v = (torch.randn(batch, 4, n, 64) for _ in range(3))
+    {given}
+    begun = time.perf_counter()
+    attend(q, k, v, **given)
+    took, begun = time.perf_counter() - begun, time.perf_counter()
+    attend(q, k, v, **given)
+    told.append((took * 1e3, (time.perf_counter() - begun) * 1e3, counters["stats"]["unique_graphs"]))
+print(*(x for one in told for x in one))
+"""
+"""The first and the second call of each shape, and how many graphs torch has compiled by then."""
+
+
+def _new_shapes(name: str) -> Row:
+    """What new lengths and batches cost in one process, on cold caches; recompiles are graphs past the first call's."""
+    imports = FIRSTS[name][0]
+    first = f"{WINDOW})" if name == "attnc" else "attend = torch.compile(flex_attention)"
+    window = "(q >= k) & (q - k < 512)"
+    mask = f"create_block_mask(lambda b, h, q, k: {window}, None, None, n, n, device='cpu')"
+    given = "given = {}" if name == "attnc" else f"given = {{'block_mask': {mask}}}"
+    text = NEW_SHAPES.format(imports=imports, first=first, shapes=SHAPES, given=given)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = _said(text, folder)
+    calls = [
+        {"batch": batch, "n": n, "first_ms": round(numbers[3 * i], 2), "second_ms": round(numbers[3 * i + 1], 2)}
+        for i, (batch, n) in enumerate(SHAPES)
+    ]
+    return {"pattern": "window 512", "calls": calls, "recompiles": int(numbers[-1] - numbers[2])}
 
 
 def _cold_and_warm(text: str) -> tuple[list[float], list[float]]:
     """What a process prints on empty caches, and then on those that it left."""
     with tempfile.TemporaryDirectory() as folder:
-        caches = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-        environment = {**os.environ, **{name: f"{folder}/{name}" for name in caches}}
-        found = []
-        for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, "-c", text], check=True, env=environment, capture_output=True, text=True
-            )
-            found.append([float(word) for word in done.stdout.split()[-3:]])
-    return found[0], found[1]
+        return _said(text, folder), _said(text, folder)
+
+
+def _said(text: str, folder: str) -> list[float]:
+    """The numbers in the last line of a process whose caches lie in a folder."""
+    caches = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    environment = {**os.environ, **{name: f"{folder}/{name}" for name in caches}}
+    done = subprocess.run([sys.executable, "-c", text], check=True, env=environment, capture_output=True, text=True)
+    return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
 def _process(text: str) -> None:
     subprocess.run([sys.executable, "-c", text], check=True)
-
-
-def line(row: Row) -> str:
-    """A row as it is printed."""
-    if "attnc_adds_ms" in row:
-        adds = f"{row['attnc_adds_ms']} ms to torch's, with its first use {row['use_adds_ms']} ms"
-        return f"import attnc adds {adds}  {row['verdict']}"
-    if "cold_ms" in row:
-        times = ", ".join(f"{what} {row[f'{what}_ms']['median']:.0f} ms" for what in ("cold", "warm", "next"))
-        return f"{row['what']}: {times}; tuning runs {row['tuning_runs']}"
-    if "ms" in row:
-        return f"{row['what']}: {row['ms']} ms"
-    parts = [f"{what} {row[f'{what}_ms']['median']:6.1f} ms" for what in ("check", "compile") if f"{what}_ms" in row]
-    return f"{row['what']!s:22} {'  '.join(parts)}  {row['verdict']}"
-
-
-def summary(done: list[Row]) -> Row:
-    """The slowest check, and the median."""
-    checks = [row["check_ms"] for row in done if "check_ms" in row]
-    highest = [float(time["high"]) for time in checks]
-    medians = [float(time["median"]) for time in checks]
-    if not checks:
-        return {}
-    firsts = {str(row["what"]).removeprefix("first call, "): row for row in done if "cold_ms" in row}
-    beside = {
-        f"flex's first call over ours, {kind}": round(
-            firsts["flex"][f"{kind}_ms"]["median"] / firsts["attnc"][f"{kind}_ms"]["median"], 1
-        )
-        for kind in ("cold", "warm")
-        if {"flex", "attnc"} <= set(firsts)
-    }
-    return {
-        "summary": {
-            **beside,
-            f"slowest file's check, ms, median of its rounds (target {CHECK_MS:g})": max(medians),
-            "slowest single check, ms": max(highest),
-            "median check, ms": round(statistics.median(medians), 2),
-            "files behind": [row["what"] for row in done if row["verdict"] == "behind"],
-        }
-    }

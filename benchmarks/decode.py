@@ -1,8 +1,8 @@
 """One token against a cache: does a step cost what is visible, or what the cache holds?
 
-`attnc_step` is the first layer of a step: the length is new, so who sees what is looked for. `attnc_layer` is every
-other layer. Beside them torch's SDPA with a mask over the whole cache, and over the visible keys alone, found before
-and not timed: as slices where they are one stretch, else copied by index. Above 1 attnc's layer is faster.
+The first layer of a step has a length that is new, so who sees what is looked for; `attnc` is every other layer. Beside
+them torch's SDPA with a mask over the whole cache, and over the visible keys alone, found before and not timed: as
+slices where they are one stretch, else copied by index.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
+import exact
 import torch
+from part import Row, Setting
 from timing import as_json, interleaved
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,9 +23,11 @@ from attnc.runtime.call import Sizes
 from attnc.runtime.cpu.decoding import look
 from attnc.runtime.general import steps_of
 
-Row = dict[str, Any]
-
 HEADS, KV_HEADS, DIM = 8, 2, 64
+LENGTHS = (1 << 14, 1 << 16, 1 << 18, 1 << 20)
+ROUNDS = 7
+REFERENCE = 1 << 16
+"""Keys up to which a row is held against the reference."""
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sliding_window", {"window": 4096}),
@@ -36,12 +40,14 @@ CASES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def rows(lengths: list[int], rounds: int, patterns: list[str] | None) -> Iterator[Row]:
+def rows(setting: Setting) -> Iterator[Row]:
     """A row for each pattern and length of the cache."""
     for name, params in CASES:
-        if patterns is None or any(part in name for part in patterns):
-            for n in lengths:
-                yield _row(name, params, n, rounds)
+        for n in (1 << 13,) if setting.toy else LENGTHS:
+            told = ", ".join(f"{key}={value}" for key, value in params.items())
+            key = f"{name}({told}) n={n}"
+            if key not in setting.done:
+                yield {"key": key} | _row(name, params, n, 1 if setting.toy else ROUNDS)
 
 
 def _row(name: str, params: dict[str, Any], n: int, rounds: int) -> Row:
@@ -49,21 +55,33 @@ def _row(name: str, params: dict[str, Any], n: int, rounds: int) -> Row:
     attend = compile_attention(name, **params)
     q = torch.randn(1, HEADS, 1, DIM)
     k, v = (torch.randn(1, KV_HEADS, n, DIM) for _ in range(2))
+    row: Row = {"pattern": name, "params": params, "n": n, "d": DIM, "dtype": "float32", "direction": "forward"}
+    row |= {"heads": HEADS, "kv_heads": KV_HEADS}
     growing = count(n - 200)
     with torch.no_grad():
-        contenders: dict[str, Callable[[], object]] = {
-            "attnc_step": lambda: attend.decode(q, k, v, kv_len=next(growing)),
-            "attnc_layer": lambda: attend.decode(q, k, v, kv_len=n),
-        }
         seen = _seen(attend, n)
+        found = exact.errors({"out": attend.decode(q, k, v, kv_len=n)}, {"out": _true(attend, q, k, v, seen)})
+        row |= {"visible": len(seen), "errors": found, "ok": found["out"] <= exact.TOLERANCE[torch.float32]}
+        if not row["ok"]:
+            return row
+        contenders: dict[str, Callable[[], object]] = {
+            "attnc": lambda: attend.decode(q, k, v, kv_len=n),
+            "attnc, first layer": lambda: attend.decode(q, k, v, kv_len=next(growing)),
+        }
         if attend.is_plain:
             contenders |= _by_torch(q, k, v, seen, n)
-        found = interleaved(contenders, rounds)
-    row: Row = {"pattern": name, "params": params, "n": n, "heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM}
-    row["visible"] = len(seen)
-    row |= {f"{key}_ms": as_json(timing) for key, timing in found.items()}
-    own = found["attnc_layer"].median
-    return row | {f"{key}_over_attnc": t.median / own for key, t in found.items() if not key.startswith("attnc")}
+        times = interleaved(contenders, rounds)
+    return row | {"ms": {key: as_json(timing) for key, timing in times.items()}}
+
+
+def _true(attend: Attention, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """In 64 bits: by the reference, past `REFERENCE` keys of those that are seen, which lie elsewhere there."""
+    wide = [x.double() for x in (q, k, v)]
+    if k.shape[2] <= REFERENCE or not attend.is_plain:
+        found: Tensor = attend.reference(*wide)
+        return found
+    keys, values = (x.index_select(2, seen) for x in wide[1:])
+    return F.scaled_dot_product_attention(wide[0], keys, values, enable_gqa=True)
 
 
 def _seen(attend: Attention, n: int) -> Tensor:
@@ -80,23 +98,12 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, n: int) -> dict[str
     if last - first == len(seen):
         own = k[:, :, first:last], v[:, :, first:last]
         return {
-            "sdpa_all": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
-            "sdpa_visible": lambda: F.scaled_dot_product_attention(q, *own, enable_gqa=True),
+            "dense": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
+            "dense, visible alone": lambda: F.scaled_dot_product_attention(q, *own, enable_gqa=True),
         }
     return {
-        "sdpa_all": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
-        "sdpa_visible": lambda: F.scaled_dot_product_attention(
+        "dense": lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True),
+        "dense, visible alone": lambda: F.scaled_dot_product_attention(
             q, k.index_select(2, seen), v.index_select(2, seen), enable_gqa=True
         ),
     }
-
-
-def line(row: Row) -> str:
-    """A row for people."""
-    ratios = "  ".join(f"{key.removesuffix('_over_attnc')} {row[key]:.2f}×" for key in row if "_over_" in key)
-    step, layer = row["attnc_step_ms"]["median"], row["attnc_layer_ms"]["median"]
-    params = ", ".join(f"{name}={value}" for name, value in row["params"].items())
-    return (
-        f"{row['pattern']}({params})".ljust(44) + f" n={row['n']:<8} visible {row['visible']:<8} "
-        f"first layer {step:8.2f} ms, others {layer:8.2f} ms   {ratios}"
-    )

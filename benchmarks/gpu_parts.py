@@ -1,74 +1,58 @@
-"""What the scripts for a GPU share: where they run, their command line, operands, errors and results."""
+"""What parts for a GPU share: rows by key, operands, errors, times and graphs."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import timing
 import torch
+from part import Row, Setting
 from torch import Tensor
 
-Row = dict[str, object]
-
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-"""Errors that are allowed, relative to the largest true entry or to 1."""
+"""Errors that are allowed, relative to the largest true entry, or to 1 where a check says so."""
 
 L2_BYTES = 256 << 20
 """Written between timed runs, so that each begins without its tensors in the L2."""
 
+MOST_ROUNDS, LEAST_ROUNDS, WARM_UP = 50, 7, 10
+SECONDS = 6.0
+"""Of a row's timed rounds, about: fewer rounds where one takes long."""
 
-@dataclass(frozen=True)
-class Setting:
-    """Where the parts run."""
+GRAPHS_BELOW = 1.0
+"""Milliseconds below which what the host does for a call would be timed in place of its kernels."""
 
-    device: str
-    toy: bool
+MACHINES = {"H100": "h100", "H200": "h200", "B200": "b200", "A100": "a100"}
+"""What the simulator calls a device, by a word of torch's name for it."""
 
-    @property
-    def cuda(self) -> bool:
-        """Whether the device is a GPU."""
-        return self.device == "cuda"
-
-
-Parts = Mapping[str, Callable[[Setting], Iterator[Row]]]
-"""What a script does, by name."""
+Run = Callable[[], object]
+Todo = Iterable[tuple[str, Callable[[], Row]]]
+"""Rows that are to be made, by key."""
 
 
-def run(parts: Parts, told: str | None, prefix: str) -> int:
-    """Run the part of a script that the command line names; 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=list(parts))
-    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
-    parser.add_argument("--out", type=Path, default=None, help=f"the result file (results/{prefix}-<part>.json)")
-    options = parser.parse_args()
-    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
-    if not (setting.cuda or setting.toy):
-        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.manual_seed(0)
-    facts = timing.header()
-    if setting.cuda:
-        facts["device"] = torch.cuda.get_device_name()
-    out = options.out or timing.RESULTS / f"{prefix}-{'toy-' if setting.toy else ''}{options.part}.json"
-    return finished(parts[options.part](setting), out, facts)
+def rows(setting: Setting, todo: Todo) -> Iterator[Row]:
+    """Those that are not there yet."""
+    for key, make in todo:
+        if key not in setting.done:
+            yield {"key": key, **make()}
 
 
-def finished(rows: Iterable[Row], out: Path, facts: Mapping[str, object]) -> int:
-    """Print the rows and write them, each as it comes; 1 where one of them is wrong."""
-    done: list[Row] = []
-    for row in rows:
-        done.append(row)
-        print(row, flush=True)
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps({**facts, "rows": done}, indent=1) + "\n", encoding="utf-8")
-    wrong = [row for row in done if not row.get("ok", True)]
-    print(f"{len(done)} rows, {len(wrong)} wrong; written to {out}")
-    return 1 if wrong else 0
+def word(dtype: torch.dtype) -> str:
+    """A dtype in a row."""
+    return str(dtype).removeprefix("torch.")
+
+
+def simulated_device(setting: Setting) -> str | None:
+    """What the simulator calls the device, None where it has no machine for it; at toy sizes an H100 stands in."""
+    if not setting.cuda:
+        return "h100"
+    name = torch.cuda.get_device_name()
+    return next((machine for key, machine in MACHINES.items() if key in name), None)
+
+
+# --- operands and errors ---------------------------------------------------------------------------------------------
 
 
 def operands(
@@ -88,10 +72,104 @@ def results(
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
 
 
-def errors(ours: list[Tensor], true: list[Tensor]) -> dict[str, float]:
-    """By name, relative to the largest true entry or to 1; infinite for NaN."""
-    found = {}
-    for name, x, y in zip(("out", "dq", "dk", "dv"), ours, true, strict=True):
-        gap = ((x.double() - y).abs().max() / y.abs().max().clamp(min=1)).item()
-        found[name] = math.inf if math.isnan(gap) else gap
-    return found
+NAMES = ("out", "dq", "dk", "dv")
+
+
+def errors(ours: Iterable[Tensor], true: Iterable[Tensor]) -> dict[str, float]:
+    """Of out, dq, dk and dv, relative to the largest true entry or to 1."""
+    return {name: gap(x, y, least=1.0) for name, x, y in zip(NAMES, ours, true, strict=False)}
+
+
+def gap(ours: Tensor, true: Tensor, *, least: float = 1e-30) -> float:
+    """The largest difference over the largest true entry, or over `least`; infinite for NaN."""
+    found = float((ours.detach().double() - true).abs().max() / true.abs().max().clamp(min=least))
+    return math.inf if math.isnan(found) else found
+
+
+def fits(found: Mapping[str, float], dtype: torch.dtype) -> bool:
+    """Whether errors are those of the dtype."""
+    return bool(found) and max(found.values()) <= TOLERANCE[dtype]
+
+
+def refusal(run: Callable[[], object]) -> str | None:
+    """Why a rival does not run, in its library's own words; None where it does."""
+    try:
+        run()
+    except Exception as error:  # each library has its own; what it says goes into the row
+        lines = str(error).splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    return None
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def timed(setting: Setting, runs: Mapping[str, Run], *, graphs: bool = False) -> Row:
+    """`ms` of runs in turn: medians with their spread; without CUDA one round.
+
+    `graphs`: short runs may be captured, and `captured` says which were.
+    """
+    if not setting.cuda:
+        return {"ms": {name: timing.as_json(t) for name, t in timing.interleaved(runs, rounds=1, warm_up=0).items()}}
+    first = timing.interleaved_on_gpu(runs, 1, 1, L2_BYTES)
+    found: Row = {}
+    if graphs and min(one.median for one in first.values()) < GRAPHS_BELOW:
+        own = {name: _replayed(run) for name, run in runs.items()}
+        found["captured"] = sorted(name for name, run in own.items() if run is not None)
+        runs = {name: own[name] or run for name, run in runs.items()}
+    rounds = rounds_for(sum(one.median for one in first.values()))
+    warm_up = WARM_UP if rounds == MOST_ROUNDS else 2
+    times = timing.interleaved_on_gpu(runs, rounds, warm_up, L2_BYTES)
+    return {"ms": {name: timing.as_json(one) for name, one in times.items()}, **found}
+
+
+def rounds_for(ms: float) -> int:
+    """Rounds that `SECONDS` have time for, where one takes so many milliseconds."""
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS * 1e3 / max(ms, 1e-3))))
+
+
+def median(row: Row, name: str = "attnc") -> float:
+    """A median of a row."""
+    return float(row["ms"][name]["median"])
+
+
+def ratio(row: Row, name: str, over: str = "attnc") -> float:
+    """How many times as long one takes as another one."""
+    return median(row, name) / median(row, over)
+
+
+def _replayed(run: Run) -> Run | None:
+    """A replay of a run, None where it cannot be captured."""
+    try:
+        return captured(run)[0]
+    except RuntimeError:  # torch's word for whatever a capture does not allow
+        torch.cuda.synchronize()
+        return None
+
+
+def captured(run: Callable[[], Any], *, warm_up: int = 3) -> tuple[Run, Any]:
+    """A CUDA graph's replay of a run, and what the run gives: the same tensors after every replay."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no type for it
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warm_up):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    recorded = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recorded):
+        found = run()
+    return recorded.replay, found
+
+
+def replaying(setting: Setting, run: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """The tensors of a run, by a graph; without CUDA by a run."""
+    if not setting.cuda:
+        return run
+    replay, found = captured(run)
+
+    def replayed() -> list[Tensor]:
+        replay()
+        tensors: list[Tensor] = found
+        return tensors
+
+    return replayed

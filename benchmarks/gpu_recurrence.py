@@ -1,43 +1,34 @@
-"""Recurrences on a GPU: are they right, and how fast beside flash-linear-attention on the shapes of its README?
+"""Recurrences on a GPU: right against the token loop, and how fast beside flash-linear-attention and others.
 
-    python benchmarks/gpu_recurrence.py correct|forward|training|lengths|step|split|tokens [--toy]
-
-Each part takes less than nine minutes and writes `results/gpu-recurrence-<part>.json`. `fla` is timed where the package
-is there (OWED.md says how it is carried), after its results were held against ours. Contenders take turns, and every
-run begins with an L2 that holds nothing of it. `whole` is a call of `compile_attention`, `kernels` the linear
-recurrence alone with rows made before. Above 1 attnc is faster. On a CPU, `TRITON_INTERPRET=1` and `--toy` run every
-line of ours at toy sizes in Triton's interpreter.
+`attnc` is a call of `compile_attention`, `attnc_kernels` the linear recurrence alone with rows made before. Rivals are
+held against our results first. A copy of what is read and written is timed in the same run, and `of_hbm` is the share
+of the memory's published speed.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
-import math
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
 import torch.nn.functional as F
-from gpu_parts import L2_BYTES, TOLERANCE, Setting
+from baselines import fla, lightning, mamba, published
+from baselines.fla import Run
+from baselines.rival import Absent, Attend
+from gpu_parts import TOLERANCE, fits, gap, median, refusal, rows, simulated_device, timed, word
+from part import Row, Setting
 from torch import Tensor
 
 from attnc import compile_attention
 from attnc.compiler import simulation
-from attnc.runtime.disk.machine import installed
 from attnc.runtime.gpu.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.linear import Delta
-from attnc.runtime.tuning.timer import Timing
 
-Row = dict[str, Any]
-
-ROUNDS, WARM_UP = 15, 3
 SHAPES = (
     (1, 8192, 96, 128),
     (2, 16384, 16, 128),
@@ -49,24 +40,26 @@ SHAPES = (
 """Batch, tokens, heads, width: flash-linear-attention's README, 22 August 2026."""
 APART = SHAPES[-1]
 """Whose gradient takes flash-linear-attention seconds in place of milliseconds: no part of the mean."""
-MACHINES = {"H100": "h100-sxm.json", "H200": "h200.json", "B200": "b200.json", "A100": "a100-80.json"}
 LENGTHS = (8192, 16384, 32768, 65536, 131072)
+LIGHTNING = ((4, 8192, 32, 128), (4, 32768, 32, 128))
+"""Of Lightning Attention-2's README."""
+SSD = ((8, 4096, 64, 64), (1, 32768, 64, 64))
 
+Shape = tuple[int, int, int, int]
 Tensors = dict[str, Tensor]
-Run = Callable[[Tensors], Tensor]
 
 
 @dataclass(frozen=True)
 class System:
-    """A recurrence of the library; `inputs`: of (B, T, H, D), as flash-linear-attention lays tensors out."""
+    """A recurrence of the library; `gates`: "rows", "scalar" or "", a constant decay; `delta`: it has a delta rule."""
 
     name: str
-    gates: str
-    delta: bool
-    module: str
-    function: str
+    gates: str = ""
+    delta: bool = False
+    stepped: bool = False
+    """Whether it has a step size, as SSD has."""
 
-    def draw(self, setting: Setting, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensors:
+    def draw(self, setting: Setting, shape: Shape, dtype: torch.dtype) -> Tensors:
         """q, k, v and inputs (B, T, H, …) that want gradients; keys of length 1, as delta rules need them."""
         batch, tokens, heads, width = shape
 
@@ -75,110 +68,110 @@ class System:
 
         found = {"q": normal(width), "k": F.normalize(normal(width), dim=-1), "v": normal(width)}
         found = {name: x.to(dtype) for name, x in found.items()}
-        if self.gates:
+        if self.stepped:
+            found["dt"] = F.softplus(normal() - 3)
+        elif self.gates:
             found["g"] = F.logsigmoid(normal(*([width] if self.gates == "rows" else []))) / 16
         if self.delta:
             found["beta"] = normal().sigmoid()
         return {name: x.requires_grad_() for name, x in found.items()}
 
-    def whole(self) -> Run:
-        """A call of the library's recurrence."""
-        return _called(compile_attention(self.name, backend="triton"))
+    def decay(self, heads: int, device: str) -> Tensor:
+        """Constant log-decays by head: the retention's, the library's for Lightning, and A of SSD."""
+        place = torch.arange(heads, device=device)
+        if self.name == "retention":
+            return (1 - 2.0 ** (-5 - place)).log()
+        if self.stepped:
+            return -(1 + place / heads)
+        if heads & (heads - 1):
+            raise ValueError(f"{heads} heads: ALiBi's slopes are written here for powers of two")
+        return -(2.0 ** (-8 * (place + 1) / heads)) * (1 + 1e-5)
 
-    def kernels(self, given: Tensors, segments: int | None = None) -> Run:
+    def called(self, backend: Any = "triton") -> Run:
+        """A call of the library's recurrence."""
+        return partial(_called, self, compile_attention(self.name, backend=backend))
+
+    def kernels(self, given: Mapping[str, Tensor], segments: int | None = None) -> Run:
         """The kernels alone: the scale is multiplied to q before, and a constant gate made."""
         heads, width = given["q"].shape[2:]
-        constant = (1 - 2.0 ** (-5 - torch.arange(heads, device=given["q"].device))).log()
+        constant = self.decay(heads, str(given["q"].device))
 
-        def run(given: Tensors) -> Tensor:
+        def run(given: Mapping[str, Tensor]) -> Tensor:
             q, k, v = (given[name].transpose(1, 2) for name in ("q", "k", "v"))
             gate = given["g"].transpose(1, 2) if self.gates else constant
             correction = Delta(given["beta"].transpose(1, 2)) if self.delta else None
             more: dict[str, Any] = {"gate": gate, "correction": correction, "segments": segments}
-            return linear_recurrence(q * width**-0.5, k, v, **more)[0].transpose(1, 2)
+            out: Tensor = linear_recurrence(q * width**-0.5, k, v, **more)[0]
+            return out.transpose(1, 2)
 
         return run
 
-    def theirs(self) -> Run | None:
-        """flash-linear-attention's, where it is there."""
-        try:
-            function = getattr(importlib.import_module(self.module), self.function)
-        except ImportError:
-            return None
+    def rivals(self, given: Mapping[str, Tensor]) -> dict[str, Run | Absent]:
+        """flash-linear-attention, and the authors' own kernels."""
+        decay = self.decay(given["q"].shape[2], str(given["q"].device)).float()
+        if self.name == "lightning":
+            own = lightning.attend(decay, given["q"].device.type)
+            authors = own if isinstance(own, Absent) else partial(heads_first, own)
+            return {"fla": fla.recurrence(self.name, scale=1.0, decay=decay), "lightning": authors}
+        if self.stepped:
+            return {"fla": _with_gate(fla.recurrence(self.name, scale=1.0), decay), "mamba": mamba.recurrence(decay)}
+        return {"fla": fla.recurrence(self.name)}
 
-        def run(given: Tensors) -> Tensor:
-            out: Tensor = function(**given, scale=given["q"].shape[-1] ** -0.5)[0]
-            return out
 
+RETENTION, GLA = System("retention"), System("gla", "rows")
+SYSTEMS = (RETENTION, GLA, System("gated_delta_net", "scalar", True), System("kimi_delta", "rows", True))
+OWN = (System("lightning"), System("mamba2_ssd", "scalar", stepped=True))
+"""Whose authors have kernels of their own."""
+
+
+def _called(system: System, attend: Any, given: Mapping[str, Tensor]) -> Tensor:
+    rest = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
+    if system.stepped:
+        heads, device = given["q"].shape[2], given["q"].device
+        rest["g"] = rest["dt"] * system.decay(heads, str(device)).to(rest["dt"].dtype)
+        rest["D"] = torch.zeros(heads, device=device, dtype=rest["dt"].dtype)
+    out: Tensor = attend(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
+    return out.transpose(1, 2)
+
+
+def heads_first(run: Attend, given: Mapping[str, Tensor]) -> Tensor:
+    """Rows as (batch, heads, tokens, width), one after the other, for a kernel that takes them so."""
+    q, k, v = (given[name].transpose(1, 2).contiguous() for name in ("q", "k", "v"))
+    return run(q, k, v).transpose(1, 2)
+
+
+def _with_gate(run: Run | Absent, decay: Tensor) -> Run | Absent:
+    """With the log-decay of SSD, dt · A."""
+    if isinstance(run, Absent):
         return run
-
-
-SYSTEMS = (
-    System("retention", "", False, "fla.ops.retention", "chunk_retention"),
-    System("gla", "rows", False, "fla.ops.gla", "chunk_gla"),
-    System("gated_delta_net", "scalar", True, "fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
-    System("kimi_delta", "rows", True, "fla.ops.kda", "chunk_kda"),
-)
-
-
-def main() -> int:
-    """Run one part; 1 where something is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("--toy", action="store_true", help="toy sizes, for Triton's interpreter")
-    parser.add_argument("--systems", nargs="+", choices=[system.name for system in SYSTEMS])
-    parser.add_argument("--out", type=Path, default=None, help="the result file")
-    options = parser.parse_args()
-    setting = Setting("cuda" if torch.cuda.is_available() and not options.toy else "cpu", options.toy)
-    if not (setting.cuda or setting.toy):
-        parser.error("there is no GPU: pass --toy, with TRITON_INTERPRET=1")
-    torch.manual_seed(0)
-    facts = timing.header()
-    if setting.cuda:
-        facts["device"] = torch.cuda.get_device_name()
-    facts["fla"] = installed("fla-core")
-    out = options.out or timing.RESULTS / f"gpu-recurrence-{'toy-' if setting.toy else ''}{options.part}.json"
-    done: list[Row] = []
-    systems = [one for one in SYSTEMS if not options.systems or one.name in options.systems]
-    plain = [System("yaad_linear", "", False, "", "")]
-    for system in plain if options.part in ALONE else systems:
-        for row in PARTS[options.part](setting, system):
-            done.append({"system": system.name, **row})
-            print(done[-1], flush=True)
-            out.parent.mkdir(exist_ok=True)
-            whole = {**facts, "means": means(done), "rows": done}
-            out.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    wrong = [row for row in done if not row.get("ok", True)]
-    print(f"{len(done)} rows, {len(wrong)} wrong; means {means(done)}; written to {out}")
-    return 1 if wrong else 0
-
-
-def means(rows: list[Row]) -> dict[str, float]:
-    """The geometric mean of each system's ratios to flash-linear-attention, and of all; what stands apart left out."""
-    ratios: dict[str, list[float]] = {}
-    for row in rows:
-        ratio = row.get("fla_over_kernels")
-        if isinstance(ratio, float) and tuple(row["shape"]) != APART:
-            for name in (str(row["system"]), "all"):
-                ratios.setdefault(name, []).append(ratio)
-    return {name: round(math.exp(statistics.fmean(map(math.log, found))), 4) for name, found in ratios.items()}
+    return lambda given: run({**given, "g": given["dt"] * decay})
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def correct(setting: Setting, system: System) -> Iterator[Row]:
+def correct(setting: Setting) -> Iterator[Row]:
     """Outputs and gradients against the token loop in 64 bits: whole calls and kernels alone, two widths."""
-    for dtype in [torch.float32] if setting.toy else list(TOLERANCE):
-        for shape in [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]:
-            given = system.draw(setting, shape, dtype)
-            grad = torch.randn(given["v"].shape, device=setting.device)
-            wide = {name: x.detach().double().requires_grad_() for name, x in given.items()}
-            true = _results(_called(compile_attention(system.name, backend="reference")), wide, grad)
-            for what, run in {"whole": system.whole(), "kernels": system.kernels(given)}.items():
-                found = _errors(_results(run, given, grad), true)
-                ok = max(found.values()) <= TOLERANCE[dtype]
-                yield {"shape": shape, "dtype": str(dtype), "what": what, "errors": found, "ok": ok}
+    dtypes = [torch.float32] if setting.toy else list(TOLERANCE)
+    shapes = [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]
+    todo = {}
+    for system, dtype, shape in product((*SYSTEMS, *OWN), dtypes, shapes):
+        for what in ("attnc", "kernels") if system in SYSTEMS else ("attnc",):
+            key = f"{system.name} {what} d={shape[3]} {word(dtype)}"
+            todo[key] = partial(_correct, setting, system, what, shape, dtype)
+    return rows(setting, todo.items())
+
+
+def _correct(setting: Setting, system: System, what: str, shape: Shape, dtype: torch.dtype) -> Row:
+    torch.manual_seed(0)
+    given = system.draw(setting, shape, dtype)
+    grad = torch.randn(given["v"].shape, device=setting.device)
+    wide = {name: x.detach().double().requires_grad_() for name, x in given.items()}
+    true = _results(system.called("reference"), wide, grad)
+    run = system.called() if what == "attnc" else system.kernels(given)
+    found = _errors(_results(run, given, grad), true)
+    row: Row = {"system": system.name, "what": what, "shape": shape, "dtype": word(dtype)}
+    return {**row, "errors": found, "ok": fits(found, dtype)}
 
 
 def _results(run: Run, given: Tensors, grad: Tensor) -> Tensors:
@@ -188,168 +181,225 @@ def _results(run: Run, given: Tensors, grad: Tensor) -> Tensors:
 
 
 def _errors(ours: Tensors, true: Tensors) -> dict[str, float]:
-    """By name, relative to the largest true entry or to 1; infinite for NaN."""
-    found = {}
-    for name, x in true.items():
-        gap = float((ours[name].double() - x).abs().max() / x.abs().max().clamp(min=1))
-        found[name] = math.inf if math.isnan(gap) else gap
-    return found
+    return {name: gap(ours[name], x, least=1.0) for name, x in true.items()}
 
 
 # --- timings ---------------------------------------------------------------------------------------------------------
 
 
-def forward(setting: Setting, system: System) -> Iterator[Row]:
-    """Forward alone, nothing recorded."""
-    return _timings(setting, system, training=False)
+def forward_gates(setting: Setting) -> Iterator[Row]:
+    """Forward alone, nothing recorded: retention and GLA."""
+    return _timings(setting, SYSTEMS[:2], SHAPES, training=False)
 
 
-def training(setting: Setting, system: System) -> Iterator[Row]:
-    """Forward and backward together."""
-    return _timings(setting, system, training=True)
+def forward_delta(setting: Setting) -> Iterator[Row]:
+    """The same of the delta rules."""
+    return _timings(setting, SYSTEMS[2:], SHAPES, training=False)
 
 
-def _timings(setting: Setting, system: System, *, training: bool) -> Iterator[Row]:
-    for shape in [(1, 19, 1, 16)] if setting.toy else SHAPES:
-        given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
-        yield {**_timing(setting, system, given, training=training), "shape": shape}
+def training_gates(setting: Setting) -> Iterator[Row]:
+    """Forward and backward together: retention and GLA."""
+    return _timings(setting, SYSTEMS[:2], SHAPES, training=True)
 
 
-def _timing(setting: Setting, system: System, given: Tensors, *, training: bool) -> Row:
-    runs = {"kernels": system.kernels(given), "whole": system.whole()}
-    theirs = system.theirs() if setting.cuda else None
-    row: Row = {"training": training}
-    if theirs is not None:
-        row["difference"] = _errors({"out": theirs(given)}, {"out": runs["kernels"](given).double()})["out"]
-        row["ok"] = row["difference"] < 2 * TOLERANCE[torch.bfloat16]
-        runs["fla"] = theirs
-    moved = sum(given[name].numel() * given[name].element_size() for name in given)
-    moved += given["v"].numel() * given["v"].element_size()
-    found = _interleaved(setting, runs, given, training=training, copied=moved)
-    row |= {name: timing.as_json(one) for name, one in found.items()}
-    if "fla" in found:
-        row |= {f"fla_over_{name}": found["fla"].median / found[name].median for name in ("kernels", "whole")}
-    if not training and given["q"].shape[1] >= 8192:
-        row["share_of_copy_speed"] = found["copy"].median / found["kernels"].median
-        if setting.cuda and (speed := published_bytes_per_ms(torch.cuda.get_device_name())) is not None:
-            row["share_of_hbm"] = moved / speed / found["kernels"].median
-    return row
+def training_delta(setting: Setting) -> Iterator[Row]:
+    """The same of the delta rules."""
+    return _timings(setting, SYSTEMS[2:], SHAPES, training=True)
 
 
-def published_bytes_per_ms(device: str) -> float | None:
-    """What the data sheet says of the memory of a GPU that the simulator knows."""
-    machine = next((file for word, file in MACHINES.items() if word in device), None)
-    if machine is None:
+def authors(setting: Setting) -> Iterator[Row]:
+    """Lightning attention and SSD beside their authors' kernels, both directions."""
+    for system, shapes in zip(OWN, (LIGHTNING, SSD), strict=True):
+        yield from _timings(setting, (system,), shapes, training=False)
+        yield from _timings(setting, (system,), shapes, training=True)
+
+
+def lengths(setting: Setting) -> Iterator[Row]:
+    """Whether tokens per second hold as sequences grow."""
+    return _timings(setting, (RETENTION, GLA), [(1, tokens, 16, 128) for tokens in LENGTHS], training=False)
+
+
+def _timings(
+    setting: Setting, systems: tuple[System, ...], shapes: tuple[Shape, ...] | list[Shape], *, training: bool
+) -> Iterator[Row]:
+    todo = {}
+    for system, shape in product(systems, [(1, 19, 1, 16)] if setting.toy else shapes):
+        size = "×".join(map(str, shape))
+        key = f"{system.name} {size} {'forward+backward' if training else 'forward'}"
+        todo[key] = partial(_timing, setting, system, shape, training=training)
+    return rows(setting, todo.items())
+
+
+def _timing(setting: Setting, system: System, shape: Shape, *, training: bool) -> Row:
+    torch.manual_seed(0)
+    dtype = torch.float32 if setting.toy else torch.bfloat16
+    given = system.draw(setting, shape, dtype)
+    direction = "forward+backward" if training else "forward"
+    name = system.name if system in OWN[:1] else f"{system.name} {'×'.join(map(str, shape))}"
+    row: Row = {"case": name, "system": system.name, "shape": shape, "n": shape[1], "d": shape[3]}
+    row |= {"dtype": word(dtype), "direction": direction, "apart": shape == APART}
+    ours = system.called()
+    runs: dict[str, Run] = {"attnc": ours} if system in OWN else {"attnc": ours, "attnc_kernels": system.kernels(given)}
+    true = _alone(ours, given).double()
+    found = {name: gap(_alone(run, given), true) for name, run in runs.items()}
+    first = _first_tokens_error(system, given, true)
+    row |= {"errors": {**found, "first tokens": first}, "ok": fits({**found, "first tokens": first}, dtype)}
+    if not row["ok"]:
+        return row
+    rivals, absent = _right(system, given, true, training=training)
+    moved = _moved(given)
+    steps = _steps({**runs, **rivals}, given, training=training)
+    half = torch.empty(moved // 2, dtype=torch.int8, device=setting.device)
+    row |= {"absent": absent, "moved_bytes": moved, **timed(setting, {**steps, "copy": half.clone})}
+    row["published"] = [one.row() for one in published.figures(name, direction, shape[1])]
+    return row | _rates(setting, row)
+
+
+FIRST = 256
+"""Tokens of the first batch entry that are held against the token loop."""
+
+
+def _first_tokens_error(system: System, given: Mapping[str, Tensor], true: Tensor) -> float:
+    """Of the first tokens of a call, whose recurrence does not know how long the sequence is."""
+    first = {name: x.detach()[:1, :FIRST].double() for name, x in given.items()}
+    return gap(true[:1, :FIRST], _alone(system.called("reference"), first))
+
+
+def _alone(run: Run, given: Mapping[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return run(given)
+
+
+def _right(system: System, given: Tensors, true: Tensor, *, training: bool) -> tuple[dict[str, Run], dict[str, str]]:
+    """The rivals that run here and give the same, and why the others do not."""
+    here: dict[str, Run] = {}
+    absent: dict[str, str] = {}
+    for name, run in system.rivals(given).items():
+        if isinstance(run, Absent):
+            absent[name] = run.reason
+            continue
+        if reason := _refusal(run, given, true, training=training):
+            absent[name] = reason
+        else:
+            here[name] = run
+    return here, absent
+
+
+def _refusal(run: Run, given: Tensors, true: Tensor, *, training: bool) -> str | None:
+    """Why a rival takes no part: it does not run, or its results differ from ours."""
+    (step,) = _steps({"rival": run}, given, training=training).values()
+    reason = refusal(step)
+    if reason is not None:
+        return reason
+    error = gap(_alone(run, given), true)
+    return None if error <= 2 * TOLERANCE[given["q"].dtype] else f"its results differ by {error}"
+
+
+def _steps(runs: Mapping[str, Run], given: Tensors, *, training: bool) -> dict[str, Callable[[], object]]:
+    leaves, grad = list(given.values()), torch.randn_like(given["v"])
+
+    def trained(run: Run) -> object:
+        return torch.autograd.grad(run(given), leaves, grad, allow_unused=True)
+
+    return {name: partial(trained, run) if training else partial(_alone, run, given) for name, run in runs.items()}
+
+
+def _moved(given: Mapping[str, Tensor]) -> int:
+    """Bytes that a forward reads and writes at least."""
+    own = sum(x.numel() * x.element_size() for x in given.values())
+    return own + given["v"].numel() * given["v"].element_size()
+
+
+def _rates(setting: Setting, row: Row) -> Row:
+    """Tokens a second; forward, the share of a copy's speed and of the memory's."""
+    best = "attnc_kernels" if "attnc_kernels" in row["ms"] else "attnc"
+    found: Row = {"tokens_per_second": row["shape"][0] * row["n"] / median(row, best) * 1e3}
+    if row["direction"] == "forward":
+        found["of_copy_speed"] = median(row, "copy") / median(row, best)
+        if setting.cuda and (speed := published_bytes_per_ms(simulated_device(setting))) is not None:
+            found["of_hbm"] = row["moved_bytes"] / speed / median(row, best)
+    return found
+
+
+FILES = {"h100": "h100-sxm.json", "h200": "h200.json", "b200": "b200.json", "a100": "a100-80.json"}
+
+
+def published_bytes_per_ms(device: str | None) -> float | None:
+    """What the data sheet says of the memory of a machine of the simulator; None for None."""
+    if device is None:
         return None
-    text = (Path(simulation.__file__).parent / "machines" / machine).read_text(encoding="utf-8")
+    text = (Path(simulation.__file__).parent / "machines" / FILES[device]).read_text(encoding="utf-8")
     return float(json.loads(text)["figures"]["hbm_tb_per_s"]["value"]) * 1e9
 
 
-def _interleaved(
-    setting: Setting, runs: Mapping[str, Run], given: Tensors, *, training: bool, copied: int
-) -> dict[str, Timing]:
-    """Milliseconds by CUDA events; `copy` moves so many bytes in all, half of them read."""
-    half = torch.empty(copied // 2, dtype=torch.int8, device=setting.device)
-    leaves, grad = list(given.values()), torch.randn(given["v"].shape, device=setting.device, dtype=given["v"].dtype)
-
-    def trained(run: Run) -> object:
-        return torch.autograd.grad(run(given), leaves, grad)
-
-    def alone(run: Run) -> object:
-        with torch.no_grad():
-            return run(given)
-
-    steps: dict[str, Callable[[], object]] = {
-        name: partial(trained if training else alone, run) for name, run in runs.items()
-    }
-    steps["copy"] = half.clone
-    if not setting.cuda:
-        return timing.interleaved(steps, rounds=1, warm_up=0)
-    return timing.interleaved_on_gpu(steps, ROUNDS, WARM_UP, L2_BYTES)
+# --- steps, splits and kernels of tokens -----------------------------------------------------------------------------
 
 
-def lengths(setting: Setting, system: System) -> Iterator[Row]:
-    """Whether tokens per second hold as sequences grow."""
-    for tokens in (24, 40) if setting.toy else LENGTHS:
-        shape = (1, tokens, 1, 16) if setting.toy else (1, tokens, 16, 128)
-        given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
-        row = _timing(setting, system, given, training=False)
-        per_second = tokens / row["kernels"]["median"] * 1e3
-        yield {**row, "shape": shape, "tokens_per_second": per_second}
-
-
-def step(setting: Setting, system: System) -> Iterator[Row]:
+def step(setting: Setting) -> Iterator[Row]:
     """A step of generation, one token a sequence: what share of the time a copy of the states takes."""
-    for batch in (1,) if setting.toy else (1, 8, 64):
-        shape = (batch, 1, 1, 16) if setting.toy else (batch, 1, 32, 128)
-        given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
-        states = 2 * 4 * batch * shape[2] * shape[3] ** 2
-        runs = {"kernels": system.kernels(given), "whole": system.whole()}
-        found = _interleaved(setting, runs, given, training=False, copied=states)
-        row: Row = {name: timing.as_json(one) for name, one in found.items()}
-        yield {**row, "shape": shape, "share_of_copy_speed": found["copy"].median / found["kernels"].median}
+    batches = (1,) if setting.toy else (1, 8, 64)
+    todo = {f"{system.name} step {b}": partial(_step, setting, system, b) for system, b in product(SYSTEMS, batches)}
+    return rows(setting, todo.items())
 
 
-def split(setting: Setting, system: System) -> Iterator[Row]:
+def _step(setting: Setting, system: System, batch: int) -> Row:
+    torch.manual_seed(0)
+    shape = (batch, 1, 1, 16) if setting.toy else (batch, 1, 32, 128)
+    given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
+    states = 2 * 4 * batch * shape[2] * shape[3] ** 2
+    runs = {"attnc": system.called(), "attnc_kernels": system.kernels(given)}
+    half = torch.empty(states // 2, dtype=torch.int8, device=setting.device)
+    row: Row = {"case": f"{system.name} step", "system": system.name, "shape": shape, "direction": "forward"}
+    row |= timed(setting, {**_steps(runs, given, training=False), "copy": half.clone}, graphs=True)
+    return row | {"of_copy_speed": median(row, "copy") / median(row, "attnc_kernels")}
+
+
+def split(setting: Setting) -> Iterator[Row]:
     """Few heads and a long sequence: as the rule splits it, whole, and in other numbers of segments."""
-    for heads in (1,) if setting.toy else (1, 4, 16):
-        shape = (1, 200, heads, 16) if setting.toy else (1, 32768, heads, 128)
-        given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
-        counts = {"rule": None, "whole": 1, **{f"in {n}": n for n in ((2,) if setting.toy else (4, 8, 16))}}
-        runs = {name: system.kernels(given, segments) for name, segments in counts.items()}
-        whole = {"out": runs["whole"](given).double()}
-        gaps = {name: _errors({"out": run(given)}, whole)["out"] for name, run in runs.items()}
-        moved = 2 * sum(x.numel() * x.element_size() for x in given.values())
-        for training in (False, True):
-            found = _interleaved(setting, runs, given, training=training, copied=moved)
-            row: Row = {name: timing.as_json(one) for name, one in found.items()}
-            ok = max(gaps.values()) <= TOLERANCE[given["q"].dtype]
-            yield {**row, "shape": shape, "training": training, "differences": gaps, "ok": ok}
+    todo = {}
+    systems = SYSTEMS[:1] if setting.toy else SYSTEMS
+    for system, heads, training in product(systems, (1,) if setting.toy else (1, 4, 16), (False, True)):
+        shape = (1, 130, heads, 16) if setting.toy else (1, 32768, heads, 128)
+        key = f"{system.name} {heads} heads {'forward+backward' if training else 'forward'}"
+        todo[key] = partial(_split, setting, system, shape, training=training)
+    return rows(setting, todo.items())
 
 
-def tokens(setting: Setting, system: System) -> Iterator[Row]:
+def _split(setting: Setting, system: System, shape: Shape, *, training: bool) -> Row:
+    torch.manual_seed(0)
+    given = system.draw(setting, shape, torch.float32 if setting.toy else torch.bfloat16)
+    counts = {"attnc": None, "attnc_whole": 1, **{f"attnc_in_{n}": n for n in ((2,) if setting.toy else (4, 8, 16))}}
+    runs = {name: system.kernels(given, segments) for name, segments in counts.items()}
+    whole = _alone(runs["attnc_whole"], given).double()
+    found = {name: gap(_alone(run, given), whole) for name, run in runs.items()}
+    direction = "forward+backward" if training else "forward"
+    row: Row = {"case": f"{system.name} split", "system": system.name, "shape": shape, "direction": direction}
+    row |= {"errors": found, "ok": fits(found, given["q"].dtype)}
+    return row | timed(setting, _steps(runs, given, training=training))
+
+
+def tokens(setting: Setting) -> Iterator[Row]:
     """A step equation that has no chunks, by its kernel: right, and how long a token takes."""
-    attend, reference = (compile_attention(system.name, backend=backend) for backend in ("triton", "reference"))
-    for shape in (
-        [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128), (2, 4096, 64, 64), (2, 4096, 64, 128)]
-    ):
-        given = system.draw(setting, shape, torch.float32) | {
-            each: torch.rand(shape[:3], device=setting.device).requires_grad_() for each in ("rate", "hold", "delta")
-        }
-        runs = {"kernels": _called(attend)}
-        row: Row = {"shape": shape}
-        if shape[1] < 1000:
-            grad = torch.randn(given["v"].shape, device=setting.device)
-            wide = {each: x.detach().double().requires_grad_() for each, x in given.items()}
-            found = _errors(_results(runs["kernels"], given, grad), _results(_called(reference), wide, grad))
-            row |= {"errors": found, "ok": max(found.values()) <= TOLERANCE[torch.float32]}
-        for training in (False, True):
-            took = _interleaved(setting, runs, given, training=training, copied=1 << 20)["kernels"]
-            row["training" if training else "forward"] = timing.as_json(took)
-            row["us_a_token" + ("_training" if training else "")] = took.median * 1e3 / shape[1]
-        yield row
+    small = [(1, 19, 2, 16)] if setting.toy else [(2, 200, 4, 64), (1, 333, 4, 128)]
+    large = [] if setting.toy else [(2, 4096, 64, 64), (2, 4096, 64, 128)]
+    todo = {f"yaad_linear {'×'.join(map(str, s))}": partial(_tokens, setting, s, s in small) for s in (*small, *large)}
+    return rows(setting, todo.items())
 
 
-def _called(attend: Any) -> Run:
-    def run(given: Tensors) -> Tensor:
-        rest = {name: x for name, x in given.items() if name not in ("q", "k", "v")}
-        out: Tensor = attend(*(given[name].transpose(1, 2) for name in ("q", "k", "v")), **rest)
-        return out.transpose(1, 2)
-
-    return run
-
-
-PARTS: Mapping[str, Callable[[Setting, System], Iterator[Row]]] = {
-    "correct": correct,
-    "forward": forward,
-    "training": training,
-    "lengths": lengths,
-    "step": step,
-    "split": split,
-    "tokens": tokens,
-}
-ALONE = frozenset({"tokens"})
-"""Parts of a recurrence of their own: run once, whatever systems there are."""
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _tokens(setting: Setting, shape: Shape, held: bool) -> Row:
+    torch.manual_seed(0)
+    system = System("yaad_linear")
+    given = system.draw(setting, shape, torch.float32) | {
+        each: torch.rand(shape[:3], device=setting.device).requires_grad_() for each in ("rate", "hold", "delta")
+    }
+    row: Row = {"case": "yaad_linear", "shape": shape, "n": shape[1], "d": shape[3]}
+    if held:
+        grad = torch.randn(given["v"].shape, device=setting.device)
+        wide = {each: x.detach().double().requires_grad_() for each, x in given.items()}
+        found = _errors(_results(system.called(), given, grad), _results(system.called("reference"), wide, grad))
+        row |= {"errors": found, "ok": fits(found, torch.float32)}
+    for training in (False, True):
+        steps = _steps({"attnc": system.called()}, given, training=training)
+        own = timed(setting, steps)["ms"]["attnc"]
+        row.setdefault("ms", {})["attnc_training" if training else "attnc"] = own
+    return row | {"us_a_token": {name: one["median"] * 1e3 / shape[1] for name, one in row["ms"].items()}}

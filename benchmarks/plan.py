@@ -1,4 +1,4 @@
-"""Planning alone: time and memory of the plan of a long sequence, before anything runs."""
+"""Planning: time and memory of the plan of a long sequence, before anything runs, and beside the call that follows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from part import Row, Setting
 from timing import as_json, interleaved
 
 from attnc import compile_attention
@@ -16,10 +17,9 @@ from attnc.compiler.lowering.lower import lower
 from attnc.runtime.attention import Attention
 from attnc.runtime.plans import Planner
 
-Row = dict[str, object]
 Inputs = Callable[[int], dict[str, Any]]
 
-TARGET_MS, TARGET_MB = 50.0, 64.0
+MILLION, ROUNDS = 1 << 20, 7
 
 DISTANCES = """
 pattern distances
@@ -52,15 +52,14 @@ def as_segments(inputs: Inputs) -> Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """A pattern; its inputs by length; its own length where it has one; targets, None where there is none."""
+    """A pattern; its inputs by length; its own length where it has one; milliseconds that are asked of it alone."""
 
     name: str
     spec: str
     params: dict[str, Any] = field(default_factory=dict)
     inputs: Inputs = lambda n: {}
     n: int | None = None
-    target_ms: float | None = TARGET_MS
-    target_mb: float | None = TARGET_MB
+    aim_ms: float | None = None
 
 
 VIDEO = {"frames": 30, "height": 48, "width": 80, "window": [18, 24, 24]}
@@ -76,24 +75,24 @@ CASES = (
     Case("|q - k| a power of two", DISTANCES),
     Case("dilated 16 × 64", "dilated_window", {"window": 16, "dilation": 64}),
     Case("strided 128", "strided"),
-    Case("video 30×48×80", "neighborhood_3d", VIDEO, n=30 * 48 * 80, target_ms=5.0),
-    Case("32 documents", "document", inputs=documents(32, 1, 9), n=TOKENS, target_ms=20.0),
-    Case("8192 × 1024 documents", "document", {}, documents(8192, 1, 1), 8192 * 1024, None, None),
-    Case("8192 ragged documents", "document", {}, documents(8192, 512, 1536), 8192 * 1024, None, None),
-    Case("8192 short documents", "document", {}, documents(8192, 1, 99), 8192 * 50, None, None),
-    Case("32 documents, compared", SEGMENTS, {}, as_segments(documents(32, 1, 9)), TOKENS, None, None),
+    Case("video 30×48×80", "neighborhood_3d", VIDEO, n=30 * 48 * 80, aim_ms=5.0),
+    Case("32 documents", "document", inputs=documents(32, 1, 9), n=TOKENS, aim_ms=20.0),
+    Case("8192 × 1024 documents", "document", {}, documents(8192, 1, 1), 8192 * 1024),
+    Case("8192 ragged documents", "document", {}, documents(8192, 512, 1536), 8192 * 1024),
+    Case("8192 short documents", "document", {}, documents(8192, 1, 99), 8192 * 50),
+    Case("32 documents, compared", SEGMENTS, {}, as_segments(documents(32, 1, 9)), TOKENS),
 )
 
 
-def rows(lengths: list[int], rounds: int) -> Iterator[Row]:
-    """A row for each pattern and length: a plan that nothing has cached, its time and its peak of Python memory.
-
-    Patterns with a length of their own are planned at that one.
-    """
-    todo = [(case, n) for n in lengths for case in CASES if case.n is None]
-    todo += [(case, case.n) for case in CASES if case.n is not None]
-    for done, (case, n) in enumerate(todo, 1):
-        yield {"of": f"{done}/{len(todo)}"} | _row(case, n, rounds)
+def rows(setting: Setting) -> Iterator[Row]:
+    """A row for each pattern: plans that nothing has cached, their time and peak of Python memory; then `shares`."""
+    for case in CASES:
+        n = case.n or MILLION
+        if setting.toy and n > MILLION:
+            continue
+        if (key := f"plan of {case.name} n={n}") not in setting.done:
+            yield {"key": key} | _row(case, n, 1 if setting.toy else ROUNDS)
+    yield from _shares(setting)
 
 
 def _row(case: Case, n: int, rounds: int) -> Row:
@@ -101,19 +100,36 @@ def _row(case: Case, n: int, rounds: int) -> Row:
     time = interleaved({"plan": partial(_Fresh(case, rounds + 1).plan, n, inputs)}, rounds, 1)["plan"]
     peak = _peak(case, n, inputs)
     plan = _compiled(case).plan(n, **inputs)  # after the timing, so that nothing of a plan is left from before
-    met = [value <= target for value, target in ((time.median, case.target_ms), (peak, case.target_mb)) if target]
     return {
         "pattern": case.name,
         "n": n,
-        "plan_ms": as_json(time),
+        "ms": {"attnc": as_json(time)},
         "peak_mb": round(peak, 1),
-        "target_ms": case.target_ms,
-        "target_mb": case.target_mb,
+        "aim_ms": case.aim_ms,
         "live_tiles": plan.tiles.live,
         "pieces": sum(len(group.pieces) for group in plan.groups),
         "schedule": plan.schedule,
-        "verdict": ("ahead" if all(met) else "behind") if met else "no target",
     }
+
+
+SHARED = ("window 4096", "window 4096 + 7 sinks", "power", "32 documents, compared")
+
+
+def _shares(setting: Setting) -> Iterator[Row]:
+    """What planning takes beside one forward call, 4 heads of 64 in fp32: the call that follows it, with its plan."""
+    for case in (case for case in CASES if case.name in SHARED):
+        for n in (2048,) if setting.toy else (8192, 32768):
+            if (key := f"plan and call of {case.name} n={n}") in setting.done:
+                continue
+            torch.manual_seed(0)
+            inputs, rounds = case.inputs(n), 1 if setting.toy else ROUNDS
+            q, k, v = (torch.randn(1, 4, n, 64) for _ in range(3))
+            plan = partial(_Fresh(case, rounds + 1).plan, n, inputs)
+            call = partial(_compiled(case), q, k, v, **inputs)
+            with torch.no_grad():
+                times = interleaved({"attnc": call, "attnc, plan alone": plan}, rounds, 1)
+            ms = {name: as_json(time) for name, time in times.items()}
+            yield {"key": key, "pattern": case.name, "n": n, "d": 64, "direction": "forward", "ms": ms}
 
 
 def _compiled(case: Case) -> Attention:
@@ -138,14 +154,3 @@ def _peak(case: Case, n: int, inputs: dict[str, Any]) -> float:
     peak = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()
     return peak
-
-
-def line(row: Row) -> str:
-    """A row for the terminal."""
-    ms = row["plan_ms"]["median"]  # type: ignore[index]  # made above
-    targets = [f"{row[key]:.0f} {unit}" for key, unit in (("target_ms", "ms"), ("target_mb", "MB")) if row[key]]
-    target = f" (target {', '.join(targets)})" if targets else ""
-    return (
-        f"[{row['of']!s:>5}] {row['pattern']!s:24} n={row['n']!s:8} {ms:8.1f} ms {row['peak_mb']!s:>7} MB  "
-        f"{row['pieces']!s:>5} pieces  {row['schedule']}  {row['verdict']}{target}"
-    )

@@ -1,130 +1,189 @@
-"""Benchmarks of this machine: `python benchmarks/run.py SUITE`, see --help; results/*.json."""
+"""The benchmarks of this machine: `python benchmarks/run.py cpu`, a process for each part; see --help and --list.
+
+What is measured already, on this machine, with these sources and versions, is not measured again (--fresh does).
+Status 1 where a part failed or a result is wrong.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
-import timing
-import torch
+import causes
+import goals
+import reading
+import suites
+from part import ROOT, NoDeviceError, Part, Row, Setting, is_complete, is_wrong, setting_of
 
-Row = dict[str, object]
+from attnc.runtime.commands.console import print_json, progress
 
+How = Literal["complete", "was complete", "wrong", "failed", "stopped", "not begun"]
 
-def main() -> int:
-    """Run a suite and print its rows as they come."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "suite",
-        choices=["cpu", "plan", "compile", "simulator", "weights", "decode", "recurrence", "routing", "block_masks"],
-    )
-    parser.add_argument("--len", dest="lengths", type=int, nargs="+", help="lengths (cpu: 1024 4096 16384; plan: 2^20)")
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--pattern", nargs="+", default=None, help="cpu: patterns whose name contains one of these")
-    parser.add_argument("--forward", action="store_true", help="cpu: without the backward")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--name", default=None, help="name of the result file (the suite's)")
-    options = parser.parse_args()
-    facts = timing.header()
-    rows, line = _suite(options)
-    done: list[Row] = []
-    for row in rows:
-        done.append(row)
-        print(line(row), flush=True)
-        facts |= _summary(options.suite, done)
-        timing.save(options.name or options.suite, done, facts)  # what is done is kept, wherever the run ends
-    print(json.dumps(_summary(options.suite, done), indent=1, ensure_ascii=False))
-    print("written to", timing.RESULTS, file=sys.stderr)
-    return 0
+ENDING = 15.0
+"""Seconds that a part has to end in once it is asked to."""
 
 
-def _summary(suite: str, done: list[Row]) -> Row:
-    """The suite's targets beside what was measured."""
-    if suite in ("plan", "weights", "decode", "block_masks"):
-        return {}
-    if suite == "compile":
-        import compiling
+@dataclass(frozen=True)
+class Ended:
+    """How a part ended, and what it said last."""
 
-        return compiling.summary(done)
-    if suite == "simulator":
-        import simulator
-
-        return {"summary": simulator.summary(done)}
-    if suite == "routing":
-        import routing
-
-        return {"summary": routing.summary(done)}
-    if suite == "recurrence":
-        import recurrence
-
-        return {"summary": recurrence.summary(done)}
-    import cpu
-
-    return {"summary": cpu.summary(done)}
+    part: Part
+    how: How
+    rows: int
+    minutes: float
+    said: str = ""
 
 
-def _suite(options: argparse.Namespace) -> tuple[Iterator[Row], Callable[[Row], str]]:
-    """Rows and their printer; a suite is imported when it runs."""
-    if options.suite == "plan":
-        import plan
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts of a suite, then say what the goals came to."""
+    options = _options(arguments)
+    parts = suites.chosen(options.where, options.suite)
+    if options.list:
+        for part in parts:
+            print(f"{part.name:24} {part.suite:13} {part.minutes:4.1f} min  {part.told}")
+        return 0
+    try:
+        setting = setting_of(options.where, options.toy)
+    except NoDeviceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ended = list(_all(parts, setting, options.budget, fresh=options.fresh))
+    _tell(options.where, options.suite, ended, as_json=options.json, folder=parts[0].file(options.toy).parent)
+    if options.html is not None:
+        import report
 
-        return plan.rows(options.lengths or [1 << 20], options.rounds), plan.line
-    if options.suite == "weights":
-        import weights
-
-        return weights.rows(options.lengths or [1024, 4096], options.rounds, options.pattern), weights.line
-    if options.suite == "decode":
-        import decode
-
-        lengths = options.lengths or [1 << 14, 1 << 16, 1 << 18, 1 << 20]
-        return decode.rows(lengths, options.rounds, options.pattern), decode.line
-    if options.suite == "recurrence":
-        import recurrence
-
-        lengths = options.lengths or [8192, 65536]
-        return recurrence.rows(lengths, options.rounds, options.pattern), recurrence.line
-    if options.suite == "routing":
-        import routing
-
-        lengths = options.lengths or [2048, 4096, 8192, 16384, 32768]
-        return routing.rows(lengths, options.rounds, options.pattern), routing.line
-    if options.suite == "block_masks":
-        import block_masks
-
-        return block_masks.rows(options.lengths or [16384, 65536], options.rounds, options.pattern), block_masks.line
-    if options.suite == "compile":
-        import compiling
-
-        return compiling.rows(options.rounds), compiling.line
-    dtypes = [getattr(torch, name) for name in options.dtype]
-    if options.suite == "simulator":
-        import simulator
-
-        lengths = options.lengths or [768, 1536, 3072]
-        return simulator.rows(lengths, options.head_dim, dtypes, options.rounds), simulator.line
-    import cpu
-
-    lengths = options.lengths or [1024, 4096, 16384]
-    rows = cpu.rows(lengths, options.head_dim, dtypes, options.rounds, options.pattern, backward=not options.forward)
-    return rows, _cpu_line
+        options.html.write_text(report.page(parts[0].file(options.toy).parent), encoding="utf-8")
+        print("written to", options.html, file=sys.stderr)
+    return 1 if any(one.how in ("wrong", "failed") for one in ended) else 0
 
 
-def _cpu_line(row: Row) -> str:
-    ratios = "  ".join(
-        f"{key.removesuffix('_over_attnc')} {value:.2f}×" for key, value in row.items() if "_over_" in key
-    )
-    ours = row["attnc_ms"]["median"]  # type: ignore[index]  # made by cpu.rows
-    if "flex_first_ms" in row:
-        first = [float(str(row[f"{name}_first_ms"])) for name in ("attnc", "flex")]
-        ratios += f"  first call {first[0]:.0f} ms, flex's {first[1]:.0f} ms"
-    return (
-        f"{row['pattern']!s:22} n={row['n']!s:6} d={row['head_dim']!s:4} {row['dtype']!s:9} "
-        f"{row['direction']!s:17} attnc {ours:9.2f} ms   {ratios}"
-    )
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("where", choices=list(suites.PARTS))
+    parser.add_argument("--suite", choices=[*suites.SUITES, "all"], default="all")
+    parser.add_argument("--budget", type=float, metavar="MIN", help="minutes; what does not fit waits for the next run")
+    parser.add_argument("--toy", action="store_true", help="every line of it in seconds: the figures mean nothing")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
+    parser.add_argument("--list", action="store_true", help="the parts, and do nothing")
+    parser.add_argument("--json", action="store_true", help="the verdicts as JSON on stdout")
+    parser.add_argument("--html", type=Path, nargs="?", const=Path("performance.html"), help="the report as one page")
+    return parser.parse_args(arguments)
+
+
+def _all(parts: Sequence[Part], setting: Setting, budget: float | None, *, fresh: bool) -> Iterator[Ended]:
+    """Every part in turn; with a budget those that have time, the last stopped at its end."""
+    until = None if budget is None else time.monotonic() + 60 * budget
+    with progress("benchmarks", len(parts)) as step:
+        for number, part in enumerate(parts, 1):
+            step(part.name, number)
+            left = None if until is None else until - time.monotonic()
+            under = partial(step, done=number)
+            ended = _one(part, setting, left, under, fresh=fresh)
+            print(f"{part.name:24} {ended.how:13} {ended.rows:4} rows {ended.minutes:6.1f} min", file=sys.stderr)
+            if ended.said:
+                print(ended.said, file=sys.stderr)
+            yield ended
+
+
+def _one(part: Part, setting: Setting, left: float | None, step: Callable[[str], None], *, fresh: bool) -> Ended:
+    """A part, unless it is there or has no time; `left` are seconds."""
+    out = part.file(setting.toy)
+    if not fresh and is_complete(part, setting, out):
+        return Ended(part, "was complete", len(_rows(part, setting)), 0)
+    if left is not None and left < (0 if setting.toy else 60 * part.minutes):
+        return Ended(part, "not begun", 0, 0)
+    begun = time.monotonic()
+    status, said = _process(part, setting, left, step, fresh=fresh)
+    rows = _rows(part, setting)
+    minutes = (time.monotonic() - begun) / 60
+    if status is None:
+        return Ended(part, "stopped", len(rows), minutes)
+    if any(map(is_wrong, rows)):
+        return Ended(part, "wrong", len(rows), minutes, said)
+    return Ended(part, "complete" if status == 0 else "failed", len(rows), minutes, said if status else "")
+
+
+def _rows(part: Part, setting: Setting) -> Sequence[Row]:
+    found = reading.load(part.file(setting.toy).parent).get(part.name)
+    return found.rows if found else ()
+
+
+def _process(
+    part: Part, setting: Setting, left: float | None, step: Callable[[str], None], *, fresh: bool
+) -> tuple[int | None, str]:
+    """The status of a part's process, None where its time was over, and the last it said."""
+    out = part.file(setting.toy)
+    command = [sys.executable, str(ROOT / "benchmarks" / "part.py"), part.name, "--out", str(out)]
+    command += ["--toy"] * setting.toy + ["--fresh"] * fresh
+    said: list[str] = []
+    until = math.inf if left is None else time.monotonic() + left
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        timers = [] if left is None else _timers(process, left)
+        try:
+            for line in process.stdout or ():
+                said = [*said[-14:], line.rstrip()]
+                step(line.strip())
+            process.wait()
+        finally:
+            for timer in timers:
+                timer.cancel()
+            process.terminate()  # nothing where it has ended
+    stopped = process.returncode != 0 and time.monotonic() >= until
+    return None if stopped else process.returncode, "\n".join(said)
+
+
+def _timers(process: subprocess.Popen[str], left: float) -> list[threading.Timer]:
+    """Ask a process to end when its time is over, and end it a little later."""
+    found = [threading.Timer(left, process.terminate), threading.Timer(left + ENDING, process.kill)]
+    for timer in found:
+        timer.daemon = True
+        timer.start()
+    return found
+
+
+def _tell(where: str, suite: str, ended: Sequence[Ended], *, as_json: bool, folder: Path) -> None:
+    """How the parts ended, and what the goals of these suites came to."""
+    results = reading.load(folder)
+    asked = [goal for goal in goals.every() if goal.where == where and suite in ("all", goal.suite)]
+    verdicts = [goals.verdict(goal, reading.rows(results), causes.why) for goal in asked]
+    if as_json:
+        told = [{"part": one.part.name, "ended": one.how, "rows": one.rows, "minutes": one.minutes} for one in ended]
+        print_json({"where": where, "parts": told, "goals": [_as_json(one) for one in verdicts]})
+        return
+    for one in verdicts:
+        print(one.line())
+
+
+def _as_json(verdict: goals.Verdict) -> dict[str, object]:
+    goal = verdict.goal
+    return {
+        "goal": goal.key,
+        "asks": goal.asks,
+        "target": goal.target,
+        "least": goal.least,
+        "unit": goal.unit,
+        "value": None if verdict.value is None or math.isinf(verdict.value) else verdict.value,
+        "how": goal.how,
+        "of": verdict.count,
+        "verdict": verdict.word,
+        "behind": [asdict(row) | {"value": goals.shown(row.value, goal.unit)} for row in verdict.behind],
+        "wrong": verdict.wrong,
+    }
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs ends with it
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None

@@ -85,6 +85,15 @@ def as_json(timing: Timing) -> dict[str, float]:
     return {key: round(value, 4) for key, value in asdict(timing).items()}
 
 
+COMMIT = "ATTNC_BENCHMARK_COMMIT"
+"""Names the commit where git is not at hand, as on a machine that was sent the files alone."""
+
+
 def _commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return os.environ.get(COMMIT, "unknown")
+    return done.stdout.strip() or os.environ.get(COMMIT, "unknown")

@@ -1,0 +1,71 @@
+"""flash-linear-attention: the chunked kernels of a recurrence, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from baselines.rival import Absent, Attend, imported, version
+
+NAME = "flash-linear-attention"
+
+Tensors = Mapping[str, Tensor]
+"""q, k, v and what a recurrence has besides, (batch, tokens, heads, …), as flash-linear-attention lays them out."""
+Run = Callable[[Tensors], Tensor]
+
+FUNCTIONS: Mapping[str, tuple[str, str]] = {
+    "retention": ("fla.ops.retention", "chunk_retention"),
+    "gla": ("fla.ops.gla", "chunk_gla"),
+    "gated_delta_net": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
+    "kimi_delta": ("fla.ops.kda", "chunk_kda"),
+    "lightning": ("fla.ops.simple_gla", "chunk_simple_gla"),
+    "mamba2_ssd": ("fla.ops.simple_gla", "chunk_simple_gla"),
+}
+"""By attnc's name. `lightning` is what its chunk_lightning_attn calls, with decays that are given."""
+
+
+def available() -> str | None:
+    """Its version."""
+    return version("fla", "fla-core", "flash-linear-attention")
+
+
+def recurrence(name: str, *, scale: float | None = None, decay: Tensor | None = None) -> Run | Absent:
+    """A recurrence by its name in attnc; `scale` of the scores, by default 1/√width; `decay`: constant log-decays."""
+    module_name, function_name = FUNCTIONS[name]
+    module = imported(module_name)
+    if module is None:
+        return Absent("flash-linear-attention is not installed")
+    function: Any = getattr(module, function_name)
+    more = {} if decay is None else {"g_gamma": decay}
+
+    def run(given: Tensors) -> Tensor:
+        words = dict(given)
+        if "dt" in words:  # its kernels have no step size: what is written is scaled before
+            dt = words.pop("dt")
+            words["v"] = words["v"] * dt[..., None].to(words["v"].dtype)
+        width = given["q"].shape[-1]
+        out: Tensor = function(**words, **more, scale=width**-0.5 if scale is None else scale)[0]
+        return out
+
+    return run
+
+
+def blocks(chosen: Tensor, block: int) -> Attend | Absent:
+    """Causal attention to the blocks of `chosen`, (batch, tokens, kv heads, topk), −1 for none: its NSA, not gated.
+
+    Means of blocks, which a choice of its own would be made of, are part of its call. Groups are of 16 heads or more.
+    """
+    module: Any = imported("fla.ops.nsa")
+    if module is None:
+        return Absent("flash-linear-attention is not installed")
+    places = chosen.long()
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
+        words = {"block_indices": places, "block_counts": places.shape[-1], "block_size": block}
+        out: Tensor = module.parallel_nsa(q, k, v, **words)
+        return out.transpose(1, 2)
+
+    return run

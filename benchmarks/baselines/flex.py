@@ -1,0 +1,64 @@
+"""FlexAttention: compiled, with its block mask made beforehand; and the making of the block mask by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from baselines.rival import Absent, Attend, Mask
+
+NAME = "FlexAttention"
+BLOCK = 128
+TUNED = "max-autotune-no-cudagraphs"
+"""The mode of torch.compile that its authors advise where speed matters; it measures its configurations first."""
+
+
+def available() -> str | None:
+    """torch's version."""
+    return str(torch.__version__)
+
+
+def block_mask(mask: Mask, device: str, *, compiled: bool = True, block: int = BLOCK) -> BlockMask | None:
+    """The block mask, None where every pair is visible; compiled, it does not hold n × n booleans."""
+    if mask.mod is None:
+        return None
+    return maker(mask, device, compiled=compiled, block=block)()
+
+
+def maker(mask: Mask, device: str, *, compiled: bool, block: int = BLOCK) -> Callable[[], BlockMask]:
+    """What makes the block mask, to be timed."""
+    make: Any = torch.compile(create_block_mask, dynamic=False) if compiled else create_block_mask
+    mod: Any = mask.mod
+    n, heads = mask.n, mask.heads
+    return lambda: make(mod, None, heads, n, n, device=device, BLOCK_SIZE=block)
+
+
+def attend(mask: BlockMask | None, device: str, *, tuned: bool, compiled: bool = True) -> Attend:
+    """Compiled for fixed sizes; `tuned`: by `TUNED` on a GPU. On a CPU it has no gradient, so takes none.
+
+    Not `compiled`: dense scores, masked; right, and slow.
+    """
+    more: dict[str, Any] = {"mode": TUNED} if tuned and device == "cuda" else {}
+    function: Any = torch.compile(flex_attention, dynamic=False, **more) if compiled else flex_attention
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if device == "cpu":
+            q, k, v = q.detach(), k.detach(), v.detach()
+        found: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        return found
+
+    return run
+
+
+def trained(device: str) -> Absent | None:
+    """None where it has a gradient."""
+    return Absent("FlexAttention has no gradient on a CPU") if device == "cpu" else None
+
+
+def forget() -> None:
+    """Forget what was compiled: past a few patterns dynamo stops compiling, and runs attention unfused."""
+    torch.compiler.reset()

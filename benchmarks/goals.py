@@ -1,0 +1,142 @@
+"""What a goal is, what it came to, and which rows are behind it: by how much, and why."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from part import Row, is_wrong
+
+How = Literal["geometric mean", "median", "least", "most", "share", "95th percentile", "one value"]
+"""How the values of rows become that of a goal: `share` takes those that are 1 among zeros, in percent."""
+
+Word = Literal["ahead", "behind", "not measured here"]
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by part."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One measured value for a goal: the row that it is of, and what it came to."""
+
+    label: str
+    value: float
+    row: Row = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A target, where it is from, and how it is read from result files."""
+
+    key: str
+    where: Literal["cpu", "gpu"]
+    suite: str
+    asks: str
+    target: float
+    floor: float | None
+    least: bool
+    unit: str
+    source: str
+    parts: tuple[str, ...]
+    read: Callable[[Rows], list[Found]]
+    how: How = "geometric mean"
+
+    def met(self, value: float) -> bool:
+        """Whether a value reaches the target."""
+        return value >= self.target if self.least else value <= self.target
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A row that misses the target: its value over the target's, and why, where that is known."""
+
+    label: str
+    value: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A goal with what was measured; `wrong` are keys of rows whose results are not right, which no speed makes up."""
+
+    goal: Goal
+    value: float | None
+    count: int
+    behind: tuple[Behind, ...]
+    wrong: tuple[str, ...]
+
+    @property
+    def word(self) -> Word:
+        """Ahead, behind, or not measured here."""
+        if self.wrong:
+            return "behind"
+        if self.value is None:
+            return "not measured here"
+        return "ahead" if self.goal.met(self.value) else "behind"
+
+    def line(self) -> str:
+        """The verdict in one line."""
+        goal = self.goal
+        sign = "≥" if goal.least else "≤"
+        value = "" if self.value is None else f": {shown(self.value, goal.unit)} ({goal.how} of {self.count})"
+        wrong = f", {len(self.wrong)} results wrong" if self.wrong else ""
+        return f"{goal.key:24} {self.word}{value}, asked {sign} {shown(goal.target, goal.unit)}{wrong}: {goal.asks}"
+
+
+def shown(value: float, unit: str) -> str:
+    """A value with its unit, to three digits that count; none where it is infinite: there is no such length."""
+    if math.isinf(value):
+        return "none"
+    number = f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+    return f"{number}{unit}" if unit in ("×", "") else f"{number} {unit}"
+
+
+Why = Callable[[Goal, Found], str]
+
+
+def verdict(goal: Goal, rows: Rows, why: Why) -> Verdict:
+    """What a goal came to; rows of other parts are not looked at."""
+    own = {part: rows.get(part, ()) for part in goal.parts}
+    wrong = tuple(f"{part}: {row['key']}" for part, found in own.items() for row in found if is_wrong(row))
+    right = {part: [row for row in found if not is_wrong(row)] for part, found in own.items()}
+    values = goal.read(right)
+    behind = [Behind(one.label, one.value, why(goal, one)) for one in values if _misses(goal, one)]
+    behind.sort(key=lambda one: one.value, reverse=not goal.least)
+    value = combined(goal.how, [one.value for one in values]) if values else None
+    return Verdict(goal, value, len(values), tuple(behind), wrong)
+
+
+def _misses(goal: Goal, found: Found) -> bool:
+    return found.value < 1 if goal.how == "share" else not goal.met(found.value)
+
+
+def combined(how: How, values: Sequence[float]) -> float:
+    """One value of many, none of which is missing."""
+    match how:
+        case "geometric mean":
+            return math.exp(statistics.fmean(map(math.log, values)))
+        case "median":
+            return statistics.median(values)
+        case "least":
+            return min(values)
+        case "most":
+            return max(values)
+        case "share":
+            return 100 * statistics.fmean(values)
+        case "95th percentile":
+            return sorted(values)[math.ceil(0.95 * len(values)) - 1]
+        case "one value":
+            (value,) = values
+            return value
+
+
+def every() -> tuple[Goal, ...]:
+    """The goals of a CPU, then those of a GPU."""
+    import goals_cpu
+    import goals_gpu
+
+    return (*goals_cpu.GOALS, *goals_gpu.GOALS)

@@ -1,0 +1,10 @@
+"""The goals for a GPU: every target of PERFORMANCE 8, G1a to G8."""
+
+from __future__ import annotations
+
+from goals import Goal
+from goals_gpu_before import COMPILE, PLAN, SIMULATOR
+from goals_gpu_masks import FORWARD, GRADIENTS
+from goals_gpu_other import DECODE, RECURRENCE, ROUTING
+
+GOALS: tuple[Goal, ...] = (*FORWARD, *GRADIENTS, *DECODE, *RECURRENCE, *ROUTING, *PLAN, *COMPILE, *SIMULATOR)

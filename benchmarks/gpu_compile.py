@@ -1,0 +1,189 @@
+"""First calls on a GPU: a new pattern on empty caches, the next process on those that were left, and new shapes.
+
+Each is a process of its own that imports first and wakes the device: what is timed is all that a pattern costs up to
+its result. FlexAttention is compiled in its default mode, which measures nothing, and its block mask made eagerly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import masks
+import timing
+import torch
+from baselines import flex, published
+from baselines.rival import Mask
+from gpu_parts import operands, rows
+from part import Row, Setting
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from attnc import compile_attention
+from attnc.runtime.tuning.timer import Timing
+
+CACHES = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+RIVALS = ("attnc", "flex")
+TIMES = 3
+WINDOW = 777
+"""Of the pattern, which no other benchmark has compiled."""
+SPEC = """pattern new_window(window: int)
+    visible k <= q and q - k < window
+"""
+
+N, SHAPES = 4096, ((1, 4224), (1, 5120), (1, 8192), (2, 4096))
+"""The first call's tokens, and the batch and tokens of those after it."""
+
+
+def first_calls(setting: Setting) -> Iterator[Row]:
+    """Forward, then forward with backward; cold and warm."""
+    directions = ("forward", "forward+backward")
+    return rows(setting, [(f"first call {one}", partial(_first_call, setting, one)) for one in directions])
+
+
+def _first_call(setting: Setting, direction: str) -> Row:
+    told = {name: [_cold_and_warm(setting, name, direction) for _ in range(_times(setting))] for name in RIVALS}
+    ms = {}
+    for name, runs in told.items():
+        for which, kind in enumerate(("cold", "warm")):
+            ms[f"{name}_{kind}"] = timing.as_json(Timing.of([run[which]["first_ms"] for run in runs]))
+        ms[f"{name}_next"] = timing.as_json(Timing.of([run[1]["next_ms"] for run in runs]))
+    shown = [one.row() for one in published.figures("first call", "forward", N)]
+    ok = all(one["ok"] for runs in told.values() for run in runs for one in run)
+    return {"case": "first call", "direction": direction, "n": N, "ms": ms, "published": shown, "ok": ok}
+
+
+def new_shapes(setting: Setting) -> Iterator[Row]:
+    """What is compiled anew for other lengths and batches, after the first call."""
+    return rows(setting, [("new shapes", partial(_new_shapes, setting))])
+
+
+def _new_shapes(setting: Setting) -> Row:
+    told = {name: _cold_and_warm(setting, name, "forward")[0] for name in RIVALS}
+    row: Row = {"case": "new shapes", "shapes": SHAPES, "direction": "forward"}
+    row["recompiled"] = {name: sum(one["compiled"]) for name, one in told.items()}
+    row["ms_of_shapes"] = {name: one["shapes_ms"] for name, one in told.items()}
+    return row | {"ok": all(one["ok"] for one in told.values())}
+
+
+def _times(setting: Setting) -> int:
+    return 1 if setting.toy else TIMES
+
+
+def _cold_and_warm(setting: Setting, name: str, direction: str) -> tuple[Row, Row]:
+    """What a process tells on empty caches, and the next one on those that it left.
+
+    At toy sizes, where nothing is compiled, most of it runs in this process.
+    """
+    if setting.toy and (name, direction) != ("attnc", "forward"):
+        return child(name, direction, setting), child(name, direction, setting)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, **{cache: f"{folder}/{cache}" for cache in CACHES}}
+        command = [sys.executable, __file__, name, direction, setting.device, "toy" if setting.toy else "real"]
+        found = []
+        for _ in range(1 if setting.toy else 2):
+            done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    return found[0], found[-1]
+
+
+# --- in the process --------------------------------------------------------------------------------------------------
+
+
+def child(name: str, direction: str, setting: Setting) -> Row:
+    """The first call and the next one, then other shapes: milliseconds, and how many were compiled for."""
+    n = 48 if setting.toy else N
+    shapes = [(1, 64), (2, 48)] if setting.toy else list(SHAPES)
+    dtype, d = (torch.float32, 16) if setting.toy else (torch.bfloat16, 128)
+    heads = (1, 1) if setting.toy else (16, 16)
+    window = 20 if setting.toy else WINDOW
+
+    def drawn(batch: int, tokens: int) -> tuple[Tensor, ...]:
+        return operands(setting, tokens, dtype, batch=batch, heads=heads, d=d)
+
+    leaves = drawn(1, n)
+    torch.matmul(leaves[0].detach(), leaves[1].detach().mT)  # the device is awake, and its library loaded
+    make = {"attnc": _ours, "flex": _theirs}[name]
+    begun = time.perf_counter()
+    attend = make(setting, window)
+    out = _run(setting, attend, leaves, direction)
+    first = time.perf_counter() - begun
+    begun = time.perf_counter()
+    _run(setting, attend, leaves, direction)
+    following = time.perf_counter() - begun
+    found: Row = {"first_ms": first * 1e3, "next_ms": following * 1e3, "compiled": [], "shapes_ms": []}
+    count = {"attnc": _files, "flex": _graphs}[name]
+    for batch, tokens in shapes:
+        before, begun, other = count(), time.perf_counter(), drawn(batch, tokens)
+        _run(setting, attend, other, "forward")
+        found["shapes_ms"].append((time.perf_counter() - begun) * 1e3)
+        found["compiled"].append(count() - before)
+    return found | {"ok": bool(out.isfinite().all())}
+
+
+Attend = Callable[..., Tensor]
+
+
+def _ours(setting: Setting, window: int) -> Attend:
+    return compile_attention(SPEC, backend="triton", window=window)
+
+
+def _theirs(setting: Setting, window: int) -> Attend:
+    """FlexAttention with a block mask for each length, as its users do."""
+    attend: Any = torch.compile(flex_attention) if setting.cuda else flex_attention
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not setting.cuda:
+            q, k, v = q.detach(), k.detach(), v.detach()
+        n = q.shape[2]
+        blocks = flex.block_mask(Mask(n, masks.window(window, 0)(n)), setting.device, compiled=False)
+        out: Tensor = attend(q, k, v, block_mask=blocks)
+        return out
+
+    return run
+
+
+def _run(setting: Setting, attend: Attend, leaves: tuple[Tensor, ...], direction: str) -> Tensor:
+    if direction == "forward":
+        with torch.no_grad():
+            out = attend(*leaves)
+    else:
+        out = attend(*leaves)
+        if out.requires_grad:
+            torch.autograd.grad(out.sum(), leaves)
+    if setting.cuda:
+        torch.cuda.synchronize()
+    return out
+
+
+def _files() -> int:
+    """Binaries that Triton has written."""
+    folder = os.environ.get("TRITON_CACHE_DIR")
+    return 0 if folder is None else sum(1 for _ in Path(folder).rglob("*.cubin"))
+
+
+def _graphs() -> int:
+    """Graphs that dynamo has compiled."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def main() -> None:
+    """`gpu_compile.py NAME DIRECTION DEVICE SIZE`: a process that is timed; prints what it found as JSON."""
+    name, direction, device, size = sys.argv[1:]
+    print(json.dumps(child(name, direction, Setting(device, size == "toy"))))
+
+
+if __name__ == "__main__":
+    main()

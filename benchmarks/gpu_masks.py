@@ -1,0 +1,375 @@
+"""Masks on a GPU beside FlexAttention, dense attention, NATTEN and FlashAttention: right first, then how fast.
+
+A row is timed once our results, and those of each rival that has the mask, are those of some query rows in fp64: `out`
+and `dq` of these rows, and `dk` and `dv` of all keys for gradients that only these rows have. `bound` is how many times
+fewer tiles there are than dense attention has, `of_bound` the share of it that is reached over our own dense kernel,
+`of_dense_rate` the useful work in a second over that of the same kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import gpu_cases
+import torch
+from baselines import flash_attention, flex, natten, published, sdpa
+from baselines.rival import Absent, Attend, Mask
+from gpu_cases import Case
+from gpu_parts import Run, fits, gap, operands, ratio, refusal, rows, simulated_device, timed, word
+from part import Row, Setting
+from torch import Tensor
+
+from attnc import Attention
+
+Direction = Literal["forward", "backward"]
+
+SAMPLED = 48
+"""Query rows whose results are held against fp64."""
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def made(setting: Setting, cases: Sequence[Case], direction: Direction) -> Iterator[Row]:
+    """A row for each case."""
+    dtype = _dtype(setting)
+    todo = {case.label(setting, word(dtype), direction): partial(_row, setting, case, direction) for case in cases}
+    return rows(setting, todo.items())
+
+
+def dense_128(setting: Setting) -> Iterator[Row]:
+    """Full and causal attention, heads of 128."""
+    return made(setting, gpu_cases.dense_cases(128, LENGTHS), "forward")
+
+
+def dense_64(setting: Setting) -> Iterator[Row]:
+    """The same, heads of 64."""
+    return made(setting, gpu_cases.dense_cases(64, LENGTHS), "forward")
+
+
+def dense_256(setting: Setting) -> Iterator[Row]:
+    """The same, heads of 256."""
+    return made(setting, gpu_cases.dense_cases(256, LENGTHS), "forward")
+
+
+def dense_backward(setting: Setting) -> Iterator[Row]:
+    """Gradients of full and causal attention."""
+    cases = (*gpu_cases.dense_cases(128, LENGTHS[2:]), *gpu_cases.dense_cases(64, LENGTHS[2:3]))
+    return made(setting, cases, "backward")
+
+
+def windows_video(setting: Setting) -> Iterator[Row]:
+    """NATTEN's unstrided neighbourhoods."""
+    return made(setting, gpu_cases.WINDOWS[:3], "forward")
+
+
+def windows_text(setting: Setting) -> Iterator[Row]:
+    """Causal windows, powers and documents."""
+    return made(setting, gpu_cases.WINDOWS[3:], "forward")
+
+
+def windows_backward_video(setting: Setting) -> Iterator[Row]:
+    """Gradients of the first."""
+    return made(setting, gpu_cases.WINDOWS[:3], "backward")
+
+
+def windows_backward_text(setting: Setting) -> Iterator[Row]:
+    """Gradients of the second."""
+    return made(setting, gpu_cases.WINDOWS[3:], "backward")
+
+
+def blocks_video(setting: Setting) -> Iterator[Row]:
+    """NATTEN's strided neighbourhoods and sliding tiles."""
+    return made(setting, gpu_cases.BLOCK_SPARSE[:5], "forward")
+
+
+def blocks_other(setting: Setting) -> Iterator[Row]:
+    """Columns, random blocks and Radial Attention."""
+    return made(setting, gpu_cases.BLOCK_SPARSE[5:], "forward")
+
+
+def blocks_backward_video(setting: Setting) -> Iterator[Row]:
+    """Gradients of the first."""
+    return made(setting, gpu_cases.BLOCK_SPARSE[:5], "backward")
+
+
+def blocks_backward_other(setting: Setting) -> Iterator[Row]:
+    """Gradients of the second."""
+    return made(setting, gpu_cases.BLOCK_SPARSE[5:], "backward")
+
+
+LENGTHS = (1024, 2048, 4096, 8192)
+
+
+def _dtype(setting: Setting) -> torch.dtype:
+    return torch.float32 if setting.toy else torch.bfloat16
+
+
+# --- a row -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Race:
+    """What runs: `ours` and `alike` give the same, `dense` is what attention costs without the pattern."""
+
+    ours: Attend
+    alike: Mapping[str, Attend]
+    dense: Mapping[str, Attend]
+    absent: Mapping[str, str]
+
+
+def _row(setting: Setting, case: Case, direction: Direction) -> Row:
+    torch.manual_seed(0)
+    flex.forget()
+    shape, dtype = case.shape(setting), _dtype(setting)
+    q, k, v = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)
+    given = case.given(setting)
+    attention, mask = case.attention(setting), case.mask(setting, given)
+    race = _race(setting, case, attention, mask, given, direction)
+    row: Row = {"case": case.name, "kind": case.kind, "n": shape.n, "d": shape.d, "heads": shape.heads[0]}
+    row |= {"batch": shape.batch, "dtype": word(dtype), "direction": direction, "machine": simulated_device(setting)}
+    found = sampled_errors(race.ours, mask, (q, k, v), gradients=True)
+    row |= {"errors": found, "ok": fits(found, dtype)}
+    if not row["ok"]:
+        return row
+    race, absent = _right(race, mask, (q, k, v), direction)
+    row |= _facts(setting, case, attention, given, direction)
+    row |= timed(setting, _runs(race, (q, k, v), direction), graphs=direction == "forward")
+    row |= {"absent": absent, "published": [one.row() for one in published.figures(case.name, direction, shape.n)]}
+    return row | _shares(row)
+
+
+def _race(
+    setting: Setting,
+    case: Case,
+    attention: Attention,
+    mask: Mask,
+    given: Mapping[str, Tensor],
+    direction: Direction,
+) -> Race:
+    ours = partial(called, attention, given)
+
+    tried: dict[str, Attend | Absent] = {
+        "flex": _flex(setting, mask, direction),
+        "natten": natten.attend(mask, setting.device),
+        "flash_attention": flash_attention.attend(mask, setting.device),
+    }
+    own: dict[str, Attend | Absent] = {
+        f"sdpa_{kernel}": sdpa.attend(kernel, setting.device, causal=case.is_causal) for kernel in ("cudnn", "flash")
+    }
+    if case.kind == "dense":
+        tried, own = {**tried, **own}, {}
+    else:
+        own["attnc_dense"] = case.dense()
+    absent = {name: run.reason for name, run in {**tried, **own}.items() if isinstance(run, Absent)}
+    here, dense = ({n: run for n, run in some.items() if not isinstance(run, Absent)} for some in (tried, own))
+    return Race(ours, here, dense, absent)
+
+
+def called(attention: Any, given: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A call with its inputs."""
+    out: Tensor = attention(q, k, v, **given)
+    return out
+
+
+def _flex(setting: Setting, mask: Mask, direction: Direction) -> Attend | Absent:
+    """Tuned on a GPU; at toy sizes uncompiled, for its results alone."""
+    if direction == "backward" and (refused := flex.trained(setting.device)) is not None:
+        return refused
+    blocks: list[Any] = []
+    reason = refusal(lambda: blocks.append(flex.block_mask(mask, setting.device, compiled=setting.cuda)))
+    if reason is not None:
+        return Absent(f"no block mask: {reason}")
+    return flex.attend(blocks[0], setting.device, tuned=True, compiled=setting.cuda)
+
+
+def _right(
+    race: Race, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction
+) -> tuple[Race, dict[str, str]]:
+    """The race of those that run and are right, and why the others do not take part."""
+    reasons = {name: _wrong(run, mask, leaves, direction) for name, run in race.alike.items()}
+    reasons |= {name: refusal(partial(_once, run, leaves, direction)) for name, run in race.dense.items()}
+    absent = {**race.absent, **{name: reason for name, reason in reasons.items() if reason is not None}}
+    alike, dense = (
+        {name: run for name, run in some.items() if name not in absent} for some in (race.alike, race.dense)
+    )
+    return Race(race.ours, alike, dense, absent), absent
+
+
+def _wrong(run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> str | None:
+    """Why a rival takes no part: it does not run, or its results are not those in fp64."""
+    found: dict[str, float] = {}
+    gradients = direction == "backward"
+    reason = refusal(lambda: found.update(sampled_errors(run, mask, leaves, gradients=gradients)))
+    if reason is not None or fits(found, leaves[0].dtype):
+        return reason
+    return f"its results are wrong: {found}"
+
+
+def _once(run: Attend, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> object:
+    """One call, with its gradient where that is timed."""
+    return alone(run, leaves) if direction == "forward" else gradient(run, leaves)()
+
+
+def _runs(race: Race, leaves: tuple[Tensor, Tensor, Tensor], direction: Direction) -> dict[str, Run]:
+    contenders = {"attnc": race.ours, **race.alike, **race.dense}
+    if direction == "forward":
+        return {name: partial(alone, run, leaves) for name, run in contenders.items()}
+    found = {name: gradient(run, leaves) for name, run in contenders.items()}
+    return {**found, "attnc_forward": partial(alone, race.ours, leaves)}
+
+
+def alone(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """A call that records nothing."""
+    with torch.no_grad():
+        return run(*leaves)
+
+
+def gradient(run: Attend, leaves: tuple[Tensor, Tensor, Tensor]) -> Run:
+    """The gradient alone, of an output that is made once."""
+    out = run(*leaves)
+    grad = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+# --- what is right ---------------------------------------------------------------------------------------------------
+
+
+def sampled_errors(
+    run: Attend, mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], *, gradients: bool
+) -> dict[str, float]:
+    """The largest errors, relative to the largest true entry, of the first head of the first batch entry and the last.
+
+    Gradients are of an output whose gradient is zero but in the sampled rows: those of keys and values are then exact.
+    """
+    found: dict[str, float] = {}
+    q, _, v = leaves
+    for lane in {(0, 0), (q.shape[0] - 1, q.shape[1] - 1)}:
+        draw = torch.randperm(mask.n, device=q.device)[:SAMPLED].sort().values
+        weights = torch.randn(len(draw), v.shape[-1], device=q.device, dtype=torch.float64)
+        true = _true(mask, leaves, lane, draw, weights)
+        ours = _ours(run, leaves, lane, draw, weights, gradients=gradients)
+        for name, x in ours.items():
+            found[name] = max(found.get(name, 0.0), gap(x, true[name]))
+    return found
+
+
+def _ours(
+    run: Attend,
+    leaves: tuple[Tensor, Tensor, Tensor],
+    lane: tuple[int, int],
+    draw: Tensor,
+    weights: Tensor,
+    *,
+    gradients: bool,
+) -> dict[str, Tensor]:
+    b, h = lane
+    if not gradients:
+        return {"out": alone(run, leaves)[b, h, draw]}
+    out = run(*leaves)
+    grad = torch.zeros_like(out)
+    grad[b, h, draw] = weights.to(grad.dtype)
+    dq, dk, dv = torch.autograd.grad(out, leaves, grad)
+    kv = h * leaves[1].shape[1] // leaves[0].shape[1]
+    return {"out": out[b, h, draw], "dq": dq[b, h, draw], "dk": dk[b, kv], "dv": dv[b, kv]}
+
+
+def _true(
+    mask: Mask, leaves: tuple[Tensor, Tensor, Tensor], lane: tuple[int, int], draw: Tensor, weights: Tensor
+) -> dict[str, Tensor]:
+    """The rows of one head in fp64: `SAMPLED` × n scores."""
+    (b, h), (q, k, v) = lane, leaves
+    kv = h * k.shape[1] // q.shape[1]
+    own = [x.detach().double().requires_grad_() for x in (q[b, h, draw], k[b, kv], v[b, kv])]
+    scores = own[0] @ own[1].T * q.shape[-1] ** -0.5
+    if mask.mod is not None:
+        entry, head = (torch.tensor(i, device=q.device) for i in lane)
+        keys = torch.arange(mask.n, device=q.device)
+        scores = scores.masked_fill(~mask.mod(entry, head, draw[:, None], keys[None]), -torch.inf)
+    out = scores.softmax(-1) @ own[2]
+    grads = torch.autograd.grad(out, own, weights.to(q.dtype).double())
+    return {"out": out.detach(), **dict(zip(("dq", "dk", "dv"), grads, strict=True))}
+
+
+# --- bounds and shares -----------------------------------------------------------------------------------------------
+
+
+def _facts(
+    setting: Setting, case: Case, attention: Attention, given: Mapping[str, Tensor], direction: Direction
+) -> Row:
+    """Density over dense attention, bound and prediction; nothing where the simulator has no such machine."""
+    device, shape = simulated_device(setting), case.shape(setting)
+    if device is None:
+        return {}
+    call: dict[str, Any] = {"heads": shape.heads[0], "kv_heads": shape.heads[1], "batch": shape.batch}
+    call |= {"head_dim": shape.d, "dtype": _dtype(setting), "device": device, "stage": direction}
+    call |= {"baseline": "causal" if case.is_causal else "full", **{name: x.cpu() for name, x in given.items()}}
+    found = attention.simulate(shape.n, **call)
+    bound = found.rung("tile").speedup
+    facts: Row = {"bound": round(bound, 4), "density": _density(case, shape.n, found.density)}
+    facts["predicted"] = {"attnc": found.predicted_ms, "attnc_dense": found.dense_ms}
+    return facts | {"full_tiles": round(found.tiles.full / found.tiles.live, 4)}
+
+
+def _density(case: Case, n: int, visible: float | None) -> float | None:
+    """Visible pairs over those of dense attention, of a share of all pairs."""
+    dense = (n + 1) / (2 * n) if case.is_causal else 1.0
+    return None if visible is None else visible / dense
+
+
+def _shares(row: Row) -> Row:
+    """What is reached of the bound and of the dense kernel's rate, both over our own dense kernel of the same run."""
+    if "attnc_dense" not in row["ms"] or row.get("density") is None:
+        return {}
+    over = ratio(row, "attnc_dense")
+    return {"of_bound": over / row["bound"], "of_dense_rate": over * row["density"]}
+
+
+# --- deterministic gradients -----------------------------------------------------------------------------------------
+
+
+def deterministic(setting: Setting) -> Iterator[Row]:
+    """Gradients under torch's deterministic algorithms beside the same without: what it costs, and equal bits."""
+    cases = (*gpu_cases.dense_cases(128, LENGTHS[3:]), gpu_cases.WINDOWS[3], gpu_cases.BLOCK_SPARSE[5])
+    todo: dict[str, Callable[[], Row]] = {
+        case.label(setting, word(_dtype(setting)), "backward"): partial(_deterministic, setting, case) for case in cases
+    }
+    return rows(setting, todo.items())
+
+
+def _deterministic(setting: Setting, case: Case) -> Row:
+    torch.manual_seed(0)
+    shape, dtype, given = case.shape(setting), _dtype(setting), case.given(setting)
+    leaves = operands(setting, shape.n, dtype, batch=shape.batch, heads=shape.heads, d=shape.d)
+    mask = case.mask(setting, given)
+    runs: dict[str, Run] = {}
+    found: dict[str, list[Tensor]] = {}
+    for name, strict in (("attnc", False), ("attnc_deterministic", True)):
+        out = called(case.attention(setting, deterministic=strict), given, *leaves)
+        grad = torch.ones_like(out)
+        step = partial(_step, strict, out, leaves, grad)
+        found[name] = [*step(), *step()]
+        runs[name] = step
+    theirs = {name: flash_attention.attend(mask, setting.device, deterministic=d) for name, d in FLASH.items()}
+    absent = {name: run.reason for name, run in theirs.items() if isinstance(run, Absent)}
+    for name, run in theirs.items():
+        if not isinstance(run, Absent):
+            runs[name] = gradient(run, leaves)
+    first, again = found["attnc_deterministic"][:3], found["attnc_deterministic"][3:]
+    same = all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    row: Row = {"case": case.name, "n": shape.n, "d": shape.d, "dtype": word(dtype), "direction": "backward"}
+    return {**row, "same_bits": same, "ok": same, "absent": absent, **timed(setting, runs)}
+
+
+FLASH = {"flash_attention": False, "flash_attention_deterministic": True}
+
+
+def _step(strict: bool, out: Tensor, leaves: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
+    torch.use_deterministic_algorithms(strict)
+    try:
+        return torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    finally:
+        torch.use_deterministic_algorithms(False)

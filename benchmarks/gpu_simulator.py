@@ -1,0 +1,174 @@
+"""The simulator against our kernels: predicted and measured times of patterns that none of its figures was fitted on.
+
+`over_ideal` is the speed over dense attention at the best rate that calibration measured: no bound may be below it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import gpu_calibrate
+import gpu_masks
+import masks
+import torch
+from baselines import published
+from gpu_parts import fits, gap, median, operands, rows, timed, word
+from part import Row, Setting
+from torch import Tensor
+
+from attnc import Attention, compile_attention
+
+LENGTHS, WIDTHS, HEADS, DRAWN = (4096, 8192, 16384), (64, 128), 16, 10
+
+
+@dataclass(frozen=True)
+class Point:
+    """A pattern and its parameters at a length; `documents`: it has some."""
+
+    name: str
+    pattern: str
+    params: Callable[[int], Mapping[str, Any]]
+    documents: bool = False
+
+
+def _fixed(**params: Any) -> Callable[[int], Mapping[str, Any]]:
+    return lambda n: params
+
+
+def _grid(window: int) -> Callable[[int], Mapping[str, Any]]:
+    return lambda n: {"height": n // 64, "width": 64, "window": window}
+
+
+def _drawn(number: int) -> Point:
+    """A window with sinks whose sizes are drawn: nothing here was chosen for them."""
+    draw = random.Random(number)
+    window, sinks = draw.randint(100, 3000), draw.randint(0, 200)
+    name = f"drawn {number}: {window} + {sinks} sinks"
+    return Point(name, "sliding_window", _fixed(window=window, sinks=sinks))
+
+
+POINTS = (
+    Point("causal", "causal", _fixed()),
+    Point("window 512", "sliding_window", _fixed(window=512)),
+    Point("window 2048 + 5 sinks", "sliding_window", _fixed(window=2048, sinks=5)),
+    Point("strided 128", "strided", _fixed(stride=128, local=128)),
+    Point("power 256, 5", "power", _fixed(block=256, window=5)),
+    Point("blocked 512", "blocked", _fixed(block=512)),
+    Point("neighborhood_1d 1025", "neighborhood_1d", _fixed(window=1025)),
+    Point("neighborhood 13 × 13", "neighborhood_2d", _grid(13)),
+    Point("S2", "s2_attention", _fixed(block=64, local_blocks=8, vertical_stride=16)),
+    Point("document", "document", _fixed(), documents=True),
+    *(_drawn(number) for number in range(DRAWN)),
+)
+TOY = (
+    Point("window 20", "sliding_window", _fixed(window=20)),
+    Point("document", "document", _fixed(), documents=True),
+)
+
+
+def forward(setting: Setting) -> Iterator[Row]:
+    """Forward, after the figures were measured."""
+    return _made(setting, "forward")
+
+
+def backward(setting: Setting) -> Iterator[Row]:
+    """Gradients."""
+    return _made(setting, "backward")
+
+
+def _made(setting: Setting, stage: str) -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = gpu_calibrate.measure(setting)
+        device = gpu_calibrate.fitted(setting, found, Path(folder))
+        points, lengths, widths = (TOY, (64,), (16,)) if setting.toy else (POINTS, LENGTHS, WIDTHS)
+        todo: dict[str, Callable[[], Row]] = {f"figures {stage}": partial(_figures, found, device)}
+        for point, d, n in product(points, widths, lengths):
+            todo[f"{point.name} n={n} d={d} {stage}"] = partial(_row, setting, point, n, d, stage, device, found)
+        yield from rows(setting, todo.items())
+
+
+def _figures(found: gpu_calibrate.Measured, device: str) -> Row:
+    figures = json.loads(Path(device).read_text(encoding="utf-8"))["figures"]
+    kept = {name: figures[name]["value"] for name in ("hbm_share", "launch_us", "prologue_clocks")}
+    shares = {width: one["value"] for width, one in figures["kernel_share"].items()}
+    return {"case": "figures", "microbenchmarks": found.count, **kept, "kernel_share": shares, "ok": found.count <= 10}
+
+
+def _row(setting: Setting, point: Point, n: int, d: int, stage: str, device: str, found: gpu_calibrate.Measured) -> Row:
+    torch.manual_seed(0)
+    dtype = torch.float32 if setting.toy else torch.bfloat16
+    heads = (1, 1) if setting.toy else (HEADS, HEADS)
+    attention = compile_attention(point.pattern, backend="triton", **point.params(n))
+    given = {"doc": masks.document_ids(n).to(setting.device)} if point.documents else {}
+    leaves = operands(setting, n, dtype, heads=heads, d=d)
+    row: Row = {"case": point.name, "n": n, "d": d, "heads": heads[0], "dtype": word(dtype), "direction": stage}
+    errors = _errors(attention, leaves, given)
+    row |= {"errors": errors, "ok": fits(errors, dtype)}
+    if not row["ok"]:
+        return row
+    call: dict[str, Any] = {"heads": heads[0], "head_dim": d, "dtype": dtype, "stage": stage, "device": device}
+    call |= {name: x.cpu() for name, x in given.items()}
+    simulated = attention.simulate(n, **call)
+    run = partial(gpu_masks.called, attention, given)
+    step = partial(gpu_masks.alone, run, leaves) if stage == "forward" else gpu_masks.gradient(run, leaves)
+    row |= timed(setting, {"attnc": step}, graphs=stage == "forward")
+    row |= {"predicted": {"attnc": simulated.predicted_ms}, "bound": simulated.rung("tile").speedup}
+    row |= {"density": simulated.density}
+    if stage == "forward":
+        row["over_ideal"] = heads[0] * n * n * found.best(d) / 1e6 / median(row)
+    return row
+
+
+ROWS = 32
+
+
+def _errors(attention: Attention, leaves: tuple[Tensor, ...], given: Mapping[str, Tensor]) -> dict[str, float]:
+    """Some rows of the last head in fp64, by attnc's own mask_mod, which its tests hold against papers."""
+    q, k, v = (x.detach() for x in leaves)
+    n, head = q.shape[2], q.shape[1] - 1
+    call: dict[str, Any] = {"heads": q.shape[1], "device": q.device, **given}
+    mod = attention.mask_mod(n, **call)
+    draw = torch.randperm(n, device=q.device)[:ROWS]
+    entry, place = torch.tensor(0, device=q.device), torch.tensor(head, device=q.device)
+    seen = mod(entry, place, draw[:, None], torch.arange(n, device=q.device)[None])
+    scores = q[0, head, draw].double() @ k[0, head].double().T * q.shape[-1] ** -0.5
+    true = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v[0, head].double()
+    out = gpu_masks.called(attention, given, q, k, v)
+    return {"out": gap(out[0, head, draw], true)}
+
+
+# --- NATTEN's figures ------------------------------------------------------------------------------------------------
+
+COSMOS = {"frames": 16, "height": 44, "width": 80, "window": [16, 32, 48]}
+HUNYUAN = {"frames": 30, "height": 48, "width": 80, "window": [18, 24, 24]}
+FLUX = {"height": 256, "width": 256, "window": 80}
+NATTEN: Mapping[str, tuple[str, Mapping[str, Any], int]] = {
+    "Hunyuan 18×24×24": ("neighborhood_3d", HUNYUAN, 115_200),
+    "Hunyuan 18×24×24 stride 16×8×8": ("neighborhood_3d", {**HUNYUAN, "stride": [16, 8, 8]}, 115_200),
+    "Cosmos 16×32×48": ("neighborhood_3d", COSMOS, 56_320),
+    "Cosmos 16×32×48 stride 1×8×16": ("neighborhood_3d", {**COSMOS, "stride": [1, 8, 16]}, 56_320),
+    "FLUX 80×80": ("neighborhood_2d", FLUX, 65_536),
+    "FLUX 80×80 stride 16": ("neighborhood_2d", {**FLUX, "stride": 16}, 65_536),
+}
+
+
+def natten(setting: Setting) -> Iterator[Row]:
+    """What the simulator predicts for NATTEN's six cases on an H100, beside the speedups that were published."""
+    names = list(NATTEN)[-1:] if setting.toy else list(NATTEN)
+    return rows(setting, [(f"NATTEN's {name}", partial(_natten, name)) for name in names])
+
+
+def _natten(name: str) -> Row:
+    pattern, params, n = NATTEN[name]
+    attention = compile_attention(pattern, **params)
+    found = attention.simulate(n, heads=24, head_dim=128, dtype=torch.bfloat16, device="h100")
+    own = {"predicted_speedup": found.speedup, "bound": found.rung("tile").speedup}
+    return {"case": name, "n": n, "direction": "forward", **own, "published_speedup": published.SPEEDUPS[name]}

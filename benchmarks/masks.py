@@ -1,0 +1,224 @@
+"""Masks as attnc and as FlexAttention write them, by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnc import Attention, compile_attention
+
+MaskMod = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pattern, for each length, as attnc and as FlexAttention write it.
+
+    `causal`: what dense attention has to be beside it; `heads`: how many heads the mask tells apart, None for one mask.
+    """
+
+    name: str
+    attention: Callable[[int], Attention]
+    mask_mod: Callable[[int], MaskMod]
+    inputs: Callable[[int], dict[str, Any]] = lambda n: {}
+    causal: bool = True
+    heads: int | None = None
+
+    def pairs(self, n: int) -> int:
+        """Pairs of dense attention in a head."""
+        return n * (n + 1) // 2 if self.causal else n * n
+
+
+def compiled(spec: str, **params: Any) -> Callable[[int], Attention]:
+    """A pattern whose parameters are those of every length."""
+    return lambda n: compile_attention(spec, **params)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+def document_ids(n: int) -> Tensor:
+    """Eight documents of uneven lengths, (1, n)."""
+    weights = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
+    lengths = weights * n // weights.sum()
+    lengths[-1] += n - lengths.sum()
+    return torch.repeat_interleave(torch.arange(8), lengths)[None]
+
+
+def grid_of(n: int) -> tuple[int, int]:
+    """Height and width of a picture with n tokens, n a power of two."""
+    height = 1 << (n.bit_length() - 1) // 2
+    return height, n // height
+
+
+# --- FlexAttention's masks -------------------------------------------------------------------------------------------
+
+
+def causal(n: int) -> MaskMod:
+    """Keys up to the query."""
+    return lambda b, h, q, k: q >= k
+
+
+def full(n: int) -> MaskMod:
+    """Every key."""
+    return lambda b, h, q, k: q >= 0
+
+
+def window(width: int, sinks: int) -> Callable[[int], MaskMod]:
+    """The last keys, and the first."""
+    return lambda n: lambda b, h, q, k: (q >= k) & ((q - k < width) | (k < sinks))
+
+
+def strided(step: int) -> Callable[[int], MaskMod]:
+    """The last keys, and each so many-th before."""
+    return lambda n: lambda b, h, q, k: (q >= k) & ((q - k < step) | ((q - k) % step == 0))
+
+
+def power(block: int, near: int) -> Callable[[int], MaskMod]:
+    """Blocks at distances that are powers of two, the nearest blocks and the first one."""
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        gap = q // block - k // block
+        return (q >= k) & ((gap < near) | (gap & (gap - 1) == 0) | (k < block))
+
+    return lambda n: visible
+
+
+def dilated(width: int, dilation: int) -> Callable[[int], MaskMod]:
+    """Each so many-th key of the last ones."""
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (q - k < width * dilation) & ((q - k) % dilation == 0)
+
+    return lambda n: visible
+
+
+def neighborhood(n: int) -> MaskMod:
+    """A square around the query that stays inside the picture."""
+    height, width = grid_of(n)
+
+    def near(a: Tensor, b: Tensor, extent: int) -> Tensor:
+        first = torch.clamp(a - NEIGHBORS // 2, 0, extent - NEIGHBORS)
+        return (b >= first) & (b < first + NEIGHBORS)
+
+    return lambda b, h, q, k: near(q // width, k // width, height) & near(q % width, k % width, width)
+
+
+def document(n: int) -> MaskMod:
+    """Keys of the query's document, up to it."""
+    doc = document_ids(n)[0]
+    return lambda b, h, q, k: (doc[q] == doc[k]) & (q >= k)
+
+
+def blocked(block: int) -> Callable[[int], MaskMod]:
+    """Keys of the query's block."""
+    return lambda n: lambda b, h, q, k: q // block == k // block
+
+
+def s2(block: int, local: int, stride: int, heads: int) -> Callable[[int], MaskMod]:
+    """Causal: the nearest blocks, and columns of blocks that every head has others of."""
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        column = (k // block + h * max(1, stride // heads)) % stride == 0
+        return (q >= k) & ((q // block - k // block < local) | column)
+
+    return lambda n: visible
+
+
+def block_map(n: int, block: int = 128, share: float = 0.4) -> Tensor:
+    """A share of all blocks drawn at random, and every block on the diagonal: int (1, rows, columns)."""
+    draw = torch.Generator().manual_seed(0)
+    drawn = torch.rand(n // block, n // block, generator=draw) < share
+    return (drawn | torch.eye(n // block, dtype=torch.bool)).long()[None]
+
+
+def random_blocks(n: int) -> MaskMod:
+    """The pairs of `block_map`."""
+    kept = block_map(n)[0].bool()
+    return lambda b, h, q, k: kept[q // 128, k // 128]
+
+
+def video_of(n: int) -> tuple[int, int, int]:
+    """Frames, height and width of a video with n tokens, n a power of two from 1024 on."""
+    frames = 8
+    height = 1 << ((n // frames).bit_length() - 1) // 2
+    return frames, height, n // frames // height
+
+
+AROUND = 3
+"""Tiles that are seen along each axis."""
+
+
+def tile_of(n: int) -> tuple[int, int, int]:
+    """A tile of the video with n tokens: frames, height, width."""
+    return (2, 4, 8) if n >= 4096 else (2, 2, 4)
+
+
+def sliding_tile(n: int) -> MaskMod:
+    """Tiles of a video around the query's, moved inward at an edge."""
+    frames, height, width = video_of(n)
+    tile = tile_of(n)
+
+    def near(a: Tensor, b: Tensor, axis: int, extent: int) -> Tensor:
+        first = torch.clamp(a // tile[axis] - AROUND // 2, 0, extent // tile[axis] - AROUND)
+        return (b // tile[axis] >= first) & (b // tile[axis] < first + AROUND)
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        t = near(q // (height * width), k // (height * width), 0, frames)
+        return t & near(q // width % height, k // width % height, 1, height) & near(q % width, k % width, 2, width)
+
+    return visible
+
+
+def _sliding_tile(n: int) -> Attention:
+    frames, height, width = video_of(n)
+    tile = list(tile_of(n))
+    kernel = [AROUND * side for side in tile]
+    return compile_attention("sliding_tile", frames=frames, height=height, width=width, tile=tile, kernel=kernel)
+
+
+RANDOM_BLOCKS = """
+pattern random_blocks(block: int = 128)
+    align   start
+    input   map: int[batch, rows, cols]
+    visible map[q // block, k // block] == 1
+"""
+
+
+def _neighborhood_2d(n: int) -> Attention:
+    height, width = grid_of(n)
+    return compile_attention("neighborhood_2d", height=height, width=width, window=NEIGHBORS)
+
+
+NEIGHBORS = 13
+
+DENSE = (Case("full", compiled("full"), full, causal=False), Case("causal", compiled("causal"), causal))
+
+WINDOWS = (
+    Case("window 512", compiled("sliding_window", window=512), window(512, 0)),
+    Case("window 300 + 7 sinks", compiled("sliding_window", window=300, sinks=7), window(300, 7)),
+    Case("strided 128", compiled("strided", stride=128), strided(128)),
+    Case("power 256, 5", compiled("power", block=256, window=5), power(256, 5)),
+    Case("dilated 16 x 64", compiled("dilated_window", window=16, dilation=64), dilated(16, 64)),
+    Case("neighborhood 13 x 13", _neighborhood_2d, neighborhood, causal=False),
+    Case("document", compiled("document"), document, lambda n: {"doc": document_ids(n)}),
+)
+
+HEADS = 4
+"""Of every case on a CPU."""
+
+BLOCKS = (
+    Case("blocked 512", compiled("blocked", block=512), blocked(512), causal=False),
+    Case("random blocks 40 %", compiled(RANDOM_BLOCKS), random_blocks, lambda n: {"map": block_map(n)}, causal=False),
+    Case("sliding tile 3 x 3 x 3", _sliding_tile, sliding_tile, causal=False),
+    Case(
+        "s2 64, 8, 16",
+        compiled("s2_attention", block=64, local_blocks=8, vertical_stride=16),
+        s2(64, 8, 16, HEADS),
+        heads=HEADS,
+    ),
+)

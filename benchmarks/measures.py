@@ -1,0 +1,102 @@
+"""How values are read from rows: speed over a rival, the share of a bound, rank correlation, break-even lengths."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+from goals import Found, Rows
+from part import Row
+
+Test = Callable[[Row], bool]
+Read = Callable[[Rows], list[Found]]
+
+
+def anything(row: Row) -> bool:
+    """No row is left out."""
+    return True
+
+
+def timed(rows: Rows) -> Iterator[Row]:
+    """The rows with times, of every part."""
+    return (row for found in rows.values() for row in found if "ms" in row)
+
+
+def median(row: Row, name: str = "attnc") -> float | None:
+    """Milliseconds of a contender; None where it did not run."""
+    time = row["ms"].get(name)
+    return None if time is None else float(time["median"])
+
+
+def speedup(row: Row, rival: str, ours: str = "attnc") -> float | None:
+    """How many times as fast as a rival; None where one of them did not run."""
+    mine, theirs = median(row, ours), median(row, rival)
+    return None if mine is None or theirs is None else theirs / mine
+
+
+def each(value: Callable[[Row], float | None], test: Test = anything) -> Read:
+    """A value of every timed row that passes a test and has it."""
+
+    def read(rows: Rows) -> list[Found]:
+        found = ((row, value(row)) for row in timed(rows) if test(row))
+        return [Found(row["key"], x, row) for row, x in found if x is not None]
+
+    return read
+
+
+def over(rival: str, test: Test = anything) -> Read:
+    """The speed over a rival's."""
+    return each(lambda row: speedup(row, rival), test)
+
+
+def of_bound(row: Row) -> float | None:
+    """The percentage that was reached of the speed over dense attention that the live tiles allow."""
+    gain = speedup(row, "dense")
+    return None if gain is None or "bound" not in row else 100 * gain / float(row["bound"])
+
+
+def single(label: str, value: float | None) -> list[Found]:
+    """One value for all rows, none where it is not known."""
+    return [] if value is None else [Found(label, value)]
+
+
+def predictions(rows: Rows) -> list[tuple[Row, float, float]]:
+    """Rows with milliseconds that were predicted, and measured."""
+    return [
+        (row, float(row["predicted"]["attnc"]), float(row["ms"]["attnc"]["median"]))
+        for row in timed(rows)
+        if "predicted" in row
+    ]
+
+
+def error(row: Row) -> float | None:
+    """By how many percent a prediction is off, either way."""
+    if "predicted" not in row:
+        return None
+    return abs(100 * (float(row["predicted"]["attnc"]) / float(row["ms"]["attnc"]["median"]) - 1))
+
+
+def kendall(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau: the share of pairs of points in one order less that of those that are not; ties are left out."""
+    signs = [
+        math.copysign(1, (a - c) * (b - d)) for (a, b), (c, d) in itertools.combinations(pairs, 2) if a != c and b != d
+    ]
+    return sum(signs) / len(signs) if signs else None
+
+
+def break_even(gains: Sequence[tuple[int, float]]) -> float | None:
+    """The length at which two take as long, of lengths and speedups, between the two around it on logarithmic scales.
+
+    The least length where it is ahead at all of them; infinity where it is behind at the last.
+    """
+    points = sorted((float(n), math.log(gain)) for n, gain in gains)
+    if not points:
+        return None
+    if points[-1][1] < 0:
+        return math.inf
+    for (a, low), (b, high) in reversed(list(pairwise(points))):
+        if low < 0 <= high:
+            return math.exp(math.log(a) + (math.log(b) - math.log(a)) * -low / (high - low))
+    return points[0][0]

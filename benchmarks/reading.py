@@ -1,0 +1,43 @@
+"""Result files as they are kept in `results/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import suites
+import timing
+from part import Row
+
+
+@dataclass(frozen=True)
+class Result:
+    """A part's file: its rows, and the machine, versions, commit and date in `facts`."""
+
+    part: str
+    facts: Mapping[str, object]
+    rows: Sequence[Row]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the part ran to its end."""
+        return bool(self.facts["complete"])
+
+
+def load(folder: Path = timing.RESULTS) -> dict[str, Result]:
+    """The results that are there, by part, in the order of the suites."""
+    found = {}
+    for parts in suites.PARTS.values():
+        for part in parts:
+            path = folder / f"{part.name}.json"
+            if path.exists():
+                facts = json.loads(path.read_text(encoding="utf-8"))
+                found[part.name] = Result(part.name, facts, facts.pop("rows"))
+    return found
+
+
+def rows(results: Mapping[str, Result]) -> dict[str, Sequence[Row]]:
+    """The rows alone, by part."""
+    return {name: result.rows for name, result in results.items()}
