@@ -231,9 +231,7 @@ class Shown(Compiled):
         Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
         recurrent = self._general.recurrent
-        if recurrent is None:
-            self._refuse_states("simulation yet")
-        elif tile is not None or order is not None:
+        if recurrent is not None and (tile is not None or order is not None):
             raise ArgumentError("tile and order are of pairs; the chunks of a recurrence are chosen by their time")
         from attnc.compiler.simulation.candidates import Wish
         from attnc.runtime.simulating import default_dtype, find_device, simulated
@@ -247,6 +245,8 @@ class Shown(Compiled):
             from attnc.runtime.simulating_recurrences import simulated_recurrence
 
             return simulated_recurrence(recurrent, self._bound.values, sizes, machine, stage, inputs)
+        if self._pattern.stateful:
+            return self._simulated_states(sizes, inputs, machine, stage, baseline, Wish(tile, order))
         if self._pattern.selections:
             return self._simulated_choices(sizes, inputs, machine, stage, baseline, Wish(tile, order))
         if self._steps is None:
@@ -265,6 +265,31 @@ class Shown(Compiled):
             baseline,
             Wish(tile, order),
         )
+
+    def _simulated_states(
+        self,
+        sizes: Sizes,
+        inputs: Mapping[str, object],
+        machine: Device,
+        stage: Pass,
+        baseline: Baseline,
+        wish: Wish,
+    ) -> Simulation:
+        from attnc.compiler.simulation.candidates import Wish
+        from attnc.compiler.simulation.machine import Machine
+        from attnc.runtime.simulating import check_asked
+        from attnc.runtime.simulating_states import simulated_states
+
+        if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
+            self._refuse_states("simulation on a CPU, of decode, or beside choices: ask for a whole call on a GPU")
+        assert isinstance(machine, Machine)
+        check_asked(stage, baseline, wish, on_cpu=False)
+        if wish != Wish():
+            raise ArgumentError("tile and order are of pairs; the chunks of branches with a state have their own")
+        assert self._steps is not None
+        attends = self._steps.relations(sizes, inputs) if self._pattern.nodes else []
+        own = self._steps.stateful
+        return simulated_states(self.name, self._bound.values, attends, own, sizes, machine, stage, baseline, inputs)
 
     def _simulated_choices(
         self,

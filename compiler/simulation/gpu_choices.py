@@ -7,7 +7,7 @@ and choice are operations of torch on whole tensors, whose bytes decide. None of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from math import inf
 
@@ -137,7 +137,7 @@ def simulate_gpu_choices(
         causal=problem.is_causal,
         visible=visible,
         tiles=_tiles(problem, runs, others),
-        choices=(*map(_choice, runs), *_alike([choice for one in others for choice in one.choices])),
+        choices=(*map(_choice, runs), *alike(choice for one in others for choice in one.choices)),
         others=(),
         rungs=tuple(rungs),
         predicted_ms=predicted,
@@ -296,8 +296,8 @@ def repeated(one: Simulation, times: float) -> Simulation:
     )
 
 
-def _alike(choices: Sequence[Choice]) -> list[Choice]:
-    """Each kernel and how it runs once, with the time of all that run so: those of the members of a family."""
+def alike(choices: Iterable[Choice]) -> list[Choice]:
+    """Each kernel and how it runs once, with the time of all that run so: branches alike."""
     found: dict[Choice, float] = {}
     for choice in choices:
         key = replace(choice, ms=0.0)

@@ -70,7 +70,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A kernel and how it would run. `limit`: the unit of the machine that is busiest."""
+    """A kernel and how it would run. `limit`: the unit of the machine that is busiest. Without tiles: of a state."""
 
     kernel: str
     q_tile: int
@@ -81,7 +81,8 @@ class Choice:
     ms: float
 
     def __str__(self) -> str:
-        return f"{self.kernel}: tiles of {self.q_tile}×{self.k_tile} in {self.order}; {self.how}"
+        tiles = f"tiles of {self.q_tile}×{self.k_tile} in {self.order}; " if self.q_tile else ""
+        return f"{self.kernel}: {tiles}{self.how}"
 
 
 @dataclass(frozen=True, slots=True)

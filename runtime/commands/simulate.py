@@ -126,7 +126,11 @@ def _printed(found: Simulation) -> str:
 def _growth(answer: Answer) -> str:
     growth = answer.growth
     if growth is None:
-        return answer.main.growth if isinstance(answer.main, RecurrenceSimulation) else "not known"
+        return (
+            answer.main.growth
+            if isinstance(answer.main, RecurrenceSimulation)
+            else "not known, as a branch has a state"
+        )
     return growth.law + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}")
 
 

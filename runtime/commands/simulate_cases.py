@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import torch
 
 from attnc.compiler.growth.growth import Growth
+from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.call import own_sizes
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
@@ -92,8 +93,7 @@ class Cases:
 
     def answer(self) -> Answer:
         """All of it."""
-        recurs = self.attention.is_recurrence
-        growth = None if recurs else self.attention.growth(heads=self.main.shape.heads)
+        growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
         return Answer(
             self.main, self._even(), self._floors(), growth, self._others(), self._swept(), dict(self.examples)
         )
@@ -137,10 +137,10 @@ class Cases:
 
     def _inputs(self, attention: Attention, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
         """Those given, and an example of each other that the relation reads; of a recurrence its sizes alone."""
+        known = _sizes_of(attention.pattern)
+        sizes = {name: value for name, value in self.asked.sizes.items() if name in known}
         if attention.is_recurrence:
-            recur = attention.pattern.recur
-            known = frozenset[str]() if recur is None else own_sizes(recur)
-            return {name: value for name, value in self.asked.sizes.items() if name in known}
+            return sizes
         given = given_inputs(attention.bound, self.asked.inputs, n_q, n_k)
         made = example_inputs(
             attention.bound,
@@ -154,10 +154,10 @@ class Cases:
         )
         for name, example in made.items():
             self.examples.setdefault(name, example.words)
-        return {**given, **{name: example.tensor for name, example in made.items()}}
+        return {**sizes, **given, **{name: example.tensor for name, example in made.items()}}
 
     def _floors(self) -> tuple[Floor, ...]:
-        if self.asked.stage == "decode" or self.attention.is_recurrence:
+        if self.asked.stage == "decode" or has_states(self.attention.pattern):
             return ()
         n_k = self.asked.n_k or self.n
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
@@ -234,18 +234,29 @@ def _asked(args: argparse.Namespace) -> Asked:
     return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
 
+def has_states(pattern: Pattern) -> bool:
+    """Whether tokens update a state, in a branch or altogether."""
+    return pattern.recur is not None or bool(pattern.stateful)
+
+
+def _sizes_of(pattern: Pattern) -> frozenset[str]:
+    """The sizes that only states have."""
+    recurs = [*pattern.stateful, *([] if pattern.recur is None else [pattern.recur])]
+    return frozenset[str]().union(*map(own_sizes, recurs))
+
+
 def _check_kind(args: argparse.Namespace, asked: Asked, attention: Attention) -> None:
     """Raise UsageError for what only recurrences have, or only patterns."""
-    recur = attention.pattern.recur
-    known = frozenset[str]() if recur is None else own_sizes(recur)
+    known = _sizes_of(attention.pattern)
     for name in asked.sizes.keys() - known:
         listed = f"it has {', '.join(sorted(known))}" if known else "it has none"
         raise UsageError(f"--size {name}: `{attention.name}` has no such size of its own; {listed}")
-    if recur is None:
+    if not has_states(attention.pattern):
         return
+    kind = "is a recurrence" if attention.pattern.recur is not None else "has branches with a state"
     for option, given in (("--tile", args.tile), ("--order", args.order), ("-o", args.out), ("--slider", args.slider)):
         if given is not None:
-            raise UsageError(f"{option} {given}: of patterns only; `{attention.name}` is a recurrence")
+            raise UsageError(f"{option} {given}: of patterns without states; `{attention.name}` {kind}")
     if args.inputs:
         raise UsageError(f"--input {args.inputs[0]}: of a recurrence sizes are all that matters, as in --size slots=64")
     if args.baseline == "both":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,8 @@ def test_ladder(name: str, stage: Any) -> None:
 
 def test_refusals() -> None:
     """What is not simulated says so."""
-    with pytest.raises(UnsupportedError, match="no choice among places"):
-        compile_attention("dynamic_mask").simulate(256, heads=2)
+    with pytest.raises(UnsupportedError, match="is not simulated on a CPU yet"):
+        compile_attention("token_sparse").simulate(256, heads=2, device="cpu")
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
         compile_attention("moba").simulate(1, 1024, device="cpu", stage="decode")
     with pytest.raises(UnsupportedError, match="decode of `moba`"):
@@ -229,6 +230,33 @@ def test_ladder_of_a_gpu(name: str, stage: Any, device: str) -> None:
     assert found.estimated and not found.calibrated
     assert all(rung.lost_to in str(found) for rung in found.rungs)
     assert 0 < found.traffic.least <= found.traffic.held
+
+
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+def test_single_keys_on_a_gpu(stage: Any) -> None:
+    """Tiles of all that may be chosen, in each of which is asked; pairs are those that are kept."""
+    n, kept, heads = 4096, 512, 4
+    inputs = {"bias": torch.zeros(1, heads, n)}
+    size: dict[str, Any] = {"heads": heads, "head_dim": 64, "stage": stage}
+    found = compile_attention("dynamic_mask", keys_kept=kept).simulate(n, **size, **inputs)
+    open_to_all = compile_attention("full").simulate(n, **size)
+    assert found.tiles.live == found.tiles.partial == open_to_all.tiles.live
+    assert found.visible < open_to_all.visible
+    assert found.ideal_ms / found.rung("attended").speedup > open_to_all.predicted_ms
+    assert (found.rung("listed").speedup > found.rung("predicted").speedup) == (stage == "forward")
+    assert any("taken to lie scattered" in note for note in found.notes)
+
+
+def test_of_many_members_some_stand_for_others() -> None:
+    """A family of as many branches as there are clusters: twice as many take twice the time, simulated or not."""
+    times = []
+    for clusters in (4, 8, 16, 32):
+        attend = compile_attention("routing_transformer", size=128)
+        given: dict[str, Any] = {name: torch.zeros(2, clusters, 64, 64) for name in ("memory_k", "memory_v")}
+        found = attend.simulate(1024, heads=2, head_dim=64, mu=torch.zeros(2, clusters, 64), **given)
+        times.append(found.ideal_ms / found.rung("attended").speedup)
+    assert [after / before for before, after in pairwise(times)] == pytest.approx([2, 2, 2])
+    assert any("each stands for" in note for note in found.notes)
 
 
 def test_tiles_of_a_gpu_follow_from_the_sizes() -> None:

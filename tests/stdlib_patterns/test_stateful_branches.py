@@ -118,7 +118,9 @@ def test_what_it_is_and_is_not() -> None:
     q = torch.randn(1, 1, 4, 8)
     calls: list[Callable[[], object]] = [
         lambda: attend.mask(8),
-        lambda: attend.simulate(64),
+        lambda: attend.simulate(64, device="cpu"),
+        lambda: attend.simulate(1, 64, stage="decode"),
+        attend.growth,
     ]
     for call in calls:
         with pytest.raises(UnsupportedError, match="has a branch with a state, `far`"):

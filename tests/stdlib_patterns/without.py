@@ -33,16 +33,12 @@ class Reason:
 
 
 RECURRENCE = Reason("no pairs of queries and keys", "is a recurrence, which has no pairs of queries and keys")
-STATE = Reason("a branch with a state, which has no mask and no simulation", "has a branch with a state")
+STATE = Reason("a branch with a state, which has no mask", "has a branch with a state")
 NO_TOKENS = Reason("keys that are no tokens", "has keys that are no tokens")
 OWN_KEYS = Reason("tiles in torch: keys of its own", "there are no kernels for keys of its own")
 TWO_PASSES = Reason("tiles in torch: weights need all keys of a row", "weights that need all keys of a row")
 VECTORS_OF_PAIRS = Reason("tiles in torch: vectors of each pair", "products of vectors that differ from pair to pair")
 NO_KERNELS = Reason("operations of torch: a state without kernels", "are of a kind that has no kernels")
-ONLY_STATES = Reason(
-    "no simulation: branches with a state alone", "has no pairs of queries and keys: no simulation yet"
-)
-
 TILES: Mapping[str, Reason] = {
     **dict.fromkeys(("attention_residual", "autoformer_lags", "davit_channel", "davit_window", "halo"), OWN_KEYS),
     **dict.fromkeys(("landmark", "local_linear", "softplus_lssar"), TWO_PASSES),
@@ -57,15 +53,12 @@ ALONE: Mapping[str, Mapping[str, Reason]] = {
     },
     "interpreter": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
     "gate": {**TILES, "landmark_retrieval": TWO_PASSES, "titans_linear": NO_KERNELS},
-    "simulate": {
-        **dict.fromkeys(("lingen_ma", "mamba_mixer"), ONLY_STATES),
-    },
 }
 """By check and pattern."""
 
 ALL_OF: Mapping[str, Mapping[str, Reason]] = {
     "recurrence": {"mask": RECURRENCE},
-    "hybrid": {"mask": STATE, "simulate": STATE},
+    "hybrid": {"mask": STATE},
 }
 """By kind of pattern and check."""
 
