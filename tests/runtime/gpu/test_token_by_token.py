@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor
 from attnc import EvaluationError, UnsupportedError, compile_attention
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.derived import NoFormError
+from attnc.compiler.recurrences.kernels.stepping import Stepping
+from attnc.compiler.recurrences.kernels.token_by_token import emit_token_by_token
 from attnc.runtime.gpu import launch as launching
 from attnc.runtime.gpu.compiling import Compiled, compile_all
 from attnc.runtime.gpu.recurrent import token_by_token
@@ -54,11 +57,13 @@ EQUATIONS = {
     "sums along axes": "let x = sum(tanh(S[i, j]) ** 2 / 3 for i in 0 .. dk, j in 0 .. dv)\n"
     "step S = hold * S + outer(k, tanh(v - 0.1 * sum(S[i] for i in 0 .. dk))) / (1 + x)",
     "places": "step S = tanh(S + outer(k, v)) if t % 3 == 0 else hold * S",
+    "states handed on": "state A: [dk, dv]\nstate Z: [dk, dv]\nstep Z = A\nstep A = S\n"
+    "step S = hold * tanh(S) + outer(k, v) + 0.1 * Z",
     "resets": "reset fresh\nstep S = tanh(hold * S + outer(k, v))",
     "an order": "scan -t\nstep S = tanh(hold * S + outer(k, v))",
 }
 
-FROM_NOTHING = frozenset({"an order", "places", "matrices of states"})
+FROM_NOTHING = frozenset({"an order", "places", "matrices of states", "states handed on"})
 """Those that are not given a state: one needs all tokens, others have more than `S`."""
 
 
@@ -133,6 +138,17 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+@pytest.fixture(params=["roomy", "tight"])
+def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Whether kernels have room for all matrices of a token; those of large heads have not."""
+    if request.param == "tight":
+        monkeypatch.setattr(Stepping, "is_tight", True)
+    emit_token_by_token.cache_clear()
+    yield request.param
+    emit_token_by_token.cache_clear()
+
+
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("what", EQUATIONS)
 def test_equations(what: str, kernels: list[str]) -> None:
     text = source(EQUATIONS[what])
@@ -146,6 +162,7 @@ def test_equations(what: str, kernels: list[str]) -> None:
     check(ours, theirs)
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize(("what", "parts"), [("entry by entry", 2), ("rows that meet", 2), ("a soft maximum", 1)])
 def test_columns_that_never_meet_are_done_apart(what: str, parts: int, kernels: list[str]) -> None:
     text = source(EQUATIONS[what])
@@ -156,6 +173,7 @@ def test_columns_that_never_meet_are_done_apart(what: str, parts: int, kernels: 
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("tokens", [1, 16, 17, 64, 65])
 def test_lengths(tokens: int) -> None:
     attend: Any = compile_attention("yaad_linear", backend="triton")
@@ -176,6 +194,7 @@ NUMBERS_AND_VECTORS = """recurrence r
 """
 
 
+@pytest.mark.usefixtures("room")
 def test_states_that_are_numbers_and_vectors(kernels: list[str]) -> None:
     text = NUMBERS_AND_VECTORS.replace("sqrt(1 + dot(z, k))", "sigmoid(dot(z, k))")
     attend: Any = compile_attention(text, backend="triton")
@@ -183,6 +202,17 @@ def test_states_that_are_numbers_and_vectors(kernels: list[str]) -> None:
     ours = run(attend, rows, inputs, torch.float32)
     assert kernels == ["forward_kept in 3", "backward in 3"]
     check(ours, run(compile_attention(text, backend="reference"), rows, inputs, torch.float64))
+
+
+def test_a_tight_kernel_makes_matrices_where_they_are_read(room: str) -> None:
+    attend = compile_attention("yaad_linear")
+    recurrent = attend._general.recurrent
+    assert recurrent is not None
+    found = recurrent_kernels(attend._bound, recurrent, TARGETS["sm_90"], 16, torch.float32, {})
+    backward = next(kernel.text for name, kernel in found.items() if name.endswith("backward"))
+    token = backward.partition("for back in")[2]
+    assert token.count("tl.load(before0") == (4 if room == "tight" else 1)
+    assert ("tl.load(dbegun0" in token) is (room == "tight")
 
 
 WITHOUT = {
@@ -197,6 +227,7 @@ LIBRARY = (
 )
 
 
+@pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "derive", _refusing)
