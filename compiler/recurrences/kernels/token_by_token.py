@@ -41,12 +41,21 @@ class _Forward(TapeText):
         self.begin()
         for n, (i, _, axes) in enumerate(self.states()):
             self.add(f"x{i} = {self.loaded(self.buffer(f'begun{n}', axes, alike=True), axes)}")
-        with self.lines.block("for turn in range(0, tokens):"):
+        if self.of.keeps:
+            with self.lines.block("for this in range(0, stretches):"):
+                for n, (i, _, axes) in enumerate(self.states()):
+                    self.store(self.buffer(f"kept{n}", axes, "this", "stretches"), axes, f"x{i}")
+                self.add("first = this * stretch")
+                self._tokens("first", "tl.minimum(first + stretch, tokens)")
+        else:
+            self._tokens("0", "tokens")
+        for n, (i, _, axes) in enumerate(self.states()):
+            self.store(self.buffer(f"last{n}", axes, alike=True), axes, f"x{i}")
+
+    def _tokens(self, begin: str, end: str) -> None:
+        """Tokens one after another."""
+        with self.lines.block(f"for turn in range({begin}, {end}):"):
             self.add("token = turn + tl.full((), 0, tl.int64)")
-            if self.of.keeps:
-                with self.lines.block("if turn % stretch == 0:"):
-                    for n, (i, _, axes) in enumerate(self.states()):
-                        self.store(self.buffer(f"kept{n}", axes, "turn // stretch", "stretches"), axes, f"x{i}")
             self.begun_anew(
                 *((f"x{i}", constant(start)) for (i, *_), start in zip(self.states(), self.of.starts, strict=True))
             )
@@ -56,8 +65,6 @@ class _Forward(TapeText):
             later = [(i, self.name(after)) for i, after, _ in self.states() if after != i]
             if later:
                 self.add(f"{', '.join(f'x{i}' for i, _ in later)} = {', '.join(text for _, text in later)}")
-        for n, (i, _, axes) in enumerate(self.states()):
-            self.store(self.buffer(f"last{n}", axes, alike=True), axes, f"x{i}")
 
 
 @dataclass
