@@ -241,6 +241,18 @@ def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeyp
     check(ours, run(reference, [q, k, v], inputs, torch.float64), 1e-5)
 
 
+@pytest.mark.parametrize("name", ["test_time_regression", "yaad_linear"])
+def test_large_heads(name: str, kernels: list[str]) -> None:
+    """Of a size for which kernels are tight, in two stretches."""
+    q, k, v, given = example(name, B=1, H=1, T=18, dk=100, dv=70, dtype=torch.float64)
+    inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
+    attend: Any = compile_attention(name, backend="triton")
+    ours = run(attend, [q, k, v], inputs, torch.float32)
+    assert kernels == ["forward_kept in 1", "backward in 1"]
+    reference = compile_attention(name, backend="reference")
+    check(ours, run(reference, [q, k, v], inputs, torch.float64), 1e-5)
+
+
 @pytest.mark.parametrize("name", WITHOUT)
 def test_what_has_no_such_kernel_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "derive", _refusing)
