@@ -353,9 +353,6 @@ def _cell(without: Any, name: str, check: str, reasons: dict[str, int]) -> str:
     told = [] if reason is None else [reason.why]
     if check == "warnings":
         told = [f"{code}, expected: {why}" for code, why in without.WARNED.get(name, {}).items()]
-    if check == "gate":
-        failed = without.NOT_PASSED.get(name, {})
-        told += [f"`{kernel}` for heads of {size} does not pass: {why}" for (kernel, size), why in failed.items()]
     numbers = [str(reasons.setdefault(why, len(reasons) + 1)) for why in told]
     return ", ".join(numbers) or "yes"
 

@@ -38,7 +38,7 @@ class Op:
     apply: the function `of` entry by entry; `places` says for each operand at which axes of the result its own are.
     sum: over axis `of`. extreme: the largest or the least (`of`: max, min) along the first axis.
     product: of two matrices. root: 1 / sqrt of a number, 0 of 0. softmax: along the last axis.
-    diagonal: the matrix of a vector. pick: the entry (operand 1) of the first axis.
+    diagonal: the matrix of a vector, or of a number all along. pick: the entry (operand 1) of the first axis.
     """
 
     kind: Kind
@@ -179,7 +179,7 @@ class _Writing:
     def of(self, node: Value) -> int:
         """The number of a value."""
         if node not in self.known:
-            leaf = _is_leaf(node) and not isinstance(node, ir.Number) and not _is_quotient(node)
+            leaf = _is_leaf(node) and not self._is_constant(node)
             self.known[node] = self.add(Op("leaf", axes(node), of=node)) if leaf else self._made(node)
         return self.known[node]
 
@@ -197,6 +197,10 @@ class _Writing:
                 return self.add(Op("number", (), of=value))
             case ir.Ratio(num=ir.Const(value=num), den=ir.Const(value=den)):
                 return self.of(number(num / den))
+            case ir.Ratio(num=ir.Extent(name=axis)):
+                return self.add(Op("number", (), of=axis))
+            case ir.Eye():
+                return self.add(Op("diagonal", axes(node), (self.of(number(1.0)),)))
             case ir.Apply(op="normalised" | "rms" as op, operands=(x,)):
                 return self._scaled(self.of(x), op == "rms")
             case ir.Apply(op="softmax", operands=(x,)):
@@ -231,10 +235,30 @@ class _Writing:
             self.tests[node] = self.add(Op("test", (), of=node))
         return self.tests[node]
 
+    def _is_constant(self, node: Value) -> bool:
+        """Whether it is known without the tokens, and no tensor need hold it."""
+        match node:
+            case ir.Number() | ir.Eye():
+                return True
+            case ir.Ratio(num=ir.Const(), den=ir.Const(value=den)):
+                return den != 0
+            case ir.Ratio(num=ir.Extent(name=axis), den=ir.Const(value=1)):
+                return any(axis in op.axes for op in self.ops)
+        return False
+
     def _applied(self, op: str, operands: list[int]) -> int:
+        if op == "mul" and len(operands) == 2:
+            for unit, other in (operands, operands[::-1]):
+                if self._is_unit(unit) and not self.ops[other].axes:
+                    return self.add(Op("diagonal", self.ops[unit].axes, (other,)))
         own = [self.ops[i].axes for i in operands]
         wanted = max(own, key=len)
         return self.add(Op("apply", wanted, tuple(operands), op, tuple(_places(each, wanted) for each in own)))
+
+    def _is_unit(self, i: int) -> bool:
+        """Whether it is the unit matrix."""
+        op = self.ops[i]
+        return op.kind == "diagonal" and self.ops[op.operands[0]].of == 1.0
 
     def _scaled(self, x: int, by_mean: bool) -> int:
         """x / ‖x‖ along the last axis, or x / √mean(x²); 0 of 0."""
@@ -349,13 +373,6 @@ def _is_leaf(node: Value) -> bool:
     if any(isinstance(below, ir.StateAt) for below in node.below):
         return False
     return rank(node) <= 1 or isinstance(node, ir.Element) or is_same_at_all(node)
-
-
-def _is_quotient(node: Value) -> bool:
-    """Whether it is a constant that is written as a quotient."""
-    if not isinstance(node, ir.Ratio) or not isinstance(node.den, ir.Const):
-        return False
-    return isinstance(node.num, ir.Const) and node.den.value != 0
 
 
 _WORDS: Mapping[type, str] = {

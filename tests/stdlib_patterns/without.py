@@ -85,18 +85,3 @@ def every_reason() -> Iterator[tuple[str, str]]:
     """Checks and patterns that are named one by one."""
     for check, own in ALONE.items():
         yield from ((check, name) for name in own)
-
-
-NOT_PASSED: Mapping[str, Mapping[tuple[str, int], str]] = {
-    "moneta_linear": {("token_by_token", 128): "stack of 280 bytes"},
-    "test_time_regression": {
-        ("token_by_token", 64): "stack of 24 bytes",
-        ("token_by_token", 128): "stack of 1064 bytes",
-    },
-    "ttt_linear": {("token_by_token", 128): "stack of 984 bytes"},
-}
-"""Kernels, with the width of their heads, whose row does not pass the gate's rules, and what it says.
-
-All are backward passes that hold a head's matrices whole, as their rows and columns meet: at 128 four of them are all
-registers, and these need their states, the adjoints, and what lies between (powers, two states).
-"""

@@ -54,10 +54,10 @@ class Stepping:
         whole = max(LEAST, 1 << (self.size(axis) - 1).bit_length())
         if axis != self.along:
             return whole
-        rows = max(
-            (self.block(op.axes[0]) for op in self.tape.ops if len(op.axes) == 2 and op.axes[0] != axis), default=1
-        )
-        return min(whole, max(LEAST, OF_A_PART // rows))
+        matrices = [op.axes for op in self.tape.ops if len(op.axes) == 2]
+        rows = max((self.block(own[0]) for own in matrices if own[0] != axis), default=1)
+        undivided = max((self.entries(own) for own in matrices if axis not in own), default=0)
+        return min(whole, max(LEAST, max(OF_A_PART, undivided) // rows))
 
     @property
     def parts(self) -> int:
@@ -69,12 +69,11 @@ class Stepping:
         """Of a program."""
         if self.largest <= OF_A_PART:
             return 4
-        most = 4 if len(self.tape.after) > 1 else 8
-        return 8 if self.largest <= most * OF_A_PART else 16
+        return 8 if self.largest <= 8 * OF_A_PART else 16
 
     @property
     def is_tight(self) -> bool:
-        """Whether four tiles are all that there are registers for."""
+        """Whether there are registers for two or three tiles only, so that matrices are made where they are read."""
         return self.largest > 4 * OF_A_PART
 
     @cached_property

@@ -18,6 +18,17 @@ from attnc.compiler.simulation.gpu_clocks import TileShape
 from attnc.compiler.values import Axes, apply, element, number
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tile lies: at `base`, with what there is of a tile so many entries `further`.
+
+    Entries of a matrix are counted from the base first: as constants added to one address, they need no registers.
+    """
+
+    base: str
+    further: str = ""
+
+
 @dataclass
 class TapeText(ABC):
     """A kernel that is being written. The value of operation i is x{i}, its adjoint d{i}."""
@@ -77,7 +88,7 @@ class TapeText(ABC):
         )
         axes = dict.fromkeys(axis for op in self.tape.ops for axis in op.axes)
         for i, axis in enumerate(axes):
-            own = f"part * {self.of.block(axis)} + " if axis == self.of.along else ""
+            own = f"part * {self.of.block(axis)} + " if axis == self.of.along and self.of.parts > 1 else ""
             self.places[axis] = f"at{i}"
             self.add(f"at{i} = {own}tl.arange(0, {self.of.block(axis)})  # {axis}")
         for i in (*self.tape.leaves, *self.tape.tests):
@@ -102,12 +113,12 @@ class TapeText(ABC):
         """Load a leaf or a test."""
         own = self.tape.ops[i].axes
         token = f" + token * {self.given(i)[0]}_2" if i in self.of.varying else ""
-        self.add(f"x{i} = {self.loaded(f'{self.given(i)[0]}_at{token}', own)}")
+        self.add(f"x{i} = {self.loaded(Place(f'{self.given(i)[0]}_at{token}'), own)}")
 
-    def begun_anew(self, *names: tuple[str, str]) -> None:
-        """Where the token begins anew: values by name, each as a text says."""
+    def begun_anew(self, *names: tuple[str, str], token: str = "token") -> None:
+        """Where a token begins anew: values by name, each as a text says."""
         if self.of.resets:
-            self.add("begins = tl.load(fresh_at + token * fresh_2) != 0")
+            self.add(f"begins = tl.load(fresh_at + {token} * fresh_2) != 0")
             self.add(*(f"{name} = tl.where(begins, {text}, {name})" for name, text in names))
 
     # --- tiles
@@ -139,28 +150,36 @@ class TapeText(ABC):
         last = self.places[axes[-1]]
         if len(axes) == 1:
             return f" + {last}"
-        return f" + ({self.places[axes[0]]}[:, None] * {self.of.size(axes[1])} + {last}[None, :])"
+        return f" + {self.places[axes[0]]}[:, None] * {self.of.size(axes[1])} + {last}[None, :]"
 
-    def loaded(self, base: str, axes: Axes) -> str:
+    def loaded(self, place: Place, axes: Axes) -> str:
         """The text of a load."""
         mask = self.inside(axes)
-        return f"tl.load({base}{self.offset(axes)}{f', mask={mask}, other=0.0' if mask else ''})"
+        return f"tl.load({self._address(place, axes)}{f', mask={mask}, other=0.0' if mask else ''})"
 
-    def store(self, base: str, axes: Axes, value: str) -> None:
+    def store(self, place: Place, axes: Axes, value: str) -> None:
         """A store."""
         mask = self.inside(axes)
-        self.add(f"tl.store({base}{self.offset(axes)}, {value}{f', mask={mask}' if mask else ''})")
+        self.add(f"tl.store({self._address(place, axes)}, {value}{f', mask={mask}' if mask else ''})")
 
-    def buffer(self, name: str, axes: Axes, number: str = "", count: str = "", *, alike: bool = False) -> str:
-        """The address of a program's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
+    def _address(self, place: Place, axes: Axes) -> str:
+        if len(axes) < 2:
+            return f"{place.base}{place.further}{self.offset(axes)}"
+        return f"{place.base}{self.offset(axes)}{place.further}"
 
-        That `number` of so many, where there are several. `alike`: all parts of a lane have the same.
+    def buffer(self, name: str, axes: Axes, number: str = "", count: str = "", *, alike: bool = False) -> Place:
+        """A program's own in an fp32 tensor (lanes, or slots, of what is of no part; …), declared.
+
+        That `number` of so many, where there are several. `alike`: all parts of a lane have the same. A tight
+        kernel counts its own, but for tokens, in 32 bits: no memory holds 2³¹ matrices of such a size.
         """
         self.pointers[name] = Argument(name, "*fp32")
-        place = "lane" if alike or self.of.is_part(axes) else "slot"
-        if number:
+        place = "lane" if alike or self.of.parts == 1 or self.of.is_part(axes) else "slot"
+        if number and self.of.is_tight and count != "tokens":
+            place = f"({place}.to(tl.int32) * {count} + {number}).to(tl.int64)"
+        elif number:
             place = f"({place} * {count} + {number})"
-        return f"{name} + {place} * {prod(self.of.shape(axes))}"
+        return Place(name, f" + {place} * {prod(self.of.shape(axes))}")
 
     def _state_axes(self, name: str) -> Axes:
         return next(op.axes for op in self.tape.ops if op.kind == "state" and op.of == name)
@@ -218,8 +237,9 @@ class TapeText(ABC):
             case "softmax":
                 return self._softmax(names[0], own[0])
             case "diagonal":
-                place = self.places[own[0][0]]
-                return f"tl.where({place}[:, None] == {place}[None, :], {names[0]}[:, None], 0.0)"
+                place = self.places[op.axes[0]]
+                along = f"{names[0]}[:, None]" if own[0] else names[0]
+                return f"tl.where({place}[:, None] == {place}[None, :], {along}, 0.0)"
             case "pick":
                 return f"tl.sum(tl.where({self._picked(own[0], names[1])}, {names[0]}, 0.0), 0)"
         raise AssertionError(op.kind)
