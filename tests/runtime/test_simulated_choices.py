@@ -236,11 +236,13 @@ def test_ladder_of_a_gpu(name: str, stage: Any, device: str) -> None:
 def test_single_keys_on_a_gpu(stage: Any) -> None:
     """Tiles of all that may be chosen, in each of which is asked; pairs are those that are kept."""
     n, kept, heads = 4096, 512, 4
-    inputs = {"bias": torch.zeros(1, heads, n)}
     size: dict[str, Any] = {"heads": heads, "head_dim": 64, "stage": stage}
-    found = compile_attention("dynamic_mask", keys_kept=kept).simulate(n, **size, **inputs)
+    given: dict[str, Any] = {**size, "bias": torch.zeros(1, heads, n)}
+    found = compile_attention("dynamic_mask", keys_kept=kept).simulate(n, **given)
     open_to_all = compile_attention("full").simulate(n, **size)
     assert found.tiles.live == found.tiles.partial == open_to_all.tiles.live
+    assert found.visible is not None
+    assert open_to_all.visible is not None
     assert found.visible < open_to_all.visible
     assert found.ideal_ms / found.rung("attended").speedup > open_to_all.predicted_ms
     assert (found.rung("listed").speedup > found.rung("predicted").speedup) == (stage == "forward")
@@ -253,7 +255,8 @@ def test_of_many_members_some_stand_for_others() -> None:
     for clusters in (4, 8, 16, 32):
         attend = compile_attention("routing_transformer", size=128)
         given: dict[str, Any] = {name: torch.zeros(2, clusters, 64, 64) for name in ("memory_k", "memory_v")}
-        found = attend.simulate(1024, heads=2, head_dim=64, mu=torch.zeros(2, clusters, 64), **given)
+        given["mu"] = torch.zeros(2, clusters, 64)
+        found = attend.simulate(1024, heads=2, head_dim=64, **given)
         times.append(found.ideal_ms / found.rung("attended").speedup)
     assert [after / before for before, after in pairwise(times)] == pytest.approx([2, 2, 2])
     assert any("each stands for" in note for note in found.notes)
