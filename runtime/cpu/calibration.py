@@ -20,7 +20,7 @@ from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.choice_calibration import measured_choices
 from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
-from attnc.runtime.disk.machine import installed, this_cpu
+from attnc.runtime.disk.machine import has_matrix_tiles, installed, this_cpu
 from attnc.runtime.disk.store import store
 
 SCHEMA = 5
@@ -44,8 +44,7 @@ def _rates(threads: int, folder: Path | None) -> Rates:
     found = measured()
     if found is not None:
         return found
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not in every torch that is allowed
-    return AMX if has_amx else PLAIN
+    return AMX if has_matrix_tiles() else PLAIN
 
 
 def measured() -> Rates | None:

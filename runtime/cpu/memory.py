@@ -11,7 +11,7 @@ A call of the kernel on R rows of queries and K rows of keys, each query head co
 (e · R · w + s · R), or gradients and a copy of one operand (e · w · (2 · R + 2 · K)), copies of q, k and v (and of what
 else the backward reads) where rows are gathered, its mask where that is not kept, and the kernel's buffers, those of
 torch 2.13: for each thread, of blocks of 32, 64 or 256 rows and 512 keys, scores and output in fp32 (forward) or two of
-scores (backward), for half types again in these; and in bfloat16 k and v packed.
+scores (backward), for half types again in these; and in bfloat16 k and v packed, on processors with matrix tiles (AMX).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from attnc.compiler.planning.memory import Memory
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu.calls import Block, Call, ExactWindow, calls_of
 from attnc.runtime.cpu.program import Program
+from attnc.runtime.disk.machine import has_matrix_tiles
 from attnc.runtime.settings import SETTINGS
 
 HALF = ("bfloat16", "float16")
@@ -53,7 +54,8 @@ def memory_of(plan: Plan, dk: int, dv: int, dtype: str) -> Memory:
     """The memory of a call of these widths and this dtype, of contiguous tensors, with as many threads as torch has."""
     half = dtype in HALF
     size = 2 if half else 8 if dtype == "float64" else 4
-    kind = _Kind(size, max(size, 4), max(dk, dv), half, dtype == "bfloat16", torch.get_num_threads())
+    packs = dtype == "bfloat16" and has_matrix_tiles()
+    kind = _Kind(size, max(size, 4), max(dk, dv), half, packs, torch.get_num_threads())
     rows, keys = plan.batch * plan.heads * plan.n_q, plan.batch * plan.kv_heads * plan.n_k
     saved = size * (rows + keys) * (dk + dv) + kind.lse * rows
     program = Program(plan)

@@ -22,6 +22,11 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def has_matrix_tiles() -> bool:
+    """Whether the processor multiplies tiles of bfloat16 (AMX), for which torch packs keys and values."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # not in every torch that is allowed
+
+
 def this_cpu() -> str:
     """The processor, what torch uses of it, and the threads that it has now."""
     return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

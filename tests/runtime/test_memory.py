@@ -331,3 +331,16 @@ def test_plans_print_their_memory() -> None:
     text = str(compile_attention("causal").plan(1000, heads=4, head_dim=32))
     assert "\nmemory: saves 1.97 MiB; takes 546 KiB forward, 1.49 MiB backward\n" in text
     assert "memory" not in str(compile_attention("softcap").plan(100))
+
+
+def test_keys_are_packed_only_where_there_are_matrix_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, on processors that have AMX; the other dtypes take the same everywhere."""
+    told: dict[tuple[bool, torch.dtype], int] = {}
+    for tiles in (True, False):
+        monkeypatch.setattr("attnc.runtime.cpu.memory.has_matrix_tiles", lambda tiles=tiles: tiles)
+        for dtype in (torch.float32, torch.bfloat16):
+            plan = compile_attention("causal").plan(512, heads=2, head_dim=64, dtype=dtype)
+            assert plan.memory is not None
+            told[tiles, dtype] = plan.memory.forward
+    assert told[True, torch.bfloat16] > told[False, torch.bfloat16]
+    assert told[True, torch.float32] == told[False, torch.float32]

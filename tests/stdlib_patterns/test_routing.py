@@ -122,11 +122,14 @@ def test_the_earlier_of_equals_of_branches(case: Routed) -> None:
 
 
 def test_equal_keys_are_not_the_own_ones() -> None:
-    """No chunk has a share where no score is above the least: the own one is taken, and one more at least."""
+    """No chunk has a share where no score is above the least: the own one is taken, and one more at least.
+
+    Keys are 0, as sums of products of others are rounded otherwise from chunk to chunk, on some processors.
+    """
     case = vmoba_threshold(0.25, 2)
     attend = case.compiled()
     (q, k, v), _ = case.drawn()
-    k = torch.ones_like(k)
+    k = torch.zeros_like(k)
     seen = seen_by(case, [q, k, v], {})
     assert bool(seen.diagonal(dim1=-2, dim2=-1).all())
     assert bool((seen.sum(-1) > 2 * 2 * 3).all())
