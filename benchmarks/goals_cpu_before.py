@@ -85,9 +85,9 @@ PLAN = (
     ),
     _plan(
         key="G6.eager",
-        asks="times the speed of eager create_block_mask, 16,384 tokens (more do not fit here)",
+        asks="times the speed of eager create_block_mask, 8,192 tokens (more do not fit here)",
         target=100,
-        read=over("flex, eager", lambda row: row["n"] == 16384),
+        read=over("flex, eager", lambda row: row["n"] == 8192),
         how="least",
         least=True,
         unit="×",
