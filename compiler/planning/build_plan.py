@@ -15,6 +15,7 @@ from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
 from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole
+from attnc.compiler.planning.equal_ids import windows_of_ids
 from attnc.compiler.planning.formulas import diagonal_shift
 from attnc.compiler.planning.packing import Costs, Packs, pack
 from attnc.compiler.planning.placing import ClosedWindows, closed_windows, cover_closed, place
@@ -114,11 +115,16 @@ class Relations:
         return self._locals[key]
 
     def _find_locals(self, batch: int, head: int) -> tuple[_Local, ...]:
-        """Windows of one size, or of one shift where no size is read, are specialised once; nothing else is merged."""
+        """Windows of one size, or of one shift where no size is read, are specialised once; nothing else is merged.
+
+        A single window in which equal ids are asked for is cut into those of each id.
+        """
         windows = self._windows_of(batch)
         if len(windows) == 1:
             (one,) = windows
-            return (_Local(windows, self._specialised(one, batch, head)),)
+            relation = self._specialised(one, batch, head)
+            own = None if one.row or one.key else windows_of_ids(relation, one.n_q, one.n_k)
+            return tuple(_Local(*found) for found in own or [(windows, relation)])
         members: dict[Index, list[Int64]] = {}
         for numbers in self._alike(windows):
             (one,) = windows.take(numbers[:1])
@@ -200,9 +206,10 @@ class Relations:
         name = (batch if self._by_batch else 0, head if self._by_head else 0)
         if name not in self._owners:
             found = self.locals(*name)
-            order = np.argsort(np.concatenate([local.windows.row for local in found] or [_NONE]))
+            windows = Windows.joined([local.windows for local in found])
+            order = np.argsort(windows.row)
             owner = np.repeat(np.arange(len(found)), [len(local.windows) for local in found])
-            self._owners[name] = self._windows_of(name[0]), owner[order]
+            self._owners[name] = windows.take(order), owner[order]
         return self._owners[name]
 
     def _mask_of(self, local: _Local, rows: tuple[int, int], keys: tuple[int, int]) -> Mask:
@@ -450,7 +457,6 @@ class _Counts:
 
 
 _WINDOWED = {"token", "query", "key"}
-_NONE: Int64 = np.zeros(0, dtype=np.int64)
 
 
 def _inside(start: Int64, length: Int64, span: tuple[int, int]) -> tuple[Int64, Int64]:

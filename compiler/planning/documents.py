@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from attnc.compiler.analysis.hashing import kinds
 from attnc.compiler.lowering.specialise import Window
 
 Int64 = NDArray[np.int64]
+
+_NONE: Int64 = np.zeros(0, dtype=np.int64)
 
 
 class DocumentsNotContiguousError(Exception):
@@ -40,6 +42,12 @@ class Windows:
         """The windows given, which are in order."""
         fields = [[getattr(w, f) for w in windows] for f in ("row", "key", "n_q", "n_k", "shift")]
         return cls(*(np.array(values, dtype=np.int64) for values in fields))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Windows]) -> Windows:
+        """The windows of all parts, one part after the other."""
+        columns = zip(*(part._columns for part in parts), strict=True) if parts else [[_NONE]] * 5
+        return cls(*(np.concatenate(column) for column in columns))
 
     def __len__(self) -> int:
         return len(self.row)
