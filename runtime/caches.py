@@ -50,14 +50,14 @@ class Cache:
         """Slots of a batch entry, or of a page."""
         return self.k.shape[2]
 
-    def stretch(self, batches: Sequence[int], first: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of adjacent tokens as they lie there, (b, Hkv, tokens, d); None where they lie apart."""
-        if self.table is not None or (self.ring is not None and stop > self.slots):
+    def view(self, batches: Sequence[int], tokens: slice) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of tokens as they lie there, (b, Hkv, tokens, d); None where pages or turns part them."""
+        if self.table is not None or (self.ring is not None and tokens.stop > self.slots):
             return None
         some = self._places(batches)
         if not isinstance(some, slice):
             return None
-        return self.k[some, :, first:stop], self.v[some, :, first:stop]
+        return self.k[some, :, tokens], self.v[some, :, tokens]
 
     def gathered(self, batches: Sequence[int], tokens: Int64) -> tuple[Tensor, Tensor]:
         """Copies of keys and values of tokens: (b, Hkv, tokens, d)."""
@@ -90,7 +90,7 @@ class Cache:
 
     def whole(self, batches: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
         """All tokens of batch entries of one length; those that a ring holds no more are zeros."""
-        found = self.stretch(batches, 0, length)
+        found = self.view(batches, slice(0, length))
         if found is not None:
             return found
         if self.ring is None:

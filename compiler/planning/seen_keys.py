@@ -24,6 +24,8 @@ PARTS = 8
 """Parts of a stretch that is open."""
 KEPT = 1 << 16
 """Keys up to which they are kept one by one."""
+MOST_SLICES = 4
+"""Slices of keys that are read where they lie; of more, copies are made."""
 LEAF = 32
 """Keys of a stretch that are looked at one by one."""
 
@@ -43,6 +45,21 @@ class SeenKeys:
     def count(self) -> int:
         """How many keys."""
         return int((self.stop - self.first).sum()) + len(self.keys)
+
+    @cached_property
+    def slices(self) -> tuple[slice, ...] | None:
+        """Keys that all rows see, in order, single ones at even steps as one slice; None if these are many."""
+        found: list[slice] = []
+        at, gaps = 0, np.diff(self.first)
+        single = self.stop - self.first == 1
+        while at < len(self.first):
+            if len(found) == MOST_SLICES:
+                return None
+            even = single[at:-1] & single[at + 1 :] & (gaps[at:] == gaps[at : at + 1])
+            further = len(even) if even.all() else int(np.argmin(even))
+            found.append(slice(int(self.first[at]), int(self.stop[at + further]), int(gaps[at]) if further else 1))
+            at += further + 1
+        return tuple(found)
 
     @property
     def every(self) -> tuple[Int64, Mask]:

@@ -1,6 +1,7 @@
 """A few queries against a cache on the CPU: only the keys that they see are read.
 
-Stretches of adjacent tokens are read where they lie; others, and those that only some of the queries see, are copied.
+Stretches of tokens that are adjacent, or stand at even steps, are read where they lie; others, and those that only some
+of the queries see, are copied.
 The parts of a row are merged by their LSE.
 """
 
@@ -32,9 +33,6 @@ from attnc.runtime.merging import merge
 from attnc.runtime.plans import Planner, relations_of
 
 Pair = tuple[Tensor, Tensor]
-
-MOST_VIEWS = 4
-"""Stretches that are read where they lie; of more, copies are made."""
 
 ELEMENTS = 1 << 22
 """Entries of the largest tensor over the pairs of some heads, as far as one head allows it."""
@@ -168,11 +166,12 @@ class _Piece:
 
 def _pieces(cache: Cache, part: Part) -> Iterator[_Piece]:
     seen, key = part.seen, part.window.key
-    if len(seen.first) <= MOST_VIEWS:
-        ends = list(zip((seen.first + key).tolist(), (seen.stop + key).tolist(), strict=True))
-        found = [cache.stretch(part.batches, *one) for one in ends]
+    if seen.slices is not None:
+        here = [slice(one.start + key, one.stop + key, one.step) for one in seen.slices]
+        found = [cache.view(part.batches, one) for one in here]
         if all(x is not None and all(map(kernel.is_fit, x)) for x in found):
-            yield from (_Piece(*x, np.arange(*one), None) for x, one in zip(found, ends, strict=True) if x is not None)
+            tokens = (np.arange(one.start, one.stop, one.step) for one in here)
+            yield from (_Piece(*x, own, None) for x, own in zip(found, tokens, strict=True) if x is not None)
             if len(seen.keys):
                 yield _Piece(*cache.gathered(part.batches, seen.keys + key), seen.keys + key, seen.mask)
             return

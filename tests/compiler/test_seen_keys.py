@@ -14,7 +14,7 @@ from attnc.compiler import fold
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import Index
-from attnc.compiler.planning.seen_keys import LEAF, Int64, Mask, SeenKeys, find_seen_keys
+from attnc.compiler.planning.seen_keys import LEAF, MOST_SLICES, Int64, Mask, SeenKeys, find_seen_keys
 from expression_trees import Tree
 from relations import relations
 from tile_grids import mask_of
@@ -36,6 +36,9 @@ def check(relation: Index, rows: tuple[int, int], n_k: int) -> SeenKeys:
         whole[first:stop] = True
     assert (whole == wanted.all(axis=0)).all()
     assert (found.first[1:] > found.stop[:-1]).all()
+    if found.slices is not None:
+        assert len(found.slices) <= MOST_SLICES
+        assert [k for one in found.slices for k in range(n_k)[one]] == np.flatnonzero(whole).tolist()
     return found
 
 
@@ -54,6 +57,26 @@ def test_a_window_at_the_end(n_k: int, rows: int) -> None:
     found = check(window, (n_k - rows, n_k), n_k)
     assert len(found.first) <= 1
     assert len(found.keys) <= 2 * (rows - 1)
+
+
+@pytest.mark.parametrize(
+    ("stretches", "slices"),
+    [
+        ([(3, 9)], [slice(3, 9, 1)]),
+        ([(2, 3), (6, 7), (10, 11), (14, 15)], [slice(2, 15, 4)]),
+        ([(0, 1), (8, 9), (16, 17), (20, 30)], [slice(0, 17, 8), slice(20, 30, 1)]),
+        ([(0, 4), (8, 12), (16, 20)], [slice(0, 4, 1), slice(8, 12, 1), slice(16, 20, 1)]),
+        ([(0, 1), (3, 4), (7, 8), (9, 10), (11, 12)], [slice(0, 4, 3), slice(7, 12, 2)]),
+        ([(1, 2)], [slice(1, 2, 1)]),
+        ([], []),
+        ([(0, 2), (4, 6), (8, 10), (12, 14), (16, 18)], None),
+    ],
+)
+def test_slices(stretches: list[tuple[int, int]], slices: list[slice] | None) -> None:
+    """Single keys at even steps are one slice; more than a few slices are none."""
+    first, stop = (np.array([ends[i] for ends in stretches], dtype=np.int64) for i in (0, 1))
+    keys = SeenKeys(first, stop, np.zeros(0, dtype=np.int64), np.ones((1, 0), dtype=np.bool_))
+    assert keys.slices == (None if slices is None else tuple(slices))
 
 
 def test_nothing_is_seen_of_no_keys() -> None:
