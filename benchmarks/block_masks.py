@@ -19,8 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask
 from attnc import compile_attention
 
 EAGER, ROUNDS = 8192, 7
-"""Tokens up to which create_block_mask runs eagerly: it holds every pair in 64 bits, several times, and at 16,384 tokens
-those of `power` are more than 24 GB."""
+"""Tokens up to which create_block_mask runs eagerly: it holds every pair in 64 bits, several times, and at 16,384
+tokens those of `power` are more than 24 GB."""
 
 
 @dataclass(frozen=True)
