@@ -193,10 +193,15 @@ def _cold_and_warm(text: str) -> tuple[list[float], list[float]]:
 def _said(text: str, folder: str) -> list[float]:
     """The numbers in the last line of a process whose caches lie in a folder."""
     caches = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    environment = {**os.environ, **{name: f"{folder}/{name}" for name in caches}}
+    environment = {**_environment(), **{name: f"{folder}/{name}" for name in caches}}
     done = subprocess.run([sys.executable, "-c", text], check=True, env=environment, capture_output=True, text=True)
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
 def _process(text: str) -> None:
-    subprocess.run([sys.executable, "-c", text], check=True)
+    subprocess.run([sys.executable, "-c", text], check=True, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    """That of users: modules are compiled once, and not in every process, as where bytecode may not be kept."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

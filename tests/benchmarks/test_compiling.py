@@ -25,3 +25,8 @@ def test_parameters_without_a_default_are_given(name: str) -> None:
 def test_every_file_has_a_row(name: str) -> None:
     times = compiling._file(name, 1)["ms"]
     assert times.keys() == ({"attnc", "attnc, compiled"} if name in library_names() else {"attnc"})
+
+
+def test_processes_that_are_timed_keep_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    compiling._process("import sys; assert not sys.dont_write_bytecode")
