@@ -19,7 +19,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-older-triton lint fuzz kernels soak bench bench-toy report-check check clean python
+.PHONY: help demo test test-older-triton lint fuzz tables kernels soak bench bench-toy report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -43,6 +43,9 @@ lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the impor
 
 fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, no hang, a place for every message
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/fuzzing.py
+
+tables: $(VENV)/installed-dev  ## write the parser's tables anew, after a change of spec/attn.lark or of lark's version
+	$(BIN)/python -m attnc.spec.reading.tables
 
 kernels: $(VENV)/installed-dev  ## compile the library's kernels for every target and read their machine code: more than an hour
 	$(BIN)/python benchmarks/kernels.py; of_masks=$$?; $(BIN)/python benchmarks/recurrent_kernels.py --library; of_states=$$?; \

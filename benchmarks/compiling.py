@@ -8,13 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from part import Row, Setting
 from timing import as_json, interleaved, once
 
 from attnc.compiler.lowering.lower import lower
+from attnc.runtime.gpu import routing_gate, selection
+from attnc.runtime.gpu.recurrent import library_gate
 from attnc.runtime.library import ModuleLoader, library_files, library_names
 from attnc.runtime.tuning.timer import Timing
 from attnc.spec.load import check_source, load_program
@@ -23,28 +25,12 @@ from attnc.spec.reading.text import decode
 
 ROUNDS = 5
 
-NEEDED: dict[str, dict[str, object]] = {
-    "combiner": {"segment": 64},
-    "combiner_axial": {"width": 64},
-    "combiner_mixture": {"width": 64},
-    "davit_window": {"height": 8, "width": 8},
-    "freeswim": {"frames": 4, "height": 32, "width": 64},
-    "halo": {"height": 8, "width": 8},
-    "hierarchical": {"group": 64},
-    "lingen_temporal": {"frames": 4, "height": 8, "width": 8},
-    "log_sparse": {"segment": 16, "window": 64},
-    "longformer": {"dilation": [1, 2]},
-    "moa": {"alpha": [0, 64], "beta": [0.5, 0]},
-    "monarch": {"rows": 16, "cols": 16},
-    "monarch_rt": {"frames": 4, "height": 8, "width": 8},
-    "neighborhood_2d": {"height": 8, "width": 8},
-    "neighborhood_3d": {"frames": 4, "height": 8, "width": 8, "window": 3},
-    "radial": {"frames": 4, "per_frame": 64},
-    "sliding_tile": {"frames": 4, "height": 32, "width": 64, "tile": 4, "kernel": 4},
-    "svg": {"frames": 4, "per_frame": 64},
-    "videofactory": {"frames": 4, "height": 8, "width": 8},
+NEEDED: Mapping[str, Mapping[str, object]] = {
+    **selection.PARAMETERS,
+    **routing_gate.PARAMETERS,
+    **library_gate.PARAMETERS,
 }
-"""Parameters without a default."""
+"""Parameters without a default, of every kind of pattern: those that the gate of kernels takes."""
 
 
 def rows(setting: Setting) -> Iterator[Row]:
@@ -207,10 +193,15 @@ def _cold_and_warm(text: str) -> tuple[list[float], list[float]]:
 def _said(text: str, folder: str) -> list[float]:
     """The numbers in the last line of a process whose caches lie in a folder."""
     caches = ("ATTNC_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    environment = {**os.environ, **{name: f"{folder}/{name}" for name in caches}}
+    environment = {**_environment(), **{name: f"{folder}/{name}" for name in caches}}
     done = subprocess.run([sys.executable, "-c", text], check=True, env=environment, capture_output=True, text=True)
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
 def _process(text: str) -> None:
-    subprocess.run([sys.executable, "-c", text], check=True)
+    subprocess.run([sys.executable, "-c", text], check=True, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    """That of users: modules are compiled once, and not in every process, as where bytecode may not be kept."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

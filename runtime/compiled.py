@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.identity import Form, How
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.recurrent.call import Recurrent
-from attnc.runtime.tuning.knobs import Asked
 from attnc.runtime.tuning.tables import remember
 from attnc.runtime.tuning.wanted import Wanted
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
+
+if TYPE_CHECKING:
+    from attnc.runtime.recurrent.call import Recurrent
+    from attnc.runtime.tuning.asked import Asked
 
 NOT_COMPILED_HERE = (
     'backend="triton" on the CPU in torch.compile: Triton\'s interpreter is not traced; use the default backend, or '

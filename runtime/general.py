@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -15,9 +16,11 @@ from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.steps import Steps
+
+if TYPE_CHECKING:
+    from attnc.runtime.recurrent.call import Recurrent
 
 Result = tuple[Tensor, "Tensor | None"]
 
@@ -94,6 +97,8 @@ def general_of(planner: Planner) -> General:
     """The attention of a planner."""
     pattern = planner.pattern
     if pattern.recur is not None:
+        from attnc.runtime.recurrent.call import Recurrent
+
         recur = pattern.recur
         recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
         return General(planner, None, recurrent)

@@ -58,7 +58,7 @@ def _file(path: Path, name: str | None) -> Found:
 
 
 def _library(name: str) -> Found:
-    source = library_source(name) if name in library_names() else None
+    source = library_source(name) if _is_pattern(name) else None
     if source is None:
         hint = did_you_mean(name, library_names(), "`attnc list` shows the library")
         raise PatternNotFoundError(f"the library has no pattern `{name}`: {hint} (source text needs a newline)")
@@ -82,14 +82,13 @@ def library_files() -> dict[str, Path]:
 @cache
 def library_names() -> tuple[str, ...]:
     """The patterns of the standard library: files that define a pattern of their own name."""
-    return tuple(sorted((*pattern_names(), *routing_names(), *recurrence_names(), *hybrid_names())))
+    return tuple(stem for stem in _texts() if _is_pattern(stem))
 
 
 @cache
 def pattern_names() -> tuple[str, ...]:
     """Those of queries and keys alone, whose content does not decide who sees whom."""
-    others = {*_that_have(_STATE), *routing_names()}
-    return tuple(name for name in _that_have("^pattern ") if name not in others)
+    return tuple(name for name in _that_have("pattern") if name not in {*hybrid_names(), *routing_names()})
 
 
 @cache
@@ -101,21 +100,30 @@ def routing_names() -> tuple[str, ...]:
 @cache
 def recurrence_names() -> tuple[str, ...]:
     """Those of states that tokens update one after another."""
-    return _that_have("^recurrence ")
+    return _that_have("recurrence")
 
 
 @cache
 def hybrid_names() -> tuple[str, ...]:
     """Those with branches that have a state."""
-    return tuple(name for name in _that_have("^pattern ") if name in _that_have(_STATE))
+    return tuple(name for name in _that_have("pattern") if "state" in _kinds(name))
 
 
-_STATE = "^ +state "
+_KIND = re.compile("^(pattern |recurrence | +state )", re.MULTILINE)
 
 
-def _that_have(line_start: str) -> tuple[str, ...]:
-    line = re.compile(line_start, re.MULTILINE)
-    return tuple(stem for stem, file in _texts().items() if line.search(file.read_text(encoding="utf-8")))
+def _is_pattern(name: str) -> bool:
+    return name in _texts() and not _kinds(name).isdisjoint(("pattern", "recurrence"))
+
+
+def _that_have(kind: str) -> tuple[str, ...]:
+    return tuple(stem for stem in _texts() if kind in _kinds(stem))
+
+
+@cache
+def _kinds(stem: str) -> frozenset[str]:
+    """The words that open a line of a file, of those that tell what the file is."""
+    return frozenset(word.strip() for word in _KIND.findall(_texts()[stem].read_text(encoding="utf-8")))
 
 
 def library_source(module: str) -> SourceFile | None:

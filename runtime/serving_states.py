@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError
 from attnc.runtime.general import steps_of
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner
-from attnc.runtime.recurrent import token_loop
-from attnc.runtime.recurrent.call import Recurrent, count_of
 from attnc.runtime.serving import Share, shares_of, together
 from attnc.runtime.steps import Steps
+
+if TYPE_CHECKING:
+    from attnc.runtime.recurrent.call import Recurrent
 
 States = dict[str, Tensor]
 How = Literal["cache", "cpu", "gpu", "reference"]
@@ -34,7 +35,7 @@ def beginning(steps: Steps, sizes: Mapping[str, int], batch: int, heads: int, li
     """The states of all branches before the first token, `branch.state` (a family's: `branch[0].state`)."""
     found: States = {}
     for one in steps.stateful:
-        own = token_loop.beginning(one.recur, sizes, batch, heads, like) | count_of(one.recur, batch)
+        own = one.beginning(sizes, batch, heads, like)
         found |= {f"{_prefix(one)}{name}": x for name, x in own.items()}
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from attnc.runtime import serving_states
 from attnc.runtime.call import check_counts
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.runtime.recurrent import token_loop
-from attnc.runtime.recurrent.call import Recurrent, count_of
+
+if TYPE_CHECKING:
+    from attnc.runtime.recurrent.call import Recurrent
 
 States: TypeAlias = "dict[str, Tensor]"
 """The states of a recurrence by name, (B, H, …) in fp32 (fp64 for calls in fp64)."""
@@ -61,7 +62,7 @@ class Stateful(Compiled):
 
         Raises UnsupportedError for a pattern, ArgumentError.
         """
-        recur, branches = self._pattern.recur, self._pattern.stateful
+        recur, recurrent, branches = self._pattern.recur, self._general.recurrent, self._pattern.stateful
         if recur is None and not branches:
             raise self._has_no_state()
         check_counts(0, batch=batch)
@@ -72,8 +73,8 @@ class Stateful(Compiled):
                 if isinstance(dim, str) and dim not in known:
                     raise ArgumentError(f"the state `{state.name}` is of `{dim}`: say how many, {dim}=…")
         like = torch.empty((), dtype=dtype, device=device)
-        if recur is not None:
-            return token_loop.beginning(recur, known, batch, heads, like) | count_of(recur, batch)
+        if recurrent is not None:
+            return recurrent.beginning(known, batch, heads, like)
         assert self._steps is not None
         return serving_states.beginning(self._steps, known, batch, heads, like)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -44,7 +45,6 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
-from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
 from attnc.runtime.selections.placed import attend as attend_placed
@@ -56,6 +56,9 @@ from attnc.runtime.selections.tokens import attend as attend_tokens
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.values import Values
+
+if TYPE_CHECKING:
+    from attnc.runtime.recurrent.call import Recurrent
 
 Int64 = NDArray[np.int64]
 Pair = tuple[Tensor, Tensor]
@@ -74,7 +77,7 @@ class Steps:
         self._strict = strict
         self._tuned = tuned
         self._planners: Recent[Planner] = Recent(SETTINGS.plans)
-        self.stateful = [Recurrent(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
+        self.stateful = _stateful(pattern, strict) if pattern.stateful else []
         """What its branches with a state are, each by itself."""
         if strict:
             self._check_passes()
@@ -347,6 +350,12 @@ class Steps:
             return torch.stack(batches)
         nothing = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
         return nothing + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)  # zeros as gradients
+
+
+def _stateful(pattern: ir.Pattern, strict: bool) -> list[Recurrent]:
+    from attnc.runtime.recurrent.call import Recurrent
+
+    return [Recurrent(stateful_alone(pattern, recur), recur, strict=strict) for recur in pattern.stateful]
 
 
 def _on_tokens(pattern: ir.Pattern, given: Given) -> CallShape:

@@ -115,14 +115,17 @@ class Recurrent:
         own = Sizes({**shape.sizes, "queries": sizes.n_q, "keys": sizes.n_k})
         tokens = Tokens(q, k, v, real, own, Slices(dict(shape.inputs)), factor, group, self.pattern.origins)
         like = q.new_empty((), dtype=computed_in(q.dtype))
-        begun = token_loop.beginning(self.recur, own.values, sizes.batch, sizes.heads, like)
+        begun = self.beginning(own.values, sizes.batch, sizes.heads, like)
         documents = documents_of(self.pattern, shape.inputs, sizes.n_q)
         self._check_continued(state, documents)
-        begun |= count_of(self.recur, sizes.batch)
         states = _given(self.recur, begun, state)
         if documents is not None and self._reads_places:
             return self._apart(tokens, documents, states, linear)
         return self._run(tokens, states, None if documents is None else first_tokens(documents, sizes.n_q), linear)
+
+    def beginning(self, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
+        """The states before the first token, of the type and on the device of `like`."""
+        return token_loop.beginning(self.recur, sizes, batch, heads, like) | _count_of(self.recur, batch)
 
     def _linear(self, q: Tensor, *, wanted: bool) -> Linear:
         """How linear passes are computed; `wanted`: by kernels.
@@ -270,7 +273,7 @@ def _longer(derived: Derived) -> float:
     return 0.5 if any(one is not None and not one.merged for one in corrections) else 1
 
 
-def count_of(recur: Recur, batch: int) -> States:
+def _count_of(recur: Recur, batch: int) -> States:
     """How many tokens came before, where that is a part of the state: for a recurrence that reads places of tokens."""
     if reads_whole(recur) or not reads_places(recur):
         return {}
@@ -311,4 +314,4 @@ def _given(recur: Recur, begun: States, state: object) -> States:
     return {name: state[name].to(wanted.dtype) for name, wanted in begun.items()}
 
 
-__all__ = ["PLACE", "Recurrent", "Result", "States", "count_of", "no_kernels"]
+__all__ = ["PLACE", "Recurrent", "Result", "States", "no_kernels"]

@@ -25,11 +25,12 @@ from attnc.compiler.simulation.gpu_clocks import Kernel, TileShape
 from attnc.compiler.simulation.machine import Machine, MachineError
 from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import Pass
-from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.call import call_shape
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.plans import Planner, by_option, relations_of
 from attnc.runtime.simulating import find_device
-from attnc.runtime.tuning.records import MODEL, Stage
+from attnc.runtime.tuning.asked import Asked
+from attnc.runtime.tuning.records import MODEL
 from attnc.runtime.tuning.shapes import STAGES, allowed_shapes, knob_of, machine_of
 
 FIRST = 5
@@ -48,17 +49,6 @@ class Knob:
 
     name: str
     options: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The call that is tuned: its sizes, the pattern's inputs by name, what is measured, and where it runs."""
-
-    sizes: Sizes
-    inputs: Mapping[str, object]
-    stage: Stage
-    device: torch.device
-    by_kernels: bool
 
 
 def knobs_of(planners: Sequence[Planner], asked: Asked, until: float) -> list[Knob]:

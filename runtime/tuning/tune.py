@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,12 +21,15 @@ from torch.autograd.graph import saved_tensors_hooks
 from attnc.runtime.call import check_tensors
 from attnc.runtime.disk.store import store
 from attnc.runtime.plans import Planner
+from attnc.runtime.tuning.asked import Asked
 from attnc.runtime.tuning.keys import Executor, bucket_of
-from attnc.runtime.tuning.knobs import Asked, Knob, knobs_of
 from attnc.runtime.tuning.records import MODEL, Record, Stage, Trial
 from attnc.runtime.tuning.timer import LEAST, LOOKED_AT, Clock, Timing, compared, is_faster
 from attnc.runtime.tuning.tuned import MEASURING, Tuned
 from attnc.runtime.tuning.wanted import Choices
+
+if TYPE_CHECKING:
+    from attnc.runtime.tuning.knobs import Knob
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +154,8 @@ def _tuned(
     call: Call, tuned: Tuned, run: Callable[[Choices], Results], wanted: Results, seconds: float, told: Told
 ) -> Record | Untuned:
     """The record of what is measured now, kept."""
+    from attnc.runtime.tuning.knobs import knobs_of
+
     begun, asked = time.perf_counter(), call.asked
     knobs = knobs_of(call.planners(asked), asked, begun + seconds / 3)
     if not knobs and time.perf_counter() <= begun + seconds / 3:

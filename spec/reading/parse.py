@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from lark import Lark, Token, Tree
+from lark import Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedToken
 
 from attnc.spec import syntax
@@ -15,8 +13,8 @@ from attnc.spec.reading.build import build
 from attnc.spec.reading.complaints import complain
 from attnc.spec.reading.fault import Fault
 from attnc.spec.reading.found import Found
-from attnc.spec.reading.layout import Layout
 from attnc.spec.reading.limits import check_stack, check_token, check_tree
+from attnc.spec.reading.tables import parser
 from attnc.spec.source import SourceFile
 
 _LAYOUT = frozenset({"_NL", "_INDENT", "_DEDENT"})
@@ -33,46 +31,26 @@ def parse(source: SourceFile) -> syntax.Module:
 
 
 def _parse_tree(text: str) -> Tree[Token]:
-    parser: Any = _parser().parse_interactive(text)
+    steps: Any = parser().parse_interactive(text)
     last: Token | None = None
     try:
-        for token in parser.lexer_thread.lex(parser.parser_state):
-            parser.feed_token(token)
-            check_stack(token, len(parser.parser_state.state_stack))
+        for token in steps.lexer_thread.lex(steps.parser_state):
+            steps.feed_token(token)
+            check_stack(token, len(steps.parser_state.state_stack))
             last = token if token.type not in _LAYOUT else last
-        tree = parser.feed_eof(last)
+        tree = steps.feed_eof(last)
     except UnexpectedToken as error:
         check_token(error.token)
-        raise complain(_found(text, error.token, last, parser)) from None
+        raise complain(_found(text, error.token, last, steps)) from None
     except UnexpectedCharacters as error:
         start = error.pos_in_stream
         assert start is not None
-        raise complain(_found(text, Token("", text[start], start), last, parser)) from None
+        raise complain(_found(text, Token("", text[start], start), last, steps)) from None
     assert isinstance(tree, Tree)
     return tree
 
 
-def _found(text: str, token: Token, last: Token | None, parser: Any) -> Found:
+def _found(text: str, token: Token, last: Token | None, steps: Any) -> Found:
     start = len(text) if token.type == "$END" or token.start_pos is None else token.start_pos
     last_end = 0 if last is None else (last.start_pos or 0) + len(last)
-    return Found(text, token.type, str(token), start, last_end, str(last or ""), frozenset(parser.accepts()))
-
-
-@cache
-def _parser() -> Lark:
-    """The parser, built when first needed (tens of milliseconds)."""
-    grammar = files("attnc.spec").joinpath("attn.lark").read_text(encoding="utf-8")
-    return build_parser(grammar)
-
-
-def build_parser(grammar: str, *, strict: bool = False) -> Lark:
-    """A parser for the grammar's text. `strict` also proves that no two terminals collide; it needs interegular."""
-    return Lark(
-        grammar,
-        parser="lalr",
-        lexer="contextual",
-        postlex=Layout(),
-        propagate_positions=True,
-        maybe_placeholders=True,
-        strict=strict,
-    )
+    return Found(text, token.type, str(token), start, last_end, str(last or ""), frozenset(steps.accepts()))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from fractions import Fraction
-from importlib.resources import files
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from attnc.spec import syntax
-from attnc.spec.reading.parse import build_parser, parse
+from attnc.spec.reading.parse import parse
+from attnc.spec.reading.tables import build_parser, grammar
 from attnc.spec.reading.text import decode
 
 DRAFTS = sorted((Path(__file__).parent / "drafts").glob("*.attn"))
@@ -91,7 +91,7 @@ def test_there_are_drafts() -> None:
 
 
 def test_grammar_is_strict() -> None:
-    build_parser(files("attnc.spec").joinpath("attn.lark").read_text(encoding="utf-8"), strict=True)
+    build_parser(grammar(), strict=True)
 
 
 @pytest.mark.parametrize(

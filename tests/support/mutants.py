@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lark.grammar import NonTerminal, Rule, Symbol, Terminal
 
-from attnc.spec.reading.parse import _parser
+from attnc.spec.reading.tables import parser
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ROOT / "stdlib_patterns", ROOT / "examples", ROOT / "tests" / "spec" / "drafts"
@@ -156,7 +156,7 @@ TERMINALS = {name: words.split() for name, words in SAMPLES.items()}
 def _grammar() -> tuple[dict[str, list[Rule]], dict[str, Rule]]:
     """The expansions of every rule, and the one that ends soonest."""
     rules: dict[str, list[Rule]] = {}
-    for rule in _parser().rules:
+    for rule in parser().rules:
         rules.setdefault(str(rule.origin.name), []).append(rule)
     depth: dict[str, int] = {}
     while len(depth) < len(rules):

@@ -1,0 +1,45 @@
+"""What a process imports: of kernels, recurrences, tuning and simulation, only what its calls need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+USED = """
+import sys, torch
+from attnc import compile_attention
+q = torch.randn(1, 2, 16, 8)
+attend = compile_attention({name!r})
+{use}
+print(*sys.modules)
+"""
+LATE = {
+    "attnc.compiler.growth",
+    "attnc.compiler.kernels.kernels",
+    "attnc.compiler.recurrences",
+    "attnc.compiler.simulation",
+    "attnc.runtime.recurrent",
+    "attnc.runtime.simulating",
+    "attnc.runtime.tuning.knobs",
+    "torch._inductor",
+}
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def imported(name: str, use: str) -> set[str]:
+    command = [sys.executable, "-c", USED.format(name=name, use=use)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    return {*subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.split()}
+
+
+def test_a_pattern_on_a_cpu_needs_none_of_it() -> None:
+    assert not imported("sliding_window", "attend(q, q, q)") & LATE
+
+
+@pytest.mark.parametrize("name", ["retention", "hybrid_window_linear"])
+def test_states_are_imported_with_a_pattern_that_has_some(name: str) -> None:
+    assert "attnc.runtime.recurrent" in imported(name, "attend.derivation()")
