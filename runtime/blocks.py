@@ -25,7 +25,8 @@ class Operands:
     """One call: of each batch entry q (Hq, Nq, dk), k (Hkv, Nk, dk), v (Hkv, Nk, dv); real inputs, sizes, int inputs.
 
     Values are computed in `dtype`. `spaced`: the keys of a row are no tokens. `exponents`: exponentials keep theirs, so
-    that quotients of large ones have a value.
+    that quotients of large ones have a value. `looks_up`: inner products with vectors that pairs choose from a real
+    input may be computed for all of its vectors, and looked up.
     """
 
     q: Sequence[Tensor]
@@ -39,6 +40,7 @@ class Operands:
     origins: Mapping[ir.Index, Span]
     spaced: bool = False
     exponents: bool = True
+    looks_up: bool = False
     specialised: dict[object, ir.Index] = field(default_factory=dict, compare=False)
     """Exact parts as they are for a window of a batch entry, and a head."""
 

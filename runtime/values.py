@@ -27,6 +27,7 @@ from attnc.runtime.asking import surely_all
 from attnc.runtime.blocks import NO_LOOPS, Alive, Block, Int64, Loops, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.functions import FUNCTIONS
+from attnc.runtime.products import Places, looked_up, product
 from attnc.runtime.scaled import Quantity, Scaled, plain
 from attnc.runtime.sums import added_up, conjugate_gradients, covered, gathered, numbered, ranges, taken
 from attnc.spec.errors import EvaluationError
@@ -231,7 +232,7 @@ class Values:
             case ir.Apply():
                 return self._apply(node)
             case ir.Dot():
-                return _product(self.of(node.left), self.of(node.right))
+                return self._dot(node)
             case ir.Select():
                 return self._select(node)
             case ir.Total():
@@ -377,11 +378,23 @@ class Values:
         )
 
     def _element(self, node: ir.Element) -> Tensor:
-        tensor = self._operands.inputs[node.tensor.name]
-        found: list[Tensor] = []
+        tensor = self._operands.inputs[node.tensor.name].to(self._operands.dtype)
+        if not node.indices:
+            return tensor[(None,) * self._dims]
+        places = self._places(node)
+        value = gathered(tensor, [self._tensor(index) for index in places.indices])
+        if places.alive.all():
+            return value
+        lanes = _broad(self._tensor(places.alive), value.ndim - self._dims)
+        return torch.where(lanes, value, torch.ones((), dtype=value.dtype, device=value.device))
+
+    def _places(self, node: ir.Element) -> Places:
+        """Which entries of a real input are read; in lanes that nobody asks for, any."""
+        shape = self._operands.inputs[node.tensor.name].shape
+        found: list[Int64] = []
         alive = np.ones((1,) * self._dims, dtype=np.bool_)
         for axis, (index, dim) in enumerate(zip(node.indices, node.tensor.dims, strict=False)):
-            low, size, offset = self._range(dim, tensor.shape[axis])
+            low, size, offset = self._range(dim, shape[axis])
             here, values = self._alive(index), self._integers(index)
             outside = here & ((values < low) | (values >= low + size))
             if outside.any() and dim != "batch":
@@ -392,15 +405,10 @@ class Values:
                 )
                 at_text = self._operands.origins.get(index)
                 raise EvaluationError("A902", message, at_text, "test the index first: `… if 0 <= i < n else …`")
-            at = np.zeros_like(values) if dim == "batch" and tensor.shape[axis] == 1 else values + offset
-            found.append(self._tensor(np.clip(at, 0, max(tensor.shape[axis] - 1, 0))))
+            at = np.zeros_like(values) if dim == "batch" and shape[axis] == 1 else values + offset
+            found.append(np.clip(at, 0, max(shape[axis] - 1, 0)))
             alive = alive & here
-        tensor = tensor.to(self._operands.dtype)
-        value = gathered(tensor, found) if found else tensor[(None,) * self._dims]
-        if found and not alive.all():
-            lanes = self._tensor(alive).reshape(alive.shape + (1,) * (value.ndim - self._dims))
-            value = torch.where(lanes, value, torch.ones((), dtype=value.dtype, device=value.device))
-        return value
+        return Places(found, alive)
 
     def _range(self, dim: str | int, size: int) -> tuple[int, int, int]:
         """The first index of a dimension, how many there are, and what makes an index an entry of the tensor."""
@@ -412,6 +420,21 @@ class Values:
                 return window.shift, window.n_q, window.row - window.shift
             case _:
                 return 0, size, 0
+
+    # --- inner products ---
+
+    def _dot(self, node: ir.Dot) -> Tensor:
+        for table, vector in ((node.left, node.right), (node.right, node.left)):
+            if self._operands.looks_up and isinstance(table, ir.Element) and self._chooses(table, vector):
+                tensor = self._operands.inputs[table.tensor.name].to(self._operands.dtype)
+                found = looked_up(tensor, self._places(table), self.of(vector))
+                if found is not None:
+                    return found
+        return product(self.of(node.left), self.of(node.right))
+
+    def _chooses(self, table: ir.Element, vector: ir.Value) -> bool:
+        """Whether one vector meets several of a table."""
+        return any(a and not b for a, b in zip(self._axes(table), self._axes(vector), strict=True))
 
     # --- functions ---
 
@@ -794,21 +817,3 @@ def _selected(value: Quantity, axis: int, index: Tensor) -> Quantity:
 def _columns(array: Int64, axis: int) -> Int64:
     """All entries that belong to one place of an axis, below one another."""
     return np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis])
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """The inner product over the last dimension; a matrix product where each side has lanes that the other has not."""
-    for a, b in ((left, right), (right, left)):
-        if a.shape[-2] == 1 and b.shape[-3] == 1:
-            return a[..., 0, :] @ b[..., 0, :, :].transpose(-1, -2)
-    lanes = range(left.ndim - 1)
-    rows = [i for i in lanes if left.shape[i] > 1 and right.shape[i] == 1]
-    columns = [i for i in lanes if left.shape[i] == 1 and right.shape[i] > 1]
-    if not (rows and columns):
-        return (left * right).sum(-1)
-    order = [*(i for i in lanes if i not in rows and i not in columns), *rows, *columns]
-    shared = len(order) - len(rows) - len(columns)
-    a, b = left.permute(*order, -1), right.permute(*order, -1)
-    found = a.flatten(shared, -2) @ b.flatten(shared, -2).transpose(-1, -2)
-    whole = [max(left.shape[i], right.shape[i]) for i in order]
-    return found.reshape(whole).permute(*(order.index(i) for i in lanes))

@@ -46,4 +46,5 @@ def operands_of(
         torch.float64 if relations.shape.dtype == "float64" else torch.float32,
         pattern.origins,
         pattern.attend.keys is not None,
+        looks_up=all(x.device.type == "cpu" for x in vectors[0]),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,17 @@ class RowBlock:
     mask: NDArray[np.bool_]
 
 
-def row_blocks(plan: Plan, relations: Relations, width: int) -> Iterator[RowBlock]:
-    """The blocks of a plan; rows that see nothing are in none. `width`: entries of the widest value of a pair."""
+def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) -> Iterator[RowBlock]:
+    """The blocks of a plan; rows that see nothing are in none.
+
+    `entries`: those of the largest tensor that a row needs, by its keys.
+    """
     for group in plan.groups:
         pieces = [piece for piece in group.pieces if piece.elements]
         if not (pieces and group.batches and group.heads):
             continue
         keys = max(1, sum(piece.elements for piece in pieces) // max(plan.n_q, 1))
-        most = max(1, ELEMENTS // (keys * width))
+        most = max(1, ELEMENTS // entries(keys))
         heads = max(1, min(len(group.heads), most // 16))
         rows = max(1, min(MOST_ROWS, most // heads))
         for batch in group.batches:

@@ -6,8 +6,9 @@ Nothing of a block is kept: the backward computes it again. The same inputs give
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.values import is_own, passes, rank, reads, values_of
+from attnc.compiler.values import is_own, passes, rank, reads, tensors_of, values_of
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block
@@ -46,7 +47,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor
     out: Tensor | None = None
     lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
     tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
-    for block in _blocks(call, node):
+    for block in _blocks(call, node, inputs):
         leaves = _leaves(block, tensors, node, inputs)
         found, own = computed(block, leaves, call.relations, call.scale)
         if out is None:
@@ -76,15 +77,51 @@ def _width(node: ir.Attend, v: Tensor, call: Call) -> tuple[int, ...]:
     return (v.shape[-1],) if rank(node.value) else ()
 
 
-def _blocks(call: Call, node: ir.Attend) -> Iterator[RowBlock]:
+def _blocks(call: Call, node: ir.Attend, inputs: Sequence[Tensor]) -> Iterator[RowBlock]:
+    tables = _tables(node) if all(x.device.type == "cpu" for x in inputs) else {}
+    shapes = {tensor.name: x.shape for tensor, x in zip(tensors_of(call.relations.pattern), inputs, strict=True)}
+    most = max((_choices(table, shapes[table.tensor.name]) for table in tables.values()), default=0)
     head_dim = max(call.plan.n_q and call.relations.shape.dk, 1)
-    return row_blocks(call.plan, call.relations, head_dim ** min(_pair_rank(node), 1))
+    width = head_dim if _pair_rank(node, tables) else 1
+
+    def entries(keys: int) -> int:
+        return max(keys * width, min(most, keys * head_dim))
+
+    return row_blocks(call.plan, call.relations, entries)
 
 
-def _pair_rank(node: ir.Attend) -> int:
+def _tables(node: ir.Attend) -> dict[ir.Value, ir.Element]:
+    """Inner products with a vector that the key chooses from a real input, computed for all that a row may meet."""
+    found: dict[ir.Value, ir.Element] = {}
+    for below in (b for root in values_of(node) for b in root.below):
+        if isinstance(below, ir.Dot):
+            for table, vector in ((below.left, below.right), (below.right, below.left)):
+                if isinstance(table, ir.Element) and "k" in reads(table) - reads(vector) and "q" in reads(vector):
+                    found[below] = table
+    return found
+
+
+def _choices(table: ir.Element, shape: Sequence[int]) -> int:
+    """How many vectors a key may choose from."""
+    return prod(size for size, index in zip(shape, table.indices, strict=False) if "k" in reads(index))
+
+
+def _pair_rank(node: ir.Attend, tables: Mapping[ir.Value, ir.Element]) -> int:
     """Axes of the widest value that depends on query and key both."""
-    below = (b for root in values_of(node) for b in root.below if isinstance(b, ir.VALUES))
+    below = (b for root in values_of(node) for b in _written(root, tables))
     return max((rank(b) for b in below if not isinstance(b, ir.Outer) and {"q", "k"} <= reads(b)), default=0)
+
+
+def _written(root: ir.Value, tables: Mapping[ir.Value, ir.Element]) -> Iterator[ir.Value]:
+    """The values that a value is made of, each once, without the vectors of tables."""
+    found: set[ir.Value] = set()
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            yield node
+            stack.extend(c for c in node.children() if isinstance(c, ir.VALUES) and c is not tables.get(node))
 
 
 def _leaves(block: RowBlock, tensors: dict[str, Tensor], node: ir.Attend, inputs: Sequence[Tensor]) -> Leaves:
@@ -126,7 +163,7 @@ def backward(
     sums = {name: torch.zeros_like(x, dtype=dtype) for name, x in named.items()}
     of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs if x.requires_grad]
     elsewhere = _elsewhere(node)
-    for block in _blocks(call, node):
+    for block in _blocks(call, node, inputs):
         leaves = _leaves(block, named, node, inputs)
         heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
         with torch.enable_grad():

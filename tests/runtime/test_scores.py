@@ -145,15 +145,17 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(call, [given[n] for n in names])
 
 
-def test_an_index_out_of_range_is_an_error_where_it_is_seen() -> None:
+@pytest.mark.parametrize(("dims", "term"), [("4", "t[q - k]"), ("4, dk", "dot(q, t[q - k])")])
+def test_an_index_out_of_range_is_an_error_where_it_is_seen(dims: str, term: str) -> None:
     attend = compile_attention(
-        "pattern p\n    input t: real[4]\n    visible k <= q\n    score scale * dot(q, k) + t[q - k]\n"
+        f"pattern p\n    input t: real[{dims}]\n    visible k <= q\n    score scale * dot(q, k) + {term}\n"
     )
     q = torch.randn(1, 1, 4, 8)
-    attend(q, q, q, t=torch.zeros(4))
+    table = torch.zeros(4) if dims == "4" else torch.zeros(4, 8)
+    attend(q, q, q, t=table)
     longer = torch.randn(1, 1, 5, 8)
     with pytest.raises(EvaluationError, match="`t` is read at 4"):
-        attend(longer, longer, longer, t=torch.zeros(4))
+        attend(longer, longer, longer, t=table)
 
 
 def test_a_division_by_zero_is_an_error_where_it_is_seen() -> None:
@@ -181,6 +183,20 @@ def test_what_is_hidden_poisons_nothing() -> None:
         found = results(call, given)
         assert all(x.isfinite().all() for x in (found[0], *found[2:]))
         assert found[-1][0] == found[-1][8] == 0
+
+
+def test_vectors_of_a_table_that_are_hidden_poison_nothing() -> None:
+    """NaN in those that no visible pair chooses, between others that some do."""
+    attend = compile_attention(
+        "pattern p\n    learned t: real[head, span, dk]\n    visible k <= q and (q - k) % 2 == 0\n"
+        "    score scale * dot(q, k) + dot(q, t[q - k])\n"
+    )
+    given = {n: torch.rand(1, 2, 9, 16, dtype=torch.float64) for n in ("q", "k", "v", "t")}
+    given["t"][:, :, 1::2] = torch.nan
+    given = {n: (x[0] if n == "t" else x).detach().requires_grad_() for n, x in given.items()}
+    for found, wanted in zip(results(attend, given), results(attend.reference, given), strict=True):
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 def test_plan_says_how() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc import EvaluationError, UnsupportedError, compile_attention
+from attnc.runtime.cpu import row_blocks
 from branch_calls import both, operands, positions, scores, softmax, wide
 from cases.case import leaf, real
 from weight_calls import results
@@ -101,6 +102,29 @@ def test_terms_that_a_gate_makes_nothing_do_not_hide_the_others(size: float) -> 
 
     bias = (1 - gate[0]) * size + real(10, 10)  # the closed ones have far the largest scores
     both(text, dense, operands(10) | {"bias": leaf(bias, torch.float64), "open": gate})
+
+
+@pytest.mark.parametrize("elements", [1 << 21, 1 << 9])
+def test_vectors_that_keys_choose_from_a_table(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one block, and row by row; of the queries, and of the keys."""
+    monkeypatch.setattr(row_blocks, "ELEMENTS", elements)
+    text = """pattern p
+    learned near: real[span, dk]
+    visible k <= q
+    score   scale * dot(q, k) + dot(q, near[k - q + 20]) {}
+    weights relu(score) ** 2 / (1 + sum(relu(score) ** 2 for k))
+"""
+
+    def weights(q: Tensor, k: Tensor, near: Tensor, more: float) -> Tensor:
+        i, j = positions(q, k)
+        score = scores(q, k) + (q[:, :, :, None] * near[j - i + 20]).sum(-1)
+        score = score + more * (wide(k)[:, :, None] * near[i - j + 20]).sum(-1)
+        squares = torch.where(j <= i, score.relu() ** 2, 0)
+        return squares / (1 + squares.sum(-1, keepdim=True))
+
+    given = operands(10) | {"near": leaf(real(41, operands(10)["q"].shape[-1]), torch.float64)}
+    for more, term in ((0.0, ""), (2.0, "+ 2 * dot(near[q - k + 20], k)")):
+        both(text.format(term), lambda q, k, v, near, more=more: weights(q, k, near, more) @ wide(v), given)
 
 
 def test_a_number_of_keys_that_no_row_with_keys_is_divided_by() -> None:

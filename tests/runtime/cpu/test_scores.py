@@ -18,6 +18,10 @@ DECLARATIONS = {
     "of_token[": "input of_token: real[batch, token]",
     "times": "learned times: real[head]",
     "direction": "learned direction: real[head, dk]",
+    "near[": "learned near: real[span, dk]",
+    "by_head[": "learned by_head: real[head, span, dk]",
+    "grid[": "learned grid: real[3, 4, dk]",
+    "edges[": "input edge: int[batch, query, key]\n    learned edges: real[kv_head, 5, dk]",
     "doc[": "input doc: int[batch, token]",
     "sink": "learned sink: real[head, 3]",
 }
@@ -40,6 +44,13 @@ SCORES = [
     "tanh(dot(q, k)) + bias[min(abs(k - q), 3)]",
     "scale * dot(q, k) + sum(of_token[j] for j in min(q, k) .. max(q, k))",
     "scale * dot(q, k) + max(of_token[j] for j in min(q, k) .. max(q, k) + 1)",
+    "scale * dot(q, k) + dot(q, near[k - q + 30])",
+    "dot(q, k) / 4 + dot(near[q - k + 30], k) - dot(q, near[k % 5])",
+    "scale * dot(q, k) + (dot(q, by_head[q - k]) if q > k else dot(k, by_head[k - q]) / 2)",
+    "dot(q, k) + tanh(dot(q, near[abs(q - k)])) * times",
+    "scale * dot(q, k) + dot(q, grid[q % 3, k % 4])",
+    "scale * dot(q, k) + dot(q, edges[edge[q, k]])",
+    "scale * dot(q, k) + dot(near[k], near[q + 2]) + dot(direction, near[abs(q - k)])",
 ]
 MASKS = ["k <= q", "k < q", "q - k < 9 and k <= q", "k <= q and (q - k) % 3 == 0", "abs(q - k) < 5", "doc[q] == doc[k]"]
 EXTRAS = ["", "sink", "dot(q, direction)", "2 * of_token[q]", "scale * dot(q, q)"]
@@ -59,6 +70,11 @@ def operands_of(text: str, n: int = N) -> dict[str, Tensor]:
         "of_token": real(s.batch, n),
         "times": real(s.heads),
         "direction": real(s.heads, s.dk),
+        "near": real(61, s.dk),
+        "by_head": real(s.heads, 61, s.dk),
+        "grid": real(3, 4, s.dk),
+        "edge": torch.randint(0, 5, (s.batch, n, n)),
+        "edges": real(s.kv_heads, 5, s.dk),
         "doc": torch.randint(0, 4, (s.batch, n)).sort(-1).values,
         "sink": real(s.heads, 3),
     }
