@@ -30,7 +30,7 @@ class Settings:
     table_bytes: int = 1 << 28
     kernels: int = 1024
     exact_elements: int = 1 << 24
-    gathered_tokens: int = 1 << 15
+    gathered_tokens: int = 1 << 13
     specs: int = 64
 
 
