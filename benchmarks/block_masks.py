@@ -35,8 +35,8 @@ class Case:
     def at(self, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """Parameters and inputs at a length."""
         if self.spec == "neighborhood_2d":
-            side = round(n**0.5)
-            return {**self.params, "height": side, "width": n // side}, {}
+            height = 1 << (n.bit_length() - 1) // 2
+            return {**self.params, "height": height, "width": n // height}, {}
         draw = torch.Generator().manual_seed(0)
         doc = torch.randint(self.documents, (1, n), generator=draw).sort().values if self.documents else None
         return self.params, {} if doc is None else {"doc": doc}

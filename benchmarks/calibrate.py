@@ -31,7 +31,7 @@ class Microbenchmark:
 MICROBENCHMARKS = (
     Microbenchmark("dense attention of stretches of 32 to 512 rows", DTYPES * len(WIDTHS) * len(ROWS), "elements"),
     Microbenchmark("the same with an additive mask and without", 2 * DTYPES, "masked"),
-    Microbenchmark("pieces with few keys in the executor, and with 512", 2 * DTYPES, "row"),
+    Microbenchmark("the same with few keys and with 512", 2 * DTYPES, "row"),
     Microbenchmark("a long dense call", DTYPES * len(WIDTHS), "peak"),
     Microbenchmark("dense attention, backward and forward", 2 * DTYPES, "backward"),
     Microbenchmark("dense backward with one kv head and with all", 2 * DTYPES, "alone"),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from attnc.compiler.planning.choice_rates import ChoiceRates
-from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch, strip
+from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.choice_calibration import measured_choices
@@ -25,8 +25,8 @@ from attnc.runtime.disk.store import store
 
 SCHEMA = 5
 KIND = "rates"
-HEADS, KEYS, NUMBERS = 2, 512, 1 << 20
-"""Heads and keys a stretch of one measurement, and numbers of its largest operand: as in calls, not all of it in L2."""
+HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
+"""Heads, keys a stretch and score elements of one measurement."""
 LONG = 1024
 """Tokens of a long dense call."""
 REPEATS, MOST_REPEATS = 7, 40
@@ -155,7 +155,7 @@ def _masked(dtype: torch.dtype) -> float:
 
 def _element(dtype: torch.dtype, rows: int, width: int, *, masked: bool, keys: int = KEYS) -> float:
     """Nanoseconds for a score element in stretches of so many rows and keys."""
-    count = NUMBERS // (HEADS * max(rows, keys) * width)
+    count = max(ELEMENTS // (rows * keys * HEADS), 1)
     q = torch.randn(count, HEADS, rows, width).to(dtype)
     k, v = (torch.randn(count, HEADS, keys, width).to(dtype) for _ in range(2))
     mask = torch.zeros(rows, keys, dtype=dtype) if masked else None
@@ -188,13 +188,10 @@ def _alone(dtype: torch.dtype) -> float:
 
 
 def _row(dtype: torch.dtype) -> float:
-    """Nanoseconds of a row of queries beyond those of its elements, from pieces with few keys in the executor."""
-    few, rows, width = 32, ROWS[2], WIDTHS[0]
-    count = NUMBERS // (HEADS * rows * width)
-    q, k, v = (torch.randn(1, HEADS, count * rows, width).to(dtype) for _ in range(3))
-    blocks = _plan(HEADS, count * rows, (Piece(strip(0, rows, count, rows), strip(0, rows, count, few), "full"),))
-    own = _time(lambda: executor.forward(q, k, v, blocks, 0.1, "out")) / (HEADS * count * rows * few)
-    return max((own - _element(dtype, rows, width, masked=False)) / (1 / few - 1 / KEYS), 1.0)
+    """Nanoseconds of a row of queries beyond those of its elements, from rows of few keys and of `KEYS`."""
+    few, rows = 32, ROWS[2]
+    apart = _element(dtype, rows, WIDTHS[0], masked=False, keys=few) - _element(dtype, rows, WIDTHS[0], masked=False)
+    return max(apart / (1 / few - 1 / KEYS), 1.0)
 
 
 def _call() -> float:
@@ -210,35 +207,31 @@ def _call() -> float:
 def _diagonal(count: int, side: int) -> Plan:
     """Blocks on the diagonal, a piece each."""
     stretches = [stretch(i * side, (i + 1) * side) for i in range(count)]
-    return _plan(1, 8 * side, tuple(Piece(tokens, tokens, "full") for tokens in stretches))
-
-
-def _plan(heads: int, tokens: int, pieces: tuple[Piece, ...]) -> Plan:
-    """A plan of some pieces without masks."""
+    group = Group((0,), (0,), tuple(Piece(tokens, tokens, "full") for tokens in stretches))
     return Plan(
-        n_q=tokens,
-        n_k=tokens,
+        n_q=8 * side,
+        n_k=8 * side,
         batch=1,
-        heads=heads,
-        kv_heads=heads,
-        q_tile=tokens,
-        k_tile=tokens,
-        tiles=TileCounts(1, 1, 1, 0),
-        visible=None,
-        groups=(Group((0,), tuple(range(heads)), pieces),),
+        heads=1,
+        kv_heads=1,
+        q_tile=side,
+        k_tile=side,
+        tiles=TileCounts(64, count, count, 0),
+        visible=count * side * side,
+        groups=(group,),
         masks=(),
         executor="cpu",
         schedule="pieces",
         reasons=(),
         fallback=None,
-        exact_mask=lambda *_: np.ones((tokens, tokens), dtype=np.bool_),
+        exact_mask=lambda *_: np.ones((side, side), dtype=np.bool_),
     )
 
 
 def _merge() -> float:
     """Nanoseconds for an element of the output of a narrow piece that is merged, beyond those of its scores."""
     side = WIDTHS[0]
-    count = NUMBERS // (HEADS * side * side)
+    count = ELEMENTS // (HEADS * side * side)
     shape, strides = (count, HEADS, side, side), (side * side, count * side * side, side, 1)
     q, k, v, out = (torch.randn(HEADS, count * side, side).as_strided(shape, strides) for _ in range(4))
     lse = torch.randn(HEADS, count * side).as_strided(shape[:3], (side, count * side, 1))
