@@ -50,7 +50,7 @@ def pictures(blocks: Sequence[Block]) -> Mapping[str, str]:
 
 
 def as_markdown(blocks: Sequence[Block]) -> str:
-    """Markdown that finds its pictures in `pictures/`."""
+    """Markdown that finds its pictures in `performance/`."""
     return "\n\n".join(_markdown(block) for block in blocks) + "\n"
 
 
@@ -61,7 +61,7 @@ def _markdown(block: Block) -> str:
         case Paragraph(text):
             return text
         case Picture(name, _, told):
-            return f"![{told}](pictures/{name})"
+            return f"![{told}](performance/{name})"
         case Table(head, rows, words):
             rule = [" --- " if i < words else " ---: " for i in range(len(head))]
             lines = [[_cell(cell) for cell in row] for row in (head, *rows)]

@@ -49,7 +49,7 @@ def main() -> int:
     options = parser.parse_args()
     files = written(reading.load())
     stale = [path for path, text in files.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
-    stale += sorted(path for path in DOCS.glob("pictures/performance-*.svg") if path not in files)
+    stale += sorted(path for path in DOCS.glob("performance/*.svg") if path not in files)
     for path in stale:
         print(f"{'not current: ' if options.check else ''}{path.relative_to(ROOT)}")
         if not options.check:
@@ -61,13 +61,14 @@ def _put(path: Path, text: str | None) -> None:
     if text is None:
         path.unlink()
     else:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
 
 def written(results: Mapping[str, Result]) -> dict[Path, str]:
     """The files of the report."""
     blocks = list(contents(results))
-    drawn = {DOCS / "pictures" / name: svg for name, svg in pictures(blocks).items()}
+    drawn = {DOCS / "performance" / name: svg for name, svg in pictures(blocks).items()}
     return {DOCS / "performance.md": as_markdown(blocks)} | drawn
 
 
@@ -138,7 +139,7 @@ def _pictures(results: Mapping[str, Result]) -> Iterator[Block]:
     if drawn:
         yield Heading(2, "Pictures")
     for where, name, plot, own in drawn:
-        yield Picture(f"performance-{name}-{where}.svg", plot.svg(), f"{plot.title}: {plot.note}")
+        yield Picture(f"{name}-{where}.svg", plot.svg(), f"{plot.title}: {plot.note}")
         yield Paragraph(" ".join(_facts(one) for one in own))
 
 

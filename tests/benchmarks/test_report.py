@@ -90,7 +90,7 @@ def test_what_it_says() -> None:
     assert "| 2 × 9 | 5.0 | 4.0 |" in text and "0 graphs compiled anew" in text
     assert "| first call forward, attnc | 7.0 | 7.0 | 7.0 |" in text
     assert "Nothing has been measured on a GPU here" in text
-    assert "moba forward: 6,000 tokens" in report.written(RESULTS)[report.DOCS / "pictures/performance-lengths-cpu.svg"]
+    assert "moba forward: 6,000 tokens" in report.written(RESULTS)[report.DOCS / "performance/lengths-cpu.svg"]
     assert "error 10 % at the median" in text and "Kendall's tau 1.00" in text
     assert "G9.flex | times compiled FlexAttention's speed, forward | PERFORMANCE 8, G9 | behind |" in text
     assert (
@@ -109,11 +109,11 @@ def test_every_figure_names_where_it_is_from() -> None:
 def test_pictures_are_svg_and_stand_in_the_page(tmp_path: Path) -> None:
     written = report.written(RESULTS)
     drawn = {path.name for path in written if path.suffix == ".svg"}
-    assert drawn == {f"performance-{name}-cpu.svg" for name in ("density", "predicted", "lengths")}
+    assert drawn == {f"{name}-cpu.svg" for name in ("density", "predicted", "lengths")}
     for path, text in written.items():
         if path.suffix == ".svg":
             assert ElementTree.fromstring(text).tag.endswith("svg")
-            assert f"(pictures/{path.name})" in written[report.DOCS / "performance.md"]
+            assert f"(performance/{path.name})" in written[report.DOCS / "performance.md"]
     for result in RESULTS.values():
         part.write(tmp_path / f"{result.part}.json", {**result.facts, "rows": result.rows})
     page = report.page(tmp_path)
@@ -124,7 +124,7 @@ def test_pictures_are_svg_and_stand_in_the_page(tmp_path: Path) -> None:
 def test_check_tells_what_is_not_current(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    (tmp_path / "docs" / "performance").mkdir(parents=True)
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(reading, "load", lambda: RESULTS)
@@ -135,5 +135,5 @@ def test_check_tells_what_is_not_current(
     assert report.main() == 0
     monkeypatch.setattr("sys.argv", ["report.py", "--check"])
     assert report.main() == 0
-    (tmp_path / "docs" / "pictures" / "performance-old.svg").write_text("", encoding="utf-8")
+    (tmp_path / "docs" / "performance" / "old.svg").write_text("", encoding="utf-8")
     assert report.main() == 1
