@@ -15,8 +15,7 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.plan import TileCounts
 from attnc.compiler.planning.runs import resolve
 from attnc.compiler.tile_forms.arrays import Int32, frozen
-from attnc.compiler.tile_forms.forms import Forms
-from attnc.compiler.tile_forms.tile_lists import TileLists
+from attnc.compiler.tile_forms.tile_lists import TileLists, list_tiles
 from attnc.compiler.tile_forms.tile_runs import TileRuns, find_tile_runs, mask_edges
 
 MEAN_RUN = 3
@@ -78,7 +77,7 @@ def _joined(
     lanes: NDArray[np.int64], found: Sequence[tuple[TileRuns, int]], by_key: bool, relations: Relations
 ) -> TileTables:
     parts = [runs.transposed() if by_key else runs for runs, _ in found]
-    lists = [Forms(part).lists for part in parts]
+    lists = [list_tiles(part) for part in parts]
     runs = [part.full for part in parts]
     by_runs = sum(len(one.full) for one in lists) >= MEAN_RUN * max(sum(map(len, runs)), 1)
     masks: list[NDArray[np.int32]] = []

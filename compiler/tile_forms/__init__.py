@@ -1,1 +1,1 @@
-"""Forms in which a kernel is told its live tiles: runs, lists, rectangles, loop bounds; by tile row or tile column."""
+"""The forms in which a kernel receives its live tiles: runs and lists, by tile row or by tile column."""

@@ -1,4 +1,4 @@
-"""Sets of tiles as stretches of adjacent columns, and what is done with sets: union, difference, cut, transposition.
+"""Sets of tiles as stretches of adjacent columns, and what is done with sets: union, difference, transposition.
 
 Nothing here is written out tile by tile but what a result holds: a triangle of n rows takes n stretches either way.
 """
@@ -72,12 +72,6 @@ class Stretches(Artefact):
         """What is not in the other."""
         return self._with(other, _without)
 
-    def cut(self, at: Int64) -> tuple[Stretches, Stretches]:
-        """The columns of row r before `at[r]`, and those from there on."""
-        row = self.row
-        left = stretches(self.rows, self.columns, row, self.start, np.minimum(self.end, at[row]))
-        return left, stretches(self.rows, self.columns, row, np.maximum(self.start, at[row]), self.end)
-
     def transposed(self) -> Stretches:
         """The same tiles by column: its stretches are of rows.
 
@@ -91,12 +85,6 @@ class Stretches(Artefact):
         )
         taller = self.rows + 1
         return stretches(self.columns, self.rows, first // taller, first % taller, last % taller)
-
-    @property
-    def by_columns(self) -> int:
-        """The number of stretches that the transposed set has."""
-        low, high = _swept(self.ends(), self._above(), _without)
-        return int((high - low).sum())
 
     def _above(self) -> Ends:
         """For every row, what the row before it has."""

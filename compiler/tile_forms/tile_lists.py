@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from attnc.compiler.tile_forms.arrays import Artefact, Int32, Int64, Mask, frozen, pointers_of
-from attnc.compiler.tile_forms.stretches import Stretches, stretches
+from attnc.compiler.tile_forms.arrays import Artefact, Int32, Mask, frozen, pointers_of
 from attnc.compiler.tile_forms.tile_runs import Frame, TileRuns
 
 
@@ -21,24 +18,9 @@ class Segment(Artefact):
     def __len__(self) -> int:
         return len(self.columns)
 
-    @property
-    def row(self) -> Int64:
-        """The row of every tile."""
-        return np.repeat(np.arange(len(self.pointers) - 1), np.diff(self.pointers))
-
     def of_row(self, row: int) -> Int32:
         """The columns of a row."""
         return self.columns[self.pointers[row] : self.pointers[row + 1]]
-
-    def transposed(self, columns: int) -> tuple[Segment, Int64]:
-        """By column, and the place that each tile had before."""
-        order = np.argsort(self.columns, kind="stable")
-        return Segment(pointers_of(self.columns[order], columns), frozen(self.row[order])), order
-
-    def stretches(self, columns: int) -> Stretches:
-        """The tiles as stretches."""
-        start = self.columns.astype(np.int64)
-        return stretches(len(self.pointers) - 1, columns, self.row, start, start + 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,24 +35,6 @@ class TileLists(Artefact):
     partial: Segment
     classes: Int32
     masks: tuple[Mask, ...]
-
-    @property
-    def visible(self) -> int:
-        """Visible pairs."""
-        return self.runs().visible
-
-    def transposed(self) -> TileLists:
-        """By tile column: rows are keys, columns are queries, and so are those of the masks."""
-        full, _ = self.full.transposed(self.frame.columns)
-        partial, order = self.partial.transposed(self.frame.columns)
-        masks = tuple(frozen(mask.T, np.bool_) for mask in self.masks)
-        return TileLists(self.frame.transposed(), full, partial, frozen(self.classes[order]), masks)
-
-    def runs(self) -> TileRuns:
-        """The same tiles as runs."""
-        columns = self.frame.columns
-        parts = self.full.stretches(columns), self.partial.stretches(columns)
-        return TileRuns(self.frame, *parts, self.classes, self.masks)
 
     def __str__(self) -> str:
         lines = [f"{len(self.full)} full and {len(self.partial)} partial tiles, {len(self.masks)} masks"]

@@ -1,13 +1,9 @@
-"""Tiles as runs: for each tile row, where adjacent full tiles begin and end, and adjacent partial ones.
-
-Everything else in this room is derived from the runs.
-"""
+"""Tiles as runs: for each tile row, where adjacent full tiles begin and end, and adjacent partial ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -51,18 +47,6 @@ def frame_of(grid: Grid) -> Frame:
     return Frame((grid.q_tile, grid.k_tile), frozen(heights), frozen(widths))
 
 
-def multiplied_frame(frames: Iterable[Frame]) -> Frame:
-    """Bricks: the product of the frames of the axes, numbered with the last axis fastest."""
-    return reduce(
-        lambda a, b: Frame(
-            (a.tile[0] * b.tile[0], a.tile[1] * b.tile[1]),
-            frozen(np.multiply.outer(a.heights, b.heights).ravel()),
-            frozen(np.multiply.outer(a.widths, b.widths).ravel()),
-        ),
-        frames,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class TileRuns(Artefact):
     """Runs of full tiles, and runs of partial ones with the class of every tile, by row and column.
@@ -75,12 +59,6 @@ class TileRuns(Artefact):
     partial: Stretches
     classes: Int32
     masks: tuple[Mask, ...]
-
-    @property
-    def offsets(self) -> Int64:
-        """Where the classes of each partial run begin, and where the last end."""
-        lengths = self.partial.end.astype(np.int64) - self.partial.start
-        return np.append(0, np.cumsum(lengths))
 
     @property
     def visible(self) -> int:

@@ -40,19 +40,7 @@ def test_union_difference_and_transposition(drawn: tuple[Matrix, Matrix]) -> Non
     assert (as_matrix(x.transposed()) == a.T).all()
     assert x.transposed() == as_stretches(a.T)
     assert x.transposed().transposed() == x
-    assert x.by_columns == len(x.transposed())
     assert np.array_equal(np.stack(x.listed(), axis=1), np.argwhere(a))
-
-
-@settings(max_examples=100)
-@given(pairs(), st.data())
-def test_cuts(drawn: tuple[Matrix, Matrix], data: st.DataObject) -> None:
-    a, _ = drawn
-    at = np.array([data.draw(st.integers(0, a.shape[1])) for _ in range(len(a))], dtype=np.int64)
-    left, right = as_stretches(a).cut(at)
-    before = np.arange(a.shape[1])[None, :] < at[:, None]
-    assert (as_matrix(left) == (a & before)).all()
-    assert (as_matrix(right) == (a & ~before)).all()
 
 
 def test_equal_sets_are_equal_and_others_are_not() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
 from attnc.compiler import fold
@@ -39,7 +41,7 @@ def test_runs_are_the_relation(drawn: tuple[Resolved, Matrix]) -> None:
     check(runs, mask)
     assert len({(m.shape, m.tobytes()) for m in runs.masks}) == len(runs.masks)
     assert list(dict.fromkeys(runs.classes.tolist())) == list(range(len(runs.masks)))
-    assert runs.offsets[-1] == len(runs.classes)
+    assert runs.partial.tiles == len(runs.classes)
 
 
 @settings(max_examples=150)
@@ -81,6 +83,20 @@ def test_masked_edges_leave_only_whole_tiles_full(drawn: tuple[Resolved, Matrix]
 def window(width: int) -> Index:
     gap = fold.sub(Q, K)
     return fold.conjunction(fold.less_equal(fold.const(0), gap), fold.less(gap, fold.const(width)))
+
+
+@pytest.mark.parametrize(
+    ("relation", "tiles"), [(window(4096), 253_456), (fold.less_equal(K, Q), 33_550_336)], ids=["window", "causal"]
+)
+def test_a_million_tokens_take_little_memory(relation: Index, tiles: int) -> None:
+    """Runs and transposed runs never list the 33 million full tiles of a causal relation."""
+    grid = Grid(1 << 20, 1 << 20, 128, 128)
+    tracemalloc.start()
+    runs = find_tile_runs(resolve(relation, find_live_tiles(relation, grid), {}))
+    assert runs.full.tiles == runs.transposed().full.tiles == tiles
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 32 << 20
 
 
 def test_runs_are_printed() -> None:
