@@ -23,8 +23,10 @@ from attnc.compiler.ir import (
 )
 from attnc.compiler.rewrite import substitute_attend
 from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
+from attnc.compiler.verify_ir import verified
 
 
+@verified
 def alone(pattern: Pattern, node: Attend, member: int | None = None) -> Pattern:
     """A pattern of one attention, which reads what others gave as inputs; `member`: one of a family."""
     own = node if member is None or node.family is None else _member(node, member)
@@ -47,6 +49,7 @@ def asked_by_selection(item: Selection) -> set[Tensor]:
     return asked([item.score, item.candidates, item.keep, item.always])
 
 
+@verified
 def open_inputs(pattern: Pattern) -> Pattern:
     """The pattern in which all is seen that might be, whatever selections choose and inputs hold."""
     opened = open_choices(pattern)
@@ -54,6 +57,7 @@ def open_inputs(pattern: Pattern) -> Pattern:
     return replace(opened, nodes=nodes)
 
 
+@verified
 def open_choices(pattern: Pattern) -> Pattern:
     """The pattern in which all is seen that might be, whatever selections choose, and however tokens are sorted."""
     own = {item.given for item in pattern.selections}
@@ -79,24 +83,27 @@ def might_hold(condition: Index, open_: set[Tensor], hopes: bool = True) -> Inde
             return fold.truth(hopes)
 
 
+@verified
 def choosing(pattern: Pattern, item: Selection) -> Pattern:
     """A pattern of one attention with the rows of another one, whose inputs are what a selection reads."""
     before = tuple(other.given for other in pattern.selections if other.given in asked_by_selection(item))
     return replace(rows_of(replace(pattern, nodes=())), tensors=pattern.tensors + before, requirements=())
 
 
+@verified
 def stateful_alone(pattern: Pattern, recur: Recur) -> Pattern:
     """A pattern that is one of the branches with a state."""
     return replace(pattern, nodes=(), combine=None, lse=None, stateful=(), recur=recur)
 
 
+@verified
 def rows_of(pattern: Pattern) -> Pattern:
     """A pattern of one attention with the rows of another one."""
     if pattern.nodes:
         return alone(pattern, pattern.nodes[0])
     score = apply("mul", scale(), dot(vector("q"), vector("k")))
     node = Attend(pattern.name, fold.truth(True), score, Softmax(), vector("v"))
-    return replace(pattern, nodes=(node,), combine=None, lse=None, stateful=(), selections=())
+    return replace(pattern, nodes=(node,), combine=None, lse=None, recur=None, stateful=(), selections=())
 
 
 def _read(node: Attend) -> set[Tensor]:

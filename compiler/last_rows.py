@@ -10,12 +10,14 @@ from attnc.compiler.ir import Attend, Element, Index, Lookup, Pattern, Place, Se
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.rewrite import substitute, substitute_attend, substitute_value
 from attnc.compiler.values import values_of
+from attnc.compiler.verify_ir import verified
 
 
 class OtherRowsError(Exception):
     """A row needs other rows' queries, which no cache holds. The message says what it reads."""
 
 
+@verified
 def last_rows(pattern: Pattern) -> Pattern:
     """The same of the last queries of as many as there are keys: query i of n stands at `keys - n + i`.
 

@@ -1,9 +1,15 @@
-"""What must hold of a pattern: nodes in normal form, numbers and truth values in their places, names declared."""
+"""The verifier of the IR: nodes in normal form, numbers and truth values where they belong, names declared.
+
+The results of passes decorated with `verified` or `verified_relation` are checked while `verify_passes` is on, as in
+the test suite and under `ATTNC_VERIFY_IR=1`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from math import gcd
+from typing import ParamSpec
 
 from attnc.compiler.ir import (
     VALUES,
@@ -26,6 +32,7 @@ from attnc.compiler.ir import (
     Recur,
     Reduce,
     Round,
+    Selection,
     Sign,
     Softmax,
     StateAt,
@@ -58,6 +65,11 @@ ARITY = {
 """Operands of each operation; `min` and `max` have two or more."""
 
 
+P = ParamSpec("P")
+
+_is_on = False
+
+
 class IRInvalid(AssertionError):  # noqa: N818  a broken invariant of ours, not an error of the user
     """A pattern breaks an invariant. `violations` lists all that were found."""
 
@@ -71,6 +83,40 @@ def verify(pattern: Pattern) -> None:
     violations = tuple(find_violations(pattern))
     if violations:
         raise IRInvalid(violations)
+
+
+def verify_passes(on: bool = True) -> None:
+    """Switch the verification of what passes return on or off, for this process."""
+    global _is_on  # noqa: PLW0603  one switch for the process, as an environment variable is
+    _is_on = on
+
+
+def verified(run_pass: Callable[P, Pattern]) -> Callable[P, Pattern]:
+    """Decorate a pass that returns a pattern: verify its result while `verify_passes` is on."""
+
+    @wraps(run_pass)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Pattern:
+        pattern = run_pass(*args, **kwargs)
+        if _is_on:
+            verify(pattern)
+        return pattern
+
+    return run
+
+
+def verified_relation(run_pass: Callable[P, Index]) -> Callable[P, Index]:
+    """Decorate a pass that returns a relation of one call: verify its nodes while `verify_passes` is on."""
+
+    @wraps(run_pass)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Index:
+        relation = run_pass(*args, **kwargs)
+        if _is_on:
+            violations = tuple(_nodes_of(relation, f"`{run_pass.__name__}`"))
+            if violations:
+                raise IRInvalid(violations)
+        return relation
+
+    return run
 
 
 def find_violations(pattern: Pattern) -> Iterator[str]:
@@ -113,12 +159,37 @@ def _versions(value: Value, known: dict[str, int] | None, where: str) -> Iterato
 
 def _nodes(pattern: Pattern) -> Iterator[str]:
     known = pattern.tensors + tuple(map(output_of_state, pattern.stateful))
+    computed = tuple(tensor for node in pattern.nodes for tensor in (output(node), output_lse(node)))
+    selected = tuple(item.given for item in pattern.selections)
+    for item in pattern.selections:
+        if item.given not in pattern.tensors:  # else the caller computes it, with inputs that are not declared here
+            yield from _selection(item, known + computed + selected)
+    known += selected
     for node in pattern.nodes:
         yield from _attend(node, known)
         known += (output(node), output_lse(node))
     for value, where in ((pattern.combine, "combine"), (pattern.lse, "the LSE")):
         if value is not None:
             yield from _value(value, known, where, frozenset())
+
+
+def _selection(item: Selection, tensors: tuple[Tensor, ...]) -> Iterator[str]:
+    """Violations in what a selection ranks, keeps and counts; a selection reads those before it."""
+    where = f"the selection `{item.name}`"
+    if item.given.kind != "bool":
+        yield f"{where} gives `{item.given.name}`, which holds no truth values"
+    for number, word in (
+        (item.rows, "rows"),
+        (item.row_of, "row"),
+        (item.items, "items"),
+        (item.item_of, "item"),
+    ):
+        if number is not None:
+            yield from _number(number, tensors, f"the {word} of {where}")
+    for condition, word in ((item.candidates, "candidates"), (item.always, "always")):
+        yield from _condition(condition, tensors, f"`{word}` of {where}")
+    for value, word in ((item.score, "score"), (item.keep, "keep")):
+        yield from _value(value, tensors, f"the {word} of {where}", frozenset())
 
 
 def _attend(node: Attend, tensors: tuple[Tensor, ...]) -> Iterator[str]:
@@ -171,13 +242,19 @@ def _expression(
 ) -> Iterator[str]:
     for name in free_variables(root) - bound:
         yield f"{where}: the variable `{print_index(name)}` is bound by nothing"
+    yield from _nodes_of(root, where)
+    for node in walk(root):
+        if isinstance(node, Lookup) and node.tensor not in tensors:
+            yield f"{where}: the tensor `{node.tensor.name}` is not declared"
+
+
+def _nodes_of(root: Index, where: str) -> Iterator[str]:
+    """Violations of single nodes below an exact expression."""
     for node in walk(root):
         if isinstance(node, VALUES):  # below a `Whole`
             continue
         for violation in violations_of(node):
             yield f"{where}: `{print_index(node)}`: {violation}"
-        if isinstance(node, Lookup) and node.tensor not in tensors:
-            yield f"{where}: the tensor `{node.tensor.name}` is not declared"
 
 
 def free_variables(root: Index) -> frozenset[Var]:

@@ -1,1 +1,8 @@
-"""What touches torch, the disk and the terminal: executors, the `Attention` callable, the command line."""
+"""Executors, the `Attention` callable and the command line: all that touches torch, the disk and the terminal."""
+
+from attnc.runtime.environment import verifies_ir
+
+if verifies_ir():
+    from attnc.compiler.verify_ir import verify_passes
+
+    verify_passes()

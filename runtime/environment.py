@@ -48,6 +48,9 @@ TORCH_LOGS = Variable(
 OMP_NUM_THREADS = Variable(
     "OMP_NUM_THREADS", "one for each core", "threads of the CPU executor, and of `attnc doctor --measure`", "torch"
 )
+VERIFY_IR = Variable(
+    "ATTNC_VERIFY_IR", "0", "with a value but 0, the pattern that each pass of the compiler returns is verified"
+)
 
 VARIABLES = (
     CACHE_DIR,
@@ -62,6 +65,7 @@ VARIABLES = (
     TRITON_HOME,
     TORCH_LOGS,
     OMP_NUM_THREADS,
+    VERIFY_IR,
 )
 
 
@@ -80,4 +84,9 @@ def is_interpreted() -> bool:
     return text_of(TRITON_INTERPRET) not in ("", "0")
 
 
-__all__ = ["VARIABLES", "Variable", "is_interpreted", "text_of", "wants_plain_text"]
+def verifies_ir() -> bool:
+    """Return whether what each pass of the compiler returns shall be verified."""
+    return text_of(VERIFY_IR) not in ("", "0")
+
+
+__all__ = ["VARIABLES", "Variable", "is_interpreted", "text_of", "verifies_ir", "wants_plain_text"]

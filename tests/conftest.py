@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from attnc.compiler.verify_ir import verify_passes
+
 # `ci`, the default, draws the same examples every time; `explore` draws new and many:
 #   HYPOTHESIS_PROFILE=explore pytest tests/compiler
 settings.register_profile(
@@ -68,6 +70,10 @@ def import_interpreted() -> None:
 
 if importlib.util.find_spec("triton"):
     import_interpreted()
+
+# Every pattern that a pass of the compiler returns is verified, in the processes that tests start as well.
+os.environ["ATTNC_VERIFY_IR"] = "1"
+verify_passes()
 
 # Plans depend on the machine's measured rates: tests do not, whatever the user has measured.
 os.environ["ATTNC_CACHE_DIR"] = os.path.join(tempfile.gettempdir(), "attnc-tests-have-no-cache")

@@ -13,8 +13,10 @@ from attnc.compiler import fold
 from attnc.compiler.ir import Apply, Attend, Pattern, Seen, Softmax, Value
 from attnc.compiler.kernels.scores import needs_keys, weights_of
 from attnc.compiler.values import apply, element, number, output, reads
+from attnc.compiler.verify_ir import verified
 
 
+@verified
 def in_parts(pattern: Pattern) -> Pattern:
     """The same pattern with an attention for each summand of its weights that has a sum over the keys, and one for the
     others; itself where one kernel does, or none.

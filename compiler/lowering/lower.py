@@ -11,6 +11,7 @@ from attnc.compiler.lowering.recurrent import lower_branch, lower_recurrence
 from attnc.compiler.lowering.rounding import lower_round
 from attnc.compiler.lowering.selections import SelectingLowering
 from attnc.compiler.rewrite import substitute
+from attnc.compiler.verify_ir import verified
 from attnc.spec import program as checked
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import SpecError
@@ -18,6 +19,7 @@ from attnc.spec.names.builtins import SIZES
 from attnc.spec.types import Dim
 
 
+@verified
 def lower(bound: checked.BoundProgram) -> ir.Pattern:
     """The pattern of a bound program.
 

@@ -13,6 +13,7 @@ from attnc.compiler import fold
 from attnc.compiler.ir import Data, Extent, HeadIndex, Index, Lookup, Pattern, Place, Tensor, Var, Whole
 from attnc.compiler.lowering.tables import tabulated
 from attnc.compiler.rewrite import rewrite, walk
+from attnc.compiler.verify_ir import verified_relation
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class Slices:
         return self._cuts[key]
 
 
+@verified_relation
 def specialise(
     relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int, head: int | Var, group: int
 ) -> Index:
@@ -114,6 +116,7 @@ def alone(relation: Index, n: int, head: int = 0, heads: int = 1, group: int = 1
     return specialise(relation, sizes, Slices({}), Window(0, 0, n, n, 0), batch=0, head=head, group=group)
 
 
+@verified_relation
 def of_any_length(relation: Index, head: int = 0, heads: int = 1, group: int = 1) -> Index:
     """The same of any number of tokens, which is the size `keys`: the only one that it reads then.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.lowering.specialise import Window
+from attnc.compiler.verify_ir import verified
 from attnc.runtime.call import as_tensor, completed
 from attnc.runtime.fallbacks import HOST_WAIT, SEQUENCES, note
 from attnc.runtime.given import Given
@@ -20,6 +21,7 @@ Result = tuple[Tensor, "Tensor | None"]
 Run = Callable[[Tensor, Tensor, Tensor, Given], Result]
 
 
+@verified
 def alone(pattern: ir.Pattern) -> ir.Pattern:
     """The pattern of one of the sequences."""
     tensors = tuple(tensor for tensor in pattern.tensors if not _is_boundaries(tensor))

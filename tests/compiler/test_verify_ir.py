@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +14,16 @@ from hypothesis import given, settings
 import expression_trees as trees
 from attnc.compiler import fold, ir, values
 from attnc.compiler.rewrite import walk
-from attnc.compiler.verify_ir import IRInvalid, find_violations, free_variables, verify, violations_of
+from attnc.compiler.verify_ir import (
+    IRInvalid,
+    find_violations,
+    free_variables,
+    verified,
+    verified_relation,
+    verify,
+    verify_passes,
+    violations_of,
+)
 from expression_trees import Kit, Tree
 
 Q, K = fold.place("q"), fold.place("k")
@@ -93,3 +106,67 @@ def test_free_variables() -> None:
     inner = fold.reduce("any", VAR, Q, K, TRUE, fold.zero(fold.sub(VAR, fold.var("j", 2))))
     assert free_variables(inner) == {fold.var("j", 2)}
     assert VAR in set(walk(inner))
+
+
+@verified
+def lose_declaration(of: ir.Pattern) -> ir.Pattern:
+    return replace(of, tensors=())
+
+
+@verified_relation
+def lose_normal_form(relation: ir.Index) -> ir.Index:
+    return ir.intern(ir.Bool("and", (relation,)))
+
+
+def test_a_pass_that_breaks_a_pattern_is_found() -> None:
+    with pytest.raises(IRInvalid, match="`doc` is not declared"):
+        lose_declaration(pattern(fold.zero(fold.lookup(TENSOR, (fold.const(0), K))), TENSOR))
+
+
+def test_a_pass_that_breaks_a_relation_is_found() -> None:
+    with pytest.raises(IRInvalid, match="fewer than two"):
+        lose_normal_form(CAUSAL)
+
+
+def test_passes_are_not_verified_unless_asked() -> None:
+    verify_passes(False)
+    try:
+        assert lose_normal_form(CAUSAL) is not CAUSAL
+    finally:
+        verify_passes()
+
+
+def test_the_environment_switches_verification_on() -> None:
+    command = "import attnc.runtime; from attnc.compiler import verify_ir; print(verify_ir._is_on)"
+    for value, expected in (("1", "True"), ("0", "False")):
+        environment = {**os.environ, "ATTNC_VERIFY_IR": value}
+        done = subprocess.run(
+            [sys.executable, "-c", command], env=environment, capture_output=True, check=True, text=True
+        )
+        assert done.stdout.strip() == expected
+
+
+def selecting(**changes: Any) -> ir.Pattern:
+    """Return a pattern whose only selection keeps the first key of each row, with some fields changed."""
+    places = (fold.head_index("batch"), fold.head_index("head"), Q, K)
+    kept = ir.intern(ir.Tensor("kept", "bool", ("batch", "head", "query", "key")))
+    item = ir.Selection(
+        "kept", kept, None, Q, None, None, values.default_score(), CAUSAL, values.number(1.0), fold.zero(K)
+    )
+    return replace(pattern(fold.lookup(kept, places)), selections=(replace(item, **changes),))
+
+
+def test_what_a_selection_keeps_is_declared_by_it() -> None:
+    verify(selecting())
+
+
+@pytest.mark.parametrize(
+    ("changes", "violation"),
+    [
+        ({"candidates": Q}, "`candidates` of the selection `kept`: `q` is no truth value"),
+        ({"always": fold.zero(fold.lookup(TENSOR, (fold.const(0), K)))}, "the tensor `doc` is not declared"),
+        ({"row_of": CAUSAL}, "is no number"),
+    ],
+)
+def test_selections_are_verified(changes: dict[str, Any], violation: str) -> None:
+    assert any(violation in phrase for phrase in find_violations(selecting(**changes)))
