@@ -22,7 +22,7 @@ from attnc.compiler.ir import (
     Value,
 )
 from attnc.compiler.rewrite import substitute_attend
-from attnc.compiler.values import apply, dot, output, output_lse, output_of_state, scale, values_of, vector
+from attnc.compiler.values import default_score, output, output_lse, output_of_state, values_of, vector
 from attnc.compiler.verify_ir import verified
 
 
@@ -101,8 +101,7 @@ def rows_of(pattern: Pattern) -> Pattern:
     """A pattern of one attention with the rows of another one."""
     if pattern.nodes:
         return alone(pattern, pattern.nodes[0])
-    score = apply("mul", scale(), dot(vector("q"), vector("k")))
-    node = Attend(pattern.name, fold.truth(True), score, Softmax(), vector("v"))
+    node = Attend(pattern.name, fold.truth(True), default_score(), Softmax(), vector("v"))
     return replace(pattern, nodes=(node,), combine=None, lse=None, recur=None, stateful=(), selections=())
 
 

@@ -165,9 +165,3 @@ def reads_batch(pattern: Pattern, relation: Index) -> bool:
     own = any(isinstance(n, HeadIndex) and n.name == "batch" for n in walk(relation))
     inputs = any(isinstance(n, Lookup) and "batch" in n.tensor.dims for n in walk(relation))
     return own or inputs or (pattern.documents is not None and "batch" in pattern.documents.dims)
-
-
-def reads_positions(relation: Index) -> bool:
-    """Whether the relation reads the positions of both queries and keys."""
-    places = {n.name for n in walk(relation) if isinstance(n, Place)}
-    return places == {"q", "k"}
