@@ -13,13 +13,16 @@ PYTEST_FLAGS ?= -n 2 --dist loadgroup
 # wait for one another on two cores.
 THREADED := tests/runtime/cpu/test_executor.py tests/runtime/test_scores.py tests/runtime/test_concurrency.py
 
+HUNT_SECONDS ?= 3600
+HUNT_SEED ?= 0
+
 VENV := .venv
 OLDER := .venv-triton-3.6
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-older-triton lint fuzz tables kernels soak bench bench-toy report-check check clean python
+.PHONY: help demo test test-older-triton lint fuzz hunt tables kernels soak bench bench-toy report-check check clean python
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -43,6 +46,9 @@ lint: $(VENV)/installed-dev  ## ruff, its formatter, mypy --strict and the impor
 
 fuzz: $(VENV)/installed-dev  ## 100,000 texts that are nearly right: no crash, no hang, a place for every message
 	PYTHONPATH=src:tests/support $(BIN)/python tests/support/fuzzing.py
+
+hunt: $(VENV)/installed-dev  ## an hour of random patterns against Python closures, in the interpreter too, plans and hostile texts
+	$(BIN)/python tests/support/hunting --seconds $(HUNT_SECONDS) --seed $(HUNT_SEED)
 
 tables: $(VENV)/installed-dev  ## write the parser's tables anew, after a change of spec/attn.lark or of lark's version
 	$(BIN)/python -m attnc.spec.reading.tables

@@ -31,7 +31,7 @@ class OnGpu(NamedTuple):
         except NotInKernelsError as error:
             call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
             note_tiles(self.planner, error)
-            out, lse = rows.forward(q, k, v, call, ())
+            out, lse = rows.forward(q, k, v, call, self._real(inputs))
             return out.to(q.dtype), lse
         return Executor(prepared, self.scale).forward(q, k, v)
 
@@ -42,9 +42,14 @@ class OnGpu(NamedTuple):
             prepared = self.planner.gpu.prepared(q, k, v, inputs)
         except NotInKernelsError as error:
             call = in_tiles(self.planner, q, k, v, inputs, self.scale, error)
-            sums, _ = rows.backward(grad_out, grad_lse, (q, k, v), call, ())
+            sums, _ = rows.backward(grad_out, grad_lse, (q, k, v), call, self._real(inputs))
             return sums["q"].to(q.dtype), sums["k"].to(k.dtype), sums["v"].to(v.dtype)
         return Executor(prepared, self.scale).backward(grad_out, grad_lse, kept)[0]
+
+    def _real(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The floating-point inputs, which tiles in torch expect even where no score reads them."""
+        given = zip(self.planner.pattern.tensors, inputs, strict=True)
+        return [x for tensor, x in given if tensor.is_floating]
 
 
 def in_tiles(

@@ -356,3 +356,18 @@ def test_tables_of_distances_that_occur(cu_seqlens: Tensor | None, target: str) 
         text = NEAR.replace("< 20", "< 21")
         q, k, v = operands(70, heads=(2, 1)).values()
         compile_attention(text, backend="triton")(q, k, v, **inputs)
+
+
+def test_gated_softmax_of_float64_runs_as_tiles_in_torch() -> None:
+    """`make hunt`, part triton, case 6: the real inputs of the pattern were missing."""
+    text = (
+        "pattern gated\n    input gate: unit[batch, head, query]\n    align end\n    visible k <= q\n"
+        "    weights gate[q] * softmax(score)\n"
+    )
+    attend = compile_attention(text, backend="triton")
+    q, k, v = (torch.randn(1, 2, 9, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    gate = torch.rand(1, 2, 9, dtype=torch.float64, requires_grad=True)
+    ours, exact = attend(q, k, v, gate=gate), attend.reference(q, k, v, gate=gate)
+    torch.testing.assert_close(ours, exact)
+    grads = [torch.autograd.grad(out.square().sum(), (q, k, v, gate)) for out in (ours, exact)]
+    torch.testing.assert_close(*grads)

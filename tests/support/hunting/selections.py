@@ -1,0 +1,73 @@
+"""Random selections by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hunting.scene import Draft, Scene
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The lines of a `select chosen`, and which keys each query chose (B, H, Nq, Nk)."""
+
+    lines: list[str]
+    mask: Callable[[Scene], Tensor]
+    ties: int | None
+
+
+def selection(draft: Draft) -> Chosen:
+    """Top blocks by their mean key, or top keys, with or without ties."""
+    block, keep = draft.number(2, 5), draft.number(0, 3)
+    ties = draft.chance(0.5)
+    candidates = draft.pick("b.end <= q", "b.start <= q", "")
+    own, by = draft.chance(0.5), draft.pick("mean", "max")
+    shared = draft.chance(0.2)
+    score = f"dot(q, {by}(b.k))"
+    lines = ["select chosen", f"    over b = k // {block}"]
+    lines.append(f"    score {f'sum(dot(q[q], {by}(b.k)) for head in group)' if shared else score}")
+    if candidates:
+        lines.append(f"    from {candidates}")
+    lines.append(f"    keep rank < {keep}")
+    if own:
+        lines.append("    always q in b")
+
+    def mask(s: Scene) -> Tensor:
+        return _by_blocks(s, block, keep, candidates, own, by, shared)
+
+    return Chosen(lines, mask, block if ties else None)
+
+
+def _by_blocks(s: Scene, block: int, keep: int, candidates: str, own: bool, by: str, shared: bool) -> Tensor:
+    keys = s.keys
+    blocks = range(0, keys, block)
+    mask = torch.zeros(s.shape, dtype=torch.bool)
+    if not keys:
+        return mask
+    of_blocks = [s.k[:, :, i : i + block] for i in blocks]
+    means = torch.stack([x.mean(2) if by == "mean" else x.amax(2) for x in of_blocks], 2)
+    scores = (s.q @ means.transpose(-1, -2)).detach()
+    if shared:
+        group = s.heads // s.kv_heads
+        sums = [scores[:, i : i + group].sum(1, keepdim=True) for i in range(0, s.heads, group)]
+        scores = torch.cat(sums, 1).repeat_interleave(group, 1)
+    at = s.q_at.view(-1)
+    for row in range(s.shape[2]):
+        allowed = [
+            n
+            for n, i in enumerate(blocks)
+            if not candidates or (min(i + block, keys) if "end" in candidates else i) <= int(at[row])
+        ]
+        for entry in range(s.shape[0]):
+            for head in range(s.shape[1]):
+                best = sorted(allowed, key=lambda n: (-float(scores[entry, head, row, n]), n))[:keep]
+                for n in best:
+                    mask[entry, head, row, n * block : (n + 1) * block] = True
+        if own and 0 <= int(at[row]) < keys:
+            n = int(at[row]) // block
+            mask[:, :, row, n * block : (n + 1) * block] = True
+    return mask
