@@ -33,6 +33,7 @@ from attnc.runtime.given_indices import check_indices
 from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
 from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
 from attnc.runtime.shown import Shown
@@ -251,11 +252,21 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         if self._options.strict and inputs and not torch.compiler.is_compiling():
             check_indices(self._pattern, inputs, k.shape[2])
         if not self._plain:
+            if has_no_entries(q, k, v):
+                return self._of_no_entries(q, k, v, scale, return_lse, inputs)
             return self._lse_of(self._call_general(q, k, v, factor, inputs, tensors), return_lse)
         if self._is_interpreted(q):
             return _result(plain.by_kernels(q, k, v, tensors, self._planner, factor), return_lse)
         pair = plain.attend(q, k, v, tensors, self._planner, factor, return_lse=return_lse)
         return _result(pair, return_lse)
+
+    def _of_no_entries(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, return_lse: bool, inputs: Mapping[str, object]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        given = inputs_with_one_entry(self._pattern, inputs)
+        q, k, v = (with_one_entry(x) for x in (q, k, v))
+        found = self._called(q, k, v, scale, return_lse, given)
+        return (found[0][:0], found[1][:0]) if isinstance(found, tuple) else found[:0]
 
     def _with_state(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]

@@ -402,3 +402,29 @@ def test_public_names() -> None:
         assert getattr(attnc, name) is not None
     with pytest.raises(AttributeError):
         attnc.nothing  # noqa: B018  the access is the test
+
+
+NO_ENTRIES = {
+    "gates": "pattern p\n    input g: log_decay[batch, token, head]\n    align end\n    visible k <= q\n"
+    "    score scale * dot(q, k) + sum(g[j] for j in k + 1 .. q + 1)\n",
+    "documents": "pattern p\n    input doc: int[batch, token]\n    align end\n    documents doc\n    visible k <= q\n"
+    "    score scale * dot(q, k) + 0.75 ** abs(q - k)\n",
+    "reset": "recurrence p\n    input fresh: bool[batch, token]\n    input beta: unit[batch, token, head]\n"
+    "    state S: [dk, dv]\n    reset fresh\n    step S = S + beta * outer(k, v - k @ S)\n    read q @ S\n",
+}
+
+
+@pytest.mark.parametrize("kind", NO_ENTRIES)
+def test_calls_without_batch_entries(kind: str) -> None:
+    """`make hunt`, part cpu, cases 119, 131, 142 and 148: these raised, or lost their gradient."""
+    attend = compile_attention(NO_ENTRIES[kind])
+    q, k, v = (torch.randn(0, 2, 9, width, requires_grad=True) for width in (4, 4, 3))
+    given: dict[str, Any] = {
+        "gates": {"g": torch.zeros(0, 9, 2)},
+        "documents": {"doc": torch.zeros(0, 9, dtype=torch.long)},
+        "reset": {"fresh": torch.zeros(0, 9, dtype=torch.bool), "beta": torch.zeros(0, 9, 2)},
+    }[kind]
+    out = attend(q, k, v, **given)
+    assert out.shape == (0, 2, 9, 3)
+    grads = torch.autograd.grad(out.sum(), (q, k, v))
+    assert [x.shape for x in grads] == [q.shape, k.shape, v.shape]
