@@ -64,6 +64,8 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
     if drawn.recurrent:
         group = 1
     dk, dv = rng.choice([1, 3, 4, 8, 16, 5]), rng.choice([1, 3, 4, 8, 16, 7])
+    if "normalised" in drawn.text:
+        dk = max(dk, 4)  # short vectors have gradients without a bound
     dtype = rng.choice([torch.float32, torch.float32, torch.float64])
     heads = (kv_heads * group, kv_heads)
     shapes = {"q": (batch, heads[0], n_q, dk), "k": (batch, kv_heads, n_k, dk), "v": (batch, kv_heads, n_k, dv)}
@@ -247,7 +249,7 @@ def _poisoned(
     """NaN in keys and values that no query sees; zeros there for the closure."""
     (scene,) = _scenes(drawn, call, call.tensors(exact))
     seen = drawn.dense(scene)[2].any(2)  # (B, H, Nk)
-    seen = seen.view(seen.shape[0], call.heads[1], -1, seen.shape[-1]).any(2)
+    seen = seen.view(seen.shape[0], call.heads[1], call.heads[0] // call.heads[1], seen.shape[-1]).any(2)
     if "select" in drawn.text:
         return leaves, exact  # a hidden key still ranks its block
     ours = {name: torch.where(seen[..., None], leaves[name], math.nan) for name in "kv"}
