@@ -8,6 +8,7 @@ that the patterns differ, equal results prove nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from attnc.runtime.comparing import (
     reads_counts,
     reads_groups,
 )
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.example_inputs import head_count
 from attnc.runtime.lengths import fixed_and_row
 
@@ -60,7 +61,7 @@ ONE_FORM = "for every length: both have one normal form"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Sameness:
     """Whether two patterns are the same; `equal` and `relation_equal` are None where that is not decided.
 
     `how`: how far the visible pairs are known to be the same. `undecided`: why `equal` is None. `heads`: how many heads
@@ -83,7 +84,7 @@ class Verdict:
     up_to: int | None = None
 
 
-def decide(one: Attention, other: Attention, *, relation_only: bool = False, heads: int | None = None) -> Verdict:
+def decide(one: Attention, other: Attention, *, relation_only: bool = False, heads: int | None = None) -> Sameness:
     """Compare two patterns; `relation_only`: their visible pairs alone; `heads`: with so many heads.
 
     Raises UnsupportedError where the patterns cannot be compared, and what calls of them raise.
@@ -103,7 +104,7 @@ class _Judge:
 
     # --- verdicts ---
 
-    def of_relations(self) -> Verdict:
+    def of_relations(self) -> Sameness:
         """The verdict on visible pairs alone."""
         if self._documents_differ:
             return self._by_borders() or self._undecided_documents()
@@ -113,9 +114,9 @@ class _Judge:
         if answer.witness is not None:
             return self._pair(answer.witness)
         equal = True if answer.up_to is None else None
-        return Verdict(equal, equal, self._asked, ("relation",), answer.how, up_to=answer.up_to)
+        return Sameness(equal, equal, self._asked, ("relation",), answer.how, up_to=answer.up_to)
 
-    def of_everything(self) -> Verdict:
+    def of_everything(self) -> Sameness:
         """The verdict on all that is computed."""
         if self._documents_differ:
             return self._by_borders() or self._by_calls(None)
@@ -128,11 +129,11 @@ class _Judge:
         if self._differing or not self._nodes_are_equal:
             return self._by_calls(answer)
         equal = True if answer.up_to is None else None
-        return Verdict(equal, equal, self._asked, ("relation", *PARTS), answer.how, up_to=answer.up_to)
+        return Sameness(equal, equal, self._asked, ("relation", *PARTS), answer.how, up_to=answer.up_to)
 
-    def _pair(self, witness: Witness, heads: int | None = None, border: int | None = None) -> Verdict:
+    def _pair(self, witness: Witness, heads: int | None = None, border: int | None = None) -> Sameness:
         asked = self._asked if heads is None else heads
-        return Verdict(False, False, asked, ("relation",), witness=witness, border=border)
+        return Sameness(False, False, asked, ("relation",), witness=witness, border=border)
 
     # --- relations ---
 
@@ -197,13 +198,14 @@ class _Judge:
         """Why the visible pairs cannot be compared for all lengths, as a sentence; None: they can."""
         return next((why for why in map(_why_not, self.patterns) if why is not None), None)
 
-    def _by_masks(self) -> Verdict | None:
+    def _by_masks(self) -> Sameness | None:
         """A pair that one pattern alone shows with drawn inputs; None where there is none, or masks cannot be made."""
         from attnc.runtime.drawn_calls import compare_masks
 
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
             return None
-        found = compare_masks(*self.patterns, self._drawn_lengths, self.heads, _groups(self.heads))
+        with _drawing():
+            found = compare_masks(*self.patterns, self._drawn_lengths, self.heads, _groups(self.heads))
         return None if found is None or found[1] is None else self._pair(found[1], self.heads)
 
     def _refuse_sizes(self) -> None:
@@ -214,12 +216,12 @@ class _Judge:
                     f"`{pattern.name}` reads the size `{sizes[0]}`, which a call decides: not compared"
                 )
 
-    def _undecided_relation(self) -> Verdict:
+    def _undecided_relation(self) -> Sameness:
         self._refuse_sizes()
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
             raise UnsupportedError(f"{self._why}; compare all that the patterns compute, not the relation alone")
         tokens = next(iter(self._drawn_lengths), None)
-        return Verdict(None, None, self.heads, ("relation",), undecided=f"{self._why}", up_to=tokens)
+        return Sameness(None, None, self.heads, ("relation",), undecided=f"{self._why}", up_to=tokens)
 
     # --- documents ---
 
@@ -228,7 +230,7 @@ class _Judge:
         one, other = (p.pattern.documents is not None for p in self.patterns)
         return one != other
 
-    def _by_borders(self) -> Verdict | None:
+    def _by_borders(self) -> Sameness | None:
         """A pair that a border of documents hides in one of the patterns alone; None where none is found."""
         relations = [_relation(p) for p in self.patterns]
         if self._why is not None or None in relations or self._lengths != (None, None):
@@ -252,10 +254,10 @@ class _Judge:
                         return self._pair(Witness(pair, head, group), question.heads, border)
         return None
 
-    def _undecided_documents(self) -> Verdict:
+    def _undecided_documents(self) -> Sameness:
         have, have_not = sorted(self.patterns, key=lambda p: p.pattern.documents is None)
         why = f"`{have.name}` has documents and `{have_not.name}` has none, but no pair was found that shows it"
-        return Verdict(None, None, self.heads, ("relation",), undecided=why, up_to=BORDERS)
+        return Sameness(None, None, self.heads, ("relation",), undecided=why, up_to=BORDERS)
 
     # --- calls ---
 
@@ -264,31 +266,34 @@ class _Judge:
 
     @property
     def _differing(self) -> tuple[str, ...]:
-        """The parts that have no one normal form."""
-        found = [part for part in PARTS if not self._same(part)]
+        """The parts that have no one normal form; scores, weights and values only of as many branches on both sides."""
+        alike = len({len(p.pattern.nodes) for p in self.patterns}) == 1
+        parts = PARTS if alike else [part for part in PARTS if part not in ("scores", "weights", "values")]
+        found = [part for part in parts if not self._same(part)]
         if self._documents_differ:
             found.append("documents")
         return tuple(found)
 
-    def _by_calls(self, answer: Answer | None) -> Verdict:
+    def _by_calls(self, answer: Answer | None) -> Sameness:
         """The verdict of drawn calls; `answer`: what is known of the visible pairs, which are not known to differ."""
         from attnc.runtime.drawn_calls import compare_calls
 
-        differing = self._differing or (() if answer is None else ("branches",))
+        differing = self._differing or (("relation",) if answer is None else ("branches",))
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
         compared = ("relation", *PARTS)
         lengths = self._drawn_lengths
-        found = compare_calls(*self.patterns, lengths, self.heads, _groups(self.heads)) if lengths else None
+        with _drawing():
+            found = compare_calls(*self.patterns, lengths, self.heads, _groups(self.heads)) if lengths else None
         if found is not None and found.difference is not None:
             row = found.difference
-            return Verdict(False, proved, self.heads, compared, how, differs_in=differing, row=row)
+            return Sameness(False, proved, self.heads, compared, how, differs_in=differing, row=row)
         why = "no call is small enough to draw" if not lengths else "`require` refuses all drawn calls"
         if found is not None:
             why = f"results are equal in drawn calls of {found.length:,} tokens, which proves nothing about others"
         if answer is None and self._why is not None:
             why = f"{self._why}; {why}"
         up_to = None if found is None else found.length
-        return Verdict(None, proved, self.heads, compared, how, why, differing, up_to=up_to)
+        return Sameness(None, proved, self.heads, compared, how, why, differing, up_to=up_to)
 
     @property
     def _drawn_lengths(self) -> Sequence[int]:
@@ -310,6 +315,16 @@ class _Judge:
         if not allowed:
             raise UnsupportedError("no number of tokens fills the grids of both patterns")
         return (allowed[0], None) if fixed else (None, allowed[:GRIDS])
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Raise UnsupportedError where an input has no example to draw: `same` takes no inputs."""
+    try:
+        yield
+    except ArgumentError as error:
+        reason, _, _ = str(error).partition(": give `")
+        raise UnsupportedError(f"not decided, as no call can be drawn: {reason}") from error
 
 
 def _allowed(lengths: Sequence[int], grids: Sequence[tuple[int, int]]) -> Iterator[int]:

@@ -56,7 +56,8 @@ class Held:
         # A stretch's tokens are lifted above those of the stretches before it, so that one running maximum serves all.
         starts = self.start[self._order]
         lifted = np.append(0, starts[1:] != starts[:-1]).cumsum() * len(starts)
-        return (np.maximum.accumulate(self._order + lifted) - lifted)[self.rank]
+        last: Int64 = np.maximum.accumulate(self._order + lifted) - lifted
+        return last[self.rank]
 
     def look(self, tokens: Int64, seen: Mask) -> Int64:
         """What some tokens know of and is not in `seen`, to which it is added."""

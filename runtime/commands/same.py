@@ -7,7 +7,7 @@ import argparse
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import compiled
-from attnc.runtime.verdicts import Verdict, decide
+from attnc.runtime.verdicts import Sameness, decide
 
 EPILOG = """\
 exit status: 0 the same, which is proved; 1 different; 2 not decided, or bad usage
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _in_words(patterns: list[Attention], verdict: Verdict) -> str:
+def _in_words(patterns: list[Attention], verdict: Sameness) -> str:
     names = [pattern.name for pattern in patterns]
     if names[0] == names[1]:
         names = [f"the {which} {names[0]}" for which in ("first", "second")]
@@ -78,7 +78,7 @@ def _in_words(patterns: list[Attention], verdict: Verdict) -> str:
     return f"{both} are equal {verdict.how}"
 
 
-def _pair(names: list[str], verdict: Verdict) -> str:
+def _pair(names: list[str], verdict: Sameness) -> str:
     assert verdict.witness is not None
     found = verdict.witness.pair
     border = "" if verdict.border is None else f", with a border of documents before token {verdict.border}"
@@ -87,7 +87,7 @@ def _pair(names: list[str], verdict: Verdict) -> str:
     return f"{where}{border}, query {found.q} sees key {found.k} in {sees} and not in {misses}"
 
 
-def _row(verdict: Verdict) -> str:
+def _row(verdict: Sameness) -> str:
     row = verdict.row
     assert row is not None
     key = "" if row.k is None else f", most of all by key {row.k}"
@@ -95,18 +95,18 @@ def _row(verdict: Verdict) -> str:
     return f"{where}, query {row.q} gets another result from drawn vectors and inputs{key}"
 
 
-def _where(verdict: Verdict, length: int, head: int, group: int) -> str:
+def _where(verdict: Sameness, length: int, head: int, group: int) -> str:
     heads = "" if verdict.heads == 1 else f" and {verdict.heads} heads"
     shared = f" with {group} heads to a kv head" if group > 1 else ""
     return f"among {length:,} tokens{heads}, in head {head}{shared}"
 
 
-def _shown(verdict: Verdict) -> str:
+def _shown(verdict: Sameness) -> str:
     """What is known of the visible pairs, before what differs."""
     return f"show the same visible pairs {verdict.how}; they " if verdict.how else ""
 
 
-def _undecided(verdict: Verdict) -> str:
+def _undecided(verdict: Sameness) -> str:
     shown = f"they show the same visible pairs {verdict.how}" if verdict.how else ""
     if not verdict.undecided:
         return shown
@@ -121,7 +121,7 @@ def _listed(parts: tuple[str, ...]) -> str:
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _as_json(verdict: Verdict) -> dict[str, object]:
+def _as_json(verdict: Sameness) -> dict[str, object]:
     found: dict[str, object] = {
         "equal": verdict.equal,
         "relation_equal": verdict.relation_equal,
@@ -139,7 +139,7 @@ def _as_json(verdict: Verdict) -> dict[str, object]:
     return found | _witness_json(verdict)
 
 
-def _witness_json(verdict: Verdict) -> dict[str, object]:
+def _witness_json(verdict: Sameness) -> dict[str, object]:
     if verdict.witness is not None:
         pair, head, group = verdict.witness.pair, verdict.witness.head, verdict.witness.group
         border = {} if verdict.border is None else {"border": verdict.border}

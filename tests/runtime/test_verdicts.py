@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from attnc import compile_attention
+from attnc import UnsupportedError, compile_attention
 from attnc.compiler.lowering.lower import lower
 from attnc.compiler.sameness import normal_forms
 from attnc.runtime.cli import main
-from attnc.runtime.verdicts import Verdict, decide
+from attnc.runtime.verdicts import Sameness, decide
 from command_calls import run_json
 
 BY_COUNT = "pattern p\n    visible heads + (q - k) != k\n"
@@ -35,7 +35,7 @@ TWO = """pattern t
 SQUARES = "pattern c\n    visible q * q >= k * k\n"
 
 
-def of(one: str, other: str, *, relation_only: bool = False, heads: int | None = None, **params: Any) -> Verdict:
+def of(one: str, other: str, *, relation_only: bool = False, heads: int | None = None, **params: Any) -> Sameness:
     patterns = compile_attention(one), compile_attention(other, **params)
     return decide(*patterns, relation_only=relation_only, heads=heads)
 
@@ -174,7 +174,7 @@ def test_selections_are_compared_in_drawn_calls() -> None:
     assert decide(small, compile_attention("causal")).equal is False
 
 
-def test_relations_that_read_inputs_differ_by_a_pair_of_drawn_inputs() -> None:
+def test_relations_that_read_inputs_differ_by_a_pair_of_drawn_inputs(capsys: pytest.CaptureFixture[str]) -> None:
     verdict = of("prefix_lm", "causal", relation_only=True)
     assert verdict.equal is False
     assert verdict.witness is not None
@@ -183,6 +183,23 @@ def test_relations_that_read_inputs_differ_by_a_pair_of_drawn_inputs() -> None:
     assert (verdict.equal, verdict.relation_equal) == (None, None)
     assert "`prefix_lm` reads inputs" in verdict.undecided
     assert of("prefix_lm", "prefix_lm", relation_only=True).equal
+    assert main(["same", "prefix_lm", turned]) == 2
+    assert "the normal forms of their relation differ; `prefix_lm` reads inputs" in capsys.readouterr().out
+
+
+def test_an_input_without_an_example_is_not_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["same", "rectified", "causal"]) == 2
+    err = capsys.readouterr().err
+    assert "not decided, as no call can be drawn: the input `neighbour: bool[rows, cols]` is missing" in err
+    assert "--input" not in err
+
+
+def test_keys_that_are_no_tokens_are_compared_in_drawn_calls() -> None:
+    verdict = of("davit_channel", "causal")
+    assert (verdict.equal, verdict.relation_equal) == (False, None)
+    assert verdict.differs_in == ("scores", "values", "branches")
+    with pytest.raises(UnsupportedError, match="keys that are no tokens"):
+        of("davit_channel", "causal", relation_only=True)
 
 
 def test_documents_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
