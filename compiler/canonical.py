@@ -45,12 +45,12 @@ _WORD = re.compile(r"\w+")
 
 def canonical(pattern: Pattern) -> str:
     """The digest of a pattern: 32 hexadecimal digits."""
-    writer = _Writer(_own_names(pattern))
+    writer = Writer(own_names(pattern))
     told = (writer.value(pattern), writer.value(tuple(sorted(pattern.parameters.items()))))
     return hashlib.sha256(b"".join(told)).hexdigest()[:32]
 
 
-def _own_names(pattern: Pattern) -> dict[str, str]:
+def own_names(pattern: Pattern) -> dict[str, str]:
     """Names that only the text knows, by number: what attentions, states and selections gave is read by them."""
     recurs = (*pattern.stateful, *(() if pattern.recur is None else (pattern.recur,)))
     names = [
@@ -69,7 +69,7 @@ _NAMED: Mapping[type, str] = {
 """The fields that hold such a name, alone or with what is asked of it behind a point or a space (`near.lse`)."""
 
 
-class _Writer:
+class Writer:
     """Digests of values, each node's computed once. `names`: what stands for a name wherever it is read."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
@@ -88,13 +88,13 @@ class _Writer:
             return known
         match value:
             case str():
-                return _digest("text", value.encode())
+                return digest_of("text", value.encode())
             case tuple() | list():
-                return _digest("list", *map(self.value, value))
+                return digest_of("list", *map(self.value, value))
             case np.ndarray():
-                return _digest("array", repr((value.dtype.str, value.shape)).encode(), value.tobytes())
+                return digest_of("array", repr((value.dtype.str, value.shape)).encode(), value.tobytes())
             case None | bool() | int() | float() | Fraction():
-                return _digest(type(value).__name__, repr(value).encode())
+                return digest_of(type(value).__name__, repr(value).encode())
         raise TypeError(f"{type(value).__name__} is no part of an IR")
 
     def _structure(self, value: Any) -> bytes:
@@ -108,19 +108,20 @@ class _Writer:
                 return self._linear(value, 1)
             case Arith(op="abs", operands=(Linear() as inside,)) | Sign(op="eq", value=Linear() as inside):
                 what = "abs" if isinstance(value, Arith) else "eq"
-                return _digest(what, min(self._linear(inside, sign) for sign in (1, -1)))
+                return digest_of(what, min(self._linear(inside, sign) for sign in (1, -1)))
             case Arith(op=op) if op in _SYMMETRIC:
-                return _digest(op, *sorted(map(self.value, value.operands)))
+                return digest_of(op, *sorted(map(self.value, value.operands)))
             case Segment():  # the names of axes are the text's own
-                return _digest("Segment", *map(self.value, ([e for _, e in value.axes], value.offset, value.length)))
+                return digest_of("Segment", *map(self.value, ([e for _, e in value.axes], value.offset, value.length)))
             case Var():  # serials tell apart what is bound, but for the numbers of blocks
-                return _digest("Var", self._blocks.get(value, str(value.serial)).encode())
+                return digest_of("Var", self._blocks.get(value, str(value.serial)).encode())
             case Round():
                 sides = (("q", value.q_vars), ("k", value.k_vars))
                 self._blocks.update((var, f"{side}{i}") for side, own in sides for i, var in enumerate(own))
         kind: type = type(value)
         told = [f.name for f in fields(value) if f.init and f.name not in _SILENT.get(kind, set())]
-        return _digest(kind.__name__, *(_digest(name, self._field(kind, name, getattr(value, name))) for name in told))
+        parts = (digest_of(name, self._field(kind, name, getattr(value, name))) for name in told)
+        return digest_of(kind.__name__, *parts)
 
     def _field(self, kind: type, name: str, value: object) -> bytes:
         if _NAMED.get(kind) == name:
@@ -138,10 +139,10 @@ class _Writer:
 
     def _linear(self, value: Linear, sign: int) -> bytes:
         terms = sorted(self.value((term, sign * factor)) for term, factor in value.terms)
-        return _digest("Linear", *terms, self.value(sign * value.constant))
+        return digest_of("Linear", *terms, self.value(sign * value.constant))
 
 
-def _digest(kind: str, *parts: bytes) -> bytes:
+def digest_of(kind: str, *parts: bytes) -> bytes:
     """Parts as they stand, each with its length, so that no two lists of them look alike."""
     hasher = hashlib.sha256(kind.encode())
     for part in parts:

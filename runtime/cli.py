@@ -43,7 +43,7 @@ _SUMMARIES = {
     "fmt": "write .attn files in their one form",
     "list": "the patterns of the library by family, or those that some words find",
     "receptive": "what a token knows of after each layer, and the first one after which it is all that it should",
-    "same": "whether two patterns show the same pairs, for every length where that can be proved (more with islpy)",
+    "same": "whether two patterns are the same: visible pairs, scores, weights, values; a proof or a witness",
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
     "simulate": "how fast a pattern can be on a machine, before anything runs, and with which schedule",
     "tune": "measure the first few schedules of a call, keep the fastest; prediction beside measurement",

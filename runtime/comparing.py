@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from time import monotonic
@@ -9,9 +10,9 @@ from time import monotonic
 from attnc.compiler import fold, presburger
 from attnc.compiler.counted_isl import SECONDS, UndecidedError, is_available
 from attnc.compiler.equality import MOST, Difference, deciding_length, difference_at, first_difference, reads_length
-from attnc.compiler.ir import Extent, HeadIndex, Index, Whole
+from attnc.compiler.ir import Attend, Extent, HeadIndex, Index, Whole
 from attnc.compiler.lowering.specialise import alone, of_any_length
-from attnc.compiler.rewrite import walk
+from attnc.compiler.rewrite import substitute, walk
 from attnc.spec.errors import EvaluationError
 
 LENGTHS = 160
@@ -23,10 +24,14 @@ SHORT = 2048
 
 @dataclass(frozen=True)
 class Answer:
-    """`witness`, if the patterns differ; else `how` far they are equal."""
+    """`witness`, if the relations differ; else `how` far they are equal.
+
+    `up_to`: None where that is proved, else the number of tokens up to which pairs were looked at.
+    """
 
     witness: Witness | None
     how: str
+    up_to: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,21 @@ class Question:
         whole = any(isinstance(node, Whole) for relation in self.relations for node in walk(relation))
         return whole or any(map(reads_length, self.relations))
 
-    def is_allowed(self, n: int) -> bool:
-        """Whether the conditions hold for so many tokens."""
-        return all(alone(condition, n, 0, self.heads) is fold.truth(True) for condition in self.conditions)
+    def is_allowed(self, n: int, group: int) -> bool:
+        """Whether the conditions hold for `n` tokens and `group` heads to a kv head."""
+        return all(alone(condition, n, 0, self.heads, group) is fold.truth(True) for condition in self.conditions)
+
+    def allowed(self, n: int) -> tuple[tuple[int, int], ...]:
+        """The entries of `each` for which the conditions hold among `n` tokens."""
+        groups = [group for group in self.groups if self.is_allowed(n, group)]
+        return tuple((head, group) for head, group in self.each if group in groups)
 
 
-def compare(question: Question, length: int | None = None) -> Answer:
-    """What is known; `length`: the only number of tokens that there are.
+def compare(question: Question, length: int | None = None, lengths: Sequence[int] | None = None) -> Answer:
+    """Compare the relations of a question.
+
+    `length`: the only number of tokens that the patterns allow. `lengths`: the only ones to try, some of those that the
+    patterns allow.
 
     Raises UndecidedError where `require` refuses all lengths that would be tried.
     """
@@ -79,6 +92,8 @@ def compare(question: Question, length: int | None = None) -> Answer:
         return Answer(None, f"for every length: both have one normal form{question.whose}")
     if length is not None:
         return Answer(_differing(question, [length]), f"for {length:,} tokens, all pairs looked at{question.whose}")
+    if lengths is not None:
+        return _by_grids(question, lengths)
     answer = _by_small_lengths(question)
     if answer is not None:
         return answer
@@ -97,7 +112,7 @@ def _by_small_lengths(question: Question) -> Answer | None:
     if longest > MOST:
         return None
     found = _differing(question, [longest])
-    if found is not None and not question.is_allowed(longest):
+    if found is not None and not question.is_allowed(longest, found.group):
         return None
     return Answer(found, f"for every length: the pairs of {longest:,} tokens decide{question.whose}")
 
@@ -144,13 +159,32 @@ def _by_trying(question: Question, why: str) -> Answer:
     """By lengths that are tried, for want of a proof."""
     rest = f"longer ones are not proved ({why}){question.whose}"
     most = LENGTHS if question.reads_length else SHORT
-    lengths = [n for n in range(1, most + 1) if question.is_allowed(n)]
+    lengths = [n for n in range(1, most + 1) if question.allowed(n)]
     if not lengths:
-        raise UndecidedError(f"`require` refuses all lengths up to {most:,}")
+        among = "" if question.heads == 1 else f" for {question.heads} heads"
+        raise UndecidedError(f"`require` refuses all lengths up to {most:,}{among}")
     of_all = "all lengths" if len(lengths) == most else f"the {len(lengths)} lengths that `require` allows"
     # Relations that do not read the length have in the longest all pairs of the others.
-    found = _differing(question, lengths if question.reads_length else lengths[-1:])
-    return Answer(found, f"for {of_all} up to {most:,}; {rest}")
+    found = _allowed_difference(question, lengths if question.reads_length else lengths[-1:])
+    return Answer(found, f"for {of_all} up to {most:,}; {rest}", most)
+
+
+def _by_grids(question: Question, lengths: Sequence[int]) -> Answer:
+    """Look at all pairs of some grids of tokens, one axis of which is as long as the call says."""
+    tried = [n for n in lengths if question.allowed(n)]
+    if not tried:
+        raise UndecidedError(f"`require` refuses all of {', '.join(map(str, lengths))} tokens")
+    found = _allowed_difference(question, tried)
+    listed = ", ".join(map(str, tried))
+    return Answer(found, f"for {listed} tokens; other lengths are not looked at{question.whose}", tried[-1])
+
+
+def _allowed_difference(question: Question, lengths: Iterable[int]) -> Witness | None:
+    for n in lengths:
+        found = _first(question, n, question.allowed(n))
+        if found is not None:
+            return found
+    return None
 
 
 def _alone(question: Question, n: int, head: int, group: int) -> tuple[Index, Index]:
@@ -159,11 +193,25 @@ def _alone(question: Question, n: int, head: int, group: int) -> tuple[Index, In
 
 
 def _differing(question: Question, lengths: list[int]) -> Witness | None:
-    for n, (head, group) in product(lengths, question.each):
+    return next((found for found in (_first(question, n, question.each) for n in lengths) if found is not None), None)
+
+
+def _first(question: Question, n: int, which: Iterable[tuple[int, int]]) -> Witness | None:
+    """The first difference among `n` tokens, in some heads with their groups."""
+    for head, group in which:
         found = first_difference(*_alone(question, n, head, group), n)
         if found is not None:
             return Witness(found, head, group)
     return None
+
+
+def of_tokens(node: Attend) -> Index | None:
+    """Return the relation over tokens, a unit standing for its tokens; None where keys are no tokens."""
+    if node.keys is None:
+        return node.visible
+    if node.key_of is None:
+        return None
+    return substitute(node.visible, {fold.place("k"): node.key_of})
 
 
 def reads_groups(relation: Index) -> bool:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from attnc.compiler import ir
-from attnc.compiler.attentions import open_choices
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.attentions import open_choices, rows_of
+from attnc.compiler.ir import Extent, HeadIndex, Index, Lookup, Recur
 from attnc.compiler.lowering.lower import lower
+from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.receptive.fields import Layer
-from attnc.compiler.values import output, output_lse, values_of
+from attnc.compiler.receptive.held import Held
+from attnc.compiler.rewrite import walk
+from attnc.compiler.values import output, output_lse, output_of_state, values_of
 from attnc.runtime.attention import Attention
-from attnc.runtime.call import Sizes
-from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.plans import relations_of
 from attnc.runtime.steps import Steps, places
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+_TOKEN = fold.place("q")
 
 
 def layer_of(attention: Attention, n: int, heads: int, inputs: Mapping[str, Tensor]) -> Layer:
     """What a pattern shows among n tokens, in any of its heads and branches, for the first batch entry.
 
     A query sees a unit of keys whole: pooled keys hold something of each of their tokens. Where content chooses, it
-    sees all that may be chosen.
+    sees all that may be chosen. Of a state it knows all tokens that came before it, since a reset or the border of a
+    document.
 
     Raises UnsupportedError for keys that are no tokens and for branches that read what others gave, and what a call of
     these sizes raises.
@@ -30,20 +47,98 @@ def layer_of(attention: Attention, n: int, heads: int, inputs: Mapping[str, Tens
     _refuse(pattern)
     batch = next((x.shape[0] for t, x in _given(pattern, inputs) if t.dims[:1] == ("batch",)), 1)
     sizes = Sizes(n, n, batch, heads, heads, 64, 64, "float32")
-    found = Steps("", pattern, False).relations(sizes, inputs)
-    return Layer.of(n, [(r, None if node.keys is None else places(node, r, n)) for node, r in found])
+    found = Steps("", replace(pattern, stateful=()), False).relations(sizes, inputs) if pattern.nodes else []
+    held = [state for recur in states_of(pattern) for state in _held(pattern, recur, sizes, inputs)]
+    return Layer.of(n, [(r, None if node.keys is None else places(node, r, n)) for node, r in found], held)
+
+
+def states_of(pattern: ir.Pattern) -> tuple[Recur, ...]:
+    """Return the recurrence of a pattern, or its branches with a state."""
+    return pattern.stateful if pattern.recur is None else (pattern.recur,)
+
+
+def inputs_of_layer(attention: Attention) -> frozenset[str]:
+    """Return the inputs that say what a layer shows: those of the relation, of the order of a scan, and of resets."""
+    pattern = attention.pattern
+    read = {node for recur in states_of(pattern) for root in _clauses(recur) for node in walk(root)}
+    names = {node.tensor.name for node in read if isinstance(node, Lookup)}
+    sizes = {node.name for node in read if isinstance(node, Extent)}
+    own = {t.name for t in pattern.tensors if t.name in names or sizes & set(map(str, t.dims))}
+    if pattern.documents is not None:
+        own.add(pattern.documents.name)
+    return frozenset(own) if attention.is_recurrence else attention.relation_inputs | own
+
+
+def _clauses(recur: Recur) -> list[Index]:
+    return [root for root in (recur.order, recur.reset) if root is not None]
 
 
 def _given(pattern: ir.Pattern, inputs: Mapping[str, Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
     return [(tensor, inputs[tensor.name]) for tensor in pattern.tensors if tensor.name in inputs]
 
 
+# --- states ----------------------------------------------------------------------------------------------------------
+
+
+def _held(pattern: ir.Pattern, recur: Recur, sizes: Sizes, inputs: Mapping[str, Tensor]) -> list[Held]:
+    """What the state of a branch holds, in each head that differs. Raises ArgumentError for a scan with ties."""
+    clauses = _clauses(recur)
+    # A node that reads what the state's order and resets read, so that a call takes the same inputs.
+    read = fold.disjunction(*(root if ir.is_truth(root) else fold.equal(root, fold.const(0)) for root in clauses))
+    own = rows_of(replace(pattern, nodes=(), recur=None, stateful=()))
+    own = replace(own, nodes=(replace(own.attend, visible=read),))
+    relations = relations_of(own, call_shape(own, sizes, {t.name: x for t, x in _given(pattern, inputs)}))
+    by_head = any(isinstance(node, HeadIndex) and node.name != "batch" for root in clauses for node in walk(root))
+    by_head |= any(
+        isinstance(node, Lookup) and {"head", "kv_head"} & set(node.tensor.dims)
+        for root in clauses
+        for node in walk(root)
+    )
+    return [_held_by(recur, relations, head) for head in range(sizes.heads if by_head else 1)]
+
+
+def _held_by(recur: Recur, relations: Relations, head: int) -> Held:
+    n = relations.shape.n_q
+    order, fresh = np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.bool_)
+    for window in relations.windows(0):
+        rows = slice(window.row, window.row + window.n_q)
+        if not window.n_q:
+            continue
+        if recur.order is not None:
+            keys = _by_token(recur.order, relations, window, head)
+            local = np.argsort(keys, kind="stable")
+            if (np.diff(keys[local]) == 0).any():
+                raise ArgumentError(
+                    f"`{recur.name}`: `scan` gives two tokens the same place: add what tells them apart"
+                )
+            order[rows] = window.row + local
+        if recur.reset is not None:
+            fresh[rows] = _by_token(recur.reset, relations, window, head) != 0
+        fresh[order[window.row]] = True
+    return Held.of(order, fresh)
+
+
+def _by_token(root: Index, relations: Relations, window: Window, head: int) -> Int64:
+    """An expression of a token, of each token of a window."""
+    own = specialise(root, relations.sizes, relations.slices, window, batch=0, head=head, group=1)
+    places, one = np.arange(window.n_q, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    wide = not fits_word(own, (0, window.n_q), (0, 1))
+    alive = np.ones((window.n_q, 1), dtype=np.bool_)
+    return exact.integers_at(own, places, one, alive, relations.pattern.origins, wide=wide)[:, 0]
+
+
+# --- what is not followed --------------------------------------------------------------------------------------------
+
+
 def _refuse(pattern: ir.Pattern) -> None:
-    if pattern.recur is not None:
-        raise UnsupportedError(
-            f"`{pattern.name}` is a recurrence: a token knows of all before it, as much as the state holds"
-        )
     given: set[str] = set()
+    for recur in states_of(pattern):
+        given.add(output_of_state(recur).name)
+        if any(map(_is_beside, (below for root in _lines(recur) for below in root.below))):
+            raise UnsupportedError(
+                f"`{pattern.name}` has a state, `{recur.name}`, that reads tokens beside its own: what a token knows "
+                f"of through them is not followed"
+            )
     for node in pattern.nodes:
         if node.keys is not None and node.key_of is None:
             raise UnsupportedError(
@@ -56,3 +151,12 @@ def _refuse(pattern: ir.Pattern) -> None:
                 f"both is not followed"
             )
         given |= {output(node).name, output_lse(node).name}
+
+
+def _lines(recur: Recur) -> list[ir.Value]:
+    return [recur.read, *(step.value for step in recur.steps)]
+
+
+def _is_beside(node: object) -> bool:
+    """Whether a value reads the vector of another token."""
+    return isinstance(node, ir.Vec) and node.at is not _TOKEN

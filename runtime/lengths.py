@@ -13,6 +13,14 @@ SHORT = 64
 
 def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
     """The length that the segments say: exactly where all extents are parameters, else one of about so many tokens."""
+    if not bound.program.segments:
+        return None
+    fixed, row = fixed_and_row(bound)
+    return fixed + row * max(1, (about - fixed) // row) if row else fixed
+
+
+def fixed_and_row(bound: BoundProgram) -> tuple[int, int]:
+    """Return the tokens that the segments always have, and by how many more a call may be longer (0: none)."""
     fixed, row = 0, 0
     for segment in bound.program.segments:
         extents = [extent_of(bound, axis) for axis in segment.axes]
@@ -21,9 +29,7 @@ def natural_length(bound: BoundProgram, about: int = SHORT) -> int | None:
             row = known
         else:
             fixed += known
-    if not bound.program.segments:
-        return None
-    return fixed + row * max(1, (about - fixed) // row) if row else fixed
+    return fixed, row
 
 
 def extent_of(bound: BoundProgram, axis: Axis) -> int | None:

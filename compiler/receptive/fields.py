@@ -25,6 +25,7 @@ from attnc.compiler.analysis.tiles import Grid, TooManyTilesError, find_live_til
 from attnc.compiler.ir import Index
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.documents import Windows
+from attnc.compiler.receptive.held import Held
 from attnc.compiler.receptive.sights import Sight, alternatives
 from attnc.compiler.receptive.stretches import AT_ONCE
 from attnc.spec.errors import EvaluationError
@@ -63,14 +64,19 @@ class Part:
 class Layer:
     """A kind of layer on n tokens: what its heads and branches show together."""
 
-    def __init__(self, n: int, parts: Iterable[Part]) -> None:
+    def __init__(self, n: int, parts: Iterable[Part], held: Iterable[Held] = ()) -> None:
+        """`held`: the states that tokens read beside the parts."""
         self.n = n
         self._parts = tuple(parts)
+        self._held = tuple({state.contents: state for state in held}.values())
         self._sights: dict[tuple[Index, int, int], Sight] = {}
 
     @classmethod
-    def of(cls, n: int, found: Iterable[tuple[Relations, Int64 | None]]) -> Layer:
-        """The heads of the first batch entry of some attentions, with the units of their keys; equal ones are one."""
+    def of(cls, n: int, found: Iterable[tuple[Relations, Int64 | None]], held: Iterable[Held] = ()) -> Layer:
+        """The heads of the first batch entry of some attentions, with the units of their keys; equal ones are one.
+
+        `held`: what the states of other branches hold.
+        """
         parts: dict[object, Part] = {}
         for relations, units in found:
             for head in range(relations.shape.heads):
@@ -78,7 +84,7 @@ class Layer:
                     name = (local.name, None if units is None else units.tobytes())
                     part = Part(local.windows, local.relation, units, relations.pattern.origins)
                     parts.setdefault(name, part)
-        return cls(n, parts.values())
+        return cls(n, parts.values(), held)
 
     def look(self, tokens: Int64, seen: Mask) -> Int64:
         """What some tokens, in order, see and is not in `seen`, to which it is added; in order.
@@ -98,6 +104,7 @@ class Layer:
                 found = np.flatnonzero(units[part.units] & ~seen)
                 seen[found] = True
                 fresh.append(found)
+        fresh += [state.look(tokens, seen) for state in self._held if len(tokens)]
         return np.sort(np.concatenate(fresh)) if fresh else np.zeros(0, dtype=np.int64)
 
     def shows(self, tokens: Int64, keys: Int64) -> Mask:
@@ -110,6 +117,8 @@ class Layer:
                 inside = np.flatnonzero((places >= 0) & (places < n_k))
                 rows = np.searchsorted(tokens, mine)
                 found[np.ix_(rows, inside)] |= self._sight(part, n_q, n_k).shows(mine - row, places[inside])
+        for state in self._held:
+            found |= state.shows(tokens, keys)
         return found
 
     def _sight(self, part: Part, n_q: int, n_k: int) -> Sight:
@@ -120,7 +129,7 @@ class Layer:
 
     def looks_back(self) -> bool:
         """Whether analysis shows that no query sees a key after it; false also where it cannot tell."""
-        return all(_looks_back(part) for part in self._parts)
+        return all(state.looks_back for state in self._held) and all(_looks_back(part) for part in self._parts)
 
 
 def _sizes(part: Part) -> tuple[Int64, Int64]:

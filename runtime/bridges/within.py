@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from attnc.compiler import fold
 from attnc.compiler.counted_isl import UndecidedError
-from attnc.compiler.ir import Attend, Bool, DataRead, Index, Lookup
+from attnc.compiler.ir import Bool, DataRead, Index, Lookup
 from attnc.compiler.lowering.specialise import other_sizes
-from attnc.compiler.rewrite import substitute, variables, walk
+from attnc.compiler.rewrite import variables, walk
 from attnc.runtime.attention import Attention
-from attnc.runtime.comparing import Question, Witness, compare
+from attnc.runtime.comparing import Question, Witness, compare, of_tokens
 from attnc.runtime.lengths import natural_length
 
 
@@ -36,7 +36,7 @@ def outside(attend: Attention, relation: Index, heads: int, kv_heads: int) -> Ou
         return Outside(None, "a state has no pairs of queries and keys")
     conditions = tuple(root for root, _ in pattern.requirements if not (other_sizes(root) or _is_open(root)))
     for node in pattern.nodes:
-        own = _of_tokens(node)
+        own = of_tokens(node)
         if own is None:
             return Outside(None, f"keys of `{node.name}` are no tokens")
         wide = _widened(own)
@@ -50,15 +50,6 @@ def outside(attend: Attention, relation: Index, heads: int, kv_heads: int) -> Ou
         if answer.witness is not None:
             return Outside(answer.witness, "", is_sure=wide is own)
     return None
-
-
-def _of_tokens(node: Attend) -> Index | None:
-    """The relation over tokens, a unit standing for its own; None where keys are neither."""
-    if node.keys is None:
-        return node.visible
-    if node.key_of is None:
-        return None
-    return substitute(node.visible, {fold.place("k"): node.key_of})
 
 
 def _widened(relation: Index) -> Index:

@@ -18,7 +18,7 @@ from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import compiled, given_inputs, length_of, value_json
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.layers import layer_of
+from attnc.runtime.layers import inputs_of_layer, layer_of, states_of
 from attnc.runtime.pictures.drawing import percent
 from attnc.spec.meaning.values import shown
 
@@ -213,8 +213,11 @@ def _heads(patterns: Sequence[Attention], given: int | None) -> int:
 
 
 def _differs_by_head(pattern: Attention) -> bool:
-    relations = [node.visible for node in lower(pattern.bound).nodes]
-    by_input = any("head" in i.type.dims for i in pattern.bound.program.inputs if i.name in pattern.relation_inputs)
+    lowered = lower(pattern.bound)
+    scans = [root for recur in states_of(lowered) for root in (recur.order, recur.reset) if root is not None]
+    relations = [*(node.visible for node in lowered.nodes), *scans]
+    read = inputs_of_layer(pattern)
+    by_input = any("head" in i.type.dims for i in pattern.bound.program.inputs if i.name in read)
     sizes = {node.name for relation in relations for node in walk(relation) if isinstance(node, Extent)}
     return by_input or any(map(reads_head, relations)) or bool(sizes & {"heads", "kv_heads", "group"})
 
@@ -224,7 +227,7 @@ def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer],
     for pattern, given in zip(stack.patterns, texts, strict=True):
         bound = pattern.bound
         inputs = given_inputs(bound, given, stack.n, stack.n)
-        examples = example_inputs(bound, stack.n, stack.n, inputs, heads=stack.heads, names=pattern.relation_inputs)
+        examples = example_inputs(bound, stack.n, stack.n, inputs, heads=stack.heads, names=inputs_of_layer(pattern))
         inputs |= {name: example.tensor for name, example in examples.items()}
         layers.append(layer_of(pattern, stack.n, stack.heads, inputs))
         notes += [f"{name}, an example: {example.words}" for name, example in examples.items()]
@@ -233,9 +236,21 @@ def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer],
         for pattern in stack.patterns
         if pattern.pattern.selections
     ]
+    notes += [note for pattern in stack.patterns for note in _state_notes(pattern)]
     if stack.heads > 1:
         notes.append(f"{stack.heads} heads: a token sees what one of them sees")
     return layers, list(dict.fromkeys(notes))
+
+
+def _state_notes(pattern: Attention) -> Iterable[str]:
+    """What is said of states: how far back they are taken to reach."""
+    lowered = lower(pattern.bound)
+    documents = "" if lowered.documents is None else " of its document"
+    for recur in states_of(lowered):
+        since = "" if recur.reset is None else " since the last reset"
+        order = "" if recur.order is None else ", in the order of its scan"
+        name = pattern.name if recur.name == pattern.name else f"{pattern.name}: {recur.name}"
+        yield f"{name} is a state: a token knows of all before it{documents}{since}{order}, as much as the state holds"
 
 
 # --- words -----------------------------------------------------------------------------------------------------------

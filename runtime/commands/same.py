@@ -1,26 +1,23 @@
-"""`attnc same`: whether two patterns show the same pairs."""
+"""`attnc same`: whether two patterns are the same, or show the same pairs."""
 
 from __future__ import annotations
 
 import argparse
 
-from attnc.compiler.counted_isl import UndecidedError
-from attnc.compiler.ir import DataRead, Index, Lookup
-from attnc.compiler.lowering.lower import lower
-from attnc.compiler.lowering.specialise import other_sizes, reads_head
-from attnc.compiler.rewrite import walk
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import compiled
-from attnc.runtime.comparing import Answer, Question, compare, reads_counts, reads_groups
-from attnc.runtime.example_inputs import head_count
-from attnc.runtime.lengths import natural_length
+from attnc.runtime.verdicts import Sameness, decide
 
-HEADS = 8
+EPILOG = """\
+exit status: 0 the same, which is proved; 1 different; 2 not decided, or bad usage
+"""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `same`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
     names = "a library pattern, a path to an .attn file, file.attn:name, or source text"
     parser.add_argument("first", metavar="A", help=names)
     parser.add_argument("second", metavar="B", help=names)
@@ -33,87 +30,121 @@ def add(parser: argparse.ArgumentParser) -> None:
             default=[],
             help=f"a parameter of the {which} pattern; may be repeated",
         )
+    parser.add_argument(
+        "--relation", action="store_true", help="compare the visible pairs alone, not what is computed from them"
+    )
+    parser.add_argument(
+        "--heads",
+        metavar="N",
+        type=int,
+        help="heads of both patterns (default: what the parameters say; else 8 where it matters)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """0 equal, 1 different, 2 where it cannot be decided."""
+    if args.heads is not None and args.heads < 1:
+        raise console.UsageError(f"--heads {args.heads}: give a whole number, at least 1")
     patterns = [
         compiled(argparse.Namespace(spec=args.first, params=args.params_of_first, preset=None)),
         compiled(argparse.Namespace(spec=args.second, params=args.params_of_second, preset=None)),
     ]
-    answer = _compared(*patterns)
+    verdict = decide(*patterns, relation_only=args.relation, heads=args.heads)
     if args.json:
-        console.print_json(_as_json(answer))
+        console.print_json(_as_json(verdict))
     else:
-        print(_in_words(patterns, answer))
-    return console.FINE if answer.witness is None else console.FOUND
+        print(_in_words(patterns, verdict))
+    if verdict.equal is None:
+        return console.USAGE
+    return console.FINE if verdict.equal else console.FOUND
 
 
-def _compared(one: Attention, other: Attention) -> Answer:
-    """Raises UsageError where the relations depend on what is not known."""
-    question = _question(one, other)
-    grids = {n for n in (natural_length(p.bound) for p in (one, other)) if n is not None}
-    if len(grids) > 1 and question.relations[0] is not question.relations[1]:
-        raise console.UsageError(f"the patterns are of {' and '.join(map(str, sorted(grids)))} tokens")
-    try:
-        return compare(question, next(iter(grids), None))
-    except UndecidedError as error:
-        raise console.UsageError(str(error)) from error
+# --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _question(one: Attention, other: Attention) -> Question:
-    relations = _relation(one), _relation(other)
-    heads = _heads(one, other, relations)
-    shared = next((g for g in range(2, heads + 1) if heads % g == 0), 1)
-    groups = (1, shared) if shared > 1 and any(map(reads_groups, relations)) else (1,)
-    required = [condition for pattern in (one, other) for condition, _ in lower(pattern.bound).requirements]
-    conditions = tuple(condition for condition in required if not other_sizes(condition))
-    return Question(relations, conditions, heads, groups)
-
-
-def _relation(pattern: Attention) -> Index:
-    lowered = lower(pattern.bound)
-    nodes = lowered.nodes
-    if pattern.is_recurrence:
-        raise console.UsageError(f"`{pattern.name}` is a recurrence, which has no pairs: not compared")
-    if len(nodes) != 1 or nodes[0].keys is not None or lowered.documents is not None:
-        raise console.UsageError(f"`{pattern.name}` has branches, documents or keys that are no tokens: not compared")
-    reads = [b for b in walk(nodes[0].visible) if isinstance(b, Lookup | DataRead)]
-    if reads:
-        raise console.UsageError(f"`{pattern.name}` reads inputs: whether it equals another depends on them")
-    sizes = other_sizes(nodes[0].visible)
-    if sizes:
-        raise console.UsageError(f"`{pattern.name}` reads the size `{sizes[0]}`, which a call decides: not compared")
-    return nodes[0].visible
-
-
-def _heads(one: Attention, other: Attention, relations: tuple[Index, Index]) -> int:
-    counts = {n for n in (head_count(p.bound) for p in (one, other)) if n is not None}
-    if len(counts) > 1:
-        raise console.UsageError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
-    read = any(reads_head(relation) or reads_counts(relation) for relation in relations)
-    return counts.pop() if counts else HEADS if read else 1
-
-
-def _in_words(patterns: list[Attention], answer: Answer) -> str:
+def _in_words(patterns: list[Attention], verdict: Sameness) -> str:
     names = [pattern.name for pattern in patterns]
     if names[0] == names[1]:
         names = [f"the {which} {names[0]}" for which in ("first", "second")]
-    if answer.witness is None:
-        return f"{names[0]} and {names[1]} are equal {answer.how}"
-    found, where = answer.witness.pair, f"in head {answer.witness.head}"
-    if answer.witness.group > 1:
-        where += f" with {answer.witness.group} heads to a kv head"
+    both = f"{names[0]} and {names[1]}"
+    if verdict.witness is not None:
+        return f"{both} differ: {_pair(names, verdict)}"
+    if verdict.row is not None:
+        return f"{both} {_shown(verdict)}differ in {_listed(verdict.differs_in)}: {_row(verdict)}"
+    if verdict.equal is None:
+        return f"it is not decided whether {both} are the same: {_undecided(verdict)}"
+    if verdict.compared == ("relation",):
+        return f"{both} show the same visible pairs {verdict.how}"
+    return f"{both} are equal {verdict.how}"
+
+
+def _pair(names: list[str], verdict: Sameness) -> str:
+    assert verdict.witness is not None
+    found = verdict.witness.pair
+    border = "" if verdict.border is None else f", with a border of documents before token {verdict.border}"
+    where = _where(verdict, found.length, verdict.witness.head, verdict.witness.group)
     sees, misses = names if found.first else reversed(names)
-    return (
-        f"{names[0]} and {names[1]} differ: among {found.length:,} tokens, {where}, query {found.q} sees key "
-        f"{found.k} in {sees} and not in {misses}"
-    )
+    return f"{where}{border}, query {found.q} sees key {found.k} in {sees} and not in {misses}"
 
 
-def _as_json(answer: Answer) -> dict[str, object]:
-    if answer.witness is None:
-        return {"equal": True, "how": answer.how}
-    found = answer.witness.pair
-    witness = {"q": found.q, "k": found.k, "head": answer.witness.head}
-    return {"equal": False, "length": found.length, "group": answer.witness.group, "witness": witness}
+def _row(verdict: Sameness) -> str:
+    row = verdict.row
+    assert row is not None
+    key = "" if row.k is None else f", most of all by key {row.k}"
+    where = _where(verdict, row.length, row.head, row.group)
+    return f"{where}, query {row.q} gets another result from drawn vectors and inputs{key}"
+
+
+def _where(verdict: Sameness, length: int, head: int, group: int) -> str:
+    heads = "" if verdict.heads == 1 else f" and {verdict.heads} heads"
+    shared = f" with {group} heads to a kv head" if group > 1 else ""
+    return f"among {length:,} tokens{heads}, in head {head}{shared}"
+
+
+def _shown(verdict: Sameness) -> str:
+    """What is known of the visible pairs, before what differs."""
+    return f"show the same visible pairs {verdict.how}; they " if verdict.how else ""
+
+
+def _undecided(verdict: Sameness) -> str:
+    shown = f"they show the same visible pairs {verdict.how}" if verdict.how else ""
+    if not verdict.undecided:
+        return shown
+    written = f"the normal forms of their {_listed(verdict.differs_in)} differ" if verdict.differs_in else ""
+    return "; ".join(part for part in (shown, written, verdict.undecided) if part)
+
+
+def _listed(parts: tuple[str, ...]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _as_json(verdict: Sameness) -> dict[str, object]:
+    found: dict[str, object] = {
+        "equal": verdict.equal,
+        "relation_equal": verdict.relation_equal,
+        "compared": list(verdict.compared),
+        "heads": verdict.heads,
+    }
+    if verdict.how:
+        found["how"] = verdict.how
+    if verdict.equal is None:
+        if verdict.undecided:
+            found["undecided"] = verdict.undecided
+        found["equal_up_to"] = verdict.up_to
+    if verdict.differs_in:
+        found["differs_in"] = list(verdict.differs_in)
+    return found | _witness_json(verdict)
+
+
+def _witness_json(verdict: Sameness) -> dict[str, object]:
+    if verdict.witness is not None:
+        pair, head, group = verdict.witness.pair, verdict.witness.head, verdict.witness.group
+        border = {} if verdict.border is None else {"border": verdict.border}
+        return {"length": pair.length, "group": group, "witness": {"q": pair.q, "k": pair.k, "head": head}, **border}
+    if verdict.row is not None:
+        row = verdict.row
+        return {"length": row.length, "group": row.group, "witness": {"q": row.q, "k": row.k, "head": row.head}}
+    return {}

@@ -1,0 +1,79 @@
+"""What a state holds: of tokens that are processed one after another, those since the last reset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A state that each token reads: the token knows of all tokens from `start` up to itself in processing order.
+
+    `rank`: the number of each token in processing order. `start`: the rank of the first token since the reset or the
+    border of documents before each token.
+    """
+
+    rank: Int64
+    start: Int64
+
+    @classmethod
+    def of(cls, order: Int64, fresh: Mask) -> Held:
+        """Return the state of tokens that are processed in `order`; it begins anew before the tokens `fresh`."""
+        n = len(order)
+        rank = np.empty(n, dtype=np.int64)
+        rank[order] = np.arange(n)
+        begins = np.where(fresh[order], np.arange(n), 0)
+        return cls(rank, np.maximum.accumulate(begins)[rank] if n else rank)
+
+    @property
+    def contents(self) -> bytes:
+        """Equal states have equal contents."""
+        return self.rank.tobytes() + self.start.tobytes()
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether no token knows of a later one."""
+        return bool((self._last_held <= np.arange(len(self.rank))).all())
+
+    @cached_property
+    def _order(self) -> Int64:
+        order = np.empty(len(self.rank), dtype=np.int64)
+        order[self.rank] = np.arange(len(self.rank))
+        return order
+
+    @cached_property
+    def _last_held(self) -> Int64:
+        """The last token that each token knows of."""
+        if not len(self.rank):
+            return self.rank
+        # A stretch's tokens are lifted above those of the stretches before it, so that one running maximum serves all.
+        starts = self.start[self._order]
+        lifted = np.append(0, starts[1:] != starts[:-1]).cumsum() * len(starts)
+        last: Int64 = np.maximum.accumulate(self._order + lifted) - lifted
+        return last[self.rank]
+
+    def look(self, tokens: Int64, seen: Mask) -> Int64:
+        """What some tokens know of and is not in `seen`, to which it is added."""
+        ends = np.zeros(len(self.rank) + 1, dtype=np.int64)
+        np.add.at(ends, self.start[tokens], 1)
+        np.add.at(ends, self.rank[tokens] + 1, -1)
+        held = self._order[np.flatnonzero(ends.cumsum()[:-1] > 0)]
+        fresh = np.sort(held[~seen[held]])
+        seen[fresh] = True
+        return fresh
+
+    def shows(self, tokens: Int64, keys: Int64) -> Mask:
+        """Which of some tokens know of which others: bool (tokens, keys)."""
+        at = self.rank[keys]
+        found: Mask = (at >= self.start[tokens, None]) & (at <= self.rank[tokens, None])
+        return found
+
+
+__all__ = ["Held"]

@@ -1,0 +1,69 @@
+"""Which parts of two patterns have one normal form: pairs, scores, weights, values, branches, states, selections.
+
+A normal form is a digest as in `canonical`, but the order of factors, of summands, and of the two vectors of an inner
+product does not count. Equal digests prove that two parts are the same. Different digests prove nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attnc.compiler.canonical import Writer, digest_of, own_names
+from attnc.compiler.ir import Apply, Dot, Pattern, Softmax, Value
+
+PARTS = ("scores", "weights", "values", "branches", "states", "selections")
+"""What a pattern says beside its visible pairs."""
+
+_FLATTENED = ("add", "mul", "min", "max")
+_SWAPPED = (*_FLATTENED, "logaddexp")
+
+
+def normal_forms(pattern: Pattern) -> dict[str, bytes]:
+    """Return a digest of the `relation` and of each of `PARTS`.
+
+    Names that only the text knows do not count; names of inputs do. Alignment, requirements, and inputs that nothing
+    reads are no part of it.
+    """
+    writer = _Forms(own_names(pattern))
+    nodes = pattern.nodes
+    return {
+        "relation": writer.value([node.visible for node in nodes]),
+        "scores": writer.value([node.score for node in nodes]),
+        "weights": writer.value([_weights(node.weights) for node in nodes]),
+        "values": writer.value([node.value for node in nodes]),
+        "branches": writer.value(
+            [pattern.combine, pattern.lse, *((node.keys, node.key_of, node.stack, node.family) for node in nodes)]
+        ),
+        "states": writer.value([*pattern.stateful, pattern.recur]),
+        "selections": writer.value(list(pattern.selections)),
+    }
+
+
+def _weights(weights: Softmax | Value) -> tuple[object, ...]:
+    return ("softmax", weights.extra) if isinstance(weights, Softmax) else ("own", weights)
+
+
+class _Forms(Writer):
+    """Digests in which the operands of what commutes have no order."""
+
+    def _structure(self, value: Any) -> bytes:
+        match value:
+            case Dot(left=left, right=right):
+                return digest_of("Dot", *sorted(map(self.value, (left, right))))
+            case Apply(op=op) if op in _SWAPPED:
+                return digest_of(op, *sorted(map(self.value, _operands(value))))
+        return super()._structure(value)
+
+
+def _operands(value: Apply) -> list[Value]:
+    """The operands of a function, those of the same function inside it in its place."""
+    if value.op not in _FLATTENED:
+        return list(value.operands)
+    found: list[Value] = []
+    for operand in value.operands:
+        inside = isinstance(operand, Apply) and operand.op == value.op
+        found += _operands(operand) if inside and isinstance(operand, Apply) else [operand]
+    return found
+
+
+__all__ = ["PARTS", "normal_forms"]
