@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
     from attnc.runtime.tuning.tables import save_tuned
+    from attnc.runtime.warned import NoGradientWarning, PatternWarning
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
 __version__ = "0.1.0"
@@ -35,6 +36,8 @@ _HOMES = {
     "ArgumentTypeError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
+    "NoGradientWarning": "attnc.runtime.warned",
+    "PatternWarning": "attnc.runtime.warned",
     "MachineError": "attnc.compiler.simulation.machine",
     "Fallback": "attnc.runtime.fallbacks",
     "fallbacks": "attnc.runtime.fallbacks",
@@ -49,7 +52,9 @@ __all__ = [
     "EvaluationError",
     "Fallback",
     "MachineError",
+    "NoGradientWarning",
     "PatternNotFoundError",
+    "PatternWarning",
     "SpecError",
     "UnsupportedError",
     "bridges",
