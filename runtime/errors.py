@@ -19,3 +19,7 @@ class ArgumentTypeError(AttncError, TypeError):
 
 class PatternNotFoundError(AttncError, LookupError):
     """No library pattern, or no file, of that name."""
+
+
+class MeasurementError(AttncError, RuntimeError):
+    """The machine was too busy to be measured: nothing was kept. The message says what differed."""

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
     from attnc.runtime.attention import Attention, compile_attention
-    from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
+    from attnc.runtime.errors import (
+        ArgumentError,
+        ArgumentTypeError,
+        MeasurementError,
+        PatternNotFoundError,
+        UnsupportedError,
+    )
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
@@ -34,6 +40,7 @@ _HOMES = {
     "EvaluationError": "attnc.spec.errors",
     "ArgumentError": "attnc.runtime.errors",
     "ArgumentTypeError": "attnc.runtime.errors",
+    "MeasurementError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
     "NoGradientWarning": "attnc.runtime.warned",
@@ -52,6 +59,7 @@ __all__ = [
     "EvaluationError",
     "Fallback",
     "MachineError",
+    "MeasurementError",
     "NoGradientWarning",
     "PatternNotFoundError",
     "PatternWarning",
