@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from attnc import __version__
+from attnc.runtime import plain
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.spec.diagnostics import Diagnostic
@@ -161,10 +162,10 @@ def _module(command: str) -> ModuleType:
 
 
 def _tolerate_narrow_encodings() -> None:
-    """A character that the terminal cannot show is replaced, never a crash."""
+    """A character that the terminal cannot show is replaced by plain ones, never a crash and never `?`."""
     for stream in (sys.stdout, sys.stderr):
         if not console.has_unicode(stream) and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=plain.HANDLER)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ class NoGradientWarning(UserWarning):
     """An input requires a gradient and gets none: the pattern only ranks a selection by it."""
 
 
+class LayoutWarning(UserWarning):
+    """Tensors look like (batch, tokens, heads, head dimension), and are taken as (batch, heads, tokens, …)."""
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Give a warning at the nearest frame outside attnc and torch."""
     depth = 1

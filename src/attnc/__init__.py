@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
     from attnc.runtime.tuning.tables import save_tuned
-    from attnc.runtime.warned import NoGradientWarning, PatternWarning
+    from attnc.runtime.warned import LayoutWarning, NoGradientWarning, PatternWarning
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ _HOMES = {
     "MeasurementError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
+    "LayoutWarning": "attnc.runtime.warned",
     "NoGradientWarning": "attnc.runtime.warned",
     "PatternWarning": "attnc.runtime.warned",
     "MachineError": "attnc.compiler.simulation.machine",
@@ -58,6 +59,7 @@ __all__ = [
     "AttncError",
     "EvaluationError",
     "Fallback",
+    "LayoutWarning",
     "MachineError",
     "MeasurementError",
     "NoGradientWarning",
