@@ -130,7 +130,9 @@ MANY_HEADS = 256
 def _check_layout(q: Tensor, k: Tensor) -> None:
     """Give a LayoutWarning for tensors that look like (batch, tokens, heads, head dimension)."""
     (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
-    if heads <= n_q or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not all(type(size) is int for size in (heads, n_q, kv_heads, n_k)):
+        return  # a comparison of symbolic sizes would guard the graph
+    if heads <= n_q:
         return
     grouped = n_q > n_k > 0 and n_q % n_k == 0 and heads == kv_heads
     if grouped or (heads > MANY_HEADS and kv_heads > MANY_HEADS and kv_heads > n_k):

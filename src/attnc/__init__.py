@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ArgumentTypeError,
         MeasurementError,
         PatternNotFoundError,
+        TorchMissingError,
         UnsupportedError,
     )
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
@@ -42,6 +43,7 @@ _HOMES = {
     "ArgumentTypeError": "attnc.runtime.errors",
     "MeasurementError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
+    "TorchMissingError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
     "LayoutWarning": "attnc.runtime.warned",
     "NoGradientWarning": "attnc.runtime.warned",
@@ -66,6 +68,7 @@ __all__ = [
     "PatternNotFoundError",
     "PatternWarning",
     "SpecError",
+    "TorchMissingError",
     "UnsupportedError",
     "bridges",
     "compile_attention",
@@ -78,8 +81,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "bridges":
-        return import_module("attnc.runtime.bridges")
-    if name not in _HOMES:
+    if name != "bridges" and name not in _HOMES:
         raise AttributeError(f"module 'attnc' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        if name == "bridges":
+            return import_module("attnc.runtime.bridges")
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from attnc.runtime.errors import TorchMissingError
+
+        raise TorchMissingError(f"`attnc.{name}`") from error
