@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_what_reads_inputs_or_joins_branches_is_not_sampled() -> None:
         ("neighborhood_3d", {"frames": 9, "height": 9, "width": 9, "window": [4, 3, 3]}, "window of 4 is not centred"),
     ],
 )
-def test_even_windows_are_warned_of_when_compiled(name: str, params: dict[str, object], says: str) -> None:
+def test_even_windows_are_warned_of_when_compiled(name: str, params: dict[str, Any], says: str) -> None:
     with pytest.warns(PatternWarning, match=rf"`{name}`, .*{name}\.attn:\d+: .*{says}.*\(W009\)") as told:
         compile_attention(name, **params)
     assert [one.filename for one in told] == [__file__]
@@ -114,7 +115,7 @@ def test_even_windows_are_warned_of_when_compiled(name: str, params: dict[str, o
         ("sliding_window", {"window": 8}),
     ],
 )
-def test_windows_that_are_not_warned_of(name: str, params: dict[str, object]) -> None:
+def test_windows_that_are_not_warned_of(name: str, params: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         compile_attention(name, **params)

@@ -36,7 +36,7 @@ def test_an_input_that_only_ranks_is_warned_of_where_it_requires_a_gradient(back
     attend = compile_attention(RANKED, backend=backend)  # type: ignore[arg-type]
     q, k, v, gate = operands()
     with pytest.warns(NoGradientWarning, match=r"`gated` only ranks a selection by `gate`.*sigmoid\(gate") as told:
-        attend(q, k, v, gate=gate).sum().backward()
+        attend(q, k, v, gate=gate).sum().backward()  # type: ignore[no-untyped-call]
     assert [one.filename for one in told] == [__file__]
     assert gate.grad is None or not gate.grad.any()
 
@@ -53,10 +53,11 @@ def test_no_warning_without_a_gradient() -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_gate_that_is_used_in_the_output_trains() -> None:
     q, k, v, gate = operands()
-    gradients, tiled = [], compile_attention(USED)
+    gradients: list[torch.Tensor] = []
+    tiled = compile_attention(USED)
     for attend in (tiled, compile_attention(USED, backend="reference")):
         gate.grad = None
-        attend(q, k, v, gate=gate).square().sum().backward()
+        attend(q, k, v, gate=gate).square().sum().backward()  # type: ignore[no-untyped-call]
         assert gate.grad is not None
         gradients.append(gate.grad)
     torch.testing.assert_close(*gradients)
