@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import provenance
 import timing
 
 from attnc.compiler.kernels.targets import TARGETS
@@ -70,7 +71,8 @@ class Table:
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": {}, "rows": []}
         self._rows: dict[Key, Row] = {_key(row): row for row in old["rows"]}
         self._runs: dict[str, object] = old["runs"]
-        self._facts = timing.header()
+        provenance.refuse_uncommitted()  # before anything is compiled
+        self._facts = provenance.header()
 
     def begin(self, targets: Sequence[str], asked: Sequence[Case | NoKernels], *, keep: bool) -> None:
         """Forget the rows of targets, or `keep` those that are asked for."""

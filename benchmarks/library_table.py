@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import provenance
 import timing
 
 from attnc.runtime.gpu.compiling import Compiled, Outcome, compile_all
@@ -48,7 +49,8 @@ def read_library(
     kept = [row for row in old if (row["target"], row["digest"]) in wanted or not asked.has(row)]
     rows = {(row["target"], row["digest"]): row for row in kept}
     todo = [one for key, one in wanted.items() if key not in rows]
-    facts = timing.header()
+    provenance.refuse_uncommitted()  # before anything is compiled
+    facts = provenance.header()
     for done, (i, outcome) in enumerate(compile_all([(one.source, one.target) for one in todo], processes)):
         reasons = judge(todo[i], outcome)
         rows[todo[i].target, todo[i].source.digest] = _row(todo[i], outcome, reasons)

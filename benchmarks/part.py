@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import provenance
 import timing
 import torch
 
@@ -88,7 +89,12 @@ class KeyTwiceError(Exception):
 
 
 def run(part: Part, setting: Setting, out: Path, *, fresh: bool = False) -> int:
-    """Run a part, or what is left of it, and write its file after every row; 1 where a row is wrong."""
+    """Run a part, or what is left of it, and write its file after every row; 1 where a row is wrong.
+
+    Raises UncommittedError where the file is one of `timing.RESULTS` and sources have changes.
+    """
+    if out.parent == timing.RESULTS:
+        provenance.refuse_uncommitted()
     facts = header(part, setting)
     done = [] if fresh else kept(out, facts)
     begun = time.monotonic()
@@ -112,7 +118,7 @@ def is_wrong(row: Row) -> bool:
 
 def header(part: Part, setting: Setting) -> Row:
     """What a file says before its rows: machine, versions, sources, and which part it is."""
-    facts: Row = timing.header()
+    facts: Row = provenance.header()
     if setting.cuda:
         facts["device"] = torch.cuda.get_device_name()
     facts["threads"] = torch.get_num_threads()

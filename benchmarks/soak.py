@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict
 
+import provenance
 from soak_kills import kills
 from soak_processes import processes, work
 from soak_shapes import shapes
@@ -29,6 +30,8 @@ def main() -> int:
     parts = {"processes": processes, "kills": kills, "shapes": shapes}
     if unknown := set(options.part) - set(parts):
         parser.error(f"there is no part {', '.join(sorted(unknown))}: the parts are {', '.join(parts)}")
+    if not options.small:
+        provenance.refuse_uncommitted()  # before eight minutes of work
     rows = []
     for name in options.part or parts:
         begun = time.perf_counter()
@@ -38,7 +41,7 @@ def main() -> int:
     if not options.small:
         import timing
 
-        timing.save("soak", rows, {**timing.header(), "size": asdict(size)})
+        timing.save("soak", rows, {**provenance.header(), "size": asdict(size)})
     failed = [row["part"] for row in rows if row["failures"]]
     print(f"failed: {', '.join(map(str, failed))}" if failed else "everything held", file=sys.stderr)
     return 1 if failed else 0

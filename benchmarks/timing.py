@@ -1,20 +1,16 @@
-"""Interleaved timing: every contender in turn, round after round, medians and spread; and where and when it ran."""
+"""Interleaved timing: every contender in turn, round after round, medians and spread; and the files of results."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from provenance import refuse_uncommitted
 
-from attnc.runtime.disk.machine import cpu_name, installed
 from attnc.runtime.tuning.timer import Clock, Timing, turned
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,22 +54,9 @@ def once(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def header() -> dict[str, object]:
-    """Versions, machine, commit, date, command and load: what a figure needs to be believed."""
-    return {
-        "torch": installed("torch"),
-        "triton": installed("triton"),
-        "python": platform.python_version(),
-        "commit": _commit(),
-        "device": f"cpu: {cpu_name()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join([Path(sys.executable).name, *sys.argv]),
-        "load_before": os.getloadavg()[0],
-    }
-
-
 def save(name: str, rows: list[dict[str, object]], facts: dict[str, object]) -> Path:
-    """Write `results/<name>.json`."""
+    """Write `results/<name>.json`. Raises UncommittedError where sources have changes."""
+    refuse_uncommitted()
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
@@ -83,17 +66,3 @@ def save(name: str, rows: list[dict[str, object]], facts: dict[str, object]) -> 
 def as_json(timing: Timing) -> dict[str, float]:
     """A timing with its numbers rounded for a file."""
     return {key: round(value, 4) for key, value in asdict(timing).items()}
-
-
-COMMIT = "ATTNC_BENCHMARK_COMMIT"
-"""Names the commit where git is not at hand, as on a machine that was sent the files alone."""
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return os.environ.get(COMMIT, "unknown")
-    return done.stdout.strip() or os.environ.get(COMMIT, "unknown")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.analysis.intervals import bounds, simplified
+from attnc.compiler.call_warnings import call_warnings
 from attnc.compiler.foresight import looks_ahead
 from attnc.compiler.lowering.expressions import Scope
 from attnc.compiler.lowering.lower import lower
@@ -45,9 +46,10 @@ class _Sample:
 
 
 def warnings_of(bound: checked.BoundProgram) -> list[Diagnostic]:
-    """The warnings (W001, W002, W004, W006) of a program with values for its parameters."""
+    """The warnings (W001, W002, W004, W006 to W009) of a program with values for its parameters."""
     pattern = lower(bound)
     found = [*_idle_conditions(bound), *_large_products(bound.program, pattern), *_foresight(bound.program, pattern)]
+    found += call_warnings(bound)
     sample = _sample(bound.program, pattern)
     if sample is not None:
         found += [*_blind_rows(sample), *_open_future(sample)]

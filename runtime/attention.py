@@ -11,7 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.compiler import is_dynamo_compiling
 
+from attnc.compiler.call_warnings import call_warnings
 from attnc.compiler.ir import Pattern
+from attnc.compiler.rank_only import rank_only
 from attnc.runtime import identity, reference
 from attnc.runtime.bridged import Bridged
 from attnc.runtime.call import (
@@ -41,6 +43,7 @@ from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.transforms import cast_for_autocast, untraced, without_autocast
 from attnc.runtime.tunable import Tunable
 from attnc.runtime.tuning.wanted import read_wanted
+from attnc.runtime.warned import warn_of_gradient, warn_of_pattern
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
@@ -81,6 +84,8 @@ def compile_attention(
     measures the first few schedules for so long, and the cache keeps the fastest ("0s": only what the cache knows); or
     the path of a table that `attnc tune … -o table.json` wrote, from which alone choices then come.
 
+    Gives a PatternWarning where a score reads no vectors (W008) or an even window is not centred (W009).
+
     Raises SpecError (the text or its parameters), PatternNotFoundError, ArgumentError, ArgumentTypeError.
     """
     options = Options(backend, strict, deterministic, read_wanted(tune))
@@ -88,7 +93,9 @@ def compile_attention(
     found = find(spec)
     loader = ModuleLoader(found.folder)
     bound = bind(load_program(found.source, loader, found.name), params, preset)
-    return Attention(bound, options, dict(loader.given))
+    attention = Attention(bound, options, dict(loader.given))
+    warn_of_pattern(bound.program.name, call_warnings(bound))
+    return attention
 
 
 def _check_options(options: Options) -> None:
@@ -121,6 +128,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         super().__init__(bound, options, modules, form, pattern)
         # Made here, as a call that is traced must not make it.
         pattern = self._pattern
+        self._rank_only = rank_only(pattern)
         tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
         self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
 
@@ -381,7 +389,14 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         """The inputs in the order of the pattern. Raises ArgumentTypeError, ArgumentError, UnsupportedError."""
         tensors = input_tensors(self._pattern, inputs)
         check_devices(self._pattern, inputs, tensors, q)
+        if self._rank_only and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._warn_of_gradients(tensors)
         return tensors
+
+    def _warn_of_gradients(self, tensors: list[Tensor]) -> None:
+        for declared, tensor in zip(self._pattern.tensors, tensors, strict=True):
+            if declared.name in self._rank_only and tensor.requires_grad:
+                warn_of_gradient(self.name, declared.name)
 
     def _dense(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]

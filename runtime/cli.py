@@ -11,8 +11,10 @@ from types import ModuleType
 from typing import NoReturn
 
 from attnc import __version__
+from attnc.runtime import plain
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
+from attnc.runtime.errors import TorchMissingError
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.suggest import did_you_mean
@@ -71,9 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
-        args = _parser(arguments).parse_args(arguments)
-        status: int = _module(args.command).run(args)
-        return status
+        return _obey(arguments)
     except SystemExit as leaving:  # --help and --version
         return leaving.code if isinstance(leaving.code, int) else console.FINE
     except SpecError as error:
@@ -89,6 +89,21 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or type(error).__name__}", as_json)
+
+
+def _obey(arguments: list[str]) -> int:
+    """Run the command that the arguments name, or print the help. Raises TorchMissingError, and whatever it raises."""
+    if not arguments:
+        _parser(["--help"]).print_help()
+        return console.FINE
+    try:
+        args = _parser(arguments).parse_args(arguments)
+        status: int = _module(args.command).run(args)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise TorchMissingError(f"`attnc {arguments[0]}`") from error
+    return status
 
 
 def _refuse(message: str, as_json: bool) -> int:
@@ -161,10 +176,10 @@ def _module(command: str) -> ModuleType:
 
 
 def _tolerate_narrow_encodings() -> None:
-    """A character that the terminal cannot show is replaced, never a crash."""
+    """A character that the terminal cannot show is replaced by plain ones, never a crash and never `?`."""
     for stream in (sys.stdout, sys.stderr):
         if not console.has_unicode(stream) and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=plain.HANDLER)
 
 
 if __name__ == "__main__":

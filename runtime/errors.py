@@ -19,3 +19,14 @@ class ArgumentTypeError(AttncError, TypeError):
 
 class PatternNotFoundError(AttncError, LookupError):
     """No library pattern, or no file, of that name."""
+
+
+class MeasurementError(AttncError, RuntimeError):
+    """The machine was too busy to be measured: nothing was kept. The message says what differed."""
+
+
+class TorchMissingError(AttncError, ImportError):
+    """Something that needs torch, where torch is not installed. The message says what helps."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} needs torch, which is not installed: `pip install torch`")

@@ -126,4 +126,6 @@ CODES: dict[str, str] = {
     "W005": "a name that nothing reads",
     "W006": "a condition that is always true, or always false",
     "W007": "a causal pattern that chooses by what comes later",
+    "W008": "the score reads no vectors",
+    "W009": "a window that is not centred on its query",
 }

@@ -52,11 +52,8 @@ def _general(bound: checked.BoundProgram, pattern: ir.Pattern) -> ir.General | N
 def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern:
     """The pattern, without its general form. Raises OpenSizeError and as `lower`."""
     program = bound.program
-    per_head = frozenset(p.name for p in program.parameters if p.per_head)
-    lowering = SelectingLowering(bound.values, per_head, left_open, bound.lengths, program=program)
-    lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
-    tensors = lowering.tensors
-    segments = _segments(program.segments, lowering)
+    lowering = lowering_of(bound, left_open)
+    per_head, tensors, segments = lowering.per_head, lowering.tensors, tuple(lowering.segments.values())
     visible = None
     if program.round is not None:
         visible = lower_round(program.round, program, lowering)
@@ -93,6 +90,16 @@ def _lower(bound: checked.BoundProgram, left_open: frozenset[str]) -> ir.Pattern
     )
 
 
+def lowering_of(bound: checked.BoundProgram, left_open: frozenset[str] = frozenset()) -> SelectingLowering:
+    """Return a lowering that knows the parameters, inputs and segments of a program, so that it lowers expressions."""
+    program = bound.program
+    per_head = frozenset(p.name for p in program.parameters if p.per_head)
+    lowering = SelectingLowering(bound.values, per_head, left_open, bound.lengths, program=program)
+    lowering.tensors.update({item: _tensor(item, lowering) for item in program.inputs})
+    _segments(program.segments, lowering)
+    return lowering
+
+
 def _tensor(item: checked.Input, lowering: Lowering) -> ir.Tensor:
     kind = item.type.kind
     dims = tuple(_dim(d, lowering) for d in item.type.dims)
@@ -113,16 +120,13 @@ def _number(expr: checked.Expr, lowering: Lowering) -> int:
     return number_of(lowering.integer(expr, Scope()))
 
 
-def _segments(segments: tuple[checked.Segment, ...], lowering: Lowering) -> tuple[ir.Segment, ...]:
+def _segments(segments: tuple[checked.Segment, ...], lowering: Lowering) -> None:
+    """Put the segments of the IR into the lowering."""
     offset = fold.const(0)
-    result = []
     for segment in segments:
         axes = tuple((axis.name, lowering.integer(axis.extent, Scope())) for axis in segment.axes)
         length = fold.const(1)
         for _, extent in axes:
             length = fold.mul(length, extent)
-        lowered = ir.Segment(segment.name, axes, offset, length)
-        lowering.segments[segment] = lowered
-        result.append(lowered)
+        lowering.segments[segment] = ir.Segment(segment.name, axes, offset, length)
         offset = fold.add(offset, length)
-    return tuple(result)

@@ -50,7 +50,7 @@ class Rates:
     of `WIDTHS`; a row of `KEY_BLOCK` keys has it in its elements. `peak`: an element of long dense calls, by dtype and
     width, than which nothing is faster; of what is not known, the best of `elements`. `alone`: how much longer the
     backward takes of one kv head, which torch's kernel gives to one thread, by dtype. `choices`: of what is chosen by
-    content. `source`: where they come from.
+    content. `source`: where they come from. `spread`: the largest factor between two minima of one measurement.
     """
 
     elements: Mapping[str, Table]
@@ -66,6 +66,7 @@ class Rates:
     alone: Mapping[str, float]
     choices: ChoiceRates
     source: str
+    spread: float = 1.0
 
     def element(self, dtype: str, rows: int, head_dim: int) -> float:
         """One score element in a stretch of `rows` rows, linear in the head dimension."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnc.runtime.commands import console
 from attnc.runtime.commands.calls import add_call, calls
@@ -12,10 +13,10 @@ from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import compiled
 from attnc.runtime.disk.store import Entry, limit, store
 from attnc.runtime.disk.triton import triton_folder, triton_state
-from attnc.runtime.tuning.keys import Executor, Key, bucket_of
-from attnc.runtime.tuning.records import KIND, Record, name_of, read_record
-from attnc.runtime.tuning.tables import load_table
-from attnc.runtime.tuning.tune import NOTHING
+
+if TYPE_CHECKING:
+    from attnc.runtime.tuning.keys import Executor, Key
+    from attnc.runtime.tuning.records import Record
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _described(entry: Entry) -> list[str]:
+    from attnc.runtime.tuning.records import KIND, read_record
+
     head = f"{entry.kind}-{entry.name}  {entry.bytes:,} bytes"
     if entry.payload is None:
         return [f"{head}  damaged, ignored: {entry.damage}"]
@@ -94,6 +97,9 @@ def _described(entry: Entry) -> list[str]:
 
 def _why(args: argparse.Namespace) -> int:
     """0 where every call is in the cache, 1 where one is not."""
+    from attnc.runtime.tuning.keys import bucket_of
+    from attnc.runtime.tuning.tune import NOTHING
+
     attention = compiled(args, tune="0s")
     tuned = attention.tuned
     assert tuned is not None
@@ -115,10 +121,14 @@ def _why(args: argparse.Namespace) -> int:
 
 
 def _record(entry: Entry) -> Record | None:
+    from attnc.runtime.tuning.records import KIND, read_record
+
     return read_record(entry.payload) if entry.kind == KIND and entry.payload is not None else None
 
 
 def _answer(key: Key, bucket: str, record: Record | None, known: list[Record]) -> dict[str, object]:
+    from attnc.runtime.tuning.records import KIND, name_of
+
     own = name_of(key, bucket)
     nearest = min(known, key=lambda other: _apart(key, bucket, other), default=None) if record is None else None
     missing = [] if nearest is None else _differing(key, bucket, nearest)
@@ -145,6 +155,8 @@ def _apart(key: Key, bucket: str, other: Record) -> tuple[bool, int]:
 
 
 def _print_answer(answer: dict[str, object]) -> None:
+    from attnc.runtime.tuning.keys import Key
+
     parts = answer["key"]
     assert isinstance(parts, dict)
     print(Key.of(parts))
@@ -174,6 +186,9 @@ def _clear(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> int:
     if args.file.suffix == ".json":
+        from attnc.runtime.tuning.records import KIND
+        from attnc.runtime.tuning.tables import load_table
+
         records = load_table(args.file).records
         kept = sum(store().write(KIND, record.name, record.payload()) for record in records.values())
         if args.json:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
-from torch import Tensor
-
-from attnc.runtime.attention import Attention
-from attnc.runtime.call import FLOATS, Sizes, check_tensors
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of
-from attnc.runtime.example_inputs import example_inputs, head_count
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from attnc.runtime.attention import Attention
+    from attnc.runtime.call import Sizes
 
 LENGTH, HEADS, HEAD_DIM = 4096, 8, 64
 """Where nothing says others."""
@@ -24,6 +25,10 @@ _SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64"
 
 def dtype_of(text: str) -> torch.dtype:
     """The dtype of a name, which may be a short one. Raises UsageError."""
+    import torch
+
+    from attnc.runtime.call import FLOATS
+
     found = getattr(torch, _SHORT_NAMES.get(text, text), None)
     if found not in FLOATS:
         raise UsageError(f"--dtype {text}: it is one of bfloat16, float16, float32, float64")
@@ -72,11 +77,15 @@ class CallTensors:
     @property
     def sizes(self) -> Sizes:
         """The sizes of the call."""
+        from attnc.runtime.call import check_tensors
+
         return check_tensors(self.q, self.k, self.v)
 
 
 def calls(attention: Attention, args: argparse.Namespace) -> list[CallTensors]:
     """The calls that the arguments name, one for each length: random vectors, the same each time."""
+    import torch
+
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no GPU here")
@@ -91,6 +100,10 @@ def calls(attention: Attention, args: argparse.Namespace) -> list[CallTensors]:
 def _call(
     attention: Attention, args: argparse.Namespace, asked: int | None, device: torch.device, dtype: torch.dtype
 ) -> CallTensors:
+    import torch
+
+    from attnc.runtime.example_inputs import example_inputs, head_count
+
     if asked is not None and asked < 1:
         raise UsageError(f"--len {asked}: it must be at least 1")
     bound = attention.bound

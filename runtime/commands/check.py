@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from attnc.runtime.commands import console
@@ -15,7 +16,7 @@ from attnc.spec.reading.text import decode
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `check`."""
-    parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="an .attn file; - is standard input")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         for message in unread:
             console.print_error(str(message["message"]))
         if len(unread) < len(args.files):
-            print(_summary(len(args.files) - len(unread), found))
+            print(_summary(len(args.files) - len(unread), found, len(unread)))
     return console.USAGE if unread else console.FOUND if console.has_errors(found) else console.FINE
 
 
@@ -42,18 +43,27 @@ def _check(name: str) -> tuple[Diagnostic, ...]:
     """All that is wrong or doubtful in one file. Raises OSError, UsageError."""
     path = Path(name)
     if name == "-":
-        raise console.UsageError("standard input is not read; give the path of an .attn file")
+        return _diagnosed(sys.stdin.buffer.read(), "<stdin>", Path())
     if not path.exists() and name in library_names():
         raise console.UsageError(f"no such file; to see the library's pattern: attnc show {name}")
-    loader = ModuleLoader(path.parent)
+    return _diagnosed(console.read_file(name), name, path.parent)
+
+
+def _diagnosed(data: bytes, name: str, folder: Path) -> tuple[Diagnostic, ...]:
+    """All that is wrong or doubtful in a text, which may use the modules of a folder."""
     try:
-        return diagnosed(decode(console.read_file(name), name), loader)
+        return diagnosed(decode(data, name), ModuleLoader(folder))
     except SpecError as error:
         return error.diagnostics
 
 
-def _summary(files: int, found: list[Diagnostic]) -> str:
+def _summary(files: int, found: list[Diagnostic], unread: int) -> str:
     errors = sum(d.severity is Severity.ERROR for d in found)
     warnings = len(found) - errors
     parts = [console.counted(files, "file") + " checked", console.counted(errors, "error")]
-    return ", ".join([*parts, console.counted(warnings, "warning")] if warnings else parts)
+    if warnings:
+        parts.append(console.counted(warnings, "warning"))
+    if unread:
+        parts[1] = f"{parts[1]} in {'it' if files == 1 else 'them'}"
+        parts.append(f"{console.counted(unread, 'file')} not read")
+    return ", ".join(parts)

@@ -42,7 +42,7 @@ def columns() -> int:
 
 def print_json(values: Mapping[str, object]) -> None:
     """One JSON object on stdout, with the schema's version first."""
-    print(json.dumps({"schema": SCHEMA, **values}, ensure_ascii=False, indent=2))
+    print(json.dumps({"schema": SCHEMA, **values}, ensure_ascii=not has_unicode(sys.stdout), indent=2))
 
 
 def print_error(message: str) -> None:
@@ -124,8 +124,9 @@ def _rich() -> tuple[Any, Any] | None:
 
 
 def counted(n: int, noun: str) -> str:
-    """`1 error`, `2 errors`, `no errors`."""
-    return f"{n or 'no'} {noun}{'' if n == 1 else 's'}"
+    """`1 error`, `2 errors`, `no errors`, `no entries`."""
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{n or 'no'} {noun if n == 1 else several}"
 
 
 def has_errors(diagnostics: Iterable[Diagnostic]) -> bool:

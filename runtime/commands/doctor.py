@@ -16,7 +16,9 @@ from attnc.runtime.disk.machine import installed
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `doctor`."""
     parser.add_argument(
-        "--measure", action="store_true", help="measure this machine's rates (about two seconds) and keep them"
+        "--measure",
+        action="store_true",
+        help="measure this machine's rates (about three seconds) and keep them; refused where it is too busy",
     )
     gate.add(parser)
 

@@ -6,6 +6,7 @@ import argparse
 
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_parameters, compiled
+from attnc.runtime.library import library_names
 from attnc.spec.codes import CODES
 from attnc.spec.explain import page
 from attnc.spec.suggest import did_you_mean
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace) -> int:
     code = args.code.upper().removeprefix("ERROR").removeprefix("WARNING").strip("[]")
     text = page(code)
     if text is None:
+        if args.code in library_names():
+            raise console.UsageError(f"`{args.code}` is a pattern, not a code: `attnc show {args.code}` draws it")
         near = did_you_mean(code, CODES)
         raise console.UsageError(f"there is no code `{code}`{': ' + near if near else ''}; `attnc explain` lists them")
     if args.json:

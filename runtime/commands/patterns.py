@@ -7,12 +7,8 @@ import json
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import torch
-from torch import Tensor
-
-from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.lengths import extent_of, natural_length
 from attnc.runtime.library import ModuleLoader, find
@@ -20,6 +16,11 @@ from attnc.spec.load import load_program
 from attnc.spec.meaning.values import shown
 from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attnc.runtime.attention import Attention
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,8 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     reserved = {"spec", "preset", "backend", "strict", "deterministic", "tune"} & params.keys()
     if reserved:
         raise UsageError(f"-p {min(reserved)}: no pattern has a parameter of that name")
+    from attnc.runtime.attention import compile_attention
+
     return compile_attention(args.spec, preset=args.preset, tune=tune, **params)  # type: ignore[arg-type]
 
 
@@ -139,6 +142,8 @@ def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) 
 
 
 def _tensor(wanted: Input, value: object, n_q: int, n_k: int) -> Tensor:
+    import torch
+
     sizes = {"batch": 1, "query": n_q, "key": n_k, "token": n_k, "head": 1, "kv_head": 1}
     dims = wanted.type.dims
     try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,23 @@ from attnc.compiler.planning.plan import Group, Piece, Plan, TileCounts, stretch
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, WIDTHS, Rates, Table, doubled
 from attnc.runtime.cpu import executor, kernel
 from attnc.runtime.cpu.choice_calibration import measured_choices
+from attnc.runtime.cpu.plausible import implausible
+from attnc.runtime.cpu.steady import Steady, too_busy
 from attnc.runtime.disk.envelope import Payload
 from attnc.runtime.disk.folder import cache_folder
 from attnc.runtime.disk.machine import has_matrix_tiles, installed, this_cpu
 from attnc.runtime.disk.store import store
 
-SCHEMA = 5
+_log = logging.getLogger(__name__)
+
+SCHEMA = 6
 KIND = "rates"
 HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 """Heads, keys a stretch and score elements of one measurement."""
 LONG = 1024
 """Tokens of a long dense call."""
-REPEATS, MOST_REPEATS = 7, 40
+DRIFT = 1.5
+"""What is measured first and again at the end must be within this factor: else the load changed in between."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,9 +52,28 @@ def _rates(threads: int, folder: Path | None) -> Rates:
 
 
 def measured() -> Rates | None:
-    """The rates that were measured on this machine with the threads that torch uses now, None where there are none."""
+    """The rates that were measured on this machine with the threads that torch uses now, None where there are none.
+
+    Rates that this processor cannot have, as those that were measured under load, are none: a warning is logged.
+    """
     payload = store().read(KIND, entry_name())
-    return None if payload is None else _rates_of(payload)
+    found = None if payload is None else _rates_of(payload)
+    reason = None if found is None else implausible(found, torch.get_num_threads())
+    if reason is None:
+        return found
+    _warn_of(str(store().path(KIND, entry_name())), reason)
+    return None
+
+
+@lru_cache(8)
+def _warn_of(file: str, reason: str) -> None:
+    """Log that rates are not used, once for each file and reason."""
+    _log.warning(
+        "the rates in %s are not used: %s; they were measured on a busy machine, it seems: `attnc doctor --measure` "
+        "measures them anew",
+        file,
+        reason,
+    )
 
 
 def entry_name() -> str:
@@ -65,27 +88,46 @@ def rates_file() -> Path | None:
 
 
 def measure() -> Rates:
-    """Rates with the threads that torch uses now. Takes three seconds, and more where the machine is busy."""
-    elements = {name: _table(dtype) for name, dtype in _DTYPES.items()}
+    """Rates with the threads that torch uses now. Takes three seconds, and more where the machine is busy.
+
+    Raises MeasurementError where it is too busy: minima disagree, drift, or are none of such a processor.
+    """
+    time, threads = Steady(), torch.get_num_threads()
+    first = _peak(time, torch.float32, WIDTHS[0])
+    found = _measured(time)
+    last = _peak(time, torch.float32, WIDTHS[0])
+    if not first / DRIFT <= last <= DRIFT * first:
+        raise too_busy(f"a score element took {first:.3g} ns at first and {last:.3g} ns at last")
+    spread = f"minima within {time.spread - 1:.0%}"
+    source = f"measured with {threads} threads, torch {torch.__version__}, {spread}"
+    found = replace(found, source=source, spread=time.spread)
+    reason = implausible(found, threads)
+    if reason is not None:
+        raise too_busy(reason)
+    return found
+
+
+def _measured(time: Steady) -> Rates:
+    elements = {name: _table(time, dtype) for name, dtype in _DTYPES.items()}
     elements["float16"] = elements["bfloat16"]
     elements["float64"] = doubled(elements["float32"])
-    masked = {name: _masked(dtype) for name, dtype in _DTYPES.items()}
-    backward = {name: _backward(dtype) for name, dtype in _DTYPES.items()}
-    row = {name: _row(dtype) for name, dtype in _DTYPES.items()}
+    masked = {name: _masked(time, dtype) for name, dtype in _DTYPES.items()}
+    backward = {name: _backward(time, dtype) for name, dtype in _DTYPES.items()}
+    row = {name: _row(time, dtype) for name, dtype in _DTYPES.items()}
     return Rates(
         elements=elements,
         masked={**masked, "float16": masked["bfloat16"], "float64": masked["float32"]},
-        call=_call(),
-        merge=_merge(),
-        copy=_copy(),
+        call=_call(time),
+        merge=_merge(time),
+        copy=_copy(time),
         mask=PLAIN.mask,
         evaluate=PLAIN.evaluate,
         row={**row, "float16": row["bfloat16"], "float64": 2 * row["float32"]},
-        peak={name: (_peak(dtype, WIDTHS[0]), _peak(dtype, WIDTHS[1])) for name, dtype in _DTYPES.items()},
+        peak={name: (_peak(time, dtype, WIDTHS[0]), _peak(time, dtype, WIDTHS[1])) for name, dtype in _DTYPES.items()},
         backward={**backward, "float16": backward["bfloat16"], "float64": backward["float32"]},
-        alone={name: _alone(dtype) for name, dtype in _DTYPES.items()},
-        choices=measured_choices(_time),
-        source=f"measured with {torch.get_num_threads()} threads, torch {torch.__version__}",
+        alone={name: _alone(time, dtype) for name, dtype in _DTYPES.items()},
+        choices=measured_choices(time),
+        source="measured",
     )
 
 
@@ -118,6 +160,7 @@ def _rates_of(payload: Payload) -> Rates | None:
             found.copy,
             found.mask,
             found.evaluate,
+            found.spread,
             *asdict(found.choices).values(),
             *found.alone.values(),
             *found.masked.values(),
@@ -143,63 +186,63 @@ def _is_rate(value: object) -> bool:
 # --- measurements ----------------------------------------------------------------------------------------------------
 
 
-def _table(dtype: torch.dtype) -> Table:
-    narrow, wide = (tuple(_element(dtype, rows, width, masked=False) for rows in ROWS) for width in WIDTHS)
+def _table(time: Steady, dtype: torch.dtype) -> Table:
+    narrow, wide = (tuple(_element(time, dtype, rows, width, masked=False) for rows in ROWS) for width in WIDTHS)
     return narrow, wide
 
 
-def _masked(dtype: torch.dtype) -> float:
-    rows = ROWS[2]
-    return max(_element(dtype, rows, WIDTHS[0], masked=True) / _element(dtype, rows, WIDTHS[0], masked=False), 1.0)
+def _masked(time: Steady, dtype: torch.dtype) -> float:
+    with_mask, without = (_element(time, dtype, ROWS[2], WIDTHS[0], masked=masked) for masked in (True, False))
+    return max(with_mask / without, 1.0)
 
 
-def _element(dtype: torch.dtype, rows: int, width: int, *, masked: bool, keys: int = KEYS) -> float:
+def _element(time: Steady, dtype: torch.dtype, rows: int, width: int, *, masked: bool, keys: int = KEYS) -> float:
     """Nanoseconds for a score element in stretches of so many rows and keys."""
     count = max(ELEMENTS // (rows * keys * HEADS), 1)
     q = torch.randn(count, HEADS, rows, width).to(dtype)
     k, v = (torch.randn(count, HEADS, keys, width).to(dtype) for _ in range(2))
     mask = torch.zeros(rows, keys, dtype=dtype) if masked else None
-    return _time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * keys)
+    return time(lambda: kernel.attend(q, k, v, mask, False, 0.1)) / (count * HEADS * rows * keys)
 
 
-def _peak(dtype: torch.dtype, width: int) -> float:
+def _peak(time: Steady, dtype: torch.dtype, width: int) -> float:
     """Nanoseconds for a score element of a long dense call."""
     q, k, v = (torch.randn(1, HEADS, LONG, width).to(dtype) for _ in range(3))
-    return _time(lambda: kernel.attend(q, k, v, None, False, 0.1)) / (HEADS * LONG**2)
+    return time(lambda: kernel.attend(q, k, v, None, False, 0.1)) / (HEADS * LONG**2)
 
 
-def _backward(dtype: torch.dtype) -> float:
+def _backward(time: Steady, dtype: torch.dtype) -> float:
     """How much longer the backward of dense attention takes than its forward."""
     q, k, v = (torch.randn(1, HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
     out, lse = kernel.attend(q, k, v, None, False, 0.1)
-    again = _time(lambda: kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
-    return again / _time(lambda: kernel.attend(q, k, v, None, False, 0.1))
+    again = time(lambda: kernel.attend_backward(out, q, k, v, out, lse, None, False, 0.1))
+    return again / time(lambda: kernel.attend(q, k, v, None, False, 0.1))
 
 
-def _alone(dtype: torch.dtype) -> float:
+def _alone(time: Steady, dtype: torch.dtype) -> float:
     """How much longer it takes if all heads read one kv head."""
     q, k, v = (torch.randn(1, 2 * HEADS, KEYS, WIDTHS[0]).to(dtype) for _ in range(3))
     out, lse = kernel.attend(q, k, v, None, False, 0.1)
 
     def backward(heads: int) -> float:
-        return _time(lambda: kernel.shared_backward(out, q, k[:, :heads], v[:, :heads], out, lse, 0.1))
+        return time(lambda: kernel.shared_backward(out, q, k[:, :heads], v[:, :heads], out, lse, 0.1))
 
     return max(backward(1) / backward(2 * HEADS), 1.0)
 
 
-def _row(dtype: torch.dtype) -> float:
+def _row(time: Steady, dtype: torch.dtype) -> float:
     """Nanoseconds of a row of queries beyond those of its elements, from rows of few keys and of `KEYS`."""
-    few, rows = 32, ROWS[2]
-    apart = _element(dtype, rows, WIDTHS[0], masked=False, keys=few) - _element(dtype, rows, WIDTHS[0], masked=False)
-    return max(apart / (1 / few - 1 / KEYS), 1.0)
+    few = 32
+    short, long = (_element(time, dtype, ROWS[2], WIDTHS[0], masked=False, keys=keys) for keys in (few, KEYS))
+    return max((short - long) / (1 / few - 1 / KEYS), 1.0)
 
 
-def _call() -> float:
+def _call(time: Steady) -> float:
     """Nanoseconds of a piece that does next to nothing, as the executor runs it among others."""
     pieces, side, width = 8, 4, 16
     q, k, v = (torch.randn(1, 1, pieces * side, width) for _ in range(3))
     one, all_ = (
-        _time(partial(executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10) for count in (1, pieces)
+        time(partial(executor.forward, q, k, v, _diagonal(count, side), 0.1, "out"), inner=10) for count in (1, pieces)
     )
     return max((all_ - one) / (pieces - 1), 1000.0)
 
@@ -228,7 +271,7 @@ def _diagonal(count: int, side: int) -> Plan:
     )
 
 
-def _merge() -> float:
+def _merge(time: Steady) -> float:
     """Nanoseconds for an element of the output of a narrow piece that is merged, beyond those of its scores."""
     side = WIDTHS[0]
     count = ELEMENTS // (HEADS * side * side)
@@ -240,31 +283,11 @@ def _merge() -> float:
         o, part = kernel.attend(q, k, v, None, False, 0.1)
         executor.merge(o, part, out, lse)
 
-    scores = _element(torch.float32, side, side, masked=False) * q.numel()
-    return max(_time(piece) - scores, 0.1 * scores) / out.numel()
+    scores = _element(time, torch.float32, side, side, masked=False) * q.numel()
+    return max(time(piece) - scores, 0.1 * scores) / out.numel()
 
 
-def _copy() -> float:
+def _copy(time: Steady) -> float:
     grid = torch.randn(HEADS, 32, 32, 64)
     bricks = grid.as_strided((HEADS, 3, 3, 16, 16, 64), (32 * 32 * 64, 8 * 32 * 64, 8 * 64, 32 * 64, 64, 1))
-    return _time(lambda: bricks.reshape(HEADS, 9, 256, 64)) / bricks.numel()
-
-
-def _time(run: Callable[[], object], inner: int = 1) -> float:
-    """Nanoseconds of a run, the least of a few after one that warms up: what else the machine does only adds.
-
-    As long as the two least are not alike, there are more, up to `MOST_REPEATS`.
-    """
-    run()
-    samples: list[float] = []
-    while len(samples) < REPEATS or (len(samples) < MOST_REPEATS and not _alike(samples)):
-        start = time.perf_counter_ns()
-        for _ in range(inner):
-            run()
-        samples.append((time.perf_counter_ns() - start) / inner)
-    return min(samples)
-
-
-def _alike(samples: list[float]) -> bool:
-    least, next_ = sorted(samples)[:2]
-    return next_ < 1.05 * least
+    return time(lambda: bricks.reshape(HEADS, 9, 256, 64)) / bricks.numel()

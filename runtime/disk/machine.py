@@ -8,8 +8,6 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 
 @cache
 def cpu_name() -> str:
@@ -24,11 +22,15 @@ def cpu_name() -> str:
 
 def has_matrix_tiles() -> bool:
     """Whether the processor multiplies tiles of bfloat16 (AMX), for which torch packs keys and values."""
+    import torch
+
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # not in every torch that is allowed
 
 
 def this_cpu() -> str:
     """The processor, what torch uses of it, and the threads that it has now."""
+    import torch
+
     return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
 
 

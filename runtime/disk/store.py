@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from attnc.runtime.disk.envelope import MOST, DamagedError, Payload, unwrapped, wrapped
 from attnc.runtime.disk.folder import UnusableError, cache_folder, check_private, make_private
 from attnc.runtime.disk.whole import write_whole
@@ -138,43 +140,32 @@ class Store:
 
     @contextmanager
     def alone(self, seconds: float) -> Iterator[bool]:
-        """Inside, no other process of this machine is inside; False after so many seconds, or without locks here.
+        """Inside, no other process of this machine is inside; False after so many seconds, or where the disk refuses.
 
         The lock ends with its process, however that ends.
         """
-        handle = self._tolerant(self._lock_file, "locked")
+        lock = self._tolerant(lambda: self._locked(seconds), "locked")
         try:
-            yield handle is not None and self._locked(handle, seconds)
+            yield lock is not None
         finally:
-            if handle is not None:
-                _unlock(handle)
+            if lock is not None:
+                with suppress(OSError):  # the system gives it back when the process ends
+                    lock.release()
 
-    def _lock_file(self) -> int | None:
+    def _locked(self, seconds: float) -> BaseFileLock | None:
+        """Return the lock of the folder, acquired; None after so many seconds. Raises OSError, UnusableError.
+
+        `filelock` locks on Windows too, follows no link, and a child of a fork does not have its parent's lock.
+        """
         if self.folder is None:
             return None
         make_private(self.folder)
-        handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o600)
-        _HANDLES.add(handle)
-        return handle
-
-    @staticmethod
-    def _locked(handle: int, seconds: float) -> bool:
+        lock = FileLock(self.folder / _LOCK, mode=0o600, thread_local=False)
         try:
-            import fcntl
-        except ImportError:
-            return False
-        until = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    return False
-                time.sleep(0.02)
-            except OSError:  # a file system without locks
-                return False
-            else:
-                return True
+            lock.acquire(timeout=seconds, poll_interval=0.02)
+        except Timeout:
+            return None
+        return lock
 
     # --- inside ---
 
@@ -242,9 +233,6 @@ def _scan(folder: Path) -> list[_File]:
     return found
 
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-
-
 def _is_file(handle: int) -> bool:
     """Whether an open file is one, and no folder, pipe or device; else it is closed. Raises OSError."""
     try:
@@ -263,34 +251,6 @@ def _unlink(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-_HANDLES: set[int] = set()
-"""Files that locks of this process are on. A child has them too: its own are closed, so that it locks nobody out."""
-
-
-def _unlock(handle: int) -> None:
-    """Give a lock back, also if a child still has the file open."""
-    if handle not in _HANDLES:
-        return  # in a child, in which it was closed
-    _HANDLES.discard(handle)
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_UN)
-    with suppress(OSError):  # it is closed all the same
-        os.close(handle)
-
-
-def _close_in_child() -> None:
-    for handle in _HANDLES:
-        with suppress(OSError):
-            os.close(handle)
-    _HANDLES.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
 
 
 def limit() -> int:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents, merge_tiles, percent
 from attnc.runtime.pictures.svg import ticks
+from attnc.runtime.plain import plain
 
 _SHADES = {True: " ░▒▓█", False: " .:+#"}
 _HALVES = " ▀▄█"
@@ -52,19 +53,12 @@ def to_text(drawing: Drawing, width: int = 80, color: bool = False, *, unicode: 
         *(f"note      {note}" for note in notes),
     ]
     text = "\n".join(line.rstrip() for line in lines)
-    return text if unicode else plain_ascii(text)
+    return text if unicode else plain(text)
 
 
 def _first_rows(drawing: Drawing) -> str:
     first = ", ".join(f"{count:,}" for count in drawing.row_counts[:8].tolist())
     return f"{first}, …" if drawing.n_q > 8 else first
-
-
-def plain_ascii(text: str) -> str:
-    """The text in characters that every terminal has."""
-    for mark, plain in (("×", "x"), ("·", "-"), ("–", "-"), ("…", "..."), ("→", ">"), ("↓", "v")):
-        text = text.replace(mark, plain)
-    return text.encode("ascii", "replace").decode("ascii")
 
 
 def _in_plain(style: object, text: str) -> str:

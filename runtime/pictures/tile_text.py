@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, merge_tiles
-from attnc.runtime.pictures.text import TILES, TILES_ACROSS, plain_ascii
+from attnc.runtime.pictures.text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView
+from attnc.runtime.plain import plain
 
 
 def tile_map_text(found: TileMap, *, unicode: bool = True) -> str:
@@ -19,7 +20,7 @@ def tile_map_text(found: TileMap, *, unicode: bool = True) -> str:
     ]
     lines += [f"note      {note}" for note in found.notes]
     text = "\n".join(lines)
-    return text if unicode else plain_ascii(text)
+    return text if unicode else plain(text)
 
 
 def _view(view: TileView, unicode: bool) -> list[str]:

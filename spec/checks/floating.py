@@ -127,7 +127,8 @@ class FloatRules:
         for operand, form in vectors[1:]:
             if form.axes != vectors[0][1].axes:
                 message = f"{vectors[0][1]} and {form} do not go together"
-                help_ = "a number goes with any vector, two vectors are over one axis"
+                help_ = _turned(vectors[0][0], operand) if form.axes == vectors[0][1].axes[::-1] else ""
+                help_ = help_ or "a number goes with any vector, two vectors are over one axis"
                 also = (Label(vectors[0][0].span, str(vectors[0][1])),)
                 self._complain("A314", message, operand.span, str(form), also=also, help=help_)
                 return UNKNOWN
@@ -237,3 +238,12 @@ class FloatRules:
             self._complain("A314", message, node.operands[1].span, str(forms[1]), also=also, help=help_)
             return UNKNOWN
         return FLOAT
+
+
+def _turned(*operands: program.Expr) -> str:
+    """The remedy where an outer product has the axes of the other operand the other way round; empty for none."""
+    for node in operands:
+        if isinstance(node, program.Operation) and node.op == "outer":
+            rows, columns = (operand.span.text for operand in node.operands)
+            return f"the axes are the other way round: write `outer({columns}, {rows})`"
+    return ""

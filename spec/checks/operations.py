@@ -87,6 +87,8 @@ class OperationRules:
         if found.form.kind in ("bool", "unknown"):
             return True
         help_ = "compare it with something: `… > 0`, `… == 0`"
+        if what == "`keep`" and found.form.kind == "int":
+            help_ = f"`rank` is 0 for the best score: write `rank < {node.span.text}` to keep so many"
         self._complain(
             "A308", f"{what} is true or false, and this is {found.form}", node.span, str(found.form), help=help_
         )

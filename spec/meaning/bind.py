@@ -77,10 +77,7 @@ class _Binding:
         name = parameter.name
         value = self._given.get(name, parameter.default)
         if value is None:
-            help_ = f"give `{name}`, {_article(parameter)}"
-            self._report.error(
-                "A802", f"the parameter `{name}` is missing", parameter.span, "it has no default", help=help_
-            )
+            self._missing(parameter)
             return
         try:
             lengths = tuple(self._length(dim) for dim in parameter.type.dims)
@@ -94,6 +91,16 @@ class _Binding:
             self._report.extend(error.diagnostics)
             return
         self._learn(parameter, bound)
+
+    def _missing(self, parameter: Parameter) -> None:
+        name, help_ = parameter.name, f"give `{parameter.name}`, {_article(parameter)}"
+        message, label = f"the parameter `{name}` is missing", "it has no default"
+        if name in self._given:
+            message = f"`{name}` is None, which is no value"
+            if parameter.default is not None:
+                label = f"its default is {shown(parameter.default)}"
+                help_ = f"leave `{name}` out for its default, or {help_}"
+        self._report.error("A802", message, parameter.span, label, help=help_)
 
     def _length(self, dim: object) -> int | None:
         match dim:

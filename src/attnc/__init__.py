@@ -13,11 +13,19 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
     from attnc.runtime.attention import Attention, compile_attention
-    from attnc.runtime.errors import ArgumentError, ArgumentTypeError, PatternNotFoundError, UnsupportedError
+    from attnc.runtime.errors import (
+        ArgumentError,
+        ArgumentTypeError,
+        MeasurementError,
+        PatternNotFoundError,
+        TorchMissingError,
+        UnsupportedError,
+    )
     from attnc.runtime.fallbacks import Fallback, fallbacks, reset_fallbacks
     from attnc.runtime.gpu.binaries import load_binaries
     from attnc.runtime.merging import merge
     from attnc.runtime.tuning.tables import save_tuned
+    from attnc.runtime.warned import LayoutWarning, NoGradientWarning, PatternWarning
     from attnc.spec.errors import AttncError, EvaluationError, SpecError
 
 __version__ = "0.1.0"
@@ -33,8 +41,13 @@ _HOMES = {
     "EvaluationError": "attnc.spec.errors",
     "ArgumentError": "attnc.runtime.errors",
     "ArgumentTypeError": "attnc.runtime.errors",
+    "MeasurementError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
+    "TorchMissingError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
+    "LayoutWarning": "attnc.runtime.warned",
+    "NoGradientWarning": "attnc.runtime.warned",
+    "PatternWarning": "attnc.runtime.warned",
     "MachineError": "attnc.compiler.simulation.machine",
     "Fallback": "attnc.runtime.fallbacks",
     "fallbacks": "attnc.runtime.fallbacks",
@@ -48,9 +61,14 @@ __all__ = [
     "AttncError",
     "EvaluationError",
     "Fallback",
+    "LayoutWarning",
     "MachineError",
+    "MeasurementError",
+    "NoGradientWarning",
     "PatternNotFoundError",
+    "PatternWarning",
     "SpecError",
+    "TorchMissingError",
     "UnsupportedError",
     "bridges",
     "compile_attention",
@@ -63,8 +81,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "bridges":
-        return import_module("attnc.runtime.bridges")
-    if name not in _HOMES:
+    if name != "bridges" and name not in _HOMES:
         raise AttributeError(f"module 'attnc' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        if name == "bridges":
+            return import_module("attnc.runtime.bridges")
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from attnc.runtime.errors import TorchMissingError
+
+        raise TorchMissingError(f"`attnc.{name}`") from error

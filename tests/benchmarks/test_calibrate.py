@@ -8,7 +8,7 @@ import calibrate
 
 from attnc.compiler.planning.rates import AMX, PLAIN, Rates
 
-GIVEN = {"mask", "evaluate", "source"}
+GIVEN = {"mask", "evaluate", "source", "spread"}
 """Rates that are not measured."""
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import pytest
 
+from attnc import PatternWarning, compile_attention
 from attnc.compiler.warnings import warnings_of
 from attnc.spec.diagnostics import Diagnostic, Severity
 from attnc.spec.load import load_program
@@ -29,6 +33,8 @@ def said(body: str, header: str = "", **params: object) -> list[tuple[str, str]]
         ("visible k <= q and (q * k) % 3 < 2", "W004", "a product reaches 1,099,509,530,625 with 1,048,576 tokens"),
         ("visible k <= q and k >= 0", "W006", "always true: `k` is at least 0, `0` is 0"),
         ("visible k <= q or q % 4 == 5", "W006", "always false: `q % 4` is between 0 and 3, `5` is 5"),
+        ("visible k <= q\n    score scale * q * k", "W008", "the score reads no vectors"),
+        ("visible k <= q\n    let far = q - k\n    score -0.5 * abs(far)", "W008", "the score reads no vectors"),
         ("visible k <= q and not k + 1 < 1", "W006", "always false: `k + 1` is at least 1, `1` is 1"),
     ],
 )
@@ -37,7 +43,7 @@ def test_a_warning(line: str, code: str, says: str) -> None:
     assert (warning.code, warning.severity) == (code, Severity.WARNING)
     assert warning.message.startswith(says)
     assert warning.help
-    assert warning.primary.span.line == 2
+    assert warning.primary.span.line == 2 + line.count("\n")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +56,10 @@ def test_a_warning(line: str, code: str, says: str) -> None:
         "visible k >= q",
         "visible q // 64 * (k // 64) < 5 or q == k",
         "visible k <= q and k % 2 <= q % 2",
+        "visible k <= q\n    score scale * dot(q, k) - 0.5 * (q - k)",
+        "visible k <= q\n    input table: real[64]\n    score table[(q - k) % 64]",
+        "visible k <= q\n    score 0",
+        "visible k <= q\n    score 1 if q == k else 0",
     ],
 )
 def test_no_warning(line: str) -> None:
@@ -71,3 +81,46 @@ def test_what_reads_inputs_or_joins_branches_is_not_sampled() -> None:
     assert said("    input   doc: int[token]\n    visible doc[q] < doc[k]\n") == []
     branches = "    branch a\n        visible 0 < q - k < 3\n    branch b\n        visible q == k\n    combine a + b\n"
     assert said(branches) == []
+
+
+# --- what `compile_attention` says -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "says"),
+    [
+        ("neighborhood_1d", {"window": 8}, "window of 8 is not centred: it has 4 before the query and 3 after it"),
+        ("neighborhood_2d", {"height": 9, "width": 9, "window": [7, 4]}, "window of 4 is not centred"),
+        (
+            "neighborhood_2d",
+            {"height": 9, "width": 9, "window": [7, 8], "stride": [1, 3]},
+            "window of 8 is not centred",
+        ),
+        ("neighborhood_3d", {"frames": 9, "height": 9, "width": 9, "window": [4, 3, 3]}, "window of 4 is not centred"),
+    ],
+)
+def test_even_windows_are_warned_of_when_compiled(name: str, params: dict[str, Any], says: str) -> None:
+    with pytest.warns(PatternWarning, match=rf"`{name}`, .*{name}\.attn:\d+: .*{says}.*\(W009\)") as told:
+        compile_attention(name, **params)
+    assert [one.filename for one in told] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("neighborhood_1d", {"window": 7}),
+        ("neighborhood_1d", {"window": 8, "causal": True}),  # it ends at the query
+        ("neighborhood_1d", {"window": 8, "stride": 4}),  # it is centred on the four queries that share it
+        ("neighborhood_2d", {"height": 8, "width": 9, "window": [8, 7]}),  # all of the axis
+        ("sliding_window", {"window": 8}),
+    ],
+)
+def test_windows_that_are_not_warned_of(name: str, params: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compile_attention(name, **params)
+
+
+def test_a_score_of_positions_is_warned_of_when_compiled() -> None:
+    with pytest.warns(PatternWarning, match=r"`p`, <spec>:3: the score reads no vectors.*`dot\(q, k\)`.*\(W008\)"):
+        compile_attention("pattern p\n    visible k <= q\n    score scale * q * k\n")

@@ -45,7 +45,7 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
     ("arguments", "said"),
     [
         (
-            [],
+            ["--verbose"],
             "no command; the commands are cache, check, doctor, emit, explain, fmt, list, receptive, same",
         ),
         (
@@ -161,7 +161,6 @@ def test_check_as_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("-", "standard input is not read"),
         (".", "is a directory; give the files in it"),
         ("none.attn", "none.attn: No such file or directory"),
         ("causal", "to see the library's pattern: attnc show causal"),
@@ -171,7 +170,33 @@ def test_check_of_what_is_no_file(name: str, said: str, files: Path, capsys: pyt
     assert main(["check", name, "bad.attn"]) == 2
     out, err = capsys.readouterr()
     assert said in err and "bad.attn:2:22" in err
-    assert out == "1 file checked, 1 error\n"
+    assert out == "1 file checked, 1 error in it, 1 file not read\n"
+
+
+def test_check_reads_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, status in (("pattern a\n    visible k == q\n", 0), ("pattern a\n    visible kk <= q\n", 1)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="ascii"))
+        assert main(["check", "-"]) == status
+    out, err = capsys.readouterr()
+    assert out == "1 file checked, no errors\n1 file checked, 1 error\n"
+    assert "<stdin>:2:" in err
+
+
+def test_check_of_a_file_that_is_missing_does_not_end_well(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "good.attn", "none.attn"]) == 2
+    assert capsys.readouterr().out == "1 file checked, no errors in it, 1 file not read\n"
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: attnc") and "verify" in out
+    assert not err
+
+
+def test_explain_of_a_pattern_points_to_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "sliding_window"]) == 2
+    assert "`attnc show sliding_window` draws it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00\x01\xff", b"\xff\xfe", b"pattern a\n\tvisible true\n"])

@@ -90,7 +90,7 @@ def test_scalars_of_numpy(program: Program) -> None:
         ({"window": 4.0}, "A803", 1, "an integer, and is given 4.0"),
         ({"window": True}, "A803", 1, "an integer, and is given true"),
         ({"window": "4"}, "A803", 1, "an integer, and is given '4'"),
-        ({"window": None}, "A802", 1, "missing"),
+        ({"window": None}, "A802", 1, "is None, which is no value"),
         ({"window": [4]}, "A803", 1, "an integer"),
         ({"window": 2**63}, "A803", 1, "64 bits"),
         ({"window": 10**5000}, "A803", 1, "64 bits"),

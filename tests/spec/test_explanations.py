@@ -25,6 +25,8 @@ MODULES = {"windows": "def near(x, y, window) = abs(x - y) < window\n\npattern b
 DEPTH = 20
 MODULES |= {f"depth_{n}": f"use depth_{n + 1} (near)\n" for n in range(1, DEPTH)}
 MODULES[f"depth_{DEPTH}"] = MODULES["windows"].split("\n", 1)[0] + "\n"
+SHIFTED = "def shifted(x, y, _length, window) = x - window // 2 <= y and y < x - window // 2 + window\n"
+MODULES["windows"] += f"\n{SHIFTED}"
 """What examples may `use`."""
 
 

@@ -71,13 +71,17 @@ def reason(check: str, name: str) -> Reason | None:
 
 
 WHOLE_PROMPT = {"W007": "chosen for a whole prompt at once, as its authors do: not for tokens one after another"}
-WARNED: Mapping[str, Mapping[str, str]] = dict.fromkeys(
-    (
-        *("minference_blocks", "minference_vertical_slash", "mminference_grid", "routing_transformer"),
-        *("token_sparse", "xattention"),
+OFF_CENTRE = {"W009": "a preset of its authors has an even window, with one key more before the query than after it"}
+WARNED: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            *("minference_blocks", "minference_vertical_slash", "mminference_grid", "routing_transformer"),
+            *("token_sparse", "xattention"),
+        ),
+        WHOLE_PROMPT,
     ),
-    WHOLE_PROMPT,
-)
+    **dict.fromkeys(("neighborhood_1d", "neighborhood_2d", "neighborhood_3d"), OFF_CENTRE),
+}
 """Warnings that are expected, by pattern and code, and why."""
 
 

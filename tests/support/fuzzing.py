@@ -37,6 +37,9 @@ from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from provenance import header, refuse_uncommitted
 
 import mutants
 
@@ -168,6 +171,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    refuse_uncommitted()
     found, start = Findings(), time.time()
     with ProcessPoolExecutor(args.processes, initializer=_with_little_memory) as pool:
         for part in pool.map(run, *zip(*_parts(args.cases), strict=True)):
@@ -175,6 +179,7 @@ def main() -> int:
             print(f"\r{found.cases:,} of {args.cases:,} cases, {len(found.faults)} faults", end="", flush=True)
     print()
     report = {
+        **header(),
         "cases": found.cases,
         "seconds": round(time.time() - start),
         "limits": {"seconds": SECONDS, "megabytes": MEGABYTES},
@@ -184,6 +189,7 @@ def main() -> int:
         "faults": [{"case": number, "what": what} for number, what in sorted(found.faults)],
     }
     path = ROOT / "benchmarks" / "results" / "fuzz.json"
+    refuse_uncommitted()
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for number, what in found.faults[:20]:
         print(f"case {number}: {what}\n")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import math
+import os
 import re
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from attnc import MeasurementError
 from attnc.compiler.planning.plan import Piece, Steps, Strip, stretch, strip
 from attnc.compiler.planning.rates import AMX, PLAIN, ROWS, Work
 from attnc.runtime.cli import main
-from attnc.runtime.cpu import calibration
+from attnc.runtime.cpu import calibration, plausible, steady
+from attnc.runtime.cpu.steady import MOST_ROUNDS, REPEATS, Steady
 from attnc.runtime.disk.store import store
 
 
@@ -23,11 +31,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "v1"
 
 
+@pytest.fixture
+def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured is taken: tests run beside others, and how busy the machine is decides nothing here."""
+    monkeypatch.setattr(steady, "AGREE", math.inf)
+    monkeypatch.setattr(calibration, "DRIFT", math.inf)
+    monkeypatch.setattr(plausible, "LEAST", {"DEFAULT": 0.0})
+
+
 def test_a_guess_where_nothing_was_measured() -> None:
     assert calibration.rates() in (AMX, PLAIN)
     assert calibration.rates_file() is None
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_what_was_measured_is_used(folder: Path) -> None:
     found = calibration.measure()
     for table in found.elements.values():
@@ -66,6 +83,7 @@ def test_rates_belong_to_a_machine_and_its_threads(monkeypatch: pytest.MonkeyPat
         {"elements": {}},
         {"more": 1},
         {"choices": {}},
+        {"spread": "narrow"},
     ],
 )
 def test_numbers_that_are_no_rates_are_as_good_as_none(change: dict[str, object]) -> None:
@@ -78,6 +96,7 @@ def test_numbers_that_are_no_rates_are_as_good_as_none(change: dict[str, object]
     assert calibration.rates() in (AMX, PLAIN)
 
 
+@pytest.mark.usefixtures("unjudged")
 def test_doctor(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -97,10 +116,95 @@ def test_doctor_says_that_nothing_was_kept(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(calibration, "measure", lambda: replace(AMX, source="measured with two threads"))
     assert main(["doctor", "--measure"]) == 1
     out = capsys.readouterr().out
     assert "what was measured is not kept" in out
     assert "measured with" in out
+
+
+# --- a busy machine --------------------------------------------------------------------------------------------------
+
+
+def clock(samples: Iterable[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs take these nanoseconds, one after another."""
+    now, durations = [0], iter(samples)
+
+    def tick() -> int:
+        begins = len(now) % 2 == 1
+        now.append(now[-1] if begins else now[-1] + next(durations))
+        return now[-1]
+
+    monkeypatch.setattr(steady, "time", SimpleNamespace(perf_counter_ns=tick))
+
+
+def test_rounds_are_repeated_until_their_minima_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight samples of a quiet machine are enough; four slow ones first cost a round, and change nothing."""
+    clock([103, 100, 180, 170, 900, 105, 400, 300], monkeypatch)
+    quiet = Steady()
+    assert quiet(lambda: None) == 100
+    assert quiet.spread == pytest.approx(1.05)
+    clock([1000, 1100, 1200, 1300, 103, 100, 180, 170, 900, 105, 400, 300], monkeypatch)
+    busy = Steady()
+    assert busy(lambda: None) == 100
+    assert busy.spread == pytest.approx(1.05)
+
+
+def test_minima_that_never_agree_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [[int(1000 * 1.2**number)] * REPEATS for number in range(MOST_ROUNDS)]
+    clock(itertools.chain(*rounds), monkeypatch)
+    with pytest.raises(MeasurementError, match=r"of 12 rounds .* within 10% .*\(1.0 and 1.2 µs\).*measure again"):
+        Steady()(lambda: None)
+
+
+def test_doctor_keeps_nothing_of_a_busy_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    clock((int(1e6 * 1.2 ** (number // REPEATS % MOST_ROUNDS)) for number in itertools.count()), monkeypatch)
+    assert main(["doctor", "--measure"]) == 2
+    assert "the machine is too busy to be measured" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def at(speed: float) -> dict[str, tuple[float, float]]:
+    """Rates of long dense calls at so many GFLOP/s of a thread."""
+    element = 4 * 64 / (speed * min(torch.get_num_threads(), os.cpu_count() or 1))
+    return {"float32": (element, 2 * element)}
+
+
+@pytest.mark.parametrize(("speed", "says"), [(0.4, "too slow"), (5000.0, "too fast")])
+def test_rates_that_the_processor_cannot_have_are_not_used(
+    speed: float, says: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibration.save(replace(AMX, peak=at(20.0), source="measured, good"))
+    assert calibration.rates().source == "measured, good"
+    assert calibration.save(replace(AMX, peak=at(speed), source="measured under load"))
+    with caplog.at_level(logging.WARNING):
+        assert calibration.rates() in (AMX, PLAIN)
+    (record,) = caplog.records
+    assert says in record.getMessage()
+    assert "attnc doctor --measure" in record.getMessage()
+    assert main(["doctor"]) == 0
+    assert "measured under load" not in capsys.readouterr().out
+
+
+def test_what_is_measured_must_be_plausible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_peak", lambda *_: 1.0)
+    monkeypatch.setattr(calibration, "_measured", lambda _: replace(AMX, peak=at(0.1)))
+    with pytest.raises(MeasurementError, match=r"too busy .* GFLOP/s of a thread in fp32 is too slow"):
+        calibration.measure()
+    peaks = iter([1.0, 1.6])
+    monkeypatch.setattr(calibration, "_peak", lambda *_: next(peaks))
+    with pytest.raises(MeasurementError, match=r"took 1 ns at first and 1.6 ns at last"):
+        calibration.measure()
+
+
+def test_the_spread_is_kept() -> None:
+    assert calibration.save(replace(AMX, peak=at(20.0), spread=1.07))
+    assert calibration.rates().spread == 1.07
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
 
 
 def test_costs() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import logging
 import os
 import pickle
 import random
+import signal
 import stat
 import threading
 import time
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 
 from attnc.runtime.disk import folder as folders
 from attnc.runtime.disk.envelope import MOST, unwrapped, wrapped
@@ -353,6 +356,35 @@ def test_one_is_alone(own: Store) -> None:
     assert most == [1]
     with own.alone(1.0) as first, own.alone(0.05) as second:
         assert (first, second) == (True, False)
+
+
+def test_the_lock_is_that_of_filelock(own: Store) -> None:
+    """So that it locks on every system that filelock knows, Windows among them, and other programs can join."""
+    with own.alone(0.0) as alone:
+        assert alone
+        assert own.folder is not None
+        with pytest.raises(Timeout), FileLock(own.folder / ".lock", timeout=0):
+            pass
+    with FileLock(own.folder / ".lock", timeout=0), own.alone(0.0) as alone:
+        assert not alone
+    assert "fcntl" not in Path(inspect.getfile(Store)).read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_child_of_a_fork_locks_nobody_out(own: Store) -> None:
+    with own.alone(0.0) as alone:
+        assert alone
+        child = os.fork()
+        if not child:
+            time.sleep(5)
+            os._exit(0)
+    try:
+        with own.alone(0.0) as again:
+            assert again
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # --- where it is -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,77 @@
+"""Where a result comes from: versions, machine, commit, date, command; results of uncommitted sources are refused."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COMMIT = "ATTNC_BENCHMARK_COMMIT"
+"""Names the commit where git is not at hand, as on a machine that was sent the files alone."""
+
+WRITTEN = ("benchmarks/results", "docs")
+"""Folders that results and what is generated from them are written to: changes there decide no result."""
+
+
+SOURCES = ("spec", "compiler", "runtime", "stdlib_patterns", "src", "benchmarks", "tests")
+"""Folders in which a new file may decide a result."""
+
+
+class UncommittedError(Exception):
+    """A result would name a commit that it is not of."""
+
+
+def header() -> dict[str, object]:
+    """Return versions, machine, commit, date, command and load: what a figure needs to be believed."""
+    from attnc.runtime.disk.machine import cpu_name, installed
+
+    return {
+        "torch": installed("torch"),
+        "triton": installed("triton"),
+        "python": platform.python_version(),
+        "commit": commit(),
+        "device": f"cpu: {cpu_name()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": " ".join([Path(sys.executable).name, *sys.argv]),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def commit(root: Path = ROOT) -> str:
+    """Return the commit that is checked out, with `-dirty` where sources differ from it."""
+    found = _git(root, "describe", "--always")
+    if not found:
+        return os.environ.get(COMMIT, "unknown")
+    return f"{found}-dirty" if changed(root) else found
+
+
+def changed(root: Path = ROOT) -> list[str]:
+    """Return the files, new ones among them, that differ from the commit; without git: none."""
+    excluded = [f":(exclude){folder}" for folder in WRITTEN]
+    tracked = _git(root, "diff", "--name-only", "HEAD", "--", ".", *excluded)
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *SOURCES, *excluded)
+    return [*tracked.splitlines(), *new.splitlines()]
+
+
+def refuse_uncommitted(root: Path = ROOT) -> None:
+    """Raise UncommittedError where sources differ from the commit that a result would name."""
+    files = changed(root)
+    if files:
+        listed = ", ".join(files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+        raise UncommittedError(
+            f"a result from uncommitted sources cannot be repeated, and is not written: commit {listed} first "
+            f"(changes in {' and '.join(WRITTEN)} do not count)"
+        )
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.rstrip() if done.returncode == 0 else ""

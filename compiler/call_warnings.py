@@ -1,0 +1,155 @@
+"""Warnings that are cheap enough for every compilation: scores without vectors (W008), windows off centre (W009).
+
+`compile_attention` gives them as Python warnings, `attnc check` as diagnostics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from attnc.compiler import ir
+from attnc.compiler.lowering.expressions import Lowered, Scope
+from attnc.compiler.lowering.lower import lowering_of
+from attnc.compiler.lowering.selections import SelectingLowering
+from attnc.spec import program as checked
+from attnc.spec.diagnostics import Diagnostic, Label, Severity
+from attnc.spec.source import Span
+
+WINDOWS, CENTRED = "windows.attn", frozenset({"shifted", "truncated", "wrapped"})
+"""The module of the library with edge policies, and the definitions that lay a window around its query."""
+
+
+def call_warnings(bound: checked.BoundProgram) -> list[Diagnostic]:
+    """Return the warnings W008 and W009 of a program that lowers without an error."""
+    return [*_scores_without_vectors(bound.program), *_windows_off_centre(bound)]
+
+
+def _warning(code: str, message: str, span: Span, label: str, help_: str) -> Diagnostic:
+    return Diagnostic(code, message, Label(span, label), (), help_, Severity.WARNING)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def _scores_without_vectors(program: checked.Program) -> Iterator[Diagnostic]:
+    for attend in program.attends:
+        score = attend.score
+        if score is None:
+            continue
+        numbers = list(_numbers(score))
+        positions = any(isinstance(node, checked.Place | checked.Coordinate) for node in numbers)
+        if positions and not any(isinstance(node, _CONTENT) for node in numbers):
+            message = "the score reads no vectors: `q` and `k` are positions here"
+            help_ = "write `dot(q, k)` for the product of the vectors; the default score is `scale * dot(q, k)`"
+            yield _warning("W008", message, score.span, "the same for all contents", help_)
+
+
+_CONTENT = (
+    *(checked.Vector, checked.InputRead, checked.BranchRead, checked.Merge, checked.Score, checked.Share),
+    checked.StateRead,
+)
+"""Expressions whose value depends on the tensors of a call."""
+
+
+def _numbers(root: checked.Expr) -> Iterator[checked.Expr]:
+    """Yield the expressions that a value is computed from: no conditions, no indices, definitions written out once."""
+    pending: list[checked.Expr] = [root]
+    seen: set[checked.Definition] = set()
+    while pending:
+        node = pending.pop()
+        yield node
+        match node:
+            case checked.DefinitionUse(definition=definition, arguments=arguments):
+                pending.extend(arguments)
+                if definition not in seen:
+                    seen.add(definition)
+                    pending.append(definition.body)
+            case checked.Operation(op=op, operands=operands) if op not in _CONDITIONS:
+                pending.extend(operands)
+            case checked.Choice(then=then, otherwise=otherwise):
+                pending += [then, otherwise]
+            case checked.Aggregate(body=body):
+                pending.append(body)
+            case checked.Table(items=items):
+                pending.extend(items)
+            case checked.Item(table=table):
+                pending.append(table)
+
+
+_CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "not", "and", "or"})
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+_Use = tuple[checked.DefinitionUse, Mapping[str, Lowered]]
+
+
+def _windows_off_centre(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
+    program = bound.program
+    lines = [*program.visible, *(line for attend in program.attends for line in attend.visible)]
+    definitions = {
+        node.definition for line in lines for node in _conditions(line) if isinstance(node, checked.DefinitionUse)
+    }
+    if not any(_is_centred(definition) for definition in definitions):
+        return
+    lowering = lowering_of(bound)
+    told: set[tuple[Span, int]] = set()
+    for use, arguments in (found for line in lines for found in _uses(line, lowering, Scope())):
+        window, stride, length = (_count(arguments.get(name)) for name in ("window", "stride", "length"))
+        if window is None or window % 2 or (stride or 1) % 2 == 0 or (length is not None and window >= length):
+            continue
+        if (use.span, window) not in told:
+            told.add((use.span, window))
+            before = window // 2
+            message = f"a window of {window} is not centred: it has {before} before the query and {before - 1} after it"
+            help_ = f"an odd window is centred: {window - 1} or {window + 1}; NATTEN lays even windows the same way"
+            yield _warning("W009", message, use.span, f"the window is {window} here", help_)
+
+
+def _is_centred(definition: checked.Definition) -> bool:
+    file = definition.span.source.name.rpartition("/")[2]
+    return file == WINDOWS and definition.name in CENTRED
+
+
+def _count(value: Lowered | None) -> int | None:
+    return value.value if isinstance(value, ir.Const) else None
+
+
+def _conditions(root: checked.Expr) -> Iterator[checked.Expr]:
+    """Yield the parts of a condition, the bodies of its definitions among them, each once."""
+    pending: list[checked.Expr] = [root]
+    seen: set[checked.Definition] = set()
+    while pending:
+        node = pending.pop()
+        yield node
+        match node:
+            case checked.DefinitionUse(definition=definition) if definition not in seen:
+                seen.add(definition)
+                pending.append(definition.body)
+            case checked.Operation(operands=operands):
+                pending.extend(operands)
+            case checked.Choice(then=then, otherwise=otherwise):
+                pending += [then, otherwise]
+
+
+def _uses(expr: checked.Expr, lowering: SelectingLowering, scope: Scope) -> Iterator[_Use]:
+    """Yield the uses of centred windows in a condition, with their arguments for these parameters."""
+    match expr:
+        case checked.DefinitionUse(definition=definition, arguments=arguments):
+            given = {b.name: lowering.lower(a, scope) for b, a in zip(definition.parameters, arguments, strict=True)}
+            if _is_centred(definition):
+                yield expr, given
+                return
+            inner = scope
+            for binder in definition.parameters:
+                inner = inner.bind(binder, given[binder.name])
+            yield from _uses(definition.body, lowering, inner)
+        case checked.Operation(op="and" | "or" | "not", operands=operands):
+            for operand in operands:
+                yield from _uses(operand, lowering, scope)
+        case checked.Choice(condition=condition, then=then, otherwise=otherwise):
+            decided = lowering.truth(condition, scope)
+            if not (isinstance(decided, ir.Truth) and not decided.value):
+                yield from _uses(then, lowering, scope)
+            if not (isinstance(decided, ir.Truth) and decided.value):
+                yield from _uses(otherwise, lowering, scope)

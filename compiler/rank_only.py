@@ -1,0 +1,35 @@
+"""Inputs that a pattern ranks by and reads nowhere else: no gradient reaches them, as a choice has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from attnc.compiler.ir import Element, Index, Pattern, Recur, Value
+from attnc.compiler.values import values_of
+
+
+def rank_only(pattern: Pattern) -> tuple[str, ...]:
+    """Return the names of the real inputs that selections read and no score, weight, value, state or mixture does."""
+    ranked = _read(value for item in pattern.selections for value in (item.score, item.keep))
+    if not ranked:
+        return ()
+    differentiable = _read(_of_output(pattern))
+    return tuple(t.name for t in pattern.tensors if t.name in ranked - differentiable and t.kind == "real")
+
+
+def _of_output(pattern: Pattern) -> Iterator[Value]:
+    """Yield every value through which a gradient reaches an input."""
+    for node in pattern.nodes:
+        yield from values_of(node)
+    yield from (value for value in (pattern.combine, pattern.lse) if value is not None)
+    for recur in (*pattern.stateful, *((pattern.recur,) if pattern.recur is not None else ())):
+        yield from _of_recurrence(recur)
+
+
+def _of_recurrence(recur: Recur) -> Iterator[Value]:
+    yield recur.read
+    yield from (step.value for step in recur.steps)
+
+
+def _read(roots: Iterable[Value | Index]) -> set[str]:
+    return {below.tensor.name for root in roots for below in root.below if isinstance(below, Element)}

@@ -1,0 +1,55 @@
+"""Timing that knows whether it can be trusted: rounds are repeated until their minima agree, or refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from attnc.runtime.errors import MeasurementError
+
+REPEATS, MOST_ROUNDS = 4, 12
+"""Runs of a round, and rounds of a measurement at most."""
+
+AGREE = 1.1
+"""The two least minima of rounds must be within this factor of each other."""
+
+
+class Steady:
+    """A timer that keeps the largest spread of what it measured.
+
+    What else a machine does only adds to a run, so that the minimum of a round is the best guess. On a busy machine the
+    minima of rounds differ; then there are more rounds, and no number at all where no two minima agree.
+    """
+
+    def __init__(self) -> None:
+        self.spread = 1.0
+
+    def __call__(self, run: Callable[[], object], inner: int = 1) -> float:
+        """Return the nanoseconds of a run, after one that warms up. Raises MeasurementError where minima disagree."""
+        run()
+        minima: list[float] = []
+        while len(minima) < MOST_ROUNDS:
+            minima.append(min(self._sample(run, inner) for _ in range(REPEATS)))
+            least, *others = sorted(minima)
+            if others and others[0] <= AGREE * least:
+                self.spread = max(self.spread, others[0] / least)
+                return least
+        raise too_busy(
+            f"of {MOST_ROUNDS} rounds of the same computation no two minima were within {AGREE - 1:.0%} of each other "
+            f"({least / 1e3:,.1f} and {others[0] / 1e3:,.1f} µs)"
+        )
+
+    @staticmethod
+    def _sample(run: Callable[[], object], inner: int) -> float:
+        start = time.perf_counter_ns()
+        for _ in range(inner):
+            run()
+        return (time.perf_counter_ns() - start) / inner
+
+
+def too_busy(reason: str) -> MeasurementError:
+    """Return the error that refuses a measurement."""
+    return MeasurementError(
+        f"the machine is too busy to be measured: {reason}; nothing is kept: stop what else is running, or give torch "
+        f"no more threads than there are free cores (OMP_NUM_THREADS), and measure again"
+    )

@@ -1,0 +1,67 @@
+"""A terminal or locale that shows ASCII alone: every mark has a plain counterpart, and nothing becomes `?`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnc.runtime import plain
+from attnc.runtime.cli import main
+
+COMMANDS = [
+    ["show", "causal", "--len", "64"],
+    ["show", "causal", "--tiles", "--len", "1024"],
+    ["simulate", "sliding_window", "--len", "8192"],
+    ["explain", "A401"],
+    ["check", "bad.attn"],
+    ["--help"],
+]
+
+
+def said(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """What a command prints to streams of an encoding."""
+    buffers = [io.BytesIO(), io.BytesIO()]
+    with monkeypatch.context() as patch:
+        for name, buffer in zip(("stdout", "stderr"), buffers, strict=True):
+            patch.setattr(sys, name, io.TextIOWrapper(buffer, encoding=encoding, write_through=True))
+        status = main(arguments)
+        return status, "".join(buffer.getvalue().decode(encoding) for buffer in buffers)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS, ids=lambda arguments: "-".join(arguments[:2]))
+def test_no_character_becomes_a_question_mark(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.attn").write_text("pattern p\n    # ≤ ж\n    visible q <= k and ж < 2\n", encoding="utf-8")
+    want, wide = said(arguments, "utf-8", monkeypatch)
+    found, narrow = said(arguments, "ascii", monkeypatch)
+    assert found == want
+    assert narrow.isascii() and narrow
+    assert narrow.count("?") == wide.count("?")
+
+
+def test_json_is_the_same_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, narrow = (said(["explain", "A107", "--json"], encoding, monkeypatch)[1] for encoding in ("utf-8", "ascii"))
+    assert not wide.isascii()
+    assert json.loads(narrow) == json.loads(wide)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("a · b", "a - b"),
+        ("O(n·w)", "O(n*w)"),
+        ("2 × 3 ≤ 7 … → 628 µs", "2 x 3 <= 7 ... > 628 us"),
+        ("naïve", "naive"),
+        ("ж", "\\u0436"),
+        ("10⁻²", "10^-^2"),
+    ],
+)
+def test_marks_have_plain_counterparts(text: str, want: str) -> None:
+    assert plain.plain(text) == want
+    assert text.encode("ascii", plain.HANDLER).decode() == want
