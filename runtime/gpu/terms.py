@@ -81,9 +81,7 @@ class Given:
             found[term.tensor.name] = _half(sums[key], term)
         upto = [sums[term.value, term.side].detach() for term in terms if term.half == 1]
         if upto and not all(bool((x.abs() <= MOST_SUM).all()) for x in upto):
-            raise NotInKernelsError(
-                "sums over tokens that grow beyond 2²⁸, or to infinity, as those of strong gates do"
-            )
+            raise NotInKernelsError("sums over tokens that grow beyond 2²⁸, or to infinity, by strong gates")
         return found
 
     def _places(self, term: Term) -> Callable[[Operands, int, Value], Tensor]:
