@@ -127,7 +127,8 @@ class Relations:
             return tuple(_Local(*found) for found in own or [(windows, relation)])
         members: dict[Index, list[Int64]] = {}
         for numbers in self._alike(windows):
-            (one,) = windows.take(numbers[:1])
+            own = windows.take(numbers)
+            one = replace(next(iter(own)), n_q=int(own.n_q.max()), n_k=int(own.n_k.max()))  # tables fit the longest
             members.setdefault(self._specialised(one, batch, head), []).append(numbers)
         return tuple(_Local(windows.take(np.sort(np.concatenate(n))), relation) for relation, n in members.items())
 
