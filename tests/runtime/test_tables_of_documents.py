@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -21,7 +22,7 @@ STARTS = [0, 3, 3, 17, 40, 47]
 def expected(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each document by itself, in fp64."""
     found = []
-    for start, stop in zip(STARTS, STARTS[1:], strict=False):
+    for start, stop in pairwise(STARTS):
         if start == stop:
             continue
         rows = range(stop - start)

@@ -143,7 +143,7 @@ def test_errors() -> None:
         "abs(q.y - k.y) ** 2 + abs(q.x - k.x) <= 2 and (q.y + 3) % 2 == min(1, abs(k.y)) + 1 - k.y",
     ],
 )
-def test_an_axis_of_length_1(seen: str, sizes: dict[str, int]) -> None:
+def test_an_axis_of_length_1(seen: str, sizes: Any) -> None:
     """Coordinates along it are numbers: `abs(): argument must be Tensor, not int`."""
     text = f"pattern flat(height: int, width: int)\n    tokens y: height, x: width\n    visible {seen}\n"
     attend = compile_attention(text, **sizes)
