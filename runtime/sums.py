@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from attnc.runtime.blocks import Alive, Int64
 from attnc.runtime.constants import on_device
 
-SCALES = (0.0, 1e3, 1e9, 1e15)
+SCALES = (0.0, 1e3, 1e9, 1e15, 1e22, 1e30)
 """Terms between these sizes are added up apart, so that a large one takes no digits from ranges that it is not in."""
 
 

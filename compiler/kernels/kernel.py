@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from attnc.compiler.ir import Value
 from attnc.compiler.kernels.depth import accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, IndexText
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
@@ -58,7 +59,9 @@ class Kernel(Scored):
         function = f"{self.problem.name}_{self.title}"
         arguments = self._arguments()
         self.texts = texts = self.made_texts()
-        self.values = ValueText(self.atoms(), texts, self.element_text)
+        score = self.problem.score
+        grouped = frozenset[Value]() if score is None else score.grouped
+        self.values = ValueText(self.atoms(), texts, self.element_text, grouped=grouped)
         lines = self.lines
         lines.depth, lines.guarded = 1, self.is_guarded
         self.write(texts)

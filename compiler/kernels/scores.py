@@ -46,6 +46,9 @@ from attnc.spec.meaning.exact import ArithmeticFault
 
 Side = Literal["query", "key", "distance"]
 
+MOST_SUM = 2.0**28
+"""The largest prefix sum that kernels take: up to this, two numbers of 32 bits hold it with errors below 1e-6."""
+
 Kind = Literal["softmax", "share", "sum"]
 """What a weight is: e to its score, divided by the sum of these; a formula divided by its sum; a formula as it is."""
 
@@ -85,7 +88,7 @@ class Score:
 
     `query`, `key`: the vectors that take the places of q and k, one behind the other; `value`: that of v; empty and
     None for those themselves. `extra`: a logit of every query that takes its share of the weights. `kind`: what weights
-    are made of the formula.
+    are made of the formula. `grouped`: parts of the formula that are added up by themselves first.
     """
 
     formula: Value
@@ -95,6 +98,7 @@ class Score:
     terms: tuple[Term, ...]
     extra: Term | None
     kind: Kind = "softmax"
+    grouped: frozenset[Value] = frozenset()
 
     @property
     def has_product(self) -> bool:
@@ -202,6 +206,7 @@ class _Taking:
     def __init__(self, node: Attend) -> None:
         self._node = node
         self._terms: list[Term] = []
+        self._grouped: set[Value] = set()
         self._products: dict[Value, tuple[Value, Value]] = {}
 
     def score(self, kind: Kind, formula: Value) -> Score:
@@ -220,6 +225,7 @@ class _Taking:
             tuple(self._terms),
             extra,
             kind,
+            frozenset(self._grouped),
         )
 
     def _values(self) -> Value | None:
@@ -317,7 +323,10 @@ class _Taking:
             side: Side = "key" if "k" in _index_sides(end) else "query"
             parts.append([self._term(upto, side, half) for half in (1, 2)])
         (a, a_rest), (b, b_rest) = parts
-        return apply("add", apply("sub", a, b), apply("sub", a_rest, b_rest))
+        first, rest = apply("sub", a, b), apply("sub", a_rest, b_rest)
+        found = apply("add", first, rest)
+        self._grouped |= {found, first, rest}  # beside a score, which is small, large sums have few digits
+        return found
 
 
 def _tensor(name: str, side: Side) -> Tensor:

@@ -78,13 +78,15 @@ _SIGNS = {"add": ("+", 5), "sub": ("-", 5), "mul": ("*", 7), "div": ("/", 7)}
 class ValueText:
     """Texts of formulas. `names` has atoms; `exact` writes what is exact; `read` elements of inputs.
 
-    What is alike for all columns, or for all rows, is handed to `keep`, which gives a name to it.
+    What is alike for all columns, or for all rows, is handed to `keep`, which gives a name to it. Values in `grouped`
+    stand in parentheses of their own.
     """
 
     names: Mapping[Value, Text]
     exact: IndexText
     read: Callable[[Element, tuple[Text, ...]], Text]
     helpers: dict[str, None] = field(default_factory=dict)
+    grouped: frozenset[Value] = frozenset()
     _known: dict[Value, Text] = field(default_factory=dict)
 
     def forget(self) -> None:
@@ -95,7 +97,8 @@ class ValueText:
     def of(self, node: Value) -> Text:
         """The text of a number. Raises NotInKernelsError."""
         if node not in self._known:
-            self._known[node] = self._made(node)
+            text = self._made(node)
+            self._known[node] = Text(f"({text.text})", text.axes) if node in self.grouped else text
         return self._known[node]
 
     def truth(self, node: Index) -> Text:

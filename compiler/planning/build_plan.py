@@ -127,8 +127,7 @@ class Relations:
             return tuple(_Local(*found) for found in own or [(windows, relation)])
         members: dict[Index, list[Int64]] = {}
         for numbers in self._alike(windows):
-            (one,) = windows.take(numbers[:1])
-            members.setdefault(self._specialised(one, batch, head), []).append(numbers)
+            members.setdefault(self._specialised(_longest(windows.take(numbers)), batch, head), []).append(numbers)
         return tuple(_Local(windows.take(np.sort(np.concatenate(n))), relation) for relation, n in members.items())
 
     def _alike(self, windows: Windows) -> list[Int64]:
@@ -457,6 +456,12 @@ class _Counts:
 
 
 _WINDOWED = {"token", "query", "key"}
+
+
+def _longest(windows: Windows) -> Window:
+    """The first of some windows, as long as the longest of them: tables of its relation fit all of them."""
+    first = next(iter(windows))
+    return replace(first, n_q=int(windows.n_q.max()), n_k=int(windows.n_k.max()))
 
 
 def _inside(start: Int64, length: Int64, span: tuple[int, int]) -> tuple[Int64, Int64]:

@@ -233,6 +233,9 @@ class _Deriving:
         for micro in found[1:]:
             if micro.decay is not None:
                 raise NoFormError(f"a decay of `{state.name}` after its correction")
+        by_column = any(micro.decay is not None and micro.decay.side == "columns" for micro in found)
+        if by_column and any(micro.correction is not None for micro in found):
+            raise NoFormError(f"a decay of `{state.name}` by value column together with a correction")
         return tuple(found)
 
     def _micro(self, state: ir.State, step: Step) -> Micro:

@@ -104,9 +104,10 @@ class _Writer:
         root = self._source.condition
         for node in walk(root):
             self._slots[node] = self._made(node)
-        if isinstance(root, Truth):
-            self._slots[root] = self._step(_constantly, self._argument("q"), self._number(root.value))
-        return self._numbered(self._slots[root])
+        found = self._slots[root]
+        if found[0] == "constant" and not isinstance(self._constants[found[1]], Tensor):
+            found = self._step(_constantly, self._argument("q"), found)
+        return self._numbered(found)
 
     def _numbered(self, result: _Slot) -> Tape:
         starts = {"argument": 0, "constant": 5, "step": 5 + len(self._constants)}
@@ -125,6 +126,11 @@ class _Writer:
         return "constant", len(self._constants) - 1
 
     def _step(self, operation: Operation, *operands: _Slot) -> _Slot:
+        """A step; numbers alone, such as coordinates along an axis of length 1, are computed at once."""
+        numbers = [self._constants[i] for kind, i in operands if kind == "constant"]
+        if len(numbers) == len(operands) and all(isinstance(x, int) for x in numbers):
+            result = operation(*map(torch.tensor, numbers))
+            return self._number(result.to(self._device) if result.is_floating_point() else result.item())
         self._steps.append((operation, operands))
         return "step", len(self._steps) - 1
 

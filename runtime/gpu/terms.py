@@ -16,7 +16,7 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.ranges import Range, find_ranges
-from attnc.compiler.kernels.scores import Score, Term, is_count
+from attnc.compiler.kernels.scores import MOST_SUM, Score, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.rewrite import replace_values
@@ -67,7 +67,10 @@ class Given:
         return torch.cat([part.expand(*sizes, *part.shape[2:]) for part in parts], -1)
 
     def terms(self, score: Score) -> dict[str, Tensor]:
-        """The terms by name, fp32 (B or 1, Hq or 1, tokens or distances)."""
+        """The terms by name, fp32 (B or 1, Hq or 1, tokens or distances).
+
+        Raises NotInKernelsError for prefix sums of which 32 bits twice are too few: the host waits for these.
+        """
         terms = [*score.terms, *([] if score.extra is None else [score.extra])]
         sums: dict[tuple[Value, str], Tensor] = {}
         found = {}
@@ -76,6 +79,9 @@ class Given:
             if key not in sums:
                 sums[key] = self._whole(term.value, self._places(term), precise=term.half > 0)
             found[term.tensor.name] = _half(sums[key], term)
+        upto = [sums[term.value, term.side].detach() for term in terms if term.half == 1]
+        if upto and not all(bool((x.abs() <= MOST_SUM).all()) for x in upto):
+            raise NotInKernelsError("sums over tokens that grow beyond 2²⁸, or to infinity, by strong gates")
         return found
 
     def _places(self, term: Term) -> Callable[[Operands, int, Value], Tensor]:

@@ -18,6 +18,7 @@ from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKENS, note
 from attnc.runtime.recurrent import passes, token_loop
+from attnc.runtime.recurrent.borders import CROSSED, may_be_crossed
 from attnc.runtime.recurrent.checkpointed import Fresh, Parts, Run
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
 from attnc.runtime.recurrent.linear import linear_recurrence
@@ -177,7 +178,25 @@ class Recurrent:
             out, last = self._in_parts(None, tokens, own, fresh, linear)
         else:
             out, last = self._by_passes(self.derived, tokens, own, fresh, linear)
+        given = [tokens.inputs.get(tensor.name, out) for tensor in self.pattern.tensors]
+        anew = fresh is not None or self.recur.reset is not None
+        if may_be_crossed(self.pattern, given, anew, out, list(last.values())):
+            out, last = self._guarded(tokens, own, fresh, dense=linear is None)
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+
+    def _guarded(self, tokens: Tokens, states: States, fresh: Fresh, *, dense: bool) -> Result:
+        """Token by token, where nothing that is not finite crosses a border; `dense`: at once."""
+
+        def run(tokens: Tokens, states: States, fresh: Fresh) -> Result:
+            out, last = token_loop.run(self.recur, tokens.computed(), states, fresh, guarded=True)
+            return out.to(tokens.q.dtype), last
+
+        if dense:
+            return run(tokens, states, fresh)
+        note(self.pattern.name, TOKENS, CROSSED)
+        if self._reads_whole:
+            return run(tokens, states, fresh)
+        return Parts(run, tokens, self.pattern.tensors, fresh).attend(states)
 
     def _by_passes(self, derived: Derived, tokens: Tokens, states: States, fresh: Fresh, linear: Linear) -> Result:
         try:

@@ -21,17 +21,19 @@ from attnc.runtime.recurrent.tokens import Tokens
 States = dict[str, Tensor]
 
 
-def run(recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None) -> tuple[Tensor, States]:
+def run(
+    recur: Recur, tokens: Tokens, states: States, fresh: NDArray[np.bool_] | None, *, guarded: bool = False
+) -> tuple[Tensor, States]:
     """(out (B, H, T, width), states after the last token), from states (B, H, …).
 
-    `fresh`: the tokens before which the states begin anew, (B or 1, H or 1, T).
+    `fresh`: the tokens before which the states begin anew, (B or 1, H or 1, T). `guarded`: see `TokenValues`.
 
     Raises ArgumentError, EvaluationError, UnsupportedError.
     """
-    plain = TokenValues(tokens)
+    plain = TokenValues(tokens, guarded=guarded)
     batch, heads, count = tokens.counts
     order = order_of(recur, plain)
-    values = plain if order is None else TokenValues(tokens, order)
+    values = plain if order is None else TokenValues(tokens, order, guarded)
     now = {state.name: states[state.name][:, :, None] for state in recur.states}
     start = {state.name: torch.full_like(now[state.name], state.start) for state in recur.states}
     fresh = fresh_of(recur, values, fresh)

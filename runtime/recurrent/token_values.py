@@ -24,6 +24,7 @@ from attnc.compiler.rewrite import rebuild, rewrite, substitute
 from attnc.compiler.values import axes, rank
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
+from attnc.runtime.recurrent.borders import unhidden
 from attnc.runtime.recurrent.products import contracted, dotted
 from attnc.runtime.recurrent.solves import solve_by_steps
 from attnc.runtime.recurrent.tokens import Tokens
@@ -46,11 +47,13 @@ States = Mapping[Value, Tensor]
 class TokenValues:
     """Values of one call. Those that read no state are computed for all tokens, once.
 
-    `order`: the places of the tokens as they are taken, (H or 1, T); None: one after another.
+    `order`: the places of the tokens as they are taken, (H or 1, T); None: one after another. `guarded`: a factor of 0
+    leaves 0 of a state that is not finite.
     """
 
     tokens: Tokens
     order: NDArray[np.int64] | None = None
+    guarded: bool = False
     _whole: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
     _by_place: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
 
@@ -298,7 +301,9 @@ class _Once:
         fused = self._fused(op, operands, wanted)
         if fused is not None:
             return fused
-        found = [aligned(self.of(operand), axes(operand), wanted) for operand in operands]
+        found = self._aligned(operands, wanted)
+        if op == "mul":
+            found = self._guarded(operands, found)
         if op == "softmax":
             return torch.softmax(found[0], -1)
         if op == "share":
@@ -306,6 +311,18 @@ class _Once:
             empty = (whole == 0) & (top == 0)
             return torch.where(empty, 0, top / torch.where(empty, 1, whole))
         return FUNCTIONS[op](*found)
+
+    def _aligned(self, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> list[Tensor]:
+        return [aligned(self.of(operand), axes(operand), wanted) for operand in operands]
+
+    def _guarded(self, operands: tuple[Value, ...], found: list[Tensor]) -> list[Tensor]:
+        """The operands of a product, of which a state that a factor of 0 hides is 0."""
+        of_states = list(map(reads_state, operands))
+        if not self._values.guarded or sum(of_states) != 1 or len(found) != 2:
+            return found
+        place = of_states.index(True)
+        found[place] = unhidden(found[1 - place], found[place])
+        return found
 
     def _fused(self, op: str, operands: tuple[Value, ...], wanted: tuple[str | int, ...]) -> Tensor | None:
         """x + a b in one pass, and the exponential of what nobody else reads in its place; None: one by one."""
@@ -318,7 +335,8 @@ class _Once:
             return None
         for x, product in (operands, operands[::-1]):
             if _is_apply(product, "mul") and len(product.operands) == 2:
-                parts = [aligned(self.of(part), axes(part), wanted) for part in (x, *product.operands)]
+                factors = self._guarded(product.operands, self._aligned(product.operands, wanted))
+                parts = [aligned(self.of(x), axes(x), wanted), *factors]
                 return torch.addcmul(*parts) if len({part.dtype for part in parts}) == 1 else None
         return None
 

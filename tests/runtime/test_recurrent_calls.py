@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -383,3 +384,32 @@ def test_commands() -> None:
     assert run("receptive", "gla", "--len", "64").status == 0
     done = run("verify", "gated_delta_net")
     assert done.status == 0, done
+
+
+COLUMN_DECAY = """
+recurrence columns
+    input g: log_decay[batch, token, head, dv]
+    state S: [dk, dv]
+    step S = exp(g) * S
+    step S = S + 0.5 * outer(k, v - k @ S)
+    read q @ S
+"""
+
+
+def test_a_decay_by_value_column_with_a_correction_runs_token_by_token(tmp_path: Path) -> None:
+    """It ended in a message of ours: "each column would need a triangle of its own"."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 20, 8) for _ in range(3))
+    g = -torch.rand(1, 20, 2, 8)
+    attend = compile_attention(COLUMN_DECAY)
+    state, outs = torch.zeros(1, 2, 8, 8, dtype=torch.float64), []
+    for t in range(20):
+        key, value = k[:, :, t].double(), v[:, :, t].double()
+        state = state * g[:, t].double().exp()[:, :, None]
+        state = state + 0.5 * key[..., None] * (value - (key[:, :, None] @ state)[:, :, 0])[:, :, None]
+        outs.append((q[:, :, t, None].double() @ state)[:, :, 0])
+    assert torch.allclose(attend(q, k, v, g=g).double(), torch.stack(outs, 2), atol=1e-5)
+    file = tmp_path / "columns.attn"
+    file.write_text(COLUMN_DECAY, encoding="utf-8")
+    told = " ".join(run("explain", "--derivation", str(file)).out.split())
+    assert "a decay of `S` by value column together with a correction" in told

@@ -132,3 +132,21 @@ def test_errors() -> None:
     short = BlockMask.from_kv_blocks(count, listed, BLOCK_SIZE=16, seq_lengths=(40, 16), compute_q_blocks=False)
     with pytest.raises(ArgumentError, match="block_mask lists 1 rows of 16 queries and has 40 queries"):
         bridges.from_block_mask(short)
+
+
+@pytest.mark.parametrize("sizes", [{"height": 1, "width": 20}, {"height": 20, "width": 1}])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        "abs(q.y - k.y) <= 2 and abs(q.x - k.x) <= 2",
+        "abs(q.y - k.y) <= 2",
+        "abs(q.y - k.y) ** 2 + abs(q.x - k.x) <= 2 and (q.y + 3) % 2 == min(1, abs(k.y)) + 1 - k.y",
+    ],
+)
+def test_an_axis_of_length_1(seen: str, sizes: Any) -> None:
+    """Coordinates along it are numbers: `abs(): argument must be Tensor, not int`."""
+    text = f"pattern flat(height: int, width: int)\n    tokens y: height, x: width\n    visible {seen}\n"
+    attend = compile_attention(text, **sizes)
+    mask = attend.block_mask(20, block_size=16, device="cpu")
+    found = create_mask(mask.mask_mod, 1, 1, 20, 20, device="cpu")[0, 0]
+    assert torch.equal(found, torch.as_tensor(attend.mask(20)).reshape(20, 20))
