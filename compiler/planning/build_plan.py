@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.aggregates import counted
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
@@ -63,6 +64,17 @@ class _Local:
         return self.relation, self.windows.contents
 
 
+def is_ids_alone(pattern: Pattern) -> bool:
+    """Whether documents are ids, of which only their runs matter: no expression reads them."""
+    documents = pattern.documents
+    if documents is None or BOUNDARIES in documents.dims:
+        return False
+    roots = [root for node in pattern.nodes for root in (node.visible, node.keys) if root is not None]
+    roots += [condition for condition, _ in pattern.requirements]
+    read = {node.tensor.name for root in roots for node in walk(root) if isinstance(node, Lookup)}
+    return documents.name not in read and pattern.recur is None and not pattern.stateful and not pattern.selections
+
+
 def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Index]:
     """A condition over the sizes and inputs of a call, for every batch entry and head that differ."""
     by_batch = range(shape.batch) if reads_batch(pattern, condition) else [0]
@@ -103,9 +115,16 @@ class Relations:
 
     def check_documents(self) -> None:
         """Raise DocumentsNotContiguousError where ids are not in contiguous runs, BoundariesError for wrong lengths."""
-        if self.pattern.documents is not None:
-            for batch in range(self.shape.batch if self._by_batch else 1):
-                self._windows_of(batch)
+        documents = self.pattern.documents
+        if documents is None:
+            return
+        for batch in range(self.shape.batch if self._by_batch else 1):
+            self._windows_of(batch)
+        if is_ids_alone(self.pattern):  # the windows say all of them
+            ids = self.shape.inputs[documents.name]
+            blank = np.broadcast_to(np.zeros((), dtype=ids.dtype), ids.shape)
+            self.shape = replace(self.shape, inputs={**self.shape.inputs, documents.name: blank})
+            self.slices = Slices(self.shape.inputs, self.shape.n_k)
 
     def locals(self, batch: int, head: int) -> tuple[_Local, ...]:
         """The windows of a batch entry with their relations for a head."""
@@ -236,6 +255,7 @@ class Relations:
 Choose = Callable[[Problem], Choice]
 
 
+@counted()
 def build_plan(relations: Relations, choose: Choose = choose) -> Plan:
     """The plan for the cpu executor; `choose` picks the cover of each relation.
 

@@ -1,0 +1,78 @@
+"""Sizes: many documents, large tables, many batch entries, in memory and work that grow no faster than they do."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from attnc import compile_attention
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.plans import runs_in
+
+MIB = 1 << 20
+
+
+def test_many_documents_plan_in_32_mib() -> None:
+    attend = compile_attention("document")
+    doc = torch.arange(8192).repeat_interleave(1024)[None]
+    attend.plan(64, doc=doc[:, :64])  # what is made once
+    tracemalloc.start()
+    plan = attend.plan(doc.shape[1], doc=doc)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= 32 * MIB, f"{peak / MIB:.1f} MiB"
+    assert plan.visible == 8192 * 1024 * 1025 // 2
+
+
+def test_plans_do_not_hold_ids_of_documents() -> None:
+    """Nor do they change with the caller's."""
+    attend = compile_attention("document")
+    doc = torch.arange(10).repeat_interleave(100)[None]
+    plan = attend.plan(1000, doc=doc)
+    before = plan.visible
+    mask = attend.mask(1000, doc=doc.clone())
+    doc.zero_()
+    assert (plan.visible, int(mask.sum())) == (before, before)
+    assert attend.plan(1000, doc=doc).visible == 1000 * 1001 // 2
+
+
+def test_documents_are_named_by_their_runs() -> None:
+    ids = np.arange(100).repeat(50)
+    assert runs_in(ids) == runs_in(ids + 7) == runs_in((ids * 3).astype(np.int32))
+    assert runs_in(ids) != runs_in(np.arange(100).repeat(50)[::-1] // 2)
+    assert runs_in(ids) != runs_in(ids % 99), "the last id comes back"
+    both = np.stack([ids, ids + 1])
+    assert runs_in(both) == runs_in(np.stack([ids, ids]))
+    assert runs_in(both) != runs_in(both.reshape(1, -1))
+    assert runs_in(both) != runs_in(np.stack([ids, np.roll(ids, 1)]))
+
+
+def test_scattered_documents_are_refused_after_others_with_their_runs() -> None:
+    attend = compile_attention("document")
+    ids = torch.arange(100).repeat_interleave(50)[None]
+    attend.plan(5000, doc=ids)
+    with pytest.raises(ArgumentError, match="id 0 comes back at position 4950"):
+        attend.plan(5000, doc=ids % 99)
+
+
+@pytest.mark.parametrize("name", ["causal", "sliding_window", "alibi"])
+def test_plan_and_mask_take_lengths_of_sequences(name: str) -> None:
+    attend = compile_attention(name, **({"window": 20} if name == "sliding_window" else {}))
+    lengths = [70, 0, 30, 92]
+    ends = torch.tensor([0, *np.cumsum(lengths)])
+    heads = {"heads": 4}
+    whole = attend.mask(192, cu_seqlens=ends, **heads)
+    wanted = torch.block_diag(*(attend.mask(n, **heads).int() for n in lengths if n)).bool()
+    assert torch.equal(whole, wanted)
+    plan = attend.plan(192, cu_seqlens=ends, **heads)
+    assert plan.visible is None or plan.visible == 4 * int(wanted.sum())
+
+
+def test_lengths_of_sequences_beside_documents_are_refused() -> None:
+    attend = compile_attention("document")
+    for ask in (attend.plan, attend.mask):
+        with pytest.raises(ArgumentError, match="give `doc` instead"):
+            ask(8, doc=torch.zeros(1, 8, dtype=torch.long), cu_seqlens=torch.tensor([0, 8]))
