@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from attnc import compile_attention
+from attnc.compiler.analysis.range_table import RangeTable
+from attnc.compiler.ir import Data
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.plans import runs_in
 
@@ -76,3 +78,40 @@ def test_lengths_of_sequences_beside_documents_are_refused() -> None:
     for ask in (attend.plan, attend.mask):
         with pytest.raises(ArgumentError, match="give `doc` instead"):
             ask(8, doc=torch.zeros(1, 8, dtype=torch.long), cu_seqlens=torch.tensor([0, 8]))
+
+
+TABLE = "pattern p\n    align end\n    input seen: bool[rows, columns]\n    visible seen[q // 64, k // 64] and k <= q\n"
+
+
+def test_large_tables_are_not_copied_as_integers() -> None:
+    """Eight bytes for each entry ended a process at 46,341 rows and columns."""
+    attend = compile_attention(TABLE)
+    seen = torch.arange(2048)[:, None] % 3 == torch.arange(2048) % 3
+    attend.plan(64, seen=seen[:1, :1])
+    tracemalloc.start()
+    plan = attend.plan(512, seen=seen)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak <= 3 * seen.numel(), f"{peak / seen.numel():.1f} bytes an entry"
+    assert plan.visible == int((seen[:8, :8].repeat_interleave(64, 0).repeat_interleave(64, 1)).tril().sum())
+
+
+def test_a_table_is_searched_once_for_its_least_and_greatest_entry() -> None:
+    """Not once for each portion of tiles, which cost as much again for each."""
+    searched: list[str] = []
+
+    class Watched(np.ndarray):  # type: ignore[type-arg]
+        def min(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            searched.append("min")
+            return np.asarray(self).min()
+
+        def max(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            searched.append("max")
+            return np.asarray(self).max()
+
+    table = RangeTable(Data("seen", np.eye(300, dtype=np.bool_).view(Watched)))
+    wide = (np.array([0, 5]), np.array([200, 7]))
+    for _ in range(3):
+        low, high = table.bounds([wide, wide])
+        assert (low.tolist(), high.tolist()) == ([0, 0], [1, 1])
+    assert sorted(searched) == ["max", "min"]
