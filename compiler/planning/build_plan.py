@@ -15,6 +15,7 @@ from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
+from attnc.compiler.planning.counting import visible_pairs
 from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole
 from attnc.compiler.planning.equal_ids import windows_of_ids
 from attnc.compiler.planning.formulas import diagonal_shift
@@ -354,8 +355,15 @@ class _Planner:
         problem = self._problem(relation, windows, lanes)
         key = (relation, problem.n_q, problem.n_k, lanes)
         if key not in self._choices:
-            self._choices[key] = self._choose_cover(problem)
+            self._choices[key] = self._counted(self._choose_cover(problem), problem)
         return self._choices[key]
+
+    def _counted(self, choice: Choice, problem: Problem) -> Choice:
+        """The choice with the number of its pairs, where its tiles do not say it."""
+        if choice.cover.visible is not None or choice.schedule != "pieces":
+            return choice
+        visible = visible_pairs(problem.relation, problem.n_q, problem.n_k, problem.origins)
+        return choice if visible is None else replace(choice, cover=replace(choice.cover, visible=visible))
 
     def _packs(self, local: _Local, lanes: int) -> Packs | None:
         shape, relation = self._shape, local.relation

@@ -11,6 +11,8 @@ import torch
 from attnc import compile_attention
 from attnc.compiler.analysis.range_table import RangeTable
 from attnc.compiler.ir import Data
+from attnc.compiler.lowering.specialise import alone
+from attnc.compiler.planning.counting import visible_pairs
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.plans import runs_in
 
@@ -115,3 +117,38 @@ def test_a_table_is_searched_once_for_its_least_and_greatest_entry() -> None:
         low, high = table.bounds([wide, wide])
         assert (low.tolist(), high.tolist()) == ([0, 0], [1, 1])
     assert sorted(searched) == ["max", "min"]
+
+
+def radial(frame: str, place: str) -> str:
+    """Radial attention of single tokens, with the frame and the place in it of `q` and `k` as they are written."""
+    t, s = frame.format, place.format
+    return (
+        "pattern p(frames: int, per_frame: int, decay: real = 1)\n"
+        + ("    tokens  video(t: frames, s: per_frame)\n" if ".t" in frame else "    require frames > 0\n")
+        + f"    let gap = abs({t('q')} - {t('k')})\n"
+        "    let reach = 2 ** (bitlen(per_frame) - bitlen(gap))\n"
+        f"    let near = gap <= 1 or abs({s('q')} - {s('k')}) <= max(reach * decay, 128)\n"
+        "    let kept = reach >= 128 or gap % (128 // reach) == 0\n"
+        f"    visible {t('k')} == 0 or near and kept\n"
+    )
+
+
+AXES = radial("{}.t", "{}.s")
+DIVIDED = radial("({} // per_frame)", "({} % per_frame)")
+
+
+@pytest.mark.parametrize(("frames", "per_frame"), [(18, 3840), (22, 3600)])
+def test_pairs_are_counted_where_tiles_do_not_say_them(frames: int, per_frame: int) -> None:
+    """3,600 is no multiple of a tile of 128: most tiles at the borders of frames are unlike each other."""
+    sizes = {"frames": frames, "per_frame": per_frame, "decay": 0.95}
+    by_axes, by_division = (compile_attention(text, **sizes).plan(frames * per_frame) for text in (AXES, DIVIDED))
+    assert by_division.visible == by_axes.visible
+    assert by_division.visible is not None
+
+
+@pytest.mark.parametrize("per_frame", [33, 48, 100])
+def test_pairs_counted_are_those_of_the_mask(per_frame: int) -> None:
+    n = 7 * per_frame
+    attend = compile_attention(DIVIDED, frames=7, per_frame=per_frame)
+    relation = alone(attend._pattern.attend.visible, n)
+    assert visible_pairs(relation, n, n, {}) == int(attend.mask(n).sum())
