@@ -15,6 +15,8 @@ MAX_BLOCKS = 8
 """How deep bodies may stand inside one another."""
 MAX_DEPTH = 100
 """How many levels the tree of one expression may have. A chain of n binary operators has n levels."""
+MAX_BRANCHES = 64
+"""Branches of one pattern, each of which is planned and computed by itself."""
 MAX_DIGITS = 40
 MAX_EXPONENT = 250
 """With `MAX_DIGITS` this keeps every literal inside the range of a float."""

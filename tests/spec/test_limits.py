@@ -7,7 +7,7 @@ import pytest
 from attnc.spec.checks.measure import MAX_OPERATIONS
 from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.load import check_source
-from attnc.spec.reading.limits import MAX_WORDS
+from attnc.spec.reading.limits import MAX_BRANCHES, MAX_WORDS
 from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 
@@ -63,6 +63,13 @@ def test_as_many_words_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 9)
     (found,) = errors(pattern("0 <= q - k"))
     assert (found.code, found.primary.span.text) == ("A501", "k")
+
+
+def test_many_branches_are_refused_at_the_first_too_many() -> None:
+    branches = "".join(f"    branch b{i}\n        visible q - k == {i}\n" for i in range(300))
+    merged = f"    combine merge({', '.join(f'b{i}' for i in range(300))})\n"
+    (found,) = errors(f"pattern p\n    align end\n{branches}{merged}")
+    assert (found.code, found.primary.span.text) == ("A508", f"b{MAX_BRANCHES}")
 
 
 DOUBLING = {
