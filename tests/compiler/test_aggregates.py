@@ -10,6 +10,7 @@ from attnc.compiler import fold
 from attnc.compiler.analysis import aggregates, exact
 from attnc.compiler.ir import Const, Index, Reduce, intern
 from attnc.compiler.rewrite import walk
+from attnc.spec.diagnostics import Diagnostic
 from attnc.spec.errors import AttncError, EvaluationError
 
 
@@ -33,7 +34,8 @@ def test_what_would_take_long_is_refused_with_its_place(name: str, monkeypatch: 
     attend = compile_attention(pattern(HOSTILE[name]))
     with pytest.raises(EvaluationError, match="A908") as caught:
         attend.plan(1000)
-    (found,) = caught.value.diagnostics
+    diagnostics: tuple[Diagnostic, ...] = caught.value.diagnostics
+    (found,) = diagnostics
     assert found.primary.span.line == 3
     assert found.primary.span.text.split("(")[0] in ("sum", "any")
     assert "make the range shorter" in found.help

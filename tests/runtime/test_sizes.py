@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,14 +65,16 @@ def test_scattered_documents_are_refused_after_others_with_their_runs() -> None:
 
 @pytest.mark.parametrize("name", ["causal", "sliding_window", "alibi"])
 def test_plan_and_mask_take_lengths_of_sequences(name: str) -> None:
-    attend = compile_attention(name, **({"window": 20} if name == "sliding_window" else {}))
+    params: dict[str, Any] = {"window": 20} if name == "sliding_window" else {}
+    attend = compile_attention(name, **params)
     lengths = [70, 0, 30, 92]
     ends = torch.tensor([0, *np.cumsum(lengths)])
-    heads = {"heads": 4}
-    whole = attend.mask(192, cu_seqlens=ends, **heads)
-    wanted = torch.block_diag(*(attend.mask(n, **heads).int() for n in lengths if n)).bool()
+    whole = attend.mask(192, cu_seqlens=ends, heads=4)
+    wanted = torch.zeros(192, 192, dtype=torch.bool)
+    for start, n in zip(ends.tolist(), lengths, strict=False):
+        wanted[start : start + n, start : start + n] = attend.mask(n, heads=4) if n else False
     assert torch.equal(whole, wanted)
-    plan = attend.plan(192, cu_seqlens=ends, **heads)
+    plan = attend.plan(192, cu_seqlens=ends, heads=4)
     assert plan.visible is None or plan.visible == 4 * int(wanted.sum())
 
 
@@ -102,7 +105,7 @@ def test_a_table_is_searched_once_for_its_least_and_greatest_entry() -> None:
     """Not once for each portion of tiles, which cost as much again for each."""
     searched: list[str] = []
 
-    class Watched(np.ndarray):  # type: ignore[type-arg]
+    class Watched(np.ndarray):
         def min(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
             searched.append("min")
             return np.asarray(self).min()
@@ -140,7 +143,7 @@ DIVIDED = radial("({} // per_frame)", "({} % per_frame)")
 @pytest.mark.parametrize(("frames", "per_frame"), [(18, 3840), (22, 3600)])
 def test_pairs_are_counted_where_tiles_do_not_say_them(frames: int, per_frame: int) -> None:
     """3,600 is no multiple of a tile of 128: most tiles at the borders of frames are unlike each other."""
-    sizes = {"frames": frames, "per_frame": per_frame, "decay": 0.95}
+    sizes: dict[str, Any] = {"frames": frames, "per_frame": per_frame, "decay": 0.95}
     by_axes, by_division = (compile_attention(text, **sizes).plan(frames * per_frame) for text in (AXES, DIVIDED))
     assert by_division.visible == by_axes.visible
     assert by_division.visible is not None
