@@ -35,9 +35,16 @@ from attnc.compiler.ir import (
     intern,
     is_truth,
 )
+from attnc.spec.errors import EvaluationError
 
 UNROLL = 64
 """Aggregates with at most this many constant trips are written out."""
+
+UNROLLED_NODES = 1 << 14
+"""Aggregates that would be written out as more nodes than this, counted before they are joined, stay aggregates."""
+
+CLOSED_STEPS = 1 << 22
+"""Steps that the value of an aggregate of constants may take to be computed at once."""
 
 WORD = 1 << 63
 
@@ -460,9 +467,33 @@ def reduce(
         assert isinstance(low, Const)
         assert isinstance(high, Const)
         trips = range(low.value, high.value)
-        if len(trips) <= UNROLL and (len(trips) > 0 or op not in ("min", "max")):
-            return _unrolled(op, variable, trips, condition, body)
-    return intern(Reduce(op, variable, low, high, condition, body))
+        if 0 < high.value - low.value <= UNROLL or (high.value <= low.value and op not in ("min", "max")):
+            nodes = len(trips) * (len(condition.below) + len(body.below))
+            if nodes <= UNROLLED_NODES:
+                return _unrolled(op, variable, trips, condition, body)
+    found = intern(Reduce(op, variable, low, high, condition, body))
+    value = _closed_value(found) if bounded else None
+    return found if value is None else value
+
+
+def _closed_value(node: Reduce) -> Index | None:
+    """The value of an aggregate that depends on nothing else; None where it does, or takes long, or is a fault."""
+    from attnc.compiler.analysis import exact
+    from attnc.compiler.analysis.aggregates import counted
+
+    bound = {below.var for below in node.below if isinstance(below, Reduce)}
+    if not all(isinstance(n, _CLOSED) or (isinstance(n, Var) and n in bound) for n in node.below):
+        return None
+    try:
+        with counted(CLOSED_STEPS):
+            if is_truth(node):
+                return truth(bool(exact.mask(node, (0, 1), (0, 1))[0, 0]))
+            return const(int(exact.integers(node, (0, 1), (0, 1))[0, 0]))
+    except EvaluationError:
+        return None
+
+
+_CLOSED = (Const, Truth, Linear, Arith, Sign, Bool, Not, Choice, TableRead, Reduce)
 
 
 def _narrowed(variable: Var, low: Index, high: Index, condition: Index) -> tuple[Index, Index, Index]:

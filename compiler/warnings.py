@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from attnc.compiler import ir
 from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.aggregates import counted
 from attnc.compiler.analysis.intervals import bounds, simplified
 from attnc.compiler.call_warnings import call_warnings
 from attnc.compiler.foresight import looks_ahead
@@ -27,6 +28,9 @@ from attnc.spec.source import Span
 
 SAMPLE = 192
 """Tokens of a sample, where the pattern does not say how many there are."""
+
+SAMPLE_STEPS = 1 << 26
+"""Steps that aggregates of a sample may take; a pattern that would take more is not sampled."""
 
 MOST = 2048
 """Tokens of a sample at most."""
@@ -72,7 +76,8 @@ def _sample(program: checked.Program, pattern: ir.Pattern) -> _Sample | None:
     if n is None or not lines or any(isinstance(node, ir.Lookup) for node in walk(pattern.attend.visible)):
         return None
     try:
-        return _Sample(exact.mask(alone(pattern.attend.visible, n), (0, n), (0, n)), lines[0].span)
+        with counted(SAMPLE_STEPS):
+            return _Sample(exact.mask(alone(pattern.attend.visible, n), (0, n), (0, n)), lines[0].span)
     except (AttncError, KeyError):
         return None  # it has sizes of its own, or no value there: a call says so
 

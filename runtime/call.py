@@ -17,7 +17,7 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
-from attnc.compiler.planning.build_plan import CallShape
+from attnc.compiler.planning.build_plan import CallShape, is_ids_alone
 from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -343,6 +343,12 @@ def names_read(pattern: ir.Pattern) -> set[str]:
     return found if pattern.documents is None else found | {pattern.documents.name}
 
 
+def ids_of_documents(pattern: ir.Pattern) -> str | None:
+    """The input that says which document each token is in, where the pattern asks nothing else of it."""
+    documents = pattern.documents
+    return documents.name if documents is not None and is_ids_alone(pattern) else None
+
+
 def _read_by(recur: ir.Recur) -> list[ir.Index]:
     """What a recurrence reads of sizes and integer inputs: nothing of real ones."""
     values: list[ir.Index] = [cast("ir.Index", value) for value in (*(step.value for step in recur.steps), recur.read)]
@@ -373,6 +379,8 @@ def _array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
         raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
+    if tensor.name == ids_of_documents(pattern):
+        return array  # looked at once, while the call is planned, and many
     return _own(array) if tensor.kind == "bool" else array.astype(np.int64)
 
 

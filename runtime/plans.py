@@ -32,7 +32,7 @@ from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.recipes import covered, read_recipe
 from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.compiler.values import is_plain, values_of
-from attnc.runtime.call import Sizes, call_shape, check_tensors, names_read
+from attnc.runtime.call import Sizes, call_shape, check_tensors, ids_of_documents, names_read
 from attnc.runtime.cpu.direct import Direct
 from attnc.runtime.cpu.memory import memory_of
 from attnc.runtime.errors import ArgumentError, UnsupportedError
@@ -81,7 +81,10 @@ class Planner:
         self._by_tensors: Recent[Plan] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, _bytes_of_plan)
         self._kept: Recent[Any] = Recent(SETTINGS.plans, SETTINGS.plan_bytes, held_bytes)
         read = names_read(pattern)
-        self._read = [tensor.name in read for tensor in pattern.tensors]
+        ids = ids_of_documents(pattern)
+        self._name = [
+            runs_in if tensor.name == ids else _contents if tensor.name in read else None for tensor in pattern.tensors
+        ]
 
     @cached_property
     def gpu(self) -> GpuPlanner:
@@ -130,8 +133,8 @@ class Planner:
 
     def _names(self, shape: CallShape) -> list[Hashable]:
         """What tells apart the data that the relation reads, and the sizes that inputs tell."""
-        named = zip(self.pattern.tensors, self._read, strict=True)
-        data = [_contents(shape.inputs[tensor.name]) for tensor, is_read in named if is_read]
+        named = zip(self.pattern.tensors, self._name, strict=True)
+        data = [name(shape.inputs[tensor.name]) for tensor, name in named if name is not None]
         return [*data, tuple(sorted(shape.sizes.items()))]
 
     def plan_of(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Plan:
@@ -143,7 +146,7 @@ class Planner:
         if self.tuned is not None:
             key = (*key, self.tuned.state)
         if inputs:
-            key = (*key, *[name_of(x, is_read) for x, is_read in zip(inputs, self._read, strict=False)])
+            key = (*key, *[_name_by(x, name) for x, name in zip(inputs, self._name, strict=False)])
         last = self._last
         if last is None or last[0] != key:
             self._last = last = (key, self._by_tensors.get(key, lambda: self._checked(q, k, v, inputs)))
@@ -250,7 +253,28 @@ def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> Arg
 
 def name_of(tensor: Tensor, is_read: bool) -> Hashable:
     """What tells inputs apart: their data where the relation reads it, else their shape."""
-    return _contents(tensor.detach().cpu().numpy()) if is_read else (tensor.shape, tensor.dtype)
+    return _name_by(tensor, _contents if is_read else None)
+
+
+def _name_by(tensor: Tensor, name: Callable[[NDArray[Any]], Hashable] | None) -> Hashable:
+    return (tensor.shape, tensor.dtype) if name is None else name(tensor.detach().cpu().numpy())
+
+
+def runs_in(ids: NDArray[Any]) -> Hashable:
+    """What tells the documents of two arrays of ids apart: where runs of equal ids start, and ids that come back.
+
+    It takes a byte for each token, and no copy of the ids.
+    """
+    if ids.nbytes <= _SHORT or not ids.size:
+        return ids.shape, ids.dtype, ids.tobytes()
+    rows = np.atleast_2d(ids)
+    row, before = np.nonzero(rows[:, 1:] != rows[:, :-1])
+    at = np.append(np.arange(len(rows)), row)
+    first = np.append(rows[:, 0], rows[row, before + 1])
+    order = np.lexsort((first, at))
+    again = (np.diff(at[order]) == 0) & (first[order][1:] == first[order][:-1])
+    told = (row, before, first) if again.any() else (row, before)
+    return ids.shape, hashlib.sha256(b"".join(x.tobytes() for x in told)).digest()
 
 
 def _contents(array: NDArray[np.generic]) -> Hashable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 class Shown(Compiled):
     """What can be known before anything runs."""
 
+    def _on_sequences(self) -> Shown:
+        """The same pattern for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""
+        raise NotImplementedError
+
     def mask(
         self,
         n_q: int,
@@ -58,8 +62,12 @@ class Shown(Compiled):
         and has a leading batch dimension.
 
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
-        say.
+        say. `cu_seqlens`, as in a call: several sequences in one.
         """
+        if "cu_seqlens" in inputs and self._form != "packed":
+            return self._on_sequences().mask(
+                n_q, n_k, head=head, heads=heads, kv_heads=kv_heads, q=q, k=k, v=v, **inputs
+            )
         self._refuse_states("mask")
         if self._pattern.selections:
             return self._mask_of_chosen(n_q, n_k, head, q, k, v, inputs)
@@ -141,11 +149,14 @@ class Shown(Compiled):
         device: torch.device | str | None = None,
         **inputs: object,
     ) -> Plan:
-        """What a call of this shape would do, and why.
+        """What a call of this shape would do, and why. `cu_seqlens`, as in a call: several sequences in one.
 
         `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
+        if "cu_seqlens" in inputs and self._form != "packed":
+            how: Any = {"batch": batch, "head_dim": head_dim, "dtype": dtype, "device": device, **inputs}
+            return self._on_sequences().plan(n_q, n_k, heads=heads, kv_heads=kv_heads, **how)
         self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
         target = planned_target(device, self._options.backend)
         if dtype not in FLOATS:

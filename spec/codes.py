@@ -90,6 +90,7 @@ CODES: dict[str, str] = {
     "A505": "a name is too long",
     "A506": "a chain of definitions is too long",
     "A507": "too much, with definitions written out",
+    "A508": "too many branches",
     # A6xx: modules
     "A601": "unknown module",
     "A602": "a module does not define this name",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.aggregates import TooManyStepsError, spend
 from attnc.compiler.analysis.exact import Lanes
 from attnc.compiler.analysis.hashing import Hash, combine, mix
 from attnc.compiler.analysis.intervals import FALSE, TRUE, UNKNOWN, Ranges, analyse_variables
@@ -182,6 +183,8 @@ def _spread(node: Reduce, lanes: Lanes, origins: Origins, wide: bool) -> Int64:
         return np.concatenate([_spread(node, part, origins, wide) for part in parts])
     try:
         return _collected(node, lanes, low, count, origins)
+    except TooManyStepsError:
+        raise
     except EvaluationError:
         return np.asarray(exact.values(node, lanes, origins, wide=wide))
 
@@ -201,6 +204,7 @@ def _counts(node: Reduce) -> tuple[Index, int, int] | None:
 
 
 def _collected(node: Reduce, lanes: Lanes, low: Int64, count: Int64, origins: Origins) -> Int64:
+    spend(node, 1, int(count.sum()), origins, wide=False)
     lane = np.repeat(np.arange(len(lanes)), count)
     i = np.arange(len(lane)) - np.repeat(np.cumsum(count) - count, count) + low[lane]
     inner = lanes.take(lane, {node.var: i})

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from attnc.compiler.analysis.aggregates import TooManyStepsError, lanes_read, narrowed, spend
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.ir import (
     Arith,
@@ -466,15 +467,31 @@ class _Evaluator:
     # --- aggregates and reads ---
 
     def _reduce(self, node: Reduce, alive: Alive) -> Array:
+        """An aggregate, once for all lanes between which it does not differ."""
+        shape = lanes_read(node, self._places, self._variables)
+        fewer, known = narrowed(alive, shape), dict(self._variables)
+        try:
+            return self._reduced(node, fewer, shape)
+        except TooManyStepsError as error:
+            raise error.at(self._origins.get(node)) from None
+        except EvaluationError:
+            if fewer is alive:
+                raise
+            self._variables = known  # again, for the first pair that it concerns
+            return self._reduced(node, alive, shape)
+
+    def _reduced(self, node: Reduce, alive: Alive, shape: tuple[int, ...]) -> Array:
         low, high = self.integer(node.low, alive), self.integer(node.high, alive)
         result, found = self._start(node), np.zeros((1, 1), dtype=np.bool_)
         wanted = np.broadcast_to(alive & (low < high), np.broadcast_shapes(alive.shape, low.shape, high.shape))
         if wanted.any():
             first = int(np.where(wanted, low, WORD - 1).min())
             last = int(np.where(wanted, high, -WORD).max())
-            at_once = self._reduce_at_once(node, alive, low, high, range(first, last))
+            shape = np.broadcast_shapes(shape, wanted.shape)
+            at_once = self._reduce_at_once(node, alive, low, high, range(first, last), shape)
             if at_once is not None:
                 return at_once
+            spend(node, last - first, prod(shape), self._origins, wide=self._wide)
             for i in range(first, last):
                 self._variables[node.var] = np.full((1, 1), i, dtype=self._dtype)
                 inside = alive & (low <= i) & (i < high)
@@ -486,15 +503,16 @@ class _Evaluator:
             self._fault(node, ~found, alive, f"`{node.op}` of nothing")
         return result
 
-    def _reduce_at_once(self, node: Reduce, alive: Alive, low: Array, high: Array, span: range) -> Array | None:
+    def _reduce_at_once(
+        self, node: Reduce, alive: Alive, low: Array, high: Array, span: range, shape: tuple[int, ...]
+    ) -> Array | None:
         """The aggregate with an axis for its variable; None where that is too much, or where some value is a fault.
 
         A fault counts only if the loop, which stops where the answer is known, would meet it.
         """
-        lanes = [alive, low, high, *self._places.values(), *self._variables.values()]
-        shape = np.broadcast_shapes(*(lane.shape for lane in lanes))
-        if self._wide or prod(shape) * len(span) > AT_ONCE:
+        if self._wide or prod(shape) * (span.stop - span.start) > AT_ONCE:
             return None
+        spend(node, 1, prod(shape) * (span.stop - span.start), self._origins, wide=False)
         i = np.arange(span.start, span.stop, dtype=np.int64).reshape(-1, *[1] * len(shape))
         known = dict(self._variables)
         self._variables[node.var] = i
@@ -502,6 +520,8 @@ class _Evaluator:
             inside = alive & (low <= i) & (i < high)
             inside = inside & self.truth(node.condition, inside)
             return self._collected(node, inside, alive)
+        except TooManyStepsError:
+            raise
         except EvaluationError:
             return None
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,7 @@ class RangeTable:
     """
 
     def __init__(self, data: Data) -> None:
-        self._array = data.array.astype(np.int64)
+        self._array = data.array
         self._lines: dict[tuple[int | None, ...], _Line] = {}
 
     @classmethod
@@ -57,7 +59,7 @@ class RangeTable:
             tuple(np.clip(end, 0, n - 1) for end in ends) for ends, n in zip(ranges, self._array.shape, strict=True)
         ]
         few = np.logical_and.reduce(np.broadcast_arrays(*(high - low < _FEW for low, high in inside)))
-        whole = np.full(few.shape, self._array.min()), np.full(few.shape, self._array.max())
+        whole = np.full(few.shape, self._ends[0]), np.full(few.shape, self._ends[1])
         if not few.any():
             return whole
         widest = [int((high - low)[high - low < _FEW].max(initial=0)) for low, high in inside]
@@ -68,6 +70,11 @@ class RangeTable:
         least, most = np.minimum.reduce(corners), np.maximum.reduce(corners)
         return np.where(few, least, whole[0]), np.where(few, most, whole[1])
 
+    @cached_property
+    def _ends(self) -> tuple[int, int]:
+        """The least and the greatest entry, for which a large array is read once."""
+        return int(self._array.min()), int(self._array.max())
+
     def contents(self, first: Int64, last: Int64) -> tuple[Hash, Int64]:
         """For ranges inside an array of one axis: a hash of the entries less the first, and the first."""
         return self._line((None,)).contents(first, last)
@@ -75,7 +82,7 @@ class RangeTable:
     def _line(self, points: tuple[int | None, ...]) -> _Line:
         if points not in self._lines:
             at = tuple(slice(None) if p is None else p for p in points)
-            self._lines[points] = _Line(np.atleast_1d(self._array[at]))
+            self._lines[points] = _Line(np.atleast_1d(self._array[at]).astype(np.int64))
         return self._lines[points]
 
 

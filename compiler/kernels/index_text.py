@@ -105,6 +105,7 @@ class IndexText:
     names: Mapping[Index, Text]
     read: Callable[[Lookup, tuple[Text, ...]], Text]
     helpers: dict[str, None] = field(default_factory=dict)
+    in_64_bits: bool = False
     _known: dict[Index, Text] = field(default_factory=dict)
 
     def forget(self) -> None:
@@ -114,8 +115,14 @@ class IndexText:
     def of(self, node: Index) -> Text:
         """The text of an expression. Raises NotInKernelsError."""
         if node not in self._known:
-            self._known[node] = self._made(node)
+            made = self._made(node)
+            leaf = node in self.names or isinstance(node, TableRead | Lookup)
+            self._known[node] = _in_64_bits(made) if leaf and self.in_64_bits and not is_truth(node) else made
         return self._known[node]
+
+    def wide(self) -> IndexText:
+        """The same texts computed in 64 bits, from leaves on."""
+        return IndexText(self.names, self.read, self.helpers, in_64_bits=True)
 
     def _made(self, node: Index) -> Text:  # noqa: C901  one case a node kind
         if node in self.names:
@@ -221,6 +228,13 @@ def _number(value: int) -> Text:
     if abs(value) == FAR:
         return Text("FAR") if value > 0 else Text("-FAR", binds=8)
     return Text(str(value), binds=9 if value >= 0 else 8)
+
+
+def _in_64_bits(text: Text) -> Text:
+    cast = ".to(tl.int64)"
+    if text.text.endswith(cast) or text.text.isdecimal():  # numbers are as wide as what they meet
+        return text
+    return Text(text.at(9) + cast, text.axes)
 
 
 def _joined(text: str, part: str, negative: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import isinf, isnan
 
 from attnc.compiler.ir import Apply, Const, Element, Index, Number, Ratio, Select, Value, is_truth
-from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text, aligned
+from attnc.compiler.kernels.index_text import IndexText, NotInKernelsError, Text, aligned, fits_32_bits
 
 LOG2_E = 1.4426950408889634
 LN_2 = 0.6931471805599453
@@ -89,10 +89,14 @@ class ValueText:
     grouped: frozenset[Value] = frozenset()
     _known: dict[Value, Text] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._wide = self.exact.wide()
+
     def forget(self) -> None:
         """Forget texts: loads of the next ones have other masks."""
         self._known.clear()
         self.exact.forget()
+        self._wide.forget()
 
     def of(self, node: Value) -> Text:
         """The text of a number. Raises NotInKernelsError."""
@@ -100,6 +104,10 @@ class ValueText:
             text = self._made(node)
             self._known[node] = Text(f"({text.text})", text.axes) if node in self.grouped else text
         return self._known[node]
+
+    def integer(self, node: Index) -> Text:
+        """The text of an integer, in 64 bits where 32 may be too few."""
+        return (self.exact if fits_32_bits(node) else self._wide).of(node)
 
     def truth(self, node: Index) -> Text:
         """The text of a condition."""
@@ -115,7 +123,7 @@ class ValueText:
             case Ratio(num=num, den=den):
                 return self._ratio(num, den)
             case Element(indices=indices):
-                return self.read(node, tuple(map(self.exact.of, indices)))
+                return self.read(node, tuple(map(self.integer, indices)))
             case Select(condition=condition, then=then, otherwise=otherwise):
                 axes, parts = aligned(self.truth(condition), self.of(then), self.of(otherwise))
                 return Text(f"tl.where({', '.join(part.text for part in parts)})", axes)
@@ -153,11 +161,11 @@ class ValueText:
     def _ratio(self, num: Index, den: Index) -> Text:
         if isinstance(num, Const) and isinstance(den, Const):
             return _constant(num.value / den.value)
-        above = self.exact.of(num)
+        above = self.integer(num)
         own = Text(f"{above.at(9)}.to(tl.float32)", above.axes) if not isinstance(num, Const) else _constant(num.value)
         if isinstance(den, Const) and den.value == 1:
             return own
-        below = self.exact.of(den)
+        below = self.integer(den)
         divisor = Text(f"{below.at(9)}.to(tl.float32)", below.axes)
         if isinstance(den, Const):
             divisor = _constant(float(den.value))

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.aggregates import counted
 from attnc.compiler.analysis.intervals import fits_word
 from attnc.compiler.analysis.tiles import Grid
 from attnc.compiler.ir import BOUNDARIES, Extent, Index, Lookup, Pattern, Truth
 from attnc.compiler.lowering.specialise import Sizes, Slices, Window, reads_batch, reads_head, specialise
+from attnc.compiler.planning.counting import visible_pairs
 from attnc.compiler.planning.documents import Windows, alike, document_windows, packed_windows, whole
 from attnc.compiler.planning.equal_ids import windows_of_ids
 from attnc.compiler.planning.formulas import diagonal_shift
@@ -63,6 +65,17 @@ class _Local:
         return self.relation, self.windows.contents
 
 
+def is_ids_alone(pattern: Pattern) -> bool:
+    """Whether documents are ids, of which only their runs matter: no expression reads them."""
+    documents = pattern.documents
+    if documents is None or BOUNDARIES in documents.dims:
+        return False
+    roots = [root for node in pattern.nodes for root in (node.visible, node.keys) if root is not None]
+    roots += [condition for condition, _ in pattern.requirements]
+    read = {node.tensor.name for root in roots for node in walk(root) if isinstance(node, Lookup)}
+    return documents.name not in read and pattern.recur is None and not pattern.stateful and not pattern.selections
+
+
 def conditions(pattern: Pattern, shape: CallShape, condition: Index) -> list[Index]:
     """A condition over the sizes and inputs of a call, for every batch entry and head that differ."""
     by_batch = range(shape.batch) if reads_batch(pattern, condition) else [0]
@@ -103,9 +116,16 @@ class Relations:
 
     def check_documents(self) -> None:
         """Raise DocumentsNotContiguousError where ids are not in contiguous runs, BoundariesError for wrong lengths."""
-        if self.pattern.documents is not None:
-            for batch in range(self.shape.batch if self._by_batch else 1):
-                self._windows_of(batch)
+        documents = self.pattern.documents
+        if documents is None:
+            return
+        for batch in range(self.shape.batch if self._by_batch else 1):
+            self._windows_of(batch)
+        if is_ids_alone(self.pattern):  # the windows say all of them
+            ids = self.shape.inputs[documents.name]
+            blank = np.broadcast_to(np.zeros((), dtype=ids.dtype), ids.shape)
+            self.shape = replace(self.shape, inputs={**self.shape.inputs, documents.name: blank})
+            self.slices = Slices(self.shape.inputs, self.shape.n_k)
 
     def locals(self, batch: int, head: int) -> tuple[_Local, ...]:
         """The windows of a batch entry with their relations for a head."""
@@ -235,6 +255,7 @@ class Relations:
 Choose = Callable[[Problem], Choice]
 
 
+@counted()
 def build_plan(relations: Relations, choose: Choose = choose) -> Plan:
     """The plan for the cpu executor; `choose` picks the cover of each relation.
 
@@ -333,8 +354,15 @@ class _Planner:
         problem = self._problem(relation, windows, lanes)
         key = (relation, problem.n_q, problem.n_k, lanes)
         if key not in self._choices:
-            self._choices[key] = self._choose_cover(problem)
+            self._choices[key] = self._counted(self._choose_cover(problem), problem)
         return self._choices[key]
+
+    def _counted(self, choice: Choice, problem: Problem) -> Choice:
+        """The choice with the number of its pairs, where its tiles do not say it."""
+        if choice.cover.visible is not None or choice.schedule != "pieces":
+            return choice
+        visible = visible_pairs(problem.relation, problem.n_q, problem.n_k, problem.origins)
+        return choice if visible is None else replace(choice, cover=replace(choice.cover, visible=visible))
 
     def _packs(self, local: _Local, lanes: int) -> Packs | None:
         shape, relation = self._shape, local.relation

@@ -109,16 +109,22 @@ EVALUATED = np.uint64(1)
 """The class of partial tiles whose mask is evaluated as they run."""
 
 
-def resolve(relation: Index, tiles: LiveTiles, origins: Mapping[Index, Span], most: int | None = None) -> Resolved:
+def resolve(
+    relation: Index,
+    tiles: LiveTiles,
+    origins: Mapping[Index, Span],
+    most: int | None = None,
+    most_elements: int = MAX_CLASS_ELEMENTS,
+) -> Resolved:
     """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
 
-    Raises TooManyClassesError when that would take more than MAX_CLASS_ELEMENTS, EvaluationError on a fault.
+    Raises TooManyClassesError when that would take more than `most_elements`, EvaluationError on a fault.
     """
     grid, found = tiles.grid, kinds(tiles.kind)
     if most is not None:
         tiles = replace(tiles, kind=np.where(_frequent(tiles, found, most), tiles.kind, EVALUATED))
         found = kinds(tiles.kind)
-    if len(found.first) * grid.q_tile * grid.k_tile > MAX_CLASS_ELEMENTS:
+    if len(found.first) * grid.q_tile * grid.k_tile > most_elements:
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}

@@ -254,14 +254,14 @@ def _of_class(problem: Problem, residue: Residue) -> Problem:
 def tile_sizes(problem: Problem) -> tuple[int, ...]:
     """Row tiles to try: the relation's own blocks, what the kernel likes, and one whole tile for small problems."""
     liked = (256, 128, 64) if problem.dtype in ("bfloat16", "float16") else (128, 64, 256)
-    multiples = [block * max(1, liked[0] // block) for block in sorted(_blocks(problem.relation))]
+    multiples = [block * max(1, liked[0] // block) for block in sorted(blocks(problem.relation))]
     whole = [max(problem.n_q, problem.n_k, 1)] if problem.n_q * problem.n_k <= SMALL else []
     own = [multiple for multiple in multiples if multiple <= 2048][:2]
     large = problem.n_q * problem.n_k > LARGE  # then the first that works is taken
     return tuple(dict.fromkeys([*own, *liked] if large else [*liked, *own, *whole]))
 
 
-def _blocks(relation: Index) -> set[int]:
+def blocks(relation: Index) -> set[int]:
     """Constants by which positions are divided."""
     return {
         node.operands[1].value

@@ -1,31 +1,40 @@
-"""How tall an expression is once its definitions are written out, how deep its loops nest, and what it leaves free.
+"""How tall and how large an expression is once its definitions are written out, how deep its loops nest, and what it
+leaves free.
 
 The limits here let every later stage recurse over a program, definitions included, without fear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from attnc.spec import program
 from attnc.spec.source import Span
 
 MAX_HEIGHT = 200
 MAX_LOOPS = 6
+MAX_OPERATIONS = 10_000
+"""Operations of one expression with its definitions written out, a definition as often as it is used."""
+_COUNTED = 1 << 40
+"""Larger numbers of operations are not told apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
     """`free` holds the binders that something outside must bind, `places` what no `for` binds of q, k and key.
 
-    `key` is this key whatever it is, a token or not.
+    `key` is this key whatever it is, a token or not. `operations` counts operations with definitions written out, and
+    `uses` how often each free binder is read then.
     """
 
     height: int
     loops: int
     free: frozenset[program.Binder]
     places: frozenset[str]
+    operations: int = 0
+    uses: Mapping[program.Binder, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +230,24 @@ class Measures:
                 body = self.of_definition(definition)
                 height, loops = height + body.height, loops + body.loops
                 free, places = free | body.free, places | body.places
-        return Measure(height, loops, free, places)
+        operations, uses = self._written_out(node, inner)
+        return Measure(height, loops, free, places, operations, uses)
+
+    def _written_out(self, node: program.Expr, inner: list[Measure]) -> tuple[int, Mapping[program.Binder, int]]:
+        """The operations of an expression with its definitions written out, and the uses of each binder then."""
+        if isinstance(node, program.Local):
+            return 0, {node.binder: 1}
+        times = [1] * len(inner)
+        operations, uses = (1 if inner else 0), Counter[program.Binder]()
+        if isinstance(node, program.DefinitionUse):
+            body = self.of(node.definition.body)
+            operations = body.operations
+            uses.update({b: n for b, n in body.uses.items() if b not in node.definition.parameters})
+            times = [body.uses.get(parameter, 0) for parameter in node.definition.parameters]
+        for number, measure in zip(times, inner, strict=True):
+            operations += number * measure.operations
+            uses.update({binder: number * n for binder, n in measure.uses.items()})
+        return min(operations, _COUNTED), {binder: min(n, _COUNTED) for binder, n in uses.items()}
 
     def _free_places(self, node: program.Aggregate) -> frozenset[str]:
         """The places that an aggregate leaves free: a range does not see the places that it or later ones bind."""
@@ -246,6 +272,10 @@ class Measures:
         if measure.height > MAX_HEIGHT:
             message = f"is {measure.height} levels deep with its definitions written out; the limit is {MAX_HEIGHT}"
             return Excess(message, "use an aggregate with `for`, or fewer definitions of definitions")
+        if measure.operations > MAX_OPERATIONS:
+            number = f"{measure.operations:,}" if measure.operations < _COUNTED else f"more than {_COUNTED:,}"
+            message = f"has {number} operations with its definitions written out; the limit is {MAX_OPERATIONS:,}"
+            return Excess(message, "use each definition once in the next, or find a closed form")
         if measure.loops > MAX_LOOPS:
             message = f"nests {measure.loops} `for` variables; the limit is {MAX_LOOPS}"
             return Excess(message, "join the ranges, or find a closed form")

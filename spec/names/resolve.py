@@ -40,6 +40,7 @@ from attnc.spec.names.scope import (
 from attnc.spec.names.selections import Select
 from attnc.spec.names.stateful_branches import StatefulBranch, is_stateful
 from attnc.spec.names.worlds import World
+from attnc.spec.reading.limits import MAX_BRANCHES
 from attnc.spec.report import Report
 from attnc.spec.suggest import did_you_mean
 from attnc.spec.types import Type
@@ -101,6 +102,7 @@ class _PatternResolver:
         self._resolver = Resolver(report, self._around)
         self._dimensions = Dimensions(report, self._resolver, self._names, self._declare, recurrent=recurrent)
         self._unsupported = False
+        self._has_too_many = False
         self._is_recurrence = pattern.word.id == "recurrence"
 
     def resolve(self) -> Resolved:
@@ -356,6 +358,10 @@ class _PatternResolver:
         found: list[Branch | StatefulBranch] = []
         for block in self._statements(syntax.Block):
             if block.word.id == "branch" and block.name is not None:
+                if len(found) == MAX_BRANCHES:
+                    self._refuse_branches(block.name)
+                    self._silence(block)
+                    continue
                 branch: Branch | StatefulBranch
                 if is_stateful(block):
                     branch = StatefulBranch(block, self._names, self._dimensions, self._resolver, self._report)
@@ -364,6 +370,16 @@ class _PatternResolver:
                 self._declare(block.name, branch.symbol)
                 found.append(branch)
         return found
+
+    def _refuse_branches(self, name: syntax.Name) -> None:
+        """Refuse all branches from this one on, in one message."""
+        if not self._has_too_many:
+            message = f"`{self._pattern.name.id}` has more than {MAX_BRANCHES} branches"
+            help_ = (
+                "write branches that are alike as a family: `branch near[c in 0 .. n]`; or join their conditions"
+            )
+            self._report.error("A508", message, name.span, "the first branch too many", help=help_)
+        self._has_too_many = True
 
     def _declare_selects(self) -> list[Select]:
         """The selections, their names known before anything that may ask them."""

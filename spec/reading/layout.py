@@ -11,7 +11,7 @@ from lark import Token
 from lark.lark import PostLex
 
 from attnc.spec.reading.fault import Fault
-from attnc.spec.reading.limits import check_blocks, check_brackets, check_token
+from attnc.spec.reading.limits import check_blocks, check_brackets, check_count, check_token
 from attnc.spec.reading.words import RESERVED
 
 _PAIRS = {"LPAR": ("RPAR", "(", ")"), "LSQB": ("RSQB", "[", "]")}
@@ -28,7 +28,7 @@ class Layout(PostLex):
         """The tokens the grammar speaks of."""
         levels = [0]
         opened: list[Token] = []
-        fresh = True
+        fresh, words = True, 0
         for token in stream:
             if fresh:
                 _check_first(token)
@@ -37,6 +37,8 @@ class Layout(PostLex):
                 if not opened:
                     yield from _line_end(token, levels)
                 continue
+            words += 1
+            check_count(token, words)
             check_token(token)
             _match_brackets(token, opened)
             yield _with_reserved_words(token)

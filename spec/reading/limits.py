@@ -7,12 +7,16 @@ from lark import Token, Tree
 from attnc.spec.reading.fault import Fault
 
 MAX_TEXT_BYTES = 1 << 20
+MAX_WORDS = 12_000
+"""How many words and signs a text may hold: time and memory of every later stage grow with their number."""
 MAX_BRACKETS = 64
 """How deep brackets may stand inside one another."""
 MAX_BLOCKS = 8
 """How deep bodies may stand inside one another."""
 MAX_DEPTH = 100
 """How many levels the tree of one expression may have. A chain of n binary operators has n levels."""
+MAX_BRANCHES = 64
+"""Branches of one pattern, each of which is planned and computed by itself."""
 MAX_DIGITS = 40
 MAX_EXPONENT = 250
 """With `MAX_DIGITS` this keeps every literal inside the range of a float."""
@@ -49,6 +53,14 @@ def _check_number(token: Token) -> None:
     if len(size) > len(str(MAX_EXPONENT)) or int(size or "0") > MAX_EXPONENT:
         message = f"the exponent of this number is beyond ±{MAX_EXPONENT}"
         raise Fault("A504", message, *_place(token), help="write a smaller one; what is hidden is said by `visible`")
+
+
+def check_count(token: Token, number: int) -> None:
+    """Raise `Fault` at the first word beyond the number that a text may hold."""
+    if number > MAX_WORDS:
+        message = f"the text has more than {MAX_WORDS:,} words and signs"
+        help_ = "large tables belong in an `input` tensor, not in the text; split a file of many patterns"
+        raise Fault("A501", message, *_place(token), label="the first word too many", help=help_)
 
 
 def check_brackets(opening: Token, depth: int) -> None:

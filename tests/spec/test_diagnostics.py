@@ -95,7 +95,7 @@ def place(diagnostic: Diagnostic) -> tuple[str, int, int]:
     return diagnostic.code, span.line, span.column
 
 
-MANY = 10_000
+MANY = 3_000
 
 # Each of these makes the tree of one expression `MANY` levels deep, in its own way.
 DEEP = {

@@ -111,3 +111,28 @@ def test_the_stand_in_divides_as_triton_does() -> None:
     d = np.array([3, 3, -3, -3], dtype=np.int32)
     assert evaluate("n // d", {"n": n, "d": d}, []).tolist() == [-2, 2, 2, -2]
     assert evaluate("n % d", {"n": n, "d": d}, []).tolist() == [-1, 1, -1, 1]
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        fold.add(fold.times(fold.place("q"), 100_000), fold.place("k")),
+        fold.mul(fold.place("q"), fold.place("k")),
+        fold.mod(fold.mul(fold.place("q"), fold.add(fold.place("k"), fold.place("q"))), fold.const(1_000_003)),
+    ],
+    ids=["row by row", "product", "quotient"],
+)
+def test_wide_texts_are_right_past_32_bits(node: Index) -> None:
+    """Of leaves of 32 bits, as kernels have them: offsets into inputs of more than 2^31 elements."""
+    assert not fits_32_bits(node)
+    q, k = (np.arange(65_000, 65_040, dtype=np.int32), np.arange(64_000, 64_040, dtype=np.int32))
+    true = integers_at(node, q.astype(np.int64), k.astype(np.int64), np.ones((40, 40), dtype=np.bool_), wide=True)
+
+    def found(texts: IndexText) -> Array:
+        text = texts.of(node)
+        value = evaluate(text.text, {"query": q, "key": k}, [HELPERS[n] for n in texts.helpers])
+        return np.broadcast_to(value[:, None] if text.axes == ROWS else value, true.shape)
+
+    narrow = IndexText(NAMES, _no_inputs)
+    assert not np.array_equal(found(narrow).astype(np.int64), true)
+    assert np.array_equal(found(narrow.wide()), true)

@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from attnc.compiler import fold
-from attnc.compiler.ir import Index, Value
+from attnc.compiler.ir import Index, Tensor, Value, intern
 from attnc.compiler.kernels.index_text import COLUMNS, HELPERS, ROWS, IndexText, NotInKernelsError, Text
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
-from attnc.compiler.values import apply, dot, number, ratio, scale, vector
+from attnc.compiler.values import apply, dot, element, number, ratio, scale, vector
 from fake_triton import evaluate
 
 Double = NDArray[np.float64]
@@ -130,3 +130,19 @@ def test_quotients_of_integers() -> None:
     q, k = np.arange(40, dtype=np.int32), np.arange(30, dtype=np.int32)
     found = evaluate(text.text, {"query": q, "key": k}, [])
     assert np.allclose(found, (q[:, None] - k) / 7, rtol=2e-7, atol=0)
+
+
+def test_offsets_of_inputs_and_large_integers_are_computed_in_64_bits() -> None:
+    """And those that fit into 32 bits as before, so that kernels of the library keep their texts."""
+    exact = IndexText({fold.place("q"): Text("query", ROWS), fold.place("k"): Text("key", COLUMNS)}, _none)
+
+    def read(node: object, indices: tuple[Text, ...]) -> Text:
+        return Text(f"tl.load(table + {indices[0].text})", indices[0].axes)
+
+    texts = ValueText({}, exact, read)
+    table = intern(Tensor("table", "real", ("entries",)))
+    q, k = fold.place("q"), fold.place("k")
+    assert texts.of(element(table, (fold.sub(q, k),))).text == "tl.load(table + query[:, None] - key[None, :])"
+    assert "int64" in texts.of(element(table, (fold.add(fold.times(q, 70_000), k),))).text
+    assert "int64" in texts.of(ratio(fold.mul(q, k), fold.const(1))).text
+    assert "int64" not in texts.of(ratio(fold.sub(q, k), fold.const(3))).text

@@ -1,0 +1,109 @@
+"""Texts that would exhaust time or memory are refused at once with a place, or answered."""
+
+from __future__ import annotations
+
+import pytest
+
+from attnc.spec.checks.measure import MAX_OPERATIONS
+from attnc.spec.diagnostics import Diagnostic
+from attnc.spec.load import check_source
+from attnc.spec.reading.limits import MAX_BRANCHES, MAX_WORDS
+from attnc.spec.reading.text import decode
+from attnc.spec.source import SourceFile
+
+
+class NoModules:
+    """No modules."""
+
+    def __call__(self, name: str, asking: SourceFile) -> SourceFile | None:
+        return None
+
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+
+def errors(text: str) -> list[Diagnostic]:
+    found = check_source(decode(text, "hostile.attn"), NoModules())
+    return [diagnostic for diagnostic in found if diagnostic.code.startswith("A")]
+
+
+def pattern(visible: str, lines: str = "") -> str:
+    return f"pattern p\n    align end\n{lines}    visible {visible}\n"
+
+
+def chained(first: str, step: str, times: int, parameters: str = "") -> str:
+    """Definitions a0, a1, …, each made of the one before, `{0}` in `step`."""
+    lines = [f"    let a0{parameters} = {first}\n"]
+    lines += [f"    let a{i}{parameters} = {step.format(f'a{i - 1}')}\n" for i in range(1, times + 1)]
+    return "".join(lines)
+
+
+MANY_WORDS = {
+    "entries of a list": pattern(f"[{', '.join(map(str, range(1_000_000 // 8)))}][q % 10] <= k"),
+    "operands of or": pattern(" or ".join(f"q - k == {i}" for i in range(3_000))),
+    "branches": "pattern p\n" + "".join(f"    branch b{i}\n        visible q - k == {i}\n" for i in range(3_000)),
+    "patterns": "".join(f"pattern p{i}\n    align end\n    visible 0 <= q - k < {i + 1}\n" for i in range(5_000)),
+    "definitions": "".join(f"def f{i}(x) = x + {i}\n" for i in range(5_000)) + pattern("f0(q) >= k"),
+    "lets": pattern("k <= q", "".join(f"    let a{i} = q + {i}\n" for i in range(5_000))),
+}
+
+
+@pytest.mark.parametrize("name", MANY_WORDS)
+def test_too_many_words_are_refused_at_the_first_of_them(name: str) -> None:
+    (found,) = errors(MANY_WORDS[name])
+    assert found.code == "A501"
+    assert found.message == f"the text has more than {MAX_WORDS:,} words and signs"
+    before = found.primary.span.source.text[: found.primary.span.start]
+    assert 2 * MAX_WORDS < len(before) < 8 * MAX_WORDS, "the place of a word, not the start of the text"
+
+
+def test_as_many_words_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 11)
+    assert not errors(pattern("0 <= q - k"))  # and `pattern`, `p`, `align`, `end`, `visible`
+    monkeypatch.setattr("attnc.spec.reading.limits.MAX_WORDS", 9)
+    (found,) = errors(pattern("0 <= q - k"))
+    assert (found.code, found.primary.span.text) == ("A501", "k")
+
+
+def test_many_branches_are_refused_at_the_first_too_many() -> None:
+    branches = "".join(f"    branch b{i}\n        visible q - k == {i}\n" for i in range(300))
+    merged = f"    combine merge({', '.join(f'b{i}' for i in range(300))})\n"
+    (found,) = errors(f"pattern p\n    align end\n{branches}{merged}")
+    assert (found.code, found.primary.span.text) == ("A508", f"b{MAX_BRANCHES}")
+
+
+DOUBLING = {
+    "sums": pattern("0 <= q - k < a40", chained("q + k", "{0} + {0}", 40)),
+    "products of constants": pattern("0 <= q - k < a40", chained("10 ** 30", "{0} * {0}", 40)),
+    "conditions": pattern("a40", chained("q % 3 == k % 3", "{0} or (not {0})", 40)),
+    "choices": pattern("0 <= q - k < a40", chained("q + k", "{0} if {0} % 3 == 0 else {0} + 1", 40)),
+    "functions": pattern("a40(q, k) < k", chained("x + y", "{0}(y, x) + {0}(x, y + 1)", 40, "(x, y)")),
+    "arguments": pattern(f"{'twice(' * 40}q{')' * 40} < k", "    let twice(x) = x + x\n"),
+    "a score": "pattern p\n    align end\n    visible k <= q\n"
+    + chained("q + k", "{0} + {0}", 40)
+    + "    score scale * dot(q, k) + a40\n",
+}
+
+
+@pytest.mark.parametrize("name", DOUBLING)
+def test_definitions_that_double_are_refused(name: str) -> None:
+    found = errors(DOUBLING[name])
+    assert found[0].code == "A507"
+    assert f"operations with its definitions written out; the limit is {MAX_OPERATIONS:,}" in found[0].message
+    assert len(found) <= 2, "once, and not for every definition after it"
+
+
+def test_definitions_may_double_up_to_the_limit() -> None:
+    assert not errors(pattern("0 <= q - k < a12", chained("q + k", "{0} + {0}", 12)))  # 8,191 operations
+    assert errors(pattern("0 <= q - k < a13", chained("q + k", "{0} + {0}", 13)))  # 16,383
+
+
+def test_arguments_count_as_often_as_they_are_read() -> None:
+    once = "    let once(x, y) = x + 1\n"
+    deep = f"{'once(' * 40}q{', q + k)' * 40} < k"
+    assert not errors(pattern(deep, once))
+
+
+@pytest.mark.parametrize("power", ["2 ** 100000", "2 ** (2 ** (2 ** (2 ** 5)))", "9 ** 9 ** 9 ** 9", "2 ** (-100000)"])
+def test_powers_past_64_bits_are_refused(power: str) -> None:
+    assert [e.code for e in errors(pattern(f"0 <= q - k < {power}"))] == ["A403"]
