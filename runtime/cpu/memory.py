@@ -37,7 +37,10 @@ _PACKING = 64
 
 @dataclass(frozen=True)
 class _Kind:
-    """Bytes of an element and of an LSE (so of a gradient before it is rounded), the width of rows, and whether numbers are of half types."""
+    """Bytes of an element and of an LSE, the width of rows, and whether numbers are of half types.
+
+    Gradients take as much as an LSE before they are rounded.
+    """
 
     element: int
     lse: int
