@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_plans_and_block_masks(relation: str) -> None:
     assert torch.equal(found.mask_mod(zero, zero, rows, keys).expand(300, 140), seen)
     padded = torch.zeros(384, 256, dtype=torch.bool)
     padded[:300, :140] = seen
-    live = padded.unflatten(0, (3, 128)).unflatten(2, (2, 128)).any(3).any(1)
+    live = padded.reshape(3, 128, 2, 128).any(3).any(1)
     assert torch.equal(found.to_dense()[0, 0].bool() & live, live)
 
 
@@ -62,7 +64,7 @@ def test_documents_begin_at_key_0() -> None:
 )
 def test_what_has_no_meaning_before_key_0(text: str, says: str) -> None:
     inputs = {"seg": torch.zeros(12, dtype=torch.int64)} if "seg" in text else {}
-    attend = compile_attention(f"pattern p\n    align end\n    {text}\n")
+    attend: Any = compile_attention(f"pattern p\n    align end\n    {text}\n")
     q, k, v = (torch.randn(1, 1, n, 8) for n in (14, 12, 12))
     with pytest.raises(ArgumentError, match=f"the first 2 queries stand before key 0, and `p` {says}"):
         attend(q, k, v, **inputs)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from attnc import compile_attention
 TOKENS = torch.arange(137)
 DISTANCE = TOKENS[:, None] - TOKENS
 
-SEEN = {
+SEEN: Mapping[str, tuple[str, Mapping[str, Any], Tensor]] = {
     "causal": ("causal", {}, DISTANCE >= 0),
     "merged pieces": ("sliding_window", {"window": 40, "sinks": 3}, (DISTANCE >= 0) & ((DISTANCE < 40) | (TOKENS < 3))),
     "everything": ("full", {}, torch.ones_like(DISTANCE, dtype=torch.bool)),
