@@ -40,7 +40,7 @@ from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
-from attnc.runtime.transforms import cast_for_autocast, untraced, without_autocast
+from attnc.runtime.transforms import cast_for_autocast, untraced, wide_in_interpreter, without_autocast
 from attnc.runtime.tunable import Tunable
 from attnc.runtime.tuning.wanted import read_wanted
 from attnc.runtime.warned import warn_of_gradient, warn_of_pattern
@@ -290,8 +290,12 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         self._refuse_backend(q)
         tensors = self._tensors(inputs, q)
         how = {"dense": self._is_reference, "by_kernels": self._is_interpreted(q)}
+        dtype = q.dtype
+        if how["by_kernels"]:
+            q, k, v = wide_in_interpreter(self.name, q, k, v)
         with without_autocast(q):
-            return recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
+            out, states = recurrent.attend(q, k, v, inputs, tensors, factor, state, **how)
+        return out.to(dtype), states
 
     def _call_general(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object], tensors: list[Tensor]
@@ -305,8 +309,12 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         by_kernels = q.is_cuda or self._is_interpreted(q)
         if torch.compiler.is_compiling() or is_fake(q) or q.is_meta:
             return general.attend(self._general, q, k, v, tensors, scale)
+        dtype = q.dtype
+        if by_kernels:
+            q, k, v = wide_in_interpreter(self.name, q, k, v)
         with without_autocast(q):
-            return self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
+            out, lse = self._general.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)
+        return out.to(dtype), lse
 
     @overload
     def reference(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
+from attnc.compiler.before_keys import needs_tokens
 from attnc.compiler.lowering.attends import TOKENS
 from attnc.compiler.lowering.specialise import Sizes as SizesByName
 from attnc.compiler.lowering.specialise import Slices, Window, specialise
@@ -467,10 +468,10 @@ def _check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
             f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` query 0 at "
             f"key 0; write one of them in the pattern"
         )
-    if pattern.align == "end" and n_q > n_k:
+    if pattern.align == "end" and n_q > n_k and (reason := needs_tokens(pattern)) is not None:
         raise ArgumentError(
-            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries would "
-            f"stand before key 0; give at least as many keys as queries, or write `align start`"
+            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries stand "
+            f"before key 0, and `{pattern.name}` {reason}; give at least as many keys as queries"
         )
 
 

@@ -1,45 +1,84 @@
-"""Indices that a caller gives, under `strict`: lists of keys without duplicates, numbers of units below their bound."""
+"""Indices that a caller gives, under `strict`: keys or blocks once in each list, numbers of units below their bound."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
 from attnc.compiler.rewrite import walk
 from attnc.compiler.values import reads
 from attnc.runtime.call import as_tensor
 from attnc.runtime.errors import ArgumentError
 
 
+class _List(NamedTuple):
+    """An input that holds lists of keys or of blocks, along `axis`; `place` is what an entry is compared with.
+
+    None for `place`: it depends on more than the key.
+    """
+
+    tensor: ir.Tensor
+    axis: int
+    place: ir.Index | None
+
+
 def check_indices(pattern: ir.Pattern, inputs: Mapping[str, object], n_k: int) -> None:
-    """Raise ArgumentError for indices that are out of range, and for duplicates in lists of keys.
+    """Raise ArgumentError for indices that are out of range, and for duplicates in lists of keys or blocks.
 
     It looks at what inputs hold, for which the host waits; while a CUDA graph is captured nothing is looked at.
     """
     for tensor in pattern.tensors:
         if tensor.made is not None and tensor.made.count:
-            _check_range(pattern, tensor.made.of, inputs, tensor.made.count, "units")
-    for name in sorted({tensor.name for tensor in _lists_of_keys(pattern)}):
-        _check_range(pattern, name, inputs, n_k, "keys")
-        _check_distinct(pattern, name, inputs)
+            _check_range(pattern, tensor.made.of, inputs, (0, tensor.made.count - 1), "units are numbered")
+    for found in dict.fromkeys(_lists(pattern)):
+        name = found.tensor.name
+        if found.place is not None:
+            _check_range(pattern, name, inputs, _span(found.place, n_k), _numbered(found.place))
+        _check_distinct(pattern, name, inputs, found.axis)
 
 
-def _lists_of_keys(pattern: ir.Pattern) -> Iterator[ir.Tensor]:
-    """The inputs of which an entry is a key: `any(kept[i] == k for i in n)`."""
+def _lists(pattern: ir.Pattern) -> Iterator[_List]:
+    """The inputs of which an entry is a key or a block: `any(kept[i] == k for i in n)`.
+
+    Each query may have its own: `any(kept[q // block, i] == k // block for i in n)`.
+    """
     roots = [node.visible for node in pattern.nodes]
     roots += [root for item in pattern.selections for root in (item.candidates, item.always)]
     for node in (below for root in roots for below in walk(root)):
         if not (isinstance(node, ir.Reduce) and node.op == "any"):
             continue
         for equal in (below for below in walk(node.body) if isinstance(below, ir.Sign) and below.op == "eq"):
-            terms = dict(fold.parts(equal.value)[0])
-            keys = [term for term in terms if isinstance(term, ir.Place) and term.name == "k"]
-            entries = [term for term in terms if isinstance(term, ir.Lookup) and term.indices[-1:] == (node.var,)]
-            if len(terms) == 2 and keys and entries and not reads(entries[0]) - {"head", "batch"}:
-                yield entries[0].tensor
+            terms, constant = fold.parts(equal.value)
+            for entry, factor in terms:
+                rest = fold.linear([(term, -n * factor) for term, n in terms if term is not entry], -constant * factor)
+                if isinstance(entry, ir.Lookup) and abs(factor) == 1 and reads(rest) == {"k"}:
+                    axes = [i for i, index in enumerate(entry.indices) if index is node.var]
+                    others = [index for index in entry.indices if index is not node.var]
+                    if len(axes) == 1 and not any("k" in reads(index) for index in others):
+                        yield _List(entry.tensor, axes[0], rest if _is_of_keys(rest) else None)
+
+
+def _span(place: ir.Index, n_k: int) -> tuple[int, int]:
+    """The least and the largest number that a key has."""
+    numbers = exact.integers(place, (0, 1), (0, n_k)) if n_k else None
+    return (0, -1) if numbers is None else (int(numbers.min()), int(numbers.max()))
+
+
+def _numbered(place: ir.Index) -> str:
+    """What such numbers are, in words."""
+    if isinstance(place, ir.Arith) and place.op == "floordiv" and isinstance(place.operands[0], ir.Place):
+        return "blocks are numbered"
+    return "keys are numbered" if isinstance(place, ir.Place) else "no key asks for others than"
+
+
+def _is_of_keys(node: ir.Index) -> bool:
+    """Whether an expression is one of the key's position alone."""
+    return all(isinstance(below, ir.Place | ir.Const | ir.Arith | ir.Linear) for below in node.below)
 
 
 def _tensor(inputs: Mapping[str, object], name: str) -> Tensor | None:
@@ -49,24 +88,26 @@ def _tensor(inputs: Mapping[str, object], name: str) -> Tensor | None:
     return as_tensor(value)
 
 
-def _check_range(pattern: ir.Pattern, name: str, inputs: Mapping[str, object], count: int, what: str) -> None:
+def _check_range(
+    pattern: ir.Pattern, name: str, inputs: Mapping[str, object], span: tuple[int, int], what: str
+) -> None:
     x = _tensor(inputs, name)
     if x is None or not x.numel():
         return
     x = x.long()
-    outside = x[(x < 0) | (x >= count)]
+    outside = x[(x < span[0]) | (x > span[1])]
     if outside.numel():
         raise ArgumentError(
-            f"strict: the input `{name}` of `{pattern.name}` holds {int(outside[0])}, and {what} are numbered 0 to "
-            f"{count - 1}; compile it without strict to ignore that"
+            f"strict: the input `{name}` of `{pattern.name}` holds {int(outside[0])}, and {what} {span[0]} to "
+            f"{span[1]}; compile it without strict to ignore that"
         )
 
 
-def _check_distinct(pattern: ir.Pattern, name: str, inputs: Mapping[str, object]) -> None:
+def _check_distinct(pattern: ir.Pattern, name: str, inputs: Mapping[str, object], axis: int) -> None:
     x = _tensor(inputs, name)
-    if x is None or x.shape[-1] < 2:
+    if x is None or x.shape[axis] < 2:
         return
-    found = x.sort(-1).values
+    found = x.movedim(axis, -1).sort(-1).values
     same = found[..., 1:] == found[..., :-1]
     if bool(same.any()):
         raise ArgumentError(

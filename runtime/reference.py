@@ -18,6 +18,7 @@ from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.values import Values
+from attnc.runtime.widths import of_out
 
 
 def dense_mask(relations: Relations) -> Tensor:
@@ -96,7 +97,7 @@ def _general(
             block = Block(batch, heads, window, np.arange(window.n_q), np.arange(window.n_k), seen, seen=seen)
             out, lse = attend_block(Values(operands, block), node)
             found.append((batch, rows, widened(out, len(heads), window.n_q, node), lse))
-    width = found[0][2].shape[2:] if found else (v.shape[-1],)
+    width = found[0][2].shape[2:] if found else of_out(relations, {name: x.shape for name, x in inputs.items()})
     result = torch.zeros((*q.shape[:3], *width), dtype=dtype, device=q.device)
     lses = torch.full(q.shape[:3], -torch.inf, dtype=dtype, device=q.device)
     for batch, rows, out, lse in found:

@@ -21,7 +21,7 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
 from attnc.runtime.serving_states import How, States
-from attnc.runtime.transforms import without_autocast
+from attnc.runtime.transforms import cast_for_autocast, wide_in_interpreter, without_autocast
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.device_cache import DeviceCache
@@ -126,6 +126,7 @@ class Served(Compiled):
         self._check_state(state, return_lse)
         factor = None if scale is None else finite(scale)
         check_cache(q, k_cache, v_cache, paged=block_table is not None)
+        q, k_cache, v_cache = cast_for_autocast(self.name, q, k_cache, v_cache)
         serving.check_queries(q, k_cache, v_cache)
         self._refuse_backend(q)
         if self._pattern.stateful:
@@ -135,12 +136,17 @@ class Served(Compiled):
                 )
             how: How = "reference" if self._is_reference else "cache"
             cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
-            return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
+            with without_autocast(q):
+                return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
         if torch.compiler.is_compiling():
             found = self._traced(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs)
         elif self._is_by_kernels(q):
+            dtype = q.dtype
+            q, k_cache, v_cache = wide_in_interpreter(self.name, q, k_cache, v_cache)
             own = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
-            found = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
+            with without_autocast(q):
+                out, lse = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
+            found = out.to(dtype), lse
         else:
             cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
             if self._is_reference:
@@ -218,12 +224,19 @@ class Served(Compiled):
         raises.
         """
         self._check_state(state, return_lse)
+        check_cache(q, k_cache, v_cache, paged=block_table is not None)
+        q, k_cache, v_cache = cast_for_autocast(self.name, q, k_cache, v_cache)
+        dtype = q.dtype
+        if self._pattern.stateful and self._is_by_kernels(q):
+            q, k_cache, v_cache = wide_in_interpreter(self.name, q, k_cache, v_cache)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         self._refuse_backend(q)
         factor = None if scale is None else finite(scale)
         if self._pattern.stateful:
             how: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
-            return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
+            with without_autocast(q):
+                out, states = serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
+            return out.to(dtype), states
         return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
 
     def _check_state(self, state: object, return_lse: bool) -> None:

@@ -38,6 +38,14 @@ def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
     return found
 
 
+def wide_in_interpreter(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v in fp32 where kernels run on a CPU and these are bf16, which Triton's interpreter cannot multiply."""
+    if q.is_cuda or q.dtype != torch.bfloat16:
+        return q, k, v
+    note(pattern, CAST, "Triton's interpreter cannot multiply bfloat16: q, k and v to float32, and out back")
+    return q.float(), k.float(), v.float()
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Inside, autocast leaves alone what attnc computes of such a tensor in a dtype of its own."""
     if not torch._C._is_any_autocast_enabled():

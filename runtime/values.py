@@ -30,6 +30,7 @@ from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.products import Places, looked_up, product
 from attnc.runtime.scaled import Quantity, Scaled, plain
 from attnc.runtime.sums import added_up, conjugate_gradients, covered, gathered, numbered, ranges, taken
+from attnc.runtime.widths import Widths
 from attnc.spec.errors import EvaluationError
 
 S = TypeVar("S", np.int64, np.float64, np.bool_)
@@ -561,25 +562,9 @@ class Values:
 
     def _widths(self, node: ir.Value) -> tuple[int, ...]:
         """The sizes of a vector or matrix, without its value."""
-        operands = self._operands
-        if not rank(node):
-            return ()
-        match node:
-            case ir.Vec():
-                return ({"q": operands.q, "k": operands.k, "v": operands.v}[node.tensor][0].shape[-1],)
-            case ir.Element():
-                return tuple(operands.inputs[node.tensor.name].shape[len(node.indices) :])
-            case ir.Part():
-                return (self._widths(node.vector)[0] // node.of,)
-            case ir.Outer():
-                return (*self._widths(node.left), *self._widths(node.right))
-            case ir.Eye():
-                return (self.integer(node.size),) * 2
-            case ir.Pick():
-                return self._widths(node.vector)[1:]
-            case _:
-                inner = [self._widths(c) for c in node.children() if isinstance(c, ir.VALUES) and rank(c) >= rank(node)]
-                return max(inner, key=len, default=())
+        own = self._operands
+        vectors = {name: x[0].shape[-1] for name, x in (("q", own.q), ("k", own.k), ("v", own.v)) if len(x)}
+        return Widths(vectors, {name: x.shape for name, x in own.inputs.items()}, self.integer).of(node)
 
     def _is_sum_of_terms(self, node: ir.Total, low: Int64, high: Int64) -> bool:
         """Whether it is a sum of numbers that depend on its variable alone, over ranges of each lane's own."""

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from attnc.compiler import fold
 from attnc.compiler.attentions import asked
+from attnc.compiler.before_keys import needs_rows_from_0
 from attnc.compiler.ir import VALUES, Attend, Extent, HeadIndex, Index, Lookup, Pattern, Place, Softmax, Tensor
 from attnc.compiler.kernels.asked import AskedTiles, find_asked, gathers_pairs
 from attnc.compiler.kernels.bricks import Bricked, find_bricked
@@ -160,11 +161,13 @@ def find_kernels(
     square: bool = True,
     on_host: str | None = None,
     tiles: Tiles | None = None,
+    before: bool = False,
 ) -> Kernels:
     """The kernels of a pattern of one attention; `square`: for as many queries as keys.
 
     `on_host`: why lists of tiles must come from the host. `tiles`: those of some stages, in place of the first choice.
-    Raises NotInKernelsError where there are none.
+    `before`: queries stand before key 0, where texts may not take their positions for numbers from 0 on. Raises
+    NotInKernelsError where there are none.
     """
     node = pattern.attend
     score = None if is_plain(node) else find_score(with_widths(node, heads.widths or (heads.dk, heads.dv)))
@@ -175,7 +178,7 @@ def find_kernels(
     shapes |= {stage: shape for stage, shape in own_tiles.items() if stage in shapes}
     bricked = _bricks(pattern, node, shapes) if square else None
     form, by_query, by_key, reason = (
-        _walks(pattern, node, on_host) if bricked is None else _of_bricks(bricked["forward"])
+        _walks(pattern, node, on_host, before) if bricked is None else _of_bricks(bricked["forward"])
     )
     ranged = [one for one in (by_query, by_key) if isinstance(one, Ranged)]
     roots = [end for one in ranged for end in ends(one.ranges)]
@@ -187,6 +190,8 @@ def find_kernels(
         if score.counts_keys and (form != "ranges" or _asks_choices(pattern)):
             raise NotInKernelsError("counts of keys, where rows see no ranges of keys")
         roots += exact_parts(score)
+        if before and needs_rows_from_0(exact_parts(score)):
+            raise NotInKernelsError("scores of a quotient of the query's place, where queries stand before key 0")
     problem = Problem(
         name=pattern.name,
         told=told_of(pattern, node, form),
@@ -250,10 +255,11 @@ def with_widths(node: Attend, widths: tuple[int, int]) -> Attend:
     return replace(node, score=substitute_value(node.score, known), weights=weights)
 
 
-def _walks(pattern: Pattern, node: Attend, on_host: str | None) -> tuple[Form, Walk, Walk, str]:
+def _walks(pattern: Pattern, node: Attend, on_host: str | None, before: bool) -> tuple[Form, Walk, Walk, str]:
     by_query, by_key = find_ranges(node.visible, "k"), find_ranges(node.visible, "q")
     windows = pattern.documents is not None
-    if by_query and by_key and is_told(by_query, by_key):
+    listed = before and not windows and needs_rows_from_0([*ends(by_query or ()), *ends(by_key or ())])
+    if by_query and by_key and is_told(by_query, by_key) and not listed:
         count = len(by_query)
         reason = f"each row sees {'one range' if count == 1 else f'{count} ranges'} of keys: bounds in the kernel"
         return "ranges", Ranged(by_query, windows), Ranged(by_key, windows), reason

@@ -18,8 +18,8 @@ def from_flash_window(window_size: Sequence[int], *, causal: bool = False) -> At
     """FlashAttention's `window_size = (left, right)`: a query sees its own key, `left` before and `right` after it.
 
     -1 is without limit. `causal` leaves out all keys after the query, whatever `right` is. The last query stands at the
-    last key (bottom right), as in FlashAttention since 2.1; more queries than keys, of which FlashAttention gives the
-    first ones 0, are refused at the call.
+    last key (bottom right), as in FlashAttention since 2.1; of more queries than keys the first ones stand
+    before key 0, and give 0 where they see nothing.
 
     Source: Dao-AILab/flash-attention, flash_attn_interface.py: keys between i + Nk - Nq - left and i + Nk - Nq + right,
     both included. Raises ArgumentTypeError, ArgumentError.

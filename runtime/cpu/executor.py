@@ -169,7 +169,7 @@ def _only_backward(
     do = operand(pattern, "the gradient of out", grad_out, width)
     out = operand(pattern, "out", out, width)
     grads = kernel.attend_backward(do, q_fit, k_fit, v_fit, out, lse, visible.additive, visible.causal, scale)
-    grad_q, grad_k, grad_v = (_laid_out(grad, x) for grad, x in zip(grads, (q, k, v), strict=True))
+    grad_q, grad_k, grad_v = (_laid_out(grad.to(x.dtype), x) for grad, x in zip(grads, (q, k, v), strict=True))
     return grad_q, grad_k, grad_v
 
 

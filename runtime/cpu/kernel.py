@@ -15,6 +15,7 @@ true by `tests/runtime/test_kernel.py`:
 - the output has the strides of `torch.empty_like(q)`;
 - backward with LSE −inf is NaN in all three gradients, with +inf exactly 0;
 - Hq may be any multiple of Hkv, in both directions; a non-multiple is not refused and reads the wrong head;
+- the backward adds up dk and dv in the dtype of q, so that bf16 loses digits with every block of queries;
 - the backward deals out kv heads to threads, so that with fewer of them than threads some have nothing to do.
 """
 
@@ -62,7 +63,9 @@ def attend_backward(
 
     dS = P ∘ (dO Vᵀ − δ) with P = exp(S − lse) and δ = rowsum(dO ∘ out): `out` and `lse` enter nowhere else, so the
     values of the whole row make the gradients of one piece of it. `lse` must not be −inf: see `without_blind_rows`.
+    Half types are computed in fp32, and stay it: the operator would add up dk and dv in the type of its operands.
     """
+    grad_out, q, k, v, out, mask = _in_single(grad_out, q, k, v, out, mask)
     if scale <= 0:
         own, factor = _for_positive(q, scale)
         dq, dk, dv = attend_backward(grad_out, own, k, v, out, lse, mask, causal, factor)
@@ -106,13 +109,26 @@ def backward_in_parts(
     scale: float,
     parts: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` of the same; half types would lose digits."""
-    if parts == 1 or q.dtype not in (torch.float32, torch.float64):
+    """`attend_backward` of the same."""
+    if parts == 1:
         return attend_backward(grad_out, q, k, v, out, lse, mask, causal, scale)
+    grad_out, q, k, v, out, mask = _in_single(grad_out, q, k, v, out, mask)
     grad_out, q, out, lse = (_parted(x, parts) for x in (grad_out, q, out, lse))
     k, v = (x.expand(parts, -1, -1, -1) for x in (k, v))
     dq, dk, dv = attend_backward(grad_out, q, k, v, out, lse, mask, causal, scale)
     return _whole(dq), dk.sum(0, keepdim=True), dv.sum(0, keepdim=True)
+
+
+def _in_single(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """The operands of a backward, of half types in fp32."""
+    if lse_dtype(q.dtype) == q.dtype:
+        return grad_out, q, k, v, out, mask
+    grad_out, q, k, v, out = (
+        x.to(torch.float32, memory_format=torch.contiguous_format) for x in (grad_out, q, k, v, out)
+    )
+    return grad_out, q, k, v, out, None if mask is None else mask.float()
 
 
 def _parted(x: Tensor, parts: int) -> Tensor:
@@ -126,10 +142,9 @@ def _whole(x: Tensor) -> Tensor:
 
 
 def _is_uneven(q: Tensor, k: Tensor) -> bool:
-    """Whether the kernel, which deals out kv heads, would leave threads without any; half types would lose digits."""
+    """Whether the kernel, which deals out kv heads, would leave threads without any."""
     heads, kv_heads = q.shape[1], k.shape[1]
-    exact = q.dtype in (torch.float32, torch.float64)
-    return exact and heads > kv_heads and not heads % kv_heads and k.shape[0] * kv_heads < torch.get_num_threads()
+    return heads > kv_heads and not heads % kv_heads and k.shape[0] * kv_heads < torch.get_num_threads()
 
 
 def _for_positive(q: Tensor, scale: float) -> tuple[Tensor, float]:

@@ -8,10 +8,11 @@ With e bytes an element of q, s of an LSE (4, or 8 for fp64) and w the wider of 
 - backward: what is padded, gradients in fp32 where half types are added up, and the largest call.
 
 A call of the kernel on R rows of queries and K rows of keys, each query head counted and each kv head, has its output
-(e · R · w + s · R), or gradients and a copy of one operand (e · w · (2 · R + 2 · K)), copies of q, k and v (and of what
-else the backward reads) where rows are gathered, its mask where that is not kept, and the kernel's buffers, those of
-torch 2.13: for each thread, of blocks of 32, 64 or 256 rows and 512 keys, scores and output in fp32 (forward) or two of
-scores (backward), for half types again in these; and in bfloat16 k and v packed, on processors with matrix tiles (AMX).
+(e · R · w + s · R), or gradients and a copy of one operand (s · w · (2 · R + 2 · K)), copies of q, k and v (and of what
+else the backward reads) where rows are gathered, in the backward of half types all that it reads and its mask in fp32,
+its mask where that is not kept, and the kernel's buffers, those of torch 2.13: for each thread, of blocks of 32, 64 or
+256 rows and 512 keys, scores and output in fp32 (forward, for half types again in these) or two of scores (backward);
+and in bfloat16 k and v packed, on processors with matrix tiles (AMX).
 """
 
 from __future__ import annotations
@@ -30,17 +31,16 @@ from attnc.runtime.settings import SETTINGS
 
 HALF = ("bfloat16", "float16")
 
-_SCRATCH = 20 << 10
-"""What the products of half types take besides their operands."""
-
-
 _PACKING = 64
 """Rows from which on the kernel packs keys and values of bfloat16."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """Bytes of an element and of an LSE, the width of rows, and whether numbers are of half types."""
+    """Bytes of an element and of an LSE, the width of rows, and whether numbers are of half types.
+
+    Gradients take as much as an LSE before they are rounded.
+    """
 
     element: int
     lse: int
@@ -71,7 +71,8 @@ def memory_of(plan: Plan, dk: int, dv: int, dtype: str) -> Memory:
     if program.only is not None and dk == dv and not program.adds:
         given = size * kind.width * (rows + 2 * keys)
         kernel = _gradients(program.only, kind) - given + _backward_buffers(program.only, kind)
-        return Memory(saved, forward, rows + max(kernel, given))
+        kernel += _in_single(program.only, kind)
+        return Memory(saved, forward, rows + max(kernel, kind.lse * kind.width * (rows + 2 * keys)))
     return Memory(saved, forward, _whole_backward(program, calls, kind, (dk, dv), rows, keys))
 
 
@@ -101,14 +102,21 @@ def _backward(call: Call, kind: _Kind, adds: bool) -> int:
     """One call: while the kernel runs, or while its gradients are added."""
     queries, keys = _gathered(call.queries), _gathered(call.keys)
     copied = kind.element * kind.width * (3 * queries + 2 * keys) + kind.lse * queries
-    own = kind.element * kind.width * (call.queries.rows + 2 * call.keys.rows)
-    adding = own + max(kind.element, 4) * kind.width * call.keys.rows if adds else own
-    return _mask(call, kind) + copied + max(_gradients(call, kind) + _backward_buffers(call, kind), adding)
+    own = kind.lse * kind.width * (call.queries.rows + 2 * call.keys.rows)
+    adding = own + kind.lse * kind.width * call.keys.rows if adds else own
+    kernel = _in_single(call, kind) + _gradients(call, kind) + _backward_buffers(call, kind)
+    return _mask(call, kind) + copied + max(kernel, adding)
 
 
 def _gradients(call: Call, kind: _Kind) -> int:
     """Those that the kernel makes, and its copy of one of the operands by row."""
-    return 2 * kind.element * kind.width * (call.queries.rows + call.keys.rows)
+    return 2 * kind.lse * kind.width * (call.queries.rows + call.keys.rows)
+
+
+def _in_single(call: Call, kind: _Kind) -> int:
+    """What the backward of half types reads, in fp32."""
+    mask = prod((call.queries.strip.length, call.keys.strip.length)) if isinstance(call.mask, ExactWindow | int) else 0
+    return 4 * (kind.width * (3 * call.queries.rows + 2 * call.keys.rows) + mask) if kind.half else 0
 
 
 def _gathered(block: Block) -> int:
@@ -147,5 +155,4 @@ def _forward_buffers(call: Call, kind: _Kind) -> int:
 
 def _backward_buffers(call: Call, kind: _Kind) -> int:
     rows, keys = _blocks(call)
-    whole = kind.lse * rows * (2 * keys + 1)
-    return kind.threads * (whole + (kind.element * rows * keys * 3 + _SCRATCH if kind.half else 0))
+    return kind.threads * kind.lse * rows * (2 * keys + 1)

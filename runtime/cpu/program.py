@@ -149,7 +149,7 @@ def _takes_all(call: Call, plan: Plan) -> bool:
         return False
     sides = ((call.queries, plan.heads, plan.n_q), (call.keys, plan.kv_heads, plan.n_k))
     return all(
-        block.strip == stretch(0, n) and (block.y.size, block.y.head) in ((heads, 1), (1, 0))
+        block.strip == stretch(0, n) and (block.y.size, block.head) == (heads, 0) and (block.y.head == 1 or heads == 1)
         for block, heads, n in sides
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.values import is_own, passes, rank, reads, tensors_of, values_of
+from attnc.runtime import widths
 from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block
@@ -56,7 +57,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor
         out[block.batch, heads, rows] = found
         lse[block.batch, heads, rows] = math.nan if own is None else own.expand(len(block.heads), len(block.rows))
     if out is None:
-        out = q.new_zeros((*q.shape[:3], *_width(node, v, call)), dtype=dtype)
+        shapes = {tensor.name: x.shape for tensor, x in zip(tensors_of(call.relations.pattern), inputs, strict=True)}
+        out = q.new_zeros((*q.shape[:3], *widths.of_out(call.relations, shapes)), dtype=dtype)
     return out, lse
 
 
@@ -66,15 +68,6 @@ def _note(call: Call, node: ir.Attend) -> None:
         note(name, DENSE, call.plan.fallback)
     if (count := passes(node)) > 1:
         note(name, PASSES, f"the weights of `{node.name}` need {count} passes over the keys of a row")
-
-
-def _width(node: ir.Attend, v: Tensor, call: Call) -> tuple[int, ...]:
-    """The width of what no row was there to tell."""
-    if node.stack is not None:
-        sizes = call.relations.sizes.values
-        high = node.stack[2]
-        return (sizes.get(high.name, v.shape[-1]) if isinstance(high, ir.Extent) else v.shape[-1],)
-    return (v.shape[-1],) if rank(node.value) else ()
 
 
 def _blocks(call: Call, node: ir.Attend, inputs: Sequence[Tensor]) -> Iterator[RowBlock]:

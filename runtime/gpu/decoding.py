@@ -29,7 +29,7 @@ from attnc.runtime.cpu.decoding import Part, look
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.gpu.device_cache import DeviceCache
-from attnc.runtime.gpu.executor import fitting, on, scaled_queries
+from attnc.runtime.gpu.executor import fitting, on, scaled_queries, writable
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.planner import DTYPES, as_read
 from attnc.runtime.gpu.targets import target_of
@@ -75,6 +75,7 @@ def decode(
     batch, heads, queries, _ = q.shape
     group, lanes = heads // cache.kv_heads, batch * cache.kv_heads
     dv = cache.v.shape[3]
+    name = planner.pattern.name
     out = q.new_empty((batch, heads, queries, dv))
     lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
     if not out.numel():
@@ -84,14 +85,13 @@ def decode(
     splits = _splits(q.device, lanes * row_tiles, cache.capacity)
     own, factor = scaled_queries(q, scale) if score is None else (q, scale)
     tensors: dict[str, Tensor] = {
-        "q": fitting(planner.pattern.name, "q", own),
-        "k": cache.k,
-        "v": cache.v,
+        "q": fitting(name, "q", own),
+        "k": fitting(name, "k_cache", cache.k),
+        "v": fitting(name, "v_cache", cache.v),
         "kv_len": cache.lengths,
     }
     tensors["out_parts"] = q.new_empty((splits, *out.shape), dtype=torch.float32)
     tensors["lse_parts"] = q.new_empty((splits, *lse.shape), dtype=torch.float32)
-    name = planner.pattern.name
     tensors |= {input_name(t): as_read(name, t.name, as_tensor(given[t.name]), q.device) for t in problem.tensors}
     terms = {} if score is None else _terms(planner, score, q, cache, scale, real)
     numbers: dict[str, int | float] = {
@@ -109,12 +109,19 @@ def decode(
         arrays = {"listed_pointers": listed.pointers, "listed_keys": listed.keys, "listed_rows": listed.rows}
         tensors |= {name: on_device(x, q.device) for name, x in arrays.items()}
         numbers["listed_words"] = listed.words
+    own_out = writable(name, "out", out)
     with on(q):
         launch(source, lanes * splits, {**tensors, **terms}, numbers, row_tiles)
         rows = batch * heads * queries
-        merged = {"out_parts": tensors["out_parts"], "lse_parts": tensors["lse_parts"], "out": out, "lse": lse, **terms}
+        merged = {
+            "out_parts": tensors["out_parts"],
+            "lse_parts": tensors["lse_parts"],
+            "out": own_out,
+            "lse": lse,
+            **terms,
+        }
         launch(kernels.merge, rows, merged, {**numbers, "rows": rows})
-    return out, lse
+    return (out if own_out is out else out.copy_(own_out)), lse
 
 
 def _kernels(planner: Planner, q: Tensor, cache: DeviceCache) -> DecodeKernels:

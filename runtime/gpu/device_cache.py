@@ -17,7 +17,7 @@ from attnc.runtime.caches import (
     read_lengths,
     read_table,
 )
-from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.errors import ArgumentError, UnsupportedError
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +91,5 @@ def read_device_cache(
         lengths = torch.tensor(known, dtype=torch.int32)
     if pages is not None and k.shape[2] & (k.shape[2] - 1):
         raise UnsupportedError(f"pages of {k.shape[2]} tokens: kernels take pages of a power of two")
-    _check_strides(k, v)
     own = None if pages is None else pages.to(device, torch.int32).contiguous()
     return DeviceCache(k, v, lengths.to(device, torch.int32).contiguous(), own, ring, known)
-
-
-def _check_strides(*tensors: Tensor) -> None:
-    """Caches are not copied, so kernels must be able to address them: in units of 16 bytes."""
-    for name, x in zip(("k_cache", "v_cache"), tensors, strict=True):
-        size = x.element_size()
-        if x.stride(3) != 1 and x.shape[3] > 1:
-            raise ArgumentError(f"{name} has stride {x.stride(3)} in its last dimension: kernels need 1")
-        if any(s * size % 16 for s, n in zip(x.stride()[:3], x.shape, strict=False) if n > 1) or x.data_ptr() % 16:
-            raise ArgumentTypeError(
-                f"{name} has strides {x.stride()} of {size} bytes: kernels need multiples of 16 bytes; allocate heads "
-                f"of a multiple of {16 // size}"
-            )

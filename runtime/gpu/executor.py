@@ -254,6 +254,11 @@ def fitting(pattern: str, name: str, x: Tensor) -> Tensor:
     return x if _fits(x) else _noted(pattern, name, x).copy_(x)
 
 
+def writable(pattern: str, name: str, x: Tensor) -> Tensor:
+    """The tensor, or memory that kernels can address and that is copied into it."""
+    return x if _fits(x) else _noted(pattern, name, x)
+
+
 def _noted(pattern: str, name: str, x: Tensor) -> Tensor:
     """`_roomy`, counted."""
     note(pattern, COPY, f"{name}: kernels address rows in units of {VECTOR} bytes, and its strides or start are others")

@@ -62,20 +62,28 @@ class GpuPlanner:
         self._planned_from = [tensor.name in read for tensor in pattern.tensors]
 
     def kernels(
-        self, heads: Heads, target: Target, square: bool, on_host: str | None = None, tiles: Tiles | None = None
+        self,
+        heads: Heads,
+        target: Target,
+        square: bool,
+        on_host: str | None = None,
+        tiles: Tiles | None = None,
+        before: bool = False,
     ) -> Kernels:
         """The kernels for such heads, and as many queries as keys; `on_host`: why the host lists tiles.
 
-        `tiles`: those of some stages, where they are not the first choice. Raises NotInKernelsError where there are
-        none.
+        `tiles`: those of some stages, where they are not the first choice. `before`: queries stand before key 0. Raises
+        NotInKernelsError where there are none.
         """
         own = tiles or {}
-        key = (heads, target, square, on_host, tuple(sorted(own.items())))
-        return self._kernels.get(key, lambda: self._emitted(heads, target, square, on_host, own))
+        key = (heads, target, square, on_host, tuple(sorted(own.items())), before)
+        return self._kernels.get(key, lambda: self._emitted(heads, target, square, on_host, own, before))
 
-    def _emitted(self, heads: Heads, target: Target, square: bool, on_host: str | None, tiles: Tiles) -> Kernels:
+    def _emitted(
+        self, heads: Heads, target: Target, square: bool, on_host: str | None, tiles: Tiles, before: bool
+    ) -> Kernels:
         began = perf_counter()
-        found = find_kernels(self._pattern, heads, target, square, on_host, tiles)
+        found = find_kernels(self._pattern, heads, target, square, on_host, tiles, before)
         ms = 1e3 * (perf_counter() - began)
         _log.debug("`%s` for %s, %s: kernels in %.1f ms, %s", self._pattern.name, target.name, heads, ms, found.reason)
         return found
@@ -106,7 +114,8 @@ class GpuPlanner:
         square = sizes.n_q == sizes.n_k
         called = sizes if heads.widths is None else dataclasses.replace(sizes, dk=heads.widths[0], dv=heads.widths[1])
         tiles = {} if device is None else self.tiles_of(heads, target, called, device)
-        kernels = self.kernels(heads, target, square, None, tiles)
+        before = self._pattern.align == "end" and sizes.n_q > sizes.n_k
+        kernels = self.kernels(heads, target, square, None, tiles, before)
         walk = kernels.problem.by_query
         if not isinstance(walk, AskedTiles):
             return kernels

@@ -39,7 +39,9 @@ def _windows(start: Tensor, end: Tensor, n_q: int, n_k: int, align: Align) -> tu
     row, row_end = (start - offset).clamp(min=0), (end - offset).clamp(max=n_q)
     of_keys = torch.stack([row, torch.maximum(row_end, row), start, end, row + offset - start], 1)
     key = torch.arange(n_q, device=start.device) + offset
-    of_queries = of_keys[:, :, key.clamp(max=max(n_k - 1, 0))] if n_k else of_keys.new_zeros((len(start), 5, n_q))
-    none = key >= n_k  # queries past the last key belong to no document
+    of_queries = (
+        of_keys[:, :, key.clamp(min=0, max=max(n_k - 1, 0))] if n_k else of_keys.new_zeros((len(start), 5, n_q))
+    )
+    none = (key < 0) | (key >= n_k)  # queries before the first key and past the last belong to no document
     empty = torch.zeros_like(of_queries)
     return torch.where(none, empty, of_queries).int().contiguous(), of_keys.int().contiguous()

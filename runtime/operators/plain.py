@@ -28,7 +28,7 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
 from attnc.runtime.settings import SETTINGS
-from attnc.runtime.transforms import cast_for_autocast, is_forward_mode
+from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
 
 Call: TypeAlias = "tuple[Sequence[Tensor], str, float | None]"
 """The pattern's inputs in its order, its text, and the scale."""
@@ -92,7 +92,10 @@ def by_kernels(
 
     q, k, v = cast_for_autocast(planner.pattern.name, q, k, v)
     check_tensors(q, k, v)
-    return differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
+    dtype = q.dtype
+    q, k, v = wide_in_interpreter(planner.pattern.name, q, k, v)
+    out, lse = differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
+    return out.to(dtype), lse
 
 
 def refuse_device(q: Tensor) -> None:

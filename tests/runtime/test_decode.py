@@ -366,3 +366,27 @@ def test_memory_of_plans_is_bounded() -> None:
         attention.decode(q[:, :, :1], k, v, kv_len=n)
     (planner,) = steps_of(attention._last_rows._planner)._planners._values.values()
     assert len(planner._kept._values) <= SETTINGS.plans
+
+
+# --- under autocast --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("pattern", ["causal", "softcap", "hybrid_window_linear"])
+def test_autocast_casts_as_a_call_does(pattern: str, backend: Any) -> None:
+    """Fails where q, k_cache and v_cache of several types are refused, or fp32 stays fp32."""
+    attend: Any = compile_attention(pattern, backend=backend, **({"window": 8} if "window" in pattern else {}))
+    q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
+    one = {"g": -torch.rand(1, 20, 2), "gate": torch.rand(1, 20, 2)} if "hybrid" in pattern else {}
+    state = {"state": attend.init_state(1, 2, 16, 16)} if "hybrid" in pattern else {}
+    for run, queries in ((attend.decode, 4), (attend.prefill, 20)):
+        if state and run == attend.decode:
+            continue  # its states would be those of the tokens before
+        given = q[:, :, -queries:]
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            found = run(given, k.bfloat16(), v, kv_len=20, **one, **state)
+        with torch.no_grad():
+            wanted = run(given.bfloat16(), k.bfloat16(), v.bfloat16(), kv_len=20, **one, **state)
+        found, wanted = (x[0] if isinstance(x, tuple) else x for x in (found, wanted))
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, wanted)

@@ -516,3 +516,45 @@ def test_strict_refuses_keys_beyond_the_last_and_twice() -> None:
         torch.testing.assert_close(calls[False](q, k, v, cached=wrong, since=since), wanted)
         with pytest.raises(ArgumentError, match=message):
             calls[True](q, k, v, cached=wrong, since=since)
+
+
+@pytest.mark.parametrize(
+    ("visible", "wrong"),
+    [
+        (
+            "any(kept[q // 8, i] == k // 8 for i in n) and k <= q",
+            {(0, 0): "0 twice", (-1, 1): "-1, and blocks", (3, 1): "3"},
+        ),
+        (
+            "any(k // 8 == kept[q // 8, i] for i in n) and k <= q",
+            {(2, 2): "2 twice", (-7, 1): "-7, and blocks", (1, 9): "9"},
+        ),
+        ("any(kept[q // 8, i] == k for i in n)", {(19, 19): "19 twice", (20, 1): "20, and keys are numbered 0 to 19"}),
+        (
+            "any(kept[q // 8, i] == (k + 4) // 8 for i in n)",
+            {(1, 1): "1 twice", (3, 1): "3, and no key asks for others than 0 to 2"},
+        ),
+    ],
+)
+def test_strict_refuses_lists_of_each_query(visible: str, wrong: dict[tuple[int, int], str]) -> None:
+    """Fails where lists that are found by the query's block are not looked at."""
+    text = f"pattern listed\n    input kept: int[rows, n]\n    align end\n    visible {visible}\n"
+    run: Any = compile_attention(text, strict=True)
+    qkv, kept = made(20), torch.tensor([[0, 1], [1, 0], [0, 2]])
+    torch.testing.assert_close(run(*qkv, kept=kept), run.reference(*qkv, kept=kept))
+    for entries, message in wrong.items():
+        given = kept.clone()
+        given[1] = torch.tensor(entries)
+        with pytest.raises(ArgumentError, match=rf"`kept` of `listed` holds {message}"):
+            run(*qkv, kept=given)
+        compile_attention(text)(*qkv, kept=given)
+
+
+def test_strict_reads_lists_along_their_own_axis() -> None:
+    run: Any = compile_attention(
+        "pattern across\n    input kept: int[n, rows]\n    visible any(kept[i, q // 8] == k // 8 for i in n)\n",
+        strict=True,
+    )
+    run(*made(20), kept=torch.tensor([[0, 0, 0], [1, 1, 1]]))
+    with pytest.raises(ArgumentError, match="holds 1 twice in one list"):
+        run(*made(20), kept=torch.tensor([[0, 0, 1], [1, 1, 1]]))

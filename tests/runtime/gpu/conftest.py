@@ -4,13 +4,18 @@ Triton decides when it is imported whether its own functions are interpreted, an
 are. So `tests/conftest.py` imports it with TRITON_INTERPRET=1, before anyone else does; here that is set while a test
 of this folder runs and at no other time: tests elsewhere, in the same worker or in a process of theirs, do not see it.
 A test that compiles for a GPU needs a process of its own whose environment has no TRITON_INTERPRET.
+
+Unset memory is poisoned in every test of this folder.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 
 import pytest
+
+from poison import poisoned
 
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
 
@@ -19,3 +24,10 @@ collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of this test run in the interpreter."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """What reads memory that nobody wrote gets NaN."""
+    with poisoned():
+        yield

@@ -138,14 +138,32 @@ def test_what_has_no_kernels_says_what_to_do() -> None:
     with pytest.raises(UnsupportedError, match="pages of 10 tokens: kernels take pages of a power of two"):
         pages = k.reshape(5, 2, 10, 16), v.reshape(5, 2, 10, 16)
         causal.decode(q[:, :, -1:], *pages, kv_len=50, block_table=torch.arange(5)[None])
-    with pytest.raises(ArgumentTypeError, match=r"k_cache has strides .* kernels need multiples of 16 bytes"):
-        odd = torch.randn(1, 2, 50, 17)[..., :16]
-        causal.decode(q[:, :, -1:], odd, odd, kv_len=50)
     with pytest.raises(ArgumentError, match="kv_len of batch entry 0 is 51"):
         causal.decode(q[:, :, -1:], k, v, kv_len=51)
 
 
 # --- what was wrong once ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["slots", "pages"])
+@pytest.mark.parametrize("widths", [(5, 5), (16, 7)], ids=str)
+def test_widths_that_a_call_pads(widths: tuple[int, int], kind: str) -> None:
+    """Fails where a cache whose rows begin at no multiple of 16 bytes is refused."""
+    q, k, v = (torch.randn(2, 4, 48, width) for width in (widths[0], *widths))
+    attention, reference = (compile_attention("causal", backend=backend) for backend in ("triton", "reference"))
+    table = torch.arange(6).reshape(2, 3) if kind == "pages" else None
+    caches = (k, v) if table is None else [x.reshape(2, 4, 3, 16, -1).transpose(1, 2).flatten(0, 1) for x in (k, v)]
+    out, lse = attention.decode(q[:, :, -2:], *caches, kv_len=48, block_table=table, return_lse=True)
+    wanted, of_wanted = reference(q, k, v, return_lse=True)
+    torch.testing.assert_close(out, wanted[:, :, -2:])
+    torch.testing.assert_close(lse, of_wanted[:, :, -2:])
+
+
+def test_rows_that_lie_anywhere() -> None:
+    odd = torch.randn(1, 2, 50, 17)[..., :16]
+    whole = odd.contiguous()
+    run = compile_attention("causal", backend="triton").decode
+    torch.testing.assert_close(run(odd[:, :, -1:], odd, odd, kv_len=50), run(whole[:, :, -1:], whole, whole, kv_len=50))
 
 
 def test_calls_are_checked_where_nothing_is_planned() -> None:

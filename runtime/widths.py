@@ -1,0 +1,59 @@
+"""The sizes of vectors and matrices, without their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from attnc.compiler import ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.lowering.specialise import Slices, Window, specialise
+from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.values import rank
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What sizes come from: the widths of q, k and v, the shapes of real inputs, and numbers the same for all lanes."""
+
+    vectors: Mapping[str, int]
+    inputs: Mapping[str, Sequence[int]]
+    integer: Callable[[ir.Index], int]
+
+    def of(self, node: ir.Value) -> tuple[int, ...]:
+        """The sizes of a value: none for a number, one for a vector, two for a matrix."""
+        if not rank(node):
+            return ()
+        match node:
+            case ir.Vec():
+                return (self.vectors[node.tensor],)
+            case ir.Element():
+                return tuple(self.inputs[node.tensor.name][len(node.indices) :])
+            case ir.Part():
+                return (self.of(node.vector)[0] // node.of,)
+            case ir.Outer():
+                return (*self.of(node.left), *self.of(node.right))
+            case ir.Eye():
+                return (self.integer(node.size),) * 2
+            case ir.Pick():
+                return self.of(node.vector)[1:]
+            case _:
+                inner = [self.of(c) for c in node.children() if isinstance(c, ir.VALUES) and rank(c) >= rank(node)]
+                return max(inner, key=len, default=())
+
+
+def of_out(relations: Relations, inputs: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """The width of what an attention gives, where no row is there to tell; `inputs` are the shapes of real ones."""
+    node, shape = relations.pattern.attend, relations.shape
+
+    def integer(index: ir.Index) -> int:
+        window = Window(0, 0, shape.n_q, shape.n_k, 0)
+        found = specialise(index, relations.sizes, Slices({}), window, batch=0, head=0, group=1)
+        return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])
+
+    if node.stack is not None:
+        return (integer(node.stack[2]) - integer(node.stack[1]),)
+    return Widths({"q": shape.dk, "k": shape.dk, "v": shape.dv}, inputs, integer).of(node.value)
+
+
+__all__ = ["Widths", "of_out"]

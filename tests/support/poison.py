@@ -1,0 +1,20 @@
+"""Memory that nobody has written holds NaN, or the largest integer: what reads it is always wrong, not by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """All that torch allocates unset (`empty`, `empty_like`, `new_empty`, `empty_strided`) is filled, here and inside
+    torch's own operators."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.utils.deterministic.fill_uninitialized_memory is True by default
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
