@@ -25,6 +25,7 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import named_target, planned_target
 from attnc.runtime.lengths import natural_length
+from attnc.runtime.picture_limits import check_mask_size
 from attnc.runtime.reference_plan import reference_plan
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.candidates import Wish
     from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
     from attnc.runtime.floors import Floor
+    from attnc.runtime.recurrent.call import Recurrent
     from attnc.runtime.simulating import Device
 
 
@@ -58,9 +60,10 @@ class Shown(Compiled):
         and has a leading batch dimension.
 
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
-        say.
+        say. Raises ArgumentError for a mask of more than 4 GiB.
         """
         self._refuse_states("mask")
+        check_mask_size(n_q, n_q if n_k is None else n_k)
         if self._pattern.selections:
             return self._mask_of_chosen(n_q, n_k, head, q, k, v, inputs)
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
@@ -69,6 +72,35 @@ class Shown(Compiled):
         batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
         masks = [self._mask(sizes, inputs, b, head) for b in range(sizes.batch if batched else 1)]
         return torch.stack(masks) if batched else masks[0]
+
+    @property
+    def recurrents(self) -> tuple[Recurrent, ...]:
+        """The recurrence, or the branches with a state; none for most patterns."""
+        if self._general.recurrent is not None:
+            return (self._general.recurrent,)
+        return () if self._steps is None else tuple(self._steps.stateful)
+
+    def branch_masks(
+        self, n_q: int, n_k: int, *, head: int, heads: int, head_dim: int, **inputs: object
+    ) -> list[tuple[str, Tensor]]:
+        """Each branch that has tokens for keys, by name, with its relation: bool (n_q, n_k), of the first batch entry.
+
+        Where a selection decides, `inputs` have vectors `q` and `k` as well.
+        """
+        if self._steps is None or not self._pattern.nodes:
+            return []
+        q, k = inputs.pop("q", None), inputs.pop("k", None)
+        sizes = self._sizes(n_q, n_k, heads, None, inputs, at_least=head + 1, head_dim=head_dim)
+        whole: Mapping[str, object] = inputs
+        if self._pattern.selections:
+            assert isinstance(q, Tensor) and isinstance(k, Tensor)
+            sizes, given, chosen = self._chosen(q, k, k, None, inputs)
+            whole = {**given, **chosen}
+        found = []
+        for node, relations in self._steps.relations(sizes, whole):
+            if node.keys is None:
+                found.append((node.name, torch.from_numpy(relations.mask(0, head, 0, n_q, 0, n_k))))
+        return found
 
     def _mask_of_chosen(
         self,
@@ -216,7 +248,7 @@ class Shown(Compiled):
         dtype: torch.dtype | None = None,
         device: str = "h100",
         stage: Literal["forward", "backward", "decode"] = "forward",
-        baseline: Literal["full", "causal"] = "full",
+        baseline: Literal["full", "causal"] | None = None,
         tile: tuple[int, int] | None = None,
         order: Literal["natural", "bricks", "residues"] | None = None,
         **inputs: object,
@@ -225,6 +257,7 @@ class Shown(Compiled):
 
         `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this one.
         `dtype`: bf16 unless given, fp32 on the CPU. `tile` (queries, keys) and `order` leave the search less to choose.
+        `baseline`: the dense rival; None: causal attention if no query sees a key behind its own position, else full.
         Of a recurrence: a `RecurrenceSimulation`, against dense causal attention whatever `baseline` says; sizes of its
         own are given by name, `slots=64`.
 
@@ -272,7 +305,7 @@ class Shown(Compiled):
         inputs: Mapping[str, object],
         machine: Device,
         stage: Pass,
-        baseline: Baseline,
+        baseline: Baseline | None,
         wish: Wish,
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import Wish
@@ -297,7 +330,7 @@ class Shown(Compiled):
         inputs: Mapping[str, object],
         machine: Device,
         stage: Pass,
-        baseline: Baseline,
+        baseline: Baseline | None,
         wish: Wish,
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import Wish
@@ -342,9 +375,12 @@ class Shown(Compiled):
         return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
-        """The pattern at length n as an SVG: element view, tile view, keys per row."""
-        self._refuse_states("picture")
+        """The pattern at length n as an SVG: element view, tile view, keys per row; with a state, branch by branch."""
+        from attnc.runtime.pictures.branch_svg import branches_svg
+        from attnc.runtime.pictures.branches import make_branches
         from attnc.runtime.pictures.draw import draw, to_svg
 
         check_counts(0, n=n, head=head)
+        if self.recurrents:
+            return branches_svg(make_branches(self, n, n, inputs, head=head))
         return to_svg(draw(self, n, None, head=head, **inputs))
