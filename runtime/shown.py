@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from attnc.compiler.simulation.candidates import Wish
     from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
     from attnc.runtime.floors import Floor
-    from attnc.runtime.recurrent.call import Recurrent
     from attnc.runtime.simulating import Device
 
 
@@ -72,35 +71,6 @@ class Shown(Compiled):
         batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
         masks = [self._mask(sizes, inputs, b, head) for b in range(sizes.batch if batched else 1)]
         return torch.stack(masks) if batched else masks[0]
-
-    @property
-    def recurrents(self) -> tuple[Recurrent, ...]:
-        """The recurrence, or the branches with a state; none for most patterns."""
-        if self._general.recurrent is not None:
-            return (self._general.recurrent,)
-        return () if self._steps is None else tuple(self._steps.stateful)
-
-    def branch_masks(
-        self, n_q: int, n_k: int, *, head: int, heads: int, head_dim: int, **inputs: object
-    ) -> list[tuple[str, Tensor]]:
-        """Each branch that has tokens for keys, by name, with its relation: bool (n_q, n_k), of the first batch entry.
-
-        Where a selection decides, `inputs` have vectors `q` and `k` as well.
-        """
-        if self._steps is None or not self._pattern.nodes:
-            return []
-        q, k = inputs.pop("q", None), inputs.pop("k", None)
-        sizes = self._sizes(n_q, n_k, heads, None, inputs, at_least=head + 1, head_dim=head_dim)
-        whole: Mapping[str, object] = inputs
-        if self._pattern.selections:
-            assert isinstance(q, Tensor) and isinstance(k, Tensor)
-            sizes, given, chosen = self._chosen(q, k, k, None, inputs)
-            whole = {**given, **chosen}
-        found = []
-        for node, relations in self._steps.relations(sizes, whole):
-            if node.keys is None:
-                found.append((node.name, torch.from_numpy(relations.mask(0, head, 0, n_q, 0, n_k))))
-        return found
 
     def _mask_of_chosen(
         self,
@@ -377,10 +347,10 @@ class Shown(Compiled):
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row; with a state, branch by branch."""
         from attnc.runtime.pictures.branch_svg import branches_svg
-        from attnc.runtime.pictures.branches import make_branches
+        from attnc.runtime.pictures.branches import has_states, make_branches
         from attnc.runtime.pictures.draw import draw, to_svg
 
         check_counts(0, n=n, head=head)
-        if self.recurrents:
+        if has_states(self):
             return branches_svg(make_branches(self, n, n, inputs, head=head))
         return to_svg(draw(self, n, None, head=head, **inputs))

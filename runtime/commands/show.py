@@ -20,7 +20,7 @@ from attnc.runtime.commands.patterns import (
 from attnc.runtime.lengths import SHORT, natural_length
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branch_text import branches_text
-from attnc.runtime.pictures.branches import BranchesDrawing, make_branches
+from attnc.runtime.pictures.branches import BranchesDrawing, has_states, make_branches
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
 from attnc.runtime.pictures.tile_map import TileMap, make_tile_map
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     n_q = args.n_q or natural_length(attention.bound, otherwise) or otherwise
     n_k = args.n_k or n_q
     inputs = given_inputs(attention.bound, args.inputs, n_q, n_k)
-    if attention.recurrents and not args.tiles:
+    if has_states(attention) and not args.tiles:
         return _run_branches(args, attention, make_branches(attention, n_q, n_k, inputs, head=args.head))
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))

@@ -293,7 +293,7 @@ def _check_kind(args: argparse.Namespace, asked: Asked, attention: Attention) ->
     if not has_states(attention.pattern):
         return
     kind = "is a recurrence" if attention.pattern.recur is not None else "has branches with a state"
-    for option, given in (("--tile", args.tile), ("--order", args.order), ("-o", args.out), ("--slider", args.slider)):
+    for option, given in (("--tile", args.tile), ("--order", args.order), ("--slider", args.slider)):
         if given is not None:
             raise UsageError(f"{option} {given}: of patterns without states; `{attention.name}` {kind}")
     if args.inputs:

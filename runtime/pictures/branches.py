@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,16 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attnc.compiler.attentions import stateful_alone
+from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.print_simulation import size
-from attnc.runtime.call import input_tensors
+from attnc.runtime.call import Sizes, input_tensors
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.picture_limits import check_drawn_length
 from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, Case, drawn_case, subtitle_of
 from attnc.runtime.pictures.drawing import extents, percent
+from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.steps import Steps
 from attnc.spec.errors import AttncError
 
 if TYPE_CHECKING:
-    from attnc.runtime.recurrent.call import Recurrent
     from attnc.runtime.shown import Shown
 
 Shares = NDArray[np.float64]
@@ -72,7 +75,7 @@ class BranchesDrawing:
 
 def has_states(attention: Shown) -> bool:
     """Whether a pattern is drawn branch by branch, as it has a state."""
-    return bool(attention.recurrents)
+    return attention.pattern.recur is not None or bool(attention.pattern.stateful)
 
 
 def make_branches(
@@ -86,7 +89,9 @@ def make_branches(
     check_drawn_length(max(n_q, n_k))
     if n_q != n_k:
         raise ArgumentError(f"{n_q:,} queries and {n_k:,} keys: a state is drawn with as many queries as keys")
-    width = FEWEST if any(one.derived is None for one in attention.recurrents) else WIDTH
+    steps = Steps(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
+    recurrents = _recurrents(attention.pattern)
+    width = FEWEST if any(one.derived is None for one in recurrents) else WIDTH
     case = drawn_case(attention, n_q, n_k, inputs, head, all_inputs=True, width=width)
     if attention.pattern.nodes and n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(
@@ -98,10 +103,9 @@ def make_branches(
             f"a picture of a state over {n_q:,} tokens of {case.heads} heads would need {size(trial)} for the values "
             f"alone, and {size(LARGEST_TRIAL)} is the most: draw fewer tokens"
         )
-    masks = attention.branch_masks(n_q, n_k, head=head, heads=case.heads, head_dim=width, **case.inputs)
-    views = [_seen(name, mask) for name, mask in masks]
+    views = [] if steps is None else [_seen(name, mask) for name, mask in _masks(attention, steps, n_q, case, width)]
     notes = [*case.notes, "a state: what is left of a token's value, with the same query and key at every token"]
-    for recurrent in attention.recurrents:
+    for recurrent in recurrents:
         try:
             shares = _left(recurrent, n_q, case, width)
         except AttncError as error:
@@ -111,9 +115,27 @@ def make_branches(
     return BranchesDrawing(attention.name, subtitle_of(attention.bound, case), n_q, n_k, tuple(views), tuple(notes))
 
 
-def _seen(name: str, mask: Tensor) -> BranchView:
+def _recurrents(pattern: Pattern) -> list[Recurrent]:
+    """The recurrence, or the branches with a state."""
+    if pattern.recur is not None:
+        return [Recurrent(pattern, pattern.recur, strict=False)]
+    return [Recurrent(stateful_alone(pattern, recur), recur, strict=False) for recur in pattern.stateful]
+
+
+def _masks(attention: Shown, steps: Steps, n: int, case: Case, width: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Each branch that has tokens for keys, with its relation (queries, keys), of the first batch entry."""
+    inputs = dict(case.inputs)
+    if attention.pattern.selections:
+        q, k = inputs.pop("q"), inputs.pop("k")
+        inputs |= attention.chosen(q, k, k, **inputs)
+    sizes = Sizes(n, n, 1, case.heads, case.heads, width, width, "float32")
+    for node, relations in steps.relations(sizes, inputs):
+        if node.keys is None:
+            yield node.name, relations.mask(0, case.head, 0, n, 0, n)
+
+
+def _seen(name: str, seen: NDArray[np.bool_]) -> BranchView:
     """The view of a branch with keys."""
-    seen = mask.numpy()
     cell = 1
     while -(-max(seen.shape) // cell) > SQUARES:
         cell *= 2
