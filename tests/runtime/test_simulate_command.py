@@ -204,7 +204,7 @@ def test_break_even_is_where_the_pattern_differs_from_its_rival() -> None:
     ],
 )
 def test_the_default_rival(spec: str, baseline: str) -> None:
-    params = {"window": 64} if spec == "sliding_window" else {}
+    params: dict[str, Any] = {"window": 64} if spec == "sliding_window" else {}
     assert compile_attention(spec, **params).simulate(2048, heads=2).baseline == baseline
 
 

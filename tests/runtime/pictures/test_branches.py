@@ -28,6 +28,7 @@ def drawn(spec: str, n: int, **params: object) -> BranchesDrawing:
 def test_a_decay_is_drawn_as_it_is() -> None:
     """A state that halves at every token: 1/2^distance is left, and nothing of later tokens."""
     (view,) = drawn(HALVES, 12).views
+    assert view.shares is not None
     q, k = np.arange(12)[:, None], np.arange(12)[None]
     np.testing.assert_allclose(view.shares, np.where(q >= k, 0.5 ** np.maximum(q - k, 0), 0), atol=1e-6)
     np.testing.assert_allclose(view.left, 0.5 ** np.arange(12), atol=1e-6)
