@@ -43,8 +43,8 @@ Each has a page with its text, its picture in elements and tiles, the tiles at i
 there, and how it grows. The headline is the first preset, as far as it is known the setting of its paper's main result,
 at its grid, its paper's length or 16,384 tokens; a few are shorter, where what has to be counted is long. Bounds are
 [those of `attnc simulate`](simulate.md) for the forward pass on an H100: a model of published figures, **nothing here
-was measured**. `element` counts visible pairs alone, `tile` whole tiles, `predicted` all that the model knows; of
-recurrences they are against dense causal attention.
+was measured**. `element` counts visible pairs alone, `tile` whole tiles, `predicted` all that the model knows. The
+rival is dense causal attention for recurrences and for patterns that show no key behind its query, else full attention.
 
 {contents}
 

@@ -1,9 +1,10 @@
 """Train a small byte-level transformer at context 4096 on a CPU, its attention compiled from ten lines of `.attn`.
 
 The text is one that every machine with Python has: the source of the standard library. The script prints the pattern
-and its plan, draws it, trains, and times a training step against the same model with dense attention under that mask.
+and its plan, draws it, trains, and times it against PyTorch: dense attention under the same mask, dense causal
+attention, which sees every byte before, and, forward alone, compiled FlexAttention, which has no gradient on a CPU.
 
-    python examples/byte_lm.py              under three minutes on two cores
+    python examples/byte_lm.py              about three minutes on two cores
     python examples/byte_lm.py --quick      a few seconds, at context 512
 """
 
@@ -17,6 +18,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -123,6 +125,33 @@ def dense(attend: Attention, length: int) -> AttentionFunction:
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """PyTorch's dense causal attention: no window, every byte sees all bytes before it."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def flex(config: Config) -> AttentionFunction:
+    """FlexAttention with the same window, compiled for one shape, forward alone: on a CPU it has no gradient.
+
+    Raises RuntimeError where torch cannot compile it, for want of a C++ compiler for instance.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (q - k < config.window)
+
+    block_mask = create_block_mask(seen, None, None, config.context, config.context, device="cpu")
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = compiled(q.detach(), k.detach(), v.detach(), block_mask=block_mask)
+        return out
+
+    x = torch.zeros(1, config.heads, config.context, config.width // config.heads)
+    attend(x, x, x)
+    return attend
+
+
 # --- the text --------------------------------------------------------------------------------------------------------
 
 
@@ -152,7 +181,7 @@ class Trainer:
         self.model = ByteTransformer(config)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95))
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, config.learning_rate, total_steps=config.steps + 2 * config.rounds + 3, pct_start=0.15
+            self.optimizer, config.learning_rate, total_steps=config.steps + 3 * config.rounds + 4, pct_start=0.15
         )
 
     def step(self, tokens: Tensor, targets: Tensor, attention: AttentionFunction) -> float:
@@ -256,14 +285,34 @@ def compare(runs: Mapping[str, Callable[[], object]], rounds: int, until: float)
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
-    """Median, least and most of each, and the ratio of the medians."""
+    """Median, least and most of each, and how much faster the first is than each of the others."""
     print(title)
     for name, times in seconds.items():
         median = statistics.median(times)
-        spread = f"{min(times) * 1e3:.0f} to {max(times) * 1e3:.0f}, {len(times)} runs"
-        print(f"  {name:<22} {median * 1e3:8.0f} ms   ({spread})")
-    ours, theirs = (statistics.median(times) for times in seconds.values())
-    print(f"  {theirs / ours:.2f} times as fast" if ours <= theirs else f"  {ours / theirs:.2f} times as SLOW")
+        spread = f"{min(times) * 1e3:.1f} to {max(times) * 1e3:.1f}, {len(times)} runs"
+        print(f"  {name:<22} {median * 1e3:8.1f} ms   ({spread})")
+    (first, ours), *others = seconds.items()
+    for name, theirs in others:
+        print(f"  {first} against {name}: {ratio_text(ours, theirs)}")
+
+
+def ratio_text(ours: list[float], theirs: list[float]) -> str:
+    """How much faster ours is: the median of the ratios of runs that followed each other, the least and the most.
+
+    No ratio where these lie further apart than the ratio is large, or where there is one run alone.
+    """
+    if min(len(ours), len(theirs)) < 2:
+        return "no ratio: one run says nothing of the spread"
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    slow = statistics.median(ratios) < 1
+    if slow:
+        ratios = [1 / ratio for ratio in ratios]
+    ratio, low, high = statistics.median(ratios), min(ratios), max(ratios)
+    if high - low >= ratio:
+        return "no ratio: it differs between runs by more than itself; the machine is busy"
+    if low <= 1 <= high:
+        return f"no difference beyond the spread ({low:.2f} to {high:.2f})"
+    return f"{ratio:.2f} times as {'SLOW' if slow else 'fast'} ({low:.2f} to {high:.2f})"
 
 
 def attention_alone(config: Config, attention: AttentionFunction) -> Callable[[], None]:
@@ -288,6 +337,47 @@ def positive(text: str) -> int:
 # --- the whole -------------------------------------------------------------------------------------------------------
 
 
+TRAINING, STEPS, ALONE = 0.55, 0.8, 0.9
+"""Shares of the budget at which training, timing of steps and timing of attention alone end."""
+
+
+def why_it_ended(done: int, config: Config) -> str:
+    """A sentence on the number of steps."""
+    if done == config.steps:
+        return f"trained for all {done} steps"
+    spent = TRAINING * config.budget
+    return (
+        f"training stopped at step {done} of {config.steps}: it may take {spent:.0f} s of the {config.budget:.0f} s "
+        f"for everything, and this machine is slower or busy; --budget {2 * config.budget:.0f} gives it twice the time"
+    )
+
+
+def forward_alone(config: Config, attention: AttentionFunction) -> Callable[[], None]:
+    """Forward of one layer's attention."""
+    shape = (1, config.heads, config.context, config.width // config.heads)
+    q, k, v = (torch.randn(shape) for _ in range(3))
+
+    def run() -> None:
+        with torch.no_grad():
+            attention(q, k, v)
+
+    return run
+
+
+def forward_rivals(
+    config: Config, rivals: Mapping[str, AttentionFunction], *, quick: bool
+) -> dict[str, AttentionFunction]:
+    """The rivals of a forward, and compiled FlexAttention where it can be compiled; a line says why where it is not."""
+    if quick:
+        print("compiled FlexAttention: left out of --quick, as compiling it takes longer than all the rest")
+        return dict(rivals)
+    try:
+        return {**rivals, "compiled FlexAttention": flex(config)}
+    except RuntimeError as error:
+        print(f"compiled FlexAttention: torch does not compile it here: {str(error).splitlines()[0]}")
+        return dict(rivals)
+
+
 def show_pattern(attend: Attention, config: Config, picture: Path) -> None:
     """The pattern's text, what is going to run, and a picture."""
     print(f"{PATTERN.name}\n\n{PATTERN.read_text(encoding='utf-8')}")
@@ -296,7 +386,7 @@ def show_pattern(attend: Attention, config: Config, picture: Path) -> None:
     print(f"\npicture written to {picture.resolve()}\n")
 
 
-def run(config: Config, picture: Path) -> bool:
+def run(config: Config, picture: Path, *, quick: bool) -> bool:
     """Everything; whether the loss fell."""
     begun = time.perf_counter()
     attend = compile_attention(PATTERN, window=config.window)
@@ -309,7 +399,8 @@ def run(config: Config, picture: Path) -> bool:
         f"text: {len(text) / 1e6:.1f} MB of Python's standard library; model: {config.layers} layers, width "
         f"{config.width}, {parameters / 1e6:.2f} M parameters; context {config.context} bytes, window {config.window}"
     )
-    losses = train(trainer, config, text, attend, begun + 0.6 * config.budget)
+    losses = train(trainer, config, text, attend, begun + TRAINING * config.budget)
+    print(why_it_ended(len(losses), config))
     few = max(len(losses) // 10, 1)
     first, last = statistics.mean(losses[:few]), statistics.mean(losses[-few:])
     print(
@@ -319,19 +410,20 @@ def run(config: Config, picture: Path) -> bool:
 
     masked = dense(attend, config.context)
     tokens, targets = next(excerpts(text, config.context, config.seed + 1))
-    step = {
-        "attnc": lambda: trainer.step(tokens, targets, attend),
-        "SDPA with the mask": lambda: trainer.step(tokens, targets, masked),
-    }
+    rivals: dict[str, AttentionFunction] = {"attnc": attend, "SDPA with the mask": masked, "causal SDPA": causal}
+    step = {name: partial(trainer.step, tokens, targets, one) for name, one in rivals.items()}
     report(
         "one training step (forward, backward, update), the same model:",
-        compare(step, config.rounds, begun + 0.9 * config.budget),
+        compare(step, config.rounds, begun + STEPS * config.budget),
     )
-    alone = {
-        "attnc": attention_alone(config, attend),
-        "SDPA with the mask": attention_alone(config, masked),
-    }
-    report("attention alone (one layer, forward and backward):", compare(alone, config.rounds, begun + config.budget))
+    alone = {name: attention_alone(config, one) for name, one in rivals.items()}
+    title = "attention alone (one layer, forward and backward):"
+    report(title, compare(alone, config.rounds, begun + ALONE * config.budget))
+    forward = forward_rivals(config, rivals, quick=quick)
+    runs = {name: forward_alone(config, one) for name, one in forward.items()}
+    title = "attention alone (one layer, forward):"
+    report(title, compare(runs, config.rounds, max(begun + config.budget, time.perf_counter() + 2)))
+    print("causal SDPA has no window: every byte sees all bytes before it, which is another model")
     print(f"on {platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
     return last < first
 
@@ -354,7 +446,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     if given.steps is not None:
         config = replace(config, steps=given.steps)
     begun = time.perf_counter()
-    fell = run(config, given.picture)
+    fell = run(config, given.picture, quick=given.quick)
     print(f"{time.perf_counter() - begun:.0f} s in all")
     if not fell:
         print("error: the loss did not fall; something is broken", file=sys.stderr)

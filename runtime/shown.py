@@ -25,6 +25,7 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.given import Given
 from attnc.runtime.gpu.targets import named_target, planned_target
 from attnc.runtime.lengths import natural_length
+from attnc.runtime.picture_limits import check_mask_size
 from attnc.runtime.reference_plan import reference_plan
 
 if TYPE_CHECKING:
@@ -62,13 +63,14 @@ class Shown(Compiled):
         and has a leading batch dimension.
 
         `heads` matters only to a relation that reads the number of heads; it defaults to what the parameters and inputs
-        say. `cu_seqlens`, as in a call: several sequences in one.
+        say. `cu_seqlens`, as in a call: several sequences in one. Raises ArgumentError for a mask of more than 4 GiB.
         """
         if "cu_seqlens" in inputs and self._form != "packed":
             return self._on_sequences().mask(
                 n_q, n_k, head=head, heads=heads, kv_heads=kv_heads, q=q, k=k, v=v, **inputs
             )
         self._refuse_states("mask")
+        check_mask_size(n_q, n_q if n_k is None else n_k)
         if self._pattern.selections:
             return self._mask_of_chosen(n_q, n_k, head, q, k, v, inputs)
         sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, at_least=head + 1)
@@ -227,7 +229,7 @@ class Shown(Compiled):
         dtype: torch.dtype | None = None,
         device: str = "h100",
         stage: Literal["forward", "backward", "decode"] = "forward",
-        baseline: Literal["full", "causal"] = "full",
+        baseline: Literal["full", "causal"] | None = None,
         tile: tuple[int, int] | None = None,
         order: Literal["natural", "bricks", "residues"] | None = None,
         **inputs: object,
@@ -236,6 +238,7 @@ class Shown(Compiled):
 
         `device`: a machine's name ("a100", "h100", "h200", "b200"), a file that describes one, or "cpu", this one.
         `dtype`: bf16 unless given, fp32 on the CPU. `tile` (queries, keys) and `order` leave the search less to choose.
+        `baseline`: the dense rival; None: causal attention if no query sees a key behind its own position, else full.
         Of a recurrence: a `RecurrenceSimulation`, against dense causal attention whatever `baseline` says; sizes of its
         own are given by name, `slots=64`.
 
@@ -283,7 +286,7 @@ class Shown(Compiled):
         inputs: Mapping[str, object],
         machine: Device,
         stage: Pass,
-        baseline: Baseline,
+        baseline: Baseline | None,
         wish: Wish,
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import Wish
@@ -308,7 +311,7 @@ class Shown(Compiled):
         inputs: Mapping[str, object],
         machine: Device,
         stage: Pass,
-        baseline: Baseline,
+        baseline: Baseline | None,
         wish: Wish,
     ) -> Simulation:
         from attnc.compiler.simulation.candidates import Wish
@@ -353,9 +356,12 @@ class Shown(Compiled):
         return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
-        """The pattern at length n as an SVG: element view, tile view, keys per row."""
-        self._refuse_states("picture")
+        """The pattern at length n as an SVG: element view, tile view, keys per row; with a state, branch by branch."""
+        from attnc.runtime.pictures.branch_svg import branches_svg
+        from attnc.runtime.pictures.branches import has_states, make_branches
         from attnc.runtime.pictures.draw import draw, to_svg
 
         check_counts(0, n=n, head=head)
+        if has_states(self):
+            return branches_svg(make_branches(self, n, n, inputs, head=head))
         return to_svg(draw(self, n, None, head=head, **inputs))

@@ -19,6 +19,7 @@ from attnc.compiler.simulation.cpu import Cpu, simulate_cpu
 from attnc.compiler.simulation.gpu import simulate_gpu
 from attnc.compiler.simulation.machine import Machine, find_machine
 from attnc.compiler.simulation.problem import Problem, problem_of
+from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.cpu import calibration
@@ -61,7 +62,7 @@ def simulated(
     device: Device,
     plan: Callable[[], Plan],
     stage: Pass,
-    baseline: Baseline,
+    baseline: Baseline | None,
     wish: Wish,
 ) -> Simulation:
     """The ladder of a call of these relations; `plan` makes the plan of the CPU's executor.
@@ -70,32 +71,38 @@ def simulated(
     """
     check_asked(stage, baseline, wish, on_cpu=isinstance(device, Cpu))
     problem = problem_of(attends, name, params, sizes.n_k)
-    check_baseline(problem, baseline)
+    baseline = baseline_of(problem, baseline)
     if isinstance(device, Machine):
         return simulate_gpu(problem, device, stage, baseline, wish)
     nodes = max(sum(1 for _ in walk(relations.pattern.attend.visible)) for relations in attends)
     return simulate_cpu(problem, plan(), device, nodes, stage, baseline)
 
 
-def check_asked(stage: Pass, baseline: Baseline, wish: Wish, *, on_cpu: bool) -> None:
+def check_asked(stage: Pass, baseline: Baseline | None, wish: Wish, *, on_cpu: bool) -> None:
     """Raise ArgumentError where one of them is none."""
     if stage not in PASSES:
         raise ArgumentError(f"stage is {stage!r}: it must be {', '.join(map(repr, PASSES))}")
-    if baseline not in ("full", "causal"):
-        raise ArgumentError(f'baseline is {baseline!r}: it must be "full" or "causal"')
+    if baseline not in (None, "full", "causal"):
+        raise ArgumentError(f'baseline is {baseline!r}: it must be "full", "causal" or None')
     if wish.order not in (None, "natural", "bricks", "residues"):
         raise ArgumentError(f'order is {wish.order!r}: it must be "natural", "bricks" or "residues"')
     if on_cpu and wish != Wish():
         raise ArgumentError("tile and order are chosen for GPUs; on the CPU the plan chooses them")
 
 
-def check_baseline(problem: Problem, baseline: Baseline) -> None:
-    """Raise ArgumentError where causal attention shows less than the pattern."""
+def baseline_of(problem: Problem, baseline: Baseline | None) -> Baseline:
+    """Return the dense rival: the one asked for, or else causal attention if it shows all that the pattern shows.
+
+    Raises ArgumentError where causal attention is asked for and shows less than the pattern.
+    """
+    if baseline is None:
+        return "causal" if problem.is_causal else "full"
     if baseline == "causal" and not problem.is_causal:
         raise ArgumentError(
             f'baseline="causal": `{problem.pattern}` shows keys behind their queries, so that causal attention is no '
-            f'rival of it; leave it at "full"'
+            f'rival of it; use "full"'
         )
+    return baseline
 
 
 def growth(bound: BoundProgram, pattern: Pattern, heads: int | None) -> Growth:
@@ -130,18 +137,25 @@ def floors(bound: BoundProgram, sizes: Sizes, inputs: Mapping[str, object]) -> t
     return find_floors(bound, sizes.batch * sizes.heads * sizes.n_q * sizes.n_k, count)
 
 
+def differs(found: Simulation) -> bool:
+    """Whether the pattern shows fewer pairs than its dense rival; a recurrence, which has no pairs, always differs."""
+    return isinstance(found, RecurrenceSimulation) or found.rungs[0].speedup > 1.0
+
+
 def break_even(at: Callable[[int], Simulation], longest: int) -> int | None:
     """The least length, to an eighth, at which the prediction beats dense attention, and does so at twice the length.
 
     None where no length does, up to `longest`. Powers of two are tried, then what lies between the last that loses and
-    the first that wins. Lengths that `require` refuses count as lost.
+    the first that wins. Lengths count as lost that `require` refuses, or at which the pattern shows the same pairs as
+    its rival.
     """
     known: dict[int, bool] = {}
 
     def wins(n: int) -> bool:
         if n not in known:
             try:
-                known[n] = at(n).speedup > 1.0
+                found = at(n)
+                known[n] = found.speedup > 1.0 and differs(found)
             except SpecError:
                 known[n] = False
         return known[n]

@@ -39,7 +39,7 @@ from attnc.runtime.selections.counted import besides, deciding
 from attnc.runtime.selections.listed import blocks_of
 from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.selections.tokens import tokens_of
-from attnc.runtime.simulating import Device, check_baseline
+from attnc.runtime.simulating import Device, baseline_of
 from attnc.spec.program import Value
 
 MOST_MEMBERS = 8
@@ -60,7 +60,7 @@ def simulated_choices(
     inputs: Mapping[str, object],
     device: Device,
     stage: Pass,
-    baseline: Baseline,
+    baseline: Baseline | None,
 ) -> Simulation:
     """The ladder of a pattern that chooses; `open_relations` and `plan` are those of all that may be chosen.
 
@@ -69,7 +69,7 @@ def simulated_choices(
     """
     open_relations, stands_for = _some_members(open_relations)
     problem = problem_of([own for _, own in open_relations], pattern.name, params, sizes.n_k)
-    check_baseline(problem, baseline)
+    baseline = baseline_of(problem, baseline)
     works: dict[str, _Attention] = {}
     known: set[str] = set()
     at_once = ON_DEVICE if isinstance(device, Machine) else AT_ONCE

@@ -17,7 +17,7 @@ from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulatio
 from attnc.compiler.simulation.simulation import Baseline, Choice, Pass, Rung, RungName, Simulation, Traffic
 from attnc.runtime.call import Sizes
 from attnc.runtime.recurrent.call import Recurrent
-from attnc.runtime.simulating import check_baseline
+from attnc.runtime.simulating import baseline_of
 from attnc.runtime.simulating_recurrences import simulated_recurrence
 from attnc.spec.program import Value
 
@@ -33,7 +33,7 @@ def simulated_states(
     sizes: Sizes,
     machine: Machine,
     stage: Pass,
-    baseline: Baseline,
+    baseline: Baseline | None,
     inputs: Mapping[str, object],
 ) -> Simulation:
     """The ladder of such a pattern; `stateful` is one branch at least.
@@ -45,7 +45,7 @@ def simulated_states(
     if not attends:
         return _joined(name, states)
     problem = problem_of([own for _, own in attends], name, params, sizes.n_k)
-    check_baseline(problem, baseline)
+    baseline = baseline_of(problem, baseline)
     apart = [
         simulate_gpu(problem_of([own], node.name, params, sizes.n_k), machine, stage, baseline) for node, own in attends
     ]

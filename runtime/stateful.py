@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from attnc.runtime import serving_states
 from attnc.runtime.call import check_counts
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, UnsupportedError
-
-if TYPE_CHECKING:
-    from attnc.runtime.recurrent.call import Recurrent
 
 States: TypeAlias = "dict[str, Tensor]"
 """The states of a recurrence by name, (B, H, …) in fp32 (fp64 for calls in fp64)."""
@@ -32,14 +29,14 @@ class Stateful(Compiled):
         """
         recurrent = self._general.recurrent
         if recurrent is not None:
-            return _derived(recurrent)
+            return recurrent.derivation
         branches = () if self._steps is None else self._steps.stateful
         if not branches:
             raise self._has_no_state()
         lines = []
         for branch in branches:
             member = "" if branch.recur.member is None else f"[{branch.recur.member}]"
-            lines += [f"branch {branch.recur.name}{member}", textwrap.indent(_derived(branch), "    ")]
+            lines += [f"branch {branch.recur.name}{member}", textwrap.indent(branch.derivation, "    ")]
         return "\n".join(lines)
 
     def init_state(
@@ -98,10 +95,6 @@ class Stateful(Compiled):
     def _with_state(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, state: object, inputs: Mapping[str, object]
     ) -> tuple[Tensor, States]: ...
-
-
-def _derived(recurrent: Recurrent) -> str:
-    return str(recurrent.derived) if recurrent.derived is not None else f"token by token: {recurrent.reason}"
 
 
 __all__ = ["Stateful", "States"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -36,8 +37,67 @@ def test_byte_lm(tmp_path: Path) -> None:
     assert "executor cpu: pieces" in done.stdout
     assert str(tmp_path / "byte_lm.svg") in done.stdout
     assert (tmp_path / "byte_lm.svg").read_text(encoding="utf-8").startswith("<svg")
-    assert len(re.findall(r"times as (fast|SLOW)", done.stdout)) == 2
+    for rival in ("SDPA with the mask", "causal SDPA"):
+        said = re.findall(rf"attnc against {rival}: (.*)", done.stdout)
+        assert len(said) == 3
+        assert all(re.match(r"[\d.]+ times as (fast|SLOW) \(|no ratio: |no difference beyond", one) for one in said)
+    assert "compiled FlexAttention: left out of --quick" in done.stdout
+    assert "trained for all 12 steps" in done.stdout
     assert "training 12/12" in done.stderr, "progress is shown without a terminal too"
+
+
+def byte_lm() -> ModuleType:
+    spec = spec_from_file_location("byte_lm", EXAMPLES / "byte_lm.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["byte_lm"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ([1.0, 1.0, 1.0], [2.0, 2.1, 1.9], "2.00 times as fast (1.90 to 2.10)"),
+        ([2.0, 2.0, 2.0], [1.0, 1.0, 1.25], "2.00 times as SLOW (1.60 to 2.00)"),
+        (
+            [1.0, 1.0, 1.0],
+            [1.1, 3.0, 0.9],
+            "no ratio: it differs between runs by more than itself; the machine is busy",
+        ),
+        ([1.0, 1.0, 1.0], [1.1, 1.05, 0.95], "no difference beyond the spread (0.95 to 1.10)"),
+        ([1.0], [2.0], "no ratio: one run says nothing of the spread"),
+    ],
+)
+def test_byte_lm_prints_no_ratio_that_the_spread_hides(ours: list[float], theirs: list[float], said: str) -> None:
+    assert byte_lm().ratio_text(ours, theirs) == said
+
+
+def test_byte_lm_says_why_it_stops() -> None:
+    demo = byte_lm()
+    assert demo.why_it_ended(200, demo.Config()) == "trained for all 200 steps"
+    assert demo.why_it_ended(156, demo.Config()) == (
+        "training stopped at step 156 of 200: it may take 77 s of the 140 s for everything, and this machine is "
+        "slower or busy; --budget 280 gives it twice the time"
+    )
+
+
+def test_byte_lm_has_flex_attention_beside_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is raced where it can be compiled; else a line says why it is not."""
+    demo = byte_lm()
+    attention = object()
+    monkeypatch.setattr(demo, "flex", lambda config: attention)
+    rivals = demo.forward_rivals(demo.Config(), {"attnc": None}, quick=False)
+    assert rivals == {"attnc": None, "compiled FlexAttention": attention}
+
+    def fails(config: object) -> object:
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(demo, "flex", fails)
+    assert demo.forward_rivals(demo.Config(), {"attnc": None}, quick=False) == {"attnc": None}
+    assert "compiled FlexAttention: torch does not compile it here: no C++ compiler\n" in capsys.readouterr().out
 
 
 def test_byte_lm_says_when_the_loss_does_not_fall(tmp_path: Path) -> None:

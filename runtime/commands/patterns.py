@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -63,6 +64,17 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     from attnc.runtime.attention import compile_attention
 
     return compile_attention(args.spec, preset=args.preset, tune=tune, **params)  # type: ignore[arg-type]
+
+
+def whole_number(text: str) -> int:
+    """Return the number of tokens that a length option says: `8192`, `8k` (8,192) or `1m` (1,048,576).
+
+    Raises argparse.ArgumentTypeError, which argparse puts behind the name of the option.
+    """
+    found = re.fullmatch(r"\s*([+-]?\d+)([kKmM]?)\s*", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number: write it as in 8192, 8k or 1m")
+    return int(found[1]) * {"": 1, "k": 1 << 10, "m": 1 << 20}[found[2].lower()]
 
 
 def _pair(text: str, option: str, example: str) -> tuple[str, str]:

@@ -15,8 +15,12 @@ from attnc.runtime.commands.patterns import (
     compiled,
     given_inputs,
     value_json,
+    whole_number,
 )
 from attnc.runtime.lengths import SHORT, natural_length
+from attnc.runtime.pictures.branch_svg import branches_svg
+from attnc.runtime.pictures.branch_text import branches_text
+from attnc.runtime.pictures.branches import BranchesDrawing, has_states, make_branches
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
 from attnc.runtime.pictures.tile_map import TileMap, make_tile_map
@@ -36,10 +40,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--len",
         dest="n_q",
         metavar="N",
-        type=int,
-        help=f"queries (default {SHORT}, with --tiles {LONG}, or what the tokens say)",
+        type=whole_number,
+        help=f"queries, as in 16384 or 16k (default {SHORT}, with --tiles {LONG}, or what the tokens say)",
     )
-    parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
+    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: as many as queries)")
     parser.add_argument("--head", metavar="H", type=int, default=0, help="the head to draw (default 0)")
     parser.add_argument("--tile", metavar="N", type=int, help="side of a tile (default: by the length, at most 128)")
     parser.add_argument(
@@ -59,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     n_q = args.n_q or natural_length(attention.bound, otherwise) or otherwise
     n_k = args.n_k or n_q
     inputs = given_inputs(attention.bound, args.inputs, n_q, n_k)
+    if has_states(attention) and not args.tiles:
+        return _run_branches(args, attention, make_branches(attention, n_q, n_k, inputs, head=args.head))
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))
     drawing = make_drawing(attention, n_q, n_k, inputs, head=args.head, tile=args.tile)
@@ -72,6 +78,42 @@ def run(args: argparse.Namespace) -> int:
         color, unicode = console.has_color(sys.stdout), console.has_unicode(sys.stdout)
         print(to_text(drawing, console.columns(), color, unicode=unicode))
     return console.FINE
+
+
+def _run_branches(args: argparse.Namespace, attention: Attention, found: BranchesDrawing) -> int:
+    """Draw the branches of a pattern that has states."""
+    if args.out is not None:
+        args.out.write_text(branches_svg(found), encoding="utf-8")
+    if args.json:
+        console.print_json(_branches_json(attention, found, args))
+    elif args.out is not None:
+        print(f"{args.out}: {'; '.join(f'{view.name}: {view.words[0]}' for view in found.views)}")
+    else:
+        print(branches_text(found, console.columns(), unicode=console.has_unicode(sys.stdout)))
+    return console.FINE
+
+
+def _branches_json(attention: Attention, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
+    return {
+        "pattern": attention.name,
+        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
+        "queries": found.n_q,
+        "keys": found.n_k,
+        "head": args.head,
+        "branches": [
+            {
+                "name": view.name,
+                "visible": view.visible,
+                "state": view.visible is None,
+                "tokens_apart": view.cell,
+                "left": list(view.left),
+                "words": list(view.words),
+            }
+            for view in found.views
+        ],
+        "notes": list(found.notes),
+        "file": None if args.out is None else str(args.out),
+    }
 
 
 def _run_tiles(args: argparse.Namespace, attention: Attention, found: TileMap) -> int:

@@ -13,8 +13,8 @@ from attnc.compiler.simulation.recurrent.print_found import print_found
 from attnc.compiler.simulation.simulation import PASSES, Simulation
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern
-from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, Answer, Even, cases_of
+from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, whole_number
+from attnc.runtime.commands.simulate_cases import HEADS, LENGTH, Answer, cases_of, rival_text
 from attnc.runtime.commands.simulate_json import answer_json
 from attnc.runtime.commands.simulate_report import report
 from attnc.runtime.report.page import write_report
@@ -23,8 +23,14 @@ from attnc.runtime.report.page import write_report
 def add(parser: argparse.ArgumentParser) -> None:
     """The arguments of `simulate`."""
     add_pattern(parser)
-    parser.add_argument("--len", dest="n_q", metavar="N", type=int, help=f"queries (default {LENGTH}, or the grid's)")
-    parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
+    parser.add_argument(
+        "--len",
+        dest="n_q",
+        metavar="N",
+        type=whole_number,
+        help=f"queries, as in 16384 or 16k (default {LENGTH}, or the grid's)",
+    )
+    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: as many as queries)")
     add_grid(parser)
     parser.add_argument("--heads", metavar="H", type=int, help=f"query heads (default {HEADS})")
     parser.add_argument("--kv-heads", metavar="H", type=int, help="key and value heads (default: as many)")
@@ -44,7 +50,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pass", dest="stage", metavar="NAME", default="forward", help=f"{', '.join(PASSES)}")
     parser.add_argument(
-        "--baseline", metavar="NAME", default="full", help="the dense rival: full, causal, or both (default full)"
+        "--baseline",
+        metavar="NAME",
+        help="the dense rival: full, causal, or both (default: causal where the pattern shows no key behind its query)",
     )
     parser.add_argument("--tile", metavar="QxK", help="only these tiles, as in 128x64")
     parser.add_argument("--order", metavar="NAME", help="only this order of tokens: natural, bricks, residues")
@@ -92,12 +100,12 @@ def run(args: argparse.Namespace) -> int:
     cases = cases_of(args)
     answer = cases.answer()
     if args.out is not None:
-        write_report(args.out, report(cases, answer, _even_in_words(answer.even), args.slider))
+        write_report(args.out, report(cases, answer, _even_in_words(answer), args.slider))
     if args.json:
         console.print_json(answer_json(answer))
     elif args.out is not None:
         main = answer.main
-        print(f"{args.out}: {main.pattern}, {times(main.speedup)} as fast as dense attention on {main.title}")
+        print(f"{args.out}: {main.pattern}, {times(main.speedup)} as fast as {rival_text(main)} on {main.title}")
     else:
         print(_in_words(answer))
     return console.FINE
@@ -106,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 def _in_words(answer: Answer) -> str:
     lines = [_printed(answer.main), f"growth    {_growth(answer)}"]
     lines += [f"floor     {floor}" for floor in answer.floors]
-    lines.append(f"break-even {_even_in_words(answer.even)}")
+    lines.append(f"break-even {_even_in_words(answer)}")
     lines += [f"input     {name}: {words}" for name, words in answer.examples.items()]
     if answer.others:
         beside = [answer.main, *answer.others]
@@ -134,10 +142,11 @@ def _growth(answer: Answer) -> str:
     return growth.law + ("" if growth.pairs is None else f"; visible pairs {growth.pairs}")
 
 
-def _even_in_words(even: Even) -> str:
+def _even_in_words(answer: Answer) -> str:
+    even = answer.even
     if isinstance(even, str):
         return f"not asked: {even}"
-    return "never, up to this length" if even is None else f"from {even:,} tokens on it beats dense attention"
+    return "never, up to this length" if even is None else f"from {even:,} tokens on it beats {rival_text(answer.main)}"
 
 
 def _name(one: Simulation) -> str:

@@ -15,15 +15,23 @@ from attnc.compiler.growth.growth import Growth
 from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.call import own_sizes
+from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.calls import check_heads, dtype_of
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import compiled, given_inputs, grid_params, has_free_length, length_of
+from attnc.runtime.commands.patterns import (
+    compiled,
+    given_inputs,
+    grid_params,
+    has_free_length,
+    length_of,
+    whole_number,
+)
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.floors import Floor
-from attnc.runtime.simulating import break_even
+from attnc.runtime.simulating import break_even, differs
 from attnc.spec.errors import AttncError
 
 LENGTH = 16384
@@ -62,10 +70,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """Everything that a command line asks for. `examples`: words about the inputs that were made. A recurrence has a
-    `growth` of its own."""
+    """Everything that a command line asks for. `rivals`: the simulation against each dense rival, None where
+    there is none. `examples`: words about the inputs that were made. A recurrence has a `growth` of its own."""
 
     main: Simulation
+    rivals: Mapping[Baseline, Simulation | None]
     even: Even
     floors: tuple[Floor, ...]
     growth: Growth | None
@@ -83,7 +92,7 @@ class Cases:
     attention: Attention
     n: int
     devices: Sequence[str]
-    baselines: Sequence[Baseline]
+    baselines: Sequence[Baseline | None]
     examples: dict[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -95,7 +104,14 @@ class Cases:
         """All of it."""
         growth = None if has_states(self.attention.pattern) else self.attention.growth(heads=self.main.shape.heads)
         return Answer(
-            self.main, self._even(), self._floors(), growth, self._others(), self._swept(), dict(self.examples)
+            self.main,
+            self._rivals() if self.args.json else {},
+            self._even(),
+            self._floors(),
+            growth,
+            self._others(),
+            self._swept(),
+            dict(self.examples),
         )
 
     def at(
@@ -163,6 +179,21 @@ class Cases:
         inputs: dict[str, Any] = {**self._inputs(self.attention, self.n, n_k, 1)}
         return self.attention.floors(self.n, n_k, **inputs)
 
+    def _rivals(self) -> dict[Baseline, Simulation | None]:
+        """The simulation against full and against causal attention; None where that rival is not simulated.
+
+        Causal attention is no rival of a pattern that shows keys behind their queries, full attention none of a
+        recurrence.
+        """
+        main = self.main
+        found: dict[Baseline, Simulation | None] = {"full": None, "causal": None}
+        for baseline in found:
+            if baseline == main.baseline:
+                found[baseline] = main
+            elif main.causal and not isinstance(main, RecurrenceSimulation):
+                found[baseline] = self.at(baseline=baseline)
+        return found
+
     def _others(self) -> list[Simulation]:
         """Other baselines, other devices, and other patterns on all of them."""
         found = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
@@ -196,7 +227,10 @@ class Cases:
         if any(text.partition("=")[2].strip().startswith("[") for text in self.asked.inputs):
             return "its inputs are given for one length"
         try:
-            return break_even(self.at, self.n)
+            even = break_even(self.at, self.n)
+            if even is None and not differs(self.main):
+                return f"at this length it shows the same pairs as its rival, {rival_text(self.main)}"
+            return even
         except (AttncError, MachineError) as error:
             return str(error).splitlines()[0]
 
@@ -234,6 +268,11 @@ def _asked(args: argparse.Namespace) -> Asked:
     return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
 
+def rival_text(found: Simulation) -> str:
+    """The dense attention that a simulation is compared with."""
+    return "causal attention" if found.baseline == "causal" else "dense attention"
+
+
 def has_states(pattern: Pattern) -> bool:
     """Whether tokens update a state, in a branch or altogether."""
     return pattern.recur is not None or bool(pattern.stateful)
@@ -254,7 +293,7 @@ def _check_kind(args: argparse.Namespace, asked: Asked, attention: Attention) ->
     if not has_states(attention.pattern):
         return
     kind = "is a recurrence" if attention.pattern.recur is not None else "has branches with a state"
-    for option, given in (("--tile", args.tile), ("--order", args.order), ("-o", args.out), ("--slider", args.slider)):
+    for option, given in (("--tile", args.tile), ("--order", args.order), ("--slider", args.slider)):
         if given is not None:
             raise UsageError(f"{option} {given}: of patterns without states; `{attention.name}` {kind}")
     if args.inputs:
@@ -282,7 +321,9 @@ def _tile(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _baselines(text: str) -> list[Baseline]:
+def _baselines(text: str | None) -> list[Baseline | None]:
+    if text is None:
+        return [None]
     if text == "both":
         return ["full", "causal"]
     if text not in ("full", "causal"):
@@ -295,7 +336,7 @@ def sweep_of(text: str) -> tuple[str, list[int]]:
     found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+[kKmM]?)\s*\.\.\s*(\d+[kKmM]?)\s*", text)
     if found is None:
         raise UsageError(f"--sweep {text}: write a name and a range, as in --sweep len=1k..1m")
-    low, high = (_number(found[i]) for i in (2, 3))
+    low, high = (whole_number(found[i]) for i in (2, 3))
     if not 1 <= low <= high:
         raise UsageError(f"--sweep {text}: the range must begin at 1 or above and not end before it begins")
     values: list[int] = []
@@ -303,8 +344,3 @@ def sweep_of(text: str) -> tuple[str, list[int]]:
         values.append(low)
         low *= 2
     return found[1], values
-
-
-def _number(text: str) -> int:
-    factor = {"k": 1 << 10, "m": 1 << 20}.get(text[-1].lower(), 1)
-    return int(text.rstrip("kKmM")) * factor

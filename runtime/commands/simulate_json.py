@@ -18,6 +18,7 @@ def answer_json(answer: Answer) -> dict[str, object]:
     even = answer.even
     return {
         **simulation_json(answer.main),
+        "rivals": {name: None if one is None else _rival_json(one) for name, one in answer.rivals.items()},
         "break_even_length": even if isinstance(even, int) else None,
         "break_even_note": even if isinstance(even, str) else None,
         **_law_json(answer),
@@ -25,6 +26,15 @@ def answer_json(answer: Answer) -> dict[str, object]:
         "examples": answer.examples,
         "compared": [simulation_json(one) for one in answer.others],
         "sweep": [{"at": name, **simulation_json(one)} for name, one in answer.sweep],
+    }
+
+
+def _rival_json(found: Simulation) -> dict[str, object]:
+    """The times of a dense rival, and how much faster the pattern is."""
+    return {
+        "dense_ms": _finite(found.dense_ms),
+        "ideal_dense_ms": _finite(found.ideal_ms),
+        "speedup": _finite(found.speedup),
     }
 
 

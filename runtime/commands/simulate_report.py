@@ -7,21 +7,27 @@ from fractions import Fraction
 
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import Machine
+from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
-from attnc.runtime.commands.simulate_cases import Answer, Cases, sweep_of
+from attnc.runtime.commands.simulate_cases import Answer, Cases, has_states, sweep_of
+from attnc.runtime.pictures.branches import make_branches
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html
 from attnc.runtime.report.point import Point
+from attnc.runtime.report.states_page import states_html
 from attnc.runtime.simulating import find_device
 from attnc.spec.errors import AttncError, SpecError
 from attnc.spec.program import ParameterRead
 
 DRAWN, MOST_DRAWN = 2048, 8192
 """Tokens of a sequence that are drawn, and of a grid, which cannot be cut."""
+
+DRAWN_WITH_STATES = 64
+"""Tokens of a picture of branches with a state."""
 
 FACTORS = (Fraction(1, 2), Fraction(1), Fraction(2))
 """Of the length and of the parameter, where the sliders stop."""
@@ -32,6 +38,8 @@ def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
 
     Raises UsageError for a slider that the pattern has no parameter for.
     """
+    if has_states(cases.attention.pattern):
+        return _of_states(cases, answer, even)
     name = _slider(cases.attention, slider)
     swept = None if cases.args.sweep is None else sweep_of(cases.args.sweep)[0]
     device = find_device(cases.devices[0])
@@ -49,11 +57,27 @@ def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
     )
 
 
+def _of_states(cases: Cases, answer: Answer, even: str) -> str:
+    """The page of a pattern with states. Its picture is of few tokens, where its length is free."""
+    main = answer.main
+    n = min(cases.n, DRAWN_WITH_STATES) if has_free_length(cases.attention.bound) else cases.n
+    inputs = given_inputs(cases.attention.bound, cases.asked.inputs, n, n)
+    growth = main.growth if isinstance(main, RecurrenceSimulation) else "not known, as a branch has a state"
+    return states_html(main, make_branches(cases.attention, n, n, inputs), growth, even)
+
+
 def _growth(growth: Growth | None) -> str:
-    assert growth is not None  # a recurrence has no report
-    formulas = [] if growth.pairs is None else [f"visible pairs {growth.pairs}"]
-    formulas += [] if growth.tiles is None else [f"live tiles of {growth.tile} × {growth.tile}: {growth.tiles}"]
-    return ". ".join([growth.law, *formulas, *growth.derivation])
+    assert growth is not None  # a pattern with states has a page of its own
+    reason = growth.law.removeprefix("no law: ")
+    known = f"The visible pairs grow as {growth.law}"
+    sentences = [known if reason == growth.law else f"No law of growth is known: {reason}"]
+    if growth.pairs is not None:
+        sentences.append(f"Of n tokens the visible pairs are {growth.pairs}")
+    if growth.tiles is not None:
+        sentences.append(f"The live tiles of {growth.tile} × {growth.tile} pairs are {growth.tiles}")
+    # A word begins a sentence with a capital, a variable such as n stays what it is.
+    sentences += [f"{line[:1].upper()}{line[1:]}" if line[1:2].isalpha() else line for line in growth.derivation]
+    return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
 
 
 def _slider(attention: Attention, wanted: str | None) -> str | None:

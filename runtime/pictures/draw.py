@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.picture_limits import check_drawn_length
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
 from attnc.runtime.pictures.survey import Counts, Steps, count_mask, count_plan
 from attnc.runtime.pictures.svg import to_svg
@@ -65,7 +66,8 @@ def make_drawing(
     """The picture of one head, and of the first batch entry; counted exactly, at any length.
 
     Inputs that are not given get an example, which the drawing's notes name. `tile` is the side of a tile; by default
-    about an eighth of the length, at most 128. Raises what a call of these sizes would raise.
+    about an eighth of the length, at most 128. Raises what a call of these sizes would raise, and ArgumentError for a
+    picture of more than 1 GiB.
     """
     tile = tile_side(n_q, n_k, tile)
     bound = attention.bound
@@ -105,17 +107,31 @@ class Case:
     notes: tuple[str, ...]
 
 
-def drawn_case(attention: Shown, n_q: int, n_k: int, inputs: Mapping[str, object], head: int) -> Case:
-    """The inputs of a picture; random vectors where content chooses. Raises ArgumentError."""
+def drawn_case(
+    attention: Shown,
+    n_q: int,
+    n_k: int,
+    inputs: Mapping[str, object],
+    head: int,
+    *,
+    all_inputs: bool = False,
+    width: int = WIDTH,
+) -> Case:
+    """The inputs of a picture: those that the relation reads, or all; random vectors where content chooses.
+
+    `width`: of the vectors of a head.
+
+    Raises ArgumentError.
+    """
     bound = attention.bound
     heads = max(head_count(bound) or 1, head + 1)
     chooses = bool(attention.pattern.selections)
-    names = None if chooses else attention.relation_inputs
-    sizes = {"dk": WIDTH, "dv": WIDTH}
+    names = None if chooses or all_inputs else attention.relation_inputs
+    sizes = {"dk": width, "dv": width}
     examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, sizes=sizes, names=names)
     given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
     if chooses:
-        given |= _vectors(heads, n_q, n_k)
+        given |= _vectors(heads, n_q, n_k, width)
     notes = (
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
         *(("chosen by the content of random vectors",) if chooses else ()),
@@ -128,13 +144,13 @@ def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
     return np.where(pairs == area, FULL, np.where(pairs == 0, EMPTY, PARTIAL)).astype(np.int8)
 
 
-def _vectors(heads: int, n_q: int, n_k: int) -> dict[str, object]:
+def _vectors(heads: int, n_q: int, n_k: int, width: int) -> dict[str, object]:
     """Random queries and keys, the same each time, by which something can be chosen."""
     if n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(f"{n_q} × {n_k} pairs: what content chooses is drawn pair by pair, {MOST_CHOSEN} at most")
     draw = torch.Generator().manual_seed(0)
     sizes = {"q": n_q, "k": n_k}
-    return {name: torch.randn((1, heads, n, WIDTH), generator=draw, dtype=torch.float64) for name, n in sizes.items()}
+    return {name: torch.randn((1, heads, n, width), generator=draw, dtype=torch.float64) for name, n in sizes.items()}
 
 
 def tile_side(n_q: int, n_k: int, tile: int | None) -> int:
@@ -143,6 +159,7 @@ def tile_side(n_q: int, n_k: int, tile: int | None) -> int:
         if value < 1:
             raise ArgumentError(f"{name} is {value!r}: a picture needs a whole number, at least 1")
     longest = max(n_q, n_k)
+    check_drawn_length(longest)
     if tile is None:
         eighth = _power_of_two(longest // 8 + 1) // 2
         return max(min(eighth, 128), 4, _power_of_two(-(-longest // TILES)))

@@ -20,6 +20,8 @@ _MOST_TILES = 64
 """Tiles drawn along a side; more are merged."""
 _LONGEST = 112
 """Characters of the relation shown."""
+_LETTER = 7.5
+"""Pixels of a letter of the relation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def to_svg(drawing: Drawing) -> str:
     said = f"{drawing.size_text}; {density}; keys per row {drawing.rows_text}"
     parts = [
         *opening(drawing.title, said, width, height),
-        *_heading(drawing),
+        *_heading(drawing, int((width - 2 * MARGIN) / _LETTER)),
         *_element_view(drawing, element),
         *_row_strip(drawing, element),
         *_tile_view(drawing, tiles),
@@ -82,12 +84,13 @@ def _view(drawing: Drawing, left: float) -> _View:
     return _View(left, _TOP, q, k, drawing.n_q, drawing.n_k)
 
 
-def _heading(drawing: Drawing) -> list[str]:
+def _heading(drawing: Drawing, room: int) -> list[str]:
+    """The title, the sizes, and as much of the relation as `room` letters hold."""
     sizes = f"{drawing.size_text}{'  ·  ' + drawing.subtitle if drawing.subtitle else ''}"
     return [
         label(MARGIN, 46, drawing.title, "ink", 22, weight=650),
         label(MARGIN, 69, sizes, "soft", 13),
-        label(MARGIN, 91, shortened(drawing.relation, _LONGEST), "code ink", 13) if drawing.relation else "",
+        label(MARGIN, 91, shortened(drawing.relation, min(room, _LONGEST)), "code ink", 13) if drawing.relation else "",
     ]
 
 

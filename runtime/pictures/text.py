@@ -100,7 +100,7 @@ def _element_view(drawing: Drawing, width: int, unicode: bool, paint: Paint) -> 
         said = (
             f"each character: {cell * tall:,} queries × {cell:,} keys, {_SHADES[unicode].strip()} by the share visible"
         )
-    body = _half_blocks(share > 0) if exact and unicode else _shaded(share, tall, unicode)
+    body = _half_blocks(share > 0) if exact and unicode else shaded(share, tall, unicode)
     bars = _bars(drawing, cell * tall, len(body), unicode)
     labels = _row_labels(drawing.n_q, cell * tall, margin)
     lines = _head(drawing, "Element view", said, cell, 1, share.shape[1], paint)
@@ -156,7 +156,7 @@ def _half_blocks(cells: NDArray[np.bool_]) -> list[str]:
     return ["".join(_HALVES[code] for code in row) for row in codes.tolist()]
 
 
-def _shaded(share: NDArray[np.float64], tall: int, unicode: bool) -> list[str]:
+def shaded(share: NDArray[np.float64], tall: int, unicode: bool) -> list[str]:
     """`tall` rows a line, each character darker the more is visible; what is visible at all never looks empty."""
     starts = np.arange(0, len(share), tall)
     mean = np.add.reduceat(share, starts, axis=0) / extents(len(share), tall)[:, None]

@@ -54,10 +54,14 @@ class TileView:
         live = f"{self.live:,} of {self.states.size:,} tiles live ({100 * share:.3g} %)"
         return f"{live}: {self.count(FULL):,} full, {self.count(PARTIAL):,} partial"
 
-    def shares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of the tiles of each square that is drawn, how many are live, and how many full."""
-        steps = [np.arange(0, side, self.factor) for side in self.states.shape]
-        area = np.outer(*(extents(side, self.factor) for side in self.states.shape))
+    def shares(self, factor: int | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The shares of live tiles and of full tiles in each square of `factor` by `factor` tiles.
+
+        None: those of the SVG, `self.factor`.
+        """
+        factor = self.factor if factor is None else factor
+        steps = [np.arange(0, side, factor) for side in self.states.shape]
+        area = np.outer(*(extents(side, factor) for side in self.states.shape))
         live, full = ((self.states != EMPTY).astype(np.int64), (self.states == FULL).astype(np.int64))
         summed = (np.add.reduceat(np.add.reduceat(x, steps[0], 0), steps[1], 1) / area for x in (live, full))
         return next(summed), next(summed)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, merge_tiles
+import numpy as np
+
+from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
 from attnc.runtime.pictures.text import TILES, TILES_ACROSS
 from attnc.runtime.pictures.tile_map import TileMap, TileView
 from attnc.runtime.plain import plain
+
+SHADES = {True: ("░░", "▒▒", "▓▓"), False: ("--", "++", "**")}
+"""Squares of which up to a third, two thirds and all of the tiles are live."""
 
 
 def tile_map_text(found: TileMap, *, unicode: bool = True) -> str:
@@ -13,22 +18,43 @@ def tile_map_text(found: TileMap, *, unicode: bool = True) -> str:
     lines = [found.title, " · ".join(part for part in (found.size_text, found.subtitle) if part)]
     for view in found.views:
         lines += ["", *_view(view, unicode)]
-    glyphs = TILES[unicode]
-    lines += [
-        "",
-        "  ".join(f"{glyphs[s]} {name}" for s, name in ((FULL, "full"), (PARTIAL, "partial"), (EMPTY, "empty"))),
-    ]
+    lines += ["", _legend(any(_factor(view) > 1 for view in found.views), unicode)]
     lines += [f"note      {note}" for note in found.notes]
     text = "\n".join(lines)
     return text if unicode else plain(text)
 
 
 def _view(view: TileView, unicode: bool) -> list[str]:
+    factor = _factor(view)
+    each = f"tiles of {view.tile:,} × {view.tile:,} pairs"
+    said = each if factor == 1 else f"each square {factor} × {factor} {each}"
+    order = "tokens as they stand" if view.order.kind == "natural" else str(view.order)
+    return [f"{order}: {said}", *_rows(view, factor, unicode), view.tiles_text]
+
+
+def _factor(view: TileView) -> int:
+    """Tiles along a side of a character pair: a power of two."""
     factor = 1
     while -(-max(view.states.shape) // factor) > TILES_ACROSS:
         factor *= 2
-    each = f"tiles of {view.tile:,} × {view.tile:,} pairs"
-    said = each if factor == 1 else f"each square {factor} × {factor} {each}"
-    rows = merge_tiles(view.states, factor).tolist()
+    return factor
+
+
+def _rows(view: TileView, factor: int, unicode: bool) -> list[str]:
+    """The squares; where a square stands for several tiles, darker the more of them are live, as in the SVG."""
     glyphs = TILES[unicode]
-    return [f"{view.order}: {said}", *("".join(glyphs[state] for state in row) for row in rows), view.tiles_text]
+    if factor == 1:
+        return ["".join(glyphs[state] for state in row) for row in view.states.tolist()]
+    live, full = view.shares(factor)
+    shades = (glyphs[EMPTY], *SHADES[unicode], glyphs[FULL])
+    levels = np.where(full == 1, len(SHADES[unicode]) + 1, np.ceil(live * len(SHADES[unicode]))).astype(int)
+    return ["".join(shades[level] for level in row) for row in levels.tolist()]
+
+
+def _legend(merged: bool, unicode: bool) -> str:
+    glyphs = TILES[unicode]
+    if not merged:
+        return "  ".join(f"{glyphs[s]} {name}" for s, name in ((FULL, "full"), (PARTIAL, "partial"), (EMPTY, "empty")))
+    thirds = zip(SHADES[unicode], ("up to a third", "up to two thirds", "up to all"), strict=True)
+    shades = ", ".join(f"{glyph} {words}" for glyph, words in thirds)
+    return f"{glyphs[FULL]} all tiles full; of the tiles are live: {shades}; {glyphs[EMPTY]} none"

@@ -64,6 +64,11 @@ class Recurrent:
                 ) from error
 
     @property
+    def derivation(self) -> str:
+        """What is derived from the steps, a line for each, or why nothing is."""
+        return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
+
+    @property
     def how(self) -> str:
         """How it runs, as a phrase."""
         if self.derived is None:

@@ -7,7 +7,7 @@ from math import inf
 from attnc.compiler.simulation.print_simulation import times
 from attnc.compiler.simulation.simulation import CHOSEN_RUNGS, RungName, Simulation
 from attnc.runtime.report.frame import Frame
-from attnc.runtime.report.markup import Markup, element, px
+from attnc.runtime.report.markup import Markup, element, joined, px
 from attnc.runtime.report.svg import figure, label
 
 WIDTH, ROW, LEFT, BAR = 1040, 54, 128, 620
@@ -38,6 +38,7 @@ def ladder_frame(simulation: Simulation) -> Frame:
         shapes[f"ladder-{rung.name}-at"] = {"x": px(LEFT + width + 10)}
         texts[f"ladder-{rung.name}"] = times(rung.speedup) + _kept(rung.speedup, above)
         texts[f"ladder-{rung.name}-lost"] = _shortened(rung.lost_to)
+        texts[f"ladder-{rung.name}-lost-in-full"] = rung.lost_to
         above = rung.speedup
     one = LEFT + BAR / top
     shapes["ladder-one"] = {"x1": px(one), "x2": px(one)}
@@ -78,4 +79,16 @@ def draw_ladder(frame: Frame) -> Markup:
             ),
             frame.text("text", f"ladder-{name}-lost", class_="quiet halo", x=LEFT + 6, y=y + 33),
         ]
-    return figure("ladder-chart", "Ladder of bounds", frame.text("desc", "ladder-said"), WIDTH, height, *parts)
+    chart = figure("ladder-chart", "Ladder of bounds", frame.text("desc", "ladder-said"), WIDTH, height, *parts)
+    return joined([chart, _in_words(frame, names)])
+
+
+def _in_words(frame: Frame, names: list[RungName]) -> Markup:
+    """The ladder as a list, which narrow screens show in place of the chart: nothing of it is shortened."""
+    parts = []
+    for name in names:
+        parts += [
+            element("dt", name, ": ", frame.text("span", f"ladder-{name}")),
+            frame.text("dd", f"ladder-{name}-lost-in-full", class_="quiet"),
+        ]
+    return element("dl", *parts, class_="narrow")

@@ -22,7 +22,7 @@ from attnc.runtime.report.point import Point, rival
 from attnc.runtime.report.roofline import draw_roofline
 from attnc.runtime.report.sweep import draw_sweep
 from attnc.runtime.report.table import table_json
-from attnc.runtime.report.tables import draw_compared, draw_notes, draw_schedule, sizes_differ
+from attnc.runtime.report.tables import draw_compared, draw_devices, draw_notes, draw_schedule, sizes_differ
 from attnc.runtime.report.tile_map import draw_tiles
 from attnc.runtime.report.timeline import NO_LOADS, draw_timeline
 
@@ -82,20 +82,21 @@ def write_report(path: str | Path, html: str) -> None:
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file of the page."""
     return (files("attnc.runtime") / "report" / name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
 def _page(report: Report, drawing: Drawing | None) -> Markup:
     simulation, frame = report.start.simulation, report.frame(report.start)
-    script = _asset("page.js")
+    script = asset("page.js")
     body = [
         _header(report, frame),
         _controls(report),
-        _card("ladder", "Ladder: from the visible pairs to the predicted time", draw_ladder(frame), scrolls=True),
+        card("ladder", "Ladder: from the visible pairs to the predicted time", draw_ladder(frame), scrolls=True),
         element("div", _pattern(report, frame), _timeline(report, frame), class_="pair"),
         element("div", _roofline(report, frame), _sweep(report, frame), class_="pair"),
-        _card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
+        card("schedule", "Schedule", draw_schedule(frame), element("h3", "Notes"), draw_notes(frame)),
         *_compared(report),
         *_still(report, drawing),
         _footer(simulation),
@@ -120,7 +121,7 @@ def _head(simulation: Simulation, script: str) -> Markup:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", f"{simulation.pattern} on {simulation.title}: attnc simulate"),
-        element("style", Markup(_asset("page.css"))),
+        element("style", Markup(asset("page.css"))),
     )
 
 
@@ -192,14 +193,15 @@ def _slider(name: str, words: str, places: Sequence[str], at: int) -> Markup:
     )
 
 
-def _card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
+def card(name: str, title: str, *parts: str, scrolls: bool = False) -> Markup:
+    """A section with its heading; `scrolls`: sideways, where it is wider than the page."""
     inside = (element("div", *parts, class_="wide"),) if scrolls else parts
     return element("section", element("h2", title, id=f"{name}-head"), *inside, id=name, aria_labelledby=f"{name}-head")
 
 
 def _pattern(report: Report, frame: Frame) -> Markup:
     has_map = any(point.drawing is not None for point in report.points)
-    return _card("pattern", "Pattern and tile classes", draw_tiles(frame, has_map=has_map))
+    return card("pattern", "Pattern and tile classes", draw_tiles(frame, has_map=has_map))
 
 
 def _timeline(report: Report, frame: Frame) -> Markup:
@@ -207,23 +209,23 @@ def _timeline(report: Report, frame: Frame) -> Markup:
     name = "SM slot" if workers == "SMs" else workers.removesuffix("s")
     has_loads = any(point.simulation.loads for point in report.points)
     drawn = draw_timeline(frame) if has_loads else element("p", NO_LOADS)
-    return _card("timeline", f"Timeline: work of every {name}", drawn)
+    return card("timeline", f"Timeline: work of every {name}", drawn)
 
 
 def _roofline(report: Report, frame: Frame) -> Markup:
     roofline = report.roofline
     if isinstance(roofline, str):
-        return _card("roofline", "Roofline", element("p", roofline))
+        return card("roofline", "Roofline", element("p", roofline))
     words = "The circle is the call; diamonds with numbers are rows of the table side by side, on the same device."
     key = [element("p", words, class_="quiet")] if roofline.others else []
-    return _card("roofline", "Roofline", draw_roofline(roofline, frame), *key)
+    return card("roofline", "Roofline", draw_roofline(roofline, frame), *key)
 
 
 def _sweep(report: Report, frame: Frame) -> Markup:
     sweep = report.sweep
     title = "Sweep" if sweep is None else f"Sweep: speedup against {sweep.axis}"
     drawn = element("p", "No sweep: one size was simulated.") if sweep is None else draw_sweep(sweep, frame)
-    return _card("sweep", title, drawn, *_texts(report))
+    return card("sweep", title, drawn, *_texts(report))
 
 
 def _texts(report: Report) -> list[Markup]:
@@ -238,7 +240,8 @@ def _compared(report: Report) -> list[Markup]:
     words = "As simulated at the start; the sliders do not move this table."
     if sizes_differ(simulations):
         words += " Not all are of one size."
-    return [_card("compared", "Side by side", draw_compared(simulations), element("p", words, class_="quiet"))]
+    beside = element("p", words, class_="quiet")
+    return [card("compared", "Side by side", draw_compared(simulations), beside, *draw_devices(simulations))]
 
 
 def _still(report: Report, drawing: Drawing | None) -> list[Markup]:
@@ -246,9 +249,10 @@ def _still(report: Report, drawing: Drawing | None) -> list[Markup]:
     if drawing is None:
         return []
     said = f"Every pair, in squares, and the keys of each query, at {drawing.size_text} (the sliders do not move it)"
-    picture = element("div", Markup(to_svg(drawing)), class_="wide")
+    relation = [element("p", drawing.relation, class_="code")] if drawing.relation else []
+    picture = element("div", *relation, element("div", Markup(to_svg(drawing)), class_="wide"))
     opened = {} if len(report.points) > 1 else {"open": ""}
-    return [_card("picture", "Picture", element("details", element("summary", said), picture, **opened))]
+    return [card("picture", "Picture", element("details", element("summary", said), picture, **opened))]
 
 
 def _footer(simulation: Simulation) -> Markup:

@@ -29,7 +29,7 @@ def _choice_row(role: str, choice: Choice) -> list[str]:
 
 def draw_schedule(frame: Frame) -> Markup:
     """The table; its first column heads the rows."""
-    return _table("Schedules", SCHEDULE, frame.rows["schedule-rows"], "schedule-rows")
+    return table("Schedules", SCHEDULE, frame.rows["schedule-rows"], "schedule-rows")
 
 
 def draw_notes(frame: Frame) -> Markup:
@@ -40,7 +40,7 @@ def draw_notes(frame: Frame) -> Markup:
 def draw_compared(simulations: Sequence[Simulation]) -> Markup:
     """A row each; their numbers are those of the roofline."""
     rows = [_compared_row(number, one) for number, one in enumerate(simulations, 1)]
-    return _table("Side by side", COMPARED, rows, "compared-rows")
+    return table("Side by side", COMPARED, rows, "compared-rows")
 
 
 def _compared_row(number: int, one: Simulation) -> list[str]:
@@ -60,12 +60,32 @@ def _compared_row(number: int, one: Simulation) -> list[str]:
     ]
 
 
+def draw_devices(simulations: Sequence[Simulation]) -> list[Markup]:
+    """Each simulation in full, one after another: what the table has in a row, and what every rung loses to."""
+    parts = []
+    for number, one in enumerate(simulations, 1):
+        params = parameters_text(one)
+        name = f"{one.pattern}({params})" if params else one.pattern
+        facts = [
+            f"{size_text(one)}; {density_text(one)} visible.",
+            f"Predicted time {ms(one.predicted_ms)}, {rival(one)} attention {ms(one.dense_ms)}: "
+            f"{times(one.speedup)} as fast. Memory moved {size(one.traffic.moved)}.",
+            *(f"{rung.name} {times(rung.speedup)}: {rung.lost_to}." for rung in one.rungs),
+            *(f"{choice}; limited by {choice.limit}." for choice in one.choices),
+            *(f"{note}." for note in one.notes),
+        ]
+        heading = element("h3", f"{number}: {name} on {one.title}")
+        parts += [heading, element("ul", *(element("li", fact) for fact in facts))]
+    return parts
+
+
 def sizes_differ(simulations: Sequence[Simulation]) -> bool:
     """Whether what is compared is not all of one size."""
     return len({size_text(one) for one in simulations}) > 1
 
 
-def _table(caption: str, head: Sequence[str], rows: Rows, name: str) -> Markup:
+def table(caption: str, head: Sequence[str], rows: Rows, name: str) -> Markup:
+    """A table whose first column heads the rows."""
     columns = [_style(title) for title in head]
     body = [element("tr", element("th", row[0], scope="row"), *map(_cell, row[1:], columns[1:])) for row in rows]
     titles = [element("th", title, scope="col", class_=style) for title, style in zip(head, columns, strict=True)]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, merge_tiles, percent
 from attnc.runtime.report.frame import Frame
-from attnc.runtime.report.markup import Markup, element, px
+from attnc.runtime.report.markup import Markup, element, joined, px
 from attnc.runtime.report.svg import figure, label
 
-WIDTH, HEIGHT = 520, 404
+WIDTH, HEIGHT = 520, 372
 LEFT, TOP, SIDE = 24, 24, 280
 KEY = 330
 """Where the key of the map begins."""
@@ -121,8 +121,8 @@ def _bar_frame(simulation: Simulation) -> Frame:
 
 def draw_tiles(frame: Frame, *, has_map: bool = True) -> Markup:
     """The map, its key, and the bar of the schedule's tiles; the bar alone where no point has a drawing."""
-    cut = 0 if has_map else BAR_TOP - 30
-    return figure(
+    cut = 0 if has_map else BAR_TOP - 8
+    chart = figure(
         "tiles-chart",
         "The pattern and its tiles",
         frame.text("desc", "map-said"),
@@ -132,6 +132,8 @@ def draw_tiles(frame: Frame, *, has_map: bool = True) -> Markup:
         *(_map(frame) if has_map else []),
         element("g", *_bar(frame), transform=f"translate(0 {-cut})"),
     )
+    # Texts of any length: lines of HTML wrap, those of an SVG are cut at its edge.
+    return joined([chart, frame.text("p", "tiles-title", class_="strong"), frame.text("p", "tiles-counts")])
 
 
 def _map(frame: Frame) -> list[Markup]:
@@ -171,9 +173,7 @@ def _key(frame: Frame) -> list[Markup]:
 
 def _bar(frame: Frame) -> list[Markup]:
     return [
-        frame.text("text", "tiles-title", class_="strong", x=0, y=BAR_TOP - 12),
         frame.shape("rect", "tiles-full", class_="tile-full", y=BAR_TOP, height=16),
         frame.shape("rect", "tiles-partial", fill="url(#report-partial)", y=BAR_TOP, height=16),
         frame.shape("rect", "tiles-empty", class_="tile-empty", y=BAR_TOP, height=16),
-        frame.text("text", "tiles-counts", class_="quiet", x=0, y=BAR_TOP + 36),
     ]

@@ -332,7 +332,6 @@ def test_tables_of_several(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("gla", ["--tile", "64x64"], "--tile 64x64: of patterns without states; `gla` is a recurrence"),
         ("gla", ["--order", "bricks"], "--order bricks: of patterns without states"),
-        ("gla", ["-o", "gla.html"], "-o gla.html: of patterns without states"),
         ("gla", ["--baseline", "both"], "--baseline both: the rival of `gla`"),
         ("gla", ["--input", "g=0"], "--input g=0: of a recurrence sizes are all that matters"),
         ("gla", ["--size", "slots=4"], "--size slots: `gla` has no such size of its own; it has none"),

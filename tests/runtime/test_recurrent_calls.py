@@ -235,7 +235,6 @@ def test_what_only_pairs_have_is_refused() -> None:
         lambda: attend.plan(4),
         attend.growth,
         lambda: attend.floors(4),
-        lambda: attend.picture(4),
         lambda: attend.decode(q[:, :, :1], k, v, kv_len=4),
         lambda: attend.prefill(q, k, v, kv_len=4),
     ]

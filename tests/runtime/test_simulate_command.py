@@ -10,6 +10,7 @@ import pytest
 
 from attnc import compile_attention
 from attnc.compiler.simulation.machine import find_machine, machine_names
+from attnc.compiler.simulation.simulation import Rung
 from attnc.runtime.cli import main
 from attnc.runtime.simulating import break_even
 from command_calls import run_json
@@ -43,8 +44,8 @@ def test_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "causal", "--len", "4096"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    told = ["causal: forward on NVIDIA H100", "times not calibrated", "element", "2.00×", "schedule  forward: tiles"]
-    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "break-even from"):
+    told = ["causal: forward on NVIDIA H100", "times not calibrated", "element", "1.00×", "schedule  forward: tiles"]
+    for said in (*told, "next best", "growth    O(n²); visible pairs n·(n + 1)/2", "shows the same pairs as its rival"):
         assert said in out
 
 
@@ -105,7 +106,7 @@ def test_examples_are_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_this_cpu(capsys: pytest.CaptureFixture[str]) -> None:
-    _, found = run_json(capsys, "simulate", "causal", "--device", "cpu", "--len", "2048", "--head-dim", "64")
+    _, found = run_json(capsys, "simulate", "causal", "--device", "cpu", "--len", "2048", "--baseline", "full")
     assert found["device"] == "cpu" and found["dtype"] == "float32"
     assert 1 <= found["rungs"][3]["speedup"] <= found["rungs"][0]["speedup"] < 2
 
@@ -129,6 +130,7 @@ def test_a_machine_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         (["causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
         (["causal", "--len", "-5"], "--len -5: give a whole number, at least 1"),
+        (["causal", "--len", "8q"], "argument --len: '8q' is no whole number: write it as in 8192, 8k or 1m"),
         (["causal", "--heads", "0"], "--heads 0: give"),
         (["causal", "--batch", "0"], "--batch 0: give"),
         (["causal", "--head-dim", "-1"], "--head-dim -1: give"),
@@ -164,8 +166,9 @@ def test_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[
 
 
 class Fake:
-    def __init__(self, speedup: float) -> None:
+    def __init__(self, speedup: float, pairs: float = 2.0) -> None:
         self.speedup = speedup
+        self.rungs = [Rung("element", pairs, "")]
 
 
 @pytest.mark.parametrize(("first", "even"), [(1, 64), (64, 64), (65, 72), (1000, 1024), (1025, 1152), (5000, None)])
@@ -174,6 +177,56 @@ def test_break_even(first: int, even: int | None) -> None:
         return Fake(2.0 if n >= first else 0.5)
 
     assert break_even(at, 4096) == even
+
+
+def test_break_even_is_where_the_pattern_differs_from_its_rival() -> None:
+    """The model's own noise is no win: up to 512 tokens a window of 512 shows what causal attention shows."""
+
+    def at(n: int) -> Any:
+        return Fake(1.5, pairs=1.0 if n <= 512 else 2.0)
+
+    assert break_even(at, 4096) == 576
+    found = compile_attention("sliding_window", window=512)
+    even = break_even(lambda n: found.simulate(n, baseline="causal"), 16384)
+    assert even is not None and found.simulate(even).rung("element").speedup > 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "baseline"),
+    [
+        ("causal", "causal"),
+        ("sliding_window", "causal"),
+        ("moba", "causal"),
+        ("full", "full"),
+        ("pattern p()\n    visible k <= q + 1\n", "full"),
+        ("gla", "causal"),
+        ("hybrid_window_linear", "causal"),
+    ],
+)
+def test_the_default_rival(spec: str, baseline: str) -> None:
+    params: dict[str, Any] = {"window": 64} if spec == "sliding_window" else {}
+    assert compile_attention(spec, **params).simulate(2048, heads=2).baseline == baseline
+
+
+def test_both_rivals_are_in_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    window = ["simulate", "sliding_window", "-p", "window=256", "--len", "4k"]
+    _, found = run_json(capsys, *window)
+    assert found["shape"]["queries"] == 4096 and found["baseline"] == "causal"
+    for baseline in ("full", "causal"):
+        _, alone = run_json(capsys, *window, "--baseline", baseline)
+        rival = found["rivals"][baseline]
+        assert rival["dense_ms"] == alone["dense_ms"] and rival["speedup"] == alone["speedup"]
+        assert rival["ideal_dense_ms"] == alone["ideal_dense_ms"]
+    _, found = run_json(capsys, "simulate", "full", "--len", "1k")
+    assert found["rivals"]["causal"] is None and found["rivals"]["full"]["speedup"] == found["speedup"]
+    _, found = run_json(capsys, "simulate", "gla", "--len", "1k")
+    assert found["rivals"]["full"] is None and found["rivals"]["causal"]["speedup"] == found["speedup"]
+
+
+def test_a_pattern_that_is_its_own_rival(capsys: pytest.CaptureFixture[str]) -> None:
+    _, found = run_json(capsys, "simulate", "causal", "--len", "1k")
+    assert found["break_even_length"] is None
+    assert found["break_even_note"] == "at this length it shows the same pairs as its rival, causal attention"
 
 
 def test_machines_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

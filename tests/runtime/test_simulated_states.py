@@ -81,5 +81,5 @@ def test_refusals() -> None:
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "hybrid_window_linear", "--len", "4096"]) == 0
     assert "growth    not known, as a branch has a state" in capsys.readouterr().out
-    assert main(["simulate", "hybrid_window_linear", "--len", "4096", "-o", "page.html"]) == 2
+    assert main(["simulate", "hybrid_window_linear", "--len", "4096", "--slider", "window"]) == 2
     assert "has branches with a state" in capsys.readouterr().err

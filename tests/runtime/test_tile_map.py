@@ -133,7 +133,7 @@ def test_text() -> None:
         "sliding_window\n"
         "64 queries x 64 keys - window = 24 - sinks = 2\n"
         "\n"
-        "natural order: tiles of 16 x 16 pairs\n"
+        "tokens as they stand: tiles of 16 x 16 pairs\n"
         "++......\n"
         "++++....\n"
         "++++++..\n"
@@ -154,3 +154,19 @@ def test_show_tiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "causal", "--tiles", "--len", "512", "-o", str(out)]) == 0
     assert "36 of 64 tiles live" in out.read_text(encoding="utf-8")
     assert "36 of 64 tiles live" in capsys.readouterr().out
+
+
+def test_the_text_tells_bricks_from_natural_order() -> None:
+    """Squares that stand for several tiles are as dark as the share of their tiles that is live."""
+    attend = compile_attention("neighborhood_2d", height=64, width=64, window=[16, 16])
+    found = make_tile_map(attend, 4096, 4096, tile=64)
+    text = tile_map_text(found)
+    natural, bricks = (text.split(f"{order}: each square 2 × 2 tiles")[1] for order in ("stand", "8×8 keys"))
+    dark = [part.split(" tiles live")[0].count("▓") for part in (natural, bricks)]
+    live = [part.split(" tiles live")[0].count("░") for part in (natural, bricks)]
+    assert dark[0] > 500 > dark[1] > 0 and live[1] > 0
+    live_share, _ = found.views[0].shares(2)
+    first = natural.splitlines()[1]
+    assert [first[2 * i] != "·" for i in range(32)] == (live_share[0] > 0).tolist()
+    assert "██ all tiles full; of the tiles are live: ░░ up to a third" in text
+    tile_map_text(found, unicode=False).encode("ascii")

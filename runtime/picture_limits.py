@@ -1,0 +1,34 @@
+"""Sizes that are refused before anything is computed, with the memory that they would need."""
+
+from __future__ import annotations
+
+from attnc.compiler.simulation.print_simulation import size
+from attnc.runtime.errors import ArgumentError
+
+LARGEST_MASK = 1 << 32
+"""Bytes of a mask at most: 65,536 queries by 65,536 keys, a byte for each pair."""
+
+ROW = 128
+"""Bytes that a picture holds for each row: its count, and its share of the plan. Measured: 120 bytes a row for `causal`
+at 1,000,000 tokens (maximum resident set of `attnc show`, less that of a picture of 64 tokens)."""
+
+LARGEST_PICTURE = 1 << 30
+"""Bytes of a picture at most: 8,388,608 rows."""
+
+
+def check_mask_size(n_q: int, n_k: int) -> None:
+    """Raise ArgumentError for a mask that needs more than `LARGEST_MASK` bytes."""
+    if n_q * n_k > LARGEST_MASK:
+        raise ArgumentError(
+            f"a mask of {n_q:,} queries × {n_k:,} keys would need {size(n_q * n_k)}, and {size(LARGEST_MASK)} is the "
+            f"most; use `plan`, which counts the visible pairs without a mask, or a shorter length"
+        )
+
+
+def check_drawn_length(longest: int) -> None:
+    """Raise ArgumentError for a picture of so many rows or keys that it needs more than `LARGEST_PICTURE` bytes."""
+    if longest * ROW > LARGEST_PICTURE:
+        raise ArgumentError(
+            f"a picture of {longest:,} tokens would need about {size(longest * ROW)}, and {size(LARGEST_PICTURE)} is "
+            f"the most: draw at most {LARGEST_PICTURE // ROW:,} tokens"
+        )

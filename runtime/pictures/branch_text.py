@@ -1,0 +1,58 @@
+"""Branches side by side as text for a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from attnc.runtime.pictures.branches import BranchesDrawing, BranchView
+from attnc.runtime.pictures.drawing import extents
+from attnc.runtime.pictures.text import Block, shaded
+from attnc.runtime.plain import plain
+
+BETWEEN = 3
+NARROWEST = 8
+"""Characters of a view at least."""
+
+
+def branches_text(drawing: BranchesDrawing, width: int = 80, *, unicode: bool = True) -> str:
+    """The views in rows as long as `width` columns hold, then the words of each; no line end at the end."""
+    lines = [drawing.title, " · ".join(part for part in (drawing.size_text, drawing.subtitle) if part)]
+    shown = [view for view in drawing.views if view.shares is not None]
+    room = max((width - BETWEEN * (len(shown) - 1)) // max(len(shown), 1), min(width, 24), NARROWEST)
+    blocks = [_view(view, room, unicode) for view in shown]
+    while blocks:
+        row = [blocks.pop(0)]
+        while blocks and sum(map(_wide, [*row, blocks[0]])) + BETWEEN * len(row) <= width:
+            row.append(blocks.pop(0))
+        lines += ["", *_beside(row)]
+    for view in drawing.views:
+        lines += ["", view.name, *(f"    {line}" for line in view.words)]
+    lines += [*([""] if drawing.notes else []), *(f"note      {note}" for note in drawing.notes)]
+    text = "\n".join(line.rstrip() for line in lines)
+    return text if unicode else plain(text)
+
+
+def _view(view: BranchView, room: int, unicode: bool) -> Block:
+    assert view.shares is not None
+    factor = 1
+    while -(-view.shares.shape[1] // factor) > room:
+        factor *= 2
+    steps = [np.arange(0, side, factor) for side in view.shares.shape]
+    area = np.outer(*(extents(side, factor) for side in view.shares.shape))
+    shares = np.add.reduceat(np.add.reduceat(view.shares, steps[0], 0), steps[1], 1) / area
+    kind = "what is visible" if view.visible is not None else "what is left"
+    head = [f"{view.name}: {kind}", f"{view.cell * factor:,} key{'' if view.cell * factor == 1 else 's'} a column"]
+    return [(len(line), line) for line in [*(line[:room] for line in head), *shaded(shares, 2, unicode)]]
+
+
+def _wide(block: Block) -> int:
+    return max(n for n, _ in block)
+
+
+def _beside(blocks: list[Block]) -> list[str]:
+    height = max(map(len, blocks))
+    columns = []
+    for block in blocks:
+        wide = _wide(block)
+        columns.append([line.ljust(wide) for _, line in block] + [" " * wide] * (height - len(block)))
+    return [(" " * BETWEEN).join(parts) for parts in zip(*columns, strict=True)]

@@ -1,0 +1,218 @@
+"""The branches of a pattern that has states, side by side: who sees whom, and for how long a state keeps a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attnc.compiler.attentions import stateful_alone
+from attnc.compiler.ir import Pattern
+from attnc.compiler.simulation.print_simulation import size
+from attnc.runtime.call import Sizes, input_tensors
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.picture_limits import check_drawn_length
+from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, Case, drawn_case, subtitle_of
+from attnc.runtime.pictures.drawing import extents, percent
+from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.steps import Steps
+from attnc.spec.errors import AttncError
+
+if TYPE_CHECKING:
+    from attnc.runtime.shown import Shown
+
+Shares = NDArray[np.float64]
+
+TRIED = 64
+"""Tokens whose way through a state is followed; between them as many are left out as it takes."""
+LARGEST_TRIAL = 1 << 28
+"""Bytes of the values of all trials together at most."""
+CHANGE = 1e-4
+"""How much a value is changed to see what of it is left. In fp64 what is left is then right to about four digits."""
+HALF = 0.5
+WIDTH, FEWEST = 8, 4
+"""Numbers of a head's vectors: of states with a derivation, and of others, whose tokens are computed one by one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchView:
+    """One branch. `shares` (rows, columns) has a square for `cell` queries by `cell` keys: the visible share of its
+    pairs; of a state, how much is left of a token's value, as a share of the most that is left of any.
+
+    `words` are lines of text: counts, or the derivation of a state. `visible`: pairs, None for a state.
+    """
+
+    name: str
+    shares: Shares | None
+    cell: int
+    words: tuple[str, ...]
+    visible: int | None
+    left: tuple[float, ...] = ()
+    """Of a state: what is left after 0, `cell`, 2·`cell` … tokens, as a share of the most that is left at any."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchesDrawing:
+    """All branches of one head at one length; the states come last."""
+
+    title: str
+    subtitle: str
+    n_q: int
+    n_k: int
+    views: tuple[BranchView, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size_text(self) -> str:
+        """Lengths."""
+        return f"{self.n_q:,} queries × {self.n_k:,} keys"
+
+
+def has_states(attention: Shown) -> bool:
+    """Whether a pattern is drawn branch by branch, as it has a state."""
+    return attention.pattern.recur is not None or bool(attention.pattern.stateful)
+
+
+def make_branches(
+    attention: Shown, n_q: int, n_k: int, inputs: Mapping[str, object], *, head: int = 0
+) -> BranchesDrawing:
+    """The branches of one head, and of the first batch entry.
+
+    Inputs that are not given get an example, which the notes name. Raises ArgumentError for sizes that are too large
+    to draw, and for other numbers of queries than of keys; and what a call of these sizes would raise.
+    """
+    check_drawn_length(max(n_q, n_k))
+    if n_q != n_k:
+        raise ArgumentError(f"{n_q:,} queries and {n_k:,} keys: a state is drawn with as many queries as keys")
+    steps = Steps(f"{attention.name}#picture", attention.pattern, False) if attention.pattern.nodes else None
+    recurrents = _recurrents(attention.pattern)
+    width = FEWEST if any(one.derived is None for one in recurrents) else WIDTH
+    case = drawn_case(attention, n_q, n_k, inputs, head, all_inputs=True, width=width)
+    if attention.pattern.nodes and n_q * n_k > MOST_CHOSEN:
+        raise ArgumentError(
+            f"{n_q:,} × {n_k:,} pairs: branches beside a state are drawn pair by pair, {MOST_CHOSEN:,} pairs at most"
+        )
+    trial = (TRIED + 1) * n_q * case.heads * width * 8
+    if trial > LARGEST_TRIAL:
+        raise ArgumentError(
+            f"a picture of a state over {n_q:,} tokens of {case.heads} heads would need {size(trial)} for the values "
+            f"alone, and {size(LARGEST_TRIAL)} is the most: draw fewer tokens"
+        )
+    views = [] if steps is None else [_seen(name, mask) for name, mask in _masks(attention, steps, n_q, case, width)]
+    notes = [*case.notes, "a state: what is left of a token's value, with the same query and key at every token"]
+    for recurrent in recurrents:
+        try:
+            shares = _left(recurrent, n_q, case, width)
+        except AttncError as error:
+            shares = None
+            notes.append(f"`{recurrent.recur.name}` is not drawn: {str(error).splitlines()[0]}")
+        views.append(_state(recurrent, shares, n_q))
+    return BranchesDrawing(attention.name, subtitle_of(attention.bound, case), n_q, n_k, tuple(views), tuple(notes))
+
+
+def _recurrents(pattern: Pattern) -> list[Recurrent]:
+    """The recurrence, or the branches with a state."""
+    if pattern.recur is not None:
+        return [Recurrent(pattern, pattern.recur, strict=False)]
+    return [Recurrent(stateful_alone(pattern, recur), recur, strict=False) for recur in pattern.stateful]
+
+
+def _masks(attention: Shown, steps: Steps, n: int, case: Case, width: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Each branch that has tokens for keys, with its relation (queries, keys), of the first batch entry."""
+    inputs = dict(case.inputs)
+    if attention.pattern.selections:
+        q, k = inputs.pop("q"), inputs.pop("k")
+        inputs |= attention.chosen(q, k, k, **inputs)
+    sizes = Sizes(n, n, 1, case.heads, case.heads, width, width, "float32")
+    for node, relations in steps.relations(sizes, inputs):
+        if node.keys is None:
+            yield node.name, relations.mask(0, case.head, 0, n, 0, n)
+
+
+def _seen(name: str, seen: NDArray[np.bool_]) -> BranchView:
+    """The view of a branch with keys."""
+    cell = 1
+    while -(-max(seen.shape) // cell) > SQUARES:
+        cell *= 2
+    area = np.outer(*(extents(n, cell) for n in seen.shape))
+    shares = _summed(seen.astype(np.int64), cell) / area
+    rows = seen.sum(1)
+    visible, total = int(seen.sum()), seen.size
+    fewest, most = int(rows.min(initial=seen.shape[1])), int(rows.max(initial=0))
+    counts = f"{fewest:,}" if fewest == most else f"{fewest:,} – {most:,}"
+    words = (f"{percent(visible / max(total, 1))} visible: {visible:,} of {total:,} pairs", f"{counts} keys per row")
+    return BranchView(name, shares, cell, words, visible)
+
+
+def _state(recurrent: Recurrent, shares: Shares | None, n: int) -> BranchView:
+    """The view of a state: what is left of tokens, how soon half of it is gone, and the derivation."""
+    member = "" if recurrent.recur.member is None else f"[{recurrent.recur.member}]"
+    cell = -(-n // TRIED)
+    left = () if shares is None else _by_distance(shares)
+    words = [] if shares is None else [_half_text(left, cell)]
+    words += ["derivation:", *recurrent.derivation.splitlines()]
+    return BranchView(f"{recurrent.recur.name}{member}", shares, cell, tuple(words), None, left)
+
+
+def _left(recurrent: Recurrent, n: int, case: Case, width: int) -> Shares:
+    """How much each query gets of the value of every `cell`-th token, as a share of the most that one gets.
+
+    One batch entry has the values as they are; in each of the others the value of one token is changed.
+    """
+    cell = -(-n // TRIED)
+    tokens = torch.arange(0, n, cell)
+    count = len(tokens) + 1
+    shape = (count, case.heads, n, width)
+    draw = torch.Generator().manual_seed(0)
+    v = torch.randn((1, *shape[1:]), generator=draw, dtype=torch.float64).repeat(count, 1, 1, 1)
+    v[torch.arange(1, count), :, tokens] += CHANGE
+    # Not all entries are equal: a state that is normalised along its rows would keep nothing of such a key.
+    line = 0.5 + torch.rand(width, generator=draw, dtype=torch.float64)
+    same = (line / line.norm()).expand(shape)
+    names = {tensor.name: tensor for tensor in recurrent.pattern.tensors}
+    inputs = {name: _repeated(case.inputs[name], names[name].dims, count) for name in names if name in case.inputs}
+    with torch.no_grad():
+        given = input_tensors(recurrent.pattern, inputs)
+        out, _ = recurrent.attend(same, same, v, inputs, given, None)
+    change = (out[1:, case.head] - out[:1, case.head]).norm(dim=-1).T.numpy() / CHANGE
+    rows = np.add.reduceat(change, np.arange(0, n, cell), axis=0) / extents(n, cell)[:, None]
+    most = float(rows.max(initial=0.0))
+    # What rounding leaves of a token that a query does not see is no share of it.
+    shares: Shares = np.where(rows > most * 1e-6, rows / most if most else rows, 0.0)
+    return shares
+
+
+def _repeated(x: Tensor, dims: tuple[object, ...], count: int) -> Tensor:
+    return x[:1].expand(count, *x.shape[1:]) if dims[:1] == ("batch",) else x
+
+
+def _by_distance(shares: Shares) -> tuple[float, ...]:
+    """The mean of what is left at each distance, as a share of the largest mean; whichever way the state runs."""
+    square = len(shares)
+    means = [max(float(np.diagonal(shares, way * d).mean()) for way in (1, -1)) for d in range(square)]
+    most = max(means, default=0.0)
+    return tuple(mean / most if most else 0.0 for mean in means)
+
+
+def _half_text(left: tuple[float, ...], cell: int) -> str:
+    peak = max(range(len(left)), key=left.__getitem__, default=0)
+    if not left or not left[peak]:
+        return "no query gets anything of another token's value"
+    gone = next((d for d in range(peak, len(left)) if left[d] < HALF), None)
+    if gone is None:
+        return f"more than half of a token's value is left after {(len(left) - 1) * cell:,} tokens"
+    tokens = "1 token" if gone * cell == 1 else f"{gone * cell:,} tokens"
+    return f"less than half of a token's value is left after {tokens}"
+
+
+def _summed(counts: NDArray[np.int64], cell: int) -> NDArray[np.int64]:
+    rows = np.add.reduceat(counts, np.arange(0, counts.shape[0], cell), axis=0)
+    return np.asarray(np.add.reduceat(rows, np.arange(0, counts.shape[1], cell), axis=1))
+
+
+__all__ = ["BranchView", "BranchesDrawing", "has_states", "make_branches"]

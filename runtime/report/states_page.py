@@ -1,0 +1,83 @@
+"""The page of a pattern with states: its branches side by side, its ladder and its schedules. Nothing on it moves."""
+
+from __future__ import annotations
+
+from attnc.compiler.simulation.print_simulation import ms, shape_text, size, times
+from attnc.compiler.simulation.simulation import Simulation
+from attnc.runtime.pictures.branch_svg import branches_svg
+from attnc.runtime.pictures.branches import BranchesDrawing
+from attnc.runtime.report.markup import Markup, element, joined
+from attnc.runtime.report.page import asset, card
+from attnc.runtime.report.point import parameters_text, rival
+from attnc.runtime.report.tables import table
+
+LADDER = ("", "speedup", "lost to")
+SCHEDULE = ("", "runs as", "limited by", "time")
+
+
+def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: str, break_even_text: str) -> str:
+    """A page that stands alone and runs no script: equal arguments give equal texts."""
+    dense = rival(simulation)
+    texts = [("Growth", growth_text), ("Break-even", break_even_text)]
+    derivations = [part for view in drawing.views for part in (element("h3", view.name), _words(view.words))]
+    rungs = [[rung.name, times(rung.speedup), rung.lost_to] for rung in simulation.rungs]
+    choices = [[one.kernel, one.how, one.limit, ms(one.ms)] for one in (*simulation.choices, *simulation.others)]
+    body = [
+        _header(simulation),
+        card("branches", "Branches", Markup(branches_svg(drawing)), scrolls=True),
+        card("derivation", "What each branch does", *derivations),
+        card("ladder", f"Ladder over ideal {dense} attention", table("Ladder", LADDER, rungs, "rungs")),
+        card("schedule", "Schedule", table("Schedules", SCHEDULE, choices, "schedule-rows")),
+        card("notes", "Notes", element("ul", *(element("li", note) for note in simulation.notes)), *map(_text, texts)),
+    ]
+    return f"<!DOCTYPE html>\n{element('html', _head(simulation), _body(body), lang='en')}\n"
+
+
+def _body(parts: list[Markup]) -> Markup:
+    return element("body", element("main", joined(parts, "\n")))
+
+
+def _head(simulation: Simulation) -> Markup:
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{simulation.pattern} on {simulation.title}: attnc simulate"),
+        element("style", Markup(asset("page.css"))),
+    )
+
+
+def _header(simulation: Simulation) -> Markup:
+    badge = [] if simulation.calibrated else [element("span", "times not calibrated", class_="badge")]
+    params = parameters_text(simulation)
+    dense, moved = rival(simulation), simulation.traffic
+    facts = [
+        ("predicted time", ms(simulation.predicted_ms), f"{dense} attention {ms(simulation.dense_ms)}"),
+        (f"as fast as {dense}", times(simulation.speedup), f"{dense} at its ideal {ms(simulation.ideal_ms)}"),
+        ("memory moved", size(moved.moved), f"{size(moved.least)} at least, {size(moved.held)} held"),
+    ]
+    return element(
+        "header",
+        element("h1", simulation.pattern),
+        element("p", f"{simulation.stage} on {simulation.title} ", *badge),
+        element("p", f"{shape_text(simulation.shape)}{' · ' + params if params else ''}", class_="quiet"),
+        element("dl", *(_fact(*fact) for fact in facts), class_="facts"),
+    )
+
+
+def _fact(words: str, number: str, beside: str) -> Markup:
+    return element(
+        "div", element("dt", words), element("dd", number, class_="large"), element("dd", beside, class_="quiet")
+    )
+
+
+def _words(lines: tuple[str, ...]) -> Markup:
+    return element("pre", "\n".join(lines))
+
+
+def _text(item: tuple[str, str]) -> Markup:
+    name, words = item
+    return element("p", element("b", f"{name}: "), words)

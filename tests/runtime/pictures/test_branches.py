@@ -1,0 +1,104 @@
+"""Patterns with states, drawn branch by branch: what is visible, and what is left of a token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+from attnc import compile_attention
+from attnc.runtime.errors import ArgumentError
+from attnc.runtime.pictures.branch_svg import branches_svg
+from attnc.runtime.pictures.branch_text import branches_text
+from attnc.runtime.pictures.branches import BranchesDrawing, make_branches
+from command_calls import run
+
+HALVES = "recurrence halves\n    state S: [dk, dv]\n    step S = S / 2 + outer(k, v)\n    read q @ S\n"
+BACK = HALVES.replace("    state", "    scan -t\n    state").replace("halves", "back")
+
+
+def drawn(spec: str, n: int, **params: object) -> BranchesDrawing:
+    return make_branches(compile_attention(spec, **params), n, n, {})  # type: ignore[arg-type]
+
+
+def test_a_decay_is_drawn_as_it_is() -> None:
+    """A state that halves at every token: 1/2^distance is left, and nothing of later tokens."""
+    (view,) = drawn(HALVES, 12).views
+    assert view.shares is not None
+    q, k = np.arange(12)[:, None], np.arange(12)[None]
+    np.testing.assert_allclose(view.shares, np.where(q >= k, 0.5 ** np.maximum(q - k, 0), 0), atol=1e-6)
+    np.testing.assert_allclose(view.left, 0.5 ** np.arange(12), atol=1e-6)
+    assert view.visible is None
+    assert view.words[1:] == ("derivation:", *compile_attention(HALVES).derivation().splitlines())
+
+
+def test_a_scan_back_is_drawn_above_the_diagonal() -> None:
+    (view,) = drawn(BACK, 8).views
+    (forward,) = drawn(HALVES, 8).views
+    assert view.shares is not None and forward.shares is not None
+    np.testing.assert_allclose(view.shares, forward.shares.T, atol=1e-6)
+
+
+def test_many_tokens_are_followed_one_in_so_many() -> None:
+    (view,) = drawn(HALVES, 130).views
+    assert view.cell == 3 and view.shares is not None and view.shares.shape == (44, 44)
+    assert view.words[0] == "less than half of a token's value is left after 3 tokens"
+
+
+def test_a_window_beside_a_state() -> None:
+    found = drawn("hybrid_window_linear", 24, window=5)
+    near, far = found.views
+    own = compile_attention("sliding_window", window=5).mask(24)
+    assert (near.name, far.name) == ("near", "far")
+    assert near.shares is not None and torch.equal(torch.from_numpy(near.shares > 0), own)
+    assert near.visible == int(own.sum())
+    assert "    S[dk, dv]: a scalar decay" in branches_text(found)
+    said = branches_text(found, 100)
+    assert "near: what is visible" in said.splitlines()[3] and "far: what is left" in said.splitlines()[3]
+    assert max(map(len, branches_text(found, 40).splitlines()[3:20])) <= 40
+    branches_text(found, unicode=False).encode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("spec", "params"),
+    [
+        ("gla", {}),
+        ("delta_net", {}),
+        ("mamba_mixer", {}),
+        ("memora_linear", {}),
+        ("spatial_mamba", {"height": 3, "width": 4}),
+    ],
+)
+def test_states_of_the_library(spec: str, params: dict[str, object]) -> None:
+    """With a derivation and without, forward and back, on a grid: each is drawn, and its picture is an SVG."""
+    found = drawn(spec, 12, **params)
+    assert all(view.shares is not None and view.shares.max() > 0 for view in found.views)
+    ElementTree.fromstring(branches_svg(found))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    done = run("show", "hybrid_window_linear", "-p", "window=8", "--len", "16")
+    assert done.status == 0 and "far: what is left" in done.out and "a scalar decay" in done.out
+    path = tmp_path / "far.svg"
+    done = run("show", "hybrid_window_linear", "-p", "window=8", "--len", "16", "-o", str(path))
+    assert done.status == 0 and done.out.startswith(f"{path}: near: ")
+    texts = [x.text for x in ElementTree.parse(path).getroot().iter("{http://www.w3.org/2000/svg}text")]
+    assert "near" in texts and "far" in texts and "derivation:" in texts
+    done = run("show", "gla", "--len", "16", "--json")
+    (branch,) = json.loads(done.out)["branches"]
+    assert done.status == 0 and branch["state"] and len(branch["left"]) == 16
+    attend = compile_attention("gla")
+    assert attend.picture(16) == branches_svg(make_branches(attend, 16, 16, {}))
+
+
+def test_refused() -> None:
+    with pytest.raises(ArgumentError, match="12 queries and 9 keys: a state is drawn with as many queries as keys"):
+        make_branches(compile_attention("gla"), 12, 9, {})
+    with pytest.raises(ArgumentError, match=r"would need 1\.94 GiB for the values alone, and 256 MiB is the most"):
+        drawn("gla", 500_000)
+    with pytest.raises(ArgumentError, match="drawn pair by pair, 16,777,216 pairs at most"):
+        drawn("hybrid_window_linear", 5000)
