@@ -35,6 +35,7 @@ from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.operators import general, plain
 from attnc.runtime.served import Served
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.transforms import cast_for_autocast, untraced, without_autocast
@@ -200,11 +201,14 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
+        traced = is_dynamo_compiling()
+        if not traced:
+            refuse_shards()
         if cu_seqlens is not None:
             own, inputs = self._on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
         else:
             own = self
-            if not (inputs or return_lse or self._skips_direct or is_dynamo_compiling()):
+            if not (inputs or return_lse or self._skips_direct or traced):
                 direct = self._planner.direct
                 out = None if direct is None else direct.attend(q, k, v, scale)
                 if out is not None:
@@ -345,6 +349,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         dtype: torch.dtype | None,
         inputs: Mapping[str, object],
     ) -> Tensor | tuple[Tensor, Tensor]:
+        refuse_shards()
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
         check_are_tensors(q, k, v)

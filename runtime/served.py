@@ -21,6 +21,7 @@ from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedEr
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
 from attnc.runtime.serving_states import How, States
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import without_autocast
 
 if TYPE_CHECKING:
@@ -227,6 +228,8 @@ class Served(Compiled):
         return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
 
     def _check_state(self, state: object, return_lse: bool) -> None:
+        if not torch.compiler.is_compiling():
+            refuse_shards()
         self._refuse_recurrence("cache: the state of a recurrence is handed on by `step`, or by `state`")
         if state is not None and not self._pattern.stateful:
             raise ArgumentTypeError(f"state: `{self.name}` has no branch with a state")

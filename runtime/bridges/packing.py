@@ -76,9 +76,7 @@ def _refuse_cache(mask: ModelMask, what: str) -> None:
         )
 
 
-def _by_lengths(
-    mask: ModelMask, batch: int, lengths: Tensor, of_keys: object, positions: Tensor | None
-) -> ModelMask:
+def _by_lengths(mask: ModelMask, batch: int, lengths: Tensor, of_keys: object, positions: Tensor | None) -> ModelMask:
     """The sequences of `cu_seq_lens_q`, (sequences + 1,) from 0 to the tokens of one batch entry."""
     if batch != 1:
         raise UnsupportedError(

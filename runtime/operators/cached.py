@@ -20,6 +20,7 @@ from attnc.runtime.operators.plain import refuse_device
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
 from attnc.runtime.serving import Result
+from attnc.runtime.sharded import refuse_shards
 
 Pair = tuple[Tensor, Tensor]
 
@@ -76,6 +77,7 @@ def _forward(
     scale: float | None,
     ring: bool,
 ) -> Pair:
+    refuse_shards()
     rows = _rows(pattern)
     named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs, strict=True)}
     with torch.no_grad():

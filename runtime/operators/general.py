@@ -26,6 +26,7 @@ from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.general import General, Result, general_of
 from attnc.runtime.operators.plain import refuse_device, visible_pairs
 from attnc.runtime.planners import planner_of
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast
 
 _LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -62,6 +63,7 @@ def attend(general: General, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Pair:
+    refuse_shards()
     what = _What(pattern, scale)
     with torch.no_grad():
         out, lse = _computed(what, q, k, v, inputs)

@@ -28,6 +28,7 @@ from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast, is_forward_mode
 
 Call: TypeAlias = "tuple[Sequence[Tensor], str, float | None]"
@@ -108,6 +109,7 @@ def refuse_device(q: Tensor) -> None:
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Planned:
+    refuse_shards()
     return Planned(planner_of(pattern).plan_of(q, k, v, inputs), _scale(q, scale))
 
 
@@ -122,6 +124,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
 def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     from attnc.runtime.gpu.work import OnGpu
 
+    refuse_shards()
     inputs, pattern, scale = call
     return OnGpu(planner_of(pattern), _scale(q, scale)).forward(q, k, v, inputs)
 
