@@ -20,6 +20,7 @@ from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
+from attnc.runtime.profiling import profiled
 from attnc.runtime.serving_states import How, States
 from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import without_autocast
@@ -141,13 +142,14 @@ class Served(Compiled):
             found = self._traced(q, k_cache, v_cache, kv_len, block_table, ring, factor, inputs)
         elif self._is_by_kernels(q):
             own = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
-            found = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
+            with profiled(self.name, "decode"):
+                found = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
         else:
             cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
             if self._is_reference:
                 found = self._prefilled(q, cache, factor, inputs)
             else:
-                with without_autocast(q):
+                with without_autocast(q), profiled(self.name, "decode"):
                     found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
         return self._lse_of(found, return_lse)
 
@@ -225,7 +227,8 @@ class Served(Compiled):
         if self._pattern.stateful:
             how: How = "reference" if self._is_reference else "gpu" if self._is_by_kernels(q) else "cpu"
             return serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
-        return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
+        with profiled(self.name, "prefill"):
+            return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
 
     def _check_state(self, state: object, return_lse: bool) -> None:
         if not torch.compiler.is_compiling():

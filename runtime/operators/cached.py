@@ -16,9 +16,10 @@ from attnc.runtime.caches import check_cache, read_cache
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.general import general_of
 from attnc.runtime.operators.general import contiguous
-from attnc.runtime.operators.plain import refuse_device
+from attnc.runtime.operators.plain import Inputs, refuse_device
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
+from attnc.runtime.profiling import profiled
 from attnc.runtime.serving import Result
 from attnc.runtime.sharded import refuse_shards
 
@@ -26,7 +27,7 @@ Pair = tuple[Tensor, Tensor]
 
 _LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor? block_table, Tensor[] inputs, "
+    "decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor? block_table, Tensor[]? inputs, "
     "str pattern, float? scale, bool ring) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -53,7 +54,7 @@ def decode(
     else:
         lengths = torch.full((q.shape[0],), kv_len, dtype=torch.int64)  # type: ignore[call-overload]
     table = block_table if block_table is None or isinstance(block_table, Tensor) else torch.as_tensor(block_table)
-    out, lse = _DECODE(q, k, v, lengths, table, tensors, step.pattern, step.scale, step.ring)
+    out, lse = _DECODE(q, k, v, lengths, table, tensors or None, step.pattern, step.scale, step.ring)
     return out, lse if step.has_lse else None
 
 
@@ -72,15 +73,15 @@ def _forward(
     v: Tensor,
     kv_len: Tensor,
     block_table: Tensor | None,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
     ring: bool,
 ) -> Pair:
     refuse_shards()
     rows = _rows(pattern)
-    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs, strict=True)}
-    with torch.no_grad():
+    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
+    with torch.no_grad(), profiled(rows.pattern.name, "decode"):
         if q.is_cuda:
             from attnc.runtime.gpu.device_cache import read_device_cache
 
@@ -104,7 +105,7 @@ def _fake(
     v: Tensor,
     kv_len: Tensor,
     block_table: Tensor | None,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
     ring: bool,
