@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.compiler import is_dynamo_compiling
 from torch.profiler import record_function
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
@@ -17,6 +18,6 @@ def is_profiling() -> bool:
 
 def profiled(name: str, what: str = "") -> AbstractContextManager[object]:
     """A row `attnc::NAME` or `attnc::NAME.WHAT` of a profiler that runs; nothing where none runs."""
-    if not is_profiling():
+    if is_dynamo_compiling() or not is_profiling():  # a graph has its rows from its operators
         return _NOTHING
     return record_function(f"attnc::{name}.{what}" if what else f"attnc::{name}")
