@@ -221,6 +221,13 @@ class Served(Compiled):
         raises.
         """
         self._check_state(state, return_lse)
+        if torch.compiler.is_compiling() and self._is_one_node(q, k_cache, v_cache):
+            check_cache(q, k_cache, v_cache, paged=block_table is not None)
+            factor = None if scale is None else finite(scale)
+            tensors = input_tensors(self._pattern, inputs)
+            _check_ring(ring, block_table)
+            step = cached.Step(self._rows_text, factor, ring, self.has_lse)
+            return self._lse_of(cached.prefill(step, q, k_cache, v_cache, kv_len, block_table, tensors), return_lse)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         self._refuse_backend(q)
         factor = None if scale is None else finite(scale)
@@ -265,6 +272,12 @@ class Served(Compiled):
         _check_ring(ring, block_table)
         step = cached.Step(self._rows_text, scale, ring, self.has_lse)
         return cached.decode(step, q, k, v, kv_len, block_table, input_tensors(self._pattern, inputs))
+
+    def _is_one_node(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether a chunk is one node of a graph: without gradients, which the operator does not have."""
+        recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        interpreted = self._options.backend == "triton" and not q.is_cuda
+        return not (recorded or interpreted or self._is_reference or self._pattern.stateful)
 
     def _is_by_kernels(self, q: object) -> bool:
         return not self._is_reference and (self._options.backend == "triton" or bool(getattr(q, "is_cuda", False)))
