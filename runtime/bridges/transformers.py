@@ -15,7 +15,7 @@ from torch import Tensor
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.bridges.amended import SINKS, amended
 from attnc.runtime.bridges.model_masks import Asked, ModelMask, read_mask
-from attnc.runtime.bridges.packing import with_packing
+from attnc.runtime.bridges.packed_batches import with_packing
 from attnc.runtime.bridges.sharing import attend_to_batch
 from attnc.runtime.bridges.within import Outside, outside
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
