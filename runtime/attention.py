@@ -37,7 +37,9 @@ from attnc.runtime.identity import Form
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
 from attnc.runtime.operators import general, plain
+from attnc.runtime.profiling import is_profiling, profiled
 from attnc.runtime.served import Served
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.shown import Shown
 from attnc.runtime.stateful import Stateful, States
 from attnc.runtime.transforms import cast_for_autocast, untraced, wide_in_interpreter, without_autocast
@@ -209,6 +211,25 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
 
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, EvaluationError.
         """
+        if not is_dynamo_compiling():
+            refuse_shards()
+            if is_profiling():
+                with profiled(self.name):
+                    return self._attended(q, k, v, scale, return_lse, cu_seqlens, state, return_state, inputs)
+        return self._attended(q, k, v, scale, return_lse, cu_seqlens, state, return_state, inputs)
+
+    def _attended(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        return_lse: bool,
+        cu_seqlens: object,
+        state: States | None,
+        return_state: bool,
+        inputs: dict[str, object],
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, States]:
         if cu_seqlens is not None:
             own, inputs = self._on_sequences(), {**inputs, "cu_seqlens": cu_seqlens}
         else:
@@ -357,10 +378,11 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         **inputs: object,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The same call, dense, straight from the relation, in `dtype` (None: the tensors' own)."""
-        if cu_seqlens is not None:
-            given: Any = {**inputs, "cu_seqlens": cu_seqlens}
-            return self._on_sequences()._referenced(q, k, v, scale, return_lse, dtype, given)
-        return self._referenced(q, k, v, scale, return_lse, dtype, inputs)
+        with profiled(self.name):
+            if cu_seqlens is not None:
+                given: Any = {**inputs, "cu_seqlens": cu_seqlens}
+                return self._on_sequences()._referenced(q, k, v, scale, return_lse, dtype, given)
+            return self._referenced(q, k, v, scale, return_lse, dtype, inputs)
 
     def _referenced(
         self,
@@ -372,6 +394,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         dtype: torch.dtype | None,
         inputs: Mapping[str, object],
     ) -> Tensor | tuple[Tensor, Tensor]:
+        refuse_shards()
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype such as torch.float64")
         check_are_tensors(q, k, v)
@@ -379,17 +402,23 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         return self._lse_of(self._dense(q, k, v, scale, inputs), return_lse)
 
-    def module(self, *, heads: int, dk: int, dv: int, **init: object) -> AttentionModule:
+    def module(
+        self, *, heads: int | None = None, dk: int | None = None, dv: int | None = None, **init: object
+    ) -> AttentionModule:
         """A module that owns the learned tensors as Parameters, zeros unless `init` gives them by name.
 
+        A pattern that learns nothing needs no sizes: `print` of a model then shows the pattern by its module.
         A size that the pattern names itself is given as a number: `module(heads=8, dk=64, dv=64, length=512)`.
 
         Raises ArgumentError, ArgumentTypeError.
         """
         from attnc.runtime.module import AttentionModule, initial
 
-        check_counts(1, heads=heads, dk=dk, dv=dv)
-        return AttentionModule(self, initial(self._pattern, {"head": heads, "dk": dk, "dv": dv}, init))
+        sizes = {"heads": heads, "dk": dk, "dv": dv}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        check_counts(1, **given)
+        dims = {"head" if name == "heads" else name: size for name, size in given.items()}
+        return AttentionModule(self, initial(self._pattern, dims, init))
 
     # --- inside ---
 

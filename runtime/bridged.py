@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from attnc.compiler import ir
 from attnc.compiler.joined_documents import RoundedDocumentsError, join_documents
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from attnc.runtime.bridges.tape import MaskMod, ScoreMod
+
+
+NOT_TRACED = (
+    "block_mask, mask_mod and score_mod are made outside of torch: make them before the compiled function and hand "
+    "them to it, or leave fullgraph=True out"
+)
+
+T = TypeVar("T")
 
 
 class Bridged(Compiled):
@@ -53,9 +62,12 @@ class Bridged(Compiled):
         """
         from attnc.runtime.bridges.flex import make_mask_mod
 
-        counts = heads, kv_heads, batch
-        pattern, shape = self._relation_of_call("mask_mod", n_q, n_k, counts, inputs, relation_only)
-        return make_mask_mod(pattern, shape, device_of(device, inputs))
+        def made() -> MaskMod:
+            counts = heads, kv_heads, batch
+            pattern, shape = self._relation_of_call("mask_mod", n_q, n_k, counts, inputs, relation_only)
+            return make_mask_mod(pattern, shape, device_of(device, inputs))
+
+        return _between_graphs(made)
 
     def block_mask(
         self,
@@ -78,9 +90,12 @@ class Bridged(Compiled):
         """
         from attnc.runtime.bridges.flex import make_block_mask, read_block_size
 
-        block, counts = read_block_size(block_size), (heads, kv_heads, batch)
-        pattern, shape = self._relation_of_call("block_mask", n_q, n_k, counts, inputs, relation_only)
-        return make_block_mask(pattern, shape, block, device_of(device, inputs))
+        def made() -> BlockMask:
+            block, counts = read_block_size(block_size), (heads, kv_heads, batch)
+            pattern, shape = self._relation_of_call("block_mask", n_q, n_k, counts, inputs, relation_only)
+            return make_block_mask(pattern, shape, block, device_of(device, inputs))
+
+        return _between_graphs(made)
 
     def score_mod(
         self,
@@ -106,16 +121,21 @@ class Bridged(Compiled):
         """
         from attnc.runtime.bridges.flex import make_score_mod
 
-        pattern, shape = self._relation_of_call("score_mod", n_q, n_k, (heads, kv_heads, batch), inputs, True)
-        node = pattern.attend
-        if not is_scored(node) or node.weights != ir.Softmax() or pattern is not self._pattern:
-            raise UnsupportedError(
-                f"score_mod: `{self.name}` has weights, a value, scores or documents that are no score of a pair; call "
-                f"it instead"
+        def made() -> ScoreMod:
+            pattern, shape = self._relation_of_call("score_mod", n_q, n_k, (heads, kv_heads, batch), inputs, True)
+            node = pattern.attend
+            if not is_scored(node) or node.weights != ir.Softmax() or pattern is not self._pattern:
+                raise UnsupportedError(
+                    f"score_mod: `{self.name}` has weights, a value, scores or documents that are no score of a pair; "
+                    f"call it instead"
+                )
+            by_name = zip(pattern.tensors, input_tensors(pattern, inputs), strict=True)
+            real = {tensor.name: given for tensor, given in by_name if tensor.is_floating}
+            return make_score_mod(
+                pattern, shape, None if scale is None else finite(scale), real, device_of(device, inputs)
             )
-        by_name = zip(pattern.tensors, input_tensors(pattern, inputs), strict=True)
-        real = {tensor.name: given for tensor, given in by_name if tensor.is_floating}
-        return make_score_mod(pattern, shape, None if scale is None else finite(scale), real, device_of(device, inputs))
+
+        return _between_graphs(made)
 
     # --- inside ---
 
@@ -180,6 +200,16 @@ class Bridged(Compiled):
         counted = any(isinstance(n, ir.Extent) and n.name in ("heads", "kv_heads", "group") for n in nodes)
         if heads is None and (by_head or counted) and "head" not in self._known_counts(inputs):
             raise ArgumentError(f"{what}: heads of `{self.name}` differ; say how many query heads there are, heads=…")
+
+
+def _between_graphs(made: Callable[[], T]) -> T:
+    """The result of a function that torch.compile runs between graphs: masks are made from plans, outside of torch."""
+    if not is_dynamo_compiling():
+        return made()
+    torch._dynamo.graph_break(msg=NOT_TRACED)
+    disable: Any = torch.compiler.disable
+    result: T = disable(made, reason=NOT_TRACED)()
+    return result
 
 
 def device_of(device: torch.device | str | None, inputs: Mapping[str, object]) -> torch.device | str:

@@ -150,6 +150,17 @@ class Compiled:
         """The pattern IR, as text."""
         return str(self._pattern)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same text with the same parameters and options."""
+        return self is other or (isinstance(other, Compiled) and self._identity == other._identity)
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[type, str, str]:
+        return type(self), self._planner.text, self._options.backend
+
     def __repr__(self) -> str:
         values = "".join(f", {name}={value}" for name, value in self.parameters.items())
         return f"Attention({self.name!r}{values})"

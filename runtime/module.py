@@ -51,7 +51,12 @@ def initial(pattern: ir.Pattern, sizes: Mapping[str, int], init: Mapping[str, ob
     Raises ArgumentTypeError for names that are neither, ArgumentError for shapes that do not fit.
     """
     learned = {tensor.name: tensor for tensor in pattern.tensors if tensor.learned}
-    own = {str(dim) for tensor in learned.values() for dim in tensor.dims if isinstance(dim, str)} - set(sizes)
+    own = {str(dim) for tensor in learned.values() for dim in tensor.dims if isinstance(dim, str)} - {
+        *sizes,
+        "head",
+        "dk",
+        "dv",
+    }
     for name in init:
         if name not in learned and name not in own:
             listed = ", ".join(f"`{n}`" for n in (*learned, *sorted(own))) or "nothing"
@@ -71,8 +76,9 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, sizes: dict[str, int], given
     if given is None:
         missing = [str(dim) for dim in tensor.dims if isinstance(dim, str) and dim not in sizes]
         if missing:
+            size = "heads" if missing[0] == "head" else missing[0]
             raise ArgumentError(
-                f"`{tensor.name}` of `{pattern.name}` has a dimension `{missing[0]}`: give it, `{missing[0]}=…`, or "
+                f"`{tensor.name}` of `{pattern.name}` has a dimension `{missing[0]}`: give it, `{size}=…`, or "
                 f"the tensor, `{tensor.name}=…`"
             )
         shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.dims]

@@ -20,7 +20,9 @@ from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.operators import cached
+from attnc.runtime.profiling import profiled
 from attnc.runtime.serving_states import How, States
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast, wide_in_interpreter, without_autocast
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ class Served(Compiled):
             dtype = q.dtype
             q, k_cache, v_cache = wide_in_interpreter(self.name, q, k_cache, v_cache)
             own = self._device_cache(q, k_cache, v_cache, kv_len, block_table, ring)
-            with without_autocast(q):
+            with without_autocast(q), profiled(self.name, "decode"):
                 out, lse = serving.decode_by_kernels(self._last_rows._planner, q, own, factor, inputs)
             found = out.to(dtype), lse
         else:
@@ -152,7 +154,7 @@ class Served(Compiled):
             if self._is_reference:
                 found = self._prefilled(q, cache, factor, inputs)
             else:
-                with without_autocast(q):
+                with without_autocast(q), profiled(self.name, "decode"):
                     found = serving.decode(self._last_rows._planner, q, cache, factor, inputs)
         return self._lse_of(found, return_lse)
 
@@ -229,6 +231,12 @@ class Served(Compiled):
         dtype = q.dtype
         if self._pattern.stateful and self._is_by_kernels(q):
             q, k_cache, v_cache = wide_in_interpreter(self.name, q, k_cache, v_cache)
+        if torch.compiler.is_compiling() and self._is_one_node(q, k_cache, v_cache):
+            factor = None if scale is None else finite(scale)
+            tensors = input_tensors(self._pattern, inputs)
+            _check_ring(ring, block_table)
+            step = cached.Step(self._rows_text, factor, ring, self.has_lse)
+            return self._lse_of(cached.prefill(step, q, k_cache, v_cache, kv_len, block_table, tensors), return_lse)
         cache = self._cache(q, k_cache, v_cache, kv_len, block_table, ring)
         self._refuse_backend(q)
         factor = None if scale is None else finite(scale)
@@ -237,9 +245,12 @@ class Served(Compiled):
             with without_autocast(q):
                 out, states = serving_states.served(self._last_rows._planner, how, q, cache, factor, inputs, state)
             return out.to(dtype), states
-        return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
+        with profiled(self.name, "prefill"):
+            return self._lse_of(self._prefilled(q, cache, factor, inputs), return_lse)
 
     def _check_state(self, state: object, return_lse: bool) -> None:
+        if not torch.compiler.is_compiling():
+            refuse_shards()
         self._refuse_recurrence("cache: the state of a recurrence is handed on by `step`, or by `state`")
         if state is not None and not self._pattern.stateful:
             raise ArgumentTypeError(f"state: `{self.name}` has no branch with a state")
@@ -272,6 +283,12 @@ class Served(Compiled):
         _check_ring(ring, block_table)
         step = cached.Step(self._rows_text, scale, ring, self.has_lse)
         return cached.decode(step, q, k, v, kv_len, block_table, input_tensors(self._pattern, inputs))
+
+    def _is_one_node(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """Whether a chunk is one node of a graph: without gradients, which the operator does not have."""
+        recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        interpreted = self._options.backend == "triton" and not q.is_cuda
+        return not (recorded or interpreted or self._is_reference or self._pattern.stateful)
 
     def _is_by_kernels(self, q: object) -> bool:
         return not self._is_reference and (self._options.backend == "triton" or bool(getattr(q, "is_cuda", False)))

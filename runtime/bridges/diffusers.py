@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from math import prod
@@ -160,11 +161,12 @@ class DiffusersProcessor:
     def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
         """As the model's own processor. Raises ArgumentError, UnsupportedError."""
         with _Answered(self._attend) as answered:
-            out = self.own(attn, *args, **kwargs)
+            out = _by_torch(self.own)(attn, *args, **kwargs)
         if answered.calls != 1:
             raise UnsupportedError(
-                f"{type(self.own).__name__} asked scaled_dot_product_attention {answered.calls} times, not once: take "
-                f"back other attention backends (model.reset_attention_backend()) and context parallelism"
+                f"{type(self.own).__name__} asked scaled_dot_product_attention {answered.calls} times, not once: call "
+                f'the model within diffusers.attention_backend("native"), as the backend that any model sets is that '
+                f"of the whole process, and without context parallelism"
             )
         return out
 
@@ -214,6 +216,20 @@ def _like(kind: Any) -> type[DiffusersProcessor]:
 
     disable: Any = torch.compiler.disable
     return type(DiffusersProcessor.__name__, (DiffusersProcessor,), {"__call__": disable(call, reason=NOT_TRACED)})
+
+
+def _by_torch(processor: Any) -> Any:
+    """The processor with torch's attention in `dispatch_attention_fn`, whichever backend it or another model has set.
+
+    A copy, as threads may share the processor, and as it is given back as it was.
+    """
+    if not hasattr(processor, "_attention_backend"):
+        return processor
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    processor = copy(processor)
+    processor._attention_backend = AttentionBackendName.NATIVE
+    return processor
 
 
 class _Answered(TorchFunctionMode):

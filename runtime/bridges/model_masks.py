@@ -7,7 +7,7 @@ few known ones. It is read for what it was made of, and never called: no N × N 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,6 +83,10 @@ class ModelMask:
     stop: int
     shares: tuple[Share, ...] | None = None
     sequences: tuple[Tensor, ...] | None = None
+    by_positions: dict[int, tuple[Tensor, tuple[Tensor, ...] | None]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    """Sequences by the id of the position_ids that they are read from, which are kept so that the id stays theirs."""
 
     # What `generate` asks of a mask that it made in advance, for a cache of fixed size.
     ndim = 4
@@ -108,7 +112,7 @@ def read_mask(
     asked, packed = _read(mask_function)
     mask = ModelMask(asked, queries, int(kv_offset), stop)
     if packed is not None:
-        return replace(mask, sequences=tuple(map(_cumulative, packed.expand(batch, -1))))
+        return replace(mask, sequences=tuple(map(cumulative, packed.expand(batch, -1))))
     if attention_mask is None:
         return mask
     if attention_mask.shape[-1] < stop:
@@ -138,7 +142,7 @@ def _shares(real: Tensor) -> tuple[Share, ...] | None:
     return tuple(Share(tuple(entries), *span) for span, entries in found.items())
 
 
-def _cumulative(ids: Tensor) -> Tensor:
+def cumulative(ids: Tensor) -> Tensor:
     """Numbers of sequences, (tokens,) in order, as cumulative lengths."""
     lengths = torch.unique_consecutive(ids, return_counts=True)[1]
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
@@ -167,11 +171,18 @@ def _read(function: Callable[..., Any]) -> tuple[Asked, Tensor | None]:
                     f"the model's own mask is made by `{name}`, which no pattern can be held against: use another "
                     f"attn_implementation for it, such as 'sdpa'"
                 )
-    if chunk is not None and packed is not None:
+    asked = Asked(causal, window, chunk)
+    if packed is not None:
+        refuse_packed_chunks(asked)
+    return asked, packed
+
+
+def refuse_packed_chunks(asked: Asked) -> None:
+    """Raise UnsupportedError for packed sequences in a layer of chunks."""
+    if asked.chunk is not None:
         raise UnsupportedError(
             "packed sequences (position_ids) in a layer of chunks are not supported: pad them instead"
         )
-    return Asked(causal, window, chunk), packed
 
 
 def _leaves(function: Callable[..., Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -62,27 +62,43 @@ class Tape:
 
     def mask_mod(self) -> MaskMod:
         """The tape of a condition as a plain function."""
-        constants, steps, result = self.constants, self.steps, self.result
-
-        def mask_mod(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            known: list[Any] = [*(x.to(torch.int64) for x in (b, h, q_idx, kv_idx)), None, *constants]
-            for operation, operands in steps:
-                known.append(operation(*[known[i] for i in operands]))
-            return cast("Tensor", known[result])
-
-        return mask_mod
+        return cast("MaskMod", self._function("mask_mod", "b, h, q_idx, kv_idx"))
 
     def score_mod(self) -> ScoreMod:
         """The tape of a score as a plain function."""
-        constants, steps, result = self.constants, self.steps, self.result
+        return cast("ScoreMod", self._function("score_mod", "score, b, h, q_idx, kv_idx"))
 
-        def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            known: list[Any] = [*(x.to(torch.int64) for x in (b, h, q_idx, kv_idx)), score, *constants]
-            for operation, operands in steps:
-                known.append(operation(*[known[i] for i in operands]))
-            return cast("Tensor", known[result])
+    def _function(self, name: str, arguments: str) -> Operation:
+        """A function with code of its own, in which numbers are literals.
 
-        return score_mod
+        Numbers that a closure holds are inputs to torch.compile. The second mask that one process compiles has others
+        in the same cells, so that they become symbols, and code of FlexAttention for a CPU does not compile with these.
+        """
+        operations = list(dict.fromkeys(operation for operation, _ in self.steps))
+        tensors = [x for x in self.constants if isinstance(x, Tensor)]
+        for tensor in tensors:  # nor are sizes of tables symbols
+            torch._dynamo.mark_static(tensor)
+        held = iter(range(len(tensors)))
+        operands = [*(f"{x}.to(int64)" for x in ("b", "h", "q_idx", "kv_idx")), "score" if "score" in arguments else ""]
+        operands = [f"x{i}" if i < 4 else x for i, x in enumerate(operands)]
+        operands += [f"t{next(held)}" if isinstance(x, Tensor) else repr(x) for x in self.constants]
+        body = [f"x{i} = {x}.to(int64)" for i, x in enumerate(("b", "h", "q_idx", "kv_idx"))]
+        for operation, read in self.steps:
+            operands.append(f"x{len(operands)}")
+            called = ", ".join(operands[i] for i in read)
+            body.append(f"{operands[-1]} = f{operations.index(operation)}({called})")
+        closed = [f"f{i}" for i in range(len(operations))] + [f"t{i}" for i in range(len(tensors))]
+        lines = [
+            f"def make({', '.join(['int64', *closed])}):",
+            f"    def {name}({arguments}):",
+            *(f"        {line}" for line in body),
+            f"        return {operands[self.result]}",
+            f"    return {name}",
+        ]
+        namespace: dict[str, Any] = {}
+        exec(compile("\n".join(lines), f"<attnc {name}>", "exec"), namespace)
+        function: Operation = namespace["make"](torch.int64, *operations, *tensors)
+        return function
 
 
 def write_tape(source: Pointwise, device: torch.device | str, inputs: Mapping[str, Tensor] | None = None) -> Tape:

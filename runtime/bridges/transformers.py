@@ -15,6 +15,7 @@ from torch import Tensor
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.bridges.amended import SINKS, amended
 from attnc.runtime.bridges.model_masks import Asked, ModelMask, read_mask
+from attnc.runtime.bridges.packed_batches import with_packing
 from attnc.runtime.bridges.sharing import attend_to_batch
 from attnc.runtime.bridges.within import Outside, outside
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
@@ -140,8 +141,7 @@ class Implementation:
         """
         _refuse(module, dropout, options)
         mask = _mask_of(module, query, key, attention_mask, is_causal, options.get("sliding_window"))
-        if mask.sequences is None:
-            _refuse_lengths(options)
+        mask = with_packing(mask, query.shape[0], options)
         if not mask.asked.causal:
             _refuse_cross(module)
         attend = self._for_layer(module, mask.asked, query.shape[1], key.shape[1], softcap, s_aux is not None)
@@ -263,17 +263,24 @@ def _checked_layers(layers: Collection[str | int] | None) -> frozenset[str | int
 
 def _refuse(module: Any, dropout: float, options: dict[str, Any]) -> None:
     """Raise UnsupportedError for what would change attention and is not done."""
+    config = getattr(module, "config", None)
     if dropout > 0:
         raise UnsupportedError(
-            f"dropout of attention weights ({dropout:g}) is not supported: set `attention_dropout` to 0 in the model's "
-            f"config, or call model.eval()"
+            f"dropout of attention weights ({dropout:g}) is not supported: set {_dropout_key(config, dropout)} to 0 in "
+            f"the model's config, or call model.eval()"
         )
-    config = getattr(module, "config", None)
     if options.get("output_attentions") or getattr(config, "output_attentions", False):
         raise UnsupportedError("output_attentions: weights are never made; use attn_implementation='eager' to see them")
     for name, what in _CHANGES.items():
         if options.get(name) is not None:
             raise UnsupportedError(f"`{name}`: {what} is not supported; use attn_implementation='sdpa' or 'eager'")
+
+
+def _dropout_key(config: object, dropout: float) -> str:
+    """The configuration key that holds this dropout of attention weights, as a message names it."""
+    keys = [name for name, value in vars(config).items() if "drop" in name and value == dropout] if config else []
+    keys.sort(key=lambda name: "att" not in name)  # attention_dropout, attn_pdrop, attention_probs_dropout_prob, …
+    return f"`{keys[0]}`" if keys else "the dropout of attention"
 
 
 _CHANGES = {
@@ -296,15 +303,6 @@ def _refuse_cross(module: Any) -> None:
         raise UnsupportedError(
             "cross-attention is over the tokens of two sequences, of which a pattern says nothing: use another "
             "attn_implementation for encoder-decoder models, such as 'sdpa'"
-        )
-
-
-def _refuse_lengths(options: dict[str, Any]) -> None:
-    """Raise UnsupportedError for packed sequences of which the mask knows nothing."""
-    if options.get("cu_seq_lens_q") is not None:
-        raise UnsupportedError(
-            "`cu_seq_lens_q` without position_ids that begin anew with each sequence is not supported: give "
-            "position_ids and no attention_mask, or leave it out"
         )
 
 

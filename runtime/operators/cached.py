@@ -1,9 +1,10 @@
-"""`attnc::decode`: a step against a cache as an operator of torch, for what is traced."""
+"""`attnc::decode` and `attnc::prefill`: tokens against a cache as operators of torch, for what is traced."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -13,23 +14,29 @@ from torch.library import Library, register_fake
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime import identity, serving
 from attnc.runtime.caches import check_cache, read_cache
+from attnc.runtime.call import input_tensors
 from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.general import general_of
 from attnc.runtime.operators.general import contiguous
-from attnc.runtime.operators.plain import refuse_device
+from attnc.runtime.operators.plain import Inputs, refuse_device
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
+from attnc.runtime.profiling import profiled
 from attnc.runtime.serving import Result
+from attnc.runtime.sharded import refuse_shards
 
 Pair = tuple[Tensor, Tensor]
 
 _LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor? block_table, Tensor[] inputs, "
-    "str pattern, float? scale, bool ring) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+for _name in ("decode", "prefill"):
+    _LIBRARY.define(  # type: ignore[no-untyped-call]
+        f"{_name}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor? block_table, Tensor[]? inputs, "
+        "str pattern, float? scale, bool ring) -> (Tensor, Tensor)",
+        tags=(torch.Tag.pt2_compliant_tag,),
+    )
 _DECODE = torch.ops.attnc.decode.default
+_PREFILL = torch.ops.attnc.prefill.default
 
 
 class Step(NamedTuple):
@@ -45,6 +52,26 @@ def decode(
     step: Step, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
 ) -> Result:
     """(out, lse) as one node of a graph. Lengths that are numbers are part of it, a tensor of them is data."""
+    return _node(_DECODE, step, q, k, v, kv_len, block_table, tensors)
+
+
+def prefill(
+    step: Step, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
+) -> Result:
+    """The same of a chunk of any number of queries; not differentiable."""
+    return _node(_PREFILL, step, q, k, v, kv_len, block_table, tensors)
+
+
+def _node(
+    operator: Callable[..., Pair],
+    step: Step,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_len: object,
+    block_table: object,
+    tensors: Sequence[Tensor],
+) -> Result:
     if isinstance(kv_len, Tensor):
         lengths = kv_len.expand(q.shape[0]) if kv_len.dim() == 0 else kv_len
     elif isinstance(kv_len, (list, tuple)):
@@ -52,7 +79,7 @@ def decode(
     else:
         lengths = torch.full((q.shape[0],), kv_len, dtype=torch.int64)  # type: ignore[call-overload]
     table = block_table if block_table is None or isinstance(block_table, Tensor) else torch.as_tensor(block_table)
-    out, lse = _DECODE(q, k, v, lengths, table, tensors, step.pattern, step.scale, step.ring)
+    out, lse = operator(q, k, v, lengths, table, tensors or None, step.pattern, step.scale, step.ring)
     return out, lse if step.has_lse else None
 
 
@@ -71,14 +98,15 @@ def _forward(
     v: Tensor,
     kv_len: Tensor,
     block_table: Tensor | None,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
     ring: bool,
 ) -> Pair:
+    refuse_shards()
     rows = _rows(pattern)
-    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs, strict=True)}
-    with torch.no_grad():
+    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
+    with torch.no_grad(), profiled(rows.pattern.name, "decode"):
         if q.is_cuda:
             from attnc.runtime.gpu.device_cache import read_device_cache
 
@@ -96,13 +124,47 @@ def _forward(
     return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
 
 
+def _forward_of_chunk(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_len: Tensor,
+    block_table: Tensor | None,
+    inputs: Inputs,
+    pattern: str,
+    scale: float | None,
+    ring: bool,
+) -> Pair:
+    refuse_shards()
+    rows = _rows(pattern)
+    named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
+    with torch.no_grad(), profiled(rows.pattern.name, "prefill"):
+        cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
+        if ring:
+            cache = replace(cache, ring=serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0)))
+        out, lse = serving.prefill(rows.pattern, partial(_rows_of, rows), q, cache, scale, named)
+    no_lse = q.new_empty((0,), dtype=lse_dtype(q.dtype))
+    name = rows.pattern.name
+    return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
+
+
+def _rows_of(
+    rows: Planner, q: Tensor, k: Tensor, v: Tensor, scale: float | None, inputs: Mapping[str, object]
+) -> Result:
+    """(out, lse) of the last rows, by the operator of such calls."""
+    general, tensors = general_of(rows), input_tensors(rows.pattern, inputs)
+    operator = torch.ops.attnc.attend.default if general.is_plain else torch.ops.attnc.attend_general.default
+    out, lse = operator(q, k, v, tensors or None, rows.text, scale)
+    return out, lse if general.has_lse else None
+
+
 def _fake(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     kv_len: Tensor,
     block_table: Tensor | None,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
     ring: bool,
@@ -119,6 +181,14 @@ def _unrecorded(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Pair:
         return cast("Pair", _DECODE(q, k, v, *rest))
 
 
-for _key, _kernel in (("CPU", _forward), ("CUDA", _forward), ("Autograd", _unrecorded)):
-    _LIBRARY.impl("decode", _kernel, _key)  # type: ignore[no-untyped-call]
-register_fake("attnc::decode", _fake, lib=_LIBRARY)
+def _unrecorded_chunk(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Pair:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise UnsupportedError("attnc::prefill has no gradient: call `prefill` outside of the graph, or under no_grad")
+    with torch._C._AutoDispatchBelowAutograd():
+        return cast("Pair", _PREFILL(q, k, v, *rest))
+
+
+for _name, _kernels in (("decode", (_forward, _unrecorded)), ("prefill", (_forward_of_chunk, _unrecorded_chunk))):
+    for _key, _kernel in zip(("CPU", "CUDA", "Autograd"), (_kernels[0], *_kernels), strict=True):
+        _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
+    register_fake(f"attnc::{_name}", _fake, lib=_LIBRARY)

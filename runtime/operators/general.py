@@ -24,14 +24,16 @@ from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.general import General, Result, general_of
-from attnc.runtime.operators.plain import refuse_device, visible_pairs
+from attnc.runtime.operators.plain import Inputs, refuse_device, visible_pairs
 from attnc.runtime.planners import planner_of
+from attnc.runtime.profiling import profiled
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast
 
 _LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
-    "attend_general(Tensor q, Tensor k, Tensor v, Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor)",
-    "attend_general_backward(Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[] inputs, "
+    "attend_general(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
+    "attend_general_backward(Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[]? inputs, "
     "str pattern, float? scale) -> Tensor[]",
 ):
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
@@ -54,17 +56,18 @@ class _What(NamedTuple):
 
 def attend(general: General, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor], scale: float | None) -> Result:
     """`General.attend` as one node of a graph."""
-    out, lse = _ATTEND(q, k, v, tensors, general.planner.text, scale)
+    out, lse = _ATTEND(q, k, v, tensors or None, general.planner.text, scale)
     return out, lse if general.has_lse else None
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Pair:
+def _forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
+    refuse_shards()
     what = _What(pattern, scale)
-    with torch.no_grad():
-        out, lse = _computed(what, q, k, v, inputs)
+    with torch.no_grad(), profiled(what.general.pattern.name):
+        out, lse = _computed(what, q, k, v, inputs or ())
     name = what.general.pattern.name
     return contiguous(name, "out", out), _no_lse(q) if lse is None else contiguous(name, "lse", lse)
 
@@ -92,13 +95,13 @@ def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
 ) -> list[Tensor]:
     """The gradients of q, k, v and of the real inputs in their order."""
     with _recording():
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (q, k, v, *inputs)]
+        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (q, k, v, *(inputs or ()))]
         q, k, v, *rest = leaves
         out, lse = _computed(_What(pattern, scale), q, k, v, rest)
         outputs, grads = ([out], [grad_out]) if grad_out is not None else ([], [])
@@ -122,7 +125,7 @@ def _recording() -> Iterator[None]:
 # --- fake kernels ----------------------------------------------------------------------------------------------------
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Pair:
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
     check_tensors(q, k, v)
     refuse_device(q)
     out = q.new_empty((*q.shape[:3], v.shape[3]))
@@ -132,9 +135,9 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pat
 
 
 def _fake_backward(
-    grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], *_: Any
+    grad_out: Tensor | None, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, *_: Any
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (q, k, v, *inputs) if x.is_floating_point()]
+    return [x.new_empty(x.shape) for x in (q, k, v, *(inputs or ())) if x.is_floating_point()]
 
 
 # --- autograd --------------------------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ class _Recorded(FirstOrder):
         ctx.set_materialize_grads(False)
         q, k, v, *inputs = tensors
         with torch._C._AutoDispatchBelowAutograd():
-            return cast("Pair", _ATTEND(q, k, v, inputs, *what))
+            return cast("Pair", _ATTEND(q, k, v, inputs or None, *what))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -168,7 +171,7 @@ class _Gradient(FirstOrder):
     def forward(ctx: Any, what: _What, grad_out: Tensor | None, grad_lse: Tensor | None, *tensors: Tensor) -> Any:
         q, k, v, *inputs = tensors
         with torch._C._AutoDispatchBelowAutograd():
-            return tuple(_ATTEND_BACKWARD(grad_out, grad_lse, q, k, v, inputs, *what))
+            return tuple(_ATTEND_BACKWARD(grad_out, grad_lse, q, k, v, inputs or None, *what))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
@@ -181,14 +184,12 @@ def _in_place(grads: Sequence[Tensor], tensors: Sequence[Tensor]) -> Iterator[Te
     return (next(left) if x.is_floating_point() else None for x in tensors)
 
 
-def _forward_recorded(
-    q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None
-) -> Pair:
+def _forward_recorded(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
     what = _What(pattern, scale)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *inputs)):
-        return cast("Pair", _Recorded.apply(what, q, k, v, *inputs))  # type: ignore[no-untyped-call]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(inputs or ()))):
+        return cast("Pair", _Recorded.apply(what, q, k, v, *(inputs or ())))  # type: ignore[no-untyped-call]
     with torch._C._AutoDispatchBelowAutograd():
-        return cast("Pair", _ATTEND(q, k, v, inputs, *what))
+        return cast("Pair", _ATTEND(q, k, v, inputs or None, *what))
 
 
 def _forward_under_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Pair:
@@ -205,7 +206,7 @@ def _forward_flops(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
     out_val: object = None,
@@ -220,7 +221,7 @@ def _backward_flops(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
     out_val: object = None,
@@ -229,12 +230,12 @@ def _backward_flops(
     return 2 * _pairs(q, k, v, inputs, pattern) * (4 * q.shape[3] + 3 * v.shape[3])
 
 
-def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str) -> int:
-    if any(is_fake(x) for x in inputs):
+def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str) -> int:
+    if any(is_fake(x) for x in inputs or ()):
         raise UnsupportedError(
             "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
         )
-    plan = general_of(planner_of(pattern)).plan(q, k, v, inputs)
+    plan = general_of(planner_of(pattern)).plan(q, k, v, inputs or ())
     return sum(visible_pairs(own) for own in ([plan] if not plan.branches else [p for _, p in plan.branches]))
 
 

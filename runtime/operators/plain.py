@@ -27,19 +27,24 @@ from attnc.runtime.cpu.executor import Need, empty_like
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
+from attnc.runtime.profiling import profiled
 from attnc.runtime.settings import SETTINGS
+from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
 
-Call: TypeAlias = "tuple[Sequence[Tensor], str, float | None]"
+Inputs: TypeAlias = "Sequence[Tensor] | None"
+"""A list of tensors of an operator: None where there are none, as AOTInductor drops empty lists."""
+
+Call: TypeAlias = "tuple[Inputs, str, float | None]"
 """The pattern's inputs in its order, its text, and the scale."""
 
 _LIBRARY = Library("attnc", "DEF")  # type: ignore[no-untyped-call]
 # What the kernels return is laid out as their arguments are, so a compiler must hand over the strides that it traced.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 for _schema in (
-    "attend(Tensor q, Tensor k, Tensor v, Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor)",
+    "attend(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
     "attend_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    "Tensor[] inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
+    "Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
 ):
     _LIBRARY.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
 _ATTEND = torch.ops.attnc.attend.default
@@ -69,7 +74,7 @@ def attend(
     if torch._C._are_functorch_transforms_active():  # they are taken here, before the dispatcher wraps the tensors
         return differentiable(q, k, v, _Seen(planner.text, scale), inputs)
     if traced or _is_seen(q, k, v):
-        return cast("Pair", _ATTEND(q, k, v, inputs, planner.text, scale))
+        return cast("Pair", _ATTEND(q, k, v, inputs or None, planner.text, scale))
     recorded = _needs_record(q, k, v)
     need: Need = "lse" if return_lse else "backward" if recorded else "out"
     planned = Planned(planner.plan_of(q, k, v, inputs), _scale(q, scale), need)
@@ -110,8 +115,9 @@ def refuse_device(q: Tensor) -> None:
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None) -> Planned:
-    return Planned(planner_of(pattern).plan_of(q, k, v, inputs), _scale(q, scale))
+def _planned(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Planned:
+    refuse_shards()
+    return Planned(planner_of(pattern).plan_of(q, k, v, inputs or ()), _scale(q, scale))
 
 
 def _scale(q: Tensor, scale: float | None) -> float:
@@ -119,14 +125,18 @@ def _scale(q: Tensor, scale: float | None) -> float:
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
-    return _planned(q, k, v, *call).forward(q, k, v, ())
+    _, pattern, _ = call
+    with profiled(planner_of(pattern).pattern.name):
+        return _planned(q, k, v, *call).forward(q, k, v, ())
 
 
 def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> Pair:
     from attnc.runtime.gpu.work import OnGpu
 
+    refuse_shards()
     inputs, pattern, scale = call
-    return OnGpu(planner_of(pattern), _scale(q, scale)).forward(q, k, v, inputs)
+    with profiled(planner_of(pattern).pattern.name):
+        return OnGpu(planner_of(pattern), _scale(q, scale)).forward(q, k, v, inputs or ())
 
 
 def _backward_on_gpu(
@@ -143,7 +153,8 @@ def _backward_on_gpu(
 
     inputs, pattern, scale = call
     work = OnGpu(planner_of(pattern), _scale(q, scale))
-    return work.backward(grad_out, grad_lse, (q, k, v, out, lse, *inputs))
+    with profiled(planner_of(pattern).pattern.name, "backward"):
+        return work.backward(grad_out, grad_lse, (q, k, v, out, lse, *(inputs or ())))
 
 
 def _backward(
@@ -156,7 +167,9 @@ def _backward(
     lse: Tensor,
     *call: Unpack[Call],
 ) -> Triple:
-    return _planned(q, k, v, *call).backward(grad_out, grad_lse, (q, k, v, out, lse))
+    _, pattern, _ = call
+    with profiled(planner_of(pattern).pattern.name, "backward"):
+        return _planned(q, k, v, *call).backward(grad_out, grad_lse, (q, k, v, out, lse))
 
 
 # --- fake kernels ----------------------------------------------------------------------------------------------------
@@ -189,11 +202,11 @@ class _Seen(NamedTuple):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         with torch._C._AutoDispatchBelowAutograd():
-            return cast("Pair", _ATTEND(q, k, v, inputs, self.pattern, self.scale))
+            return cast("Pair", _ATTEND(q, k, v, inputs or None, self.pattern, self.scale))
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
         with torch._C._AutoDispatchBelowAutograd():
-            results = _ATTEND_BACKWARD(grad_out, grad_lse, *kept[:5], kept[5:], self.pattern, self.scale)
+            results = _ATTEND_BACKWARD(grad_out, grad_lse, *kept[:5], kept[5:] or None, self.pattern, self.scale)
         return cast("Triple", results)
 
 
@@ -229,11 +242,9 @@ def _needs_record(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)) or is_forward_mode()
 
 
-def _forward_recorded(
-    q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor], pattern: str, scale: float | None
-) -> Pair:
+def _forward_recorded(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str, scale: float | None) -> Pair:
     _refuse_transforms()
-    work = _Seen(pattern, scale)
+    work, inputs = _Seen(pattern, scale), inputs or ()
     if not _needs_record(q, k, v):
         return work.forward(q, k, v, inputs)
     return differentiable(q, k, v, work, inputs)
@@ -247,12 +258,12 @@ def _backward_recorded(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    inputs: Sequence[Tensor],
+    inputs: Inputs,
     pattern: str,
     scale: float | None,
 ) -> Triple:
     _refuse_transforms()
-    return gradient(grad_out, grad_lse, (q, k, v, out, lse, *inputs), _Seen(pattern, scale))
+    return gradient(grad_out, grad_lse, (q, k, v, out, lse, *(inputs or ())), _Seen(pattern, scale))
 
 
 # --- transforms ------------------------------------------------------------------------------------------------------
@@ -302,7 +313,7 @@ def _backward_flops(
 def _visible_pairs(q: Tensor, k: Tensor, v: Tensor, *call: Unpack[Call]) -> int:
     """Over batch and heads."""
     inputs, *_ = call
-    if any(is_fake(x) for x in inputs):
+    if any(is_fake(x) for x in inputs or ()):
         raise UnsupportedError(
             "the FLOPs of a pattern with inputs depend on their data, which fake tensors do not have"
         )

@@ -212,3 +212,44 @@ def test_an_exported_model_runs_in_another_process_at_another_length(name: str, 
     torch.save(tensors, files[1])
     subprocess.run([sys.executable, "-c", RUN, *files], check=True, timeout=120, env={"PYTHONPATH": ":".join(sys.path)})
     assert torch.equal(torch.load(files[2]), model(*tensors))
+
+
+OPERATORS = {"causal": torch.ops.attnc.attend.default, "alibi": torch.ops.attnc.attend_general.default}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_inputs_are_none_in_a_graph(name: str) -> None:
+    """AOTInductor drops empty lists: an operator that asks for one has "Expected List[Tensor] … NoneType"."""
+    attend, tensors = compile_attention(name), draw()
+
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, k, v)
+
+    graph = torch.export.export(Model(), tuple(tensors)).graph
+    (node,) = [node for node in graph.nodes if node.target is OPERATORS[name]]
+    assert node.args[3] is None
+    step = torch.export.export(Steps(attend), (tensors[0][:, :, :1], *tensors[1:])).graph
+    assert [n.args[5] for n in step.nodes if n.target is torch.ops.attnc.decode.default] == [None]
+
+
+class Steps(torch.nn.Module):
+    def __init__(self, attend: Attention) -> None:
+        super().__init__()
+        self.attend = attend
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend.decode(q, k, v, kv_len=17)
+
+
+@pytest.mark.slow
+def test_a_package_of_aot_inductor(tmp_path: Path) -> None:
+    causal, alibi, tensors = compile_attention("causal"), compile_attention("alibi"), tuple(draw())
+
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return causal(q, k, v) + alibi(q, k, v)
+
+    program = torch.export.export(Model(), tensors)
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    torch.testing.assert_close(torch._inductor.aoti_load_package(path)(*tensors), Model()(*tensors))

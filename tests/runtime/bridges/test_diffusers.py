@@ -270,11 +270,39 @@ def test_models_that_are_not_known_say_their_grid(monkeypatch: pytest.MonkeyPatc
         near(found, result(model, call))
 
 
-def test_other_backends_are_refused() -> None:
+@pytest.mark.parametrize("model", [wan, hunyuan, ltx], ids=lambda model: model.__name__)
+def test_backends_that_any_model_has_set(model: Model) -> None:
+    """Theirs are of the process, and resetting those of a model leaves them: a pattern does not ask them."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    own, call = model()
+    with torch.no_grad():
+        before = bridges.install_diffusers(own, "neighborhood_3d", window=3)
+        expected = result(own, call)
+        own.set_attn_processor(before)
+        try:
+            own.set_attention_backend("flex")
+            bridges.install_diffusers(own, "neighborhood_3d", window=3)
+            near(result(own, call), expected)  # the attention to a text is flex_attention's
+            own.set_attention_backend("flex")
+            near(result(own, call), expected)  # the attention to a text is flex_attention's
+        finally:
+            _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+    backends = {x.own._attention_backend for x in own.attn_processors.values() if hasattr(x, "own")}
+    assert backends == {AttentionBackendName.FLEX}  # as they are given back
+
+
+def test_processors_that_do_not_ask_torch_are_refused() -> None:
     own, call = wan()
     bridges.install_diffusers(own, "full")
+
+    class Other:
+        def __call__(self, attn: Any, hidden_states: Tensor, *rest: Any) -> Tensor:
+            return hidden_states
+
     for processor in own.attn_processors.values():
         if isinstance(processor, bridges.DiffusersProcessor):
-            processor.own._attention_backend = "flex"
-    with torch.no_grad(), pytest.raises(UnsupportedError, match=r"WanAttnProcessor asked .* 0 times, not once"):
+            processor.own = Other()
+    says = r"Other asked .* 0 times, not once: call the model within diffusers\.attention_backend\(\"native\"\)"
+    with torch.no_grad(), pytest.raises(UnsupportedError, match=says):
         result(own, call)

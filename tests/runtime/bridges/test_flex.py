@@ -233,6 +233,33 @@ def test_compiled(name: str) -> None:
     torch.testing.assert_close(out, call.attention(q, k, v, **call.inputs))
 
 
+def test_the_second_mask_of_a_process_has_no_symbols() -> None:
+    """Numbers of masks are constants of the graph: as symbols they break the code of FlexAttention for a CPU.
+
+    Compiled by Inductor, two windows and then documents ended in "index out of bounds: tmp7 < cur_kvSplitSize".
+    """
+    graphs: list[torch.fx.GraphModule] = []
+
+    def kept(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    function = torch.compile(flex_attention, backend=kept, fullgraph=True)
+    q, k, v = (torch.randn(1, 2, 64, 16) for _ in range(3))
+    given = {"doc": torch.arange(64)[None] // 10}, {"doc": torch.arange(64)[None] // 21}
+    windows: list[tuple[Any, dict[str, Any]]]
+    windows = [(compile_attention("sliding_window", window=w, sinks=s), {}) for w, s in ((9, 1), (20, 3))]
+    for attend, inputs in (*windows, *((compile_attention("document"), own) for own in given)):
+        out = function(q, k, v, block_mask=attend.block_mask(64, device="cpu", **inputs))
+        torch.testing.assert_close(out, attend(q, k, v, **inputs))
+    torch.compiler.reset()
+    assert len(graphs) == 4
+    for graph in graphs:
+        symbols = [n for n in graph.graph.nodes if isinstance(n.meta.get("example_value"), torch.SymInt)]
+        assert not symbols, symbols
+
+
 @pytest.mark.parametrize("name", ["long_lora", "prefix_lm", "tree_verify"])
 def test_as_it_is(name: str) -> None:
     """flex_attention, not compiled: what it shows of our mask is what the pattern gives."""

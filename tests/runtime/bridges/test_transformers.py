@@ -130,6 +130,54 @@ def test_packed_sequences(model: Model) -> None:
     near(found[:, 9:], result(own, ids[:, 9:]))
 
 
+@pytest.mark.parametrize("model", [llama, gemma2], ids=lambda model: model.__name__)
+def test_packed_sequences_beside_a_mask_of_ones_and_a_cache(model: Model) -> None:
+    """Transformers drops the packing where there is a mask or a cache, as there is by default; a bridge must not."""
+    ids, ones = tokens(), torch.ones(3, LENGTH, dtype=torch.long)
+    places = torch.cat([torch.arange(9), torch.arange(LENGTH - 9)])[None]
+    own = model(bridges.register_transformers())
+    expected = result(model("eager"), ids, position_ids=places, use_cache=False)
+    near(result(own, ids, position_ids=places, attention_mask=ones, use_cache=False), expected)
+    near(result(own, ids, position_ids=places), expected)
+
+
+def test_packed_sequences_and_padding_are_refused_together() -> None:
+    own, ids, mask = llama(bridges.register_transformers()), tokens(), padding("right")
+    places = torch.arange(LENGTH)[None].repeat(3, 1)
+    places[1, 17:] = 0  # padding may have any position
+    assert result(own, ids, position_ids=places, attention_mask=mask).isfinite().all()
+    places[1, 5:17] = torch.arange(12)
+    with pytest.raises(ArgumentError, match=r"batch entry 1 has padding .* and packs several sequences"):
+        result(own, ids, position_ids=places, attention_mask=mask)
+
+
+def test_packed_sequences_after_a_cache_are_refused() -> None:
+    own, ids = llama(bridges.register_transformers()), tokens()
+    with torch.no_grad():
+        first = own(ids[:, :15], use_cache=True)
+        places = torch.tensor([[15, 16, 17, 0, 1, 2, 3, 4]])
+        with pytest.raises(UnsupportedError, match="begin anew beside a cache of 15 tokens"):
+            own(ids[:, 15:], past_key_values=first.past_key_values, position_ids=places)
+
+
+def test_cumulative_lengths_of_a_flattening_collator() -> None:
+    from transformers import DataCollatorWithFlattening
+
+    rows = [{"input_ids": row[:n].tolist()} for row, n in zip(tokens(), (9, 5, 9), strict=True)]
+    batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows)
+    own = llama(bridges.register_transformers())
+    found = result(own, **{"ids": batch.pop("input_ids")}, **batch)
+    alone = [result(own, torch.tensor([row["input_ids"]])) for row in rows]
+    near(found, torch.cat(alone, 1))
+    flat = torch.cat([torch.tensor(row["input_ids"]) for row in rows])[None]
+    lengths = torch.tensor([0, 9, 14, LENGTH])
+    whole = {"position_ids": torch.arange(LENGTH)[None], "cu_seq_lens_q": lengths}  # borders by the lengths alone
+    last = result(own, flat, **whole)[:, 14:]
+    near(last, result(own, flat[:, 14:], position_ids=torch.arange(14, LENGTH)[None]))
+    with pytest.raises(ArgumentError, match="begin anew at token 14, where `cu_seq_lens_q` has no border"):
+        result(own, flat, position_ids=batch["position_ids"], cu_seq_lens_q=torch.tensor([0, 9, LENGTH]))
+
+
 @pytest.mark.parametrize("model", [llama, gemma2, gpt_oss], ids=lambda model: model.__name__)
 def test_gradients(model: Model) -> None:
     eager, own = model("eager").train(), model(bridges.register_transformers()).train()
@@ -309,7 +357,7 @@ def test_patterns_that_contradict_the_model() -> None:
     [
         ({"attention_mask": torch.zeros(3, 1, LENGTH, LENGTH)}, "says pair by pair who sees whom"),
         ({"output_attentions": True}, "output_attentions"),
-        ({"cu_seq_lens_q": torch.tensor([0, 9, LENGTH])}, "cu_seq_lens_q"),
+        ({"cu_seq_lens_q": torch.tensor([0, 9, LENGTH])}, "`cu_seq_lens_q` with 3 batch entries"),
         ({"position_bias": torch.zeros(1)}, "position_bias"),
     ],
 )
@@ -324,6 +372,8 @@ def test_dropout_is_refused_while_training() -> None:
     assert result(model, tokens()).isfinite().all()
     with pytest.raises(UnsupportedError, match="set `attention_dropout` to 0"):
         model.train()(tokens())
+    with pytest.raises(UnsupportedError, match="set `attention_probs_dropout_prob` to 0"):
+        bert(bridges.register_transformers()).train()(tokens())
 
 
 def test_padding_amid_tokens_is_refused() -> None:

@@ -1,0 +1,76 @@
+"""What an Attention is to Python and to torch's tools: equality, hashes, print(model), rows of the profiler."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from attnc import ArgumentError, compile_attention
+
+
+def test_equal_attentions_are_equal() -> None:
+    attend = compile_attention("sliding_window", window=64)
+    for same in (compile_attention("sliding_window", window=64), pickle.loads(pickle.dumps(attend))):
+        assert attend == same
+        assert hash(attend) == hash(same)
+    text = "pattern p\n    visible k <= q\n"
+    assert compile_attention(text) == compile_attention(text)
+    others = [
+        compile_attention("sliding_window", window=65),
+        compile_attention("sliding_window", window=64, strict=True),
+        compile_attention("sliding_window", window=64, backend="reference"),
+        compile_attention("causal"),
+        "sliding_window",
+    ]
+    assert all(attend != other for other in others)
+    assert len({attend, compile_attention("sliding_window", window=64), *others}) == 6
+
+
+def test_print_of_a_model_shows_its_patterns() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend = compile_attention("sliding_window", window=64).module()
+            self.biased = compile_attention("t5").module(heads=2)
+
+    layer = Layer()
+    assert "Attention('sliding_window', window=64, sinks=0)" in str(layer)
+    assert "Attention('t5'" in str(layer)
+    q = torch.randn(1, 2, 9, 8)
+    assert torch.equal(layer.attend(q, q, q), compile_attention("sliding_window", window=64)(q, q, q))
+    with pytest.raises(ArgumentError, match=r"has a dimension `head`: give it, `heads=…`"):
+        compile_attention("t5").module()
+
+
+def _compiled(q: Any, k: Any, v: Any) -> Any:
+    return torch.compile(compile_attention("causal"), backend="eager", fullgraph=True)(q, k, v)
+
+
+ROWS: dict[str, Callable[..., Any]] = {
+    "attnc::causal": compile_attention("causal"),
+    "attnc::alibi": compile_attention("alibi"),
+    "attnc::strided": lambda q, k, v: compile_attention("strided", stride=4).reference(q, k, v),
+    "attnc::causal.decode": lambda q, k, v: compile_attention("causal").decode(q[:, :, :1], k, v, kv_len=9),
+    "attnc::causal.prefill": lambda q, k, v: compile_attention("causal").prefill(q, k, v, kv_len=9),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_the_profiler_carry_the_name(row: str) -> None:
+    q, k, v = (torch.randn(1, 2, 9, 8) for _ in range(3))
+    ROWS[row](q, k, v)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ROWS[row](q, k, v)
+    assert row in {event.key for event in profile.key_averages()}
+
+
+def test_rows_of_a_compiled_graph_carry_the_name() -> None:
+    q, k, v = (torch.randn(1, 2, 9, 8, requires_grad=True) for _ in range(3))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        _compiled(q, k, v).sum().backward()
+    torch._dynamo.reset()
+    assert {"attnc::causal", "attnc::causal.backward"} <= {event.key for event in profile.key_averages()}
