@@ -1,0 +1,227 @@
+"""The smallest call that makes every clause of a relation true for some pair and false for another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.lengths import natural_length
+from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.runtime.verifying.clauses import Clause, WatchedMeanings
+from attnc.runtime.verifying.drawn_inputs import draw
+from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
+from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.evaluate import Evaluator
+from attnc.spec.program import BoundProgram, Range
+
+LONGEST = 640
+LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
+LENGTHS_OF_ROWS = (12, 24, 48)
+"""The lengths tried where each row costs as many evaluations as there are keys, or more."""
+LENGTHS_OF_LOOPS = (12, 16)
+"""The same for three loops and more."""
+
+PAIRS = 1 << 13
+"""Up to this many pairs a head are evaluated; of longer calls some rows are, drawn at random."""
+LOOKS = 48
+"""How many calls are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The operands of a call, in fp64."""
+
+    inputs: dict[str, object]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the evaluator says of a call: the relation of some rows, and the values of the clauses.
+
+    `wanted` is bool (rows, keys) by batch entry and head.
+    """
+
+    choice: Choice
+    case: Case
+    numbers: Numbers
+    rows: tuple[int, ...]
+    wanted: dict[tuple[int, int], Tensor]
+    clauses: list[Clause]
+    hides_nothing: str = ""
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs that were evaluated."""
+        return sum(x.numel() for x in self.wanted.values())
+
+    @property
+    def hidden(self) -> int:
+        """How many of the pairs are hidden."""
+        return sum(int((~x).sum()) for x in self.wanted.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every clause is settled, and a pair is hidden where one can be."""
+        hides = bool(self.hidden) or bool(self.hides_nothing)
+        return hides and all(clause.is_settled for clause in self.clauses)
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        """How much the call shows; more is better."""
+        return sum(clause.is_settled for clause in self.clauses) - len(self.clauses), bool(self.hidden)
+
+
+@dataclass(slots=True)
+class Search:
+    """The calls looked at so far, of which the best is kept."""
+
+    tell: Callable[[str], None]
+    wishes: Wishes
+    fixed: frozenset[str] = frozenset()
+    looks: int = 0
+    best: Look | None = None
+    refused: list[Case] = field(default_factory=list)
+
+    def run(self, choice: Choice) -> Look | None:
+        """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
+        for candidate in self._choices(choice):
+            for case in cases(candidate, self.wishes, is_own=candidate is choice):
+                if self.looks >= LOOKS:
+                    return self.best
+                found = self._look(candidate, case)
+                if found is not None and found.is_complete:
+                    return found
+                if found is not None and (self.best is None or found.rank > self.best.rank):
+                    self.best = found
+        return self.best
+
+    def _choices(self, choice: Choice) -> Iterator[Choice]:
+        yield choice
+        if self.wishes.length is None or choice.how:
+            yield from scaled(choice, self.fixed)
+
+    def _look(self, choice: Choice, case: Case) -> Look | None:
+        self.tell(f"choosing a call: length {case.lengths}")
+        self.looks += 1
+        try:
+            return look(choice, case)
+        except EvaluationError as error:
+            codes = {d.code for d in error.diagnostics}
+            if codes == {"A902"} and case.own_size is None:
+                return self._look(choice, replace(case, own_size=case.n_k))
+            if not codes <= {"A902", "A906", "A908", "A901"}:
+                raise
+            self.refused.append(case)
+            self.looks -= codes == {"A906"}
+            return None
+
+
+def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
+    """Yield the calls to try, short ones first; `is_own`: with the parameters that were asked for."""
+    bound = choice.bound
+    batch = 2 if _has_flags(bound) else 1
+    for n in lengths(bound, wishes, is_own=is_own):
+        case = with_heads(bound, Case(n, n, batch, 2, 1, 4, 4), wishes)
+        yield case
+        if may_differ(bound) and n >= 8 and n <= 64 and bound.program.align is not None:
+            yield replace(case, n_q=n // 4)
+
+
+def _has_flags(bound: BoundProgram) -> bool:
+    """Whether an input gives one truth value to each batch entry."""
+    inputs = bound.program.inputs
+    return any(i.type.kind == "bool" and set(i.type.dims) <= {"batch", "head", "kv_head"} for i in inputs)
+
+
+def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
+    """Return the lengths to try."""
+    if wishes.length is not None:
+        return [wishes.length]
+    pattern = bound.program
+    cost = loops(bound)
+    choices = LENGTHS if not (pattern.selections or cost) else LENGTHS_OF_ROWS if cost < 3 else LENGTHS_OF_LOOPS
+    if has_state(bound):
+        choices = LENGTHS_OF_ROWS
+    if pattern.segments:
+        fixed = natural_length(bound, 1) or 0
+        found = sorted({natural_length(bound, about) or 0 for about in (fixed, fixed + 5, 16, 48)})
+        return [n for n in found if n <= (choices[-1] if cost < 3 else 64)]
+    if not is_own:
+        return [n for n in choices if n <= 64][-2:]
+    largest = max(counts(bound), default=0)
+    longer = [n for n in choices if n > largest]
+    return longer if largest >= choices[0] and longer else list(choices[:1] if largest >= choices[0] else choices)
+
+
+def look(choice: Choice, case: Case) -> Look:
+    """Evaluate the relation of a call. Raises EvaluationError where the pattern refuses the call."""
+    bound = choice.bound
+    numbers = numbers_of(bound, case)
+    meanings = WatchedMeanings(bound)
+    oracle = Evaluator(bound, queries=case.n_q, keys=case.n_k, inputs=numbers.inputs, meanings=meanings, **case.counts)
+    oracle.give(*(x.tolist() for x in (numbers.q, numbers.k, numbers.v)))
+    rows = _rows(case)
+    wanted: dict[tuple[int, int], Tensor] = {}
+    if bound.program.attends:
+        for batch in range(case.batch):
+            for head in sorted({0, case.heads - 1}):
+                found = [[any(oracle.seen_by(q, k, head=head, batch=batch)) for k in range(case.n_k)] for q in rows]
+                wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
+        _ask_ranges(oracle, rows)
+    return Look(choice, case, numbers, rows, wanted, meanings.clauses, hides_nothing(bound))
+
+
+def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
+    """Evaluate the rows of attentions over a range, whose relation is between a query and a number."""
+    if any(isinstance(attend.over, Range) and attend.visible for attend in oracle.program.attends):
+        for row in rows:
+            oracle.rows.result(0, 0, row)
+
+
+def _rows(case: Case) -> tuple[int, ...]:
+    """All rows of a short call; of a long one the first, the last, and some between them."""
+    most = max(16, PAIRS // max(case.n_k, 1))
+    if case.n_q <= most:
+        return tuple(range(case.n_q))
+    drawn = random.Random(0).sample(range(1, case.n_q - 1), most - 2)
+    return (0, *sorted(drawn), case.n_q - 1)
+
+
+def numbers_of(bound: BoundProgram, case: Case, seed: int = 0) -> Numbers:
+    """Return operands for a call. Raises ArgumentError for an input of which no values are made."""
+    made = torch.Generator().manual_seed(seed)
+    shapes = (
+        (case.batch, case.heads, case.n_q, case.dk),
+        (case.batch, case.kv_heads, case.n_k, case.dk),
+        (case.batch, case.kv_heads, case.n_k, case.dv),
+    )
+    q, k, v = (torch.randn(shape, generator=made, dtype=torch.float64) for shape in shapes)
+    if has_state(bound):  # as delta rules need it for bounded states
+        q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+    return Numbers({name: example.tensor for name, example in draw(bound, case).items()}, q, k, v)
+
+
+def hides_nothing(bound: BoundProgram) -> str:
+    """Say why no pair is hidden, whatever the length; empty where one may be."""
+    pattern = bound.program
+    if not pattern.attends:
+        return "a recurrence updates a state token by token: there are no pairs to hide"
+    if all(isinstance(attend.over, Range) for attend in pattern.attends):
+        return "the keys are not tokens"
+    bounds = Bounds(bound)
+    if pattern.documents is not None or not all(bounds.truth(line, Scope()) for line in pattern.visible):
+        return ""
+    for attend in pattern.attends:
+        lines = all(bounds.truth(line, Scope()) for line in attend.visible)
+        if lines and not isinstance(attend.over, Range) and pattern.round is None:
+            whose = "the pattern" if len(pattern.attends) == 1 else f"`{attend.name}`"
+            return f"{whose} sees every key"
+    return ""
