@@ -6,17 +6,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import count
 
 from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
-from attnc.spec.meaning.evaluate import constant_value
+from attnc.spec.meaning.denotation import Frame, Meanings, constantly
+from attnc.spec.meaning.evaluate import ParametersAlone
 from attnc.spec.program import BoundProgram, Expr, Value
 
 Number = Fraction | float
 """Exact, or an infinity."""
 
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+_WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
+_WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
 _PLAIN = (
     *(program.Literal, program.ParameterRead, program.Operation, program.Choice, program.Aggregate),
     *(program.Local, program.Table, program.Item, program.DefinitionUse),
@@ -25,11 +29,15 @@ _BELOW = {"q": "keys", "k": "keys", "head": "heads", "kv_head": "kv_heads"}
 """Each index on the left is less than the size on the right."""
 
 
+_NUMBERS = count()
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """The arguments of the definitions that an expression stands in."""
 
     arguments: Mapping[program.Binder, tuple[Expr, Scope]] = field(default_factory=dict)
+    number: int = field(default_factory=lambda: next(_NUMBERS))
 
     def calling(self, arguments: Mapping[program.Binder, Expr]) -> Scope:
         """Return the scope of the body of a definition that is called with some arguments."""
@@ -57,6 +65,11 @@ class Bounds:
     def __init__(self, bound: BoundProgram) -> None:
         self._bound = bound
         self._ranges: dict[object, tuple[Number, Number]] = {}
+        self._whole: set[object] = set()
+        self._scopes: dict[tuple[program.DefinitionUse, int], Scope] = {}
+        self._forms: dict[tuple[Expr, int], Linear] = {}
+        self._meanings = Meanings(bound.program, bound.values)
+        self._per_head = {p.name for p in bound.program.parameters if p.per_head and _differs(bound.values[p.name])}
 
     def truth(self, node: Expr, scope: Scope) -> bool | None:
         """Return the value that a condition has for every pair, None where it may have both."""
@@ -78,14 +91,12 @@ class Bounds:
                 if known is None:
                     sides = {self.truth(then, scope), self.truth(otherwise, scope)}
                 return sides.pop() if len(sides) == 1 else None
-            case program.DefinitionUse(definition=definition, arguments=arguments):
-                return self.truth(
-                    definition.body, scope.calling(dict(zip(definition.parameters, arguments, strict=True)))
-                )
+            case program.DefinitionUse(definition=definition):
+                return self.truth(definition.body, self.inside(node, scope))
             case program.Local(binder=binder) if binder in scope.arguments:
                 return self.truth(*scope.arguments[binder])
             case _:
-                value = self._constant(node)
+                value = self._constant(node, scope)
                 return value if isinstance(value, bool) else None
 
     def reason(self, node: Expr, scope: Scope) -> str:
@@ -105,13 +116,22 @@ class Bounds:
                 return not (self._linear(a, scope).terms or self._linear(b, scope).terms)
             case program.Operation(op="and" | "or" | "not", operands=parts):
                 return all(self.is_constant(part, scope) for part in parts)
-            case program.DefinitionUse(definition=definition, arguments=arguments):
-                inner = scope.calling(dict(zip(definition.parameters, arguments, strict=True)))
+            case program.DefinitionUse(definition=definition):
+                inner = self.inside(node, scope)
                 return self.is_constant(definition.body, inner)
             case program.Local(binder=binder) if binder in scope.arguments:
                 return self.is_constant(*scope.arguments[binder])
             case _:
-                return isinstance(node, program.Literal) or self._constant(node) is not None
+                return isinstance(node, program.Literal) or self._constant(node, scope) is not None
+
+    def inside(self, node: program.DefinitionUse, scope: Scope) -> Scope:
+        """Return the scope of the body of a definition, one for each use, so that equal numbers have one name."""
+        parameters = node.definition.parameters
+        if not parameters:
+            return scope
+        if (node, scope.number) not in self._scopes:
+            self._scopes[node, scope.number] = scope.calling(dict(zip(parameters, node.arguments, strict=True)))
+        return self._scopes[node, scope.number]
 
     def _compared(self, op: str, a: Expr, b: Expr, scope: Scope) -> bool | None:
         low, high = self._range_of(self._linear(a, scope).plus(self._linear(b, scope), Fraction(-1)))
@@ -152,16 +172,31 @@ class Bounds:
     def _range(self, node: Expr, scope: Scope) -> tuple[Number, Number]:
         return self._range_of(self._linear(node, scope))
 
-    def _atom(self, name: object, low: Number, high: Number = math.inf) -> Linear:
+    def _atom(self, name: object, low: Number, high: Number = math.inf, *, whole: bool = True) -> Linear:
         self._ranges[name] = (low, high)
+        if whole:
+            self._whole.add(name)
         return Linear(Fraction(0), {name: Fraction(1)})
 
-    def _opaque(self, node: Expr, scope: Scope, low: Number = -math.inf, high: Number = math.inf) -> Linear:
-        return self._atom((node, id(scope)), low, high)
+    def _opaque(
+        self, node: Expr, scope: Scope, low: Number = -math.inf, high: Number = math.inf, *, whole: bool = False
+    ) -> Linear:
+        return self._atom((node, scope.number), low, high, whole=whole)
+
+    def _is_whole(self, form: Linear) -> bool:
+        """Whether a form has whole numbers alone."""
+        factors = (form.constant, *form.terms.values())
+        return all(f.denominator == 1 for f in factors) and form.terms.keys() <= self._whole
 
     # --- linear forms ------------------------------------------------------------------------------------------------
 
-    def _linear(self, node: Expr, scope: Scope) -> Linear:  # noqa: C901  one case a kind
+    def _linear(self, node: Expr, scope: Scope) -> Linear:
+        key = (node, scope.number)
+        if key not in self._forms:
+            self._forms[key] = self._form(node, scope)
+        return self._forms[key]
+
+    def _form(self, node: Expr, scope: Scope) -> Linear:  # noqa: C901  one case a kind
         match node:
             case program.Place(place=place):
                 padded = place == "k" and self._bound.program.pads
@@ -174,10 +209,8 @@ class Bounds:
                 return self._coordinate(node, segment.axes[axis], scope)
             case program.Local(binder=binder) if binder in scope.arguments:
                 return self._linear(*scope.arguments[binder])
-            case program.DefinitionUse(definition=definition, arguments=arguments):
-                return self._linear(
-                    definition.body, scope.calling(dict(zip(definition.parameters, arguments, strict=True)))
-                )
+            case program.DefinitionUse(definition=definition):
+                return self._linear(definition.body, self.inside(node, scope))
             case program.Choice(condition=condition, then=then, otherwise=otherwise):
                 known = self.truth(condition, scope)
                 if known is not None:
@@ -189,7 +222,7 @@ class Bounds:
             case program.Aggregate(op="count"):
                 return self._opaque(node, scope, Fraction(0))
             case _:
-                value = self._constant(node)
+                value = self._constant(node, scope)
                 if isinstance(value, int | Fraction) and not isinstance(value, bool):
                     return Linear(Fraction(value))
                 return self._opaque(node, scope)
@@ -197,7 +230,7 @@ class Bounds:
     def _coordinate(self, node: program.Coordinate, axis: program.Axis, scope: Scope) -> Linear:
         if self._bound.program.pads:
             return self._opaque(node, scope)
-        extent = None if isinstance(axis.extent, program.Size) else self._constant(axis.extent)
+        extent = None if isinstance(axis.extent, program.Size) else self._constant(axis.extent, scope)
         high: Number = Fraction(extent - 1) if isinstance(extent, int) else math.inf
         return self._atom((node.place, axis), Fraction(0), high)
 
@@ -215,10 +248,11 @@ class Bounds:
                 return Linear(Fraction(0)).plus(forms[1], forms[0].constant)
             case "mul" if not forms[1].terms:
                 return Linear(Fraction(0)).plus(forms[0], forms[1].constant)
-        constant = self._constant(node)
+        constant = self._constant(node, scope)
         if isinstance(constant, int | Fraction) and not isinstance(constant, bool):
             return Linear(Fraction(constant))
-        return self._opaque(node, scope, *self._bounded(node.op, forms))
+        whole = node.op in _WHOLE or (node.op in _WHOLE_OF_WHOLE and all(map(self._is_whole, forms)))
+        return self._opaque(node, scope, *self._bounded(node.op, forms), whole=whole)
 
     def _bounded(self, op: str, forms: list[Linear]) -> tuple[Number, Number]:
         ranges = [self._range_of(form) for form in forms]
@@ -232,33 +266,54 @@ class Bounds:
             case "max":
                 return max(a for a, _ in ranges), max(b for _, b in ranges)
             case "mod" if divisor is not None and divisor > 0:
-                return Fraction(0), divisor
+                most = divisor - 1 if divisor.denominator == 1 and self._is_whole(forms[0]) else divisor
+                return Fraction(0), most
             case "floordiv" if divisor is not None and divisor > 0:
                 return _floored(low, divisor), _floored(high, divisor)
             case "floordiv" if ranges[1][0] > 0 and low >= 0:
                 return Fraction(0), high
+            case "clamp":
+                return ranges[1][0], ranges[2][1]
             case "bitlen" | "isqrt":
                 return Fraction(0), math.inf
         return -math.inf, math.inf
 
-    def _constant(self, node: Expr) -> Value | None:
+    def _constant(self, node: Expr, scope: Scope) -> Value | None:
         """Return the value of an expression of parameters alone, None for any other."""
-        per_head = {p.name for p in self._bound.program.parameters if p.per_head}
+        arguments: dict[program.Binder, Value] = {}
         for part in below([node]):
-            lengths = isinstance(part, program.Size) and part.name in self._bound.lengths
-            if not (isinstance(part, _PLAIN) or lengths):
+            if not self._is_plain(part):
                 return None
-            if isinstance(part, program.ParameterRead) and part.name in per_head:
-                return None
-            if isinstance(part, program.Aggregate) and not all(
-                isinstance(r, program.Running) and isinstance(r.target, program.Binder) for r in part.runnings
-            ):
-                return None
+            if isinstance(part, program.Local) and part.binder in scope.arguments:
+                value = self._constant(*scope.arguments[part.binder])
+                if value is None:
+                    return None
+                arguments[part.binder] = value
+        frame = Frame(ParametersAlone(self._bound.lengths), {}, 0, 0)
+        for binder, value in arguments.items():
+            frame = frame.binding(binder, constantly(value))
         try:
-            value = constant_value(self._bound, node)
+            found = self._meanings.of(node)(frame)
         except (EvaluationError, KeyError):  # KeyError: a name that something outside binds
             return None
-        return value if isinstance(value, int | Fraction | bool | tuple) else None  # type: ignore[return-value]
+        return found if isinstance(found, int | Fraction | bool | tuple) else None  # type: ignore[return-value]
+
+    def _is_plain(self, node: Expr) -> bool:
+        """Whether a node reads parameters alone, the children of the node aside."""
+        match node:
+            case program.Size(name=name):
+                return name in self._bound.lengths
+            case program.ParameterRead(name=name):
+                return name not in self._per_head
+            case program.Aggregate(runnings=runnings):
+                return all(isinstance(r, program.Running) and isinstance(r.target, program.Binder) for r in runnings)
+            case _:
+                return isinstance(node, _PLAIN)
+
+
+def _differs(value: Value) -> bool:
+    """Whether a list has different entries, one for each head."""
+    return isinstance(value, tuple) and len(set(value)) > 1
 
 
 def _floored(value: Number, divisor: Fraction) -> Number:

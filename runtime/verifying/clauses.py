@@ -119,7 +119,7 @@ class WatchedMeanings(Meanings):
             if definition not in self._lets:
                 self._lets[definition] = self._clause(definition.body, where, scope, prefix)
             return _remembered(node, self._lets[definition])
-        inner = scope.calling(dict(zip(definition.parameters, node.arguments, strict=True)))
+        inner = self._bounds.inside(node, scope)
         text = f"{prefix}{_text(node)}: "
         return self._call(node, self._clause(definition.body, where, inner, text))
 

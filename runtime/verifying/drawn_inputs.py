@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.example_inputs import Example, example_inputs
-from attnc.runtime.verifying.shapes import Case
+from attnc.runtime.verifying.shapes import Case, every_expression
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, Meanings
 from attnc.spec.meaning.evaluate import ParametersAlone
-from attnc.spec.program import BoundProgram, Expr, Input, Size
+from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
 
 SMALL = 3
 """The extent of a dimension that only inputs show, where nothing demands more."""
@@ -67,11 +67,26 @@ def _own_sizes(bound: BoundProgram, case: Case, known: Mapping[str, int]) -> dic
     lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
     lengths |= {"group": case.heads // case.kv_heads} | known
     found = dict.fromkeys(own, max(case.own_size or SMALL, 1))
+    found |= dict.fromkeys(own & _computed(bound), max(case.n_k, 1))
     for name in sorted(own):
         conditions = [line for line in _conditions(bound) if name in _sizes_in(line)]
         if conditions:
             others = dict.fromkeys(own - {name}, _UNBOUNDED)
             found[name] = _least(bound, name, conditions, {**lengths, **others}, case)
+    return found
+
+
+def _computed(bound: BoundProgram) -> set[str]:
+    """Dimensions that are indexed by computed numbers, of which nothing is known: by a distance, for instance."""
+    found: set[str] = set()
+    for node in below(every_expression(bound.program)):
+        if isinstance(node, InputRead):
+            dims = [dim for dim in node.input.type.dims if dim not in ("batch", "head", "kv_head")]
+            found |= {
+                dim
+                for dim, index in zip(dims, node.indices, strict=False)
+                if isinstance(dim, str) and not isinstance(index, Local)
+            }
     return found
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from attnc.runtime.lengths import natural_length
 from attnc.runtime.verifying.bounds import Bounds, Scope
-from attnc.runtime.verifying.clauses import Clause, WatchedMeanings
+from attnc.runtime.verifying.clauses import Clause, WatchedMeanings, relation_lines
 from attnc.runtime.verifying.drawn_inputs import draw
 from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
 from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
+from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.program import BoundProgram, Range
+from attnc.spec.program import BoundProgram, HeadIndex, InputRead, ParameterRead, Range, Size
 
 LONGEST = 640
 LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
@@ -26,8 +27,12 @@ LENGTHS_OF_ROWS = (12, 24, 48)
 LENGTHS_OF_LOOPS = (12, 16)
 """The same for three loops and more."""
 
-PAIRS = 1 << 13
+PAIRS = 1 << 12
 """Up to this many pairs a head are evaluated; of longer calls some rows are, drawn at random."""
+
+FEW_PAIRS = 1 << 10
+"""The same for further calls with the parameters that were chosen."""
+
 LOOKS = 48
 """How many calls are looked at."""
 
@@ -161,22 +166,37 @@ def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
     return longer if largest >= choices[0] and longer else list(choices[:1] if largest >= choices[0] else choices)
 
 
-def look(choice: Choice, case: Case) -> Look:
+def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
     """Evaluate the relation of a call. Raises EvaluationError where the pattern refuses the call."""
     bound = choice.bound
     numbers = numbers_of(bound, case)
     meanings = WatchedMeanings(bound)
     oracle = Evaluator(bound, queries=case.n_q, keys=case.n_k, inputs=numbers.inputs, meanings=meanings, **case.counts)
     oracle.give(*(x.tolist() for x in (numbers.q, numbers.k, numbers.v)))
-    rows = _rows(case)
+    rows = _rows(case, pairs)
     wanted: dict[tuple[int, int], Tensor] = {}
     if bound.program.attends:
-        for batch in range(case.batch):
-            for head in sorted({0, case.heads - 1}):
+        depends = _depends_on(bound)
+        for batch in range(case.batch if depends else 1):
+            for head in sorted({0, case.heads - 1} if depends else {0}):
                 found = [[any(oracle.seen_by(q, k, head=head, batch=batch)) for k in range(case.n_k)] for q in rows]
                 wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
         _ask_ranges(oracle, rows)
+        _ask_families(oracle, case)
     return Look(choice, case, numbers, rows, wanted, meanings.clauses, hides_nothing(bound))
+
+
+def _depends_on(bound: BoundProgram) -> bool:
+    """Whether a relation may differ from head to head, or from batch entry to batch entry."""
+    per_head = {p.name for p in bound.program.parameters if p.per_head}
+    if bound.program.selections or bound.program.documents is not None:
+        return True
+    return any(
+        isinstance(node, InputRead | HeadIndex)
+        or (isinstance(node, ParameterRead) and node.name in per_head)
+        or (isinstance(node, Size) and node.name in ("heads", "kv_heads", "group"))
+        for node in below(line for _, line in relation_lines(bound.program))
+    )
 
 
 def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
@@ -186,9 +206,22 @@ def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
             oracle.rows.result(0, 0, row)
 
 
-def _rows(case: Case) -> tuple[int, ...]:
+def _ask_families(oracle: Evaluator, case: Case) -> None:
+    """Evaluate every selection of a family for the last query; the pattern may ask some of them only."""
+    view = oracle.view(case.n_q - 1, case.n_k - 1, 0)
+    if view is None:
+        return
+    frame = view.frame(view.keys - 1, view.keys - 1, 0, 0)
+    for selection in oracle.program.selections:
+        if selection.family is not None:
+            low, high = (oracle.meanings.of(end)(frame) for end in (selection.family.low, selection.family.high))
+            for member in range(int(low), int(high)):  # type: ignore[arg-type]  # integers
+                oracle.selections.chosen(selection, member, frame, view)
+
+
+def _rows(case: Case, pairs: int) -> tuple[int, ...]:
     """All rows of a short call; of a long one the first, the last, and some between them."""
-    most = max(16, PAIRS // max(case.n_k, 1))
+    most = max(8, pairs // max(case.n_k, 1))
     if case.n_q <= most:
         return tuple(range(case.n_q))
     drawn = random.Random(0).sample(range(1, case.n_q - 1), most - 2)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from attnc.runtime.example_inputs import head_count
 from attnc.spec.checks.measure import Measures, expressions, expressions_of_selection
-from attnc.spec.program import BoundProgram, Expr
+from attnc.spec.program import BoundProgram, Expr, Program
 
 AWKWARD = (
     (1, 1, 1, 1, 1, 8, 8),
@@ -66,15 +66,18 @@ class Wishes:
 def loops(bound: BoundProgram) -> int:
     """Return how deep the loops of the most expensive expression of a pattern nest, one for a row of keys."""
     measures = Measures()
-    return max((measures.of(node).loops for node in _expressions(bound)), default=0)
+    return max((measures.of(node).loops for node in every_expression(bound.program)), default=0)
 
 
-def _expressions(bound: BoundProgram) -> Iterable[Expr]:
-    pattern = bound.program
+def every_expression(pattern: Program) -> Iterator[Expr]:
+    """Yield the expressions of attentions and selections, and of what combines them."""
     for attend in pattern.attends:
         yield from expressions(attend)
     for item in pattern.selections:
         yield from expressions_of_selection(item)
+    yield from pattern.visible
+    if pattern.combine is not None:
+        yield pattern.combine
 
 
 def has_state(bound: BoundProgram) -> bool:
@@ -96,7 +99,7 @@ def awkward_cases(bound: BoundProgram, length: int | None, wishes: Wishes) -> li
     table = AWKWARD_STATES if has_state(bound) else SHORT_AWKWARD if costly else AWKWARD
     cases = [Case(*row) for row in table if row[0] == row[1] or may_differ(bound)]
     if length is not None:
-        cases = [replace(case, n_q=length, n_k=length) for case in cases[1:2]]
+        cases = [replace(case, n_q=length, n_k=length) for case in cases[1:3][-1:]]
     return [with_heads(bound, case, wishes) for case in cases]
 
 

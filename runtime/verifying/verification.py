@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnc.runtime.accuracy import Error, Probe, compare
 from attnc.runtime.attention import Attention
-from attnc.runtime.verifying.exercise import Look, look
+from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
 from attnc.runtime.verifying.shapes import Case, has_state
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
@@ -25,7 +25,7 @@ ORACLE_TERMS = 1 << 13
 """Outputs are evaluated of as many rows as have this many terms over all heads, a row having keys times keys."""
 
 ORACLE_TOKENS = 40
-"""Recurrences are evaluated where there are up to this many tokens over all heads and batch entries."""
+"""Recurrences are evaluated in the call that was chosen, and where there are up to this many tokens over all heads."""
 
 LONGER = 4
 """A shape that a `require` line refuses is tried with up to three tokens more."""
@@ -142,11 +142,11 @@ def _first_taken(chosen: Look, case: Case) -> Look | None:
 def _looked(chosen: Look, case: Case) -> Look:
     """Return what the evaluator says of another call with the parameters that were chosen."""
     try:
-        return look(chosen.choice, case)
+        return look(chosen.choice, case, FEW_PAIRS)
     except EvaluationError as error:
         if {d.code for d in error.diagnostics} != {"A902"} or case.own_size is not None:
             raise
-        return look(chosen.choice, replace(case, own_size=case.n_k))
+        return look(chosen.choice, replace(case, own_size=case.n_k), FEW_PAIRS)
 
 
 def _compare(attention: Attention, found: Look, verdict: Verdict, dtypes: Sequence[torch.dtype]) -> None:
@@ -198,7 +198,7 @@ def _relation(attention: Attention, found: Look, verdict: Verdict) -> Tensor:
     read = {name: x for name, x in numbers.inputs.items() if name in attention.relation_inputs}
     counts = {"heads": case.heads, "kv_heads": case.kv_heads}
     if attention.pattern.selections:
-        read, counts = {**numbers.inputs, "q": numbers.q, "k": numbers.k}, {}
+        read, counts = {**read, "q": numbers.q, "k": numbers.k}, {}
     for head in range(case.heads):
         mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **read)  # type: ignore[arg-type]
     rows = list(found.rows)
@@ -222,12 +222,13 @@ def _check_outputs(attention: Attention, found: Look, verdict: Verdict) -> None:
     if attention.is_plain:
         return
     oracle = Evaluator(bound, queries=case.n_q, keys=case.n_k, inputs=found.numbers.inputs, **case.counts)
+    is_short = case.n_q * case.batch * case.heads <= ORACLE_TOKENS
     if bound.program.recurrence is not None:
-        if case.n_q * case.batch * case.heads <= ORACLE_TOKENS:
+        if is_short or not verdict.tokens:
             _check_tokens(attention, found, oracle, verdict)
         return
     rows = _some_rows(found)
-    if not rows or (has_state(bound) and case.n_q * case.batch * case.heads > ORACLE_TOKENS):
+    if not rows or (has_state(bound) and verdict.rows and not is_short):
         return
     q, k, v = (x.tolist() for x in (found.numbers.q, found.numbers.k, found.numbers.v))
     wanted = [torch.tensor(x, dtype=torch.float64) for x in oracle.attend(q, k, v, only=rows)]
