@@ -96,8 +96,8 @@ class Bounds:
             case program.Local(binder=binder) if binder in scope.arguments:
                 return self.truth(*scope.arguments[binder])
             case _:
-                value = self._constant(node, scope)
-                return value if isinstance(value, bool) else None
+                constant = self._constant(node, scope)
+                return constant if isinstance(constant, bool) else None
 
     def reason(self, node: Expr, scope: Scope) -> str:
         """Say why a condition has one value for every pair; empty where it may have both."""
@@ -260,7 +260,9 @@ class Bounds:
         divisor = forms[1].constant if len(forms) == 2 and not forms[1].terms else None
         match op:
             case "abs":
-                return (Fraction(0) if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+                if low > 0 or high < 0:
+                    return (low, high) if low > 0 else (-high, -low)
+                return Fraction(0), max(high, -low)
             case "min":
                 return min(a for a, _ in ranges), min(b for _, b in ranges)
             case "max":
@@ -296,7 +298,7 @@ class Bounds:
             found = self._meanings.of(node)(frame)
         except (EvaluationError, KeyError):  # KeyError: a name that something outside binds
             return None
-        return found if isinstance(found, int | Fraction | bool | tuple) else None  # type: ignore[return-value]
+        return found if isinstance(found, int | Fraction | bool | tuple) else None
 
     def _is_plain(self, node: Expr) -> bool:
         """Whether a node reads parameters alone, the children of the node aside."""

@@ -9,6 +9,7 @@ from attnc.runtime.verifying.bounds import Bounds, Scope
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, Meaning, Meanings, Result
+from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.program import BoundProgram, Expr
 
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -146,6 +147,26 @@ class WatchedMeanings(Meanings):
     def is_complete(self) -> bool:
         """Whether every clause met so far is settled."""
         return all(clause.is_settled for clause in self.clauses)
+
+
+class WatchedEvaluator(Evaluator):
+    """An evaluator that notes the values of clauses."""
+
+    clauses: list[Clause]
+
+    def meanings_of(self, bound: BoundProgram) -> Meanings:
+        """Return meanings that are watched."""
+        found = WatchedMeanings(bound)
+        self.clauses = found.clauses
+        return found
+
+
+def clauses_of(bound: BoundProgram) -> list[Clause]:
+    """Return the clauses of a relation, none of which has been evaluated."""
+    meanings = WatchedMeanings(bound)
+    for _, line in relation_lines(bound.program):
+        meanings.of(line)
+    return meanings.clauses
 
 
 def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from attnc.runtime.verifying.shapes import Case, every_expression
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, Meanings
-from attnc.spec.meaning.evaluate import ParametersAlone
+from attnc.spec.meaning.evaluate import ParametersAlone, constant_value
 from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
 
 SMALL = 3
@@ -61,7 +62,7 @@ def dense_sizes(bound: BoundProgram) -> set[str]:
     return {dim for item in bound.program.inputs for dim in item.type.dims if isinstance(dim, str)} - fixed
 
 
-def _own_sizes(bound: BoundProgram, case: Case, known: Mapping[str, int]) -> dict[str, int]:
+def _own_sizes(bound: BoundProgram, case: Case, known: dict[str, int]) -> dict[str, int]:
     """Sizes that only inputs show: the least that every `require` line allows."""
     own = dense_sizes(bound)
     lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
@@ -135,7 +136,7 @@ def _shape(bound: BoundProgram | None, item: Input, sizes: Mapping[str, int]) ->
             shape.append(sizes[dim])
         else:
             assert bound is not None
-            value = Meanings(bound.program, bound.values).of(dim)(Frame(ParametersAlone(bound.lengths), {}, 0, 0))
+            value = constant_value(bound, cast("Expr", dim))
             assert isinstance(value, int)
             shape.append(value)
     return shape

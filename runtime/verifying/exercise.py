@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from attnc.runtime.lengths import natural_length
 from attnc.runtime.verifying.bounds import Bounds, Scope
-from attnc.runtime.verifying.clauses import Clause, WatchedMeanings, relation_lines
+from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of, relation_lines
 from attnc.runtime.verifying.drawn_inputs import draw
 from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
 from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
@@ -33,8 +34,11 @@ PAIRS = 1 << 12
 FEW_PAIRS = 1 << 10
 """The same for further calls with the parameters that were chosen."""
 
-LOOKS = 48
-"""How many calls are looked at."""
+LOOKS, SHORT_LOOKS = 48, 24
+"""How many calls are looked at, and how many where rows cost much."""
+
+LONG, LONG_LOOKS = 64, 4
+"""The length of a last few calls of patterns of which rows cost much, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,8 @@ class Look:
     wanted: dict[tuple[int, int], Tensor]
     clauses: list[Clause]
     hides_nothing: str = ""
+    degenerate: bool = False
+    """Whether scaled parameters decide a clause that those asked for leave open."""
 
     @property
     def pairs(self) -> int:
@@ -76,12 +82,13 @@ class Look:
     def is_complete(self) -> bool:
         """Whether every clause is settled, and a pair is hidden where one can be."""
         hides = bool(self.hidden) or bool(self.hides_nothing)
-        return hides and all(clause.is_settled for clause in self.clauses)
+        return hides and not self.degenerate and all(clause.is_settled for clause in self.clauses)
 
     @property
-    def rank(self) -> tuple[int, bool]:
+    def rank(self) -> tuple[bool, int, bool]:
         """How much the call shows; more is better."""
-        return sum(clause.is_settled for clause in self.clauses) - len(self.clauses), bool(self.hidden)
+        open_clauses = sum(not clause.is_settled for clause in self.clauses)
+        return not self.degenerate, -open_clauses, bool(self.hidden)
 
 
 @dataclass(slots=True)
@@ -93,20 +100,37 @@ class Search:
     fixed: frozenset[str] = frozenset()
     looks: int = 0
     best: Look | None = None
+    decided: frozenset[tuple[str, str]] = frozenset()
     refused: list[Case] = field(default_factory=list)
 
     def run(self, choice: Choice) -> Look | None:
         """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
+        self.decided = decided(choice.bound)
         for candidate in self._choices(choice):
             for case in cases(candidate, self.wishes, is_own=candidate is choice):
                 if self.looks >= LOOKS:
                     return self.best
-                found = self._look(candidate, case)
-                if found is not None and found.is_complete:
-                    return found
-                if found is not None and (self.best is None or found.rank > self.best.rank):
-                    self.best = found
+                if self._is_enough(candidate, case):
+                    return self.best
+            if self.looks >= SHORT_LOOKS and loops(candidate.bound):
+                break
+        if self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound):
+            self._look_longer(choice)
         return self.best
+
+    def _is_enough(self, choice: Choice, case: Case) -> bool:
+        """Look at a call, and keep it where it is the best; whether it exercises every clause."""
+        found = self._look(choice, case)
+        if found is not None and (self.best is None or found.rank > self.best.rank or found.is_complete):
+            self.best = found
+        return found is not None and found.is_complete
+
+    def _look_longer(self, choice: Choice) -> None:
+        """Look at a few calls of a pattern that costs much, longer than constants of its text may be."""
+        for candidate in islice(scaled(choice, self.fixed), LONG_LOOKS):
+            case = with_heads(candidate.bound, Case(LONG, LONG, 1, 2, 1, 4, 4), self.wishes)
+            if self._is_enough(candidate, case):
+                return
 
     def _choices(self, choice: Choice) -> Iterator[Choice]:
         yield choice
@@ -117,7 +141,8 @@ class Search:
         self.tell(f"choosing a call: length {case.lengths}")
         self.looks += 1
         try:
-            return look(choice, case)
+            found = look(choice, case)
+            return replace(found, degenerate=not decided(choice.bound) <= self.decided)
         except EvaluationError as error:
             codes = {d.code for d in error.diagnostics}
             if codes == {"A902"} and case.own_size is None:
@@ -127,6 +152,11 @@ class Search:
             self.refused.append(case)
             self.looks -= codes == {"A906"}
             return None
+
+
+def decided(bound: BoundProgram) -> frozenset[tuple[str, str]]:
+    """Return the clauses that have one value for every pair."""
+    return frozenset((clause.where, clause.text) for clause in clauses_of(bound) if clause.reason)
 
 
 def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
@@ -159,6 +189,8 @@ def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
         fixed = natural_length(bound, 1) or 0
         found = sorted({natural_length(bound, about) or 0 for about in (fixed, fixed + 5, 16, 48)})
         return [n for n in found if n <= (choices[-1] if cost < 3 else 64)]
+    if not pattern.attends:
+        return list(LENGTHS_OF_ROWS[:1])
     if not is_own:
         return [n for n in choices if n <= 64][-2:]
     largest = max(counts(bound), default=0)
@@ -170,8 +202,7 @@ def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
     """Evaluate the relation of a call. Raises EvaluationError where the pattern refuses the call."""
     bound = choice.bound
     numbers = numbers_of(bound, case)
-    meanings = WatchedMeanings(bound)
-    oracle = Evaluator(bound, queries=case.n_q, keys=case.n_k, inputs=numbers.inputs, meanings=meanings, **case.counts)
+    oracle = WatchedEvaluator(bound, queries=case.n_q, keys=case.n_k, inputs=numbers.inputs, **case.counts)
     oracle.give(*(x.tolist() for x in (numbers.q, numbers.k, numbers.v)))
     rows = _rows(case, pairs)
     wanted: dict[tuple[int, int], Tensor] = {}
@@ -183,7 +214,7 @@ def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
                 wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
         _ask_ranges(oracle, rows)
         _ask_families(oracle, case)
-    return Look(choice, case, numbers, rows, wanted, meanings.clauses, hides_nothing(bound))
+    return Look(choice, case, numbers, rows, wanted, oracle.clauses, hides_nothing(bound))
 
 
 def _depends_on(bound: BoundProgram) -> bool:

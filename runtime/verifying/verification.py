@@ -72,6 +72,8 @@ class Verdict:
             for clause in self.look.clauses
             if not clause.is_settled
         ]
+        if self.look.degenerate:
+            found.append("the scaled parameters decide a clause that the pattern's own leave open")
         if not self.errors:
             found.append("no call was compared")
         if has_state(self.look.choice.bound) and not (self.tokens or self.rows):
@@ -170,8 +172,8 @@ def _run(attention: Attention, found: Look, mask: Tensor, verdict: Verdict, dtyp
             return _called(call, attention, numbers.inputs, q, k, v)
 
         dense = None if attention.is_plain else partial(_called, attention.reference, attention, numbers.inputs)
-        operands = [x.to(dtype) for x in (numbers.q, numbers.k, numbers.v)]
-        probe = Probe(*operands, mask, grad, grad_lse if attention.has_lse else None, dense, chooses)
+        q, k, v = (x.to(dtype) for x in (numbers.q, numbers.k, numbers.v))
+        probe = Probe(q, k, v, mask, grad, grad_lse if attention.has_lse else None, dense, chooses)
         name = str(dtype).removeprefix("torch.")
         verdict.errors.extend(Trial(executor, name, case, error) for error in compare(run, probe))
 

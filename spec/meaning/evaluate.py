@@ -28,9 +28,8 @@ class Evaluator:
     """One call: a bound program with sizes and inputs.
 
     `queries` and `keys` are lengths; `inputs` maps each input's name to a nested sequence (or anything with `tolist`)
-    of the declared dimensions; `sizes` gives `dk`, `dv` and other dimensions that no input shows; `meanings` are those
-    of `bound`, made anew unless given. Raises `EvaluationError` for sizes and inputs that do not fit, and where a
-    `require` on sizes does not hold.
+    of the declared dimensions; `sizes` gives `dk`, `dv` and other dimensions that no input shows. Raises
+    `EvaluationError` for sizes and inputs that do not fit, and where a `require` on sizes does not hold.
     """
 
     def __init__(
@@ -42,12 +41,11 @@ class Evaluator:
         heads: int = 1,
         kv_heads: int = 1,
         inputs: Mapping[str, object] | None = None,
-        meanings: Meanings | None = None,
         **sizes: int,
     ) -> None:
         self.bound = bound
         self.program = bound.program
-        self.meanings = Meanings(bound.program, bound.values) if meanings is None else meanings
+        self.meanings = self.meanings_of(bound)
         self.steps = 0
         self.vectors: Mapping[str, Heads] = {}
         self.factor = 1.0
@@ -62,6 +60,10 @@ class Evaluator:
         self._lines = [self.meanings.of(line) for line in self.program.visible]
         self._rounding = Rounding(self.program.round, self.meanings) if self.program.round else None
         self._check_requirements()
+
+    def meanings_of(self, bound: BoundProgram) -> Meanings:
+        """The meanings of the expressions of a program; a subclass may watch them."""
+        return Meanings(bound.program, bound.values)
 
     @property
     def queries(self) -> int:
