@@ -41,6 +41,8 @@ def draw(bound: BoundProgram, case: Case) -> dict[str, Example]:
             found[item.name] = _filled(item, sizes, place)
         elif item in constants:
             found[item.name] = _alternating(item, sizes)
+        elif _is_cluster(bound, item):
+            found[item.name] = _clusters(item, sizes)
         elif _is_table(item):
             found[item.name] = _random(bound, item, sizes)
     rest = {item.name for item in inputs} - found.keys()
@@ -115,6 +117,19 @@ def _least(bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[s
 def _is_constant(item: Input) -> bool:
     """Whether an integer or a truth value is the same for all tokens."""
     return item.type.kind in ("int", "bool") and set(item.type.dims) <= {"batch", "head", "kv_head"}
+
+
+def _is_cluster(bound: BoundProgram, item: Input) -> bool:
+    """Whether an integer is an id by token and head, of which a selection reads several."""
+    has_head = any(dim in ("head", "kv_head") for dim in item.type.dims)
+    last = item.type.dims[-1] if item.type.dims else None
+    return bool(bound.program.selections) and item.type.kind == "int" and has_head and last in _TOKENS
+
+
+def _clusters(item: Input, sizes: Mapping[str, int]) -> Example:
+    """Ids of stretches of about two tokens: enough of them that some have little weight."""
+    shape = _shape(None, item, sizes)
+    return Example((torch.arange(shape[-1]) // 2).expand(shape).contiguous(), "stretches of two tokens")
 
 
 def _is_table(item: Input) -> bool:

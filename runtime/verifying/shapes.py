@@ -98,6 +98,8 @@ def awkward_cases(bound: BoundProgram, length: int | None, wishes: Wishes) -> li
     costly = bool(bound.program.selections) or loops(bound) > 0
     table = AWKWARD_STATES if has_state(bound) else SHORT_AWKWARD if costly else AWKWARD
     cases = [Case(*row) for row in table if row[0] == row[1] or may_differ(bound)]
+    if bound.program.selections and any("dv" in item.type.dims for item in bound.program.inputs):
+        cases = [replace(case, dv=case.dk) for case in cases]  # `mask` takes no v, and so the width of q
     if length is not None:
         cases = [replace(case, n_q=length, n_k=length) for case in cases[1:3][-1:]]
     return [with_heads(bound, case, wishes) for case in cases]

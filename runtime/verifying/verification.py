@@ -13,7 +13,7 @@ from torch import Tensor
 from attnc.runtime.accuracy import Error, Probe, compare
 from attnc.runtime.attention import Attention
 from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
-from attnc.runtime.verifying.shapes import Case, has_state
+from attnc.runtime.verifying.shapes import Case, has_state, loops
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 
@@ -22,7 +22,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 SCORE_TOLERANCE = 1e-9
 ORACLE_TERMS = 1 << 13
-"""Outputs are evaluated of as many rows as have this many terms over all heads, a row having keys times keys."""
+"""Outputs are evaluated of as many rows as have this many terms over all heads, a row having keys times keys, or
+    with sums over keys inside of sums a quarter of the cube."""
 
 ORACLE_TOKENS = 40
 """Recurrences are evaluated in the call that was chosen, and where there are up to this many tokens over all heads."""
@@ -200,7 +201,7 @@ def _relation(attention: Attention, found: Look, verdict: Verdict) -> Tensor:
     read = {name: x for name, x in numbers.inputs.items() if name in attention.relation_inputs}
     counts = {"heads": case.heads, "kv_heads": case.kv_heads}
     if attention.pattern.selections:
-        read, counts = {**read, "q": numbers.q, "k": numbers.k}, {}
+        read, counts = {**numbers.inputs, "q": numbers.q, "k": numbers.k}, {}
     for head in range(case.heads):
         mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **read)  # type: ignore[arg-type]
     rows = list(found.rows)
@@ -229,7 +230,7 @@ def _check_outputs(attention: Attention, found: Look, verdict: Verdict) -> None:
         if is_short or not verdict.tokens:
             _check_tokens(attention, found, oracle, verdict)
         return
-    rows = _some_rows(found)
+    rows = _some_rows(found, needs_one=not (verdict.rows or attention.has_mask))
     if not rows or (has_state(bound) and verdict.rows and not is_short):
         return
     q, k, v = (x.tolist() for x in (found.numbers.q, found.numbers.k, found.numbers.v))
@@ -247,10 +248,13 @@ def _check_outputs(attention: Attention, found: Look, verdict: Verdict) -> None:
             verdict.hidden += int((~wanted_rows[own]).sum())
 
 
-def _some_rows(found: Look) -> list[int]:
-    """The rows of which outputs are evaluated: the last ones see most."""
+def _some_rows(found: Look, *, needs_one: bool) -> list[int]:
+    """Return the rows of which outputs are evaluated: the last ones see most."""
     case = found.case
-    most = ORACLE_TERMS // max(case.n_k**2 * case.batch * case.heads, 1)
+    terms = case.n_k**2 * case.batch * case.heads
+    if loops(found.choice.bound):
+        terms *= max(case.n_k // 4, 1)
+    most = ORACLE_TERMS // max(terms, 1) or int(needs_one)
     return list(found.rows[-most:]) if most else []
 
 
