@@ -49,7 +49,7 @@ _SUMMARIES = {
     "show": "the picture of a pattern: elements, tiles, keys per row, exact density",
     "simulate": "how fast a pattern can be on a machine, before anything runs, and with which schedule",
     "tune": "measure the first few schedules of a call, keep the fastest; prediction beside measurement",
-    "verify": "hold every executor against the oracle, forward and gradients",
+    "verify": "compare every executor with the oracle, forward and gradients, where every clause decides a pair",
 }
 _INTERRUPTED, _PIPE_CLOSED = 130, 141
 

@@ -47,6 +47,13 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
 
 def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     """The pattern that the arguments name; `tune` as `compile_attention` has it."""
+    from attnc.runtime.attention import compile_attention
+
+    return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
+
+
+def given_params(args: argparse.Namespace) -> dict[str, object]:
+    """Return the parameters that `-p` and `--grid` give."""
     params: dict[str, object] = {}
     grid = getattr(args, "grid", None)
     of_grid = [] if grid is None else grid_params(args.spec, grid)
@@ -61,9 +68,7 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     reserved = {"spec", "preset", "backend", "strict", "deterministic", "tune"} & params.keys()
     if reserved:
         raise UsageError(f"-p {min(reserved)}: no pattern has a parameter of that name")
-    from attnc.runtime.attention import compile_attention
-
-    return compile_attention(args.spec, preset=args.preset, tune=tune, **params)  # type: ignore[arg-type]
+    return params
 
 
 def whole_number(text: str) -> int:

@@ -4,39 +4,95 @@ from __future__ import annotations
 
 import argparse
 
-from attnc.runtime.attention import Attention
+import torch
+
+from attnc.runtime.attention import compile_attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import add_pattern, compiled, value_json
-from attnc.runtime.lengths import natural_length
-from attnc.runtime.verification import Case, Trial, Verdict, cases, verify
+from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json
+from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.verifying.exercise import Look, Search, lengths
+from attnc.runtime.verifying.scaled_parameters import changed, own
+from attnc.runtime.verifying.shapes import Wishes, awkward_cases
+from attnc.runtime.verifying.verification import DTYPES, Trial, Verdict, verify
+from attnc.spec.load import load_program
+from attnc.spec.meaning.values import shown
+from attnc.spec.program import BoundProgram
+
+NAMED_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*DTYPES, torch.float16, torch.float64)}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `verify`."""
+    """Add the arguments of `verify`."""
     add_pattern(parser)
+    add_grid(parser)
+    parser.add_argument("--len", dest="length", type=int, metavar="N", help="compare calls of N tokens only")
+    parser.add_argument("--heads", type=int, metavar="H", help="the number of query heads")
+    parser.add_argument("--kv-heads", type=int, metavar="H", help="the number of key and value heads")
+    parser.add_argument(
+        "--dtype", choices=sorted(NAMED_DTYPES), help="what the cpu executor runs in (default: float32 and bfloat16)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 where an executor disagrees."""
-    attention = compiled(args)
-    shapes = cases(attention, natural_length(attention.bound))
-    with console.progress("verify", len(shapes)) as step:
-        verdict = verify(attention, shapes, step)
+    """Return 1 where an executor disagrees, or where the comparison left something out."""
+    wishes = _wishes(args)
+    found = find(args.spec)
+    program = load_program(found.source, ModuleLoader(found.folder), found.name)
+    given = given_params(args)
+    asked = own(program, given, args.preset)
+    with console.progress("verify", 12) as step:
+        chosen = Search(lambda text: step(text, 0), wishes, frozenset(given) if args.grid else frozenset()).run(asked)
+        if chosen is None:
+            raise console.UsageError(_no_call(asked.bound, wishes))
+        bound = chosen.choice.bound
+        attention = compile_attention(args.spec, **bound.values)  # type: ignore[arg-type]
+        others = [] if wishes.length is not None else awkward_cases(bound, _only_length(bound), wishes)
+        dtypes = DTYPES if args.dtype is None else (NAMED_DTYPES[args.dtype],)
+        verdict = verify(attention, chosen, [case for case in others if case != chosen.case], step, dtypes)
     if args.json:
-        console.print_json(_as_json(attention, shapes, verdict))
+        console.print_json(_as_json(asked.bound, verdict))
     else:
-        _print(attention, shapes, verdict)
+        _print(asked.bound, verdict)
     return console.FINE if verdict.agrees else console.FOUND
 
 
-def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
-    print(f"{attention.name} on {len(shapes)} shapes:")
-    for case in shapes:
-        print(f"  {case}{'  (left out: `require` refuses it)' if case in verdict.left_out else ''}")
-    if verdict.examples:
-        print(f"  inputs with example values: {', '.join(verdict.examples)}")
-    what = f"tokens     {verdict.tokens:,}" if attention.is_recurrence else f"relation   {verdict.pairs:,} pairs"
-    print(f"\n{what} compared with the evaluator: {_relation(verdict)}\n")
+def _wishes(args: argparse.Namespace) -> Wishes:
+    for option, value in (("--len", args.length), ("--heads", args.heads), ("--kv-heads", args.kv_heads)):
+        if value is not None and value < 1:
+            raise console.UsageError(f"{option} {value}: write a whole number above 0")
+    heads, kv_heads = args.heads, args.kv_heads
+    if heads is not None and kv_heads is not None and heads % kv_heads:
+        raise console.UsageError(f"--heads {heads} must be a multiple of --kv-heads {kv_heads}")
+    return Wishes(args.length, heads, kv_heads)
+
+
+def _only_length(bound: BoundProgram) -> int | None:
+    """The length of a call of a pattern whose tokens stand in a grid."""
+    return lengths(bound, Wishes(), is_own=True)[-1] if bound.program.segments else None
+
+
+def _no_call(bound: BoundProgram, wishes: Wishes) -> str:
+    name = bound.program.name
+    if wishes.length is not None:
+        return f"--len {wishes.length}: `{name}` takes no call of this length with these parameters"
+    return f"`{name}` takes none of the calls that were tried; give its parameters with -p, and --len"
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _print(asked: BoundProgram, verdict: Verdict) -> None:
+    look = verdict.look
+    print(f"{asked.program.name} on {console.counted(len(verdict.cases), 'shape')}:")
+    for line in _scaling(asked, look):
+        print(f"  {line}")
+    for case in verdict.cases + verdict.left_out:
+        print(f"  {case}{'  (left out: the pattern refuses it)' if case in verdict.left_out else ''}")
+    if look.numbers.inputs:
+        print(f"  inputs with example values: {', '.join(look.numbers.inputs)}")
+    print()
+    _print_clauses(look)
+    print(f"{_compared(verdict)}: {_relation(verdict)}\n")
     print("largest error against fp64, the worst of all shapes; allowed: twice that of dense torch in the same dtype,")
     print("and a few units in the last place\n")
     print(f"{'executor':<10} {'dtype':<9} {'tensor':<6} {'error':>9} {'dense':>9} {'allowed':>9}")
@@ -44,7 +100,54 @@ def _print(attention: Attention, shapes: list[Case], verdict: Verdict) -> None:
         e = trial.result
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
         print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_word(trial)}")
-    print(f"\n{attention.name}: {'evaluator, reference and cpu executor agree' if verdict.agrees else 'DISAGREEMENT'}")
+    for text in verdict.missing:
+        print(f"\nnot verified: {text}{_remedy(verdict)}")
+    print(f"\n{asked.program.name}: {_result(verdict)}")
+
+
+def _result(verdict: Verdict) -> str:
+    if verdict.agrees:
+        return "evaluator, reference and cpu executor agree"
+    wrong = verdict.differing or not all(e.result.agrees for e in verdict.errors)
+    return "DISAGREEMENT" if wrong else "NOT VERIFIED: something was never compared"
+
+
+def _remedy(verdict: Verdict) -> str:
+    return "; give smaller parameters with -p, or another --len" if verdict.look.clauses else ""
+
+
+def _scaling(asked: BoundProgram, look: Look) -> list[str]:
+    different = changed(look.choice, asked)
+    if not different:
+        return [f"parameters of the {look.choice.how}"] if look.choice.how else []
+    new = ", ".join(f"{p.name} = {shown(look.choice.bound.values[p.name])}" for p in different)
+    old = ", ".join(f"{p.name} = {shown(asked.values[p.name])}" for p in different)
+    return [f"parameters scaled down ({look.choice.how}): {new} in place of {old}"]
+
+
+def _print_clauses(look: Look) -> None:
+    if not look.clauses:
+        return
+    print(f"clauses of the relation, at length {look.case.lengths}")
+    width = max(len(f"{clause.where} {clause.text}") for clause in look.clauses)
+    for clause in look.clauses:
+        word = "true and false" if clause.is_exercised else clause.reason or clause.missing
+        print(f"  {f'{clause.where} {clause.text}':<{width}}  {word}")
+    print()
+
+
+def _compared(verdict: Verdict) -> str:
+    parts = []
+    if verdict.pairs:
+        how = "" if verdict.by_mask else " (by their outputs)"
+        parts.append(f"relation   {verdict.pairs:,} pairs{how}, {verdict.hidden:,} of them hidden")
+    if verdict.rows:
+        parts.append(f"outputs    {verdict.rows:,} rows")
+    if verdict.tokens:
+        parts.append(f"tokens     {verdict.tokens:,}")
+    if verdict.look.hides_nothing:
+        parts.append(f"no pair is hidden: {verdict.look.hides_nothing}")
+    return "\n".join([*parts, "compared with the evaluator"])
 
 
 def _relation(verdict: Verdict) -> str:
@@ -55,7 +158,11 @@ def _word(trial: Trial) -> str:
     return "ok" if trial.result.agrees else f"TOO LARGE at {trial.case}"
 
 
-def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict[str, object]:
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _as_json(asked: BoundProgram, verdict: Verdict) -> dict[str, object]:
+    look = verdict.look
     wrong = [
         f"{t.executor} {t.dtype}: {t.result.tensor} is off by {t.result.error:.3g}, allowed {t.result.allowed:.3g}, "
         f"at {t.case}"
@@ -63,14 +170,26 @@ def _as_json(attention: Attention, shapes: list[Case], verdict: Verdict) -> dict
         if not t.result.agrees
     ]
     relation = [f"the relation differs: {text}" for text in verdict.differing]
+    missing = [f"not verified: {text}{_remedy(verdict)}" for text in verdict.missing]
     return {
-        "pattern": attention.name,
-        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
-        "agrees": verdict.agrees,
-        "diagnostics": [console.message_json(text) for text in (*relation, *wrong)],
-        "shapes": [str(case) for case in shapes],
-        "pairs": verdict.pairs,
-        "examples": list(verdict.examples),
+        "pattern": asked.program.name,
+        "params": {name: value_json(value) for name, value in look.choice.bound.values.items()},
+        "asked": {name: value_json(value) for name, value in asked.values.items()},
+        "scaled": look.choice.how if changed(look.choice, asked) else "",
+        "agreed": verdict.agrees,
+        "diagnostics": [console.message_json(text) for text in (*relation, *wrong, *missing)],
+        "lengths": [case.lengths for case in verdict.cases],
+        "pairs_compared": verdict.pairs,
+        "hidden_pairs_compared": verdict.hidden,
+        "hides_nothing": look.hides_nothing,
+        "rows_compared": verdict.rows,
+        "tokens_compared": verdict.tokens,
+        "clauses": [
+            {"text": c.text, "where": c.where, "exercised": c.is_exercised, "reason": c.reason} for c in look.clauses
+        ],
+        "shapes": [str(case) for case in verdict.cases],
+        "left_out": [str(case) for case in verdict.left_out],
+        "examples": list(look.numbers.inputs),
         "errors": [_trial_json(trial) for trial in verdict.errors],
     }
 

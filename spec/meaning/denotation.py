@@ -165,6 +165,7 @@ class Meanings:
         self._measures = Measures()
         self._bodies: dict[program.Definition, Meaning] = {}
         self._names: dict[program.Unit, tuple[program.Binder, ...]] = {}
+        self._known: dict[program.Expr, Meaning] = {}
         self._approximate = pattern.approximate
 
     def names_in(self, unit: program.Unit) -> tuple[program.Binder, ...]:
@@ -173,8 +174,13 @@ class Meanings:
             self._names[unit] = tuple(self._measures.of(unit.value).free)
         return self._names[unit]
 
-    def of(self, node: program.Expr) -> Meaning:  # noqa: C901  one case a kind
-        """The meaning of an expression."""
+    def of(self, node: program.Expr) -> Meaning:
+        """The meaning of an expression, made once."""
+        if node not in self._known:
+            self._known[node] = self._of(node)
+        return self._known[node]
+
+    def _of(self, node: program.Expr) -> Meaning:  # noqa: C901  one case a kind
         match node:
             case program.InputRead():
                 return self._input(node)

@@ -45,7 +45,7 @@ class Evaluator:
     ) -> None:
         self.bound = bound
         self.program = bound.program
-        self.meanings = Meanings(bound.program, bound.values)
+        self.meanings = self.meanings_of(bound)
         self.steps = 0
         self.vectors: Mapping[str, Heads] = {}
         self.factor = 1.0
@@ -61,6 +61,10 @@ class Evaluator:
         self._rounding = Rounding(self.program.round, self.meanings) if self.program.round else None
         self._check_requirements()
 
+    def meanings_of(self, bound: BoundProgram) -> Meanings:
+        """The meanings of the expressions of a program; a subclass may watch them."""
+        return Meanings(bound.program, bound.values)
+
     @property
     def queries(self) -> int:
         """The number of query rows."""
@@ -73,12 +77,20 @@ class Evaluator:
 
     def visible(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> bool:
         """Whether the query of row `q` sees key `k`, or a unit that it is in, in one of the attentions."""
+        return any(self._seen_by(q, k, head, batch))
+
+    def seen_by(self, q: int, k: int, *, head: int = 0, batch: int = 0) -> list[bool]:
+        """`visible` of each attention."""
+        return list(self._seen_by(q, k, head, batch))
+
+    def _seen_by(self, q: int, k: int, head: int, batch: int) -> Iterator[bool]:
         view = self.view(q, k, batch)
         if view is None:
-            return False
+            return
         position = k - view.first_key
         frame = view.frame(q + self.whole.shift - view.first_key, view.padded(position), head, batch)
-        return any(self._sees(attend, view, frame) for attend in self.program.attends)
+        for attend in self.program.attends:
+            yield self._sees(attend, view, frame)
 
     def _sees(self, attend: program.Attend, view: View, frame: Frame) -> bool:
         """Whether one of an attention, or of a family of them, sees a frame's key, or the unit that it is in."""
@@ -122,24 +134,27 @@ class Evaluator:
         return self.meanings.of(node)(frame)
 
     def attend(
-        self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None
+        self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None, only: Sequence[int] | None = None
     ) -> tuple[Heads, list[list[list[float]]]]:
         """(out, lse) of a call, by the definition: q [batch][head][row][dk], k and v [batch][kv head][key][d].
 
-        In a row that sees nothing out is 0 and lse -inf, whatever `extra` says; lse is NaN where there is none.
+        In a row that sees nothing out is 0 and lse -inf, whatever `extra` says; lse is NaN where there is none. `only`:
+        the rows that are wanted, all where it is None.
         """
-        width = len(q[0][0][0])
-        self.vectors = {"q": q, "k": k, "v": v}
-        self.factor = width**-0.5 if scale is None else scale
-        self.rows = rows = Rows(self)
-        self.selections = Selections(self)
-        results = [
-            [[rows.result(b, h, i) for i in range(self.queries)] for h in range(len(q[b]))] for b in range(len(q))
-        ]
+        self.give(q, k, v, scale=scale)
+        rows, wanted = self.rows, range(self.queries) if only is None else only
+        results = [[[rows.result(b, h, i) for i in wanted] for h in range(len(q[b]))] for b in range(len(q))]
         return (
             [[[out for out, _ in head] for head in batch] for batch in results],
             [[[lse for _, lse in head] for head in batch] for batch in results],
         )
+
+    def give(self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None) -> None:
+        """Take the vectors of a call, which selections, and so `visible`, may read."""
+        self.vectors = {"q": q, "k": k, "v": v}
+        self.factor = len(q[0][0][0]) ** -0.5 if scale is None else scale
+        self.rows = Rows(self)
+        self.selections = Selections(self)
 
     def recur(
         self, q: Heads, k: Heads, v: Heads, *, scale: float | None = None, states: Mapping[str, object] | None = None
@@ -444,8 +459,8 @@ def _unit_value(value: Result) -> Value:
     return cast("Value", value)
 
 
-class _Alone:
-    """The parameters alone: no sizes, no inputs."""
+class ParametersAlone:
+    """What a frame of parameters and a few known sizes stands in: no positions, no inputs."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes
@@ -507,7 +522,7 @@ def _check_steps(steps: int, limit: int, span: Span) -> None:
 
 def constant_value(bound: BoundProgram, node: program.Expr) -> Result:
     """The value of an expression of parameters alone. Raises `EvaluationError` where it has none."""
-    return Meanings(bound.program, bound.values).of(node)(Frame(_Alone(bound.lengths), {}, 0, 0))
+    return Meanings(bound.program, bound.values).of(node)(Frame(ParametersAlone(bound.lengths), {}, 0, 0))
 
 
 def visible(

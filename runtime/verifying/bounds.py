@@ -1,0 +1,322 @@
+"""Bounds of the numbers in a relation: which clauses have one value for every pair, whatever the length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import count
+
+from attnc.spec import program
+from attnc.spec.checks.measure import below
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.denotation import Frame, Meanings, constantly
+from attnc.spec.meaning.evaluate import ParametersAlone
+from attnc.spec.program import BoundProgram, Expr, Value
+
+Number = Fraction | float
+"""Exact, or an infinity."""
+
+_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+_WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
+_WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
+_PLAIN = (
+    *(program.Literal, program.ParameterRead, program.Operation, program.Choice, program.Aggregate),
+    *(program.Local, program.Table, program.Item, program.DefinitionUse),
+)
+_BELOW = {"q": "keys", "k": "keys", "head": "heads", "kv_head": "kv_heads"}
+"""Each index on the left is less than the size on the right."""
+
+
+_NUMBERS = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The arguments of the definitions that an expression stands in."""
+
+    arguments: Mapping[program.Binder, tuple[Expr, Scope]] = field(default_factory=dict)
+    number: int = field(default_factory=lambda: next(_NUMBERS))
+
+    def calling(self, arguments: Mapping[program.Binder, Expr]) -> Scope:
+        """Return the scope of the body of a definition that is called with some arguments."""
+        return Scope({**self.arguments, **{binder: (node, self) for binder, node in arguments.items()}})
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A constant plus multiples of atoms: indices, sizes, and expressions with bounds of their own."""
+
+    constant: Fraction
+    terms: Mapping[object, Fraction] = field(default_factory=dict)
+
+    def plus(self, other: Linear, times: Fraction) -> Linear:
+        """Return the sum with a multiple of another form."""
+        terms = dict(self.terms)
+        for atom, factor in other.terms.items():
+            terms[atom] = terms.get(atom, Fraction(0)) + factor * times
+        return Linear(self.constant + other.constant * times, {a: f for a, f in terms.items() if f})
+
+
+class Bounds:
+    """Bounds of the expressions of one bound program."""
+
+    def __init__(self, bound: BoundProgram) -> None:
+        self._bound = bound
+        self._ranges: dict[object, tuple[Number, Number]] = {}
+        self._whole: set[object] = set()
+        self._scopes: dict[tuple[program.DefinitionUse, int], Scope] = {}
+        self._forms: dict[tuple[Expr, int], Linear] = {}
+        self._meanings = Meanings(bound.program, bound.values)
+        self._per_head = {p.name for p in bound.program.parameters if p.per_head and _differs(bound.values[p.name])}
+
+    def truth(self, node: Expr, scope: Scope) -> bool | None:
+        """Return the value that a condition has for every pair, None where it may have both."""
+        match node:
+            case program.Literal(value=bool() as value):
+                return value
+            case program.Operation(op="not", operands=(part,)):
+                known = self.truth(part, scope)
+                return None if known is None else not known
+            case program.Operation(op="and" | "or" as op, operands=parts):
+                stop = op == "or"
+                values = [self.truth(part, scope) for part in parts]
+                return stop if stop in values else None if None in values else not stop
+            case program.Operation(op=op, operands=(a, b)) if op in _COMPARISONS:
+                return self._compared(op, a, b, scope)
+            case program.Choice(condition=condition, then=then, otherwise=otherwise):
+                known = self.truth(condition, scope)
+                sides = {self.truth(part, scope) for part in ((then,) if known else (otherwise,))}
+                if known is None:
+                    sides = {self.truth(then, scope), self.truth(otherwise, scope)}
+                return sides.pop() if len(sides) == 1 else None
+            case program.DefinitionUse(definition=definition):
+                return self.truth(definition.body, self.inside(node, scope))
+            case program.Local(binder=binder) if binder in scope.arguments:
+                return self.truth(*scope.arguments[binder])
+            case _:
+                constant = self._constant(node, scope)
+                return constant if isinstance(constant, bool) else None
+
+    def reason(self, node: Expr, scope: Scope) -> str:
+        """Say why a condition has one value for every pair; empty where it may have both."""
+        known = self.truth(node, scope)
+        if known is None:
+            return ""
+        word = "true" if known else "false"
+        if self.is_constant(node, scope):
+            return f"always {word}: the parameters alone decide"
+        return f"always {word}: the ranges of indices and sizes decide"
+
+    def is_constant(self, node: Expr, scope: Scope) -> bool:
+        """Whether the parameters alone decide a condition."""
+        match node:
+            case program.Operation(op=op, operands=(a, b)) if op in _COMPARISONS:
+                return not (self._linear(a, scope).terms or self._linear(b, scope).terms)
+            case program.Operation(op="and" | "or" | "not", operands=parts):
+                return all(self.is_constant(part, scope) for part in parts)
+            case program.DefinitionUse(definition=definition):
+                inner = self.inside(node, scope)
+                return self.is_constant(definition.body, inner)
+            case program.Local(binder=binder) if binder in scope.arguments:
+                return self.is_constant(*scope.arguments[binder])
+            case _:
+                return isinstance(node, program.Literal) or self._constant(node, scope) is not None
+
+    def inside(self, node: program.DefinitionUse, scope: Scope) -> Scope:
+        """Return the scope of the body of a definition, one for each use, so that equal numbers have one name."""
+        parameters = node.definition.parameters
+        if not parameters:
+            return scope
+        if (node, scope.number) not in self._scopes:
+            self._scopes[node, scope.number] = scope.calling(dict(zip(parameters, node.arguments, strict=True)))
+        return self._scopes[node, scope.number]
+
+    def _compared(self, op: str, a: Expr, b: Expr, scope: Scope) -> bool | None:
+        low, high = self._range_of(self._linear(a, scope).plus(self._linear(b, scope), Fraction(-1)))
+        match op:
+            case "lt":
+                return True if high < 0 else False if low >= 0 else None
+            case "le":
+                return True if high <= 0 else False if low > 0 else None
+            case "gt":
+                return True if low > 0 else False if high <= 0 else None
+            case "ge":
+                return True if low >= 0 else False if high < 0 else None
+        if low > 0 or high < 0:
+            return op == "ne"
+        return op == "eq" if low == high == 0 else None
+
+    # --- ranges ------------------------------------------------------------------------------------------------------
+
+    def _range_of(self, form: Linear) -> tuple[Number, Number]:
+        return -self._highest(Linear(Fraction(0)).plus(form, Fraction(-1))), self._highest(form)
+
+    def _highest(self, form: Linear) -> Number:
+        """Return an upper bound, which knows that an index is less than its size."""
+        terms, total = dict(form.terms), form.constant
+        for index, size in _BELOW.items():
+            amount = min(terms.get(index, Fraction(0)), -terms.get(size, Fraction(0)))
+            if amount > 0:
+                terms[index] -= amount
+                terms[size] += amount
+                total -= amount
+        found: Number = total
+        for atom, factor in terms.items():
+            if factor:
+                low, high = self._ranges[atom]
+                found = found + float(factor) * high if factor > 0 else found + float(factor) * low
+        return found
+
+    def _range(self, node: Expr, scope: Scope) -> tuple[Number, Number]:
+        return self._range_of(self._linear(node, scope))
+
+    def _atom(self, name: object, low: Number, high: Number = math.inf, *, whole: bool = True) -> Linear:
+        self._ranges[name] = (low, high)
+        if whole:
+            self._whole.add(name)
+        return Linear(Fraction(0), {name: Fraction(1)})
+
+    def _opaque(
+        self, node: Expr, scope: Scope, low: Number = -math.inf, high: Number = math.inf, *, whole: bool = False
+    ) -> Linear:
+        return self._atom((node, scope.number), low, high, whole=whole)
+
+    def _is_whole(self, form: Linear) -> bool:
+        """Whether a form has whole numbers alone."""
+        factors = (form.constant, *form.terms.values())
+        return all(f.denominator == 1 for f in factors) and form.terms.keys() <= self._whole
+
+    # --- linear forms ------------------------------------------------------------------------------------------------
+
+    def _linear(self, node: Expr, scope: Scope) -> Linear:
+        key = (node, scope.number)
+        if key not in self._forms:
+            self._forms[key] = self._form(node, scope)
+        return self._forms[key]
+
+    def _form(self, node: Expr, scope: Scope) -> Linear:  # noqa: C901  one case a kind
+        match node:
+            case program.Place(place=place):
+                padded = place == "k" and self._bound.program.pads
+                return self._opaque(node, scope) if padded else self._atom(place, Fraction(0))
+            case program.HeadIndex(name=name):
+                return self._atom(name, Fraction(0))
+            case program.Size(name=name) if name not in self._bound.lengths:
+                return self._atom(name, Fraction(1))
+            case program.Coordinate(segment=segment, axis=axis):
+                return self._coordinate(node, segment.axes[axis], scope)
+            case program.Local(binder=binder) if binder in scope.arguments:
+                return self._linear(*scope.arguments[binder])
+            case program.DefinitionUse(definition=definition):
+                return self._linear(definition.body, self.inside(node, scope))
+            case program.Choice(condition=condition, then=then, otherwise=otherwise):
+                known = self.truth(condition, scope)
+                if known is not None:
+                    return self._linear(then if known else otherwise, scope)
+                (a, b), (c, d) = self._range(then, scope), self._range(otherwise, scope)
+                return self._opaque(node, scope, min(a, c), max(b, d))
+            case program.Operation():
+                return self._operation(node, scope)
+            case program.Aggregate(op="count"):
+                return self._opaque(node, scope, Fraction(0))
+            case _:
+                value = self._constant(node, scope)
+                if isinstance(value, int | Fraction) and not isinstance(value, bool):
+                    return Linear(Fraction(value))
+                return self._opaque(node, scope)
+
+    def _coordinate(self, node: program.Coordinate, axis: program.Axis, scope: Scope) -> Linear:
+        if self._bound.program.pads:
+            return self._opaque(node, scope)
+        extent = None if isinstance(axis.extent, program.Size) else self._constant(axis.extent, scope)
+        high: Number = Fraction(extent - 1) if isinstance(extent, int) else math.inf
+        return self._atom((node.place, axis), Fraction(0), high)
+
+    def _operation(self, node: program.Operation, scope: Scope) -> Linear:
+        forms = [self._linear(operand, scope) for operand in node.operands]
+        one = Fraction(1)
+        match node.op:
+            case "add":
+                return forms[0].plus(forms[1], one)
+            case "sub":
+                return forms[0].plus(forms[1], -one)
+            case "neg":
+                return Linear(Fraction(0)).plus(forms[0], -one)
+            case "mul" if not forms[0].terms:
+                return Linear(Fraction(0)).plus(forms[1], forms[0].constant)
+            case "mul" if not forms[1].terms:
+                return Linear(Fraction(0)).plus(forms[0], forms[1].constant)
+        constant = self._constant(node, scope)
+        if isinstance(constant, int | Fraction) and not isinstance(constant, bool):
+            return Linear(Fraction(constant))
+        whole = node.op in _WHOLE or (node.op in _WHOLE_OF_WHOLE and all(map(self._is_whole, forms)))
+        return self._opaque(node, scope, *self._bounded(node.op, forms), whole=whole)
+
+    def _bounded(self, op: str, forms: list[Linear]) -> tuple[Number, Number]:
+        ranges = [self._range_of(form) for form in forms]
+        low, high = ranges[0] if ranges else (-math.inf, math.inf)
+        divisor = forms[1].constant if len(forms) == 2 and not forms[1].terms else None
+        match op:
+            case "abs":
+                if low > 0 or high < 0:
+                    return (low, high) if low > 0 else (-high, -low)
+                return Fraction(0), max(high, -low)
+            case "min":
+                return min(a for a, _ in ranges), min(b for _, b in ranges)
+            case "max":
+                return max(a for a, _ in ranges), max(b for _, b in ranges)
+            case "mod" if divisor is not None and divisor > 0:
+                most = divisor - 1 if divisor.denominator == 1 and self._is_whole(forms[0]) else divisor
+                return Fraction(0), most
+            case "floordiv" if divisor is not None and divisor > 0:
+                return _floored(low, divisor), _floored(high, divisor)
+            case "floordiv" if ranges[1][0] > 0 and low >= 0:
+                return Fraction(0), high
+            case "clamp":
+                return ranges[1][0], ranges[2][1]
+            case "bitlen" | "isqrt":
+                return Fraction(0), math.inf
+        return -math.inf, math.inf
+
+    def _constant(self, node: Expr, scope: Scope) -> Value | None:
+        """Return the value of an expression of parameters alone, None for any other."""
+        arguments: dict[program.Binder, Value] = {}
+        for part in below([node]):
+            if not self._is_plain(part):
+                return None
+            if isinstance(part, program.Local) and part.binder in scope.arguments:
+                value = self._constant(*scope.arguments[part.binder])
+                if value is None:
+                    return None
+                arguments[part.binder] = value
+        frame = Frame(ParametersAlone(self._bound.lengths), {}, 0, 0)
+        for binder, value in arguments.items():
+            frame = frame.binding(binder, constantly(value))
+        try:
+            found = self._meanings.of(node)(frame)
+        except (EvaluationError, KeyError):  # KeyError: a name that something outside binds
+            return None
+        return found if isinstance(found, int | Fraction | bool | tuple) else None
+
+    def _is_plain(self, node: Expr) -> bool:
+        """Whether a node reads parameters alone, the children of the node aside."""
+        match node:
+            case program.Size(name=name):
+                return name in self._bound.lengths
+            case program.ParameterRead(name=name):
+                return name not in self._per_head
+            case program.Aggregate(runnings=runnings):
+                return all(isinstance(r, program.Running) and isinstance(r.target, program.Binder) for r in runnings)
+            case _:
+                return isinstance(node, _PLAIN)
+
+
+def _differs(value: Value) -> bool:
+    """Whether a list has different entries, one for each head."""
+    return isinstance(value, tuple) and len(set(value)) > 1
+
+
+def _floored(value: Number, divisor: Fraction) -> Number:
+    return value if isinstance(value, float) and math.isinf(value) else Fraction(math.floor(value / divisor))

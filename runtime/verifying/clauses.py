@@ -1,0 +1,216 @@
+"""The clauses of a relation, and the values that each of them takes while the evaluator runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.spec import program
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.denotation import Frame, Meaning, Meanings, Result
+from attnc.spec.meaning.evaluate import Evaluator
+from attnc.spec.program import BoundProgram, Expr
+
+_SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_JUNCTIONS = ("and", "or", "not")
+
+
+@dataclass(slots=True, eq=False)
+class Clause:
+    """One comparison, lookup or aggregate of a relation, and whether it was true and false for some pair.
+
+    `reason` says why the clause has one value for every pair; it is empty where the clause can have both.
+    """
+
+    where: str
+    text: str
+    reason: str = ""
+    was_true: bool = False
+    was_false: bool = False
+
+    @property
+    def is_exercised(self) -> bool:
+        """Whether the clause was true for some pair and false for another."""
+        return self.was_true and self.was_false
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the clause was exercised, or has one value for every pair."""
+        return self.is_exercised or bool(self.reason)
+
+    @property
+    def missing(self) -> str:
+        """Say which value the clause never had."""
+        if not (self.was_true or self.was_false):
+            return "never evaluated"
+        return "never false" if self.was_true else "never true"
+
+
+class WatchedMeanings(Meanings):
+    """The meanings of a program, which note the values of the clauses of its relation."""
+
+    def __init__(self, bound: BoundProgram) -> None:
+        super().__init__(bound.program, bound.values)
+        self.clauses: list[Clause] = []
+        self._bounds = Bounds(bound)
+        self._roots = {id(node): where for where, node in relation_lines(bound.program)}
+        self._watched: dict[int, Meaning] = {}
+        self._lets: dict[program.Definition, Meaning] = {}
+        self._eager = len(bound.program.segments) < 2  # a coordinate has no meaning outside of its segment
+
+    def of(self, node: Expr) -> Meaning:
+        """Return the meaning of an expression, watched where it is a line of the relation."""
+        where = self._roots.get(id(node))
+        if where is None:
+            return super().of(node)
+        if id(node) not in self._watched:
+            self._watched[id(node)] = self._clause(node, where, Scope(), "")
+        return self._watched[id(node)]
+
+    # --- the tree of a condition -------------------------------------------------------------------------------------
+
+    def _clause(self, node: Expr, where: str, scope: Scope, prefix: str) -> Meaning:
+        match node:
+            case program.Literal():
+                return super().of(node)
+            case program.Operation(op=op, operands=operands) if op in _JUNCTIONS:
+                first = len(self.clauses)
+                parts = [self._clause(operand, where, scope, prefix) for operand in operands]
+                return self._junction(op, parts, self.clauses[first:])
+            case program.Choice(condition=condition, then=then, otherwise=otherwise):
+                return self._choice(condition, then, otherwise, where, scope, prefix)
+            case program.DefinitionUse():
+                return self._use_of(node, where, scope, prefix)
+            case _:
+                return self._leaf_of(node, where, scope, prefix)
+
+    def _junction(self, op: str, parts: list[Meaning], clauses: list[Clause]) -> Meaning:
+        if op == "not":
+            (part,) = parts
+            return lambda frame: not part(frame)
+        stop = op == "or"
+        unsettled = list(clauses) if self._eager else []
+
+        def value(frame: Frame) -> Result:
+            for i, part in enumerate(parts):
+                if bool(part(frame)) is stop:
+                    if unsettled:
+                        _try(parts[i + 1 :], frame)
+                        unsettled[:] = [clause for clause in unsettled if not clause.is_settled]
+                    return stop
+            return not stop
+
+        return value
+
+    def _choice(self, condition: Expr, then: Expr, otherwise: Expr, where: str, scope: Scope, prefix: str) -> Meaning:
+        known = self._bounds.truth(condition, scope)
+        if known is not None:
+            if not self._bounds.is_constant(condition, scope):
+                self._note(condition, where, scope, prefix)
+            return self._clause(then if known else otherwise, where, scope, prefix)
+        asked, yes, no = (self._clause(part, where, scope, prefix) for part in (condition, then, otherwise))
+        return lambda frame: yes(frame) if asked(frame) else no(frame)
+
+    def _use_of(self, node: program.DefinitionUse, where: str, scope: Scope, prefix: str) -> Meaning:
+        definition = node.definition
+        if not definition.parameters:
+            if self._measures.of_definition(definition).free or prefix:
+                return self._clause(definition.body, where, scope, prefix)
+            if definition not in self._lets:
+                self._lets[definition] = self._clause(definition.body, where, scope, prefix)
+            return _remembered(node, self._lets[definition])
+        inner = self._bounds.inside(node, scope)
+        text = f"{prefix}{_text(node)}: "
+        return self._call(node, self._clause(definition.body, where, inner, text))
+
+    def _leaf_of(self, node: Expr, where: str, scope: Scope, prefix: str) -> Meaning:
+        meaning = super().of(node)
+        clause = self._note(node, where, scope, prefix)
+
+        def value(frame: Frame) -> Result:
+            found = meaning(frame)
+            if found:
+                clause.was_true = True
+            else:
+                clause.was_false = True
+            return found
+
+        return value
+
+    def _note(self, node: Expr, where: str, scope: Scope, prefix: str) -> Clause:
+        clause = Clause(where, prefix + _text(node), self._bounds.reason(node, scope))
+        self.clauses.append(clause)
+        return clause
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every clause met so far is settled."""
+        return all(clause.is_settled for clause in self.clauses)
+
+
+class WatchedEvaluator(Evaluator):
+    """An evaluator that notes the values of clauses."""
+
+    clauses: list[Clause]
+
+    def meanings_of(self, bound: BoundProgram) -> Meanings:
+        """Return meanings that are watched."""
+        found = WatchedMeanings(bound)
+        self.clauses = found.clauses
+        return found
+
+
+def clauses_of(bound: BoundProgram) -> list[Clause]:
+    """Return the clauses of a relation, none of which has been evaluated."""
+    meanings = WatchedMeanings(bound)
+    for _, line in relation_lines(bound.program):
+        meanings.of(line)
+    return meanings.clauses
+
+
+def _remembered(node: program.DefinitionUse, body: Meaning) -> Meaning:
+    definition, span = node.definition, node.span
+
+    def value(frame: Frame) -> Result:
+        if definition not in frame.known:
+            frame.around.tick(span)
+            frame.known[definition] = body(frame)
+        return frame.known[definition]
+
+    return value
+
+
+def _try(parts: list[Meaning], frame: Frame) -> None:
+    """Evaluate conditions that the result does not depend on; they may have no value here."""
+    for part in parts:
+        try:
+            part(frame)
+        except EvaluationError as error:
+            if any(d.code == "A908" for d in error.diagnostics):
+                raise
+            return
+
+
+def _text(node: Expr) -> str:
+    if isinstance(node, program.Operation) and node.op in _SIGNS:
+        left, right = (" ".join(operand.span.text.split()) for operand in node.operands)
+        return f"{left} {_SIGNS[node.op]} {right}"
+    return " ".join(node.span.text.split())
+
+
+def relation_lines(pattern: program.Program) -> Iterator[tuple[str, Expr]]:
+    """Yield every condition that decides who sees whom, with the clause of the text that holds it."""
+    yield from (("visible", line) for line in pattern.visible)
+    if pattern.round is not None:
+        yield "round keep", pattern.round.keep
+    for attend in pattern.attends:
+        where = "visible" if len(pattern.attends) == 1 else f"{attend.name}: visible"
+        yield from ((where, line) for line in attend.visible)
+    for item in pattern.selections:
+        yield from ((f"{item.name}: from", line) for line in item.row.visible)
+        yield f"{item.name}: keep", item.keep
+        if item.always is not None:
+            yield f"{item.name}: always", item.always
+        if item.covers is not None:
+            yield f"{item.name}: covers", item.covers

@@ -1,0 +1,181 @@
+"""Values for the inputs of a pattern in a call that `verify` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.example_inputs import Example, example_inputs
+from attnc.runtime.verifying.shapes import Case, every_expression
+from attnc.spec.checks.measure import below
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.denotation import Frame, Meanings
+from attnc.spec.meaning.evaluate import ParametersAlone, constant_value
+from attnc.spec.program import BoundProgram, Expr, Input, InputRead, Local, Size
+
+SMALL = 3
+"""The extent of a dimension that only inputs show, where nothing demands more."""
+
+_TOKENS = ("query", "key", "token")
+_UNBOUNDED = 1 << 30
+
+
+def draw(bound: BoundProgram, case: Case) -> dict[str, Example]:
+    """Return a value for each input of a call.
+
+    Dimensions that only inputs show are as small as a `require` line lets them be, or 3; integers by token are those
+    of `example_inputs`; integers and truth values by any other dimension are random.
+    """
+    known = {"batch": case.batch, "head": case.heads, "kv_head": case.kv_heads, "dk": case.dk, "dv": case.dv}
+    known |= {"query": case.n_q, "key": case.n_k, "token": case.n_k} | bound.lengths
+    sizes = known | _own_sizes(bound, case, known)
+    inputs = [item for item in bound.program.inputs if item.ranks_of is None]
+    found: dict[str, Example] = {}
+    constants = [item for item in inputs if _is_constant(item)]
+    for item in inputs:
+        if item in constants and item.type.kind == "int":
+            place = case.n_k * (constants.index(item) + 1) // (len(constants) + 3)
+            found[item.name] = _filled(item, sizes, place)
+        elif item in constants:
+            found[item.name] = _alternating(item, sizes)
+        elif _is_cluster(bound, item):
+            found[item.name] = _clusters(item, sizes)
+        elif _is_table(item):
+            found[item.name] = _random(bound, item, sizes)
+    rest = {item.name for item in inputs} - found.keys()
+    found |= example_inputs(bound, case.n_q, case.n_k, {}, batch=case.batch, heads=case.heads, sizes=sizes, names=rest)
+    return {item.name: _stable(item, found[item.name]) for item in inputs}
+
+
+def _stable(item: Input, example: Example) -> Example:
+    """Give complex numbers a negative real part: a state that decays by `exp(dt * L)` stays bounded."""
+    if item.type.kind != "complex":
+        return example
+    x = example.tensor
+    return Example(torch.complex(-x.real.abs(), x.imag), "random complex numbers of less than 1, left of 0")
+
+
+def dense_sizes(bound: BoundProgram) -> set[str]:
+    """Return the dimensions that only inputs show."""
+    fixed = {"batch", "head", "kv_head", "dk", "dv", *_TOKENS, *bound.lengths}
+    return {dim for item in bound.program.inputs for dim in item.type.dims if isinstance(dim, str)} - fixed
+
+
+def _own_sizes(bound: BoundProgram, case: Case, known: dict[str, int]) -> dict[str, int]:
+    """Sizes that only inputs show: the least that every `require` line allows."""
+    own = dense_sizes(bound)
+    lengths = {"queries": case.n_q, "keys": case.n_k, "heads": case.heads, "kv_heads": case.kv_heads}
+    lengths |= {"group": case.heads // case.kv_heads} | known
+    found = dict.fromkeys(own, max(case.own_size or SMALL, 1))
+    found |= dict.fromkeys(own & _computed(bound), max(case.n_k, 1))
+    for name in sorted(own):
+        conditions = [line for line in _conditions(bound) if name in _sizes_in(line)]
+        if conditions:
+            others = dict.fromkeys(own - {name}, _UNBOUNDED)
+            found[name] = _least(bound, name, conditions, {**lengths, **others}, case)
+    return found
+
+
+def _computed(bound: BoundProgram) -> set[str]:
+    """Dimensions that are indexed by computed numbers, of which nothing is known: by a distance, for instance."""
+    found: set[str] = set()
+    for node in below(every_expression(bound.program)):
+        if isinstance(node, InputRead):
+            dims = [dim for dim in node.input.type.dims if dim not in ("batch", "head", "kv_head")]
+            found |= {
+                dim
+                for dim, index in zip(dims, node.indices, strict=False)
+                if isinstance(dim, str) and not isinstance(index, Local)
+            }
+    return found
+
+
+def _conditions(bound: BoundProgram) -> Iterator[Expr]:
+    yield from (item.condition for item in bound.program.requirements if item.stage == "call")
+
+
+def _sizes_in(line: Expr) -> set[str]:
+    return {node.name for node in below([line]) if isinstance(node, Size)}
+
+
+def _least(bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[str, int], case: Case) -> int:
+    meanings = [Meanings(bound.program, bound.values).of(line) for line in conditions]
+    most = max(case.n_q, case.n_k) + 1
+    for size in range(1, most):
+        frame = Frame(ParametersAlone({**sizes, name: size}), {}, 0, 0)
+        try:
+            if all(meaning(frame) for meaning in meanings):
+                return size
+        except (EvaluationError, KeyError):  # KeyError: a size of a segment, which is not decided here
+            return most
+    return most
+
+
+def _is_constant(item: Input) -> bool:
+    """Whether an integer or a truth value is the same for all tokens."""
+    return item.type.kind in ("int", "bool") and set(item.type.dims) <= {"batch", "head", "kv_head"}
+
+
+def _is_cluster(bound: BoundProgram, item: Input) -> bool:
+    """Whether an integer is an id by token and head, of which a selection reads several."""
+    has_head = any(dim in ("head", "kv_head") for dim in item.type.dims)
+    last = item.type.dims[-1] if item.type.dims else None
+    return bool(bound.program.selections) and item.type.kind == "int" and has_head and last in _TOKENS
+
+
+def _clusters(item: Input, sizes: Mapping[str, int]) -> Example:
+    """Ids of stretches of about two tokens: enough of them that some have little weight."""
+    shape = _shape(None, item, sizes)
+    return Example((torch.arange(shape[-1]) // 2).expand(shape).contiguous(), "stretches of two tokens")
+
+
+def _is_table(item: Input) -> bool:
+    """Whether an integer or a truth value has dimensions that only inputs show."""
+    if item.type.kind not in ("int", "bool"):
+        return False
+    along = [dim for dim in item.type.dims if dim in _TOKENS]
+    return any(dim not in ("batch", "head", "kv_head", *_TOKENS) for dim in item.type.dims) or (
+        len(along) > 1 and item.type.kind == "bool"
+    )
+
+
+def _shape(bound: BoundProgram | None, item: Input, sizes: Mapping[str, int]) -> list[int]:
+    shape = []
+    for dim in item.type.dims:
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif isinstance(dim, str):
+            shape.append(sizes[dim])
+        else:
+            assert bound is not None
+            value = constant_value(bound, cast("Expr", dim))
+            assert isinstance(value, int)
+            shape.append(value)
+    return shape
+
+
+def _filled(item: Input, sizes: Mapping[str, int], value: int) -> Example:
+    return Example(torch.full(_shape(None, item, sizes), value), str(value))
+
+
+def _alternating(item: Input, sizes: Mapping[str, int]) -> Example:
+    """False and true in turn, over batch entries and heads."""
+    shape = _shape(None, item, sizes)
+    indices = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")).sum(0) if shape else None
+    tensor = torch.tensor(True) if indices is None else indices % 2 == 1
+    return Example(tensor, "false and true in turn")
+
+
+def _random(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Example:
+    """Random integers below the least extent that they may index, or truth values of which half are true."""
+    shape = _shape(bound, item, sizes)
+    generator = torch.Generator().manual_seed(len(item.name))
+    if item.type.kind == "bool":
+        tensor: Tensor = torch.rand(shape, generator=generator) < 0.5
+        return Example(tensor, "random truth values")
+    named = [n for dim, n in zip(item.type.dims[:-1], shape, strict=False) if dim not in ("batch", "head", "kv_head")]
+    limit = min(named) if named else max(sizes["key"], 1)
+    return Example(torch.randint(limit, shape, generator=generator), "random integers")

@@ -1,0 +1,291 @@
+"""The smallest call that makes every clause of a relation true for some pair and false for another."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from attnc.runtime.lengths import natural_length
+from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of, relation_lines
+from attnc.runtime.verifying.drawn_inputs import draw
+from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
+from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
+from attnc.spec.checks.measure import below
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.evaluate import Evaluator
+from attnc.spec.program import BoundProgram, HeadIndex, InputRead, ParameterRead, Range, Size
+
+LONGEST = 640
+LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
+LENGTHS_OF_ROWS = (12, 24, 48)
+"""The lengths tried where each row costs as many evaluations as there are keys, or more."""
+LENGTHS_OF_LOOPS = (12, 16)
+"""The same for three loops and more."""
+
+PAIRS = 1 << 12
+"""Up to this many pairs a head are evaluated; of longer calls some rows are, drawn at random."""
+
+FEW_PAIRS = 1 << 10
+"""The same for further calls with the parameters that were chosen."""
+
+LOOKS, SHORT_LOOKS = 48, 24
+"""How many calls are looked at, and how many where rows cost much."""
+
+LONG, LONG_LOOKS = 64, 4
+"""The length of a last few calls of patterns of which rows cost much, and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The operands of a call, in fp64."""
+
+    inputs: dict[str, object]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the evaluator says of a call: the relation of some rows, and the values of the clauses.
+
+    `wanted` is bool (rows, keys) by batch entry and head.
+    """
+
+    choice: Choice
+    case: Case
+    numbers: Numbers
+    rows: tuple[int, ...]
+    wanted: dict[tuple[int, int], Tensor]
+    clauses: list[Clause]
+    hides_nothing: str = ""
+    degenerate: bool = False
+    """Whether scaled parameters decide a clause that those asked for leave open."""
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs that were evaluated."""
+        return sum(x.numel() for x in self.wanted.values())
+
+    @property
+    def hidden(self) -> int:
+        """How many of the pairs are hidden."""
+        return sum(int((~x).sum()) for x in self.wanted.values())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every clause is settled, and a pair is hidden where one can be."""
+        hides = bool(self.hidden) or bool(self.hides_nothing)
+        return hides and not self.degenerate and all(clause.is_settled for clause in self.clauses)
+
+    @property
+    def rank(self) -> tuple[bool, int, bool]:
+        """How much the call shows; more is better."""
+        open_clauses = sum(not clause.is_settled for clause in self.clauses)
+        return not self.degenerate, -open_clauses, bool(self.hidden)
+
+
+@dataclass(slots=True)
+class Search:
+    """The calls looked at so far, of which the best is kept."""
+
+    tell: Callable[[str], None]
+    wishes: Wishes
+    fixed: frozenset[str] = frozenset()
+    looks: int = 0
+    best: Look | None = None
+    decided: frozenset[tuple[str, str]] = frozenset()
+    refused: list[Case] = field(default_factory=list)
+
+    def run(self, choice: Choice) -> Look | None:
+        """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
+        self.decided = decided(choice.bound)
+        for candidate in self._choices(choice):
+            for case in cases(candidate, self.wishes, is_own=candidate is choice):
+                if self.looks >= LOOKS:
+                    return self.best
+                if self._is_enough(candidate, case):
+                    return self.best
+            if self.looks >= SHORT_LOOKS and loops(candidate.bound):
+                break
+        if self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound):
+            self._look_longer(choice)
+        return self.best
+
+    def _is_enough(self, choice: Choice, case: Case) -> bool:
+        """Look at a call, and keep it where it is the best; whether it exercises every clause."""
+        found = self._look(choice, case)
+        if found is not None and (self.best is None or found.rank > self.best.rank or found.is_complete):
+            self.best = found
+        return found is not None and found.is_complete
+
+    def _look_longer(self, choice: Choice) -> None:
+        """Look at a few calls of a pattern that costs much, longer than constants of its text may be."""
+        for candidate in islice(scaled(choice, self.fixed), LONG_LOOKS):
+            case = with_heads(candidate.bound, Case(LONG, LONG, 1, 2, 1, 4, 4), self.wishes)
+            if self._is_enough(candidate, case):
+                return
+
+    def _choices(self, choice: Choice) -> Iterator[Choice]:
+        yield choice
+        if self.wishes.length is None or choice.how:
+            yield from scaled(choice, self.fixed)
+
+    def _look(self, choice: Choice, case: Case) -> Look | None:
+        self.tell(f"choosing a call: length {case.lengths}")
+        self.looks += 1
+        try:
+            found = look(choice, case)
+            return replace(found, degenerate=not decided(choice.bound) <= self.decided)
+        except EvaluationError as error:
+            codes = {d.code for d in error.diagnostics}
+            if codes == {"A902"} and case.own_size is None:
+                return self._look(choice, replace(case, own_size=case.n_k))
+            if not codes <= {"A902", "A906", "A908", "A901"}:
+                raise
+            self.refused.append(case)
+            self.looks -= codes == {"A906"}
+            return None
+
+
+def decided(bound: BoundProgram) -> frozenset[tuple[str, str]]:
+    """Return the clauses that have one value for every pair."""
+    return frozenset((clause.where, clause.text) for clause in clauses_of(bound) if clause.reason)
+
+
+def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
+    """Yield the calls to try, short ones first; `is_own`: with the parameters that were asked for."""
+    bound = choice.bound
+    batch = 2 if _has_flags(bound) else 1
+    for n in lengths(bound, wishes, is_own=is_own):
+        case = with_heads(bound, Case(n, n, batch, 2, 1, 4, 4), wishes)
+        yield case
+        if may_differ(bound) and n >= 8 and n <= 64 and bound.program.align is not None:
+            yield replace(case, n_q=n // 4)
+
+
+def _has_flags(bound: BoundProgram) -> bool:
+    """Whether an input gives one truth value to each batch entry."""
+    inputs = bound.program.inputs
+    return any(i.type.kind == "bool" and set(i.type.dims) <= {"batch", "head", "kv_head"} for i in inputs)
+
+
+def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
+    """Return the lengths to try."""
+    if wishes.length is not None:
+        return [wishes.length]
+    pattern = bound.program
+    cost = loops(bound)
+    choices = LENGTHS if not (pattern.selections or cost) else LENGTHS_OF_ROWS if cost < 3 else LENGTHS_OF_LOOPS
+    if has_state(bound):
+        choices = LENGTHS_OF_ROWS
+    if pattern.segments:
+        fixed = natural_length(bound, 1) or 0
+        found = sorted({natural_length(bound, about) or 0 for about in (fixed, fixed + 5, 16, 48)})
+        return [n for n in found if n <= (choices[-1] if cost < 3 else 64)]
+    if not pattern.attends:
+        return list(LENGTHS_OF_ROWS[:1])
+    if not is_own:
+        return [n for n in choices if n <= 64][-2:]
+    largest = max(counts(bound), default=0)
+    longer = [n for n in choices if n > largest]
+    return longer if largest >= choices[0] and longer else list(choices[:1] if largest >= choices[0] else choices)
+
+
+def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
+    """Evaluate the relation of a call. Raises EvaluationError where the pattern refuses the call."""
+    bound = choice.bound
+    numbers = numbers_of(bound, case)
+    oracle = WatchedEvaluator(bound, queries=case.n_q, keys=case.n_k, inputs=numbers.inputs, **case.counts)
+    oracle.give(*(x.tolist() for x in (numbers.q, numbers.k, numbers.v)))
+    rows = _rows(case, pairs)
+    wanted: dict[tuple[int, int], Tensor] = {}
+    if bound.program.attends:
+        depends = _depends_on(bound)
+        for batch in range(case.batch if depends else 1):
+            for head in sorted({0, case.heads - 1} if depends else {0}):
+                found = [[any(oracle.seen_by(q, k, head=head, batch=batch)) for k in range(case.n_k)] for q in rows]
+                wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
+        _ask_ranges(oracle, rows)
+        _ask_families(oracle, case)
+    return Look(choice, case, numbers, rows, wanted, oracle.clauses, hides_nothing(bound))
+
+
+def _depends_on(bound: BoundProgram) -> bool:
+    """Whether a relation may differ from head to head, or from batch entry to batch entry."""
+    per_head = {p.name for p in bound.program.parameters if p.per_head}
+    if bound.program.selections or bound.program.documents is not None:
+        return True
+    return any(
+        isinstance(node, InputRead | HeadIndex)
+        or (isinstance(node, ParameterRead) and node.name in per_head)
+        or (isinstance(node, Size) and node.name in ("heads", "kv_heads", "group"))
+        for node in below(line for _, line in relation_lines(bound.program))
+    )
+
+
+def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
+    """Evaluate the rows of attentions over a range, whose relation is between a query and a number."""
+    if any(isinstance(attend.over, Range) and attend.visible for attend in oracle.program.attends):
+        for row in rows:
+            oracle.rows.result(0, 0, row)
+
+
+def _ask_families(oracle: Evaluator, case: Case) -> None:
+    """Evaluate every selection of a family for the last query; the pattern may ask some of them only."""
+    view = oracle.view(case.n_q - 1, case.n_k - 1, 0)
+    if view is None:
+        return
+    frame = view.frame(view.keys - 1, view.keys - 1, 0, 0)
+    for selection in oracle.program.selections:
+        if selection.family is not None:
+            low, high = (oracle.meanings.of(end)(frame) for end in (selection.family.low, selection.family.high))
+            for member in range(int(low), int(high)):  # type: ignore[arg-type]  # integers
+                oracle.selections.chosen(selection, member, frame, view)
+
+
+def _rows(case: Case, pairs: int) -> tuple[int, ...]:
+    """All rows of a short call; of a long one the first, the last, and some between them."""
+    most = max(8, pairs // max(case.n_k, 1))
+    if case.n_q <= most:
+        return tuple(range(case.n_q))
+    drawn = random.Random(0).sample(range(1, case.n_q - 1), most - 2)
+    return (0, *sorted(drawn), case.n_q - 1)
+
+
+def numbers_of(bound: BoundProgram, case: Case, seed: int = 0) -> Numbers:
+    """Return operands for a call. Raises ArgumentError for an input of which no values are made."""
+    made = torch.Generator().manual_seed(seed)
+    shapes = (
+        (case.batch, case.heads, case.n_q, case.dk),
+        (case.batch, case.kv_heads, case.n_k, case.dk),
+        (case.batch, case.kv_heads, case.n_k, case.dv),
+    )
+    q, k, v = (torch.randn(shape, generator=made, dtype=torch.float64) for shape in shapes)
+    if has_state(bound):  # as delta rules need it for bounded states
+        q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+    return Numbers({name: example.tensor for name, example in draw(bound, case).items()}, q, k, v)
+
+
+def hides_nothing(bound: BoundProgram) -> str:
+    """Say why no pair is hidden, whatever the length; empty where one may be."""
+    pattern = bound.program
+    if not pattern.attends:
+        return "a recurrence updates a state token by token: there are no pairs to hide"
+    if all(isinstance(attend.over, Range) for attend in pattern.attends):
+        return "the keys are not tokens"
+    bounds = Bounds(bound)
+    if pattern.documents is not None or not all(bounds.truth(line, Scope()) for line in pattern.visible):
+        return ""
+    for attend in pattern.attends:
+        lines = all(bounds.truth(line, Scope()) for line in attend.visible)
+        if lines and not isinstance(attend.over, Range) and pattern.round is None:
+            whose = "the pattern" if len(pattern.attends) == 1 else f"`{attend.name}`"
+            return f"{whose} sees every key"
+    return ""

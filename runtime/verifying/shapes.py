@@ -1,0 +1,115 @@
+"""The shapes of the calls that `verify` compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from attnc.runtime.example_inputs import head_count
+from attnc.spec.checks.measure import Measures, expressions, expressions_of_selection
+from attnc.spec.program import BoundProgram, Expr, Program
+
+AWKWARD = (
+    (1, 1, 1, 1, 1, 8, 8),
+    (13, 13, 1, 2, 1, 6, 6),
+    (31, 31, 2, 6, 2, 16, 24),
+    (17, 45, 1, 3, 1, 16, 16),
+    (129, 129, 1, 5, 1, 72, 40),
+)
+"""Lengths of queries and keys, batch, heads, kv heads, widths: each far from every tile of every executor."""
+
+SHORT_AWKWARD = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (9, 13, 1, 2, 1, 4, 6))
+"""The same for patterns of which each row costs much."""
+
+AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 9, 4))
+"""The same for states: the last is longer than a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """The shape of one call; `own_size` is the extent of dimensions that only inputs show, None for the default."""
+
+    n_q: int
+    n_k: int
+    batch: int
+    heads: int
+    kv_heads: int
+    dk: int
+    dv: int
+    own_size: int | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"length {self.lengths}, batch {self.batch}, heads {self.heads}/{self.kv_heads}, dims {self.dk}/{self.dv}"
+        )
+
+    @property
+    def lengths(self) -> str:
+        """The number of queries and keys, as one number where they are equal."""
+        return str(self.n_q) if self.n_q == self.n_k else f"{self.n_q}→{self.n_k}"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The sizes that the evaluator takes by name."""
+        return {"heads": self.heads, "kv_heads": self.kv_heads, "dk": self.dk, "dv": self.dv}
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the user says of the shapes; None where the user leaves it open."""
+
+    length: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+
+
+def loops(bound: BoundProgram) -> int:
+    """Return how deep the loops of the most expensive expression of a pattern nest, one for a row of keys."""
+    measures = Measures()
+    return max((measures.of(node).loops for node in every_expression(bound.program)), default=0)
+
+
+def every_expression(pattern: Program) -> Iterator[Expr]:
+    """Yield the expressions of attentions and selections, and of what combines them."""
+    for attend in pattern.attends:
+        yield from expressions(attend)
+    for item in pattern.selections:
+        yield from expressions_of_selection(item)
+    yield from pattern.visible
+    if pattern.combine is not None:
+        yield pattern.combine
+
+
+def has_state(bound: BoundProgram) -> bool:
+    """Whether a pattern carries a state from token to token."""
+    return bound.program.recurrence is not None or bool(bound.program.stateful)
+
+
+def may_differ(bound: BoundProgram) -> bool:
+    """Whether a pattern takes fewer queries than keys."""
+    pattern = bound.program
+    if has_state(bound) or pattern.segments or pattern.documents is not None:
+        return False
+    return pattern.align is not None or not pattern.needs_align
+
+
+def awkward_cases(bound: BoundProgram, length: int | None, wishes: Wishes) -> list[Case]:
+    """Return small and uneven shapes; `length` is the only one that the pattern takes, None where any will do."""
+    costly = bool(bound.program.selections) or loops(bound) > 0
+    table = AWKWARD_STATES if has_state(bound) else SHORT_AWKWARD if costly else AWKWARD
+    cases = [Case(*row) for row in table if row[0] == row[1] or may_differ(bound)]
+    if bound.program.selections and any("dv" in item.type.dims for item in bound.program.inputs):
+        cases = [replace(case, dv=case.dk) for case in cases]  # `mask` takes no v, and so the width of q
+    if length is not None:
+        cases = [replace(case, n_q=length, n_k=length) for case in cases[1:3][-1:]]
+    return [with_heads(bound, case, wishes) for case in cases]
+
+
+def with_heads(bound: BoundProgram, case: Case, wishes: Wishes) -> Case:
+    """Return a shape with the heads that the user wants, or the parameters say."""
+    heads = wishes.heads or head_count(bound)
+    if heads is None and wishes.kv_heads is None:
+        return case
+    kv_heads = wishes.kv_heads or (1 if case.kv_heads < case.heads else heads or 1)
+    heads = heads or kv_heads * (case.heads // case.kv_heads)
+    return replace(case, heads=heads, kv_heads=kv_heads)

@@ -1,0 +1,196 @@
+"""`attnc verify` finds what is broken, and says what it never compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attnc.runtime.attention import Attention
+from attnc.runtime.cli import main
+from attnc.runtime.library import ModuleLoader, find
+from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.runtime.verifying.drawn_inputs import draw
+from attnc.runtime.verifying.scaled_parameters import own, scaled
+from attnc.runtime.verifying.shapes import Case
+from attnc.spec.load import load_program
+from attnc.spec.program import BoundProgram
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def verified(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    status = main(["verify", *arguments, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def bound_of(text: str, **params: object) -> BoundProgram:
+    found = find(text)
+    return own(load_program(found.source, ModuleLoader(None), found.name), params, None).bound
+
+
+# --- what is broken ---------------------------------------------------------------------------------------------------
+
+
+def broken_mask(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    mask = Attention.mask
+
+    def wrong(self: Attention, *arguments: Any, **options: Any) -> torch.Tensor:
+        return change(mask(self, *arguments, **options))
+
+    monkeypatch.setattr(Attention, "mask", wrong)
+
+
+def test_a_window_that_is_one_too_long_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_mask(monkeypatch, lambda mask: mask | (mask.roll(-1, -1) & mask.roll(-1, -2)))
+    status, values = verified(capsys, "sliding_window")
+    assert (status, values["agreed"]) == (1, False)
+    assert "the evaluator says hidden" in values["diagnostics"][0]["message"]
+
+
+def test_a_window_that_is_dropped_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A causal triangle in place of the window: at 137 tokens and the default window nothing would differ."""
+    broken_mask(monkeypatch, lambda mask: torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2]))
+    status, values = verified(capsys, "sliding_window")
+    assert (status, values["agreed"]) == (1, False)
+    assert values["hidden_pairs_compared"] > 0
+
+
+def test_a_choice_of_too_many_blocks_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken_mask(monkeypatch, lambda mask: torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2]))
+    status, values = verified(capsys, "moba")
+    assert status == 1
+    assert any("the evaluator says hidden" in item["message"] for item in values["diagnostics"])
+
+
+def test_a_branch_that_is_computed_wrongly_is_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A pattern without a mask is held by its outputs."""
+    reference = Attention.reference
+
+    def wrong(self: Attention, q: Any, k: Any, v: Any, **inputs: Any) -> Any:
+        return reference(self, q, k, v.roll(1, -2), **inputs)
+
+    monkeypatch.setattr(Attention, "reference", wrong)
+    status, values = verified(capsys, "hybrid_window_linear")
+    assert status == 1
+    assert any("the evaluator's out differs" in item["message"] for item in values["diagnostics"])
+
+
+# --- what was not compared --------------------------------------------------------------------------------------------
+
+
+def test_a_clause_that_no_pair_exercises_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = verified(capsys, "sliding_window", "-p", "window=50", "--len", "20")
+    assert (status, values["agreed"]) == (1, False)
+    assert values["lengths"] == ["20"]
+    assert [c["text"] for c in values["clauses"] if not (c["exercised"] or c["reason"])] == ["q - k < window"]
+    assert "`q - k < window` (visible) was never false" in values["diagnostics"][0]["message"]
+
+
+def test_a_relation_that_hides_no_pair_by_accident_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wide.attn"
+    file.write_text("pattern wide\n    align   end\n    visible q - k < 4 or q - k >= 4\n")
+    status, values = verified(capsys, str(file))
+    assert (status, values["hidden_pairs_compared"], values["hides_nothing"]) == (1, 0, "")
+    assert "no hidden pair was compared" in values["diagnostics"][-1]["message"]
+
+
+def test_no_call_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "block_diffusion", "--len", "13"]) == 2
+    assert "`block_diffusion` takes no call of this length" in capsys.readouterr().err
+
+
+def test_the_text_names_what_was_not_verified(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "sliding_window", "-p", "window=50", "--len", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "visible q - k < window  never false" in out
+    assert out.endswith("sliding_window: NOT VERIFIED: something was never compared\n")
+
+
+# --- sizes and options ------------------------------------------------------------------------------------------------
+
+
+def test_own_parameters_are_kept_where_they_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = verified(capsys, "sliding_window", "-p", "window=20", "-p", "sinks=2")
+    assert (status, values["scaled"], values["params"]) == (0, "", {"window": 20, "sinks": 2})
+    assert values["lengths"][0] == "32"
+    assert all(clause["exercised"] for clause in values["clauses"])
+
+
+def test_parameters_are_scaled_where_they_are_too_large(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "sliding_window", "-p", "window=40000"]) == 0
+    out = capsys.readouterr().out
+    assert "parameters scaled down (divided by 2048): window = 19 in place of window = 40000" in out
+
+
+def test_options_say_the_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = verified(capsys, "causal", "--len", "9", "--heads", "4", "--kv-heads", "2", "--dtype", "float16")
+    assert status == 0
+    assert values["shapes"] == ["length 9, batch 1, heads 4/2, dims 4/4"]
+    assert {e["dtype"] for e in values["errors"] if e["executor"] == "cpu"} == {"float16"}
+
+
+def test_a_grid_is_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    status, values = verified(capsys, "neighborhood_2d", "--grid", "4,5", "-p", "window=3")
+    assert status == 0
+    assert (values["params"]["height"], values["params"]["width"], values["scaled"]) == (4, 5, "")
+    assert set(values["lengths"]) == {"20"}
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [(["--len", "0"], "--len 0: write a whole number"), (["--heads", "3", "--kv-heads", "2"], "must be a multiple")],
+)
+def test_options_are_checked(option: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "causal", *option]) == 2
+    assert says in capsys.readouterr().err
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "truth"),
+    [
+        ("k < 0", False),
+        ("k >= 0", True),
+        ("q >= keys", False),
+        ("head < heads", True),
+        ("kv_head >= kv_heads", False),
+        ("k % 4 < 5", True),
+        ("abs(q - k) < 0", False),
+        ("q >= keys - 1", None),
+        ("k <= q", None),
+        ("k % 4 < 3", None),
+        ("k <= q or not false", True),
+        ("min(q, 3) > 3", False),
+    ],
+)
+def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
+    bound = bound_of(f"pattern p\n    align   end\n    visible {line}\n")
+    assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+
+
+def test_scaled_parameters_fulfil_what_is_required() -> None:
+    asked = own(load_program(find("sliding_tile").source, ModuleLoader(None), "sliding_tile"), {}, None)
+    assert asked.how == "preset hunyuan"
+    first = next(scaled(asked, frozenset()))
+    assert first.bound.values != asked.bound.values
+    fixed = next(scaled(asked, frozenset({"frames"})))
+    assert fixed.bound.values["frames"] == 30
+
+
+def test_sizes_of_inputs_are_the_least_that_the_pattern_allows() -> None:
+    bound = bound_of("sparse_d", block=4)
+    inputs = draw(bound, Case(10, 14, 1, 2, 1, 4, 4))
+    assert inputs["map"].tensor.shape == (1, 2, 3, 4)
