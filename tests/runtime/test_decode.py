@@ -375,7 +375,8 @@ def test_memory_of_plans_is_bounded() -> None:
 @pytest.mark.parametrize("pattern", ["causal", "softcap", "hybrid_window_linear"])
 def test_autocast_casts_as_a_call_does(pattern: str, backend: Any) -> None:
     """Fails where q, k_cache and v_cache of several types are refused, or fp32 stays fp32."""
-    attend: Any = compile_attention(pattern, backend=backend, **({"window": 8} if "window" in pattern else {}))
+    params: dict[str, Any] = {"window": 8} if "window" in pattern else {}
+    attend: Any = compile_attention(pattern, backend=backend, **params)
     q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
     one = {"g": -torch.rand(1, 20, 2), "gate": torch.rand(1, 20, 2)} if "hybrid" in pattern else {}
     state = {"state": attend.init_state(1, 2, 16, 16)} if "hybrid" in pattern else {}
