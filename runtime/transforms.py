@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from typing_extensions import ParamSpec
 
 from attnc.runtime.fallbacks import CAST, note
+from attnc.runtime.gpu.targets import pretended
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +41,7 @@ def cast_for_autocast(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Te
 
 def wide_in_interpreter(pattern: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v in fp32 where kernels run on a CPU and these are bf16, which Triton's interpreter cannot multiply."""
-    if q.is_cuda or q.dtype != torch.bfloat16:
+    if not q.is_cpu or q.dtype != torch.bfloat16 or is_fake(q) or pretended() is not None:
         return q, k, v
     note(pattern, CAST, "Triton's interpreter cannot multiply bfloat16: q, k and v to float32, and out back")
     return q.float(), k.float(), v.float()
