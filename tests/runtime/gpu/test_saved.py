@@ -17,6 +17,7 @@ from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.gpu import modules
 from attnc.runtime.gpu.launch import started_by
+from attnc.runtime.gpu.targets import pretending
 from attnc.runtime.recent import Recent
 from tensor_memory import bytes_of, measured
 
