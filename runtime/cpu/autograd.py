@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from attnc.compiler.planning.plan import Plan
-from attnc.runtime.cpu import executor
+from attnc.runtime.cpu import executor, hidden_values
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.transforms import without_autocast
 
@@ -38,12 +38,23 @@ class Planned(NamedTuple):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
         """`executor.forward`; the plan has what there is to know of the inputs."""
-        return executor.forward(q, k, v, self.plan, self.scale, self.need)
+        out, lse = hidden_values.forward(self._run, q, k, v)
+        return out, lse
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
         """`executor.backward`."""
         q, k, v, out, lse, *_ = kept
-        return executor.backward(grad_out, grad_lse, q, k, v, out, lse, self.plan, self.scale)
+        found = hidden_values.backward(self._run, self._gradients, grad_out, grad_lse, (q, k, v), (out, lse))
+        return cast("Triple", found)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor) -> Pair:
+        return executor.forward(q, k, v, self.plan, self.scale, self.need)
+
+    def _gradients(
+        self, grad_out: Tensor, grad_lse: Tensor | None, vectors: hidden_values.Vectors, results: Sequence[Tensor]
+    ) -> Triple:
+        out, lse = results
+        return executor.backward(grad_out, grad_lse, *vectors, out, lse, self.plan, self.scale)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Pair:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu.hidden_values import is_finite
 from attnc.runtime.cpu.program import program_of
 from attnc.runtime.transforms import is_forward_mode
 
@@ -52,7 +53,8 @@ class Direct:
             return None
         if type(scale) is not type(self.scale) or scale != self.scale:
             return None
-        return kernel.attend(q, k, v, self.additive, self.causal, self.factor)[0]
+        out = kernel.attend(q, k, v, self.additive, self.causal, self.factor)[0]
+        return out if is_finite(out) else None
 
 
 def direct_of(

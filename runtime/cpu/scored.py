@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.values import extra_of
-from attnc.runtime.cpu import kernel, tiles
+from attnc.runtime.cpu import hidden_values, kernel, tiles
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.executor import merge
 from attnc.runtime.cpu.kernel import lse_dtype
@@ -253,6 +254,11 @@ def _add_keys(total: Tensor, part: Tensor, tile: Tile, group: int) -> None:
         total[head // group, keys] += part[i]  # the keys of a tile are distinct
 
 
+def _rows(call: Call, inputs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    found = forward(q, k, v, call.plan, _scores(call, q, k, [x.detach() for x in inputs]))
+    return found.out, found.lse, found.shift
+
+
 def _scores(call: Call, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Scores:
     return Scores(call.relations, call.operands(q.unbind(0), k.unbind(0), (), inputs))
 
@@ -262,11 +268,11 @@ class _Attend(FirstOrder):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        result = forward(q, k, v, call.plan, _scores(call, q, k, inputs))
-        shifted = bool(result.shift.any())
-        out, lse = result.out.to(q.dtype), result.lse + result.shift if shifted else result.lse
+        rows, own_lse, shift = hidden_values.forward(partial(_rows, call, inputs), q, k, v)
+        shifted = bool(shift.any())
+        out, lse = rows.to(q.dtype), own_lse + shift if shifted else own_lse
         ctx.call, ctx.shifted = call, shifted
-        ctx.save_for_backward(q, k, v, out, result.lse, *([result.shift] if shifted else []), *inputs)
+        ctx.save_for_backward(q, k, v, out, own_lse, *([shift] if shifted else []), *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -290,19 +296,20 @@ def _gradients(
     q, k, v, out, lse, shift, *inputs = (x.detach() for x in kept)
     leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     wanted = [x for x in leaves if x.requires_grad]
-    result = Rows(out.to(lse.dtype), lse, shift)
-    sums = backward(
-        grad_out,
-        grad_lse,
-        (q, k, v),
-        result,
-        call.plan,
-        _scores(call, q, k, leaves),
-        wanted,
-    )
-    rest = iter(sums.inputs)
+
+    def gradients(
+        grad_out: Tensor, grad_lse: Tensor | None, vectors: hidden_values.Vectors, results: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        scores = _scores(call, vectors[0], vectors[1], leaves)
+        sums = backward(grad_out, grad_lse, vectors, Rows(*results), call.plan, scores, wanted)
+        return sums.q, sums.k, sums.v, *sums.inputs
+
+    run = partial(_rows, call, inputs)
+    found = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out.to(lse.dtype), lse, shift))
+    dq, dk, dv, *of_wanted = found
+    rest = iter(of_wanted)
     of_inputs = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
-    return sums.q.to(q.dtype), sums.k.to(k.dtype), sums.v.to(v.dtype), *of_inputs
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *of_inputs
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
