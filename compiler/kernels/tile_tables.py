@@ -59,8 +59,7 @@ def tile_tables(relations: Relations, q_tile: int, k_tile: int, *, by_key: bool)
     lanes = np.zeros(shape.batch * shape.heads, dtype=np.int64)
     found: list[tuple[TileRuns, int]] = []
     known: dict[Index, int] = {}
-    for batches, heads, windows in relations.groups():
-        (local,) = windows
+    for batches, heads, (local,) in relations.groups(cut=False):
         if local.relation not in known:
             grid = Grid(shape.n_q, shape.n_k, q_tile, k_tile)
             resolved = resolve(local.relation, find_live_tiles(local.relation, grid), relations.pattern.origins)

@@ -106,7 +106,7 @@ class Relations:
         self._reads_lengths = any(isinstance(n, Extent) and n.name in ("queries", "keys") for n in walk(relation))
         self._windows: dict[int, Windows] = {}
         self._wide: dict[tuple[Index, int, int], bool] = {}
-        self._locals: dict[tuple[int, int], tuple[_Local, ...]] = {}
+        self._locals: dict[tuple[int, int, bool], tuple[_Local, ...]] = {}
         self._owners: dict[tuple[int, int], tuple[Windows, Int64]] = {}
 
     def settle(self) -> int:
@@ -127,23 +127,23 @@ class Relations:
             self.shape = replace(self.shape, inputs={**self.shape.inputs, documents.name: blank})
             self.slices = Slices(self.shape.inputs, self.shape.n_k)
 
-    def locals(self, batch: int, head: int) -> tuple[_Local, ...]:
-        """The windows of a batch entry with their relations for a head."""
-        key = (batch if self._by_batch else 0, head if self._by_head else 0)
+    def locals(self, batch: int, head: int, *, cut: bool = True) -> tuple[_Local, ...]:
+        """The windows of a batch entry with their relations for a head; `cut`: also at ids that must be equal."""
+        key = (batch if self._by_batch else 0, head if self._by_head else 0, cut)
         if key not in self._locals:
             self._locals[key] = self._find_locals(*key)
         return self._locals[key]
 
-    def _find_locals(self, batch: int, head: int) -> tuple[_Local, ...]:
+    def _find_locals(self, batch: int, head: int, cut: bool) -> tuple[_Local, ...]:
         """Windows of one size, or of one shift where no size is read, are specialised once; nothing else is merged.
 
-        A single window in which equal ids are asked for is cut into those of each id.
+        `cut`: a single window in which equal ids are asked for is cut into those of each id.
         """
         windows = self._windows_of(batch)
         if len(windows) == 1:
             (one,) = windows
             relation = self._specialised(one, batch, head)
-            own = None if one.row or one.key else windows_of_ids(relation, one.n_q, one.n_k)
+            own = windows_of_ids(relation, one.n_q, one.n_k) if cut and not (one.row or one.key) else None
             return tuple(_Local(*found) for found in own or [(windows, relation)])
         members: dict[Index, list[Int64]] = {}
         for numbers in self._alike(windows):
@@ -181,15 +181,19 @@ class Relations:
         relation = self.pattern.attend.visible
         return specialise(relation, self.sizes, self.slices, window, batch=batch, head=head, group=group)
 
-    def groups(self) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[_Local, ...]]]:
-        """(batch entries, heads, windows with relations): heads whose relations are equal stand together."""
+    def groups(self, *, cut: bool = True) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[_Local, ...]]]:
+        """(batch entries, heads, windows with relations): heads whose relations are equal stand together.
+
+        A caller that reads a relation without its windows says `cut=False`: without documents there is one window then,
+        all tokens. Cut at ids, the relation no longer asks for them.
+        """
         batches = range(self.shape.batch) if self._by_batch else [0]
         heads = range(self.shape.heads) if self._by_head else [0]
         found: dict[Hashable, tuple[list[int], list[int], tuple[_Local, ...]]] = {}
         for batch in batches:
             by_head: dict[Hashable, tuple[list[int], tuple[_Local, ...]]] = {}
             for head in heads:
-                windows = self.locals(batch, head)
+                windows = self.locals(batch, head, cut=cut)
                 by_head.setdefault(tuple(w.name for w in windows), ([], windows))[0].append(head)
             for name, (members, windows) in by_head.items():
                 entry = found.setdefault((name, tuple(members)), ([], members, windows))

@@ -139,7 +139,7 @@ def block_states(pattern: Pattern, shape: CallShape, block: tuple[int, int]) -> 
     grid = Grid(shape.n_q, shape.n_k, *block)
     states = np.zeros((batches, heads, grid.rows, grid.columns), dtype=np.int8)
     known: dict[Index, States] = {}
-    for of_batches, of_heads, (local,) in relations.groups():
+    for of_batches, of_heads, (local,) in relations.groups(cut=False):
         if local.relation not in known:
             known[local.relation] = _states(local.relation, grid, pattern)
         at = np.ix_(of_batches if batches > 1 else (0,), of_heads if heads > 1 else (0,))

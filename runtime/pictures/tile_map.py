@@ -130,7 +130,7 @@ def _bricks_of(attention: Shown, n_q: int, n_k: int, case: Case) -> BrickFinder 
         return None
     sizes = Sizes(n_q, n_k, 1, case.heads, case.heads, 64, 64, "float32")
     relations = relations_of(pattern, call_shape(pattern, sizes, case.inputs))
-    local, *others = relations.locals(0, case.head)
+    local, *others = relations.locals(0, case.head, cut=False)
     if others or len(local.windows) > 1:
         return None
     return TileFinder(local.relation, n_q, n_k, pattern.origins).bricks

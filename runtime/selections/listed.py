@@ -59,7 +59,7 @@ def _made(one: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
     shape = call_shape(pattern, sizes, {name: x for name, x in inputs.items() if name in own})
     relations = Relations(pattern, shape)
     pieces: dict[tuple[int, int], list[int]] = {}
-    for batches, heads, windows in relations.groups():
+    for batches, heads, windows in relations.groups(cut=False):
         if not (batches and heads):
             continue
         for local in windows:

@@ -375,9 +375,7 @@ class _PatternResolver:
         """Refuse all branches from this one on, in one message."""
         if not self._has_too_many:
             message = f"`{self._pattern.name.id}` has more than {MAX_BRANCHES} branches"
-            help_ = (
-                "write branches that are alike as a family: `branch near[c in 0 .. n]`; or join their conditions"
-            )
+            help_ = "write branches that are alike as a family: `branch near[c in 0 .. n]`; or join their conditions"
             self._report.error("A508", message, name.span, "the first branch too many", help=help_)
         self._has_too_many = True
 

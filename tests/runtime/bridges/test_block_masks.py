@@ -150,3 +150,17 @@ def test_an_axis_of_length_1(seen: str, sizes: Any) -> None:
     mask = attend.block_mask(20, block_size=16, device="cpu")
     found = create_mask(mask.mask_mod, 1, 1, 20, 20, device="cpu")[0, 0]
     assert torch.equal(found, torch.as_tensor(attend.mask(20)).reshape(20, 20))
+
+
+def test_blocks_of_runs_of_equal_ids() -> None:
+    """Blocks across a border are not full, and blocks without a common id are not live."""
+    text = "pattern p\n    input x: int[batch, token]\n    align end\n    visible k <= q\n    visible x[k] == x[q]\n"
+    attend = compile_attention(text)
+    ids = (torch.arange(512) // 200)[None]
+    found = attend.block_mask(512, 512, x=ids)
+    live = attend.mask(512, x=ids)[0].view(4, 128, 4, 128)
+    assert torch.equal(found.to_dense()[0, 0].bool(), live.any(3).any(1))
+    full = torch.zeros(4, 4, dtype=torch.bool)
+    for row in range(4):
+        full[row, found.full_kv_indices[0, 0, row, : found.full_kv_num_blocks[0, 0, row]].long()] = True
+    assert torch.equal(full, live.all(3).all(1))

@@ -14,7 +14,7 @@ def condition(draft: Draft, depth: int = 2) -> Term:
     """A condition of the pair."""
     if depth > 0 and draft.chance(0.55):
         return _joined(draft, depth)
-    kinds = ["window", "window", "order", "compared", "periodic", "flags", "any"]
+    kinds = ["window", "window", "order", "compared", "periodic", "flags", "any", "ids"]
     return {
         "window": _window,
         "order": _order,
@@ -22,6 +22,7 @@ def condition(draft: Draft, depth: int = 2) -> Term:
         "periodic": _periodic,
         "flags": _flags,
         "any": _any,
+        "ids": _ids,
     }[draft.pick(*kinds)](draft)
 
 
@@ -89,6 +90,17 @@ def _flags(draft: Draft) -> Term:
         return Term(f"{name}[q]", lambda s: s.inputs[name][:, :, :, None])
     name = draft.input("bool", ("head",), "flag")
     return Term(name, lambda s: s.inputs[name].view(1, -1, 1, 1))
+
+
+def _ids(draft: Draft) -> Term:
+    if not draft.indexed:
+        return _order(draft)
+    name = draft.input("int", ("batch", "token"), draft.pick("runs", "runs", "below 4"))
+    first, second = draft.pick("qk", "kq")
+    return Term(
+        f"({name}[{first}] == {name}[{second}])",
+        lambda s: s.inputs[name][:, None, :, None] == s.inputs[name][:, None, None, :],
+    )
 
 
 def _any(draft: Draft) -> Term:
