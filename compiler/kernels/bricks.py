@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.separation import Axis, NotSeparableError, grid_of, separate_axes
-from attnc.compiler.ir import Const, Coord, Index, Lookup, Pattern
+from attnc.compiler.ir import Const, Coord, Extent, HeadIndex, Index, Lookup, Pattern
 from attnc.compiler.kernels.index_text import ROWS, IndexText, NotInKernelsError, Text, fits_32_bits
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.ranges import Range, Side, find_ranges
@@ -283,6 +283,9 @@ def _number(size: Index, numbers: Mapping[Index, Index]) -> int | None:
 
 
 def _finder(relation: Index, tokens: int) -> BrickFinder | None:
+    """The search for bricks; None where the relation reads what only a call knows, or faults."""
+    if any(isinstance(node, Extent | HeadIndex | Lookup) for node in walk(relation)):
+        return None
     try:
         return find_bricks(relation, tokens, tokens, _never)  # type: ignore[arg-type]
     except EvaluationError:

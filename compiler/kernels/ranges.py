@@ -264,21 +264,21 @@ def _united(a: Range, b: Range) -> Range | None:
         if a.last is b.last and a.first is not None and b.first is not None:
             return replace(a, first=fold.minimum(a.first, b.first))
     if a.first is None and b.first is None:
-        return Range(None, _either_end(fold.maximum, a.high, b.high), fold.truth(True))
+        return Range(None, _either_end(fold.maximum, FAR, a.high, b.high), fold.truth(True))
     if a.last is None and b.last is None:
-        return Range(_either_end(fold.minimum, a.low, b.low), None, fold.truth(True))
+        return Range(_either_end(fold.minimum, -FAR, a.low, b.low), None, fold.truth(True))
     return None
 
 
-def _either_end(of: object, a: Index | None, b: Index | None) -> Index | None:
-    """The further of two ends; where one is at the very end by its condition, the other's need not be asked."""
+def _either_end(of: object, everything: int, a: Index | None, b: Index | None) -> Index | None:
+    """The farther of two ends; where a condition puts one at `everything`, the other is not asked."""
     if a is None or b is None:
         return None
     for one, other in ((a, b), (b, a)):
-        if isinstance(one, Choice) and all(
-            isinstance(x, Const) and abs(x.value) == FAR for x in (one.then, one.otherwise)
-        ):
-            return fold.choice(one.condition, one.then, other)
+        match one:
+            case Choice(condition=condition, then=Const(value=x), otherwise=Const(value=y)) if {x, y} == {FAR, -FAR}:
+                sides = (one.then, other) if x == everything else (other, one.otherwise)
+                return fold.choice(condition, *sides)
     return of(a, b)  # type: ignore[operator,no-any-return]
 
 

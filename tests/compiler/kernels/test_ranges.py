@@ -165,3 +165,16 @@ def test_everything_and_nothing() -> None:
         assert find_ranges(fold.truth(False), solved) == ()
         (one,) = find_ranges(fold.truth(True), solved) or ()
         assert (one.low, one.high) == (None, None)
+
+
+@pytest.mark.parametrize("solved", SIDES)
+def test_conditions_of_rows_beside_ranges(solved: Side) -> None:
+    """`make hunt`, part triton, case 153: `q != 3 or k >= q` lost the keys of rows that see all."""
+    row, column = (Q, K) if solved == "k" else (K, Q)
+    for sign in ("eq", "ne"):
+        for far in (fold.less_equal(build(row), build(column)), fold.less_equal(build(column), build(row))):
+            only = fold.equal(build(row), fold.const(3))
+            relation = fold.disjunction(only if sign == "eq" else fold.negation(only), far)
+            ranges = find_ranges(relation, solved)
+            assert ranges is not None
+            assert np.array_equal(painted(ranges, solved, 9, 9), mask(relation, (0, 9), (0, 9)))

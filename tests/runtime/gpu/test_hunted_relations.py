@@ -1,0 +1,44 @@
+"""Relations that kernels were found to get wrong by `make hunt`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from attnc import compile_attention
+from kernel_calls import check, operands
+
+TEXT = """\
+pattern p
+    input x: int[batch, token]
+    align end
+    visible k <= q
+    visible x[k] == x[q]
+"""
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_runs_of_equal_ids_are_apart(batch: int) -> None:
+    """`make hunt`, part triton, case 9: lists of tiles held every key up to the query."""
+    attend: Any = compile_attention(TEXT, backend="triton")
+    ids = torch.stack([(torch.arange(70) + 11 * b) // 13 for b in range(batch)])
+    check(attend, operands(70, batch=batch), {"x": ids})
+
+
+def test_rows_that_see_all_beside_ranges() -> None:
+    """`make hunt`, part triton, case 153: rows where `q != 3` saw what the other side of `or` says, or all documents."""
+    text = "pattern p\n    align end\n    visible q != 3 or k >= q and head % 2 == 1\n"
+    check(compile_attention(text, backend="triton"), operands(9))
+    text = text.replace("align end\n", "input doc: int[batch, token]\n    align end\n    documents doc\n")
+    check(compile_attention(text, backend="triton"), operands(9), {"doc": (torch.arange(9) // 5)[None]})
+
+
+def test_bricks_of_relations_that_read_sizes() -> None:
+    """`make hunt`, part triton, case 333: this ended in an AssertionError."""
+    text = (
+        "pattern p\n    align end\n    tokens y: 4, x: 5\n"
+        "    visible abs(q.x - k.x) < 2 and q.y == k.y or keys // 6 % 4 == 2 or head == heads\n"
+    )
+    check(compile_attention(text, backend="triton"), operands(20))
