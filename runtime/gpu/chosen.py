@@ -207,7 +207,8 @@ class _Call:
         if self.members == 1 or own.stride(1) == own.shape[2] * own.stride(2):
             return own
         note(self.name, COPY, f"{name}: the rows of heads that choose for themselves do not lie one after another")
-        return self.fitting(name, x.contiguous())
+        # One row of each head is contiguous whatever its stride, which rows of stacked heads are found by.
+        return self.fitting(name, x.clone(memory_format=torch.contiguous_format))
 
     def keys(self, k: Tensor, v: Tensor) -> dict[str, Tensor]:
         """Keys and values, those of a place side by side, and the tables of places."""

@@ -16,17 +16,25 @@ REASONS = {
 }
 """What a pattern that hides nothing may say."""
 
-NOT_RUN = (
-    *("longformer", "memora_linear", "moneta_linear", "neighborhood_1d", "radial", "rectified"),
-    *("routing_transformer", "ttt_linear", "vmoba", "vmoba_threshold"),
-)
-"""Patterns whose whole run has not been seen to pass."""
+NOT_RUN = {
+    "radial": "`gap % (128 // reach) == 0` needs five frames of 64 tokens, whose rounding takes minutes in the evaluator",
+    "rectified": "`first = 0` decides `a < first`, which verify does not see; no pair is hidden by all branches together",
+    "routing_transformer": "`q in asked[c]` of the branch `memory` is asked only of rows for which it holds",
+}
+"""Patterns that verify refuses to call verified (exit 1), and why."""
 
-COVERED = sorted({*library_names()} - {*NOT_RUN})
+COVERED = sorted({*library_names()} - NOT_RUN.keys())
 
 
 def test_names_that_are_not_run_are_patterns() -> None:
-    assert {*NOT_RUN} <= {*library_names()}
+    assert NOT_RUN.keys() <= {*library_names()}
+
+
+def test_what_is_not_verified_is_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:
+    """The quickest of `NOT_RUN`; where this passes, it belongs to the others."""
+    assert main(["verify", "routing_transformer", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert any("was never" in item["message"] for item in found["diagnostics"])
 
 
 @pytest.mark.usefixtures("one_thread")

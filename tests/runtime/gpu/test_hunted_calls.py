@@ -1,4 +1,4 @@
-"""Relations that kernels were found to get wrong by `make hunt`."""
+"""What kernels were found to get wrong by `make hunt`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,15 @@ def test_bricks_of_relations_that_read_sizes() -> None:
         "    visible abs(q.x - k.x) < 2 and q.y == k.y or keys // 6 % 4 == 2 or head == heads\n"
     )
     check(compile_attention(text, backend="triton"), operands(20))
+
+
+def test_one_transposed_query_of_heads_that_choose_for_themselves() -> None:
+    """`make hunt`, part triton, case 107: rows of stacked heads were read by the stride of a dimension of size 1."""
+    text = (
+        "pattern p\n    align end\n    select chosen\n        over b = k // 3\n        score dot(q, max(b.k))\n"
+        "        keep rank < 1\n        always q in b\n    visible k in chosen and k <= q\n"
+    )
+    tensors = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in operands(1, heads=(9, 3)).items()}
+    tensors["q"] = torch.randn(1, 1, 9, 16).transpose(1, 2)
+    assert tensors["q"].stride(2) != tensors["q"].shape[3]
+    check(compile_attention(text, backend="triton"), tensors)
