@@ -17,8 +17,8 @@ REASONS = {
 """What a pattern that hides nothing may say."""
 
 NOT_RUN = {
-    "radial": "`gap % (128 // reach) == 0` needs five frames of 64 tokens, whose rounding takes minutes in the evaluator",
-    "rectified": "`first = 0` decides `a < first`, which verify does not see; no pair is hidden by all branches together",
+    "radial": "`gap % (128 // reach) == 0` needs five frames of 64 tokens, which the evaluator rounds too slowly",
+    "rectified": "`first = 0` decides `a < first`, which verify does not see; no pair is hidden by all branches",
     "routing_transformer": "`q in asked[c]` of the branch `memory` is asked only of rows for which it holds",
 }
 """Patterns that verify refuses to call verified (exit 1), and why."""

@@ -106,7 +106,7 @@ def attend(
 
 
 def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights and LSE over the pairs of `mask`; a row without any, or with scores of -inf alone, has zeros and -inf."""
+    """Weights and LSE over the pairs of `mask`; a row without any, or with scores of -inf alone: 0, -inf."""
     if not scores.shape[-1]:
         return torch.zeros_like(scores), torch.full(scores.shape[:-1], -torch.inf, dtype=scores.dtype)
     hidden = torch.where(mask, scores, -torch.inf)
