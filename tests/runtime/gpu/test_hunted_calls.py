@@ -28,7 +28,7 @@ def test_runs_of_equal_ids_are_apart(batch: int) -> None:
 
 
 def test_rows_that_see_all_beside_ranges() -> None:
-    """`make hunt`, part triton, case 153: rows where `q != 3` saw what the other side of `or` says, or all documents."""
+    """`make hunt`, part triton, case 153: rows where `q != 3` saw other documents, or too few keys."""
     text = "pattern p\n    align end\n    visible q != 3 or k >= q and head % 2 == 1\n"
     check(compile_attention(text, backend="triton"), operands(9))
     text = text.replace("align end\n", "input doc: int[batch, token]\n    align end\n    documents doc\n")
