@@ -275,8 +275,8 @@ def _tensor(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> Tensor:
         if value is not None and torch.compiler.is_compiling():
             raise ArgumentTypeError(f"the input `{tensor.name}` must be a torch tensor inside torch.compile")
         array = np.array(_array(pattern, tensor, value))
-        wide = {"real": np.float64, "complex": np.complex128}.get(tensor.kind)
-        return torch.from_numpy(array if wide is None else array.astype(wide))
+        wide = {"real": np.float64, "complex": np.complex128}.get(tensor.kind, array.dtype.newbyteorder("="))
+        return torch.from_numpy(array.astype(wide, copy=False))
     if value.dtype not in _INPUT_DTYPES[tensor.kind]:
         raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {_name(value.dtype)}: it must be {tensor.kind}")
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.compiler.simulation.print_simulation import size
+from attnc.compiler.planning.memory import as_bytes
 from attnc.runtime.errors import ArgumentError
 
 LARGEST_MASK = 1 << 32
@@ -20,7 +20,7 @@ def check_mask_size(n_q: int, n_k: int) -> None:
     """Raise ArgumentError for a mask that needs more than `LARGEST_MASK` bytes."""
     if n_q * n_k > LARGEST_MASK:
         raise ArgumentError(
-            f"a mask of {n_q:,} queries × {n_k:,} keys would need {size(n_q * n_k)}, and {size(LARGEST_MASK)} is the "
+            f"a mask of {n_q:,} queries × {n_k:,} keys would need {as_bytes(n_q * n_k)}, and {as_bytes(LARGEST_MASK)} is the "
             f"most; use `plan`, which counts the visible pairs without a mask, or a shorter length"
         )
 
@@ -29,6 +29,6 @@ def check_drawn_length(longest: int) -> None:
     """Raise ArgumentError for a picture of so many rows or keys that it needs more than `LARGEST_PICTURE` bytes."""
     if longest * ROW > LARGEST_PICTURE:
         raise ArgumentError(
-            f"a picture of {longest:,} tokens would need about {size(longest * ROW)}, and {size(LARGEST_PICTURE)} is "
+            f"a picture of {longest:,} tokens would need about {as_bytes(longest * ROW)}, and {as_bytes(LARGEST_PICTURE)} is "
             f"the most: draw at most {LARGEST_PICTURE // ROW:,} tokens"
         )

@@ -322,7 +322,8 @@ def _names() -> dict[Index, Text]:
 
 
 def _torch(text: str) -> str:
-    text = re.sub(rf"\b({'|'.join(_HELPERS)})\(", r"ref.\1(", text.replace("tl.", "ref."))
+    text = text.replace(".to(tl.int64)", "").replace("tl.", "ref.")  # integers of torch are as wide
+    text = re.sub(rf"\b({'|'.join(_HELPERS)})\(", r"ref.\1(", text)
     return re.sub(r"\bFAR\b", str(_FAR), text)
 
 

@@ -21,10 +21,12 @@ class Memory:
     backward: int
 
     def __str__(self) -> str:
-        return f"saves {_shown(self.saved)}; takes {_shown(self.forward)} forward, {_shown(self.backward)} backward"
+        return (
+            f"saves {as_bytes(self.saved)}; takes {as_bytes(self.forward)} forward, {as_bytes(self.backward)} backward"
+        )
 
 
-def _shown(count: int) -> str:
+def as_bytes(count: int) -> str:
     """Bytes in a unit that fits."""
     unit, name = next(
         (u, n) for u, n in ((KIB**3, "GiB"), (KIB**2, "MiB"), (KIB, "KiB"), (1, "B")) if count >= u or u == 1

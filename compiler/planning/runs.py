@@ -114,17 +114,18 @@ def resolve(
     tiles: LiveTiles,
     origins: Mapping[Index, Span],
     most: int | None = None,
-    most_elements: int = MAX_CLASS_ELEMENTS,
+    most_elements: int | None = None,
 ) -> Resolved:
     """Evaluate one member of every class of partial tiles; of the `most` most frequent ones where that is given.
 
-    Raises TooManyClassesError when that would take more than `most_elements`, EvaluationError on a fault.
+    Raises TooManyClassesError when that would take more than `most_elements`, by default MAX_CLASS_ELEMENTS, and
+    EvaluationError on a fault.
     """
     grid, found = tiles.grid, kinds(tiles.kind)
     if most is not None:
         tiles = replace(tiles, kind=np.where(_frequent(tiles, found, most), tiles.kind, EVALUATED))
         found = kinds(tiles.kind)
-    if len(found.first) * grid.q_tile * grid.k_tile > most_elements:
+    if len(found.first) * grid.q_tile * grid.k_tile > (most_elements or MAX_CLASS_ELEMENTS):
         raise TooManyClassesError
     wide = not fits_word(relation, (0, grid.n_q), (0, grid.n_k))
     masks: dict[int, Mask] = {}

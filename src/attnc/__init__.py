@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attnc.compiler.analysis.aggregates import TooManyStepsError
     from attnc.compiler.simulation.machine import MachineError
     from attnc.runtime import bridges
     from attnc.runtime.attention import Attention, compile_attention
@@ -43,6 +44,7 @@ _HOMES = {
     "ArgumentTypeError": "attnc.runtime.errors",
     "MeasurementError": "attnc.runtime.errors",
     "PatternNotFoundError": "attnc.runtime.errors",
+    "TooManyStepsError": "attnc.compiler.analysis.aggregates",
     "TorchMissingError": "attnc.runtime.errors",
     "UnsupportedError": "attnc.runtime.errors",
     "LayoutWarning": "attnc.runtime.warned",
@@ -68,6 +70,7 @@ __all__ = [
     "PatternNotFoundError",
     "PatternWarning",
     "SpecError",
+    "TooManyStepsError",
     "TorchMissingError",
     "UnsupportedError",
     "bridges",

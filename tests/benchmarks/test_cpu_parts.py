@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -10,11 +11,16 @@ import suites
 import torch
 from part import Part, Setting, is_wrong
 
+from attnc.runtime.cpu import calibration, plausible, steady
+
 
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[None]:
     """Nothing is compiled, and the cache's folder is what it was."""
     monkeypatch.setitem(os.environ, "ATTNC_CACHE_DIR", os.environ.get("ATTNC_CACHE_DIR", ""))
+    monkeypatch.setattr(steady, "AGREE", math.inf)  # how busy the machine is decides nothing here
+    monkeypatch.setattr(calibration, "DRIFT", math.inf)
+    monkeypatch.setattr(plausible, "LEAST", {"DEFAULT": 0.0})
     torch.compiler.set_stance("force_eager")
     yield
     torch.compiler.set_stance("default")

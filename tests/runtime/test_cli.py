@@ -55,7 +55,7 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
         (["chekc"], "there is no command `chekc`: did you mean `check`?"),
         (["show"], "the following arguments are required: SPEC; `attnc show --help`"),
         (["show", "causal", "--lne", "5"], "unrecognized arguments: --lne 5"),
-        (["show", "causal", "--len", "many"], "argument --len: invalid int value: 'many'"),
+        (["show", "causal", "--len", "many"], "argument --len: 'many' is no whole number"),
         (["show", "causal", "--len", "0"], "--len 0: give a whole number, at least 1"),
         (["show", "causal", "--head", "-1"], "--head -1: give a whole number, at least 0"),
         (["show", "causal", "-o", "a.png"], "-o a.png: the picture is an SVG; give a name that ends in .svg"),
@@ -76,7 +76,7 @@ def test_every_command_has_help_and_json(command: str, capsys: pytest.CaptureFix
         (["show", "sliding_window", "--preset", "mistrl"], "did you mean `mistral`?"),
         (["show", "document", "--input", "docs=1"], "`document` has no input `docs`: did you mean `doc`?"),
         (["show", "document", "--input", "doc=[[0],[0,1]]"], "--input doc: write a JSON list of int values"),
-        (["show", "causal", "--len", "8", "--keys", "4"], "under `align end`"),
+        (["show", "blocked", "--len", "8", "--keys", "0"], "--keys 0: give a whole number, at least 1"),
     ],
 )
 def test_bad_usage(arguments: list[str], said: str, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
