@@ -19,16 +19,16 @@ LARGEST_PICTURE = 1 << 30
 def check_mask_size(n_q: int, n_k: int) -> None:
     """Raise ArgumentError for a mask that needs more than `LARGEST_MASK` bytes."""
     if n_q * n_k > LARGEST_MASK:
+        needed, most = as_bytes(n_q * n_k), as_bytes(LARGEST_MASK)
         raise ArgumentError(
-            f"a mask of {n_q:,} queries × {n_k:,} keys would need {as_bytes(n_q * n_k)}, and {as_bytes(LARGEST_MASK)} is the "
-            f"most; use `plan`, which counts the visible pairs without a mask, or a shorter length"
+            f"a mask of {n_q:,} queries × {n_k:,} keys would need {needed}, and {most} is the most; use `plan`, which counts the visible pairs without a mask, or a shorter length"
         )
 
 
 def check_drawn_length(longest: int) -> None:
     """Raise ArgumentError for a picture of so many rows or keys that it needs more than `LARGEST_PICTURE` bytes."""
     if longest * ROW > LARGEST_PICTURE:
+        needed, most = as_bytes(longest * ROW), as_bytes(LARGEST_PICTURE)
         raise ArgumentError(
-            f"a picture of {longest:,} tokens would need about {as_bytes(longest * ROW)}, and {as_bytes(LARGEST_PICTURE)} is "
-            f"the most: draw at most {LARGEST_PICTURE // ROW:,} tokens"
+            f"a picture of {longest:,} tokens would need about {needed}, and {most} is the most: draw at most {LARGEST_PICTURE // ROW:,} tokens"
         )
