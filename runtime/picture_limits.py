@@ -21,7 +21,8 @@ def check_mask_size(n_q: int, n_k: int) -> None:
     if n_q * n_k > LARGEST_MASK:
         needed, most = as_bytes(n_q * n_k), as_bytes(LARGEST_MASK)
         raise ArgumentError(
-            f"a mask of {n_q:,} queries × {n_k:,} keys would need {needed}, and {most} is the most; use `plan`, which counts the visible pairs without a mask, or a shorter length"
+            f"a mask of {n_q:,} queries × {n_k:,} keys would need {needed}, and {most} is the most; "
+            "use `plan`, which counts the visible pairs without a mask, or a shorter length"
         )
 
 
@@ -30,5 +31,6 @@ def check_drawn_length(longest: int) -> None:
     if longest * ROW > LARGEST_PICTURE:
         needed, most = as_bytes(longest * ROW), as_bytes(LARGEST_PICTURE)
         raise ArgumentError(
-            f"a picture of {longest:,} tokens would need about {needed}, and {most} is the most: draw at most {LARGEST_PICTURE // ROW:,} tokens"
+            f"a picture of {longest:,} tokens would need about {needed}, and {most} is the most: "
+            f"draw at most {LARGEST_PICTURE // ROW:,} tokens"
         )
