@@ -24,7 +24,7 @@ def test_values_by_position(packed: bool) -> None:
     declared = ("", "") if packed else ("input doc: int[batch, token]", "documents doc")
     text = TEXT.format(declared=declared[0], documents=declared[1])
     attend = compile_attention("\n".join(line for line in text.splitlines() if line.strip()) + "\n")
-    lengths = (5, 0, 9, 1)
+    lengths = [5, 0, 9, 1]
     q, k, v = (torch.randn(2, h, sum(lengths), 8, requires_grad=True) for h in (4, 2, 2))
     w = torch.randn(4, 4, 8, requires_grad=True)
     if packed:
@@ -35,7 +35,7 @@ def test_values_by_position(packed: bool) -> None:
     own = compile_attention(
         "pattern p\n    learned w: real[head, 4, dv]\n    align end\n    visible k <= q\n    value v[k] + w[k % 4]\n"
     )
-    parts = [own(*of_one, w=w) for of_one in zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)]
+    parts = [own(*of_one, w=w) for of_one in zip(*(torch.split(x, lengths, 2) for x in (q, k, v)), strict=True)]
     torch.testing.assert_close(out, torch.cat(parts, 2))
     weights = torch.randn_like(out)
     ours, wanted = (torch.autograd.grad((x * weights).sum(), (q, k, v, w)) for x in (out, torch.cat(parts, 2)))

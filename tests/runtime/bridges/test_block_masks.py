@@ -161,6 +161,7 @@ def test_blocks_of_runs_of_equal_ids() -> None:
     live = attend.mask(512, x=ids)[0].view(4, 128, 4, 128)
     assert torch.equal(found.to_dense()[0, 0].bool(), live.any(3).any(1))
     full = torch.zeros(4, 4, dtype=torch.bool)
+    assert found.full_kv_indices is not None and found.full_kv_num_blocks is not None
     for row in range(4):
         full[row, found.full_kv_indices[0, 0, row, : found.full_kv_num_blocks[0, 0, row]].long()] = True
     assert torch.equal(full, live.all(3).all(1))

@@ -96,7 +96,7 @@ def _ids(draft: Draft) -> Term:
     if not draft.indexed:
         return _order(draft)
     name = draft.input("int", ("batch", "token"), draft.pick("runs", "runs", "below 4"))
-    first, second = draft.pick("qk", "kq")
+    first, second = list(draft.pick("qk", "kq"))
     return Term(
         f"({name}[{first}] == {name}[{second}])",
         lambda s: s.inputs[name][:, None, :, None] == s.inputs[name][:, None, None, :],
