@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.recurrences.derived import NoFormError
 from attnc.compiler.recurrences.kernels.stepping import Stepping
 from attnc.compiler.recurrences.kernels.token_by_token import emit_token_by_token
+from attnc.runtime import planners
 from attnc.runtime.gpu import launch as launching
 from attnc.runtime.gpu.compiling import Compiled, compile_all
 from attnc.runtime.gpu.recurrent import token_by_token
@@ -230,7 +232,7 @@ LIBRARY = (
 @pytest.mark.usefixtures("room")
 @pytest.mark.parametrize("name", LIBRARY)
 def test_the_library_as_any_step_equation(name: str, kernels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "derive", _refusing)
+    _refuse_forms(monkeypatch)
     q, k, v, given = example(name, B=2, H=2, T=19, dk=10, dv=6, dtype=torch.float64)
     inputs = {key: x for key, x in given.items() if isinstance(x, Tensor)}
     options = {key: x for key, x in given.items() if not isinstance(x, Tensor)}
@@ -255,11 +257,17 @@ def test_large_heads(name: str, kernels: list[str]) -> None:
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_what_has_no_such_kernel_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "derive", _refusing)
+    _refuse_forms(monkeypatch)
     attend: Any = compile_attention(name, backend="triton")
     rows, inputs = drawn(attend, 3, 4, 4)
     with pytest.raises(UnsupportedError, match=f"token by token, and for {WITHOUT[name]} there is none"):
         run(attend, rows, inputs, torch.float32)
+
+
+def _refuse_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Derive no passes, also for a pattern of which another test still holds the planner, with what it derived."""
+    monkeypatch.setattr(planners, "_alive", WeakValueDictionary())
+    monkeypatch.setattr(calls, "derive", _refusing)
 
 
 def _refusing(*_: object, **__: object) -> None:
