@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import provenance
 import timing
@@ -198,6 +198,12 @@ class NoDeviceError(Exception):
     """A part for a GPU where there is none."""
 
 
+def _end(*_: object) -> NoReturn:
+    """Exit, and with it own processes; again in five seconds, as callbacks of weak references swallow an exit."""
+    signal.alarm(5)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the part that the command line names."""
     import suites
@@ -220,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if where == "gpu" and options.toy and "TRITON_INTERPRET" not in os.environ:
         os.environ["TRITON_INTERPRET"] = "1"  # which Triton reads when it is imported
         os.execv(sys.executable, [sys.executable, *sys.argv])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its own processes end with it
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, _end)
     if where == "cpu" and options.toy:
         torch.compiler.set_stance("force_eager")  # compiling takes seconds, and toy figures mean nothing
     torch.manual_seed(0)
