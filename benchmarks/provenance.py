@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, commit, date, command; results of uncommitted sources are refused."""
+"""Record the provenance of a result (versions, machine, commit, date, command) and refuse uncommitted sources."""
 
 from __future__ import annotations
 

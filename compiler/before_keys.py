@@ -27,7 +27,7 @@ def needs_tokens(pattern: Pattern) -> str | None:
 
 
 def _read(pattern: Pattern) -> Iterator[str]:
-    """What is read at a place that the query says."""
+    """Name each tensor that is read at a position computed from the query."""
     roots: list[Node] = [root for node in pattern.nodes for root in (node.visible, *values_of(node))]
     roots += [condition for condition, _ in pattern.requirements]
     for below in (below for root in roots for below in root.below):

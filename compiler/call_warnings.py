@@ -12,6 +12,7 @@ from attnc.compiler.lowering.expressions import Lowered, Scope
 from attnc.compiler.lowering.lower import lowering_of
 from attnc.compiler.lowering.selections import SelectingLowering
 from attnc.spec import program as checked
+from attnc.spec.checks.measure import below
 from attnc.spec.diagnostics import Diagnostic, Label, Severity
 from attnc.spec.source import Span
 
@@ -87,10 +88,7 @@ _Use = tuple[checked.DefinitionUse, Mapping[str, Lowered]]
 def _windows_off_centre(bound: checked.BoundProgram) -> Iterator[Diagnostic]:
     program = bound.program
     lines = [*program.visible, *(line for attend in program.attends for line in attend.visible)]
-    definitions = {
-        node.definition for line in lines for node in _conditions(line) if isinstance(node, checked.DefinitionUse)
-    }
-    if not any(_is_centred(definition) for definition in definitions):
+    if not any(isinstance(node, checked.DefinitionUse) and _is_centred(node.definition) for node in below(lines)):
         return
     lowering = lowering_of(bound)
     told: set[tuple[Span, int]] = set()
@@ -113,23 +111,6 @@ def _is_centred(definition: checked.Definition) -> bool:
 
 def _count(value: Lowered | None) -> int | None:
     return value.value if isinstance(value, ir.Const) else None
-
-
-def _conditions(root: checked.Expr) -> Iterator[checked.Expr]:
-    """Yield the parts of a condition, the bodies of its definitions among them, each once."""
-    pending: list[checked.Expr] = [root]
-    seen: set[checked.Definition] = set()
-    while pending:
-        node = pending.pop()
-        yield node
-        match node:
-            case checked.DefinitionUse(definition=definition) if definition not in seen:
-                seen.add(definition)
-                pending.append(definition.body)
-            case checked.Operation(operands=operands):
-                pending.extend(operands)
-            case checked.Choice(then=then, otherwise=otherwise):
-                pending += [then, otherwise]
 
 
 def _uses(expr: checked.Expr, lowering: SelectingLowering, scope: Scope) -> Iterator[_Use]:

@@ -1,4 +1,4 @@
-"""Which parts of two patterns have one normal form: pairs, scores, weights, values, branches, states, selections.
+"""Compare two patterns by normal forms: pairs, scores, weights, values, branches, states, selections.
 
 A normal form is a digest as in `canonical`, but the order of factors, of summands, and of the two vectors of an inner
 product does not count. Equal digests prove that two parts are the same. Different digests prove nothing.
@@ -12,7 +12,7 @@ from attnc.compiler.canonical import Writer, digest_of, own_names
 from attnc.compiler.ir import Apply, Dot, Pattern, Softmax, Value
 
 PARTS = ("scores", "weights", "values", "branches", "states", "selections")
-"""What a pattern says beside its visible pairs."""
+"""The parts of a pattern besides its visible pairs."""
 
 _FLATTENED = ("add", "mul", "min", "max")
 _SWAPPED = (*_FLATTENED, "logaddexp")

@@ -47,7 +47,7 @@ class CallDifference:
 
 @dataclass(frozen=True)
 class Compared:
-    """What drawn calls of `length` tokens show; `difference` is None where all results are equal."""
+    """The outcome of drawn calls of `length` tokens; `difference` is None where all results are equal."""
 
     length: int
     difference: CallDifference | None

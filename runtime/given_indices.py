@@ -70,7 +70,7 @@ def _span(place: ir.Index, n_k: int) -> tuple[int, int]:
 
 
 def _numbered(place: ir.Index) -> str:
-    """What such numbers are, in words."""
+    """Return the noun for the entries of this list."""
     if isinstance(place, ir.Arith) and place.op == "floordiv" and isinstance(place.operands[0], ir.Place):
         return "blocks are numbered"
     return "keys are numbered" if isinstance(place, ir.Place) else "no key asks for others than"

@@ -81,7 +81,7 @@ def _given(pattern: ir.Pattern, inputs: Mapping[str, Tensor]) -> list[tuple[ir.T
 
 
 def _held(pattern: ir.Pattern, recur: Recur, sizes: Sizes, inputs: Mapping[str, Tensor]) -> list[Held]:
-    """What the state of a branch holds, in each head that differs. Raises ArgumentError for a scan with ties."""
+    """Return the tokens that the state of a branch holds, by head. Raises ArgumentError where a scan has ties."""
     clauses = _clauses(recur)
     # A node that reads what the state's order and resets read, so that a call takes the same inputs.
     read = fold.disjunction(*(root if ir.is_truth(root) else fold.equal(root, fold.const(0)) for root in clauses))

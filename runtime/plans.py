@@ -261,7 +261,7 @@ def _name_by(tensor: Tensor, name: Callable[[NDArray[Any]], Hashable] | None) ->
 
 
 def runs_in(ids: NDArray[Any]) -> Hashable:
-    """What tells the documents of two arrays of ids apart: where runs of equal ids start, and ids that come back.
+    """Return a key of the documents in an array of ids: the starts of runs of equal ids, and ids that come back.
 
     It takes a byte for each token, and no copy of the ids.
     """

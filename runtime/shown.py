@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,8 @@ from attnc.runtime.picture_limits import check_mask_size
 from attnc.runtime.reference_plan import reference_plan
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from attnc.compiler.growth.growth import Growth
     from attnc.compiler.simulation.candidates import Wish
     from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
@@ -39,9 +42,9 @@ if TYPE_CHECKING:
 class Shown(Compiled):
     """What can be known before anything runs."""
 
-    def _on_sequences(self) -> Shown:
-        """The same pattern for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""
-        raise NotImplementedError
+    @abstractmethod
+    def _on_sequences(self) -> Self:
+        """Return the pattern for calls with `cu_seqlens`. Raises ArgumentError, UnsupportedError."""
 
     def mask(
         self,
@@ -151,7 +154,7 @@ class Shown(Compiled):
         device: torch.device | str | None = None,
         **inputs: object,
     ) -> Plan:
-        """What a call of this shape would do, and why. `cu_seqlens`, as in a call: several sequences in one.
+        """Return the plan of a call of this shape. `cu_seqlens`, as in a call: several sequences in one.
 
         `device`: "cpu", or "cuda", of which the kernels are those for the GPU that is there, or else for sm_90.
         Raises ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.

@@ -139,7 +139,7 @@ class _Judge:
 
     @cached_property
     def _answer(self) -> Answer | None:
-        """What is known of the visible pairs; None where they depend on more than positions and heads."""
+        """Compare the visible pairs; None where they depend on more than positions and heads."""
         if all(self._same(part) for part in ("relation", "branches", "states", "selections")) and self._why is not None:
             return Answer(None, ONE_FORM)
         relations = [_relation(p) for p in self.patterns]
@@ -332,7 +332,7 @@ def _allowed(lengths: Sequence[int], grids: Sequence[tuple[int, int]]) -> Iterat
 
 
 def _groups(heads: int) -> tuple[int, ...]:
-    """How many heads share a kv head: one, and the fewest that can."""
+    """Return the numbers of query heads per kv head to try: one, and the fewest that are legal."""
     shared = next((g for g in range(2, heads + 1) if heads % g == 0), 1)
     return (1, shared) if shared > 1 else (1,)
 

@@ -14,7 +14,7 @@ from attnc.compiler.values import rank
 
 @dataclass(frozen=True)
 class Widths:
-    """What sizes come from: the widths of q, k and v, the shapes of real inputs, and numbers the same for all lanes."""
+    """The sources of sizes: widths of q, k and v, shapes of real inputs, and numbers that all lanes share."""
 
     vectors: Mapping[str, int]
     inputs: Mapping[str, Sequence[int]]

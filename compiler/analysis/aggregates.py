@@ -1,4 +1,4 @@
-"""How much aggregates may compute: the work of the loops of one plan, or of one evaluation, is counted and bounded."""
+"""A step limit for aggregates: count the work of the loops of one plan, or of one evaluation, and bound it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TooManyStepsError(EvaluationError):
         super().__init__("A908", message, span, "make the range shorter, or write the formula that it comes to")
 
     def at(self, span: Span | None) -> TooManyStepsError:
-        """The same with the place of an aggregate around it, where its own is not known."""
+        """Return this error at `span`, the position of an enclosing aggregate, if it has no position yet."""
         return self if self.span is not None or span is None else TooManyStepsError(self.message, span)
 
 

@@ -121,7 +121,7 @@ class IndexText:
         return self._known[node]
 
     def wide(self) -> IndexText:
-        """The same texts computed in 64 bits, from leaves on."""
+        """Return a writer of the same expressions whose leaves are cast to 64 bits."""
         return IndexText(self.names, self.read, self.helpers, in_64_bits=True)
 
     def _made(self, node: Index) -> Text:  # noqa: C901  one case a node kind

@@ -24,7 +24,7 @@ MOST_CLASS_ELEMENTS = 1 << 24
 
 
 def visible_pairs(relation: Index, n_q: int, n_k: int, origins: Mapping[Index, Span]) -> int | None:
-    """How many pairs of rows and keys a relation has; None where that would take long.
+    """Count the visible pairs of a relation; None where counting would take long.
 
     Tiles whose side divides what the relation divides positions by meet its steps in their corners only, so that few
     kinds of tiles are unlike each other: one of each kind is counted.

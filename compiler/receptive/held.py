@@ -1,4 +1,4 @@
-"""What a state holds: of tokens that are processed one after another, those since the last reset."""
+"""The tokens that a state holds: in processing order, those since the last reset."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Held:
         return last[self.rank]
 
     def look(self, tokens: Int64, seen: Mask) -> Int64:
-        """What some tokens know of and is not in `seen`, to which it is added."""
+        """Return the tokens that `tokens` know of and `seen` lacks, and add them to `seen`."""
         ends = np.zeros(len(self.rank) + 1, dtype=np.int64)
         np.add.at(ends, self.start[tokens], 1)
         np.add.at(ends, self.rank[tokens] + 1, -1)
@@ -70,7 +70,7 @@ class Held:
         return fresh
 
     def shows(self, tokens: Int64, keys: Int64) -> Mask:
-        """Which of some tokens know of which others: bool (tokens, keys)."""
+        """Return which tokens know of which keys: bool (tokens, keys)."""
         at = self.rank[keys]
         found: Mask = (at >= self.start[tokens, None]) & (at <= self.rank[tokens, None])
         return found

@@ -69,7 +69,7 @@ class Tape:
         return cast("ScoreMod", self._function("score_mod", "score, b, h, q_idx, kv_idx"))
 
     def _function(self, name: str, arguments: str) -> Operation:
-        """A function with code of its own, in which numbers are literals.
+        """Return a function with a code object of its own, in which numbers are literals.
 
         Numbers that a closure holds are inputs to torch.compile. The second mask that one process compiles has others
         in the same cells, so that they become symbols, and code of FlexAttention for a CPU does not compile with these.
@@ -79,8 +79,7 @@ class Tape:
         for tensor in tensors:  # nor are sizes of tables symbols
             torch._dynamo.mark_static(tensor)
         held = iter(range(len(tensors)))
-        operands = [*(f"{x}.to(int64)" for x in ("b", "h", "q_idx", "kv_idx")), "score" if "score" in arguments else ""]
-        operands = [f"x{i}" if i < 4 else x for i, x in enumerate(operands)]
+        operands = [*(f"x{i}" for i in range(4)), "score" if "score" in arguments else ""]
         operands += [f"t{next(held)}" if isinstance(x, Tensor) else repr(x) for x in self.constants]
         body = [f"x{i} = {x}.to(int64)" for i, x in enumerate(("b", "h", "q_idx", "kv_idx"))]
         for operation, read in self.steps:

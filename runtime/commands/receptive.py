@@ -243,7 +243,7 @@ def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer],
 
 
 def _state_notes(pattern: Attention) -> Iterable[str]:
-    """What is said of states: how far back they are taken to reach."""
+    """Return the note about states: how far back a state is assumed to reach."""
     lowered = lower(pattern.bound)
     documents = "" if lowered.documents is None else " of its document"
     for recur in states_of(lowered):

@@ -102,7 +102,7 @@ def _where(verdict: Sameness, length: int, head: int, group: int) -> str:
 
 
 def _shown(verdict: Sameness) -> str:
-    """What is known of the visible pairs, before what differs."""
+    """Return the words about the visible pairs, which precede the difference."""
     return f"show the same visible pairs {verdict.how}; they " if verdict.how else ""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from attnc.runtime.attention import Attention
@@ -68,38 +69,60 @@ def run(args: argparse.Namespace) -> int:
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))
     drawing = make_drawing(attention, n_q, n_k, inputs, head=args.head, tile=args.tile)
+    return _give(
+        args,
+        svg=lambda: to_svg(drawing),
+        as_json=lambda: _as_json(attention, drawing, args),
+        in_short=lambda: _in_short(drawing),
+        text=lambda unicode: to_text(drawing, console.columns(), console.has_color(sys.stdout), unicode=unicode),
+    )
+
+
+def _give(
+    args: argparse.Namespace,
+    *,
+    svg: Callable[[], str],
+    as_json: Callable[[], dict[str, object]],
+    in_short: Callable[[], str],
+    text: Callable[[bool], str],
+) -> int:
+    """Write the picture where a file is asked for, and print JSON, a line about the file, or the text."""
     if args.out is not None:
-        args.out.write_text(to_svg(drawing), encoding="utf-8")
+        args.out.write_text(svg(), encoding="utf-8")
     if args.json:
-        console.print_json(_as_json(attention, drawing, args))
+        console.print_json(as_json())
     elif args.out is not None:
-        print(f"{args.out}: {_in_short(drawing)}")
+        print(f"{args.out}: {in_short()}")
     else:
-        color, unicode = console.has_color(sys.stdout), console.has_unicode(sys.stdout)
-        print(to_text(drawing, console.columns(), color, unicode=unicode))
+        print(text(console.has_unicode(sys.stdout)))
     return console.FINE
 
 
 def _run_branches(args: argparse.Namespace, attention: Attention, found: BranchesDrawing) -> int:
     """Draw the branches of a pattern that has states."""
-    if args.out is not None:
-        args.out.write_text(branches_svg(found), encoding="utf-8")
-    if args.json:
-        console.print_json(_branches_json(attention, found, args))
-    elif args.out is not None:
-        print(f"{args.out}: {'; '.join(f'{view.name}: {view.words[0]}' for view in found.views)}")
-    else:
-        print(branches_text(found, console.columns(), unicode=console.has_unicode(sys.stdout)))
-    return console.FINE
+    return _give(
+        args,
+        svg=lambda: branches_svg(found),
+        as_json=lambda: _branches_json(attention, found, args),
+        in_short=lambda: "; ".join(f"{view.name}: {view.words[0]}" for view in found.views),
+        text=lambda unicode: branches_text(found, console.columns(), unicode=unicode),
+    )
+
+
+def _call_json(attention: Attention, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
+    """Return the keys that say which call is drawn."""
+    return {
+        "pattern": attention.name,
+        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
+        "queries": n_q,
+        "keys": n_k,
+        "head": args.head,
+    }
 
 
 def _branches_json(attention: Attention, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
     return {
-        "pattern": attention.name,
-        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
-        "queries": found.n_q,
-        "keys": found.n_k,
-        "head": args.head,
+        **_call_json(attention, found.n_q, found.n_k, args),
         "branches": [
             {
                 "name": view.name,
@@ -118,24 +141,18 @@ def _branches_json(attention: Attention, found: BranchesDrawing, args: argparse.
 
 def _run_tiles(args: argparse.Namespace, attention: Attention, found: TileMap) -> int:
     """Draw the tiles alone."""
-    if args.out is not None:
-        args.out.write_text(tile_map_svg(found), encoding="utf-8")
-    if args.json:
-        console.print_json(_tiles_json(attention, found, args))
-    elif args.out is not None:
-        print(f"{args.out}: {'; '.join(f'{view.order}: {view.tiles_text}' for view in found.views)}")
-    else:
-        print(tile_map_text(found, unicode=console.has_unicode(sys.stdout)))
-    return console.FINE
+    return _give(
+        args,
+        svg=lambda: tile_map_svg(found),
+        as_json=lambda: _tiles_json(attention, found, args),
+        in_short=lambda: "; ".join(f"{view.order}: {view.tiles_text}" for view in found.views),
+        text=lambda unicode: tile_map_text(found, unicode=unicode),
+    )
 
 
 def _tiles_json(attention: Attention, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
     return {
-        "pattern": attention.name,
-        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
-        "queries": found.n_q,
-        "keys": found.n_k,
-        "head": args.head,
+        **_call_json(attention, found.n_q, found.n_k, args),
         "orders": [
             {
                 "order": str(view.order),
@@ -172,11 +189,7 @@ def _in_short(drawing: Drawing) -> str:
 
 def _as_json(attention: Attention, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:
     return {
-        "pattern": attention.name,
-        "params": {name: value_json(value) for name, value in attention.bound.values.items()},
-        "queries": drawing.n_q,
-        "keys": drawing.n_k,
-        "head": args.head,
+        **_call_json(attention, drawing.n_q, drawing.n_k, args),
         "visible": drawing.visible,
         "density": drawing.density,
         "row_counts": {

@@ -33,7 +33,7 @@ HEADS, KEYS, ELEMENTS = 2, 512, 1 << 19
 LONG = 1024
 """Tokens of a long dense call."""
 DRIFT = 1.5
-"""What is measured first and again at the end must be within this factor: else the load changed in between."""
+"""The first measurement and its repetition at the end must agree within this factor, or the load has changed."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -114,7 +114,7 @@ def _gradients(call: Call, kind: _Kind) -> int:
 
 
 def _in_single(call: Call, kind: _Kind) -> int:
-    """What the backward of half types reads, in fp32."""
+    """Count the bytes of the fp32 operands that the backward of half types reads."""
     mask = prod((call.queries.strip.length, call.keys.strip.length)) if isinstance(call.mask, ExactWindow | int) else 0
     return 4 * (kind.width * (3 * call.queries.rows + 2 * call.keys.rows) + mask) if kind.half else 0
 

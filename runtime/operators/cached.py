@@ -13,7 +13,7 @@ from torch.library import Library, register_fake
 
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime import identity, serving
-from attnc.runtime.caches import check_cache, read_cache
+from attnc.runtime.caches import Cache, check_cache, read_cache
 from attnc.runtime.call import input_tensors
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import UnsupportedError
@@ -58,7 +58,7 @@ def decode(
 def prefill(
     step: Step, q: Tensor, k: Tensor, v: Tensor, kv_len: object, block_table: object, tensors: Sequence[Tensor]
 ) -> Result:
-    """The same of a chunk of any number of queries; not differentiable."""
+    """Compute (out, lse) of a chunk of any number of queries; not differentiable."""
     return _node(_PREFILL, step, q, k, v, kv_len, block_table, tensors)
 
 
@@ -114,14 +114,9 @@ def _forward(
             own = read_device_cache(q, k, v, kv_len, block_table, ring=first)
             out, lse = serving.decode_by_kernels(rows, q, own, scale, named)
         else:
-            cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
-            if ring:
-                first = serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0))
-                cache = replace(cache, ring=first)
+            cache = _read(rows, q, k, v, kv_len, block_table, ring)
             out, lse = serving.decode(rows, q, cache, scale, named)
-    name = rows.pattern.name
-    no_lse = q.new_empty((0,), dtype=lse_dtype(q.dtype))
-    return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
+    return _written(rows.pattern.name, q, out, lse)
 
 
 def _forward_of_chunk(
@@ -139,12 +134,24 @@ def _forward_of_chunk(
     rows = _rows(pattern)
     named = {tensor.name: x for tensor, x in zip(rows.pattern.tensors, inputs or (), strict=True)}
     with torch.no_grad(), profiled(rows.pattern.name, "prefill"):
-        cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
-        if ring:
-            cache = replace(cache, ring=serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0)))
+        cache = _read(rows, q, k, v, kv_len, block_table, ring)
         out, lse = serving.prefill(rows.pattern, partial(_rows_of, rows), q, cache, scale, named)
+    return _written(rows.pattern.name, q, out, lse)
+
+
+def _read(
+    rows: Planner, q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor, block_table: Tensor | None, ring: bool
+) -> Cache:
+    """Return the cache of a call on a CPU, a ring where the pattern says how long it must be."""
+    cache = read_cache(q, k, v, kv_len, block_table, ring=ring)
+    if not ring:
+        return cache
+    return replace(cache, ring=serving.check_ring(rows.pattern, q, k, max(cache.lengths, default=0)))
+
+
+def _written(name: str, q: Tensor, out: Tensor, lse: Tensor | None) -> Pair:
+    """Return out and LSE as an operator gives them: contiguous, the LSE empty where there is none."""
     no_lse = q.new_empty((0,), dtype=lse_dtype(q.dtype))
-    name = rows.pattern.name
     return contiguous(name, "out", out), no_lse if lse is None else contiguous(name, "lse", lse)
 
 

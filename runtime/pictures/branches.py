@@ -33,7 +33,7 @@ TRIED = 64
 LARGEST_TRIAL = 1 << 28
 """Bytes of the values of all trials together at most."""
 CHANGE = 1e-4
-"""How much a value is changed to see what of it is left. In fp64 what is left is then right to about four digits."""
+"""Change of a value that measures what is left of it; in fp64 the measurement has about four digits."""
 HALF = 0.5
 WIDTH, FEWEST = 8, 4
 """Numbers of a head's vectors: of states with a derivation, and of others, whose tokens are computed one by one."""
@@ -53,7 +53,7 @@ class BranchView:
     words: tuple[str, ...]
     visible: int | None
     left: tuple[float, ...] = ()
-    """Of a state: what is left after 0, `cell`, 2·`cell` … tokens, as a share of the most that is left at any."""
+    """For a state, the share of a token's value that is left after 0, `cell`, 2·`cell` … tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,7 +160,7 @@ def _state(recurrent: Recurrent, shares: Shares | None, n: int) -> BranchView:
 
 
 def _left(recurrent: Recurrent, n: int, case: Case, width: int) -> Shares:
-    """How much each query gets of the value of every `cell`-th token, as a share of the most that one gets.
+    """Measure how much of the value of every `cell`-th token reaches each query, as a share of the largest.
 
     One batch entry has the values as they are; in each of the others the value of one token is changed.
     """

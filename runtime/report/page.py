@@ -113,7 +113,11 @@ def _page(report: Report, drawing: Drawing | None) -> Markup:
 def _head(simulation: Simulation, script: str) -> Markup:
     """Nothing is fetched, and no script runs but the page's own: the policy names it by its hash."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return head(simulation, f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'")
+
+
+def head(simulation: Simulation, policy: str) -> Markup:
+    """Return the head of a page about a simulation; `policy` is its Content-Security-Policy."""
     return element(
         "head",
         element("meta", charset="utf-8"),

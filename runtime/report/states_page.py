@@ -7,11 +7,14 @@ from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branches import BranchesDrawing
 from attnc.runtime.report.markup import Markup, element, joined
-from attnc.runtime.report.page import asset, card
+from attnc.runtime.report.page import card, head
 from attnc.runtime.report.point import parameters_text, rival
 from attnc.runtime.report.tables import table
 
 LADDER = ("", "speedup", "lost to")
+NO_SCRIPTS = "default-src 'none'; style-src 'unsafe-inline'"
+"""The Content-Security-Policy of a page that fetches nothing and runs nothing."""
+
 SCHEDULE = ("", "runs as", "limited by", "time")
 
 
@@ -30,24 +33,11 @@ def states_html(simulation: Simulation, drawing: BranchesDrawing, growth_text: s
         card("schedule", "Schedule", table("Schedules", SCHEDULE, choices, "schedule-rows")),
         card("notes", "Notes", element("ul", *(element("li", note) for note in simulation.notes)), *map(_text, texts)),
     ]
-    return f"<!DOCTYPE html>\n{element('html', _head(simulation), _body(body), lang='en')}\n"
+    return f"<!DOCTYPE html>\n{element('html', head(simulation, NO_SCRIPTS), _body(body), lang='en')}\n"
 
 
 def _body(parts: list[Markup]) -> Markup:
     return element("body", element("main", joined(parts, "\n")))
-
-
-def _head(simulation: Simulation) -> Markup:
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{simulation.pattern} on {simulation.title}: attnc simulate"),
-        element("style", Markup(asset("page.css"))),
-    )
 
 
 def _header(simulation: Simulation) -> Markup:

@@ -26,16 +26,16 @@ LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
 LENGTHS_OF_ROWS = (12, 24, 48)
 """The lengths tried where each row costs as many evaluations as there are keys, or more."""
 LENGTHS_OF_LOOPS = (12, 16)
-"""The same for three loops and more."""
+"""The lengths tried where a row costs three nested loops or more."""
 
 PAIRS = 1 << 12
 """Up to this many pairs a head are evaluated; of longer calls some rows are, drawn at random."""
 
 FEW_PAIRS = 1 << 10
-"""The same for further calls with the parameters that were chosen."""
+"""The number of evaluated pairs for further calls with the chosen parameters."""
 
 LOOKS, SHORT_LOOKS = 48, 24
-"""How many calls are looked at, and how many where rows cost much."""
+"""The largest number of calls to evaluate, and that for patterns whose rows are expensive."""
 
 LONG, LONG_LOOKS = 64, 4
 """The length of a last few calls of patterns of which rows cost much, and how many there are."""
@@ -53,7 +53,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the evaluator says of a call: the relation of some rows, and the values of the clauses.
+    """One evaluated call: the relation of some rows, and the values of the clauses.
 
     `wanted` is bool (rows, keys) by batch entry and head.
     """
@@ -75,7 +75,7 @@ class Look:
 
     @property
     def hidden(self) -> int:
-        """How many of the pairs are hidden."""
+        """The number of hidden pairs among those evaluated."""
         return sum(int((~x).sum()) for x in self.wanted.values())
 
     @property
@@ -86,7 +86,7 @@ class Look:
 
     @property
     def rank(self) -> tuple[bool, int, bool]:
-        """How much the call shows; more is better."""
+        """A sort key: calls that exercise more clauses rank higher."""
         open_clauses = sum(not clause.is_settled for clause in self.clauses)
         return not self.degenerate, -open_clauses, bool(self.hidden)
 
@@ -246,7 +246,8 @@ def _ask_families(oracle: Evaluator, case: Case) -> None:
     for selection in oracle.program.selections:
         if selection.family is not None:
             low, high = (oracle.meanings.of(end)(frame) for end in (selection.family.low, selection.family.high))
-            for member in range(int(low), int(high)):  # type: ignore[arg-type]  # integers
+            assert isinstance(low, int) and isinstance(high, int)
+            for member in range(low, high):
                 oracle.selections.chosen(selection, member, frame, view)
 
 

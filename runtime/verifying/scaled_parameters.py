@@ -18,7 +18,7 @@ LARGEST = 24
 """Values are divided until none is larger."""
 
 DRAWS = 400
-"""How often small values are drawn; `require` refuses most."""
+"""The number of draws of small values; `require` refuses most of them."""
 
 SMALL_VALUES = (1, 2, 2, 3, 3, 4, 4, 5, 6, 8)
 STRETCHES = ((16, 2), (64, 3))
@@ -121,18 +121,16 @@ def _axes(bound: BoundProgram) -> list[str]:
 def _by_axis(bound: BoundProgram, axes: list[str], names: list[str]) -> dict[str, Value]:
     """Each extent and the entries of lists that belong to its axis, without the factor that they share."""
     values: dict[str, Value] = {}
-    lists = [name for name in names if isinstance(bound.values[name], tuple)]
-    lists = [name for name in lists if len(bound.values[name]) == len(axes)]  # type: ignore[arg-type]
+    given = {name: bound.values[name] for name in names}
+    lists = {name: value for name, value in given.items() if isinstance(value, tuple) and len(value) == len(axes)}
     shared = []
     for i, axis in enumerate(axes):
-        along = [bound.values[axis], *(bound.values[name][i] for name in lists)]  # type: ignore[index]
+        along = [bound.values[axis], *(value[i] for value in lists.values())]
         shared.append(max(math.gcd(*(v for v in along if isinstance(v, int) and v > 1)), 1))
         extent = bound.values[axis]
         assert isinstance(extent, int)
         values[axis] = extent // shared[i]
-    for name in lists:
-        entries = bound.values[name]
-        assert isinstance(entries, tuple)
+    for name, entries in lists.items():
         values[name] = tuple(max(1, v // n) for v, n in zip(entries, shared, strict=True) if isinstance(v, int))
     return {name: value for name, value in values.items() if name in names}
 

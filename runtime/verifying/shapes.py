@@ -19,10 +19,10 @@ AWKWARD = (
 """Lengths of queries and keys, batch, heads, kv heads, widths: each far from every tile of every executor."""
 
 SHORT_AWKWARD = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (9, 13, 1, 2, 1, 4, 6))
-"""The same for patterns of which each row costs much."""
+"""Awkward shapes for patterns whose rows are expensive."""
 
 AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 9, 4))
-"""The same for states: the last is longer than a chunk."""
+"""Awkward shapes for states: the last is longer than a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What the user says of the shapes; None where the user leaves it open."""
+    """The shapes that the user asks for; None where the user leaves one open."""
 
     length: int | None = None
     heads: int | None = None

@@ -18,7 +18,7 @@ from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 
 DTYPES = (torch.float32, torch.bfloat16)
-"""What the cpu executor runs in, unless the user names one."""
+"""The dtypes of the cpu executor's calls, unless the user names one."""
 
 SCORE_TOLERANCE = 1e-9
 ORACLE_TERMS = 1 << 13
@@ -198,12 +198,12 @@ def _relation(attention: Attention, found: Look, verdict: Verdict) -> Tensor:
     mask = torch.ones((case.batch, case.heads, case.n_q, case.n_k), dtype=torch.bool)
     if not attention.has_mask:
         return mask
-    read = {name: x for name, x in numbers.inputs.items() if name in attention.relation_inputs}
-    counts = {"heads": case.heads, "kv_heads": case.kv_heads}
+    read: dict[str, Any] = {name: x for name, x in numbers.inputs.items() if name in attention.relation_inputs}
+    counts: dict[str, Any] = {"heads": case.heads, "kv_heads": case.kv_heads}
     if attention.pattern.selections:
         read, counts = {**numbers.inputs, "q": numbers.q, "k": numbers.k}, {}
     for head in range(case.heads):
-        mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **read)  # type: ignore[arg-type]
+        mask[:, head] = attention.mask(case.n_q, case.n_k, head=head, **counts, **read)
     rows = list(found.rows)
     for (batch, head), wanted in found.wanted.items():
         verdict.pairs += wanted.numel()

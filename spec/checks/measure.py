@@ -1,5 +1,4 @@
-"""How tall and how large an expression is once its definitions are written out, how deep its loops nest, and what it
-leaves free.
+"""Measures of an expression whose definitions are written out: its height, size, nesting of loops and free variables.
 
 The limits here let every later stage recurse over a program, definitions included, without fear.
 """

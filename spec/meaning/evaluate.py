@@ -460,7 +460,7 @@ def _unit_value(value: Result) -> Value:
 
 
 class ParametersAlone:
-    """What a frame of parameters and a few known sizes stands in: no positions, no inputs."""
+    """The surroundings of a frame that has parameters and a few known sizes, but no positions and no inputs."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes

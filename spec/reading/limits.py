@@ -8,7 +8,7 @@ from attnc.spec.reading.fault import Fault
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_WORDS = 12_000
-"""How many words and signs a text may hold: time and memory of every later stage grow with their number."""
+"""The largest number of tokens in a text: time and memory of every later stage grow with it."""
 MAX_BRACKETS = 64
 """How deep brackets may stand inside one another."""
 MAX_BLOCKS = 8

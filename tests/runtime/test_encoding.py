@@ -23,7 +23,7 @@ COMMANDS = [
 
 
 def said(arguments: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """What a command prints to streams of an encoding."""
+    """Return what a command prints to streams of this encoding."""
     buffers = [io.BytesIO(), io.BytesIO()]
     with monkeypatch.context() as patch:
         for name, buffer in zip(("stdout", "stderr"), buffers, strict=True):

@@ -1,4 +1,4 @@
-"""What an Attention is to Python and to torch's tools: equality, hashes, print(model), rows of the profiler."""
+"""Equality, hashes, print(model) and profiler rows of an Attention."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ PATTERNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def dependences(attention: Attention, heads: int, inputs: dict[str, Any]) -> Mask:
-    """Which tokens' values the reference's results depend on, in one of the heads."""
+    """Return the tokens whose values the reference's results depend on, in one of the heads."""
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn((1, heads, N, 4), generator=draw, dtype=torch.float64) for _ in range(3))
     v.requires_grad_()

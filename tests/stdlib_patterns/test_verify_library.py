@@ -14,7 +14,7 @@ REASONS = {
     "the keys are not tokens",
     "the pattern sees every key",
 }
-"""What a pattern that hides nothing may say."""
+"""The reasons that a pattern without hidden pairs may give."""
 
 NOT_RUN = {
     "radial": "`gap % (128 // reach) == 0` needs five frames of 64 tokens, which the evaluator rounds too slowly",

@@ -120,7 +120,7 @@ def run(first: int, last: int) -> Findings:
     for number in range(first, last):
         text = mutants.text(number)
         start = time.process_time()  # that of this process, whatever else the machine does
-        with _deadline(5 * SECONDS):
+        with deadline(5 * SECONDS):
             codes, fault = examine(text)
         taken = time.process_time() - start
         if fault is None and taken > SECONDS:
@@ -139,7 +139,8 @@ def run(first: int, last: int) -> Findings:
 
 
 @contextmanager
-def _deadline(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[None]:
+    """Raise TooLongError inside once so many seconds of CPU time have passed."""
     signal.signal(signal.SIGPROF, _ring)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:

@@ -123,7 +123,7 @@ def test_the_stand_in_divides_as_triton_does() -> None:
     ids=["row by row", "product", "quotient"],
 )
 def test_wide_texts_are_right_past_32_bits(node: Index) -> None:
-    """Of leaves of 32 bits, as kernels have them: offsets into inputs of more than 2^31 elements."""
+    """Offsets into inputs of more than 2^31 elements are right though their leaves have 32 bits, as in kernels."""
     assert not fits_32_bits(node)
     q, k = (np.arange(65_000, 65_040, dtype=np.int32), np.arange(64_000, 64_040, dtype=np.int32))
     true = integers_at(node, q.astype(np.int64), k.astype(np.int64), np.ones((40, 40), dtype=np.bool_), wide=True)

@@ -11,6 +11,6 @@ from poison import poisoned
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """What reads memory that nobody wrote gets NaN."""
+    """Fill unset memory with NaN."""
     with poisoned():
         yield

@@ -1,4 +1,4 @@
-"""What is NaN or infinite in a key reaches the rows that see it, and no other row or key, forward and backward."""
+"""NaN and infinities of a key reach the rows that see the key, and no other row or key, forward and backward."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ BORDER = 17
 
 def _tensors(heads: tuple[int, int] = (4, 2)) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    return tuple(torch.randn(2, h, N, 8, generator=generator) for h in (heads[0], heads[1], heads[1]))  # type: ignore[return-value]
+    q, k, v = (torch.randn(2, h, N, 8, generator=generator) for h in (heads[0], heads[1], heads[1]))
+    return q, k, v
 
 
 def _grads(attend: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, **given: Any) -> tuple[Tensor, ...]:

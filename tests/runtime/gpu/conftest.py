@@ -33,6 +33,6 @@ NOT_POISONED = ("recurrent_kernels", "split_recurrences", "token_by_token", "wal
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What reads memory that nobody wrote gets NaN."""
+    """Fill unset memory with NaN."""
     with nullcontext() if request.path.stem.removeprefix("test_") in NOT_POISONED else poisoned():
         yield

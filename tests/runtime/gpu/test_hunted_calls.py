@@ -1,4 +1,4 @@
-"""What kernels were found to get wrong by `make hunt`."""
+"""Calls that kernels computed wrongly until `make hunt` found them."""
 
 from __future__ import annotations
 

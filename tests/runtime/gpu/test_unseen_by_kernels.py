@@ -1,4 +1,4 @@
-"""What stands before a border of a recurrence reaches no token behind it by kernels either."""
+"""Tokens before a border of a recurrence reach no token behind the border, in kernels."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_a_window_beside_a_state() -> None:
     ],
 )
 def test_states_of_the_library(spec: str, params: dict[str, object]) -> None:
-    """With a derivation and without, forward and back, on a grid: each is drawn, and its picture is an SVG."""
+    """Every state is drawn as an SVG: with a derivation and without, forward and backward, on a grid."""
     found = drawn(spec, 12, **params)
     assert all(view.shares is not None and view.shares.max() > 0 for view in found.views)
     ElementTree.fromstring(branches_svg(found))

@@ -1,4 +1,4 @@
-"""What stands before a border – a document, a reset, a decay that leaves nothing – reaches no token behind it."""
+"""Tokens before a border (a document, a reset, a decay of 0) reach no token behind the border."""
 
 from __future__ import annotations
 

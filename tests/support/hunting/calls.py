@@ -26,7 +26,7 @@ OWN_ERRORS = 16
 
 
 class Mismatch(Exception):  # noqa: N818  found, not raised in error
-    """What differs, in words."""
+    """A call whose results differ from the closure's; the message says how."""
 
 
 @dataclass

@@ -115,7 +115,7 @@ def _gates(draft: Draft) -> Term:
 
 
 def weights(draft: Draft) -> Weights:
-    """What the weights are of scores (B, H, Nq, Nk), -inf where nothing is visible."""
+    """Draw a `weights` line."""
     kind = draft.pick(*["softmax"] * 5, "sink", "sigmoid", "shares", "gated")
     if kind == "softmax":
         return Weights(None, lambda s: torch.empty(0))

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 import tracemalloc
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable
 
 from attnc import AttncError, compile_attention
+from fuzzing import TooLongError, deadline
 from hunting.calls import Mismatch
 
 SECONDS = 2.0
 """CPU time that an answer or an error may take."""
 WAIT = 30.0
-"""Seconds until a text is given up."""
+"""Seconds of CPU time until a text is given up."""
 MEBIBYTES = 512
 """Memory that Python may hold at once meanwhile."""
-
-
-class TooLongError(BaseException):
-    """A text has had its time."""
 
 
 def check_text(seed: int) -> list[str]:
@@ -54,24 +48,8 @@ def check_text(seed: int) -> list[str]:
     return [outcome]
 
 
-@contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Raise TooLongError inside after so many seconds, where signals can say so."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TooLongError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def _asked(text: str) -> str:
-    with warnings.catch_warnings(), _limited(WAIT):
+    with warnings.catch_warnings(), deadline(WAIT):
         warnings.simplefilter("ignore")
         try:
             attend = compile_attention(text)

@@ -1,4 +1,4 @@
-"""What a closure sees of one call: positions, heads, vectors and inputs, in int64 and fp64."""
+"""The operands of a closure in one call: positions, heads, vectors and inputs, in int64 and fp64."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scene:
     inputs: Mapping[str, Tensor]
     kv_heads: int
     together: Tensor | None = None
-    """Which pairs are of one document (B, 1, Nq, Nk)."""
+    """Pairs within one document, bool (B, 1, Nq, Nk); None: all pairs."""
 
     @property
     def heads(self) -> int:
@@ -119,7 +119,7 @@ class Draft:
     """Whether inputs over queries, keys and tokens may be read: not where documents make positions local."""
 
     def pick(self, *choices: str) -> str:
-        """One of the choices."""
+        """Return one of the choices."""
         return self.rng.choice(choices)
 
     def chance(self, share: float) -> bool:
