@@ -10,7 +10,7 @@ from attnc.runtime.attention import compile_attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json
 from attnc.runtime.library import ModuleLoader, find
-from attnc.runtime.verifying.exercise import Look, Search, lengths
+from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
 from attnc.runtime.verifying.scaled_parameters import changed, own
 from attnc.runtime.verifying.shapes import Wishes, awkward_cases
 from attnc.runtime.verifying.verification import DTYPES, Trial, Verdict, verify
@@ -40,15 +40,17 @@ def run(args: argparse.Namespace) -> int:
     program = load_program(found.source, ModuleLoader(found.folder), found.name)
     given = given_params(args)
     asked = own(program, given, args.preset)
-    with console.progress("verify", 12) as step:
-        chosen = Search(lambda text: step(text, 0), wishes, frozenset(given) if args.grid else frozenset()).run(asked)
-        if chosen is None:
-            raise console.UsageError(_no_call(asked.bound, wishes))
-        bound = chosen.choice.bound
-        attention = compile_attention(args.spec, **bound.values)  # type: ignore[arg-type]
-        others = [] if wishes.length is not None else awkward_cases(bound, _only_length(bound), wishes)
-        dtypes = DTYPES if args.dtype is None else (NAMED_DTYPES[args.dtype],)
-        verdict = verify(attention, chosen, [case for case in others if case != chosen.case], step, dtypes)
+    with console.progress("verify", LOOKS) as step:
+        chosen = Search(step, wishes, frozenset(given) if args.grid else frozenset()).run(asked)
+    if chosen is None:
+        raise console.UsageError(_no_call(asked.bound, wishes))
+    bound = chosen.choice.bound
+    attention = compile_attention(args.spec, **bound.values)  # type: ignore[arg-type]  # parameters of the pattern
+    others = [] if wishes.length is not None else awkward_cases(bound, _only_length(bound), wishes)
+    others = [case for case in others if case != chosen.case]
+    dtypes = DTYPES if args.dtype is None else (NAMED_DTYPES[args.dtype],)
+    with console.progress("verify", 1 + len(others)) as step:
+        verdict = verify(attention, chosen, others, step, dtypes)
     if args.json:
         console.print_json(_as_json(asked.bound, verdict))
     else:
