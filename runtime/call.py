@@ -23,7 +23,7 @@ from attnc.compiler.rewrite import walk
 from attnc.runtime.cpu import calibration
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import HOST_WAIT, note
-from attnc.runtime.warned import LayoutWarning, warn
+from attnc.runtime.layouts import check_layout, layout_remedy
 from attnc.spec.suggest import did_you_mean
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -71,7 +71,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
     _same("device", q.device, k.device, v.device, ArgumentError)
     _equal("the batch", "q", q.shape[0], 0, "k", k.shape[0], 0)
     _equal("the batch", "k", k.shape[0], 0, "v", v.shape[0], 0)
-    _check_layout(q, k)
+    check_layout(q, k)
     _equal("the kv heads", "k", k.shape[1], 1, "v", v.shape[1], 1)
     _equal("the keys", "k", k.shape[2], 2, "v", v.shape[2], 2)
     _equal("the head dimension", "q", q.shape[3], 3, "k", k.shape[3], 3)
@@ -79,7 +79,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> Sizes:
     if (kv_heads == 0 and heads) or (kv_heads and heads % kv_heads):
         raise ArgumentError(
             f"q has {heads} heads (dimension 1) and k has {kv_heads}: query heads must be a multiple of kv heads"
-            f"{_turned(q, k)}"
+            f"{layout_remedy(q, k)}"
         )
     if q.shape[3] == 0:
         raise ArgumentError("q has head dimension 0 (dimension 3): it must be at least 1")
@@ -122,32 +122,6 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
     if tensor.dtype not in FLOATS:
         known = ", ".join(map(_name, FLOATS))
         raise ArgumentTypeError(f"{name} has dtype {_name(tensor.dtype)}: it must be one of {known}")
-
-
-MANY_HEADS = 256
-"""More heads than models have: so many beside fewer tokens are tokens."""
-
-
-def _check_layout(q: Tensor, k: Tensor) -> None:
-    """Give a LayoutWarning for tensors that look like (batch, tokens, heads, head dimension)."""
-    (_, heads, n_q, _), (_, kv_heads, n_k, _) = q.shape, k.shape
-    if torch.compiler.is_compiling() or not all(type(size) is int for size in (heads, n_q, kv_heads, n_k)):
-        return  # a comparison of symbolic sizes would guard the graph
-    if heads <= n_q:
-        return
-    grouped = n_q > n_k > 0 and n_q % n_k == 0 and heads == kv_heads
-    if grouped or (heads > MANY_HEADS and kv_heads > MANY_HEADS and kv_heads > n_k):
-        warn(f"q has {heads} heads (dimension 1) and {n_q} tokens (dimension 2){_turned(q, k)}", LayoutWarning)
-
-
-def _turned(q: Tensor, k: Tensor) -> str:
-    """The remedy for tensors in the order of flash-attention; empty where they cannot be in it."""
-    if q.shape[1] <= q.shape[2] or not k.shape[2] or q.shape[2] % k.shape[2]:
-        return ""
-    return (
-        "; if the tensors are (batch, tokens, heads, head dimension), transpose them: `q.transpose(1, 2)`, as attnc "
-        "takes (batch, heads, tokens, head dimension)"
-    )
 
 
 def _name(dtype: torch.dtype) -> str:
