@@ -283,10 +283,16 @@ def test_api_names_exist() -> None:
     assert public <= set(names)
 
 
-def test_readme_lists_the_library() -> None:
-    text = README.read_text(encoding="utf-8")
+def test_the_catalogue_lists_the_library() -> None:
+    text = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     for name in library_names():
-        assert f"| `{name}" in text, name
+        assert f"| [`{name}`]" in text, name
+
+
+def test_the_readme_is_short_and_counts_the_library() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert f"{len(library_names())} patterns" in text
 
 
 def test_errors_are_public() -> None:
