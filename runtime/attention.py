@@ -131,7 +131,7 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
 
     @property
-    def compiled(self) -> Attention:
+    def _compiled(self) -> Attention:
         """The pattern itself."""
         return self
 

@@ -96,7 +96,7 @@ class Described:
         """The pattern IR, as text."""
         return str(self._pattern)
 
-    def arrays_of(self, examples: Mapping[str, Example]) -> dict[str, NDArray[Any]]:
+    def _arrays_of(self, examples: Mapping[str, Example]) -> dict[str, NDArray[Any]]:
         """Examples of inputs as far as relations read them: integers, and the shapes of real numbers.
 
         Real numbers that a pattern sorts tokens by are drawn. Raises TorchMissingError where torch is not installed.

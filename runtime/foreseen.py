@@ -44,7 +44,7 @@ class Foreseen(Described):
     _attention: Attention | None = None
 
     @property
-    def compiled(self) -> Attention:
+    def _compiled(self) -> Attention:
         """The pattern, compiled once it is asked for. Raises TorchMissingError."""
         if self._attention is None:
             with needing_torch(f"a call of `{self.name}`"):
@@ -55,20 +55,21 @@ class Foreseen(Described):
 
     # --- pairs ---
 
-    def drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
+    def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
         """The pairs that a picture of one head shows, of the first batch entry.
 
         Raises TorchMissingError where content chooses and torch is not installed, and what `Attention.mask` raises.
         """
         if self._pattern.selections:
             with needing_torch(f"what `{self.name}` selects, which depends on vectors,"):
-                return self.compiled.drawn_mask(n_q, n_k, head, inputs)
+                return self._compiled._drawn_mask(n_q, n_k, head, inputs)
         self._refuse_states("mask")
         return self._visible(self._sizes(n_q, n_k, None, None, inputs, at_least=head + 1), inputs, 0, head)
 
-    def drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
+    def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
         """A plan whose pieces cover the pairs of one attention."""
         self._refuse_recurrence("plan", "`attend.derivation()` says how it runs, `attend.simulate(…)` in which chunks")
+        self._refuse_states("mask")
         return build_plan(self._relations(self._sizes(n_q, n_k, heads, None, inputs), inputs))
 
     def _visible(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
@@ -105,7 +106,7 @@ class Foreseen(Described):
 
     # --- simulations ---
 
-    def foreseen_time(
+    def _simulated(
         self,
         n_q: int,
         n_k: int,
@@ -217,7 +218,7 @@ class Foreseen(Described):
 
     def _plan_on_cpu(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
         """The plan of the CPU's executor, which is costed with the rates of this machine."""
-        return self.compiled._plan_on_cpu(sizes, inputs)
+        return self._compiled._plan_on_cpu(sizes, inputs)
 
 
 __all__ = ["Foreseen", "foresee"]

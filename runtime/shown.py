@@ -134,15 +134,17 @@ class Shown(Compiled):
         with torch.no_grad():
             return sizes, inputs, self._steps.chosen(q, k, v, Given(sizes, inputs, real, factor))
 
-    def drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
+    def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
         """The pairs that a picture of one head shows, of the first batch entry."""
         given: dict[str, Any] = {**inputs}
         mask = self.mask(n_q, n_k, head=head, **given)
         found: NDArray[np.bool_] = (mask[0] if mask.dim() == 3 else mask).numpy()
         return found
 
-    def drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
-        """The plan of a call."""
+    def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
+        """The plan of a call, which has the pairs of one attention."""
+        if not self.is_recurrence:
+            self._refuse_states("mask")
         given: dict[str, Any] = {**inputs}
         return self.plan(n_q, n_k, heads=heads, **given)
 
@@ -255,7 +257,7 @@ class Shown(Compiled):
         """
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
-        return self.foreseen_time(
+        return self._simulated(
             n_q,
             n_q if n_k is None else n_k,
             inputs,
@@ -273,9 +275,8 @@ class Shown(Compiled):
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row; with a state, branch by branch."""
-        from attnc.runtime.pictures.branch_views import has_states
-
         from attnc.runtime.pictures.branch_svg import branches_svg
+        from attnc.runtime.pictures.branch_views import has_states
         from attnc.runtime.pictures.branches import make_branches
         from attnc.runtime.pictures.draw import draw, to_svg
 

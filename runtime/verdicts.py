@@ -204,7 +204,7 @@ class _Judge:
             return None
         with needing_torch(f"comparing {self._names} by the masks of drawn inputs"):
             from attnc.runtime.drawn_calls import compare_masks
-        one, other = (p.compiled for p in self.patterns)
+        one, other = (p._compiled for p in self.patterns)
         with _drawing():
             found = compare_masks(one, other, self._drawn_lengths, self.heads, _groups(self.heads))
         return None if found is None or found[1] is None else self._pair(found[1], self.heads)
@@ -284,7 +284,7 @@ class _Judge:
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
         compared = ("relation", *PARTS)
         lengths = self._drawn_lengths
-        one, other = (p.compiled for p in self.patterns)
+        one, other = (p._compiled for p in self.patterns)
         with _drawing():
             found = compare_calls(one, other, lengths, self.heads, _groups(self.heads)) if lengths else None
         if found is not None and found.difference is not None:

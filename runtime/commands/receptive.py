@@ -228,7 +228,7 @@ def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer],
         bound = pattern.bound
         inputs = given_inputs(bound, given, stack.n, stack.n)
         examples = example_inputs(bound, stack.n, stack.n, inputs, heads=stack.heads, names=inputs_of_layer(pattern))
-        inputs |= pattern.arrays_of(examples)
+        inputs |= pattern._arrays_of(examples)
         layers.append(layer_of(pattern, stack.n, stack.heads, inputs))
         notes += [f"{name}, an example: {example.words}" for name, example in examples.items()]
     notes += [

@@ -126,7 +126,7 @@ class Cases:
         n_q, n_k = (min(n, 1), asked.n_k or n) if asked.stage == "decode" else (n, asked.n_k or n)
         heads = asked.heads or head_count(attention.bound) or HEADS
         check_heads(heads, asked.kv_heads)
-        return attention.foreseen_time(
+        return attention._simulated(
             n_q,
             n_k,
             self._inputs(attention, n_q, n_k, heads),
@@ -168,7 +168,7 @@ class Cases:
         )
         for name, example in made.items():
             self.examples.setdefault(name, example.words)
-        return {**sizes, **given, **attention.arrays_of(made)}
+        return {**sizes, **given, **attention._arrays_of(made)}
 
     def _floors(self) -> tuple[Floor, ...]:
         if self.asked.stage == "decode" or has_states(self.attention.pattern):

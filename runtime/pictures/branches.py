@@ -85,7 +85,7 @@ def _masks(
     inputs = dict(case.inputs)
     if attention.pattern.selections:
         q, k = inputs.pop("q"), inputs.pop("k")
-        inputs |= attention.compiled.chosen(q, k, k, **inputs)
+        inputs |= attention._compiled.chosen(q, k, k, **inputs)
     sizes = Sizes(n, n, 1, case.heads, case.heads, width, width, "float32")
     for node, relations in steps.relations(sizes, inputs):
         if node.keys is None:

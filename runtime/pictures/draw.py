@@ -135,7 +135,7 @@ def drawn_case(
     elif all_inputs:
         given = _as_tensors(inputs, examples)
     else:
-        given = {**inputs, **attention.arrays_of(examples)}
+        given = {**inputs, **attention._arrays_of(examples)}
     notes = (
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
         *(("chosen by the content of random vectors",) if chooses else ()),
@@ -203,8 +203,8 @@ def count_pairs(attention: Foreseen, n_q: int, n_k: int, case: Case, steps: Step
             f"{MOST_CHOSEN} at most"
         )
     if n_q * n_k <= _SMALL or several or pattern.selections:
-        return count_mask(attention.drawn_mask(n_q, n_k, case.head, case.inputs), steps)
-    plan = attention.drawn_plan(n_q, n_k, case.heads, case.inputs)
+        return count_mask(attention._drawn_mask(n_q, n_k, case.head, case.inputs), steps)
+    plan = attention._drawn_plan(n_q, n_k, case.heads, case.inputs)
     return count_plan(plan, 0, case.head, steps)
 
 
