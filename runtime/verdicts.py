@@ -40,7 +40,7 @@ from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.lengths import fixed_and_row
 
 if TYPE_CHECKING:
-    from attnc.runtime.drawn_calls import CallDifference
+    from attnc.runtime.drawn_calls import CallDifference, Compared
 
 HEADS = 8
 """Heads where neither the parameters nor the caller say how many there are."""
@@ -277,16 +277,11 @@ class _Judge:
 
     def _by_calls(self, answer: Answer | None) -> Sameness:
         """The verdict of drawn calls; `answer`: what is known of the visible pairs, which are not known to differ."""
-        with needing_torch(f"comparing {self._names} by the results of drawn calls"):
-            from attnc.runtime.drawn_calls import compare_calls
-
         differing = self._differing or (("relation",) if answer is None else ("branches",))
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
         compared = ("relation", *PARTS)
         lengths = self._drawn_lengths
-        one, other = (p._compiled for p in self.patterns)
-        with _drawing():
-            found = compare_calls(one, other, lengths, self.heads, _groups(self.heads)) if lengths else None
+        found = self._drawn_calls(lengths) if lengths else None
         if found is not None and found.difference is not None:
             row = found.difference
             return Sameness(False, proved, self.heads, compared, how, differs_in=differing, row=row)
@@ -297,6 +292,13 @@ class _Judge:
             why = f"{self._why}; {why}"
         up_to = None if found is None else found.length
         return Sameness(None, proved, self.heads, compared, how, why, differing, up_to=up_to)
+
+    def _drawn_calls(self, lengths: Sequence[int]) -> Compared | None:
+        with needing_torch(f"comparing {self._names} by the results of drawn calls"):
+            from attnc.runtime.drawn_calls import compare_calls
+        one, other = (p._compiled for p in self.patterns)
+        with _drawing():
+            return compare_calls(one, other, lengths, self.heads, _groups(self.heads))
 
     @property
     def _names(self) -> str:

@@ -173,15 +173,15 @@ def _array(wanted: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
     try:
         if not _is_whole(value):
             raise TypeError
-        array = np.array(value, dtype=np.bool_ if wanted.type.kind == "bool" else np.int64)
+        array: NDArray[Any] = np.array(value, dtype=np.bool_ if wanted.type.kind == "bool" else np.int64)
     except (ValueError, TypeError, OverflowError):
         raise UsageError(
             f"--input {wanted.name}: write a JSON list of {wanted.type.kind} values, rows equally long"
         ) from None
     if not array.ndim:
         shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in dims]
-        return np.broadcast_to(array, shape).copy()
-    if array.ndim == len(dims) - 1 and dims[0] == "batch":
+        array = np.broadcast_to(array, shape).copy()
+    elif array.ndim == len(dims) - 1 and dims[0] == "batch":
         array = array[None]
     return array
 
