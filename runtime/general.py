@@ -10,13 +10,13 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import is_plain, is_scored
+from attnc.compiler.values import is_plain
+from attnc.runtime.branch_relations import is_single
 from attnc.runtime.call import call_shape, check_tensors
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.steps import Steps
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ def general_of(planner: Planner) -> General:
         recur = pattern.recur
         recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
         return General(planner, None, recurrent)
-    single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
-    single = single and not pattern.chooses and choice_of(pattern.nodes[0]) is None
-    return General(planner, None if single else steps_of(planner))
+    return General(planner, None if is_single(pattern) else steps_of(planner))
 
 
 def steps_of(planner: Planner) -> Steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.pictures.branches import BranchesDrawing, BranchView
+from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
 from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px, shortened
 
 ACROSS = 3

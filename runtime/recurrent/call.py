@@ -20,6 +20,7 @@ from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKE
 from attnc.runtime.recurrent import passes, token_loop
 from attnc.runtime.recurrent.borders import CROSSED, may_be_crossed
 from attnc.runtime.recurrent.checkpointed import Fresh, Parts, Run
+from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
 from attnc.runtime.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.passes import Linear
@@ -36,37 +37,23 @@ States = dict[str, Tensor]
 Result = tuple[Tensor, States]
 
 
-class Recurrent:
+class Recurrent(DerivedRecurrence):
     """The recurrence of a pattern. `strict`: refuse what would run token by token.
 
     Raises UnsupportedError.
     """
 
     def __init__(self, pattern: Pattern, recur: Recur, *, strict: bool) -> None:
-        self.pattern = pattern
-        self.recur = recur
+        super().__init__(pattern, recur)
         self._strict = strict
-        self.derived: Derived | None = None
         self._reads_places = reads_places(recur)
         self._reads_whole = reads_whole(recur)
-        self.reason = ""
-        """Why it runs token by token, where it does."""
-        self._constants: tuple[Value, ...] = ()
-        try:
-            self.derived = derive(recur)
-            self._constants = constants_of(self.derived)
-        except NoFormError as error:
-            self.reason = str(error)
-            if strict:
-                raise UnsupportedError(
-                    f"strict: `{pattern.name}` would run token by token, for {error}; compile it without strict to "
-                    f"allow that"
-                ) from error
-
-    @property
-    def derivation(self) -> str:
-        """What is derived from the steps, a line for each, or why nothing is."""
-        return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
+        self._constants: tuple[Value, ...] = () if self.derived is None else constants_of(self.derived)
+        if strict and self.derived is None:
+            raise UnsupportedError(
+                f"strict: `{pattern.name}` would run token by token, for {self.reason}; compile it without strict to "
+                f"allow that"
+            )
 
     @property
     def how(self) -> str:

@@ -17,14 +17,11 @@ from attnc.runtime.asking import surely_all
 from attnc.runtime.blocks import Alive, Block, Operands
 from attnc.runtime.call import Sizes, number
 from attnc.runtime.constants import on_device
+from attnc.runtime.selections.at_once import AT_ONCE, ON_DEVICE
 from attnc.runtime.selections.few import few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
 from attnc.runtime.selections.ranking import kept
 from attnc.runtime.values import NEUTRAL, Values
-
-AT_ONCE = 1 << 21
-ON_DEVICE = 1 << 27
-"""Scores of one block of rows, over all heads, on a CPU and on another device."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from attnc.compiler import fold, ir
 from attnc.compiler.rewrite import substitute, substitute_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Heads = Literal["group", "all"]
 

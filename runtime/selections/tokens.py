@@ -6,23 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.chosen_tokens import ChosenTokens, Int64, OneSide, Rest, chosen_tokens
-from attnc.compiler.pooled import is_plain_or_pooled
+from attnc.compiler.planning.chosen_tokens import Int64, OneSide, Rest
 from attnc.runtime.call import as_tensor, call_shape
 from attnc.runtime.cpu.autograd import Pair, differentiable
 from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
+from attnc.runtime.selections.gather_choices import tokens_of
 from attnc.runtime.selections.lanes import Lane, lanes_of
-
-
-def tokens_of(node: ir.Attend) -> ChosenTokens | None:
-    """The choice of tokens that an attention's relation is, if gathered ones serve it."""
-    return chosen_tokens(node.visible) if is_plain_or_pooled(node) else None
 
 
 def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
