@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -258,8 +259,7 @@ class Executor:
 
 def result_sum(*results: Tensor) -> Tensor:
     """The sum of all entries, fp32: finite where no entry is NaN or an infinity, but for sums that overflow."""
-    sums = [x.sum(dtype=torch.float32) for x in results]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+    return reduce(torch.add, [x.sum(dtype=torch.float32) for x in results])
 
 
 def scaled_queries(q: Tensor, scale: float) -> tuple[Tensor, float]:
