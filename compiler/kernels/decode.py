@@ -24,6 +24,7 @@ from attnc.compiler.kernels.problem import Problem
 from attnc.compiler.kernels.scores import Score, Term
 from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, declaration
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
+from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.kernels.walks import Ranged
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
 from attnc.compiler.values import reads
@@ -96,6 +97,7 @@ class Decode(Forward):
         p = self.problem
         found = [Argument(name, f"*{TYPES[p.dtype]}") for name in self.read]
         found += [Argument("kv_len", "*i32"), Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32")]
+        found += [RESULT_SUM] if p.careful else []
         if self.kind == "pages":
             found.append(Argument("block_table", "*i32"))
         found += [Argument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]

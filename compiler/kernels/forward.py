@@ -73,7 +73,7 @@ class Forward(Kernel):
         values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
             self.rescaled(name)
-            self.lines.add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{self.problem.precision})")
+            self.add_weighted(name, "weight", value, partial)
 
     @override
     def full_loop(self, begin: str, end: str) -> None:
