@@ -13,7 +13,7 @@ from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.chosen_tokens import ChosenTokens, Int64, OneSide, Rest, chosen_tokens
 from attnc.compiler.pooled import is_plain_or_pooled
 from attnc.runtime.call import as_tensor, call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
@@ -49,7 +49,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
             return Rest.of(own, window.n_q, window.n_k)
 
     found = planner.remembered(("rest", given.shape), rest)
-    return differentiable(q, k, v, AmongChosen(lanes, found, given.scale), [])
+    return differentiable(q, k, v, Guarded(AmongChosen(lanes, found, given.scale)), [])
 
 
 def _chosen(side: OneSide, relations: Relations, window: Window, given: Given, lane: Lane) -> Int64 | None:
