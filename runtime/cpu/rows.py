@@ -195,14 +195,14 @@ def backward(
     named = dict(zip(("q", "k", "v"), (x.to(dtype) for x in tensors), strict=True))
     sums = {name: torch.zeros_like(x, dtype=dtype) for name, x in named.items()}
     of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs if x.requires_grad]
-    total = Sums(sums, of_inputs, inputs)
+    total = GradientTotals(sums, of_inputs, inputs)
     for block in _blocks(call, node, inputs):
         _add_block(block, named, (grad_out, grad_lse), call, total)
     return sums, of_inputs
 
 
 @dataclass(frozen=True)
-class Sums:
+class GradientTotals:
     """Gradients of q, k and v by name, and of those of `inputs` that require them, as they are added up."""
 
     vectors: dict[str, Tensor]
@@ -210,12 +210,12 @@ class Sums:
     inputs: Sequence[Tensor]
 
 
-Given = tuple["Tensor | None", "Tensor | None"]
+GivenGradients = tuple["Tensor | None", "Tensor | None"]
 """Gradients of the out and of the LSE of a block, (heads, rows[, …])."""
 
 
 def _add_block(
-    block: RowBlock, named: dict[str, Tensor], grads: tuple[Tensor | None, Tensor | None], call: Call, sums: Sums
+    block: RowBlock, named: dict[str, Tensor], grads: GivenGradients, call: Call, sums: GradientTotals
 ) -> None:
     """Add the gradients of a block, those of a spoiled row where the row sees, and nowhere else."""
     node = call.relations.pattern.attend
@@ -250,7 +250,7 @@ def _beyond_rows(grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor | N
     return found[0] | found[-1] if found else None
 
 
-def _without(rows: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> Given:
+def _without(rows: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> GivenGradients:
     """Gradients that are 0 in some rows."""
     grad_out, grad_lse = (
         None if grad is None else torch.where(rows.reshape(*rows.shape, *[1] * (grad.ndim - 2)), 0, grad)
@@ -259,7 +259,7 @@ def _without(rows: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> 
     return grad_out, grad_lse
 
 
-def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: Call, sums: Sums) -> None:
+def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: Call, sums: GradientTotals) -> None:
     """Add what `_of_block` gives."""
     if not gradients:
         return
@@ -275,7 +275,7 @@ def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: Call, 
             total.add_(grad)
 
 
-def _of_block(block: RowBlock, leaves: Leaves, given: Given, call: Call) -> tuple[Tensor | None, ...]:
+def _of_block(block: RowBlock, leaves: Leaves, given: GivenGradients, call: Call) -> tuple[Tensor | None, ...]:
     """The gradients of vectors at their places, of those elsewhere and of inputs; () where nothing has any."""
     elsewhere = _elsewhere(call.relations.pattern.attend)
     with torch.enable_grad():

@@ -71,15 +71,16 @@ def called(
     """The output, and all gradients of its sum with weights."""
     leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
     out = attend(**leaves, **more)
-    grads = torch.autograd.grad(out, list(leaves.values()), weights.expand(out.shape), allow_unused=True)
-    named = zip(leaves, grads, strict=True)
-    return out.detach(), {name: torch.zeros_like(given[name]) if x is None else x for name, x in named}
+    grads = torch.autograd.grad(
+        out, list(leaves.values()), weights.expand(out.shape), allow_unused=True, materialize_grads=True
+    )
+    return out.detach(), dict(zip(leaves, grads, strict=True))
 
 
 @cache
 def seeing(kind: str) -> Tensor:
     """(rows, keys): whose gradients say that a row depends on a key, by the reference."""
-    attend = compile_attention(TEXTS[kind])
+    attend: Any = compile_attention(TEXTS[kind])
     given, more = drawn(TEXTS[kind])
     leaves = {name: x.double().requires_grad_() for name, x in given.items()}
     out = attend.reference(**leaves, **more)
@@ -99,7 +100,7 @@ def same(found: Tensor, wanted: Tensor) -> bool:
 def test_a_key_that_is_not_seen(kind: str, value: float) -> None:
     """Scored rows failed for `inf` and large numbers, selections, values and weights for all."""
     text = TEXTS[kind]
-    attend = compile_attention(text)
+    attend: Any = compile_attention(text)
     given, more = drawn(text)
     sees = seeing(kind)[:, K]
     weights = torch.randn(1, 4, N, 1, generator=torch.Generator().manual_seed(1)) * ~sees[:, None]
@@ -120,7 +121,7 @@ def test_a_key_that_is_not_seen(kind: str, value: float) -> None:
 @pytest.mark.parametrize("more", ["value x[k] * v", "score scale * dot(q, k) * x[k]", "weights x[k] * sigmoid(score)"])
 def test_a_key_that_nobody_sees(more: str) -> None:
     """All gradients are those of a call with another key there; `x[k]` of a value had 0 · NaN."""
-    attend = compile_attention(f"{HEAD}{X}    visible 0 <= q - k < 5 and k % 7 != 3\n    {more}\n")
+    attend: Any = compile_attention(f"{HEAD}{X}    visible 0 <= q - k < 5 and k % 7 != 3\n    {more}\n")
     given, _ = drawn("input x")
     weights = torch.randn(1, 4, N, 1, generator=torch.Generator().manual_seed(1))
     wanted, grads = called(attend, given, {}, weights)
@@ -138,7 +139,7 @@ def test_a_key_that_nobody_sees(more: str) -> None:
 def test_a_row_that_does_not_see_a_key(kind: str, which: Literal["q", "gradient"]) -> None:
     """It failed with every executor: the gradient of a key had 0 · NaN of rows that do not see the key."""
     text = TEXTS[kind]
-    attend = compile_attention(text)
+    attend: Any = compile_attention(text)
     given, more = drawn(text)
     reached = seeing(kind)[ROW]
     weights = torch.randn(1, 4, N, 1, generator=torch.Generator().manual_seed(1))
@@ -166,7 +167,7 @@ DECODED = {name: TEXTS[name] for name in ("pieces", "bias", "score", "value", "w
 @pytest.mark.parametrize("kind", DECODED)
 def test_a_slot_that_some_of_the_last_rows_see(kind: str) -> None:
     """Drafts are verified together: what the later ones see spoiled the first."""
-    attend = compile_attention(TEXTS[kind])
+    attend: Any = compile_attention(TEXTS[kind])
     given, more = drawn(TEXTS[kind])
     q, k, v = (given[name] for name in "qkv")
     inputs = {name: x for name, x in (*given.items(), *more.items()) if name not in ("q", "k", "v")}
