@@ -22,10 +22,10 @@ from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_k
 from attnc.compiler.values import extra_of, is_own, is_plain, is_scored, values_of
 from attnc.runtime.caches import Cache
 from attnc.runtime.call import Sizes, call_shape
-from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu import hidden_values, kernel
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock
-from attnc.runtime.cpu.rows import Leaves, computed
+from attnc.runtime.cpu.rows import Leaves, results
 from attnc.runtime.cpu.scored import LARGE
 from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.tiles import Tile
@@ -195,9 +195,14 @@ def _of_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: 
     shift = torch.where(blind | (most.abs() <= LARGE), 0, most)
     heads = q.shape[1] * q.shape[2] // rows
     added = (bias - shift[..., None]).expand(heads, *bias.shape[1:]).reshape(1, *q.shape[1:3], -1)
-    found, lse = kernel.attend(q, k, v, added, False, factor)
     blind, shift = (x.expand(heads, rows).reshape(q.shape[1:3]) for x in (blind, shift))
-    return found[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+        found, lse = kernel.attend(q, k, v, added, False, factor)
+        return found[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
+
+    found, lse = hidden_values.forward(run, q, k, v)
+    return found, lse
 
 
 def _split(q: Tensor, k: Tensor) -> int:
@@ -259,11 +264,12 @@ def _in_torch(
                 first_key = part.window.key if own_keys else 0
                 block = RowBlock(batch, heads, part.window, rows, keys + first_key, mask)
                 leaves = Leaves(own, {name: x[batch] for name, x in whole.items()}, inputs)
-                found, own_lse = computed(block, leaves, relations, scale)
-                if out is None:
-                    out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
-                out[batch, at, part.rows] = found
-                lse[batch, at, part.rows] = math.nan if own_lse is None else own_lse.expand(len(heads), len(rows))
+                for some, found, own_lse in results(block, leaves, relations, scale):
+                    if out is None:
+                        out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
+                    here = batch, at[:, None], torch.from_numpy(some.rows)
+                    out[here] = found
+                    lse[here] = math.nan if own_lse is None else own_lse.expand(len(heads), len(some.rows))
     if out is None:
         out = q.new_zeros((*q.shape[:3], cache.v.shape[3]), dtype=dtype)
     return out, lse

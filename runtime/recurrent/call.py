@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKENS, note
 from attnc.runtime.recurrent import passes, token_loop
-from attnc.runtime.recurrent.borders import CROSSED, may_be_crossed
+from attnc.runtime.recurrent.border_gradients import with_borders
+from attnc.runtime.recurrent.borders import CROSSED, has_closed, may_be_crossed, may_have_borders
 from attnc.runtime.recurrent.checkpointed import Fresh, Parts, Run
 from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
@@ -164,25 +166,36 @@ class Recurrent(DerivedRecurrence):
         if count is not None:
             before = count.tolist()
             tokens = replace(tokens, before=tuple(before) if len(set(before)) > 1 else tuple(before[:1]))
-        if linear is None:
-            out, last = self._of_tokens(tokens, own, fresh)
-        elif self.derived is None:
-            out, last = self._in_parts(None, tokens, own, fresh, linear)
+        anew = fresh is not None or self.recur.reset is not None
+
+        def run(tokens: Tokens, states: States) -> Result:
+            return self._kept_apart(tokens, states, fresh, linear)
+
+        if linear is None or not may_have_borders(self.pattern, anew, tokens.q):
+            out, last = run(tokens, own)
         else:
-            out, last = self._by_passes(self.derived, tokens, own, fresh, linear)
-        given = [tokens.inputs.get(tensor.name, out) for tensor in self.pattern.tensors]
+            out, last = with_borders(run, tokens, own)
+        return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+
+    def _kept_apart(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear | None) -> Result:
+        """What `_run` gives, of which nothing that is not finite has crossed a border."""
+        given = [tokens.inputs.get(tensor.name, tokens.q) for tensor in self.pattern.tensors]
+        if linear is None:
+            guarded = has_closed(self.pattern, given)
+            out, last = self._of_tokens(tokens, states, fresh, guarded=guarded)
+        elif self.derived is None:
+            out, last = self._in_parts(None, tokens, states, fresh, linear)
+        else:
+            out, last = self._by_passes(self.derived, tokens, states, fresh, linear)
         anew = fresh is not None or self.recur.reset is not None
         if may_be_crossed(self.pattern, given, anew, out, list(last.values())):
-            out, last = self._guarded(tokens, own, fresh, dense=linear is None)
-        return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+            out, last = self._guarded(tokens, states, fresh, dense=linear is None)
+        return out, last
 
     def _guarded(self, tokens: Tokens, states: States, fresh: Fresh, *, dense: bool) -> Result:
         """Token by token, where nothing that is not finite crosses a border; `dense`: at once."""
 
-        def run(tokens: Tokens, states: States, fresh: Fresh) -> Result:
-            out, last = token_loop.run(self.recur, tokens.computed(), states, fresh, guarded=True)
-            return out.to(tokens.q.dtype), last
-
+        run = partial(self._of_tokens, guarded=True)
         if dense:
             return run(tokens, states, fresh)
         note(self.pattern.name, TOKENS, CROSSED)
@@ -247,9 +260,9 @@ class Recurrent(DerivedRecurrence):
         out, last = token_by_token.run(self.recur, tokens.computed(), states, fresh)
         return out.to(tokens.q.dtype), last
 
-    def _of_tokens(self, tokens: Tokens, states: States, fresh: Fresh) -> Result:
+    def _of_tokens(self, tokens: Tokens, states: States, fresh: Fresh, *, guarded: bool = False) -> Result:
         """Token by token."""
-        out, last = token_loop.run(self.recur, tokens.computed(), states, fresh)
+        out, last = token_loop.run(self.recur, tokens.computed(), states, fresh, guarded=guarded)
         return out.to(tokens.q.dtype), last
 
     def _apart(

@@ -14,7 +14,7 @@ from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places
 from attnc.runtime.call import call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.fallbacks import LISTED_PLACES, note
@@ -52,7 +52,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
         found = found.expand(q.shape[0], *found.shape[1:])
     if by_kernels:
         return _by_kernels(planner, choice, places, found, q, k, v, given)
-    work = Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
+    work = Guarded(Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
     return differentiable(q, k, v, work, [found])
 
 

@@ -11,7 +11,7 @@ from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.planning.chosen_tokens import Int64, OneSide, Rest
 from attnc.runtime.call import as_tensor, call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
@@ -43,7 +43,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
             return Rest.of(own, window.n_q, window.n_k)
 
     found = planner.remembered(("rest", given.shape), rest)
-    return differentiable(q, k, v, AmongChosen(lanes, found, given.scale), [])
+    return differentiable(q, k, v, Guarded(AmongChosen(lanes, found, given.scale)), [])
 
 
 def _chosen(side: OneSide, relations: Relations, window: Window, given: Given, lane: Lane) -> Int64 | None:
