@@ -16,7 +16,7 @@ from attnc.compiler.receptive.laws import Law, find_law
 from attnc.compiler.rewrite import walk
 from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import compiled, given_inputs, length_of, value_json
+from attnc.runtime.commands.patterns import compiled, given_inputs, length_of, value_json, whole_number
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.layers import inputs_of_layer, layer_of, states_of
 from attnc.runtime.pictures.drawing import percent
@@ -104,9 +104,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", metavar="L", type=int, default=LAYERS, help=f"layers to list (default {LAYERS})")
     parser.add_argument(
-        "--len", dest="n", metavar="N", type=int, help=f"tokens (default {LENGTH}, or what the patterns say)"
+        "--len", dest="n", metavar="N", type=whole_number, help=f"tokens (default {LENGTH}, or what the patterns say)"
     )
-    parser.add_argument("--query", metavar="Q", type=int, help="the token whose field it is (default: the last)")
+    parser.add_argument(
+        "--query", metavar="Q", type=whole_number, help="the token whose field it is (default: the last)"
+    )
     parser.add_argument(
         "--heads",
         metavar="H",
