@@ -84,6 +84,9 @@ class Sameness:
     up_to: int | None = None
 
 
+_ALL = "compare all that the patterns compute, not the relation alone"
+
+
 def decide(one: Foreseen, other: Foreseen, *, relation_only: bool = False, heads: int | None = None) -> Sameness:
     """Compare two patterns; `relation_only`: their visible pairs alone; `heads`: with so many heads.
 
@@ -105,7 +108,10 @@ class _Judge:
     # --- verdicts ---
 
     def of_relations(self) -> Sameness:
-        """The verdict on visible pairs alone."""
+        """The verdict on visible pairs alone; states have none, so that patterns with states are refused."""
+        for pattern in self.patterns:
+            if pattern.is_recurrence or pattern.pattern.stateful:
+                raise UnsupportedError(f"{_why_not(pattern)}; {_ALL}")
         if self._documents_differ:
             return self._by_borders() or self._undecided_documents()
         answer = self._answer
@@ -220,7 +226,7 @@ class _Judge:
     def _undecided_relation(self) -> Sameness:
         self._refuse_sizes()
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
-            raise UnsupportedError(f"{self._why}; compare all that the patterns compute, not the relation alone")
+            raise UnsupportedError(f"{self._why}; {_ALL}")
         tokens = next(iter(self._drawn_lengths), None)
         return Sameness(None, None, self.heads, ("relation",), undecided=f"{self._why}", up_to=tokens)
 

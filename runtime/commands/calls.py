@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of
+from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +54,11 @@ def add_call(parser: argparse.ArgumentParser) -> None:
         "--len",
         dest="lengths",
         metavar="N",
-        type=int,
+        type=whole_number,
         action="append",
         help=f"a length; may be repeated, a call for each (default {LENGTH}, or what the tokens say)",
     )
-    parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
+    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: as many as queries)")
     parser.add_argument("--batch", metavar="B", type=int, default=1, help="batch entries (default 1)")
     parser.add_argument("--heads", metavar="H", type=int, help=f"query heads (default {HEADS}, or what parameters say)")
     parser.add_argument("--kv-heads", metavar="H", type=int, help="kv heads (default: as many)")

@@ -15,7 +15,7 @@ from attnc.compiler.receptive.fields import After, Layer, Reach, find_path, find
 from attnc.compiler.receptive.laws import Law, find_law
 from attnc.compiler.rewrite import walk
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import foreseen, given_inputs, length_of, value_json
+from attnc.runtime.commands.patterns import foreseen, given_inputs, length_of, value_json, whole_number
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.layers import inputs_of_layer, layer_of, states_of
@@ -104,9 +104,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--layers", metavar="L", type=int, default=LAYERS, help=f"layers to list (default {LAYERS})")
     parser.add_argument(
-        "--len", dest="n", metavar="N", type=int, help=f"tokens (default {LENGTH}, or what the patterns say)"
+        "--len", dest="n", metavar="N", type=whole_number, help=f"tokens (default {LENGTH}, or what the patterns say)"
     )
-    parser.add_argument("--query", metavar="Q", type=int, help="the token whose field it is (default: the last)")
+    parser.add_argument(
+        "--query", metavar="Q", type=whole_number, help="the token whose field it is (default: the last)"
+    )
     parser.add_argument(
         "--heads",
         metavar="H",
