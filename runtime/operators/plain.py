@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
-from torch.library import Library, register_fake
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 from typing_extensions import Unpack
@@ -25,6 +24,7 @@ from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiab
 from attnc.runtime.cpu.direct import direct_of
 from attnc.runtime.cpu.executor import Need, empty_like
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.operators import FAKE
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
 from attnc.runtime.profiling import profiled
@@ -38,15 +38,6 @@ Inputs: TypeAlias = "Sequence[Tensor] | None"
 Call: TypeAlias = "tuple[Inputs, str, float | None]"
 """The pattern's inputs in its order, its text, and the scale."""
 
-_LIBRARY = Library("attnc", "DEF")  # type: ignore[no-untyped-call]
-# What the kernels return is laid out as their arguments are, so a compiler must hand over the strides that it traced.
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-for _schema in (
-    "attend(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
-    "attend_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    "Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
-):
-    _LIBRARY.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
 _ATTEND = torch.ops.attnc.attend.default
 _ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
 
@@ -338,20 +329,20 @@ def _counted(plan: Plan) -> int:
 
 # --- registrations ---------------------------------------------------------------------------------------------------
 
-for _name, _key, _kernel in (
-    ("attend", "CPU", _forward),
-    ("attend", "Autograd", _forward_recorded),
-    ("attend", "CUDA", _forward_on_gpu),
-    ("attend", "AutocastCPU", _forward_under_autocast),
-    ("attend", "AutocastCUDA", _forward_under_autocast),
-    ("attend", "FuncTorchBatched", _refuse_transforms),
-    ("attend_backward", "CPU", _backward),
-    ("attend_backward", "CUDA", _backward_on_gpu),
-    ("attend_backward", "Autograd", _backward_recorded),
-    ("attend_backward", "FuncTorchBatched", _refuse_transforms),
-):
-    _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
-register_fake("attnc::attend", _fake_forward, lib=_LIBRARY)
-register_fake("attnc::attend_backward", _fake_backward, lib=_LIBRARY)
+KERNELS = {
+    ("attend", "CPU"): _forward,
+    ("attend", "Autograd"): _forward_recorded,
+    ("attend", "CUDA"): _forward_on_gpu,
+    ("attend", "AutocastCPU"): _forward_under_autocast,
+    ("attend", "AutocastCUDA"): _forward_under_autocast,
+    ("attend", "FuncTorchBatched"): _refuse_transforms,
+    ("attend", FAKE): _fake_forward,
+    ("attend_backward", "CPU"): _backward,
+    ("attend_backward", "CUDA"): _backward_on_gpu,
+    ("attend_backward", "Autograd"): _backward_recorded,
+    ("attend_backward", "FuncTorchBatched"): _refuse_transforms,
+    ("attend_backward", FAKE): _fake_backward,
+}
+"""The kernels that `attnc.runtime.operators` calls."""
 register_flop_formula(torch.ops.attnc.attend, get_raw=True)(_forward_flops)
 register_flop_formula(torch.ops.attnc.attend_backward, get_raw=True)(_backward_flops)
