@@ -28,6 +28,7 @@ from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.fallbacks import COPY, DENSE, note
+from attnc.runtime.profiling import backward_row, keep_name
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,7 @@ class _Attend(FirstOrder):
         shifted = bool(shift.any())
         out, lse = rows.to(q.dtype), own_lse + shift if shifted else own_lse
         ctx.call, ctx.shifted = call, shifted
+        keep_name(ctx)
         ctx.save_for_backward(q, k, v, out, own_lse, *([shift] if shifted else []), *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
@@ -285,7 +287,8 @@ class _Attend(FirstOrder):
             kept = *kept[:5], torch.zeros_like(kept[4]), *kept[5:]
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         needs = ctx.needs_input_grad[4:]
-        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
+        with backward_row(ctx):
+            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
         return (*found[:3], None, *found[3:])
 
 

@@ -20,14 +20,14 @@ from typing_extensions import Unpack
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import check_tensors
 from attnc.runtime.cpu import kernel
-from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
+from attnc.runtime.cpu.autograd import Pair, Planned, Triple, differentiable, gradient
 from attnc.runtime.cpu.direct import direct_of
 from attnc.runtime.cpu.executor import Need, empty_like
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.operators import FAKE
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
-from attnc.runtime.profiling import profiled
+from attnc.runtime.profiling import NamedCall, profiled
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
@@ -90,7 +90,8 @@ def by_kernels(
     check_tensors(q, k, v)
     dtype = q.dtype
     q, k, v = wide_in_interpreter(planner.pattern.name, q, k, v)
-    out, lse = differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
+    with NamedCall(planner.pattern.name):
+        out, lse = differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
     return out.to(dtype), lse
 
 
@@ -212,8 +213,10 @@ class _Unseen(NamedTuple):
         return self.planned.forward(q, k, v, inputs)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        work: Work = _Seen(self.pattern, self.scale) if _is_seen(*kept[:3]) else self.planned
-        return work.backward(grad_out, grad_lse, kept)
+        if _is_seen(*kept[:3]):  # the operator has its row
+            return _Seen(self.pattern, self.scale).backward(grad_out, grad_lse, kept)
+        with profiled(self.planned.plan.pattern, "backward"):
+            return self.planned.backward(grad_out, grad_lse, kept)
 
 
 def _is_seen(q: Tensor, k: Tensor, v: Tensor) -> bool:
