@@ -17,6 +17,7 @@ from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.profiling import NamedCall
 from attnc.runtime.steps import Steps
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ class General:
         """
         if self.recurrent is not None:
             return self.recurrent.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)[0], None
+        with NamedCall(self.pattern.name):
+            return self._attend(q, k, v, inputs, tensors, scale, by_kernels)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Mapping[str, object],
+        tensors: Sequence[Tensor],
+        scale: float | None,
+        by_kernels: bool,
+    ) -> Result:
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else scale
         if self.steps is not None:

@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import executor, hidden_values
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.transforms import without_autocast
 
 Pair = tuple[Tensor, Tensor]
@@ -176,13 +177,16 @@ class _Attention(FirstOrder):
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors
-        results = gradient(torch.zeros_like(kept[3]) if grad_out is None else grad_out, grad_lse, kept, ctx.work)
+        grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
+        with backward_row(ctx):
+            results = gradient(grad_out, grad_lse, kept, ctx.work)
         needed = [g if need else None for g, need in zip(results, ctx.needs_input_grad, strict=False)]
         return (*needed, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
     ctx.work = work
+    keep_name(ctx)
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 

@@ -28,6 +28,7 @@ from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
 from attnc.runtime.cpu.spoiled import Spoiled, spoiled
 from attnc.runtime.fallbacks import DENSE, PASSES, note
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.values import Values
 
 
@@ -322,6 +323,7 @@ class _Attend(FirstOrder):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = forward(q, k, v, call, inputs)
         ctx.call = call
+        keep_name(ctx)
         ctx.save_for_backward(q, k, v, *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
@@ -331,7 +333,8 @@ class _Attend(FirstOrder):
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[4:]
-        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)
+        with backward_row(ctx):
+            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)
         return (*found[:3], None, *found[3:])
 
 

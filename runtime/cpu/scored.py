@@ -29,6 +29,7 @@ from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.spoiled import spoiled
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.fallbacks import COPY, DENSE, note
+from attnc.runtime.profiling import backward_row, keep_name
 
 Vectors = tuple[Tensor, Tensor, Tensor]
 
@@ -385,6 +386,7 @@ class _Attend(FirstOrder):
         own_lse, shift, shifted = found.lse, found.shift, bool(found.shift.any())
         out, lse = found.out.to(q.dtype), own_lse + shift if shifted else own_lse
         ctx.call, ctx.shifted = call, shifted
+        keep_name(ctx)
         ctx.save_for_backward(q, k, v, out, own_lse, *([shift] if shifted else []), *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
@@ -398,7 +400,8 @@ class _Attend(FirstOrder):
             kept = *kept[:5], torch.zeros_like(kept[4]), *kept[5:]
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         needs = ctx.needs_input_grad[4:]
-        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
+        with backward_row(ctx):
+            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
         return (*found[:3], None, *found[3:])
 
 

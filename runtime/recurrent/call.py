@@ -18,6 +18,7 @@ from attnc.compiler.recurrences.derived import Derived, NoFormError, Pass, Runni
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKENS, note
+from attnc.runtime.profiling import NamedCall
 from attnc.runtime.recurrent import passes, token_loop
 from attnc.runtime.recurrent.border_gradients import with_borders
 from attnc.runtime.recurrent.borders import CROSSED, has_closed, may_be_crossed, may_have_borders
@@ -114,9 +115,11 @@ class Recurrent(DerivedRecurrence):
         documents = documents_of(self.pattern, shape.inputs, sizes.n_q)
         self._check_continued(state, documents)
         states = _given(self.recur, begun, state)
-        if documents is not None and self._reads_places:
-            return self._apart(tokens, documents, states, linear)
-        return self._run(tokens, states, None if documents is None else first_tokens(documents, sizes.n_q), linear)
+        with NamedCall(self.pattern.name):
+            if documents is not None and self._reads_places:
+                return self._apart(tokens, documents, states, linear)
+            first = None if documents is None else first_tokens(documents, sizes.n_q)
+            return self._run(tokens, states, first, linear)
 
     def beginning(self, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
         """The states before the first token, of the type and on the device of `like`."""
