@@ -116,7 +116,7 @@ def shape_of_call(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]
     for tensor in pattern.tensors:
         if tensor.name in inputs:
             _check_dims(tensor, inputs[tensor.name].shape, sizes, named)
-    _check_alignment(pattern, sizes)
+    check_alignment(pattern, sizes)
     _check_lengths_of_segments(pattern, sizes, named)
     _check_head_lists(pattern, sizes)
     n_k, shift = _places(pattern, sizes, named)
@@ -316,7 +316,8 @@ def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: Sizes, named: 
             )
 
 
-def _check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
+def check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
+    """Raise ArgumentError where a pattern does not say how these queries meet these keys."""
     n_q, n_k = sizes.n_q, sizes.n_k
     if n_q == n_k:
         return
@@ -329,7 +330,7 @@ def _check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
     if pattern.align == "end" and n_q > n_k and (reason := needs_tokens(pattern)) is not None:
         raise ArgumentError(
             f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries stand "
-            f"before key 0, and `{pattern.name}` {reason}; give at least as many keys as queries"
+            f"before key 0, and `{pattern.name}` {reason}; leave these queries out: q[:, :, {n_q - n_k}:]"
         )
 
 

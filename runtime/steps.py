@@ -41,11 +41,13 @@ from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.pooled import Keys
 from attnc.runtime.cpu.pooled import made as pooled_made
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.folded import AT_ONCE, entries_at_once, folded
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
+from attnc.runtime.selections.few_tokens import attend as attend_few_tokens
 from attnc.runtime.selections.gather_choices import choice_of
 from attnc.runtime.selections.placed import attend as attend_placed
 from attnc.runtime.selections.planned import blank_choices_of, plan_of_choices
@@ -299,21 +301,25 @@ class Steps(BranchRelations):
         pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
         pattern = replace(pattern, tensors=pattern.tensors + chosen)
         relations = relations_of(pattern, _on_tokens(pattern, given))
-        dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
+        dtype = lse_dtype(q.dtype)
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)
         sizes, slices = relations.sizes, relations.slices
         operands = Operands(*vectors, known, sizes, slices, given.scale, dtype, self._pattern.origins)
+        width = max(q.shape[-1], v.shape[-1])
+        numbers = AT_ONCE if pattern.documents is not None else q.shape[1] * max(q.shape[2], k.shape[2]) * width
         batches = []
-        for batch in range(q.shape[0]):
+        for entries in entries_at_once(q.shape[0], numbers, AT_ONCE):
+            at_once, heads = folded(operands, entries), tuple(range(q.shape[1] * len(entries)))
             parts = []
-            for window in relations.windows(batch):
+            for window in relations.windows(entries.start):
                 alive = np.ones((1, window.n_q, 1), dtype=np.bool_)
-                block = Block(batch, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), alive)
-                found = Values(operands, block).of(value)[:, :, 0]
+                block = Block(entries.start, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), alive)
+                found = Values(at_once, block).of(value)[:, :, 0]
                 parts.append(found.expand(len(heads), window.n_q, *found.shape[2:]))
-            batches.append(torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype))
+            own = torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype)
+            batches.append(torch.unflatten(own, 0, (len(entries), q.shape[1])))
         if batches and q.shape[2]:
-            return torch.stack(batches)
+            return torch.cat(batches)
         nothing = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
         return nothing + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)  # zeros as gradients
 
@@ -347,9 +353,10 @@ def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
 
 def _plainly(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor) -> Pair:
     """The softmax of `scale * dot(q, k)`, k and v being those of an attention's keys."""
-    gathered = attend_placed(planner, q, k, v, given) or attend_tokens(planner, q, k, v, given)
-    if gathered is not None:
-        return gathered
+    found = attend_few_tokens(planner, q, k, v, given) or attend_placed(planner, q, k, v, given)
+    found = found or attend_tokens(planner, q, k, v, given)
+    if found is not None:
+        return found
     plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
     if k.shape[1] != plan.kv_heads:  # keys that differ among the heads of a kv head
         own, heads = plan, k.shape[1]

@@ -21,7 +21,7 @@ from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.source import SourceFile
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "gathered")
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 3
 Inputs = dict[str, Any]
