@@ -170,7 +170,7 @@ def _with_here(node: Index) -> tuple[Index, ...]:
 _HERE = ir.intern(Var("here", -1))
 
 
-def _free(node: Value, bound: Bound) -> Bound:
+def _free(node: Value | Index, bound: Bound) -> Bound:
     return tuple(pair for pair in bound if pair[0] in node.below)
 
 
