@@ -15,7 +15,7 @@ from attnc.runtime.lengths import natural_length
 from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of
 from attnc.runtime.verifying.drawn_inputs import draw
 from attnc.runtime.verifying.hiding import hides_nothing
-from attnc.runtime.verifying.lines import relation_lines, step_lines
+from attnc.runtime.verifying.lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
 from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
 from attnc.spec.checks.measure import below
@@ -109,6 +109,11 @@ class Search:
     def run(self, choice: Choice) -> Look | None:
         """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
         self.decided = decided(choice.bound)
+        may_be_longer = self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound) > 0
+        if may_be_longer and any(LENGTHS_OF_ROWS[-1] <= n < LONG for n in constants(choice.bound.program)):
+            self._look_longer(choice)
+            if self.best is not None and self.best.is_complete:
+                return self.best
         for candidate in self._choices(choice):
             for case in cases(candidate, self.wishes, is_own=candidate is choice):
                 if self.looks >= LOOKS:
@@ -117,7 +122,7 @@ class Search:
                     return self.best
             if self.looks >= SHORT_LOOKS and loops(candidate.bound):
                 break
-        if self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound):
+        if may_be_longer:
             self._look_longer(choice)
         return self.best
 

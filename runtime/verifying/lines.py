@@ -26,6 +26,12 @@ def relation_lines(pattern: program.Program) -> Iterator[tuple[str, Expr]]:
             yield f"{item.name}: covers", item.covers
 
 
+def constants(pattern: program.Program) -> set[int]:
+    """Return the integers that the text of a relation holds."""
+    nodes = below(line for _, line in relation_lines(pattern))
+    return {n.value for n in nodes if isinstance(n, program.Literal) and type(n.value) is int}
+
+
 def step_lines(pattern: program.Program) -> Iterator[tuple[str, program.Recurrence, Expr]]:
     """Yield the conditions by which states step and begin anew, of those that read neither states nor vectors."""
     single = (pattern.recurrence,) if pattern.recurrence is not None else ()

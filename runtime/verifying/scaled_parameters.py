@@ -7,11 +7,10 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from attnc.runtime.verifying.lines import relation_lines
-from attnc.spec.checks.measure import below
+from attnc.runtime.verifying.lines import constants
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.bind import bind
-from attnc.spec.program import BoundProgram, Literal, Parameter, ParameterRead, Program, Value
+from attnc.spec.program import BoundProgram, Parameter, ParameterRead, Program, Value
 
 KEPT = 3
 """Counts up to this are not scaled: three of many blocks stay three."""
@@ -158,9 +157,7 @@ def _as_long_as_constants(
     bound: BoundProgram, axes: list[str], names: list[str]
 ) -> Iterator[tuple[dict[str, Value], str]]:
     """Grids along which a distance reaches the largest number that the relation's text holds, with small blocks."""
-    lines = below(line for _, line in relation_lines(bound.program))
-    found = [node.value for node in lines if isinstance(node, Literal) and type(node.value) is int]
-    longest = max((n for n in found if n <= LONGEST_CONSTANT), default=0)
+    longest = max((n for n in constants(bound.program) if n <= LONGEST_CONSTANT), default=0)
     if longest <= LARGEST or not set(axes) <= set(names):
         return
     values = dict(bound.values)
