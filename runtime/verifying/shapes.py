@@ -21,7 +21,7 @@ AWKWARD = (
 SHORT_AWKWARD = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (9, 13, 1, 2, 1, 4, 6))
 """Awkward shapes for patterns whose rows are expensive."""
 
-AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 9, 4))
+AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 5, 3))
 """Awkward shapes for states: the last is longer than a chunk."""
 
 
