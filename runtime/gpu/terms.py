@@ -20,7 +20,7 @@ from attnc.compiler.kernels.scores import MOST_SUM, Score, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, element, rank, reads
+from attnc.compiler.values import apply, element, is_by_kv_head, rank, reads, reads_kv_heads
 from attnc.runtime.blocks import Block, Int64, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.planned_call import operands_of
@@ -45,7 +45,10 @@ class Given:
         self._heads = tuple(range(q.shape[1]))
 
     def vectors(self, score: Score) -> tuple[Tensor, Tensor, Tensor]:
-        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs."""
+        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs.
+
+        Raises NotInKernelsError where kernels read numbers of kv heads, and vectors of keys differ by query head.
+        """
         q, k, v = self._tensors.values()
         own = [
             self._joined(score.query, self._of_queries).to(q.dtype) if score.query else q,
@@ -53,6 +56,11 @@ class Given:
             v if score.value is None else self._whole(score.value, self._of_keys).to(v.dtype),
         ]
         batch, heads = q.shape[:2]
+        if heads != k.shape[1] and reads_kv_heads(self._relations.pattern.attend.visible, score.formula):
+            # Kernels number kv heads by the vectors that they are given: there must be as many as in the call.
+            if not all(map(is_by_kv_head, (*score.key, *([] if score.value is None else [score.value])))):
+                raise NotInKernelsError("vectors of keys that differ by query head, where kv heads are read")
+            own[1:] = [x if x.shape[1] in (1, k.shape[1]) else x[:, :: heads // k.shape[1]] for x in own[1:]]
         own[0] = own[0].expand(batch, heads, *own[0].shape[2:])
         counts = {x.shape[1] for x in own[1:]} - {1} or {k.shape[1]}
         kv_heads = k.shape[1] if counts == {k.shape[1]} else heads

@@ -54,3 +54,18 @@ def test_one_transposed_query_of_heads_that_choose_for_themselves() -> None:
     tensors["q"] = torch.randn(1, 1, 9, 16).transpose(1, 2)
     assert tensors["q"].stride(2) != tensors["q"].shape[3]
     check(compile_attention(text, backend="triton"), tensors)
+
+
+KV_HEADS = """\
+pattern p
+    align end
+    visible 0 <= q - k < 3 and q != xor(kv_head, 2) and k % group != kv_heads
+    score scale * dot(q, sigmoid(k))
+"""
+
+
+def test_kv_heads_are_those_of_the_call_where_keys_are_features() -> None:
+    """`make hunt`, part triton, case 10122: `sigmoid(k)` was given by query head, and `kv_head` was `head`."""
+    check(compile_attention(KV_HEADS, backend="triton"), operands(17, heads=(6, 2)))
+    by_head = KV_HEADS.replace("    align", "    learned w: real[head, dk]\n    align").replace("sigmoid(k)", "(w * k)")
+    check(compile_attention(by_head, backend="triton"), operands(17, heads=(6, 2)), {"w": torch.randn(6, 16)})
