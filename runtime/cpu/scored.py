@@ -57,6 +57,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows
         q.new_zeros(q.shape[:3], dtype=dtype),
     )
     factor = scores.factor
+    counted = None if extra_of(scores.node) is None else torch.zeros(q.shape[:3], dtype=torch.bool)
     for tile in tiles.tiles(plan, tiles.ROWS if factor is None else tiles.KERNEL_ROWS):
         at, at_keys = tile.at, tile.at_keys(group)
         q_rows = q[tile.batch][at]
@@ -72,8 +73,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows
         merge(o, part, out, lse)
         for x, rows in ((result.out, out), (result.lse, lse), (result.shift, shift)):
             x[tile.batch][at] = rows
-    if extra_of(scores.node) is not None:
-        _count_extra(q, scores, result)
+        if counted is not None:
+            counted[tile.batch][at] |= torch.from_numpy(tile.mask.any(-1))
+    if counted is not None:
+        _count_extra(q, scores, result, counted)
     return result
 
 
@@ -83,13 +86,14 @@ def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
     return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
 
 
-def _count_extra(q: Tensor, scores: Scores, result: Rows) -> None:
-    """Give the extra logits their share of every row."""
+def _count_extra(q: Tensor, scores: Scores, result: Rows, counted: Tensor) -> None:
+    """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
             own = result.lse[batch, :, rows]
-            blind = own == -math.inf
-            more = torch.where(blind, own, torch.logaddexp(own, logit - result.shift[batch, :, rows]))
+            more = torch.logaddexp(own, logit - result.shift[batch, :, rows])
+            blind = ~counted[batch, :, rows] | (more == -math.inf)
+            more = torch.where(blind, -math.inf, more)
             result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
             result.lse[batch, :, rows] = more
 
