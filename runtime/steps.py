@@ -56,6 +56,7 @@ from attnc.runtime.selections.tokens import attend as attend_tokens
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.tuning.tuned import Tuned
 from attnc.runtime.values import Values
+from attnc.spec.errors import EvaluationError
 
 if TYPE_CHECKING:
     from attnc.runtime.recurrent.call import Recurrent
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Pair = tuple[Tensor, Tensor]
 
+MOST_MEMBERS = 128
+"""Branches of a family: each is planned and computed by itself, which takes 10 ms of a first call."""
 
 Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], Pair]
 """(planner, call, q, k, v, what was given and computed before) → (out, lse) of one attention."""
@@ -239,6 +242,9 @@ class Steps:
         pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
         named = call_shape(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
+        if high - low > MOST_MEMBERS and not self._pattern.chooses:
+            message = f"the family `{node.name}` has {high - low} branches here, and there may be {MOST_MEMBERS}"
+            raise EvaluationError("A508", message, None, "make its range shorter, or join conditions in one `visible`")
         return range(low, high)
 
     # --- planning ----------------------------------------------------------------------------------------------------
