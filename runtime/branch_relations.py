@@ -19,8 +19,12 @@ from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import Sizes, number, shape_of_call
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.selections.gather_choices import choice_of
+from attnc.spec.errors import EvaluationError
 
 Int64 = NDArray[np.int64]
+
+MOST_MEMBERS = 128
+"""Branches of a family: each is planned and computed by itself, which takes 10 ms of a first call."""
 
 
 def is_single(pattern: ir.Pattern) -> bool:
@@ -95,6 +99,9 @@ class BranchRelations:
         pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
         named = self._shape_of(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
+        if high - low > MOST_MEMBERS and not self._pattern.chooses:
+            message = f"the family `{node.name}` has {high - low} branches here, and there may be {MOST_MEMBERS}"
+            raise EvaluationError("A508", message, None, "make its range shorter, or join conditions in one `visible`")
         return range(low, high)
 
 

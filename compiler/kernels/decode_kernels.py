@@ -49,7 +49,8 @@ class DecodeKernels:
     def merge(self) -> KernelSource:
         """The kernel that merges shares."""
         p = self.problem
-        return _merge(p.name, p.told, p.dv, p.dtype, p.score is not None and p.score.extra is not None)
+        extra, least = p.score is not None and p.score.extra is not None, p.score is not None and p.score.counts_least
+        return _merge(p.name, p.told, p.dv, p.dtype, extra, least)
 
 
 def row_tile(rows: int) -> int:
@@ -63,8 +64,8 @@ def _decode(problem: Problem, kind: CacheKind, target: Target, rows: int) -> Ker
 
 
 @lru_cache(maxsize=256)
-def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool) -> KernelSource:
-    return emit_merge(name, told, dv, dtype, extra=extra)
+def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool, least: bool) -> KernelSource:
+    return emit_merge(name, told, dv, dtype, extra=extra, least=least)
 
 
 def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:

@@ -102,7 +102,7 @@ def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequen
     if scores is None or scores.factor is None:
         return _in_torch(q, cache, relations, parts, scale, inputs)
     pair = _by_kernel(q, cache, parts, scores.factor, scores)
-    return pair if extra_of(scores.node) is None else _with_extra(q, pair, scores)
+    return pair if extra_of(scores.node) is None else _with_extra(q, pair, scores, _counted(q, parts))
 
 
 # --- softmax of multiples of `dot(q, k)` and a bias ------------------------------------------------------------------
@@ -224,14 +224,24 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, split: int, factor: float) -> Pair:
     return merge(*pieces)
 
 
-def _with_extra(q: Tensor, pair: Pair, scores: Scores) -> Pair:
-    """With the share that extra logits take of every row."""
+def _counted(q: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The rows (B, Hq, Nq) that see something, perhaps with scores of -inf alone."""
+    counted = torch.zeros(q.shape[:3], dtype=torch.bool)
+    for part in parts:
+        some = part.seen.every[1].any(-1)
+        counted[torch.tensor(part.batches)[:, None], torch.tensor(part.heads), part.rows] |= torch.from_numpy(some)
+    return counted
+
+
+def _with_extra(q: Tensor, pair: Pair, scores: Scores, counted: Tensor) -> Pair:
+    """With the share that extra logits take of every row that sees something."""
     out, lse = pair
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(lse.dtype)):
             own = lse[batch, :, rows]
-            blind = own == -math.inf
-            more = torch.where(blind, own, torch.logaddexp(own, logit))
+            more = torch.logaddexp(own, logit)
+            blind = ~counted[batch, :, rows] | (more == -math.inf)
+            more = torch.where(blind, -math.inf, more)
             out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
             lse[batch, :, rows] = more
     return out, lse

@@ -60,10 +60,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows
         q.new_full(q.shape[:3], -math.inf, dtype=dtype),
         q.new_zeros(q.shape[:3], dtype=dtype),
     )
+    counted = None if extra_of(scores.node) is None else torch.zeros(q.shape[:3], dtype=torch.bool)
     for tile in tiles.tiles(plan, tiles.ROWS if scores.factor is None else tiles.KERNEL_ROWS):
         _add_tile(tile, (q, k, v), scores, result, group)
-    if extra_of(scores.node) is not None:
-        _count_extra(q, scores, result)
+        if counted is not None:
+            counted[tile.batch][tile.at] |= torch.from_numpy(tile.mask.any(-1))
+    if counted is not None:
+        _count_extra(q, scores, result, counted)
     return result
 
 
@@ -131,13 +134,14 @@ def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
     return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
 
 
-def _count_extra(q: Tensor, scores: Scores, result: Rows) -> None:
-    """Give the extra logits their share of every row."""
+def _count_extra(q: Tensor, scores: Scores, result: Rows, counted: Tensor) -> None:
+    """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
             own = result.lse[batch, :, rows]
-            blind = own == -math.inf
-            more = torch.where(blind, own, torch.logaddexp(own, logit - result.shift[batch, :, rows]))
+            more = torch.logaddexp(own, logit - result.shift[batch, :, rows])
+            blind = ~counted[batch, :, rows] | (more == -math.inf)
+            more = torch.where(blind, -math.inf, more)
             result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
             result.lse[batch, :, rows] = more
 

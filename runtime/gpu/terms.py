@@ -21,7 +21,7 @@ from attnc.compiler.kernels.scores import MOST_SUM, Score, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, element, rank, reads, values_of
+from attnc.compiler.values import apply, element, rank, reads, reads_kv_heads
 from attnc.runtime.blocks import Block, Int64, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.planned_call import operands_of
@@ -46,7 +46,10 @@ class Given:
         self._heads = tuple(range(q.shape[1]))
 
     def vectors(self, score: Score) -> tuple[Tensor, Tensor, Tensor]:
-        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs."""
+        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs.
+
+        Raises NotInKernelsError where kernels read numbers of kv heads, and vectors of keys differ by query head.
+        """
         q, k, v = self._tensors.values()
         own = [
             self._joined(score.query, self._of_queries).to(q.dtype) if score.query else q,
@@ -57,8 +60,9 @@ class Given:
         own[0] = own[0].expand(batch, heads, *own[0].shape[2:])
         counts = {x.shape[1] for x in own[1:]} - {1} or {k.shape[1]}
         kv_heads = k.shape[1] if counts == {k.shape[1]} else heads
-        if kv_heads != k.shape[1] and _reads_groups(self._relations.pattern):
-            raise NotInKernelsError("keys or values that differ by query head, where `group` or kv heads are read")
+        # Kernels number kv heads by the vectors that they are given.
+        if kv_heads != k.shape[1] and reads_kv_heads(self._relations.pattern.attend.visible, score.formula):
+            raise NotInKernelsError("keys or values that differ by query head, where kv heads are read")
         for i in (1, 2):
             own[i] = _by_head(own[i], kv_heads).expand(batch, kv_heads, *own[i].shape[2:])
         return own[0], own[1], own[2]
@@ -257,13 +261,6 @@ def _one_count(parts: list[Tensor]) -> list[Tensor]:
     """Parts with as many heads each."""
     most = max(len(part) for part in parts)
     return [part.expand(most, *part.shape[1:]) for part in parts]
-
-
-def _reads_groups(pattern: ir.Pattern) -> bool:
-    """Whether any text of a pattern reads `group`, `kv_heads` or the kv head at hand."""
-    read: set[object] = {fold.extent("group"), fold.extent("kv_heads"), fold.head_index("kv_head")}
-    roots = [pattern.attend.visible, *values_of(pattern.attend)]
-    return any(below in read for root in roots for below in root.below)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:

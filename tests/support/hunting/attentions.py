@@ -106,7 +106,7 @@ def attend(
 
 
 def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights and LSE over the pairs of `mask`; a row without any, or with scores of -inf alone: 0, -inf."""
+    """Weights and LSE over the pairs of `mask`; a row without any: 0, -inf. Scores of -inf alone leave `extra`."""
     if not scores.shape[-1]:
         return torch.zeros_like(scores), torch.full(scores.shape[:-1], -torch.inf, dtype=scores.dtype)
     hidden = torch.where(mask, scores, -torch.inf)
@@ -118,7 +118,7 @@ def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[
     total = part.sum(-1)
     if extra is not None:
         total = total + torch.exp(extra - top)
-    seen = (hidden.detach() > -torch.inf).any(-1) & (total > 0)
+    seen = mask.any(-1) & (total > 0)
     safe = torch.where(seen, total, 1)
     lse = torch.where(seen, top + torch.log(safe), -torch.inf)
     return torch.where(seen[..., None], part / safe[..., None], 0), lse
