@@ -95,7 +95,7 @@ def test_rows_of_the_backward_carry_the_name_wherever_the_profiler_began(name: s
     q, k, v = (torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3))
     result = attend(q, k, v, **BACKWARD[name]).sum()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        result.backward()
+        result.backward()  # type: ignore[no-untyped-call]
     rows = {event.key for event in profile.key_averages() if event.key.startswith("attnc::")}
     assert rows == {f"attnc::{name}.backward"}
 
@@ -107,6 +107,6 @@ def test_a_backward_under_autocast_has_one_row() -> None:
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
         torch.autocast("cpu", dtype=torch.bfloat16),
     ):
-        result.backward()
+        result.backward()  # type: ignore[no-untyped-call]
     rows = [event.count for event in profile.key_averages() if event.key == "attnc::causal.backward"]
     assert rows == [1]
