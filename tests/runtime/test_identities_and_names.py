@@ -95,7 +95,7 @@ def test_rows_of_the_backward_carry_the_name_wherever_the_profiler_began(name: s
     q, k, v = (torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3))
     result = attend(q, k, v, **BACKWARD[name]).sum()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        result.backward()  # type: ignore[no-untyped-call]
+        result.backward()
     rows = {event.key for event in profile.key_averages() if event.key.startswith("attnc::")}
     assert rows == {f"attnc::{name}.backward"}
 
