@@ -90,12 +90,14 @@ def computed(attend: Attention, vectors: Mapping[str, Tensor], inputs: Mapping[s
     leaves |= {name: x.detach().clone().requires_grad_() for name, x in inputs.items() if x.is_floating_point()}
     q, k, v = (leaves[name] for name in "qkv")
     given: dict[str, Any] = {name: leaves.get(name, x) for name, x in inputs.items()}
-    results = attend(q, k, v, return_lse=True, **given) if attend.has_lse else (attend(q, k, v, **given),)
-    grads = torch.autograd.grad(results[0], [*leaves.values()], vectors["grad"])
-    named = {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    lse = {}
     if attend.has_lse:
-        named["lse"] = results[1].detach()
-    return Results(out=results[0].detach(), **named)
+        out, lse["lse"] = attend(q, k, v, return_lse=True, **given)
+    else:
+        out = attend(q, k, v, **given)
+    grads = torch.autograd.grad(out, [*leaves.values()], vectors["grad"])
+    named = {f"d{name}": grad for name, grad in zip(leaves, grads, strict=True)}
+    return Results(out=out.detach(), **named, **{name: x.detach() for name, x in lse.items()})
 
 
 def drawn(heads: tuple[int, int]) -> dict[str, Tensor]:
