@@ -211,7 +211,7 @@ def test_steps_against_a_cache() -> None:
 @pytest.mark.xdist_group("compiling")
 def test_careful_kernels_compile_for_a_gpu() -> None:
     """For sm_90: they take no more shared memory than there is."""
-    pattern, heads, target = from_library("document"), Heads(128, 128, "bfloat16"), TARGETS["sm_90"]
+    pattern, heads, target = from_library("document"), Heads(64, 64, "bfloat16", grouped=False), TARGETS["sm_90"]
     kernels = find_kernels(pattern, heads, target).careful
     step = find_decode(last_rows(pattern), heads, target, "pages").careful(16)
     assert kernels is not None
