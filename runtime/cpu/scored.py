@@ -304,7 +304,8 @@ def _backward_in_torch(
         return of_q, of_k, of_v, found
 
     delta = _delta(grad_out, grad_lse, result)
-    of_rows = OfRows(grad_out.to(dtype), result.lse, result.shift, delta, result.out).without(result.lse == -math.inf)
+    of_rows, blind = OfRows(grad_out.to(dtype), result.lse, result.shift, delta, result.out), result.lse == -math.inf
+    of_rows = of_rows.without(blind) if blind.any() else of_rows
     for tile in tiles.tiles(plan, tiles.ROWS):
         _add_gradients(tile, of_rows, tensors, gradients, sums)
 
