@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -256,12 +257,22 @@ def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
 
     Those of a family of branches are asked of each branch: the pattern may read those alone whose relation holds.
     """
-    for attend in oracle.program.attends:
-        if not (isinstance(attend.over, Range) and attend.visible):
-            continue
-        for row in rows:
-            for member in _members(oracle, attend.family, oracle.rows.frame(0, 0, row)[1]):
-                oracle.rows.of(attend.name, member, 0, 0, row)
+    ranges = [attend for attend in oracle.program.attends if isinstance(attend.over, Range) and attend.visible]
+    for row in rows if ranges else ():
+        oracle.rows.result(0, 0, row)
+        for attend in ranges:
+            if attend.family is not None:
+                for member in _members(oracle, attend.family, oracle.rows.frame(0, 0, row)[1]):
+                    _try(partial(oracle.rows.of, attend.name, member, 0, 0, row))
+
+
+def _try(ask: Callable[[], object]) -> None:
+    """Evaluate what the pattern itself may never ask; it may have no value."""
+    try:
+        ask()
+    except EvaluationError as error:
+        if any(d.code == "A908" for d in error.diagnostics):
+            raise
 
 
 def _ask_steps(oracle: Evaluator, case: Case) -> None:
@@ -272,11 +283,7 @@ def _ask_steps(oracle: Evaluator, case: Case) -> None:
             for token in range(1, view.keys):
                 for frame in _of_family(oracle, recurrence.family, view.frame(token, token, head, 0)):
                     oracle.steps = 0
-                    try:
-                        oracle.meanings.of(condition)(frame)
-                    except EvaluationError as error:  # of a side that is not taken here
-                        if any(d.code == "A908" for d in error.diagnostics):
-                            raise
+                    _try(partial(oracle.meanings.of(condition), frame))
 
 
 def _of_family(oracle: Evaluator, family: Range | None, frame: Frame) -> Iterator[Frame]:
