@@ -80,8 +80,9 @@ def _kind(node: Attend) -> tuple[bool, bool]:
 
 
 def _parts(relations: Relations) -> tuple[Part, ...]:
+    """Who sees what, by window; windows of equal ids number places from their own first, which scores must not see."""
     found = []
-    for batches, heads, locals_ in relations.groups():
+    for batches, heads, locals_ in relations.groups(cut=is_plain(relations.pattern.attend)):
         for local in locals_:
             for window in local.windows:
                 origins = relations.pattern.origins
