@@ -271,7 +271,7 @@ def _check_decode(
     plain = not drawn.recurrent and drawn.documents is None and drawn.grid is None and call.cu_seqlens is None
     if not plain or n_q > n_k or not call.batch or (drawn.align == "start" and n_q < n_k):
         return "agreed"
-    given = {name: x.detach() for name, x in call.tensors(leaves).items()}
+    given: dict[str, Any] = {name: x.detach() for name, x in call.tensors(leaves).items()}
     last = min(n_q, 1 + n_k % 3)
     rows = slice(n_q - last, n_q)
     q, k, v = given.pop("q")[:, :, rows], given.pop("k"), given.pop("v")
