@@ -94,7 +94,9 @@ def attend(
         shares, lse = softmax(scores, mask, None if weights.extra is None else weights.extra(s))
         if not weights.softmax:
             own, lse = weights.value(s), None
-            even = mask.to(own.dtype) / mask.sum(-1, keepdim=True).clamp(min=1) if "count" in weights.line else 0.0
+            even = (
+                mask.to(own.dtype) / mask.sum(-1, keepdim=True).clamp(min=1) if "count" in (weights.line or "") else 0.0
+            )
             shares = shares * own + (1 - own) * even
     elif "softplus" in weights.line:
         part = torch.where(mask, torch.nn.functional.softplus(torch.where(mask, scores, 0)), 0)
