@@ -62,7 +62,7 @@ def test_scores_of_minus_infinity_leave_the_extra_logit(
     results = []
     functions: list[Any] = [
         lambda *x: attend(*x[:3], b=x[3], sink=x[4], return_lse=True),
-        lambda q, k, v, b, sink: dense(q, k, v, b[:, None, None], sink),
+        lambda *x: dense(x[0], x[1], x[2], x[3][:, None, None], x[4]),
     ]
     for function in functions:
         leaves = [x.clone().requires_grad_() for x in (q, k, v, b, sink)]

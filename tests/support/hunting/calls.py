@@ -275,11 +275,12 @@ def _check_decode(
     last = min(n_q, 1 + n_k % 3)
     rows = slice(n_q - last, n_q)
     q, k, v = given.pop("q")[:, :, rows], given.pop("k"), given.pop("v")
+    decode: Any = attend.decode
     for one in drawn.inputs:
         by_row = tuple(rows if dim == "query" else slice(None) for dim in one.dims)
         given[one.name] = given[one.name][by_row]
     try:
-        out = attend.decode(q, k, v, kv_len=n_k, scale=call.scale, **given)
+        out = decode(q, k, v, kv_len=n_k, scale=call.scale, **given)
     except AttncError as error:
         if "A901" in str(error):
             raise Mismatch(f"decode: an error of attnc itself: {error}") from error
