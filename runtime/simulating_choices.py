@@ -232,12 +232,12 @@ def _attention(
 def _may_be_chosen(
     pattern: ir.Pattern, node: ir.Attend, open_relations: Open, stands_for: Mapping[str, float], sizes: Sizes
 ) -> int:
-    """Pairs of all heads, and of all members of a family, that may be chosen."""
+    """Pairs of all heads, and of all members of a family, that may be chosen; 0 for a family that is empty here."""
     found = 0
     for relations in (own for attend, own in open_relations if _family(attend) == node.name):
         visible = problem_of([relations], pattern.name, {}, sizes.n_k).visible
         found += sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
-    return round(found * stands_for[node.name])
+    return round(found * stands_for.get(node.name, 0.0))
 
 
 def _family(attend: ir.Attend) -> str:
