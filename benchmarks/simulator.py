@@ -29,6 +29,7 @@ from attnc.compiler.planning.recipes import alternatives
 from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.runtime.attention import Attention
 from attnc.runtime.call import input_tensors
+from attnc.runtime.call_shapes import dtype_name
 from attnc.runtime.cpu import calibration
 from attnc.runtime.operators import plain
 from attnc.runtime.plans import Planner, relations_of
@@ -169,7 +170,9 @@ def _alternatives(
     """Every other schedule of a pattern whose relation is one, with what it is predicted to cost."""
     q, k, v = operands
     n, d = q.shape[2:]
-    relations = attention._relations(attention._sizes(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=q.dtype), inputs)
+    relations = attention._relations(
+        attention._sizes(n, n, HEADS, HEADS, inputs, head_dim=d, dtype=dtype_name(q.dtype)), inputs
+    )
     problems: list[Problem] = []
 
     def first(problem: Problem) -> Choice:

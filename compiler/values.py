@@ -398,6 +398,16 @@ def _own(node: Node) -> set[str]:
             return set()
 
 
+def reads_kv_heads(*roots: Value | Index) -> bool:
+    """Whether something depends on which kv head a query head has, or on how many there are."""
+    return any(
+        (isinstance(below, HeadIndex) and below.name == "kv_head")
+        or (isinstance(below, Extent) and below.name in ("kv_heads", "group"))
+        for root in roots
+        for below in root.below
+    )
+
+
 def tensors_of(pattern: Pattern) -> tuple[Tensor, ...]:
     """The inputs of a pattern that hold floating-point numbers."""
     return tuple(tensor for tensor in pattern.tensors if tensor.is_floating)

@@ -28,13 +28,13 @@ from attnc.runtime.call import (
     refuse_options,
 )
 from attnc.runtime.compiled import Backend, Options
+from attnc.runtime.described import read_spec
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.given_devices import check_devices
 from attnc.runtime.given_indices import check_indices
 from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
-from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
 from attnc.runtime.operators import general, plain
 from attnc.runtime.profiling import is_profiling, profiled
@@ -46,8 +46,6 @@ from attnc.runtime.transforms import cast_for_autocast, untraced, wide_in_interp
 from attnc.runtime.tunable import Tunable
 from attnc.runtime.tuning.wanted import read_wanted
 from attnc.runtime.warned import warn_of_gradient, warn_of_pattern
-from attnc.spec.load import load_program
-from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram
 from attnc.spec.source import SourceFile
 
@@ -92,10 +90,8 @@ def compile_attention(
     """
     options = Options(backend, strict, deterministic, read_wanted(tune))
     _check_options(options)
-    found = find(spec)
-    loader = ModuleLoader(found.folder)
-    bound = bind(load_program(found.source, loader, found.name), params, preset)
-    attention = Attention(bound, options, dict(loader.given))
+    bound, modules = read_spec(spec, params, preset)
+    attention = Attention(bound, options, modules)
     warn_of_pattern(bound.program.name, call_warnings(bound))
     return attention
 
@@ -133,6 +129,11 @@ class Attention(Shown, Bridged, Served, Stateful, Tunable):
         self._rank_only = rank_only(pattern)
         tokens = pattern.chooses or all(node.keys is None for node in pattern.nodes)
         self._packed = self._in("packed") if form == "whole" and tokens and pattern.documents is None else None
+
+    @property
+    def _compiled(self) -> Attention:
+        """The pattern itself."""
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         program = self._bound.program

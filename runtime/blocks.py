@@ -26,7 +26,8 @@ class Operands:
 
     Values are computed in `dtype`. `spaced`: the keys of a row are no tokens. `exponents`: exponentials keep theirs, so
     that quotients of large ones have a value. `looks_up`: inner products with vectors that pairs choose from a real
-    input may be computed for all of its vectors, and looked up.
+    input may be computed for all of its vectors, and looked up. `entry_heads`: q, k and v of a block hold several batch
+    entries, from the block's own on, as heads one after another, each entry with so many query heads; None for one.
     """
 
     q: Sequence[Tensor]
@@ -41,6 +42,7 @@ class Operands:
     spaced: bool = False
     exponents: bool = True
     looks_up: bool = False
+    entry_heads: int | None = None
     specialised: dict[object, ir.Index] = field(default_factory=dict, compare=False)
     """Exact parts as they are for a window of a batch entry, and a head."""
 

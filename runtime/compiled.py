@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from attnc.compiler.attentions import asked_by_selection
 from attnc.compiler.ir import Pattern
-from attnc.compiler.planning.build_plan import Relations
+from attnc.compiler.planning.build_plan import CallShape
+from attnc.compiler.planning.plan import Plan
 from attnc.runtime import identity
-from attnc.runtime.call import Sizes, call_shape, check_counts, names_read
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.general import general_of
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.identity import Form, How
 from attnc.runtime.planners import planner_in, shared_planner
-from attnc.runtime.plans import Planner, relations_of
+from attnc.runtime.plans import Planner
+from attnc.runtime.steps import Steps
 from attnc.runtime.tuning.tables import remember
 from attnc.runtime.tuning.wanted import Wanted
 from attnc.spec.program import BoundProgram
@@ -48,7 +50,7 @@ class Options:
     tune: Wanted = field(default_factory=Wanted)
 
 
-class Compiled:
+class Compiled(Foreseen):
     """A pattern with its options, immutable and stateless."""
 
     def __init__(
@@ -60,9 +62,7 @@ class Compiled:
         pattern: Pattern | None = None,
     ) -> None:
         """`pattern`: the same lowered, of which this is another form. Raises OtherRowsError."""
-        self._bound = bound
         self._options = options
-        self._modules = modules
         self._form = form
         if options.tune.table is not None:
             remember(options.tune.table)  # it came with a pickle, perhaps
@@ -71,7 +71,7 @@ class Compiled:
         self._planner = (
             shared_planner(text, bound, how, form) if pattern is None else planner_in(form, text, pattern, how)
         )
-        self._pattern: Pattern = self._planner.pattern
+        super().__init__(bound, modules, self._planner.pattern)
         self._rows_text = identity.write(bound, modules, how, "last rows")  # for what is traced
         self._general = general_of(self._planner)
         self._steps = self._general.steps
@@ -96,16 +96,6 @@ class Compiled:
     # --- what it is ---
 
     @property
-    def name(self) -> str:
-        """The pattern's name."""
-        return self._bound.program.name
-
-    @property
-    def parameters(self) -> dict[str, object]:
-        """The value of every parameter."""
-        return dict(self._bound.values)
-
-    @property
     def is_plain(self) -> bool:
         """Whether it is the softmax of `scale * dot(q, k)`."""
         return self._plain
@@ -114,41 +104,6 @@ class Compiled:
     def has_lse(self) -> bool:
         """Whether the result is one softmax, so that `return_lse` may be asked."""
         return self._general.has_lse
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
-        if self._pattern.recur is not None or self._pattern.stateful:
-            return False
-        return self._steps is None or self._steps.has_tokens
-
-    @property
-    def is_recurrence(self) -> bool:
-        """Whether tokens update a state one after another: there are no pairs of queries and keys."""
-        return len(self._pattern.nodes) == 0  # as torch.compile traces it
-
-    @property
-    def relation_inputs(self) -> frozenset[str]:
-        """The inputs that the relation reads, or that have a size that it reads: what `mask` and `plan` need."""
-        pattern = self._pattern
-        names = names_read(pattern) | {t.name for item in pattern.selections for t in asked_by_selection(item)}
-        read = [t for t in pattern.tensors if names & {t.name, *map(str, t.dims)}]
-        return frozenset(t.name if t.made is None else t.made.of for t in read)
-
-    @property
-    def bound(self) -> BoundProgram:
-        """The checked program with its parameters."""
-        return self._bound
-
-    @property
-    def pattern(self) -> Pattern:
-        """The pattern IR."""
-        return self._pattern
-
-    @property
-    def ir(self) -> str:
-        """The pattern IR, as text."""
-        return str(self._pattern)
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same text with the same parameters and options."""
@@ -191,21 +146,6 @@ class Compiled:
             return self._steps.stateful
         return () if self._general.recurrent is None else (self._general.recurrent,)
 
-    def _refuse_recurrence(self, what: str, instead: str = "") -> None:
-        """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""
-        if self.is_recurrence:
-            also = f"; {instead}" if instead else ""
-            raise UnsupportedError(
-                f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}{also}"
-            )
-
-    def _refuse_states(self, what: str) -> None:
-        """The same, and where a branch has a state beside branches with keys."""
-        self._refuse_recurrence(what)
-        if self._pattern.stateful:
-            name = self._pattern.stateful[0].name
-            raise UnsupportedError(f"`{self.name}` has a branch with a state, `{name}`, which has no {what}")
-
     def _lse_of(self, pair: tuple[Tensor, Tensor | None], return_lse: bool) -> Tensor | tuple[Tensor, Tensor]:
         """What a call returns."""
         out, lse = pair
@@ -215,42 +155,12 @@ class Compiled:
             raise UnsupportedError(f"return_lse: `{self.name}` has no LSE, as its result is not one softmax")
         return out, lse
 
-    def _sizes(
-        self,
-        n_q: int,
-        n_k: int | None,
-        heads: int | None,
-        kv_heads: int | None,
-        inputs: Mapping[str, object],
-        *,
-        at_least: int = 1,
-        batch: int | None = None,
-        head_dim: int = 64,
-        dtype: torch.dtype = torch.float32,
-    ) -> Sizes:
-        n_k = n_q if n_k is None else n_k
-        known = self._known_counts(inputs)
-        if heads is None and kv_heads is None and known.get("kv_head", 1) > 1 and "head" not in known:
-            raise ArgumentError(
-                f"an input has {known['kv_head']} kv heads: say how many query heads there are, heads=…"
-            )
-        heads = max(known.get("head", 1), at_least) if heads is None else heads
-        kv_heads = known.get("kv_head", heads) if kv_heads is None else kv_heads
-        batch = known.get("batch", 1) if batch is None else batch
-        check_counts(0, n_q=n_q, n_k=n_k)
-        check_counts(1, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim)
-        if heads % kv_heads:
-            raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
-        return Sizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, str(dtype).removeprefix("torch."))
+    @property
+    def _branches(self) -> Steps | None:
+        return self._steps
 
-    def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
-        """Batch and heads as far as inputs and per-head parameters tell."""
-        counts: dict[str, int] = {}
-        counts.update(("head", length) for _, length in self._pattern.head_lists)
-        for tensor in self._pattern.tensors:
-            shape = getattr(inputs.get(tensor.name), "shape", ())
-            counts.update({str(dim): int(size) for dim, size in zip(tensor.dims, shape, strict=False)})
-        return counts
+    def _plan_on_cpu(self, sizes: Sizes, inputs: Mapping[str, object]) -> Plan:
+        return self._planner.plan(sizes, inputs) if self._steps is None else self._steps.plan(sizes, inputs)
 
-    def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
-        return relations_of(self._pattern, call_shape(self._pattern, sizes, inputs))
+    def _shape_of(self, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+        return call_shape(self._pattern, sizes, inputs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from attnc.spec.errors import AttncError
 
 
@@ -30,3 +33,14 @@ class TorchMissingError(AttncError, ImportError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} needs torch, which is not installed: `pip install torch`")
+
+
+@contextmanager
+def needing_torch(what: str) -> Iterator[None]:
+    """Raise TorchMissingError, which names `what`, where something inside imports torch and it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise TorchMissingError(what) from error

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from attnc.runtime.errors import ArgumentError
 from attnc.spec.meaning.evaluate import constant_value
 from attnc.spec.program import BoundProgram, Expr, Input
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DOCUMENTS = 3
 SHOWN_TOGETHER = 8
@@ -19,12 +22,23 @@ SHOWN_TOGETHER = 8
 OWN_SIZE = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Example:
-    """A tensor and a phrase about it."""
+    """An example of an input, and a phrase about it. Real numbers are drawn, by torch, when they are asked for."""
 
-    tensor: Tensor
     words: str
+    array: NDArray[Any]
+    """What the relation may read: integers and truth values, and of real numbers the shape alone, all 0."""
+    draw: Callable[[], Tensor] | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The example as a tensor."""
+        if self.draw is not None:
+            return self.draw()
+        import torch
+
+        return torch.from_numpy(self.array)
 
 
 def head_count(bound: BoundProgram) -> int | None:
@@ -84,8 +98,9 @@ def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Ex
         return _real(wanted, shape, of_length_1=bound.program.recurrence is not None)
     along = [axis for axis, dim in enumerate(wanted.type.dims) if dim in ("token", "key", "query")]
     if wanted.type.kind == "int" and wanted.type.dims[-2:] == ("query", "key"):
-        apart = (torch.arange(sizes["query"])[:, None] - torch.arange(sizes["key"])[None]).abs()
-        return Example(apart.expand(shape).contiguous(), "the distance of query and key")
+        queries, keys = (np.arange(sizes[side], dtype=np.int64) for side in ("query", "key"))
+        apart = np.abs(queries[:, None] - keys)
+        return Example("the distance of query and key", np.broadcast_to(apart, shape).copy())
     if len(along) > 1 or wanted.type.kind not in ("int", "bool"):
         raise _no_example(wanted)
     n = shape[along[0]] if along else sizes["key"]
@@ -93,7 +108,7 @@ def _example(bound: BoundProgram, wanted: Input, sizes: Mapping[str, int]) -> Ex
     view = [1] * len(shape)
     if along:
         view[along[0]] = n
-    return Example(line.reshape(view).expand(shape).contiguous(), words)
+    return Example(words, np.broadcast_to(line.reshape(view), shape).copy())
 
 
 def _constant_size(bound: BoundProgram, dim: object) -> int:
@@ -104,29 +119,48 @@ def _constant_size(bound: BoundProgram, dim: object) -> int:
 
 def _real(wanted: Input, shape: list[int], *, of_length_1: bool) -> Example:
     """Random numbers, the same each time; `of_length_1`: vectors of a head's width, where they have one."""
-    normal = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    match wanted.type.refinement:
-        case "unit":
-            return Example(normal.sigmoid(), "random numbers between 0 and 1")
-        case "log_decay":
-            return Example(-normal.abs(), "random numbers below 0")
-        case "positive":
-            return Example(normal.exp(), "random numbers above 0")
-    if of_length_1 and wanted.type.dims[-1:] in (("dk",), ("dv",)):
-        return Example(torch.nn.functional.normalize(normal, dim=-1), "random vectors of length 1")
-    return Example(normal, "random numbers")
+    refinement = wanted.type.refinement
+    long = of_length_1 and refinement is None and wanted.type.dims[-1:] in (("dk",), ("dv",))
+
+    def draw() -> Tensor:
+        import torch
+
+        normal = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        match refinement:
+            case "unit":
+                return normal.sigmoid()
+            case "log_decay":
+                return -normal.abs()
+            case "positive":
+                return normal.exp()
+        return torch.nn.functional.normalize(normal, dim=-1) if long else normal
+
+    ranges = {"unit": "random numbers between 0 and 1", "log_decay": "random numbers below 0"}
+    ranges["positive"] = "random numbers above 0"
+    words = "random vectors of length 1" if long else "random numbers"
+    return Example(words if refinement is None else ranges[refinement], _zeros(shape), draw)
 
 
 def _complex(shape: list[int]) -> Example:
     """Random numbers within the unit circle, so that states stay bounded."""
-    draw = torch.Generator().manual_seed(0)
-    length, angle = (torch.rand(shape, generator=draw, dtype=torch.float64) for _ in range(2))
-    return Example(torch.polar(length.sqrt(), 2 * torch.pi * angle), "random complex numbers of less than 1")
+
+    def draw() -> Tensor:
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        length, angle = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+        return torch.polar(length.sqrt(), 2 * torch.pi * angle)
+
+    return Example("random complex numbers of less than 1", _zeros(shape), draw)
 
 
-def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[Tensor, str]:
+def _zeros(shape: list[int]) -> NDArray[np.float64]:
+    return np.broadcast_to(np.zeros((), dtype=np.float64), shape)
+
+
+def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[NDArray[Any], str]:
     """Values along the tokens."""
-    at = torch.arange(n)
+    at = np.arange(n, dtype=np.int64)
     if wanted.type.kind == "bool":
         return at % 4 == 0, "true at every fourth token"
     count = max(1, min(DOCUMENTS, n))
@@ -137,10 +171,10 @@ def _line(bound: BoundProgram, wanted: Input, n: int) -> tuple[Tensor, str]:
     return ids, f"{count} {what} of {listed} tokens"
 
 
-def _constant(wanted: Input, n: int) -> tuple[Tensor, str]:
+def _constant(wanted: Input, n: int) -> tuple[NDArray[Any], str]:
     if wanted.type.kind == "bool":
-        return torch.ones(1, dtype=torch.bool), "true"
-    return torch.full((1,), n // 4), str(n // 4)
+        return np.ones(1, dtype=np.bool_), "true"
+    return np.full((1,), n // 4, dtype=np.int64), str(n // 4)
 
 
 def _no_example(wanted: Input) -> ArgumentError:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from attnc.compiler import ir
 from attnc.compiler.planning.plan import Plan
-from attnc.compiler.values import is_plain, is_scored
+from attnc.compiler.values import is_plain
+from attnc.runtime.branch_relations import is_single
 from attnc.runtime.call import call_shape, check_tensors
 from attnc.runtime.cpu import scored
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
-from attnc.runtime.selections.placed import choice_of
+from attnc.runtime.profiling import NamedCall
 from attnc.runtime.steps import Steps
 
 if TYPE_CHECKING:
@@ -68,6 +69,19 @@ class General:
         """
         if self.recurrent is not None:
             return self.recurrent.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)[0], None
+        with NamedCall(self.pattern.name):
+            return self._attend(q, k, v, inputs, tensors, scale, by_kernels)
+
+    def _attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Mapping[str, object],
+        tensors: Sequence[Tensor],
+        scale: float | None,
+        by_kernels: bool,
+    ) -> Result:
         sizes = check_tensors(q, k, v)
         factor = float(sizes.dk**-0.5) if scale is None else scale
         if self.steps is not None:
@@ -102,9 +116,7 @@ def general_of(planner: Planner) -> General:
         recur = pattern.recur
         recurrent = planner.remembered("recurrence", lambda: Recurrent(pattern, recur, strict=planner.strict))
         return General(planner, None, recurrent)
-    single = len(pattern.nodes) == 1 and pattern.combine is None and is_scored(pattern.nodes[0])
-    single = single and not pattern.chooses and choice_of(pattern.nodes[0]) is None
-    return General(planner, None if single else steps_of(planner))
+    return General(planner, None if is_single(pattern) else steps_of(planner))
 
 
 def steps_of(planner: Planner) -> Steps:

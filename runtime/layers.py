@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
@@ -21,11 +21,11 @@ from attnc.compiler.receptive.fields import Layer
 from attnc.compiler.receptive.held import Held
 from attnc.compiler.rewrite import walk
 from attnc.compiler.values import output, output_lse, output_of_state, values_of
-from attnc.runtime.attention import Attention
-from attnc.runtime.call import Sizes, call_shape
+from attnc.runtime.branch_relations import BranchRelations, places
+from attnc.runtime.call_relations import relations_of
+from attnc.runtime.call_shapes import Sizes, shape_of_call
+from attnc.runtime.described import Described
 from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.runtime.plans import relations_of
-from attnc.runtime.steps import Steps, places
 
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -33,7 +33,7 @@ Mask = NDArray[np.bool_]
 _TOKEN = fold.place("q")
 
 
-def layer_of(attention: Attention, n: int, heads: int, inputs: Mapping[str, Tensor]) -> Layer:
+def layer_of(attention: Described, n: int, heads: int, inputs: Mapping[str, Any]) -> Layer:
     """What a pattern shows among n tokens, in any of its heads and branches, for the first batch entry.
 
     A query sees a unit of keys whole: pooled keys hold something of each of their tokens. Where content chooses, it
@@ -47,7 +47,7 @@ def layer_of(attention: Attention, n: int, heads: int, inputs: Mapping[str, Tens
     _refuse(pattern)
     batch = next((x.shape[0] for t, x in _given(pattern, inputs) if t.dims[:1] == ("batch",)), 1)
     sizes = Sizes(n, n, batch, heads, heads, 64, 64, "float32")
-    found = Steps("", replace(pattern, stateful=()), False).relations(sizes, inputs) if pattern.nodes else []
+    found = BranchRelations(replace(pattern, stateful=())).relations(sizes, inputs) if pattern.nodes else []
     held = [state for recur in states_of(pattern) for state in _held(pattern, recur, sizes, inputs)]
     return Layer.of(n, [(r, None if node.keys is None else places(node, r, n)) for node, r in found], held)
 
@@ -57,7 +57,7 @@ def states_of(pattern: ir.Pattern) -> tuple[Recur, ...]:
     return pattern.stateful if pattern.recur is None else (pattern.recur,)
 
 
-def inputs_of_layer(attention: Attention) -> frozenset[str]:
+def inputs_of_layer(attention: Described) -> frozenset[str]:
     """Return the inputs that say what a layer shows: those of the relation, of the order of a scan, and of resets."""
     pattern = attention.pattern
     read = {node for recur in states_of(pattern) for root in _clauses(recur) for node in walk(root)}
@@ -73,21 +73,21 @@ def _clauses(recur: Recur) -> list[Index]:
     return [root for root in (recur.order, recur.reset) if root is not None]
 
 
-def _given(pattern: ir.Pattern, inputs: Mapping[str, Tensor]) -> list[tuple[ir.Tensor, Tensor]]:
+def _given(pattern: ir.Pattern, inputs: Mapping[str, Any]) -> list[tuple[ir.Tensor, Any]]:
     return [(tensor, inputs[tensor.name]) for tensor in pattern.tensors if tensor.name in inputs]
 
 
 # --- states ----------------------------------------------------------------------------------------------------------
 
 
-def _held(pattern: ir.Pattern, recur: Recur, sizes: Sizes, inputs: Mapping[str, Tensor]) -> list[Held]:
+def _held(pattern: ir.Pattern, recur: Recur, sizes: Sizes, inputs: Mapping[str, Any]) -> list[Held]:
     """Return the tokens that the state of a branch holds, by head. Raises ArgumentError where a scan has ties."""
     clauses = _clauses(recur)
     # A node that reads what the state's order and resets read, so that a call takes the same inputs.
     read = fold.disjunction(*(root if ir.is_truth(root) else fold.equal(root, fold.const(0)) for root in clauses))
     own = rows_of(replace(pattern, nodes=(), recur=None, stateful=()))
     own = replace(own, nodes=(replace(own.attend, visible=read),))
-    relations = relations_of(own, call_shape(own, sizes, {t.name: x for t, x in _given(pattern, inputs)}))
+    relations = relations_of(own, shape_of_call(own, sizes, {t.name: x for t, x in _given(pattern, inputs)}))
     by_head = any(isinstance(node, HeadIndex) and node.name != "batch" for root in clauses for node in walk(root))
     by_head |= any(
         isinstance(node, Lookup) and {"head", "kv_head"} & set(node.tensor.dims)

@@ -14,6 +14,9 @@ from attnc.spec.reading.text import decode
 from attnc.spec.source import SourceFile
 from attnc.spec.suggest import did_you_mean
 
+SHOWN = 100
+"""Characters of an unknown name that a message shows at most."""
+
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*\Z")
 _IN_FILE = re.compile(r"(?P<file>.+\.attn):(?P<name>[A-Za-z_][A-Za-z_0-9]*)\Z")
 
@@ -61,7 +64,8 @@ def _library(name: str) -> Found:
     source = library_source(name) if _is_pattern(name) else None
     if source is None:
         hint = did_you_mean(name, library_names(), "`attnc list` shows the library")
-        raise PatternNotFoundError(f"the library has no pattern `{name}`: {hint} (source text needs a newline)")
+        shown = name if len(name) <= SHOWN else f"{name[:SHOWN]}…"
+        raise PatternNotFoundError(f"the library has no pattern `{shown}`: {hint} (source text needs a newline)")
     return Found(source, name, None)
 
 

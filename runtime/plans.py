@@ -18,31 +18,27 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from attnc.compiler.cache_need import CacheNeed, cache_need
-from attnc.compiler.ir import BOUNDARIES, Pattern
+from attnc.compiler.ir import Pattern
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.planning.build_plan import CallShape, Relations, build_plan
-from attnc.compiler.planning.documents import (
-    BoundariesError,
-    DocumentsNotContiguousError,
-    Windows,
-    document_windows,
-    packed_windows,
-)
+from attnc.compiler.planning.build_plan import CallShape, build_plan
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.planning.recipes import covered, read_recipe
 from attnc.compiler.planning.schedule import Choice, Problem, choose
 from attnc.compiler.values import is_plain, values_of
 from attnc.runtime.call import Sizes, call_shape, check_tensors, ids_of_documents, names_read
+from attnc.runtime.call_relations import documents_of_call, relations_of
 from attnc.runtime.cpu.direct import Direct
 from attnc.runtime.cpu.memory import memory_of
 from attnc.runtime.errors import ArgumentError, UnsupportedError
 from attnc.runtime.recent import Recent, held_bytes
-from attnc.runtime.requirements import check_requirements
 from attnc.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
     from attnc.runtime.gpu.planner import GpuPlanner
     from attnc.runtime.tuning.tuned import Tuned
+
+__all__ = ["PLANNING", "Planner", "by_option", "cache_of", "documents_of_call", "name_of", "need_of", "planning"]
+__all__ += ["relations_of", "runs_in"]
 
 _log = logging.getLogger(__name__)
 
@@ -209,46 +205,6 @@ def need_of(pattern: Pattern, heads: int, group: int) -> CacheNeed | None:
 
 
 _NEEDS: Recent[CacheNeed | None] = Recent(SETTINGS.specs)
-
-
-def relations_of(pattern: Pattern, shape: CallShape) -> Relations:
-    """The relations of a call.
-
-    Raises SpecError for a requirement that it breaks, ArgumentError for documents whose tokens are scattered.
-    """
-    relations = Relations(pattern, shape)
-    check_requirements(pattern, shape)
-    _checked(pattern, relations.check_documents)
-    return relations
-
-
-def documents_of_call(pattern: Pattern, ids: NDArray[Any], n_q: int, n_k: int) -> list[Windows]:
-    """The documents of a call, of each batch entry or of all of them alike, from what `pattern.documents` is given.
-
-    Raises ArgumentError for documents whose tokens are scattered, and for boundaries that are none.
-    """
-    assert pattern.documents is not None
-    if BOUNDARIES in pattern.documents.dims:
-        return [_checked(pattern, lambda: packed_windows(ids, n_q, n_k, pattern.align))]
-    rows = ids if "batch" in pattern.documents.dims else ids[None]
-    return [_checked(pattern, partial(document_windows, row, n_q, pattern.align)) for row in rows]
-
-
-def _checked(pattern: Pattern, look: Callable[[], T]) -> T:
-    try:
-        return look()
-    except DocumentsNotContiguousError as error:
-        raise _not_contiguous(pattern, error) from error
-    except BoundariesError as error:
-        raise ArgumentError(f"cu_seqlens {error}") from error
-
-
-def _not_contiguous(pattern: Pattern, error: DocumentsNotContiguousError) -> ArgumentError:
-    name = pattern.documents.name if pattern.documents else "documents"
-    return ArgumentError(
-        f"the input `{name}` is not in contiguous runs: id {error.identity} comes back at position {error.position}; "
-        f"give each document's tokens one after another, or compare ids in `visible`"
-    )
 
 
 def name_of(tensor: Tensor, is_read: bool) -> Hashable:

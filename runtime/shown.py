@@ -6,7 +6,9 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler.planning.build_plan import Relations
@@ -21,6 +23,7 @@ from attnc.runtime.call import (
     finite,
     input_tensors,
 )
+from attnc.runtime.call_shapes import dtype_name
 from attnc.runtime.compiled import Compiled
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
@@ -32,11 +35,7 @@ from attnc.runtime.reference_plan import reference_plan
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from attnc.compiler.growth.growth import Growth
-    from attnc.compiler.simulation.candidates import Wish
-    from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
-    from attnc.runtime.floors import Floor
-    from attnc.runtime.simulating import Device
+    from attnc.compiler.simulation.simulation import Simulation
 
 
 class Shown(Compiled):
@@ -80,7 +79,7 @@ class Shown(Compiled):
         if not 0 <= head < sizes.heads:
             raise ArgumentError(f"head is {head}: there are {sizes.heads} heads")
         batched = any("batch" in tensor.dims for tensor in self._pattern.tensors)
-        masks = [self._mask(sizes, inputs, b, head) for b in range(sizes.batch if batched else 1)]
+        masks = [torch.from_numpy(self._visible(sizes, inputs, b, head)) for b in range(sizes.batch if batched else 1)]
         return torch.stack(masks) if batched else masks[0]
 
     def _mask_of_chosen(
@@ -135,11 +134,19 @@ class Shown(Compiled):
         with torch.no_grad():
             return sizes, inputs, self._steps.chosen(q, k, v, Given(sizes, inputs, real, factor))
 
-    def _mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
-        if self._steps is not None:
-            return self._steps.mask(sizes, inputs, batch, head)
-        relations = self._relations(sizes, inputs)
-        return torch.from_numpy(relations.mask(batch, head, 0, sizes.n_q, 0, sizes.n_k))
+    def _drawn_mask(self, n_q: int, n_k: int, head: int, inputs: Mapping[str, object]) -> NDArray[np.bool_]:
+        """The pairs that a picture of one head shows, of the first batch entry."""
+        given: dict[str, Any] = {**inputs}
+        mask = self.mask(n_q, n_k, head=head, **given)
+        found: NDArray[np.bool_] = (mask[0] if mask.dim() == 3 else mask).numpy()
+        return found
+
+    def _drawn_plan(self, n_q: int, n_k: int, heads: int, inputs: Mapping[str, object]) -> Plan:
+        """The plan of a call, which has the pairs of one attention."""
+        if not self.is_recurrence:
+            self._refuse_states("mask")
+        given: dict[str, Any] = {**inputs}
+        return self.plan(n_q, n_k, heads=heads, **given)
 
     def plan(
         self,
@@ -166,7 +173,7 @@ class Shown(Compiled):
         target = planned_target(device, self._options.backend)
         if dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
-        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
+        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype_name(dtype))
         if self._is_reference:
             states = () if self._steps is None else [one.recur.name for one in self._steps.stateful]
             return reference_plan(self._all_relations(sizes, inputs), states)
@@ -211,7 +218,8 @@ class Shown(Compiled):
         planners = [(self.name, self._planner)]
         if self._steps is not None:
             tokens = natural_length(self._bound, head_dim) or head_dim
-            sizes = self._sizes(tokens, None, None, None, inputs, head_dim=head_dim, dtype=dtype)
+            name = dtype_name(dtype)
+            sizes = self._sizes(tokens, None, None, None, inputs, head_dim=head_dim, dtype=name)
             planners = self._steps.by_kernels.planners(sizes, inputs)
         try:
             return found | sources(planners, named_target(target), head_dim, dtype)
@@ -247,121 +255,29 @@ class Shown(Compiled):
 
         Raises MachineError, ArgumentError, ArgumentTypeError, UnsupportedError, SpecError, EvaluationError.
         """
-        recurrent = self._general.recurrent
-        if recurrent is not None and (tile is not None or order is not None):
-            raise ArgumentError("tile and order are of pairs; the chunks of a recurrence are chosen by their time")
-        from attnc.compiler.simulation.candidates import Wish
-        from attnc.runtime.simulating import default_dtype, find_device, simulated
-
-        machine = find_device(device)
-        dtype = default_dtype(machine) if dtype is None else dtype
-        if dtype not in FLOATS:
+        if dtype is not None and dtype not in FLOATS:
             raise ArgumentTypeError(f"dtype is {dtype}: it must be a floating dtype")
-        sizes = self._sizes(n_q, n_k, heads, kv_heads, inputs, batch=batch, head_dim=head_dim, dtype=dtype)
-        if recurrent is not None:
-            from attnc.runtime.simulating_recurrences import simulated_recurrence
-
-            return simulated_recurrence(recurrent, self._bound.values, sizes, machine, stage, inputs)
-        if self._pattern.stateful:
-            return self._simulated_states(sizes, inputs, machine, stage, baseline, Wish(tile, order))
-        if self._pattern.selections:
-            return self._simulated_choices(sizes, inputs, machine, stage, baseline, Wish(tile, order))
-        if self._steps is None:
-            attends = [self._relations(sizes, inputs)]
-        else:
-            attends = [relations for _, relations in self._steps.relations(sizes, inputs)]
-        plan = self._planner.plan if self._steps is None else self._steps.plan
-        return simulated(
-            self.name,
-            self._bound.values,
-            attends,
-            sizes,
-            machine,
-            lambda: plan(sizes, inputs),
-            stage,
-            baseline,
-            Wish(tile, order),
+        return self._simulated(
+            n_q,
+            n_q if n_k is None else n_k,
+            inputs,
+            heads=heads,
+            kv_heads=kv_heads,
+            batch=batch,
+            head_dim=head_dim,
+            dtype=None if dtype is None else dtype_name(dtype),
+            device=device,
+            stage=stage,
+            baseline=baseline,
+            tile=tile,
+            order=order,
         )
-
-    def _simulated_states(
-        self,
-        sizes: Sizes,
-        inputs: Mapping[str, object],
-        machine: Device,
-        stage: Pass,
-        baseline: Baseline | None,
-        wish: Wish,
-    ) -> Simulation:
-        from attnc.compiler.simulation.candidates import Wish
-        from attnc.compiler.simulation.machine import Machine
-        from attnc.runtime.simulating import check_asked
-        from attnc.runtime.simulating_states import simulated_states
-
-        if not isinstance(machine, Machine) or self._pattern.selections or stage == "decode":
-            self._refuse_states("simulation on a CPU, of decode, or beside choices: ask for a whole call on a GPU")
-        assert isinstance(machine, Machine)
-        check_asked(stage, baseline, wish, on_cpu=False)
-        if wish != Wish():
-            raise ArgumentError("tile and order are of pairs; the chunks of branches with a state have their own")
-        assert self._steps is not None
-        attends = self._steps.relations(sizes, inputs) if self._pattern.nodes else []
-        own = self._steps.stateful
-        return simulated_states(self.name, self._bound.values, attends, own, sizes, machine, stage, baseline, inputs)
-
-    def _simulated_choices(
-        self,
-        sizes: Sizes,
-        inputs: Mapping[str, object],
-        machine: Device,
-        stage: Pass,
-        baseline: Baseline | None,
-        wish: Wish,
-    ) -> Simulation:
-        from attnc.compiler.simulation.candidates import Wish
-        from attnc.compiler.simulation.cpu import Cpu
-        from attnc.runtime.simulating import check_asked
-        from attnc.runtime.simulating_choices import simulated_choices
-
-        if stage == "decode":
-            raise UnsupportedError(f"decode of `{self.name}`, which chooses by content, is not simulated yet")
-        check_asked(stage, baseline, wish, on_cpu=isinstance(machine, Cpu))
-        if wish != Wish():
-            raise ArgumentError("tile and order are chosen for pairs; the kernels of chosen keys have their own")
-        assert self._steps is not None
-        relations = self._steps.open.relations(sizes, inputs)
-        steps, bound = self._steps, self._bound.values
-        return simulated_choices(
-            self._pattern, bound, relations, lambda: steps.plan(sizes, inputs), sizes, inputs, machine, stage, baseline
-        )
-
-    def growth(self, *, heads: int | None = None) -> Growth:
-        """How the visible pairs grow with the length: a formula with its derivation, or a law that is fitted.
-
-        Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
-        """
-        self._refuse_states("growth")
-        from attnc.runtime.simulating import growth
-
-        return growth(self._bound, self._pattern, heads)
-
-    def floors(
-        self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
-    ) -> tuple[Floor, ...]:
-        """How sparse the pattern can become by its real parameters, and what is visible even then.
-
-        Nothing is said of a pattern that chooses by content.
-        """
-        self._refuse_states("floors")
-        from attnc.runtime.simulating import floors
-
-        if self._pattern.selections:
-            return ()
-        return floors(self._bound, self._sizes(n_q, n_k, heads, heads, inputs), inputs)
 
     def picture(self, n: int, *, head: int = 0, **inputs: object) -> str:
         """The pattern at length n as an SVG: element view, tile view, keys per row; with a state, branch by branch."""
         from attnc.runtime.pictures.branch_svg import branches_svg
-        from attnc.runtime.pictures.branches import has_states, make_branches
+        from attnc.runtime.pictures.branch_views import has_states
+        from attnc.runtime.pictures.branches import make_branches
         from attnc.runtime.pictures.draw import draw, to_svg
 
         check_counts(0, n=n, head=head)

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-import torch
-
 from attnc.compiler.growth.growth import Growth, find_growth, fit_growth
 from attnc.compiler.ir import Const, Index, Pattern
 from attnc.compiler.lowering.lower import lower
@@ -21,11 +19,10 @@ from attnc.compiler.simulation.machine import Machine, find_machine
 from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
-from attnc.runtime.call import Sizes, call_shape
-from attnc.runtime.cpu import calibration
-from attnc.runtime.errors import ArgumentError
+from attnc.runtime.call_relations import relations_of
+from attnc.runtime.call_shapes import Sizes, shape_of_call
+from attnc.runtime.errors import ArgumentError, needing_torch
 from attnc.runtime.floors import Floor, find_floors
-from attnc.runtime.plans import relations_of
 from attnc.spec.errors import SpecError
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram, ParameterRead, Value
@@ -41,17 +38,21 @@ Device = Machine | Cpu
 
 
 def find_device(name: str) -> Device:
-    """A machine by its name or file; "cpu" is the one at hand. Raises MachineError, OSError."""
+    """A machine by its name or file; "cpu" is the one at hand. Raises MachineError, OSError, TorchMissingError."""
     if name.lower() == "cpu":
+        with needing_torch("a simulation on this CPU, whose rates are those of torch's kernels,"):
+            import torch
+
+            from attnc.runtime.cpu import calibration
         rates = calibration.rates()
         title = f"this CPU ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
         return Cpu(title, torch.get_num_threads(), rates, calibration.measured() is not None)
     return find_machine(name)
 
 
-def default_dtype(device: Device) -> torch.dtype:
-    """What a call runs in where nothing else is said."""
-    return torch.float32 if isinstance(device, Cpu) else torch.bfloat16
+def default_dtype(device: Device) -> str:
+    """The name of the dtype that a call runs in where nothing else is said."""
+    return "float32" if isinstance(device, Cpu) else "bfloat16"
 
 
 def simulated(
@@ -128,7 +129,7 @@ def floors(bound: BoundProgram, sizes: Sizes, inputs: Mapping[str, object]) -> t
 
     def count(of: BoundProgram) -> int:
         pattern = lower(of)
-        relations = relations_of(pattern, call_shape(pattern, sizes, inputs))
+        relations = relations_of(pattern, shape_of_call(pattern, sizes, inputs))
         visible = problem_of([relations], of.program.name, {}, sizes.n_k).visible
         return sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
 

@@ -31,14 +31,12 @@ from attnc.compiler.simulation.mask_cost import LOOKUP
 from attnc.compiler.simulation.problem import Problem, problem_of
 from attnc.compiler.simulation.simulation import Baseline, Pass, Simulation
 from attnc.compiler.values import is_scored
-from attnc.runtime.call import Sizes, call_shape, missing, number
+from attnc.runtime.call_relations import relations_of
+from attnc.runtime.call_shapes import Sizes, missing, number, shape_of_call
 from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.plans import relations_of
-from attnc.runtime.selections.choose import AT_ONCE, ON_DEVICE
+from attnc.runtime.selections.at_once import AT_ONCE, ON_DEVICE
 from attnc.runtime.selections.counted import besides, deciding
-from attnc.runtime.selections.listed import blocks_of
-from attnc.runtime.selections.placed import choice_of
-from attnc.runtime.selections.tokens import tokens_of
+from attnc.runtime.selections.gather_choices import choice_of, tokens_of
 from attnc.runtime.simulating import Device, baseline_of
 from attnc.spec.program import Value
 
@@ -97,6 +95,8 @@ def _on_cpu(
     stage: Pass,
     baseline: Baseline,
 ) -> Simulation:
+    from attnc.runtime.selections.listed import blocks_of
+
     branches = plan.branches or ((pattern.nodes[0].name, plan),)
     own = []
     for node, (name, one) in zip(pattern.nodes, branches, strict=True):
@@ -232,12 +232,12 @@ def _attention(
 def _may_be_chosen(
     pattern: ir.Pattern, node: ir.Attend, open_relations: Open, stands_for: Mapping[str, float], sizes: Sizes
 ) -> int:
-    """Pairs of all heads, and of all members of a family, that may be chosen."""
+    """Pairs of all heads, and of all members of a family, that may be chosen; 0 for a family that is empty here."""
     found = 0
     for relations in (own for attend, own in open_relations if _family(attend) == node.name):
         visible = problem_of([relations], pattern.name, {}, sizes.n_k).visible
         found += sizes.batch * sizes.heads * sizes.n_q * sizes.n_k if visible is None else visible
-    return round(found * stands_for[node.name])
+    return round(found * stands_for.get(node.name, 0.0))
 
 
 def _family(attend: ir.Attend) -> str:
@@ -265,7 +265,7 @@ def _taken(
 ) -> tuple[Places, Taking]:
     """Where the places lie, and what a row may take of them."""
     own = replace(choosing(pattern, item), tensors=pattern.tensors)
-    relations = relations_of(own, replace(call_shape(own, sizes, inputs), n_k=sizes.n_k, shift=None))
+    relations = relations_of(own, replace(shape_of_call(own, sizes, inputs), n_k=sizes.n_k, shift=None))
     _check_given(pattern, choice, item, relations.slices.tensors)
     (window,) = relations.windows(0)
     rows, items = _rows(item, sizes, named), _items(item, sizes, named)

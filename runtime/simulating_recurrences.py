@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import numpy as np
 
 from attnc.compiler.ir import Recur
 from attnc.compiler.simulation.cpu import Cpu
@@ -14,9 +14,9 @@ from attnc.compiler.simulation.recurrent.cpu import simulate_recurrence_cpu
 from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.recurrent.gpu import simulate_recurrence_gpu
 from attnc.compiler.simulation.simulation import PASSES, Pass, Shape
-from attnc.runtime.call import Sizes
+from attnc.runtime.call_shapes import Sizes, is_tensor
 from attnc.runtime.errors import ArgumentError
-from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.simulating import Device
 from attnc.spec.program import Value
 from attnc.spec.suggest import did_you_mean
@@ -29,7 +29,7 @@ MOST_TOKENS = 16
 
 
 def simulated_recurrence(
-    recurrent: Recurrent,
+    recurrent: DerivedRecurrence,
     params: Mapping[str, Value],
     sizes: Sizes,
     device: Device,
@@ -62,7 +62,9 @@ def simulated_recurrence(
     return simulate_recurrence_gpu(call, device, stage)
 
 
-def _named(recurrent: Recurrent, sizes: Sizes, inputs: Mapping[str, object]) -> tuple[dict[str, int], tuple[str, ...]]:
+def _named(
+    recurrent: DerivedRecurrence, sizes: Sizes, inputs: Mapping[str, object]
+) -> tuple[dict[str, int], tuple[str, ...]]:
     """Every size by name, and what was assumed of some."""
     own = own_sizes(recurrent.recur)
     named = {"heads": sizes.heads, "kv_heads": sizes.kv_heads, "dk": sizes.dk, "dv": sizes.dv}
@@ -72,7 +74,7 @@ def _named(recurrent: Recurrent, sizes: Sizes, inputs: Mapping[str, object]) -> 
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"{name} is {value!r}: a size is a whole number, at least 1")
             named[name] = value
-        elif name in known and isinstance(value, Tensor):
+        elif name in known and (is_tensor(value) or isinstance(value, np.ndarray)):
             named |= {str(d): n for d, n in zip(known[name].dims, value.shape, strict=False) if d in own}
         else:
             raise _strange(recurrent, name, value, own)
@@ -82,7 +84,7 @@ def _named(recurrent: Recurrent, sizes: Sizes, inputs: Mapping[str, object]) -> 
     return {**named, **assumed}, notes
 
 
-def _strange(recurrent: Recurrent, name: str, value: object, own: frozenset[str]) -> ArgumentError:
+def _strange(recurrent: DerivedRecurrence, name: str, value: object, own: frozenset[str]) -> ArgumentError:
     known = sorted({tensor.name for tensor in recurrent.pattern.tensors} | own)
     if name in known:
         return ArgumentError(f"{name} is {type(value).__name__}: give a torch tensor, or leave it out")

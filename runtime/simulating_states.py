@@ -15,8 +15,8 @@ from attnc.compiler.simulation.problem import problem_of
 from attnc.compiler.simulation.recurrent.call import own_sizes
 from attnc.compiler.simulation.recurrent.found import RUNGS, RecurrenceSimulation
 from attnc.compiler.simulation.simulation import Baseline, Choice, Pass, Rung, RungName, Simulation, Traffic
-from attnc.runtime.call import Sizes
-from attnc.runtime.recurrent.call import Recurrent
+from attnc.runtime.call_shapes import Sizes
+from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.simulating import baseline_of
 from attnc.runtime.simulating_recurrences import simulated_recurrence
 from attnc.spec.program import Value
@@ -29,7 +29,7 @@ def simulated_states(
     name: str,
     params: Mapping[str, Value],
     attends: Sequence[tuple[Attend, Relations]],
-    stateful: Sequence[Recurrent],
+    stateful: Sequence[DerivedRecurrence],
     sizes: Sizes,
     machine: Machine,
     stage: Pass,
@@ -78,7 +78,7 @@ def _plans(states: Sequence[RecurrenceSimulation]) -> list[Choice]:
     return [replace(choice, q_tile=0, k_tile=0) for one in states for choice in one.choices]
 
 
-def _own(recurrent: Recurrent, inputs: Mapping[str, object]) -> dict[str, object]:
+def _own(recurrent: DerivedRecurrence, inputs: Mapping[str, object]) -> dict[str, object]:
     """The inputs and sizes that a branch has."""
     known = {tensor.name for tensor in recurrent.pattern.tensors} | own_sizes(recurrent.recur)
     return {name: x for name, x in inputs.items() if name in known}

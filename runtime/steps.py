@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
-from attnc.compiler.analysis import exact
 from attnc.compiler.attentions import alone, asked, open_choices, rows_of, stateful_alone
 from attnc.compiler.kernels.parts import in_parts
 from attnc.compiler.kernels.targets import Target
-from attnc.compiler.lowering.specialise import Window, specialise
-from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.planning.build_plan import CallShape
 from attnc.compiler.planning.plan import Plan, joined
 from attnc.compiler.pooled import PooledKeys, pooled_keys
 from attnc.compiler.values import (
@@ -32,8 +30,9 @@ from attnc.compiler.values import (
 )
 from attnc.runtime import reference
 from attnc.runtime.blocks import Block, Operands
+from attnc.runtime.branch_relations import BranchRelations
 from attnc.runtime.caches import Cache
-from attnc.runtime.call import Sizes, as_tensor, blank_choices, call_shape, number
+from attnc.runtime.call import Sizes, as_tensor, blank_choices, call_shape
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
@@ -42,13 +41,15 @@ from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.pooled import Keys
 from attnc.runtime.cpu.pooled import made as pooled_made
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.folded import AT_ONCE, entries_at_once, folded
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, relations_of
 from attnc.runtime.recent import Recent
 from attnc.runtime.selections import listed
 from attnc.runtime.selections.choices import Choices
+from attnc.runtime.selections.few_tokens import attend as attend_few_tokens
+from attnc.runtime.selections.gather_choices import choice_of
 from attnc.runtime.selections.placed import attend as attend_placed
-from attnc.runtime.selections.placed import choice_of
 from attnc.runtime.selections.planned import blank_choices_of, plan_of_choices
 from attnc.runtime.selections.sequences import alone as alone_in_call
 from attnc.runtime.selections.sequences import by_sequence
@@ -68,11 +69,11 @@ Run = Callable[[Planner, Given, Tensor, Tensor, Tensor, Mapping[str, Tensor]], P
 """(planner, call, q, k, v, what was given and computed before) → (out, lse) of one attention."""
 
 
-class Steps:
+class Steps(BranchRelations):
     """The attentions of a pattern as patterns of their own, in their order."""
 
     def __init__(self, text: str, pattern: ir.Pattern, strict: bool, tuned: Tuned | None = None) -> None:
-        self._pattern = pattern
+        super().__init__(pattern)
         self._text = text
         self._strict = strict
         self._tuned = tuned
@@ -99,11 +100,6 @@ class Steps:
             return pattern.lse is not None
         (node,) = pattern.nodes
         return isinstance(node.weights, ir.Softmax) and node.stack is None
-
-    @property
-    def has_tokens(self) -> bool:
-        """Whether the keys of an attention are tokens, or units of them."""
-        return any(node.keys is None or node.key_of is not None for node in self._pattern.nodes)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -233,14 +229,6 @@ class Steps:
             return empty, empty[..., 0]
         return torch.stack(outs, 3), torch.stack(lses, 3)
 
-    def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
-        assert node.family is not None
-        pattern = rows_of(replace(self._pattern, nodes=()))
-        pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
-        named = call_shape(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
-        low, high = (number(end, sizes, named) for end in node.family[1:])
-        return range(low, high)
-
     # --- planning ----------------------------------------------------------------------------------------------------
 
     def planners(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[str, Planner]]:
@@ -283,34 +271,14 @@ class Steps:
                 yield node.name, how_listed(planner, sizes, {**inputs, **chosen}, target)
 
     def mask(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> Tensor:
-        """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
-        if not self.has_tokens:
-            name = self._pattern.name
-            raise UnsupportedError(f"`{name}` has keys that are no tokens: there is no mask of tokens to show")
-        result = np.zeros((sizes.n_q, sizes.n_k), dtype=np.bool_)
-        for node, relations in self.relations(sizes, inputs):
-            if node.keys is not None and node.key_of is None:
-                continue
-            shape = relations.shape
-            seen = relations.mask(batch, head, 0, shape.n_q, 0, shape.n_k)
-            result |= seen if node.keys is None else seen[:, places(node, relations, sizes.n_k)]
-        return torch.from_numpy(result)
+        """`visible`, as a tensor."""
+        return torch.from_numpy(self.visible(sizes, inputs, batch, head))
 
-    def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
-        """The relations of every attention; `inputs` have what selections chose."""
-        found = []
-        for node in self._pattern.nodes:
-            members = [None] if node.family is None else self._members(node, sizes, inputs)
-            for i in members:
-                pattern = self._planner(node, i).pattern
-                own = self._own_inputs(pattern, inputs)
-                found.append((pattern.attend, relations_of(pattern, call_shape(pattern, sizes, own))))
-        return found
+    def _shape_of(self, pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+        return call_shape(pattern, sizes, inputs)
 
-    def _own_inputs(self, pattern: ir.Pattern, inputs: Mapping[str, object]) -> Mapping[str, object]:
-        """The inputs without what selections chose that this pattern does not ask."""
-        others = {item.name for item in self._pattern.selections} - {tensor.name for tensor in pattern.tensors}
-        return {name: x for name, x in inputs.items() if name not in others}
+    def _pattern_of(self, node: ir.Attend, member: int | None) -> ir.Pattern:
+        return self._planner(node, member).pattern
 
     def _planner(self, node: ir.Attend, member: int | None) -> Planner:
         name, number = node.name, str(self._pattern.nodes.index(node))  # names are the text's own, and in no key
@@ -333,21 +301,25 @@ class Steps:
         pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
         pattern = replace(pattern, tensors=pattern.tensors + chosen)
         relations = relations_of(pattern, _on_tokens(pattern, given))
-        dtype, heads = lse_dtype(q.dtype), tuple(range(q.shape[1]))
+        dtype = lse_dtype(q.dtype)
         vectors = q.unbind(0), k.unbind(0), v.unbind(0)
         sizes, slices = relations.sizes, relations.slices
         operands = Operands(*vectors, known, sizes, slices, given.scale, dtype, self._pattern.origins)
+        width = max(q.shape[-1], v.shape[-1])
+        numbers = AT_ONCE if pattern.documents is not None else q.shape[1] * max(q.shape[2], k.shape[2]) * width
         batches = []
-        for batch in range(q.shape[0]):
+        for entries in entries_at_once(q.shape[0], numbers, AT_ONCE):
+            at_once, heads = folded(operands, entries), tuple(range(q.shape[1] * len(entries)))
             parts = []
-            for window in relations.windows(batch):
+            for window in relations.windows(entries.start):
                 alive = np.ones((1, window.n_q, 1), dtype=np.bool_)
-                block = Block(batch, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), alive)
-                found = Values(operands, block).of(value)[:, :, 0]
+                block = Block(entries.start, heads, window, np.arange(window.n_q), np.zeros(1, dtype=np.int64), alive)
+                found = Values(at_once, block).of(value)[:, :, 0]
                 parts.append(found.expand(len(heads), window.n_q, *found.shape[2:]))
-            batches.append(torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype))
+            own = torch.cat(parts, 1) if parts else q.new_zeros((len(heads), 0, v.shape[-1]), dtype=dtype)
+            batches.append(torch.unflatten(own, 0, (len(entries), q.shape[1])))
         if batches and q.shape[2]:
-            return torch.stack(batches)
+            return torch.cat(batches)
         nothing = q.new_zeros((*q.shape[:3], *([v.shape[-1]] if rank(value) else [])), dtype=dtype)
         return nothing + sum(x.sum() for x in (q, k, v, *known.values()) if x.requires_grad)  # zeros as gradients
 
@@ -361,15 +333,6 @@ def _stateful(pattern: ir.Pattern, strict: bool) -> list[Recurrent]:
 def _on_tokens(pattern: ir.Pattern, given: Given) -> CallShape:
     """The shape of a call whose keys are tokens, whatever the attention's are."""
     return replace(call_shape(pattern, given.sizes, given.inputs), n_k=given.sizes.n_k, shift=None)
-
-
-def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
-    """The key that each token is in."""
-    assert node.key_of is not None
-    window = Window(0, 0, relations.shape.n_q, tokens, 0)
-    own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
-    places: Int64 = exact.integers(own, (0, 1), (0, tokens))[0]
-    return places
 
 
 def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, known: Mapping[str, Tensor]) -> Pair:
@@ -390,9 +353,10 @@ def _on_cpu(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor, kno
 
 def _plainly(planner: Planner, given: Given, q: Tensor, k: Tensor, v: Tensor) -> Pair:
     """The softmax of `scale * dot(q, k)`, k and v being those of an attention's keys."""
-    gathered = attend_placed(planner, q, k, v, given) or attend_tokens(planner, q, k, v, given)
-    if gathered is not None:
-        return gathered
+    found = attend_few_tokens(planner, q, k, v, given) or attend_placed(planner, q, k, v, given)
+    found = found or attend_tokens(planner, q, k, v, given)
+    if found is not None:
+        return found
     plan = listed.plan_of(planner, given) or planner.plan(given.sizes, given.inputs)
     if k.shape[1] != plan.kv_heads:  # keys that differ among the heads of a kv head
         own, heads = plan, k.shape[1]

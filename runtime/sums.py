@@ -60,9 +60,12 @@ def numbered(low: Int64, high: Int64, first: int, last: int) -> Int64 | None:
 
 
 def added_up(terms: Tensor, numbers: Tensor, count: int) -> Tensor:
-    """Sums of terms (n, …) that have a number, as `numbered` gives it: (count, …)."""
-    sums = terms.new_zeros((count + 1, *terms.shape[1:]))
-    return sums.index_add(0, numbers, terms)[:count]
+    """Sums of terms (heads, n, …) that have a number (heads or 1, n), as `numbered` gives it: (heads, count, …)."""
+    heads = len(terms)
+    first = torch.arange(heads, device=terms.device)[:, None] * (count + 1)
+    sums = terms.new_zeros((heads * (count + 1), *terms.shape[2:]))
+    sums = sums.index_add(0, (first + numbers).reshape(-1), terms.flatten(0, 1))
+    return torch.unflatten(sums, 0, (heads, count + 1))[:, :count]
 
 
 def gathered(tensor: Tensor, indices: list[Tensor]) -> Tensor:

@@ -67,6 +67,7 @@ def _is_word(node: ir.Index) -> bool:
 
 
 _HEAD = ir.intern(ir.Var("a head", 0))
+_ENTRY = ir.intern(ir.Var("a batch entry", 0))
 
 AT_ONCE = 1 << 23
 """Terms of an aggregate that are computed at once, over all lanes."""
@@ -198,10 +199,15 @@ class Values:
     def _axes(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
         """Which dimensions of lanes a node depends on."""
         read = reads(node)
-        axes = [False] * self._loops.depth + [name in read for name in ("head", "q", "k")]
+        axes = [False] * self._loops.depth + [self._differs_by_head(node), "q" in read, "k" in read]
         for value in self._loops.of(node).values():
             axes = [a or n > 1 for a, n in zip(axes, value.shape, strict=True)]
         return tuple(axes)
+
+    def _differs_by_head(self, node: ir.Value | ir.Index) -> bool:
+        """Whether a node depends on the head of the block: also through its batch entry, if heads tell that."""
+        read = reads(node)
+        return "head" in read or (self._operands.entry_heads is not None and "batch" in read)
 
     def _alive(self, node: ir.Value | ir.Index) -> Alive:
         """The lanes that are asked for, over the dimensions that a node reads."""
@@ -305,25 +311,40 @@ class Values:
         alive, bound = self._alive(node), self._loops.of(node)
         places = block.rows if axes[-2] else block.rows[:1], block.keys if axes[-1] else block.keys[:1]
         counts = block.window.n_q, block.window.n_k
-        heads = block.heads if axes[-3] else block.heads[:1]
-        if len(heads) > 1 and not any(isinstance(below, ir.Whole) for below in node.below):
-            bound[_HEAD] = np.array(heads)[:, None, None]
-            found = evaluate(self._specialised(node, _HEAD), _Lanes(places, bound, alive, counts))
-            shape = np.broadcast_shapes(found.shape, (len(heads), 1, 1))
-            return found if found.shape == shape else np.array(np.broadcast_to(found, shape))
+        heads = np.array(block.heads if axes[-3] else block.heads[:1])
         parts = []
-        for i, head in enumerate(heads):
-            here = alive[..., min(i, alive.shape[-3] - 1), :, :]
-            own = {v: x[..., min(i, x.shape[-3] - 1), :, :] for v, x in bound.items()}
-            parts.append(evaluate(self._specialised(node, head), _Lanes(places, own, here, counts)))
-        return np.stack(parts, -3) if len(parts) > 1 else parts[0][..., None, :, :]
+        for at in self._evaluated_at_once(node, heads):
+            here, own = _of_heads(alive, at), {v: _of_heads(x, at) for v, x in bound.items()}
+            entry, head = self._entries_and_heads(heads[at])
+            if at.stop - at.start == 1:
+                own = {v: x[..., 0, :, :] for v, x in own.items()}
+                lanes = _Lanes(places, own, here[..., 0, :, :], counts)
+                parts.append(evaluate(self._specialised(node, int(entry[0]), int(head[0])), lanes)[..., None, :, :])
+                continue
+            own |= {_HEAD: head[:, None, None], _ENTRY: entry[:, None, None]}
+            one_entry = int(entry[0]) if entry[0] == entry[-1] else _ENTRY
+            found = evaluate(self._specialised(node, one_entry, _HEAD), _Lanes(places, own, here, counts))
+            shape = np.broadcast_shapes(found.shape, (len(head), 1, 1))
+            parts.append(found if found.shape == shape else np.array(np.broadcast_to(found, shape)))
+        return np.concatenate(parts, -3) if len(parts) > 1 else parts[0]
 
-    def _specialised(self, node: ir.Index, head: int | ir.Var) -> ir.Index:
+    def _evaluated_at_once(self, node: ir.Index, heads: Int64) -> list[slice]:
+        """Heads of the block that share one evaluation of an exact expression."""
+        if any(isinstance(below, ir.Whole) for below in node.below):  # it is tabulated for each head
+            return [slice(i, i + 1) for i in range(len(heads))]
+        return [slice(0, len(heads))]
+
+    def _entries_and_heads(self, heads: Int64) -> tuple[Int64, Int64]:
+        """The batch entry of each head of the block, and which of the entry's heads each is."""
+        size, first = self._operands.entry_heads, self._block.batch
+        return (np.full_like(heads, first), heads) if size is None else (first + heads // size, heads % size)
+
+    def _specialised(self, node: ir.Index, entry: int | ir.Var, head: int | ir.Var) -> ir.Index:
         block, operands = self._block, self._operands
-        name = (node, block.place, block.batch, head)
+        name = (node, block.place, entry, head)
         found = operands.specialised.get(name)
         if found is None:
-            how = {"batch": block.batch, "head": head, "group": operands.group}
+            how = {"batch": entry, "head": head, "group": operands.group}
             found = specialise(node, operands.sizes, operands.slices, block.place, **how)  # type: ignore[arg-type]
             operands.specialised[name] = found
         return found
@@ -359,6 +380,9 @@ class Values:
         tensor = {"q": operands.q, "k": operands.k, "v": operands.v}[node.tensor][self._block.batch]
         at, alive = self._integers(node.at), self._alive(node.at)
         heads = self._integers(node.head)
+        if operands.entry_heads is not None:
+            own = np.array(self._block.heads)[:, None, None]
+            heads = heads + (own - own % operands.entry_heads)
         if node.tensor == "q":
             low, first, count = window.shift, window.row - window.shift, window.n_q
         else:
@@ -578,7 +602,7 @@ class Values:
     def _difference(self, node: ir.Total, low: Int64, high: Int64, first: int, last: int) -> Tensor:
         """A sum whose terms depend on its variable alone: a difference of sums from the first term on, in fp64."""
         block, rows = self._block, np.arange(first, last)
-        heads = len(block.heads) if "head" in reads(node.body) else 1
+        heads = len(block.heads) if self._differs_by_head(node.body) else 1
         asked = np.ones(len(rows), np.bool_) if isinstance(node.body, ir.Element) else covered(low, high, first, last)
         alive = np.broadcast_to(asked[None, :, None], (heads, len(rows), 1))
         inner = Values(
@@ -605,15 +629,15 @@ class Values:
         if len(numbers) < len(low):
             return None
         block, rows = self._block, np.arange(first, last)
-        heads = len(block.heads) if "head" in reads(node.body) else 1
+        heads = len(block.heads) if self._differs_by_head(node.body) else 1
         alive = np.any([own < count for own in numbers], 0)
         alive = np.broadcast_to(alive[None, :, None], (heads, len(rows), 1))
         here = replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True, seen=None)
         terms = Values(self._operands, here).of(substitute_value(node.body, {node.var: fold.place("q")}))[:, :, 0]
         terms = terms.expand(max(heads, lanes[0]), *terms.shape[1:])
         terms = torch.where(_broad(self._tensor(alive[..., 0]), rank(node)), terms, 0)
-        found = [added_up(own, self._tensor(numbers[min(i, len(numbers) - 1)]), count) for i, own in enumerate(terms)]
-        return torch.stack(found).reshape(len(found), *lanes[1:], *terms.shape[2:])
+        found = added_up(terms, self._tensor(np.array(numbers)), count)
+        return found.reshape(len(found), *lanes[1:], *terms.shape[2:])
 
     def _shared(self, node: ir.Total, low: Int64, high: Int64) -> Quantity | None:
         """The aggregate of a unit once for all of its rows, or keys, where its ends alone depend on these."""
@@ -685,6 +709,11 @@ class Values:
             inner = inner._over(inside)
         value = _aggregated(inner, node.op, node.body, inside, 0)
         return _without_front(value)
+
+
+def _of_heads(lanes: NDArray[S], heads: slice) -> NDArray[S]:
+    """Some of the heads of an array (…, heads or 1, rows, keys)."""
+    return lanes if lanes.shape[-3] == 1 else lanes[..., heads, :, :]
 
 
 def _aggregated(values: Values, op: str, body: ir.Value, inside: Alive, axis: int) -> Quantity:

@@ -24,7 +24,6 @@ from attnc.compiler.ir import DataRead, Index, Lookup
 from attnc.compiler.lowering.specialise import alone, other_sizes, reads_head
 from attnc.compiler.rewrite import variables, walk
 from attnc.compiler.sameness import PARTS, normal_forms
-from attnc.runtime.attention import Attention
 from attnc.runtime.comparing import (
     LENGTHS,
     Answer,
@@ -35,12 +34,13 @@ from attnc.runtime.comparing import (
     reads_counts,
     reads_groups,
 )
-from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.example_inputs import head_count
+from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.lengths import fixed_and_row
 
 if TYPE_CHECKING:
-    from attnc.runtime.drawn_calls import CallDifference
+    from attnc.runtime.drawn_calls import CallDifference, Compared
 
 HEADS = 8
 """Heads where neither the parameters nor the caller say how many there are."""
@@ -84,7 +84,10 @@ class Sameness:
     up_to: int | None = None
 
 
-def decide(one: Attention, other: Attention, *, relation_only: bool = False, heads: int | None = None) -> Sameness:
+_ALL = "compare all that the patterns compute, not the relation alone"
+
+
+def decide(one: Foreseen, other: Foreseen, *, relation_only: bool = False, heads: int | None = None) -> Sameness:
     """Compare two patterns; `relation_only`: their visible pairs alone; `heads`: with so many heads.
 
     Raises UnsupportedError where the patterns cannot be compared, and what calls of them raise.
@@ -96,7 +99,7 @@ def decide(one: Attention, other: Attention, *, relation_only: bool = False, hea
 class _Judge:
     """Two patterns with what is known of both."""
 
-    def __init__(self, one: Attention, other: Attention, heads: int | None) -> None:
+    def __init__(self, one: Foreseen, other: Foreseen, heads: int | None) -> None:
         self.patterns = one, other
         self.heads = _heads(one, other, heads)
         self._is_given = heads is not None or any(head_count(p.bound) is not None for p in self.patterns)
@@ -105,7 +108,10 @@ class _Judge:
     # --- verdicts ---
 
     def of_relations(self) -> Sameness:
-        """The verdict on visible pairs alone."""
+        """The verdict on visible pairs alone; states have none, so that patterns with states are refused."""
+        for pattern in self.patterns:
+            if pattern.is_recurrence or pattern.pattern.stateful:
+                raise UnsupportedError(f"{_why_not(pattern)}; {_ALL}")
         if self._documents_differ:
             return self._by_borders() or self._undecided_documents()
         answer = self._answer
@@ -200,12 +206,13 @@ class _Judge:
 
     def _by_masks(self) -> Sameness | None:
         """A pair that one pattern alone shows with drawn inputs; None where there is none, or masks cannot be made."""
-        from attnc.runtime.drawn_calls import compare_masks
-
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
             return None
+        with needing_torch(f"comparing {self._names} by the masks of drawn inputs"):
+            from attnc.runtime.drawn_calls import compare_masks
+        one, other = (p._compiled for p in self.patterns)
         with _drawing():
-            found = compare_masks(*self.patterns, self._drawn_lengths, self.heads, _groups(self.heads))
+            found = compare_masks(one, other, self._drawn_lengths, self.heads, _groups(self.heads))
         return None if found is None or found[1] is None else self._pair(found[1], self.heads)
 
     def _refuse_sizes(self) -> None:
@@ -219,7 +226,7 @@ class _Judge:
     def _undecided_relation(self) -> Sameness:
         self._refuse_sizes()
         if any(p.pattern.selections or not p.has_mask for p in self.patterns):
-            raise UnsupportedError(f"{self._why}; compare all that the patterns compute, not the relation alone")
+            raise UnsupportedError(f"{self._why}; {_ALL}")
         tokens = next(iter(self._drawn_lengths), None)
         return Sameness(None, None, self.heads, ("relation",), undecided=f"{self._why}", up_to=tokens)
 
@@ -276,14 +283,11 @@ class _Judge:
 
     def _by_calls(self, answer: Answer | None) -> Sameness:
         """The verdict of drawn calls; `answer`: what is known of the visible pairs, which are not known to differ."""
-        from attnc.runtime.drawn_calls import compare_calls
-
         differing = self._differing or (("relation",) if answer is None else ("branches",))
         how, proved = ("", None) if answer is None else (answer.how, True if answer.up_to is None else None)
         compared = ("relation", *PARTS)
         lengths = self._drawn_lengths
-        with _drawing():
-            found = compare_calls(*self.patterns, lengths, self.heads, _groups(self.heads)) if lengths else None
+        found = self._drawn_calls(lengths) if lengths else None
         if found is not None and found.difference is not None:
             row = found.difference
             return Sameness(False, proved, self.heads, compared, how, differs_in=differing, row=row)
@@ -294,6 +298,17 @@ class _Judge:
             why = f"{self._why}; {why}"
         up_to = None if found is None else found.length
         return Sameness(None, proved, self.heads, compared, how, why, differing, up_to=up_to)
+
+    def _drawn_calls(self, lengths: Sequence[int]) -> Compared | None:
+        with needing_torch(f"comparing {self._names} by the results of drawn calls"):
+            from attnc.runtime.drawn_calls import compare_calls
+        one, other = (p._compiled for p in self.patterns)
+        with _drawing():
+            return compare_calls(one, other, lengths, self.heads, _groups(self.heads))
+
+    @property
+    def _names(self) -> str:
+        return " and ".join(f"`{p.name}`" for p in self.patterns)
 
     @property
     def _drawn_lengths(self) -> Sequence[int]:
@@ -337,7 +352,7 @@ def _groups(heads: int) -> tuple[int, ...]:
     return (1, shared) if shared > 1 else (1,)
 
 
-def _heads(one: Attention, other: Attention, given: int | None) -> int:
+def _heads(one: Foreseen, other: Foreseen, given: int | None) -> int:
     counts = {n for n in (head_count(p.bound) for p in (one, other)) if n is not None}
     if len(counts) > 1:
         raise UnsupportedError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
@@ -355,14 +370,14 @@ def _check_heads(question: Question) -> None:
         )
 
 
-def _relation(pattern: Attention) -> Index | None:
+def _relation(pattern: Foreseen) -> Index | None:
     """The pairs of tokens that one of the branches shows; None where keys are no tokens."""
     relations = [of_tokens(node) for node in pattern.pattern.nodes]
     known = [relation for relation in relations if relation is not None]
     return fold.disjunction(*known) if known and len(known) == len(relations) else None
 
 
-def _why_not(attention: Attention) -> str | None:
+def _why_not(attention: Foreseen) -> str | None:
     """Why the visible pairs of a pattern are not known before a call, as a sentence."""
     name, pattern = f"`{attention.name}`", attention.pattern
     if attention.is_recurrence:

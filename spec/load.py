@@ -18,6 +18,9 @@ from attnc.spec.syntax import Module
 
 __all__ = ["Loader", "check_module", "check_source", "load_program", "load_programs"]
 
+LISTED = 20
+"""Patterns that a message lists at most."""
+
 
 def load_programs(source: SourceFile, loader: Loader) -> tuple[Program, ...]:
     """Every pattern of a text, checked. Raises `SpecError` with all that is wrong, in order of place."""
@@ -64,7 +67,9 @@ def _check(module: Module, loader: Loader, report: Report) -> tuple[Program, ...
 
 
 def _no_choice(source: SourceFile, names: list[str], name: str | None) -> Diagnostic:
-    listed = ", ".join(f"`{n}`" for n in names)
+    listed = ", ".join(f"`{n}`" for n in names[:LISTED])
+    if len(names) > LISTED:
+        listed += f" and {len(names) - LISTED:,} more"
     start = Label(Span(source, 0, 0))
     if not names:
         return Diagnostic("A606", f"{source.name} defines no pattern", start, help="write `pattern name` and a body")

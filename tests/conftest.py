@@ -41,6 +41,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 SEED = 20250
 
 
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run few tokens as many are run: what is chosen is gathered, and no masked call replaces it."""
+    from attnc.runtime.cpu import masked
+
+    monkeypatch.setattr(masked, "WORK", 0)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread of torch's for the tests of a file."""

@@ -21,9 +21,10 @@ from attnc.compiler.kernels.inputs import input_name, size_name, strides
 from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.loads import conjunction, entry_numbers, validity
 from attnc.compiler.kernels.problem import Problem
-from attnc.compiler.kernels.scores import Score, Term
+from attnc.compiler.kernels.scores import LEAST, Score, Term
 from attnc.compiler.kernels.source import TYPES, VECTOR, Argument, KernelSource, declaration
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
+from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.compiler.kernels.walks import Ranged
 from attnc.compiler.simulation.gpu_clocks import BYTES, TileShape
 from attnc.compiler.values import reads
@@ -96,6 +97,7 @@ class Decode(Forward):
         p = self.problem
         found = [Argument(name, f"*{TYPES[p.dtype]}") for name in self.read]
         found += [Argument("kv_len", "*i32"), Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32")]
+        found += [RESULT_SUM] if p.careful else []
         if self.kind == "pages":
             found.append(Argument("block_table", "*i32"))
         found += [Argument(input_name(tensor), f"*{_KINDS[tensor.kind]}") for tensor in p.tensors]
@@ -241,10 +243,11 @@ _KINDS = {"int": "i32", "bool": "i1", "real": "fp32"}
 _COUNTS = ("lanes", "heads", "kv_heads", "group", "queries", "splits")
 
 
-def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bool) -> KernelSource:
+def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bool, least: bool) -> KernelSource:
     """The kernel that merges shares: out (B, Hq, Nq, dv) and `lse`, one row a program.
 
-    `extra`: `of_extra`, (B or 1, Hq or 1, Nq), is an extra logit of every row.
+    `extra`: `of_extra`, (B or 1, Hq or 1, Nq), is an extra logit of every row. `least`: scores may be -inf, and shares
+    with such scores alone have an LSE of about `LEAST`.
     """
     pointers = [Argument("out_parts", "*fp32"), Argument("lse_parts", "*fp32"), Argument("out", f"*{TYPES[dtype]}")]
     pointers += [Argument("lse", "*fp32"), *([Argument("of_extra", "*fp32")] if extra else [])]
@@ -275,15 +278,20 @@ def emit_merge(name: str, told: Sequence[str], dv: int, dtype: str, *, extra: bo
             'most = tl.where(most > float("-inf"), tl.maximum(most, logit), most)',
         )
     lines.add('base = tl.where(most > float("-inf"), most, 0.0)')
+    if least:
+        lines.add(f'own = tl.where(own > {0.9 * LEAST!r}, own, float("-inf"))')
     lines.add(f"whole = tl.sum(tl.exp2((own - base) * {LOG2_E!r}), 0)")
     if extra:
-        lines.add(f"whole = tl.where(whole > 0.0, whole + tl.exp2((logit - base) * {LOG2_E!r}), whole)")
+        counted = f'most > float("-inf"), whole + tl.exp2((logit - base) * {LOG2_E!r}), whole'
+        lines.add(f"whole = tl.where({counted})")
     found = pieces(dv)
     for i, piece in enumerate(found):
         lines.add(f"sum_{i} = tl.zeros(({piece.width},), tl.float32)")
     with lines.block("for i in range(splits):"):
         lines.add("where = i * rows.to(tl.int64) + place")
         lines.add(f"weight = tl.exp2((tl.load(lse_parts + where) - base) * {LOG2_E!r})")
+        if least:
+            lines.add(f"weight = tl.where(tl.load(lse_parts + where) > {0.9 * LEAST!r}, weight, 0.0)")
         for i, piece in enumerate(found):
             lines.add(f"sum_{i} += weight * tl.load(out_parts + where * {dv} + {_entries(piece)}{_valid(piece, True)})")
     lines.add("divisor = tl.where(whole > 0.0, whole, 1.0)")

@@ -14,6 +14,7 @@ from attnc.compiler.kernels.ranges import ends, find_ranges
 from attnc.compiler.kernels.scores import find_score
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.targets import Target
+from attnc.compiler.kernels.visible_products import hides_by_inputs
 from attnc.compiler.kernels.walks import Listed, Ranged
 from attnc.compiler.rewrite import walk
 from attnc.compiler.simulation.gpu_clocks import TileShape
@@ -32,16 +33,24 @@ class DecodeKernels:
     kind: CacheKind
     listed: bool
     reason: str
+    hides_by_inputs: bool
 
     def decode(self, rows: int) -> KernelSource:
         """The kernel of a share, for so many rows of a head of keys. Raises NotInKernelsError."""
         return _decode(self.problem, self.kind, self.target, row_tile(rows))
 
+    def careful(self, rows: int) -> KernelSource | None:
+        """The kernel that follows `decode`, where one must (`visible_products`)."""
+        return (
+            _decode(self.problem.as_careful, self.kind, self.target, row_tile(rows)) if self.hides_by_inputs else None
+        )
+
     @property
     def merge(self) -> KernelSource:
         """The kernel that merges shares."""
         p = self.problem
-        return _merge(p.name, p.told, p.dv, p.dtype, p.score is not None and p.score.extra is not None)
+        extra, least = p.score is not None and p.score.extra is not None, p.score is not None and p.score.counts_least
+        return _merge(p.name, p.told, p.dv, p.dtype, extra, least)
 
 
 def row_tile(rows: int) -> int:
@@ -55,8 +64,8 @@ def _decode(problem: Problem, kind: CacheKind, target: Target, rows: int) -> Ker
 
 
 @lru_cache(maxsize=256)
-def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool) -> KernelSource:
-    return emit_merge(name, told, dv, dtype, extra=extra)
+def _merge(name: str, told: tuple[str, ...], dv: int, dtype: str, extra: bool, least: bool) -> KernelSource:
+    return emit_merge(name, told, dv, dtype, extra=extra, least=least)
 
 
 def _tiles(problem: Problem, target: Target, rows: int) -> TileShape:
@@ -101,7 +110,8 @@ def find_decode(pattern: Pattern, heads: Heads, target: Target, kind: CacheKind)
         grouped=heads.grouped,
     )
     reason = "each row sees few ranges of keys: bounds in the kernel, which reads the lengths"
-    found = DecodeKernels(problem, target, kind, listed, "the keys that rows see are listed" if listed else reason)
+    reason = "the keys that rows see are listed" if listed else reason
+    found = DecodeKernels(problem, target, kind, listed, reason, hides_by_inputs(pattern))
     found.decode(1)
     return found
 

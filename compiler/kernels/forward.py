@@ -11,7 +11,7 @@ from typing_extensions import override
 from attnc.compiler.kernels.depth import Accumulated, accumulated
 from attnc.compiler.kernels.kernel import Kernel
 from attnc.compiler.kernels.problem import Problem
-from attnc.compiler.kernels.scores import Term
+from attnc.compiler.kernels.scores import LEAST, Term
 from attnc.compiler.kernels.source import KernelSource
 from attnc.compiler.kernels.value_text import LN_2, LOG2_E
 from attnc.compiler.kernels.walks import Ranged
@@ -73,7 +73,7 @@ class Forward(Kernel):
         values = self.load_sum("v", "kv_head", self.problem.dv, tile, partial, loaded=False)
         for (name, _), value in zip(self.sums("sum", self.problem.dv), values, strict=True):
             self.rescaled(name)
-            self.lines.add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{self.problem.precision})")
+            self.add_weighted(name, "weight", value, partial)
 
     @override
     def full_loop(self, begin: str, end: str) -> None:
@@ -130,6 +130,9 @@ class Forward(Kernel):
         """The weights of a tile from its products, against the largest score so far."""
         add, p = self.lines.add, self.problem
         self.scored(partial)
+        if p.score is not None and p.score.counts_least:
+            add("# Finite, so that the extra logit has the row of a key with a score of -inf.")
+            add(f'score = tl.where(score == float("-inf"), {LEAST!r}, score)')
         if partial:
             add('score = tl.where(visible, score, float("-inf"))')
         add("before = most", f"most = tl.maximum(most, tl.max(score, 1) * {self.factor})")
@@ -175,8 +178,11 @@ class Forward(Kernel):
             "most = tl.where(total > 0.0, tl.maximum(most, logit), most)",
             'base = tl.where(most == float("-inf"), 0.0, most)',
             "rescale = tl.exp2(before - base)",
-            "total = tl.where(total > 0.0, total * rescale + tl.exp2(logit - base), total)",
         )
+        score = self.problem.score
+        if score is not None and score.counts_least:
+            self.lines.add(f"rescale = tl.where(before > {LEAST!r}, rescale, 0.0)")
+        self.lines.add("total = tl.where(total > 0.0, total * rescale + tl.exp2(logit - base), total)")
         for name, _ in self.sums("sum", self.problem.dv):
             self.lines.add(f"{name} = {name} * rescale[:, None]")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from attnc.compiler.ir import Value
+from attnc.compiler.kernels import visible_products
 from attnc.compiler.kernels.depth import accumulated, pieces
 from attnc.compiler.kernels.index_text import HELPERS, IndexText
 from attnc.compiler.kernels.inputs import input_name, size_name, strides
@@ -14,6 +15,7 @@ from attnc.compiler.kernels.lines import Lines
 from attnc.compiler.kernels.scored import Scored
 from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declaration, described
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
+from attnc.compiler.kernels.visible_products import RESULT_SUM, RETURN_WHERE_FINITE
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Kernel(Scored):
 
     def source(self) -> KernelSource:
         """The kernel."""
-        function = f"{self.problem.name}_{self.title}"
+        function = f"{self.problem.name}_{self.title}{'_careful' if self.problem.careful else ''}"
         arguments = self._arguments()
         self.texts = texts = self.made_texts()
         score = self.problem.score
@@ -64,10 +66,14 @@ class Kernel(Scored):
         self.values = ValueText(self.atoms(), texts, self.element_text, grouped=grouped)
         lines = self.lines
         lines.depth, lines.guarded = 1, self.is_guarded
+        if self.problem.careful:
+            lines.add(*RETURN_WHERE_FINITE)
         self.write(texts)
         head = Lines()
         self._head(head)
         helpers = [HELPERS[name] for name in texts.helpers] + [VALUE_HELPERS[name] for name in self.values.helpers]
+        if self.problem.careful:
+            helpers.append(visible_products.helper(self.problem.precision))
         for helper in helpers:
             head.add(*helper.rstrip().split("\n"), "", "")
         head.add(*declaration(function, arguments))
@@ -113,7 +119,7 @@ class Kernel(Scored):
         terms = self.given()
         found += [Argument(term.tensor.name, "*fp32") for term in terms]
         found += [Argument(name, "*fp32") for name in self.gradients()]
-        found += self.more_pointers()
+        found += [*self.more_pointers(), *([RESULT_SUM] if p.careful else [])]
         found += self.walk.arguments(self.sides)
         for name in names:
             found += [Argument(f"{name}_{dim}", kind) for dim, kind in _STRIDES]

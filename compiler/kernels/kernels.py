@@ -24,6 +24,7 @@ from attnc.compiler.kernels.scores import Score, find_score
 from attnc.compiler.kernels.source import KernelSource, Stage
 from attnc.compiler.kernels.targets import Target
 from attnc.compiler.kernels.tile_shapes import Load, tile_shape
+from attnc.compiler.kernels.visible_products import hides_by_inputs
 from attnc.compiler.kernels.walks import Form, Listed, Ranged, Walk
 from attnc.compiler.print_ir import print_index
 from attnc.compiler.rewrite import substitute_value, walk
@@ -56,7 +57,8 @@ class Heads:
 class Kernels:
     """The texts; each is made when it is asked for. `form`: how live tiles are found, and `reason`: why so.
 
-    `tiles`: those of stages that do not take the first choice.
+    `tiles`: those of stages that do not take the first choice. `hides_by_inputs`: what a call's inputs hold decides
+    which pairs are hidden.
     """
 
     problem: Problem
@@ -65,6 +67,12 @@ class Kernels:
     reason: str
     bricked: Mapping[Stage, Bricked] = field(default_factory=dict)
     tiles: Tiles = field(default_factory=dict)
+    hides_by_inputs: bool = False
+
+    @cached_property
+    def careful(self) -> Kernels | None:
+        """The kernels that follow these, where some must (`visible_products`): forward, dq and dkdv."""
+        return replace(self, problem=self.problem.as_careful) if self.hides_by_inputs else None
 
     def listed(self, stage: Stage, runs: bool) -> KernelSource:
         """The kernel of a stage that walks lists of tiles, or of runs of them."""
@@ -128,6 +136,11 @@ class Kernels:
         return replace(self.problem, grid=own.grid, by_query=own.by_query, by_key=own.by_key, delayed=False)
 
     def _tiles(self, stage: Stage) -> TileShape:
+        """The tiles of a stage; a careful kernel loads nothing ahead, so that its products find shared memory."""
+        found = self._tiles_of(stage)
+        return replace(found, stages=1) if self.problem.careful else found
+
+    def _tiles_of(self, stage: Stage) -> TileShape:
         if stage in self.tiles:
             return self.tiles[stage]
         p = self.problem
@@ -215,7 +228,8 @@ def find_kernels(
         registers=target.registers,
         specialised=target.specialised and heads.dtype != "float32",
     )
-    return Kernels(problem, target, form, reason, {} if bricked is None else bricked, own_tiles)
+    hides = hides_by_inputs(pattern)
+    return Kernels(problem, target, form, reason, {} if bricked is None else bricked, own_tiles, hides)
 
 
 def load_of(score: Score | None) -> Load:

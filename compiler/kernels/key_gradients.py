@@ -152,7 +152,7 @@ class KeyGradients(Kernel):
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        add, p = self.lines.add, self.problem
+        p = self.problem
         of_query = {name: f"{name}_of[None, :]" for name in self.rows_of}
         self.load("q", "head", p.dk, tile, partial)
         if self.has_product:
@@ -162,7 +162,7 @@ class KeyGradients(Kernel):
         self.load("dout", "head", p.dv, tile, partial)
         outputs = self.load_sum("dout", "head", p.dv, tile, partial, loaded=True)
         for (name, _), value in zip(self.sums("value_sum", p.dv), outputs, strict=True):
-            add(f"{name} = tl.dot(weight.to({value}.dtype), {value}, {name}{p.precision})")
+            self.add_weighted(name, "weight", value, partial)
         self._of_queries(self.rows_of[1:], partial)
         self.product("v", "dout", p.dv, "change")
         self.changed(of_query, partial)
@@ -170,7 +170,7 @@ class KeyGradients(Kernel):
         change = self.slope("change", partial)
         queries = self.load_sum("q", "head", p.dk, tile, partial, loaded=True)
         for (name, _), query in zip(self.sums("key_sum", p.dk), queries, strict=True):
-            add(f"{name} = tl.dot({change}.to({query}.dtype), {query}, {name}{p.precision})")
+            self.add_weighted(name, change, query, partial)
 
     def _of_queries(self, names: Sequence[str], partial: bool) -> None:
         """Load numbers of a tile's queries."""

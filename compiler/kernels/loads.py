@@ -157,6 +157,13 @@ class Loads(Places):
             more = f", {to}" if i else ""
             self.lines.add(f"{to} = tl.dot({left}_{i}, tl.trans({right}_{i}){more}{self.problem.precision})")
 
+    def add_weighted(self, to: str, left: str, right: str, partial: bool) -> None:
+        """Add left · right to `to`; a careful kernel adds the visible pairs of a partial tile alone."""
+        if partial and self.problem.careful:
+            self.lines.add(f"{to} = add_visible({left}, {right}, {to}, visible)")
+            return
+        self.lines.add(f"{to} = tl.dot({left}.to({right}.dtype), {right}, {to}{self.problem.precision})")
+
     def sums(self, name: str, size: int) -> list[tuple[str, Piece]]:
         """The accumulators of a width, by name."""
         return [(f"{name}_{i}", piece) for i, piece in enumerate(accumulated(size).pieces)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnc.compiler.ir import Tensor
 from attnc.compiler.kernels.bricks import Grid
@@ -25,7 +25,8 @@ class Problem:
     walks or scores read. `documents`: each row has a window. `grid`: tiles are bricks of it. `score`: None for the
     plain one; `widths`: dk and dv as it reads them. `tf32`: whether fp32 is multiplied as TF32. `delayed`: values are
     multiplied one tile late. `boxes`: tiles of q, k and v are copied by the hardware (TMA). `guarded`: see `Lines`.
-    `grouped`: heads of queries may share a head of keys. `registers`, `specialised`: see `Target`.
+    `grouped`: heads of queries may share a head of keys. `registers`, `specialised`: see `Target`. `careful`: see
+    `visible_products`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Problem:
     grouped: bool = True
     registers: int | None = None
     specialised: bool = False
+    careful: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -64,6 +66,11 @@ class Problem:
     def vector(self) -> int:
         """Entries in a unit of strides."""
         return VECTOR // BYTES[self.dtype]
+
+    @property
+    def as_careful(self) -> Problem:
+        """The problem of the careful kernels, which are seldom more than a look at one number: slow and simple."""
+        return replace(self, careful=True, delayed=False, guarded=False, registers=None, specialised=False)
 
     @property
     def precision(self) -> str:

@@ -58,13 +58,13 @@ class QueryGradient(Kernel):
 
     @override
     def tile(self, tile: str, partial: bool) -> None:
-        add, p = self.lines.add, self.problem
+        p = self.problem
         self.change(tile, partial)
         self.add_gradients("change", partial)
         change = self.slope("change", partial)
         keys = self.load_sum("k", "kv_head", p.dk, tile, partial, loaded=True)
         for (name, _), key in zip(self.sums("sum", p.dk), keys, strict=True):
-            add(f"{name} = tl.dot({change}.to({key}.dtype), {key}, {name}{p.precision})")
+            self.add_weighted(name, change, key, partial)
 
     def change(self, tile: str, partial: bool) -> None:
         """`change`: how the result changes with the scores of a tile."""

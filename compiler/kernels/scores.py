@@ -82,6 +82,10 @@ class Term:
         return self.half != 2 and any(isinstance(below, Vec | Element) for below in self.value.below)
 
 
+LEAST = -1e38
+"""What kernels take for a score of -inf where an extra logit tells it from a key that is hidden."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What a kernel computes: `formula` over `dot(q, k)` and elements of terms and inputs.
@@ -133,6 +137,11 @@ class Score:
     def has_terms_of_keys(self) -> bool:
         """Whether heads that share keys have numbers of their own for these."""
         return any(term.side == "key" for term in self.terms)
+
+    @property
+    def counts_least(self) -> bool:
+        """Whether a row whose scores are all -inf has the extra logit for its LSE, and scores may be -inf."""
+        return self.extra is not None and bool(self.terms or self.inputs)
 
     @property
     def counts_keys(self) -> bool:

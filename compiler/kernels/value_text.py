@@ -146,8 +146,8 @@ class ValueText:
         axes, parts = aligned(*map(self.of, operands))
         if op in _SIGNS:
             sign, binds = _SIGNS[op]
-            after = binds + (op in ("sub", "div"))
-            return Text(f"{parts[0].at(binds)} {sign} {parts[1].at(after)}", axes, binds)
+            # `score + (x - y)` is not `(score + x) - y`: beside large x and y a score loses its digits.
+            return Text(f"{parts[0].at(binds)} {sign} {parts[1].at(binds + 1)}", axes, binds)
         if op not in _CALLS:
             raise NotInKernelsError(op)
         if op in _USES:

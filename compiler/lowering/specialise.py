@@ -54,13 +54,13 @@ class Slices:
         for data in self._cuts.values():
             data.cache.clear()
 
-    def cut(self, tensor: Tensor, batch: int, window: Window) -> Data:
-        """The tensor without its batch dimension, and with the window's tokens only."""
+    def cut(self, tensor: Tensor, batch: int | None, window: Window) -> Data:
+        """The tensor without its batch dimension, and with the window's tokens only; None keeps all batch entries."""
         at: list[int | slice] = []
         for dim in tensor.dims:
             match dim:
                 case "batch":
-                    at.append(batch)
+                    at.append(slice(None) if batch is None else batch)
                 case "token" | "key" if window.key or window.n_k != self._n_k:
                     at.append(slice(window.key, window.key + window.n_k))
                 case "query":
@@ -71,7 +71,8 @@ class Slices:
         if key not in self._cuts:
             array = self.tensors[tensor.name]
             at_batch = [
-                0 if d == "batch" and n == 1 else a for a, d, n in zip(at, tensor.dims, array.shape, strict=True)
+                0 if d == "batch" and n == 1 and isinstance(a, int) else a
+                for a, d, n in zip(at, tensor.dims, array.shape, strict=True)
             ]
             self._cuts[key] = Data(tensor.name, np.asarray(array[tuple(at_batch)], order="C"))
         return self._cuts[key]
@@ -79,15 +80,16 @@ class Slices:
 
 @verified_relation
 def specialise(
-    relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int, head: int | Var, group: int
+    relation: Index, sizes: Sizes, slices: Slices, window: Window, *, batch: int | Var, head: int | Var, group: int
 ) -> Index:
     """The relation of one batch entry, head and window, over local rows (place q) and local keys (place k).
 
-    The head may be a variable.
+    The head and the batch entry may be variables.
     """
     local = {"queries": window.n_q, "keys": window.n_k}
     own = fold.const(head) if isinstance(head, int) else head
-    indices = {"head": own, "kv_head": fold.floordiv(own, fold.const(group)), "batch": fold.const(batch)}
+    entry = fold.const(batch) if isinstance(batch, int) else batch
+    indices = {"head": own, "kv_head": fold.floordiv(own, fold.const(group)), "batch": entry}
 
     def change(node: Index) -> Index | None:
         match node:
@@ -145,13 +147,14 @@ def other_sizes(relation: Index) -> list[str]:
     return sorted(read - {"heads", "kv_heads", "group", "queries", "keys"})
 
 
-def _read(node: Lookup, slices: Slices, window: Window, batch: int) -> Index:
+def _read(node: Lookup, slices: Slices, window: Window, batch: int | Var) -> Index:
+    data = slices.cut(node.tensor, batch if isinstance(batch, int) else None, window)
     indices = []
     for dim, index in zip(node.tensor.dims, node.indices, strict=True):
-        if dim == "batch":
-            continue
-        indices.append(fold.sub(index, fold.const(window.shift)) if dim == "query" else index)
-    data = slices.cut(node.tensor, batch, window)
+        if dim != "batch":
+            indices.append(fold.sub(index, fold.const(window.shift)) if dim == "query" else index)
+        elif not isinstance(batch, int):
+            indices.append(batch if data.array.shape[len(indices)] > 1 else fold.const(0))
     return fold.data_read(data, tuple(indices))
 
 

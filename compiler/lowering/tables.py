@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from attnc.compiler import fold
 from attnc.compiler.analysis.intervals import bounds
 from attnc.compiler.ir import Apply, Const, Data, Index, Node, Number, Ratio, Value, Whole
+from attnc.compiler.lowering.estimates import estimated
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning import floating
-from attnc.spec.meaning.exact import FUNCTIONS, ArithmeticFault
+from attnc.spec.meaning.exact import FUNCTIONS, ArithmeticFault, checked
 
 MOST_ENTRIES = 1 << 22
 """Entries of a table."""
@@ -45,20 +48,34 @@ def tabulated(node: Whole, rows: int, keys: int) -> Index:
 @lru_cache(maxsize=16)  # a table has up to MOST_ENTRIES
 def _table(node: Whole, argument: Index, low: int, high: int) -> tuple[int, Data]:
     """The longest stretch of arguments with values, from its first: where it begins, and the values."""
-    best: tuple[int, list[int]] = (low, [])
-    entries: list[int] = []
-    for i in range(low, high + 1):
+    entries, valid = _entries(node, argument, np.arange(low, high + 1, dtype=np.int64))
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], valid, [False]])))
+    if not len(edges):
+        return low, Data(node.op, entries[:0])
+    starts, ends = edges[::2], edges[1::2]
+    best = int(np.argmax(ends - starts))
+    return low + int(starts[best]), Data(node.op, entries[starts[best] : ends[best]].copy())
+
+
+def _entries(node: Whole, argument: Index, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The entries for some arguments, and which have one; one by one where an estimate is too close to an integer."""
+    entries, valid = np.zeros(at.shape, dtype=np.int64), np.ones(at.shape, dtype=np.bool_)
+    open_ = np.ones(at.shape, dtype=np.bool_)
+    found = estimated(node.value, at)
+    if found is not None:
+        open_ = ~found.decided
+        rounded = np.floor(found.value) if node.op == "floor" else np.ceil(found.value)
+        entries[~open_] = rounded[~open_].astype(np.int64)
+    for i in np.flatnonzero(open_):
         try:
-            entries.append(_entry(node, argument, i))
+            entries[i] = _entry(node, argument, int(at[i]))
         except (ArithmeticFault, EvaluationError):
-            entries = []
-        if len(entries) > len(best[1]):
-            best = i + 1 - len(entries), entries
-    return best[0], Data(node.op, np.array(best[1], dtype=np.int64))
+            valid[i] = False
+    return entries, valid
 
 
 def _entry(node: Whole, argument: Index | None, at: int) -> int:
-    known: dict[Node, Fraction | float] = {}
+    known: dict[Node, Any] = {}
     for below in node.value.below:
         match below:
             case Number():
@@ -70,9 +87,10 @@ def _entry(node: Whole, argument: Index | None, at: int) -> int:
                 known[below] = Fraction(num, den)
             case Apply():
                 result = floating.apply(below.op, [known[o] for o in below.operands], floating=True)
-                assert isinstance(result, int | float | Fraction)
                 known[below] = result
     value = known[node.value]
+    if isinstance(value, floating.Scaled):
+        value = float(value)
     if isinstance(value, float) and not np.isfinite(value):
         raise ArithmeticFault("the result is not a finite number")
-    return int(FUNCTIONS[node.op](value))
+    return int(checked(FUNCTIONS[node.op](value)))

@@ -29,6 +29,9 @@ EXACT_ELEMENTS = 1 << 23
 LARGE = 1 << 28
 """Past this many pairs, the first cover by tiles is taken."""
 
+LONG = 2_000
+"""A relation of more nodes takes the first cover by tiles: each further one costs a second for some 4,000 nodes."""
+
 SMALL = 1 << 20
 """At most this many pairs, one masked call may be the best plan."""
 
@@ -141,6 +144,9 @@ def _natural(problem: Problem, tried: list[Choice]) -> Choice:
     large = problem.n_q * problem.n_k > LARGE
     for tile in tile_sizes(problem):
         if tried and large:
+            break
+        if tried and problem.work.nodes > LONG:
+            notes.append(f"tiles of {tile} are not tried: the relation has {problem.work.nodes:,} nodes")
             break
         tried += by_tiles(problem, tile, notes)
     fallback = None if tried else "; ".join(notes)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from attnc.runtime.commands.console import UsageError
-from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of
+from attnc.runtime.commands.patterns import add_grid, add_inputs, add_pattern, given_inputs, length_of, whole_number
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +20,24 @@ LENGTH, HEADS, HEAD_DIM = 4096, 8, 64
 """Where nothing says others."""
 
 
+_FLOATS = ("bfloat16", "float16", "float32", "float64")
 _SHORT_NAMES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
+_SHORT_NAMES |= {"half": "float16", "float": "float32", "double": "float64"}
+
+
+def dtype_named(text: str) -> str:
+    """The name of a dtype by that name or a short one. Raises UsageError."""
+    found = _SHORT_NAMES.get(text, text)
+    if found not in _FLOATS:
+        raise UsageError(f"--dtype {text}: it is one of {', '.join(_FLOATS)}")
+    return found
 
 
 def dtype_of(text: str) -> torch.dtype:
     """The dtype of a name, which may be a short one. Raises UsageError."""
     import torch
 
-    from attnc.runtime.call import FLOATS
-
-    found = getattr(torch, _SHORT_NAMES.get(text, text), None)
-    if found not in FLOATS:
-        raise UsageError(f"--dtype {text}: it is one of bfloat16, float16, float32, float64")
-    return cast("torch.dtype", found)
+    return cast("torch.dtype", getattr(torch, dtype_named(text)))
 
 
 def check_heads(heads: int, kv_heads: int | None) -> None:
@@ -49,11 +54,11 @@ def add_call(parser: argparse.ArgumentParser) -> None:
         "--len",
         dest="lengths",
         metavar="N",
-        type=int,
+        type=whole_number,
         action="append",
         help=f"a length; may be repeated, a call for each (default {LENGTH}, or what the tokens say)",
     )
-    parser.add_argument("--keys", dest="n_k", metavar="N", type=int, help="keys (default: as many as queries)")
+    parser.add_argument("--keys", dest="n_k", metavar="N", type=whole_number, help="keys (default: as many as queries)")
     parser.add_argument("--batch", metavar="B", type=int, default=1, help="batch entries (default 1)")
     parser.add_argument("--heads", metavar="H", type=int, help=f"query heads (default {HEADS}, or what parameters say)")
     parser.add_argument("--kv-heads", metavar="H", type=int, help="kv heads (default: as many)")
@@ -112,7 +117,7 @@ def _call(
     heads = args.heads or head_count(bound) or HEADS
     kv_heads = args.kv_heads or heads
     check_heads(heads, kv_heads)
-    given = given_inputs(bound, args.inputs, n_q, n_k)
+    given = {name: torch.from_numpy(x) for name, x in given_inputs(bound, args.inputs, n_q, n_k).items()}
     sizes = {"kv_head": kv_heads, "dk": args.head_dim, "dv": args.head_dim}
     made = example_inputs(bound, n_q, n_k, given, batch=args.batch, heads=heads, sizes=sizes)
     draw = torch.Generator().manual_seed(0)

@@ -17,12 +17,12 @@ from attnc.compiler.kernels.kernels import Heads, find_kernels
 from attnc.compiler.kernels.standalone import Provenance, emit_standalone
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation.gpu_clocks import BYTES
-from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import add_pattern, compiled, value_json
+from attnc.runtime.commands.patterns import add_pattern, foreseen, value_json
 from attnc.runtime.disk.whole import write_for_user
-from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.gpu.targets import check_triton, named_target
+from attnc.runtime.errors import UnsupportedError, needing_torch
+from attnc.runtime.foreseen import Foreseen
+from attnc.runtime.gpu.target_names import find_target
 from attnc.spec.program import Value
 from attnc.spec.suggest import did_you_mean
 
@@ -50,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
     _check(args)
-    attention = compiled(args)
+    attention = foreseen(args)
     if args.binaries is not None:
         manifest = _compile_ahead(attention, args)
         if args.out is None:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> str:
+def emitted(attention: Foreseen, target: str, dk: int, dv: int, dtype: str) -> str:
     """The file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
     heads, bound = Heads(dk, dv, dtype), attention.bound
     params = "".join(f" -p {name}={_shown(value)}" for name, value in bound.values.items())
@@ -82,7 +82,7 @@ def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> 
             raise NotInKernelsError("recurrences")
         if len(attention.pattern.nodes) > 1 or attention.pattern.combine is not None:
             raise NotInKernelsError("several attentions")
-        kernels = find_kernels(replace(attention.pattern, general=None), heads, named_target(target))
+        kernels = find_kernels(replace(attention.pattern, general=None), heads, find_target(target))
         provenance = Provenance(__version__, bound.program.source.text, command)
         return emit_standalone(attention.pattern, kernels, provenance)
     except NotInKernelsError as error:
@@ -92,15 +92,17 @@ def emitted(attention: Attention, target: str, dk: int, dv: int, dtype: str) -> 
         ) from error
 
 
-def _compile_ahead(attention: Attention, args: argparse.Namespace) -> Manifest:
+def _compile_ahead(attention: Foreseen, args: argparse.Namespace) -> Manifest:
     """Write the file of binaries."""
-    from attnc.runtime.gpu.ahead import Calls, compile_ahead
-    from attnc.runtime.gpu.binaries import pack
+    with needing_torch("`attnc emit --binaries`, which compiles what calls of torch run,"):
+        from attnc.runtime.gpu.ahead import Calls, compile_ahead
+        from attnc.runtime.gpu.binaries import pack
+        from attnc.runtime.gpu.targets import check_triton
 
     check_triton()
     heads, kv_heads = _heads(args.heads)
-    target, dk = named_target(args.target).name, args.head_dim
-    calls = Calls(attention._planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype)
+    target, dk = find_target(args.target).name, args.head_dim
+    calls = Calls(attention._compiled._planner.text, target, heads, kv_heads, dk, args.value_dim or dk, args.dtype)
     with tempfile.TemporaryDirectory(prefix="attnc-binaries-") as folder, console.progress("kernels", 12) as step:
         kernels = []
         for kernel in compile_ahead(calls, Path(folder)):

@@ -8,7 +8,10 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
 
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.lengths import extent_of, natural_length
@@ -19,9 +22,8 @@ from attnc.spec.program import BoundProgram, Input, ParameterRead, Value
 from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from attnc.runtime.attention import Attention
+    from attnc.runtime.foreseen import Foreseen
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,13 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     from attnc.runtime.attention import compile_attention
 
     return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
+
+
+def foreseen(args: argparse.Namespace) -> Foreseen:
+    """The pattern that the arguments name, for what needs no torch."""
+    from attnc.runtime.foreseen import foresee
+
+    return foresee(args.spec, given_params(args), args.preset)
 
 
 def given_params(args: argparse.Namespace) -> dict[str, object]:
@@ -145,36 +154,41 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) -> dict[str, Tensor]:
-    """The inputs of the command line, as tensors of batch 1 unless they say otherwise."""
+def given_inputs(bound: BoundProgram, texts: Sequence[str], n_q: int, n_k: int) -> dict[str, NDArray[Any]]:
+    """The inputs of the command line, as arrays of batch 1 unless they say otherwise."""
     inputs = {i.name: i for i in bound.program.inputs}
-    result: dict[str, Tensor] = {}
+    result: dict[str, NDArray[Any]] = {}
     for text in texts:
         name, value = _pair(text, "--input", "doc=[0,0,1]")
         if name not in inputs:
             listed = f"its inputs are {', '.join(inputs)}" if inputs else "it has none"
             raise UsageError(f"`{bound.program.name}` has no input `{name}`: {did_you_mean(name, inputs, listed)}")
-        result[name] = _tensor(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
+        result[name] = _array(inputs[name], parse_value(value, f"--input {name}"), n_q, n_k)
     return result
 
 
-def _tensor(wanted: Input, value: object, n_q: int, n_k: int) -> Tensor:
-    import torch
-
+def _array(wanted: Input, value: object, n_q: int, n_k: int) -> NDArray[Any]:
     sizes = {"batch": 1, "query": n_q, "key": n_k, "token": n_k, "head": 1, "kv_head": 1}
     dims = wanted.type.dims
     try:
-        tensor = torch.tensor(value, dtype=torch.bool if wanted.type.kind == "bool" else torch.int64)
-    except (ValueError, TypeError, RuntimeError, OverflowError):
+        if not _is_whole(value):
+            raise TypeError
+        array: NDArray[Any] = np.array(value, dtype=np.bool_ if wanted.type.kind == "bool" else np.int64)
+    except (ValueError, TypeError, OverflowError):
         raise UsageError(
             f"--input {wanted.name}: write a JSON list of {wanted.type.kind} values, rows equally long"
         ) from None
-    if not tensor.dim():
+    if not array.ndim:
         shape = [dim if isinstance(dim, int) else sizes.get(str(dim), 1) for dim in dims]
-        return tensor.expand(shape).contiguous()
-    if tensor.dim() == len(dims) - 1 and dims[0] == "batch":
-        return tensor[None]
-    return tensor
+        array = np.broadcast_to(array, shape).copy()
+    elif array.ndim == len(dims) - 1 and dims[0] == "batch":
+        array = array[None]
+    return array
+
+
+def _is_whole(value: object) -> bool:
+    """Whether a value is whole numbers and truth values alone."""
+    return all(map(_is_whole, value)) if isinstance(value, list) else isinstance(value, int)
 
 
 # --- lengths ---------------------------------------------------------------------------------------------------------

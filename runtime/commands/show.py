@@ -7,21 +7,22 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.patterns import (
     add_grid,
     add_inputs,
     add_pattern,
-    compiled,
+    foreseen,
     given_inputs,
     value_json,
     whole_number,
 )
+from attnc.runtime.errors import needing_torch
+from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.lengths import SHORT, natural_length
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branch_text import branches_text
-from attnc.runtime.pictures.branches import BranchesDrawing, has_states, make_branches
+from attnc.runtime.pictures.branch_views import BranchesDrawing, has_states
 from attnc.runtime.pictures.draw import make_drawing, to_svg, to_text
 from attnc.runtime.pictures.drawing import FULL, PARTIAL, Drawing, percent
 from attnc.runtime.pictures.tile_map import TileMap, make_tile_map
@@ -59,12 +60,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw."""
     _check(args)
-    attention = compiled(args)
+    attention = foreseen(args)
     otherwise = LONG if args.tiles else SHORT
     n_q = args.n_q or natural_length(attention.bound, otherwise) or otherwise
     n_k = args.n_k or n_q
     inputs = given_inputs(attention.bound, args.inputs, n_q, n_k)
     if has_states(attention) and not args.tiles:
+        with needing_torch(f"a picture of `{attention.name}`, whose states are measured,"):
+            from attnc.runtime.pictures.branches import make_branches
         return _run_branches(args, attention, make_branches(attention, n_q, n_k, inputs, head=args.head))
     if args.tiles:
         return _run_tiles(args, attention, make_tile_map(attention, n_q, n_k, inputs, head=args.head, tile=args.tile))
@@ -98,7 +101,7 @@ def _give(
     return console.FINE
 
 
-def _run_branches(args: argparse.Namespace, attention: Attention, found: BranchesDrawing) -> int:
+def _run_branches(args: argparse.Namespace, attention: Foreseen, found: BranchesDrawing) -> int:
     """Draw the branches of a pattern that has states."""
     return _give(
         args,
@@ -109,7 +112,7 @@ def _run_branches(args: argparse.Namespace, attention: Attention, found: Branche
     )
 
 
-def _call_json(attention: Attention, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
+def _call_json(attention: Foreseen, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
     """Return the keys that say which call is drawn."""
     return {
         "pattern": attention.name,
@@ -120,7 +123,7 @@ def _call_json(attention: Attention, n_q: int, n_k: int, args: argparse.Namespac
     }
 
 
-def _branches_json(attention: Attention, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
+def _branches_json(attention: Foreseen, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
     return {
         **_call_json(attention, found.n_q, found.n_k, args),
         "branches": [
@@ -139,7 +142,7 @@ def _branches_json(attention: Attention, found: BranchesDrawing, args: argparse.
     }
 
 
-def _run_tiles(args: argparse.Namespace, attention: Attention, found: TileMap) -> int:
+def _run_tiles(args: argparse.Namespace, attention: Foreseen, found: TileMap) -> int:
     """Draw the tiles alone."""
     return _give(
         args,
@@ -150,7 +153,7 @@ def _run_tiles(args: argparse.Namespace, attention: Attention, found: TileMap) -
     )
 
 
-def _tiles_json(attention: Attention, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
+def _tiles_json(attention: Foreseen, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
     return {
         **_call_json(attention, found.n_q, found.n_k, args),
         "orders": [
@@ -187,7 +190,7 @@ def _in_short(drawing: Drawing) -> str:
     return "; ".join([said, *drawing.notes])
 
 
-def _as_json(attention: Attention, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:
+def _as_json(attention: Foreseen, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:
     return {
         **_call_json(attention, drawing.n_q, drawing.n_k, args),
         "visible": drawing.visible,

@@ -9,20 +9,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
-import torch
-
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.machine import MachineError
 from attnc.compiler.simulation.recurrent.call import own_sizes
 from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
 from attnc.compiler.simulation.simulation import PASSES, Baseline, Pass, Simulation
-from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.calls import check_heads, dtype_of
+from attnc.runtime.commands.calls import check_heads, dtype_named
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import (
-    compiled,
+    foreseen,
     given_inputs,
     grid_params,
     has_free_length,
@@ -31,6 +28,7 @@ from attnc.runtime.commands.patterns import (
 )
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.floors import Floor
+from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.simulating import break_even, differs
 from attnc.spec.errors import AttncError
 
@@ -60,7 +58,7 @@ class Asked:
     kv_heads: int | None
     batch: int
     head_dim: int
-    dtype: torch.dtype | None
+    dtype: str | None
     stage: Pass
     tile: tuple[int, int] | None
     order: Orders | None
@@ -89,7 +87,7 @@ class Cases:
 
     args: argparse.Namespace
     asked: Asked
-    attention: Attention
+    attention: Foreseen
     n: int
     devices: Sequence[str]
     baselines: Sequence[Baseline | None]
@@ -117,7 +115,7 @@ class Cases:
     def at(
         self,
         n: int | None = None,
-        attention: Attention | None = None,
+        attention: Foreseen | None = None,
         device: str | None = None,
         baseline: Baseline | None = None,
     ) -> Simulation:
@@ -128,9 +126,10 @@ class Cases:
         n_q, n_k = (min(n, 1), asked.n_k or n) if asked.stage == "decode" else (n, asked.n_k or n)
         heads = asked.heads or head_count(attention.bound) or HEADS
         check_heads(heads, asked.kv_heads)
-        return attention.simulate(
+        return attention._simulated(
             n_q,
             n_k,
+            self._inputs(attention, n_q, n_k, heads),
             heads=heads,
             kv_heads=asked.kv_heads,
             batch=asked.batch,
@@ -141,17 +140,16 @@ class Cases:
             baseline=baseline or self.baselines[0],
             tile=asked.tile,
             order=asked.order,
-            **self._inputs(attention, n_q, n_k, heads),
         )
 
-    def changed(self, name: str, value: int) -> Attention:
+    def changed(self, name: str, value: int) -> Foreseen:
         """The pattern with another value of a parameter."""
         grid = [] if self.args.grid is None else grid_params(self.args.spec, self.args.grid)
         given = [text for text in (*grid, *self.args.params) if text.partition("=")[0].strip() != name]
         named = argparse.Namespace(spec=self.args.spec, params=[*given, f"{name}={value}"], preset=self.args.preset)
-        return compiled(named)
+        return foreseen(named)
 
-    def _inputs(self, attention: Attention, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
+    def _inputs(self, attention: Foreseen, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
         """Those given, and an example of each other that the relation reads; of a recurrence its sizes alone."""
         known = _sizes_of(attention.pattern)
         sizes = {name: value for name, value in self.asked.sizes.items() if name in known}
@@ -170,7 +168,7 @@ class Cases:
         )
         for name, example in made.items():
             self.examples.setdefault(name, example.words)
-        return {**sizes, **given, **{name: example.tensor for name, example in made.items()}}
+        return {**sizes, **given, **attention._arrays_of(made)}
 
     def _floors(self) -> tuple[Floor, ...]:
         if self.asked.stage == "decode" or has_states(self.attention.pattern):
@@ -199,7 +197,7 @@ class Cases:
         found = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
         found += [self.at(device=device) for device in self.devices[1:]]
         for spec in self.args.compare:
-            other = compiled(argparse.Namespace(spec=spec, params=self.args.other_params, preset=None))
+            other = foreseen(argparse.Namespace(spec=spec, params=self.args.other_params, preset=None))
             found += [self.at(attention=other, device=device) for device in self.devices]
         return found
 
@@ -241,7 +239,7 @@ class Cases:
 def cases_of(args: argparse.Namespace) -> Cases:
     """What the arguments ask for. Raises UsageError, and what `compile_attention` raises."""
     asked = _asked(args)
-    attention = compiled(args)
+    attention = foreseen(args)
     n = length_of(attention.bound, args.n_q, LENGTH)
     _check_kind(args, asked, attention)
     devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
@@ -263,7 +261,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UsageError(f"--pass {args.stage}: it is one of {', '.join(PASSES)}")
     if args.order not in (None, "natural", "bricks", "residues"):
         raise UsageError(f"--order {args.order}: it is one of natural, bricks, residues")
-    dtype, tile = None if args.dtype is None else dtype_of(args.dtype), _tile(args.tile)
+    dtype, tile = None if args.dtype is None else dtype_named(args.dtype), _tile(args.tile)
     counts = (args.n_k, args.heads, args.kv_heads, args.batch, args.head_dim)
     return Asked(*counts, dtype, args.stage, tile, args.order, args.inputs, _sizes(args.sizes))
 
@@ -284,7 +282,7 @@ def _sizes_of(pattern: Pattern) -> frozenset[str]:
     return frozenset[str]().union(*map(own_sizes, recurs))
 
 
-def _check_kind(args: argparse.Namespace, asked: Asked, attention: Attention) -> None:
+def _check_kind(args: argparse.Namespace, asked: Asked, attention: Foreseen) -> None:
     """Raise UsageError for what only recurrences have, or only patterns."""
     known = _sizes_of(attention.pattern)
     for name in asked.sizes.keys() - known:

@@ -8,12 +8,12 @@ from fractions import Fraction
 from attnc.compiler.growth.growth import Growth
 from attnc.compiler.simulation.machine import Machine
 from attnc.compiler.simulation.recurrent.found import RecurrenceSimulation
-from attnc.runtime.attention import Attention
 from attnc.runtime.commands import console
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
 from attnc.runtime.commands.simulate_cases import Answer, Cases, has_states, sweep_of
-from attnc.runtime.pictures.branches import make_branches
+from attnc.runtime.errors import TorchMissingError, needing_torch
+from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html
@@ -59,6 +59,8 @@ def report(cases: Cases, answer: Answer, even: str, slider: str | None) -> str:
 
 def _of_states(cases: Cases, answer: Answer, even: str) -> str:
     """The page of a pattern with states. Its picture is of few tokens, where its length is free."""
+    with needing_torch(f"a report of `{cases.attention.name}`, whose states are measured,"):
+        from attnc.runtime.pictures.branches import make_branches
     main = answer.main
     n = min(cases.n, DRAWN_WITH_STATES) if has_free_length(cases.attention.bound) else cases.n
     inputs = given_inputs(cases.attention.bound, cases.asked.inputs, n, n)
@@ -80,7 +82,7 @@ def _growth(growth: Growth | None) -> str:
     return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
 
 
-def _slider(attention: Attention, wanted: str | None) -> str | None:
+def _slider(attention: Foreseen, wanted: str | None) -> str | None:
     """The parameter of the second slider: the first whole number that is no extent of a grid."""
     known = [name for name, value in attention.parameters.items() if type(value) is int and value > 1]
     if wanted is None:
@@ -112,12 +114,17 @@ def _points(cases: Cases, name: str | None) -> Iterator[Point]:
                 continue
 
 
-def _drawn(cases: Cases, attention: Attention, n: int) -> Drawing | None:
-    """The picture, of the first tokens where there are many; None where there is none to draw."""
+def _drawn(cases: Cases, attention: Foreseen, n: int) -> Drawing | None:
+    """The picture, of the first tokens where there are many; None where there is none to draw.
+
+    Raises TorchMissingError for a pattern that selects keys, where torch is not installed.
+    """
     short = min(n, DRAWN) if has_free_length(attention.bound) else n
     if not attention.has_mask or short > MOST_DRAWN:
         return None
     try:
         return make_drawing(attention, short, short, given_inputs(attention.bound, cases.asked.inputs, short, short))
+    except TorchMissingError:
+        raise
     except (AttncError, UsageError):
         return None

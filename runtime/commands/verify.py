@@ -8,7 +8,7 @@ import torch
 
 from attnc.runtime.attention import compile_attention
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json
+from attnc.runtime.commands.patterns import add_grid, add_pattern, given_params, value_json, whole_number
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.verifying.exercise import LOOKS, Look, Search, lengths
 from attnc.runtime.verifying.scaled_parameters import changed, own
@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `verify`."""
     add_pattern(parser)
     add_grid(parser)
-    parser.add_argument("--len", dest="length", type=int, metavar="N", help="compare calls of N tokens only")
+    parser.add_argument("--len", dest="length", type=whole_number, metavar="N", help="compare calls of N tokens only")
     parser.add_argument("--heads", type=int, metavar="H", help="the number of query heads")
     parser.add_argument("--kv-heads", type=int, metavar="H", help="the number of key and value heads")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.cpu import executor, hidden_values
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.transforms import without_autocast
 
 Pair = tuple[Tensor, Tensor]
@@ -55,6 +57,37 @@ class Planned(NamedTuple):
     ) -> Triple:
         out, lse = results
         return executor.backward(grad_out, grad_lse, *vectors, out, lse, self.plan, self.scale)
+
+
+class Guarded(NamedTuple):
+    """Work on a CPU whose hidden keys reach no row, and whose rows reach no key that they do not see."""
+
+    work: Work
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
+        """As `Work.forward`."""
+        out, lse = hidden_values.forward(partial(self._run, inputs), q, k, v)
+        return out, lse
+
+    def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
+        """As `Work.backward`."""
+        q, k, v, out, lse, *inputs = kept
+        run, gradients = partial(self._run, inputs), partial(self._gradients, inputs)
+        found = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out, lse))
+        return cast("Triple", found)
+
+    def _run(self, inputs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor) -> Pair:
+        return self.work.forward(q, k, v, inputs)
+
+    def _gradients(
+        self,
+        inputs: Sequence[Tensor],
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        vectors: hidden_values.Vectors,
+        results: Sequence[Tensor],
+    ) -> Triple:
+        return self.work.backward(grad_out, grad_lse, (*vectors, *results, *inputs))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Pair:
@@ -144,13 +177,16 @@ class _Attention(FirstOrder):
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors
-        results = gradient(torch.zeros_like(kept[3]) if grad_out is None else grad_out, grad_lse, kept, ctx.work)
+        grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
+        with backward_row(ctx):
+            results = gradient(grad_out, grad_lse, kept, ctx.work)
         needed = [g if need else None for g, need in zip(results, ctx.needs_input_grad, strict=False)]
         return (*needed, *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def _keep(ctx: Any, work: Work, tensors: Sequence[Tensor]) -> None:
     ctx.work = work
+    keep_name(ctx)
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 

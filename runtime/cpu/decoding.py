@@ -22,10 +22,10 @@ from attnc.compiler.planning.seen_keys import Int64, Mask, SeenKeys, find_seen_k
 from attnc.compiler.values import extra_of, is_own, is_plain, is_scored, values_of
 from attnc.runtime.caches import Cache
 from attnc.runtime.call import Sizes, call_shape
-from attnc.runtime.cpu import kernel
+from attnc.runtime.cpu import hidden_values, kernel
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock
-from attnc.runtime.cpu.rows import Leaves, computed
+from attnc.runtime.cpu.rows import Leaves, results
 from attnc.runtime.cpu.scored import LARGE
 from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.tiles import Tile
@@ -80,8 +80,9 @@ def _kind(node: Attend) -> tuple[bool, bool]:
 
 
 def _parts(relations: Relations) -> tuple[Part, ...]:
+    """Who sees what, by window; windows of equal ids number places from their own first, which scores must not see."""
     found = []
-    for batches, heads, locals_ in relations.groups():
+    for batches, heads, locals_ in relations.groups(cut=is_plain(relations.pattern.attend)):
         for local in locals_:
             for window in local.windows:
                 origins = relations.pattern.origins
@@ -102,7 +103,7 @@ def attend(q: Tensor, cache: Cache, looked: Looked, scale: float, inputs: Sequen
     if scores is None or scores.factor is None:
         return _in_torch(q, cache, relations, parts, scale, inputs)
     pair = _by_kernel(q, cache, parts, scores.factor, scores)
-    return pair if extra_of(scores.node) is None else _with_extra(q, pair, scores)
+    return pair if extra_of(scores.node) is None else _with_extra(q, pair, scores, _counted(q, parts))
 
 
 # --- softmax of multiples of `dot(q, k)` and a bias ------------------------------------------------------------------
@@ -195,9 +196,14 @@ def _of_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: 
     shift = torch.where(blind | (most.abs() <= LARGE), 0, most)
     heads = q.shape[1] * q.shape[2] // rows
     added = (bias - shift[..., None]).expand(heads, *bias.shape[1:]).reshape(1, *q.shape[1:3], -1)
-    found, lse = kernel.attend(q, k, v, added, False, factor)
     blind, shift = (x.expand(heads, rows).reshape(q.shape[1:3]) for x in (blind, shift))
-    return found[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
+
+    def run(q: Tensor, k: Tensor, v: Tensor) -> Pair:
+        found, lse = kernel.attend(q, k, v, added, False, factor)
+        return found[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
+
+    found, lse = hidden_values.forward(run, q, k, v)
+    return found, lse
 
 
 def _split(q: Tensor, k: Tensor) -> int:
@@ -219,14 +225,24 @@ def _shared(q: Tensor, k: Tensor, v: Tensor, split: int, factor: float) -> Pair:
     return merge(*pieces)
 
 
-def _with_extra(q: Tensor, pair: Pair, scores: Scores) -> Pair:
-    """With the share that extra logits take of every row."""
+def _counted(q: Tensor, parts: Sequence[Part]) -> Tensor:
+    """The rows (B, Hq, Nq) that see something, perhaps with scores of -inf alone."""
+    counted = torch.zeros(q.shape[:3], dtype=torch.bool)
+    for part in parts:
+        some = part.seen.every[1].any(-1)
+        counted[torch.tensor(part.batches)[:, None], torch.tensor(part.heads), part.rows] |= torch.from_numpy(some)
+    return counted
+
+
+def _with_extra(q: Tensor, pair: Pair, scores: Scores, counted: Tensor) -> Pair:
+    """With the share that extra logits take of every row that sees something."""
     out, lse = pair
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(lse.dtype)):
             own = lse[batch, :, rows]
-            blind = own == -math.inf
-            more = torch.where(blind, own, torch.logaddexp(own, logit))
+            more = torch.logaddexp(own, logit)
+            blind = ~counted[batch, :, rows] | (more == -math.inf)
+            more = torch.where(blind, -math.inf, more)
             out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
             lse[batch, :, rows] = more
     return out, lse
@@ -259,11 +275,12 @@ def _in_torch(
                 first_key = part.window.key if own_keys else 0
                 block = RowBlock(batch, heads, part.window, rows, keys + first_key, mask)
                 leaves = Leaves(own, {name: x[batch] for name, x in whole.items()}, inputs)
-                found, own_lse = computed(block, leaves, relations, scale)
-                if out is None:
-                    out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
-                out[batch, at, part.rows] = found
-                lse[batch, at, part.rows] = math.nan if own_lse is None else own_lse.expand(len(heads), len(rows))
+                for some, found, own_lse in results(block, leaves, relations, scale):
+                    if out is None:
+                        out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
+                    here = batch, at[:, None], torch.from_numpy(some.rows)
+                    out[here] = found
+                    lse[here] = math.nan if own_lse is None else own_lse.expand(len(heads), len(some.rows))
     if out is None:
         out = q.new_zeros((*q.shape[:3], cache.v.shape[3]), dtype=dtype)
     return out, lse

@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+WIDEST = 4096.0
+"""Products of two numbers of which this many are added up do not overflow below the limit."""
+
 Vectors = tuple[Tensor, Tensor, Tensor]
 Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 """q, k, v → out (B, Hq, Nq, dv), and tensors by row (B, Hq, Nq)."""
 Backward = Callable[[Tensor, Tensor | None, Vectors, Sequence[Tensor]], tuple[Tensor, ...]]
-"""Gradients of out and of the LSE, q, k, v, and what `Forward` gave → dq, dk, dv, and others."""
+"""Gradients of out and of the LSE, q, k, v, and what `Forward` gave → dq, dk, dv."""
 
 
 def is_finite(x: Tensor) -> bool:
@@ -52,30 +55,36 @@ def backward(
     vectors: Vectors,
     results: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """The results of `gradients`, in which no hidden key and no row that sees none of it has a part.
+    """The results of `gradients`, to which hidden keys and rows that see none of a key contribute nothing.
 
-    Gradients of other inputs are those of the rows that see finite keys alone, unless a row sees another.
+    A row whose incoming gradient is not finite reaches its own query and the keys that it sees.
     """
     found = gradients(grad_out, grad_lse, vectors, results)
     if all(map(is_finite, found)):
         return found
     q, k, v = vectors
     bad_q, bad_k = _bad(q, k, v)
-    if not (bad_q.any() or bad_k.any()):
+    bad_grad = beyond(grad_out) if grad_lse is None else beyond(grad_out) | beyond(grad_lse[..., None])
+    if not (bad_q.any() or bad_k.any() or bad_grad.any()):
         return found
-    reached = _reached_rows(run, q, k, v, bad_q, bad_k)
+    reached = bad_grad | _reached_rows(run, q, k, v, bad_q, bad_k)
     zeroed = _zeroed(q, k, v, bad_q, bad_k)
     own_out = torch.where(reached[..., None], 0, grad_out)
     own_lse = None if grad_lse is None else torch.where(reached, 0, grad_lse)
     clean = gradients(own_out, own_lse, zeroed, run(*zeroed))
     keys = _reached_keys(run, gradients, zeroed, reached, grad_out)
-    chosen = [_chosen(*of_one) for of_one in zip((reached, keys, keys), found[:3], clean[:3], strict=True)]
-    return (*chosen, *(found if reached.any() else clean)[3:])
+    return tuple(_chosen(*of_one) for of_one in zip((reached, keys, keys), found, clean, strict=True))
 
 
 def _bad(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The queries (B, Hq, Nq) and keys (B, Hkv, Nk) with entries that are not finite."""
-    return ~torch.isfinite(q).all(-1), ~(torch.isfinite(k).all(-1) & torch.isfinite(v).all(-1))
+    """The queries (B, Hq, Nq) and keys (B, Hkv, Nk) with entries that make a product with 0 or -inf no number."""
+    return beyond(q), beyond(k) | beyond(v)
+
+
+def beyond(x: Tensor) -> Tensor:
+    """Which vectors (…, d) have an entry that is not finite, or so large that a product of two of them overflows."""
+    limit = math.sqrt(torch.finfo(torch.promote_types(x.dtype, torch.float32)).max) / WIDEST
+    return ~(x.abs() < limit).all(-1)
 
 
 def _zeroed(q: Tensor, k: Tensor, v: Tensor, bad_q: Tensor, bad_k: Tensor) -> Vectors:
@@ -88,6 +97,8 @@ def _zeroed(q: Tensor, k: Tensor, v: Tensor, bad_q: Tensor, bad_k: Tensor) -> Ve
 
 def _reached_rows(run: Forward, q: Tensor, k: Tensor, v: Tensor, bad_q: Tensor, bad_k: Tensor) -> Tensor:
     """The rows (B, Hq, Nq) that are not finite themselves or see a key that is not: its weight is more than 0."""
+    if not bad_k.any():
+        return bad_q
     marks = bad_k[..., None].to(v.dtype).expand(v.shape).contiguous()
     seen = run(torch.zeros_like(q), torch.zeros_like(k), marks)[0]
     return bad_q | (seen != 0).any(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,17 @@ class RowBlock:
     rows: Int64
     keys: Int64
     mask: NDArray[np.bool_]
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one row with the keys that the row sees and no others."""
+        return len(self.rows) == 1 and bool(self.mask.all())
+
+    def row(self, i: int) -> RowBlock:
+        """Row number i by itself, with the keys that the row sees and no others."""
+        keys = self.keys[self.mask[i]]
+        alone = np.ones((1, len(keys)), dtype=np.bool_)
+        return replace(self, rows=self.rows[i : i + 1], keys=keys, mask=alone)
 
 
 def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) -> Iterator[RowBlock]:

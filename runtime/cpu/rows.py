@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
 
@@ -22,10 +22,13 @@ from attnc.runtime.attending import attend as attend_block
 from attnc.runtime.attending import widened
 from attnc.runtime.blocks import Block
 from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.cpu.hidden_values import beyond, is_finite
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call, operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
+from attnc.runtime.cpu.spoiled import Spoiled, spoiled
 from attnc.runtime.fallbacks import DENSE, PASSES, note
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.values import Values
 
 
@@ -48,18 +51,56 @@ def forward(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor
     out: Tensor | None = None
     lse = q.new_full(q.shape[:3], -math.inf, dtype=dtype)
     tensors = {"q": q.to(dtype), "k": k.to(dtype), "v": v.to(dtype)}
-    for block in _blocks(call, node, inputs):
-        leaves = _leaves(block, tensors, node, inputs)
-        found, own = computed(block, leaves, call.relations, call.scale)
-        if out is None:
-            out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
-        heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
-        out[block.batch, heads, rows] = found
-        lse[block.batch, heads, rows] = math.nan if own is None else own.expand(len(block.heads), len(block.rows))
+    for whole in _blocks(call, node, inputs):
+        leaves = _leaves(whole, tensors, node, inputs)
+        for block, found, own in results(whole, leaves, call.relations, call.scale):
+            if out is None:
+                out = q.new_zeros((*q.shape[:3], *found.shape[2:]), dtype=dtype)
+            heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
+            out[block.batch, heads, rows] = found
+            lse[block.batch, heads, rows] = math.nan if own is None else own.expand(len(block.heads), len(block.rows))
     if out is None:
         shapes = {tensor.name: x.shape for tensor, x in zip(tensors_of(call.relations.pattern), inputs, strict=True)}
         out = q.new_zeros((*q.shape[:3], *widths.of_out(call.relations, shapes)), dtype=dtype)
     return out, lse
+
+
+def results(
+    block: RowBlock, leaves: Leaves, relations: Relations, scale: float
+) -> Iterator[tuple[RowBlock, Tensor, Tensor | None]]:
+    """(block, out, lse) of a block, and of rows of it by themselves that hidden keys may have spoiled."""
+    out, lse = computed(block, leaves, relations, scale)
+    if block.is_alone or is_finite(out):
+        yield block, out, lse
+        return
+    bad = _spoiled(block, leaves)
+    out, lse = computed(block, _filled(leaves, bad), relations, scale)
+    yield block, out, lse
+    for i in bad.and_rows(~out.flatten(2).isfinite().all(-1)).numbers:
+        row = block.row(i)
+        if len(row.keys):
+            yield row, *computed(row, _of_row(leaves, block, i), relations, scale)
+
+
+def _of_row(leaves: Leaves, block: RowBlock, i: int) -> Leaves:
+    """What `block.row(i)` is computed from."""
+    seen = torch.from_numpy(block.mask[i]).to(leaves.own["q"].device)
+    own = {name: x[:, i : i + 1] if name == "q" else x[:, :, seen] for name, x in leaves.own.items()}
+    return replace(leaves, own=own)
+
+
+def _spoiled(block: RowBlock, leaves: Leaves, further: Tensor | None = None) -> Spoiled:
+    """What is spoiled of the vectors of a block; `further`: rows that are so for another reason."""
+    q = leaves.own["q"][:, :, 0]
+    nothing = q.new_zeros((len(block.heads), len(block.keys), 1))
+    k, v = (leaves.own[name][:, 0] if name in leaves.own else nothing for name in ("k", "v"))
+    return spoiled(block.mask, q, k, v, further)
+
+
+def _filled(leaves: Leaves, bad: Spoiled) -> Leaves:
+    own = {"q": bad.filled_queries(leaves.own["q"][:, :, 0])[:, :, None]}
+    own |= {name: bad.filled_keys(x[:, 0])[:, None] for name, x in leaves.own.items() if name != "q"}
+    return replace(leaves, own=own)
 
 
 def _note(call: Call, node: ir.Attend) -> None:
@@ -155,36 +196,105 @@ def backward(
     named = dict(zip(("q", "k", "v"), (x.to(dtype) for x in tensors), strict=True))
     sums = {name: torch.zeros_like(x, dtype=dtype) for name, x in named.items()}
     of_inputs = [torch.zeros_like(x, dtype=dtype) for x in inputs if x.requires_grad]
-    elsewhere = _elsewhere(node)
+    total = GradientTotals(sums, of_inputs, inputs)
     for block in _blocks(call, node, inputs):
-        leaves = _leaves(block, named, node, inputs)
-        heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
-        with torch.enable_grad():
-            own = {name: x.detach().requires_grad_() for name, x in leaves.own.items()}
-            whole = {n: x.detach().requires_grad_() if n in elsewhere else x for n, x in leaves.whole.items()}
-            out, lse = computed(block, Leaves(own, whole, inputs), call.relations, call.scale)
-            lse = None if lse is None else lse.expand(len(block.heads), len(block.rows))
-        wanted = [*own.values(), *(whole[n] for n in elsewhere), *(x for x in inputs if x.requires_grad)]
-        results, grads = [], []
-        for result, grad in ((out, grad_out), (lse, grad_lse)):
-            if result is not None and grad is not None and result.requires_grad:
-                results.append(result)
-                grads.append(grad[block.batch, heads, rows].to(dtype))
-        if not results:
-            continue
-        seen = torch.from_numpy(block.mask.any(axis=1)).to(tensors[0].device)
-        grads = [torch.where(seen.reshape(-1, *[1] * (g.ndim - 2)), g, 0) for g in grads]
-        found = iter(torch.autograd.grad(results, wanted, grads, allow_unused=True))
-        for name in own:
-            _add_own(sums[name][block.batch], next(found), block, name, call)
-        for name in elsewhere:
-            grad = next(found)
-            if grad is not None:
-                sums[name][block.batch] += grad
-        for total, grad in zip(of_inputs, found, strict=True):
-            if grad is not None:
-                total.add_(grad)
+        _add_block(block, named, (grad_out, grad_lse), call, total)
     return sums, of_inputs
+
+
+@dataclass(frozen=True)
+class GradientTotals:
+    """Gradients of q, k and v by name, and of those of `inputs` that require them, as they are added up."""
+
+    vectors: dict[str, Tensor]
+    of_inputs: list[Tensor]
+    inputs: Sequence[Tensor]
+
+
+GivenGradients = tuple["Tensor | None", "Tensor | None"]
+"""Gradients of the out and of the LSE of a block, (heads, rows[, …])."""
+
+
+def _add_block(
+    block: RowBlock, named: dict[str, Tensor], grads: GivenGradients, call: Call, sums: GradientTotals
+) -> None:
+    """Add the gradients of a block, those of a spoiled row where the row sees, and nowhere else."""
+    node = call.relations.pattern.attend
+    heads, rows = torch.tensor(block.heads)[:, None], torch.from_numpy(block.rows)
+    grad_out, grad_lse = (None if grad is None else grad[block.batch, heads, rows] for grad in grads)
+    leaves = _leaves(block, named, node, sums.inputs)
+    found = _of_block(block, leaves, (grad_out, grad_lse), call)
+    if block.is_alone or all(x is None or is_finite(x) for x in found):
+        _add_found(block, found, call, sums)
+        return
+    bad = _spoiled(block, leaves, _beyond_rows(grad_out, grad_lse))
+    found = _of_block(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
+    if all(x is None or is_finite(x) for x in found):
+        _add_found(block, found, call, sums)
+    else:  # something else is spoiled, as an input is
+        bad = bad.and_rows(torch.ones_like(bad.rows))
+    for i in bad.numbers:
+        row, one = block.row(i), slice(i, i + 1)
+        if len(row.keys):
+            own = (None if grad is None else grad[:, one] for grad in (grad_out, grad_lse))
+            given = _without(~bad.rows[:, one], *own)
+            _add_found(row, _of_block(row, _of_row(leaves, block, i), given, call), call, sums)
+
+
+def _beyond_rows(grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor | None:
+    """The rows (heads, rows) whose gradients are not finite."""
+    found = [
+        beyond(grad.flatten(2) if grad.ndim > 2 else grad[..., None])
+        for grad in (grad_out, grad_lse)
+        if grad is not None
+    ]
+    return found[0] | found[-1] if found else None
+
+
+def _without(rows: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> GivenGradients:
+    """Gradients that are 0 in some rows."""
+    grad_out, grad_lse = (
+        None if grad is None else torch.where(rows.reshape(*rows.shape, *[1] * (grad.ndim - 2)), 0, grad)
+        for grad in (grad_out, grad_lse)
+    )
+    return grad_out, grad_lse
+
+
+def _add_found(block: RowBlock, gradients: Sequence[Tensor | None], call: Call, sums: GradientTotals) -> None:
+    """Add what `_of_block` gives."""
+    if not gradients:
+        return
+    node, found = call.relations.pattern.attend, iter(gradients)
+    for name in ("q", "k", "v") if node.keys is None else ("q",):
+        _add_own(sums.vectors[name][block.batch], next(found), block, name, call)
+    for name in _elsewhere(node):
+        grad = next(found)
+        if grad is not None:
+            sums.vectors[name][block.batch] += grad
+    for total, grad in zip(sums.of_inputs, found, strict=True):
+        if grad is not None:
+            total.add_(grad)
+
+
+def _of_block(block: RowBlock, leaves: Leaves, given: GivenGradients, call: Call) -> tuple[Tensor | None, ...]:
+    """The gradients of vectors at their places, of those elsewhere and of inputs; () where nothing has any."""
+    elsewhere = _elsewhere(call.relations.pattern.attend)
+    with torch.enable_grad():
+        own = {name: x.detach().requires_grad_() for name, x in leaves.own.items()}
+        whole = {n: x.detach().requires_grad_() if n in elsewhere else x for n, x in leaves.whole.items()}
+        out, lse = computed(block, Leaves(own, whole, leaves.inputs), call.relations, call.scale)
+        lse = None if lse is None else lse.expand(len(block.heads), len(block.rows))
+    wanted = [*own.values(), *(whole[n] for n in elsewhere), *(x for x in leaves.inputs if x.requires_grad)]
+    results, grads = [], []
+    for result, grad in zip((out, lse), given, strict=True):
+        if result is not None and grad is not None and result.requires_grad:
+            results.append(result)
+            grads.append(grad.to(result.dtype))
+    if not results:
+        return ()
+    seen = torch.from_numpy(block.mask.any(axis=1)).to(out.device)
+    grads = [torch.where(seen.reshape(-1, *[1] * (g.ndim - 2)), g, 0) for g in grads]
+    return torch.autograd.grad(results, wanted, grads, allow_unused=True)
 
 
 def _elsewhere(node: ir.Attend) -> list[str]:
@@ -213,6 +323,7 @@ class _Attend(FirstOrder):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         out, lse = forward(q, k, v, call, inputs)
         ctx.call = call
+        keep_name(ctx)
         ctx.save_for_backward(q, k, v, *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
@@ -222,7 +333,8 @@ class _Attend(FirstOrder):
         if grad_out is None and grad_lse is None:
             return (None,) * len(ctx.needs_input_grad)
         needs = ctx.needs_input_grad[4:]
-        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)
+        with backward_row(ctx):
+            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *ctx.saved_tensors)
         return (*found[:3], None, *found[3:])
 
 

@@ -9,25 +9,29 @@ bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from attnc.compiler.planning.plan import Plan
 from attnc.compiler.values import extra_of
-from attnc.runtime.cpu import hidden_values, kernel, tiles
+from attnc.runtime.cpu import kernel, tiles
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.executor import merge
+from attnc.runtime.cpu.hidden_values import beyond, is_finite
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.operands import operand, operands
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.scores import Scores
+from attnc.runtime.cpu.spoiled import spoiled
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.fallbacks import COPY, DENSE, note
+from attnc.runtime.profiling import backward_row, keep_name
+
+Vectors = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,25 +60,72 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows
         q.new_full(q.shape[:3], -math.inf, dtype=dtype),
         q.new_zeros(q.shape[:3], dtype=dtype),
     )
-    factor = scores.factor
-    for tile in tiles.tiles(plan, tiles.ROWS if factor is None else tiles.KERNEL_ROWS):
-        at, at_keys = tile.at, tile.at_keys(group)
-        q_rows = q[tile.batch][at]
-        k_rows, v_rows = (x[tile.batch][at_keys] for x in (k, v))
-        out, lse, shift = (x[tile.batch][at] for x in (result.out, result.lse, result.shift))
-        score = scores.of(tile, q_rows.to(dtype), k_rows.to(dtype)) if factor is None else scores.bias(tile)
-        shift = _shifted(score, shift, lse == -math.inf)
-        score = score - shift[..., None] if shift.any() else score
-        if factor is None:
-            o, part = _softmax(score, v_rows.to(dtype))
-        else:
-            o, part = _by_kernel(q_rows, k_rows, v_rows, score, factor)
-        merge(o, part, out, lse)
-        for x, rows in ((result.out, out), (result.lse, lse), (result.shift, shift)):
-            x[tile.batch][at] = rows
-    if extra_of(scores.node) is not None:
-        _count_extra(q, scores, result)
+    counted = None if extra_of(scores.node) is None else torch.zeros(q.shape[:3], dtype=torch.bool)
+    for tile in tiles.tiles(plan, tiles.ROWS if scores.factor is None else tiles.KERNEL_ROWS):
+        _add_tile(tile, (q, k, v), scores, result, group)
+        if counted is not None:
+            counted[tile.batch][tile.at] |= torch.from_numpy(tile.mask.any(-1))
+    if counted is not None:
+        _count_extra(q, scores, result, counted)
     return result
+
+
+Partial = tuple[Tensor, Tensor, Tensor]
+"""(out, lse, shift) of the rows of a tile, by its keys alone."""
+
+
+def _add_tile(tile: Tile, tensors: Vectors, scores: Scores, result: Rows, group: int) -> None:
+    """Merge a tile into the rows of `result`."""
+    out, lse, shift = (x[tile.batch][tile.at] for x in (result.out, result.lse, result.shift))
+    o, part, shift = _partial(tile, _vectors_of(tile, tensors, group), scores, (lse, shift))
+    merge(o, part, out, lse)
+    for x, rows in ((result.out, out), (result.lse, lse), (result.shift, shift)):
+        x[tile.batch][tile.at] = rows
+
+
+def _vectors_of(tile: Tile, tensors: Vectors, group: int) -> Vectors:
+    """The queries, keys and values of a tile, (heads, rows or keys, d)."""
+    q, k, v = (x[tile.batch] for x in tensors)
+    at_keys = tile.at_keys(group)
+    return q[tile.at], k[at_keys], v[at_keys]
+
+
+def _vectors_of_row(vectors: Vectors, tile: Tile, i: int) -> Vectors:
+    """Those of `tile.row(i)`."""
+    q, k, v = vectors
+    seen = torch.from_numpy(tile.mask[i])
+    return q[:, i : i + 1], k[:, seen], v[:, seen]
+
+
+def _partial(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+    """What a tile gives its rows, of which the LSE and shift are `known`, none of it by hidden keys."""
+    found = _computed(tile, vectors, scores, known)
+    if tile.is_alone or is_finite(found[0]):
+        return found
+    bad = spoiled(tile.mask, *vectors)
+    if bad.queries.any() or bad.keys.any():
+        q, k, v = vectors
+        found = _computed(tile, (bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)), scores, known)
+    rows = bad.and_rows(~found[0].isfinite().all(-1))
+    for i in rows.numbers:
+        one, here, row = slice(i, i + 1), rows.rows[:, i : i + 1], tile.row(i)
+        if not len(row.keys):
+            continue
+        own = _vectors_of_row(vectors, tile, i)
+        for whole, part in zip(found, _computed(row, own, scores, (known[0][:, one], known[1][:, one])), strict=True):
+            whole[:, one] = torch.where(here.reshape(*here.shape, *[1] * (part.ndim - 2)), part, whole[:, one])
+    return found
+
+
+def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+    (q, k, v), (lse, shift), factor = vectors, known, scores.factor
+    dtype = lse.dtype
+    score = scores.of(tile, q.to(dtype), k.to(dtype)) if factor is None else scores.bias(tile)
+    shift = _shifted(score, shift, lse == -math.inf)
+    score = score - shift[..., None] if shift.any() else score
+    if factor is None:
+        return *_softmax(score, v.to(dtype)), shift
+    return *_by_kernel(q, k, v, score, factor), shift
 
 
 def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
@@ -83,13 +134,14 @@ def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
     return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
 
 
-def _count_extra(q: Tensor, scores: Scores, result: Rows) -> None:
-    """Give the extra logits their share of every row."""
+def _count_extra(q: Tensor, scores: Scores, result: Rows, counted: Tensor) -> None:
+    """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
             own = result.lse[batch, :, rows]
-            blind = own == -math.inf
-            more = torch.where(blind, own, torch.logaddexp(own, logit - result.shift[batch, :, rows]))
+            more = torch.logaddexp(own, logit - result.shift[batch, :, rows])
+            blind = ~counted[batch, :, rows] | (more == -math.inf)
+            more = torch.where(blind, -math.inf, more)
             result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
             result.lse[batch, :, rows] = more
 
@@ -112,6 +164,41 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> 
     return out[0, ..., : v.shape[-1]].masked_fill(blind[..., None], 0), lse[0].masked_fill(blind, -math.inf)
 
 
+class OfRows(NamedTuple):
+    """What a backward knows of rows: dO, the LSE, its shift, rowsum(dO ∘ out) − dLSE, out.
+
+    The LSE is +inf where a row gives nothing.
+    """
+
+    grad_out: Tensor
+    lse: Tensor
+    shift: Tensor
+    delta: Tensor
+    out: Tensor
+
+    @property
+    def spoiled(self) -> Tensor:
+        """Rows with a number that is none; an LSE of +inf is one."""
+        return beyond(self.grad_out) | beyond(self.out) | self.lse.isnan() | ~self.delta.isfinite()
+
+    def without(self, rows: Tensor) -> OfRows:
+        """The same where some rows give nothing."""
+        return OfRows(
+            torch.where(rows[..., None], 0, self.grad_out),
+            torch.where(rows, math.inf, self.lse),
+            torch.where(rows, 0, self.shift),
+            torch.where(rows, 0, self.delta),
+            torch.where(rows[..., None], 0, self.out),
+        )
+
+
+OfTile = tuple["Tensor | None", "Tensor | None", Tensor, Sequence["Tensor | None"]]
+"""Gradients of the queries, keys and values of a tile, by query head, and of the real inputs."""
+
+Gradients = Callable[[Tile, Vectors, OfRows], OfTile]
+"""Of a tile, its vectors, and what is known of its rows."""
+
+
 @dataclass(frozen=True)
 class Sums:
     """Gradients of q, k and v, and of the real inputs that want them, as they are added up."""
@@ -125,7 +212,7 @@ class Sums:
 def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: Vectors,
     result: Rows,
     plan: Plan,
     scores: Scores,
@@ -151,10 +238,47 @@ def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: Rows) -> Tensor:
     return delta if grad_lse is None else delta - torch.where(result.lse == -math.inf, 0, grad_lse)
 
 
+def _add_gradients(tile: Tile, of_rows: OfRows, tensors: Vectors, gradients: Gradients, sums: Sums) -> None:
+    """Add the gradients of a tile to `sums`, those of a spoiled row where the row sees, and nowhere else."""
+    group = tensors[0].shape[1] // max(tensors[1].shape[1], 1)
+    vectors = _vectors_of(tile, tensors, group)
+    rows = OfRows(*(x[tile.batch][tile.at] for x in of_rows))
+    found = gradients(tile, vectors, rows)
+    if tile.is_alone or all(x is None or is_finite(x) for x in (*found[:3], *found[3])):
+        _add_tile_gradients(tile, found, sums, group)
+        return
+    bad = spoiled(tile.mask, *vectors, rows.spoiled)
+    q, k, v = vectors
+    clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
+    found = gradients(tile, clean, rows.without(bad.rows))
+    if all(x is None or is_finite(x) for x in (*found[:3], *found[3])):
+        _add_tile_gradients(tile, found, sums, group)
+        numbers = bad.numbers
+    else:  # something else is spoiled, as an input is
+        numbers = list(range(len(tile.rows)))
+        bad = bad.and_rows(torch.ones_like(bad.rows))
+    for i in numbers:
+        row = tile.row(i)
+        if len(row.keys):
+            own = _vectors_of_row(vectors, tile, i)
+            alone = OfRows(*(x[:, i : i + 1] for x in rows)).without(~bad.rows[:, i : i + 1])
+            _add_tile_gradients(row, gradients(row, own, alone), sums, group)
+
+
+def _add_tile_gradients(tile: Tile, found: OfTile, sums: Sums, group: int) -> None:
+    of_q, of_k, of_v, of_inputs = found
+    if of_q is not None:
+        sums.q[tile.batch][tile.at] += of_q
+    if of_k is not None:
+        _add_keys(sums.k[tile.batch], of_k, tile, group)
+    _add_keys(sums.v[tile.batch], of_v, tile, group)
+    _add(sums.inputs, of_inputs)
+
+
 def _backward_in_torch(
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: Vectors,
     result: Rows,
     plan: Plan,
     scores: Scores,
@@ -162,37 +286,34 @@ def _backward_in_torch(
     sums: Sums,
 ) -> None:
     """dS = P ∘ (dO Vᵀ − rowsum(dO ∘ out) + dLSE), P = exp(S − LSE); of what S is made of, by its `derivatives`."""
-    q, k, v = tensors
-    dtype, group = result.out.dtype, q.shape[1] // max(k.shape[1], 1)
-    grad_out, delta = grad_out.to(dtype), _delta(grad_out, grad_lse, result)
-    safe = torch.where(result.lse == -math.inf, math.inf, result.lse)
-    for tile in tiles.tiles(plan, tiles.ROWS):
-        at, at_keys = tile.at, tile.at_keys(group)
+    dtype = result.out.dtype
+
+    def gradients(tile: Tile, vectors: Vectors, rows: OfRows) -> OfTile:
         with torch.enable_grad():
-            q_rows = q[tile.batch][at].to(dtype).requires_grad_()
-            k_rows = k[tile.batch][at_keys].to(dtype).requires_grad_()
-        score, pull = scores.recorded(tile, q_rows, k_rows, result.shift[tile.batch][at])
-        weights = torch.exp(score - safe[tile.batch][at][..., None])
-        do = grad_out[tile.batch][at]
-        _add_keys(sums.v[tile.batch], weights.transpose(-1, -2) @ do, tile, group)
-        v_rows = v[tile.batch][at_keys].to(dtype)
-        change = weights * (do @ v_rows.transpose(-1, -2) - delta[tile.batch][at][..., None])
+            q_rows, k_rows = (x.to(dtype).requires_grad_() for x in vectors[:2])
+        score, pull = scores.recorded(tile, q_rows, k_rows, rows.shift)
+        weights = torch.exp(score - rows.lse[..., None])
+        of_v = weights.transpose(-1, -2) @ rows.grad_out
+        v_rows = vectors[2].to(dtype)
+        change = weights * (rows.grad_out @ v_rows.transpose(-1, -2) - rows.delta[..., None])
         pairs = pull(change)
         if not pairs:
-            continue
+            return None, None, of_v, [None] * len(inputs)
         atoms, grads = zip(*pairs, strict=True)
-        dq, dk, *found = torch.autograd.grad(atoms, [q_rows, k_rows, *inputs], grads, allow_unused=True)
-        if dq is not None:
-            sums.q[tile.batch][at] += dq
-        if dk is not None:
-            _add_keys(sums.k[tile.batch], dk, tile, group)
-        _add(sums.inputs, found)
+        of_q, of_k, *found = torch.autograd.grad(atoms, [q_rows, k_rows, *inputs], grads, allow_unused=True)
+        return of_q, of_k, of_v, found
+
+    delta = _delta(grad_out, grad_lse, result)
+    of_rows, blind = OfRows(grad_out.to(dtype), result.lse, result.shift, delta, result.out), result.lse == -math.inf
+    of_rows = of_rows.without(blind) if blind.any() else of_rows
+    for tile in tiles.tiles(plan, tiles.ROWS):
+        _add_gradients(tile, of_rows, tensors, gradients, sums)
 
 
 def _backward_by_kernel(
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    tensors: tuple[Tensor, Tensor, Tensor],
+    tensors: Vectors,
     result: Rows,
     plan: Plan,
     scores: Scores,
@@ -201,7 +322,7 @@ def _backward_by_kernel(
 ) -> None:
     """Add the gradients of q, k and v where the score is `factor * dot(q, k)` and a bias."""
     q, k, v = tensors
-    group = q.shape[1] // max(k.shape[1], 1)
+    delta = _delta(grad_out, grad_lse, result)
     out, grad_out = result.out.to(q.dtype), grad_out.to(q.dtype)
     lse, grad_out, grad_lse = kernel.without_blind_rows(result.lse, grad_out, grad_lse)
     if grad_lse is not None:
@@ -211,16 +332,19 @@ def _backward_by_kernel(
     q, k, v = operands(plan.pattern, q, k, v, width)
     grad_out = operand(plan.pattern, "the gradient of out", grad_out, width)
     out = operand(plan.pattern, "out", out, width)
+
+    def gradients(tile: Tile, vectors: Vectors, rows: OfRows) -> OfTile:
+        q_rows, k_rows, v_rows = (x[None] for x in vectors)
+        bias = scores.bias(tile)
+        bias = bias - rows.shift[..., None] if rows.shift.any() else bias
+        of_rows = rows.grad_out[None], q_rows, k_rows, v_rows, rows.out[None], rows.lse[None]
+        found = kernel.attend_backward(*of_rows, bias[None], False, factor)
+        dq, dk, dv = (x[0, ..., : like.shape[-1]] for x, like in zip(found, tensors, strict=True))
+        return dq, dk, dv, []
+
+    of_rows = OfRows(grad_out, lse, result.shift, delta, out)
     for tile in tiles.tiles(plan, tiles.KERNEL_ROWS):
-        at, at_keys = tile.at, tile.at_keys(group)
-        do, q_rows, out_rows, lse_rows = (x[tile.batch][at][None] for x in (grad_out, q, out, lse))
-        k_rows, v_rows = (x[tile.batch][at_keys][None] for x in (k, v))
-        bias, shift = scores.bias(tile), result.shift[tile.batch][at]
-        bias = bias - shift[..., None] if shift.any() else bias
-        dq, dk, dv = kernel.attend_backward(do, q_rows, k_rows, v_rows, out_rows, lse_rows, bias[None], False, factor)
-        sums.q[tile.batch][at] += dq[0, ..., : sums.q.shape[-1]]
-        _add_keys(sums.k[tile.batch], dk[0, ..., : sums.k.shape[-1]], tile, group)
-        _add_keys(sums.v[tile.batch], dv[0, ..., : sums.v.shape[-1]], tile, group)
+        _add_gradients(tile, of_rows, (q, k, v), gradients, sums)
 
 
 def _add_extra(scores: Scores, q: Tensor, result: Rows, delta: Tensor, inputs: Sequence[Tensor], sums: Sums) -> None:
@@ -254,11 +378,6 @@ def _add_keys(total: Tensor, part: Tensor, tile: Tile, group: int) -> None:
         total[head // group, keys] += part[i]  # the keys of a tile are distinct
 
 
-def _rows(call: Call, inputs: Sequence[Tensor], q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    found = forward(q, k, v, call.plan, _scores(call, q, k, [x.detach() for x in inputs]))
-    return found.out, found.lse, found.shift
-
-
 def _scores(call: Call, q: Tensor, k: Tensor, inputs: Sequence[Tensor]) -> Scores:
     return Scores(call.relations, call.operands(q.unbind(0), k.unbind(0), (), inputs))
 
@@ -268,10 +387,11 @@ class _Attend(FirstOrder):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: Call, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        rows, own_lse, shift = hidden_values.forward(partial(_rows, call, inputs), q, k, v)
-        shifted = bool(shift.any())
-        out, lse = rows.to(q.dtype), own_lse + shift if shifted else own_lse
+        found = forward(q, k, v, call.plan, _scores(call, q, k, [x.detach() for x in inputs]))
+        own_lse, shift, shifted = found.lse, found.shift, bool(found.shift.any())
+        out, lse = found.out.to(q.dtype), own_lse + shift if shifted else own_lse
         ctx.call, ctx.shifted = call, shifted
+        keep_name(ctx)
         ctx.save_for_backward(q, k, v, out, own_lse, *([shift] if shifted else []), *inputs)
         ctx.set_materialize_grads(False)
         return out, lse
@@ -285,7 +405,8 @@ class _Attend(FirstOrder):
             kept = *kept[:5], torch.zeros_like(kept[4]), *kept[5:]
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         needs = ctx.needs_input_grad[4:]
-        found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
+        with backward_row(ctx):
+            found = once(_gradients, ctx.call, needs, grad_out, grad_lse, *kept)
         return (*found[:3], None, *found[3:])
 
 
@@ -297,19 +418,11 @@ def _gradients(
     leaves = [x.requires_grad_(need) for x, need in zip(inputs, needs, strict=True)]
     wanted = [x for x in leaves if x.requires_grad]
 
-    def gradients(
-        grad_out: Tensor, grad_lse: Tensor | None, vectors: hidden_values.Vectors, results: Sequence[Tensor]
-    ) -> tuple[Tensor, ...]:
-        scores = _scores(call, vectors[0], vectors[1], leaves)
-        sums = backward(grad_out, grad_lse, vectors, Rows(*results), call.plan, scores, wanted)
-        return sums.q, sums.k, sums.v, *sums.inputs
-
-    run = partial(_rows, call, inputs)
-    found = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out.to(lse.dtype), lse, shift))
-    dq, dk, dv, *of_wanted = found
-    rest = iter(of_wanted)
+    result = Rows(out.to(lse.dtype), lse, shift)
+    sums = backward(grad_out, grad_lse, (q, k, v), result, call.plan, _scores(call, q, k, leaves), wanted)
+    rest = iter(sums.inputs)
     of_inputs = [next(rest).to(x.dtype) if need else None for x, need in zip(leaves, needs, strict=True)]
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), *of_inputs
+    return sums.q.to(q.dtype), sums.k.to(k.dtype), sums.v.to(v.dtype), *of_inputs
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, call: Call, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -23,13 +23,15 @@ from attnc.compiler.kernels.inputs import input_name
 from attnc.compiler.kernels.kernels import Heads
 from attnc.compiler.kernels.scores import Score
 from attnc.compiler.kernels.value_text import LOG2_E
+from attnc.compiler.kernels.visible_products import RESULT_SUM
+from attnc.compiler.kernels.walks import Ranged
 from attnc.runtime.call import Sizes, as_tensor, call_shape
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.decoding import Part, look
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.gpu.device_cache import DeviceCache
-from attnc.runtime.gpu.executor import fitting, on, scaled_queries, writable
+from attnc.runtime.gpu.executor import fitting, on, result_sum, scaled_queries, writable
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.planner import DTYPES, as_read
 from attnc.runtime.gpu.targets import target_of
@@ -104,14 +106,21 @@ def decode(
         "scale": factor * LOG2_E if score is None else factor,
         **_of_cache(cache, tensors),
     }
+    alike = not isinstance(problem.by_query, Ranged) or not problem.by_query.reads_head
     if kernels.listed:
         listed = _listed(planner, q, cache, given)
         arrays = {"listed_pointers": listed.pointers, "listed_keys": listed.keys, "listed_rows": listed.rows}
         tensors |= {name: on_device(x, q.device) for name, x in arrays.items()}
         numbers["listed_words"] = listed.words
+        alike = listed.words == 1
+    # Where all rows of a program see the same keys, no hidden key is loaded.
+    careful = None if queries == 1 and alike else kernels.careful(group * queries)
     own_out = writable(name, "out", out)
     with on(q):
         launch(source, lanes * splits, {**tensors, **terms}, numbers, row_tiles)
+        if careful is not None:
+            written = {RESULT_SUM.name: result_sum(tensors["out_parts"])}
+            launch(careful, lanes * splits, {**tensors, **terms, **written}, numbers, row_tiles)
         rows = batch * heads * queries
         merged = {
             "out_parts": tensors["out_parts"],

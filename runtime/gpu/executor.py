@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from attnc.compiler.kernels.kernels import Kernels
 from attnc.compiler.kernels.pair_gradients import ENTRIES, varying_dimension
 from attnc.compiler.kernels.source import VECTOR, KernelSource, Stage
 from attnc.compiler.kernels.value_text import LOG2_E
+from attnc.compiler.kernels.visible_products import RESULT_SUM
 from attnc.runtime.constants import keep_captured
 from attnc.runtime.cpu.executor import empty_like
 from attnc.runtime.fallbacks import COPY, note
@@ -33,6 +35,9 @@ NOTHING: Mapping[str, Tensor] = {}
 
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
+
+WRITTEN: Mapping[str, tuple[str, ...]] = {"forward": ("out",), "dq": ("dq",), "dkdv": ("dk", "dv")}
+"""The results that a hidden pair can spoil, by stage."""
 
 FARTHEST = 1 << 24
 """Units of 16 bytes between two tokens at most, so that places inside a tile fit into 32 bits."""
@@ -54,6 +59,11 @@ class Prepared:
     def source(self, stage: Stage) -> KernelSource:
         """The kernel of a stage."""
         return self.kernels.listed(stage, self.runs.get(stage, False))
+
+    def careful(self, stage: Stage) -> KernelSource | None:
+        """The kernel that follows that of the stage, where one must."""
+        careful = self.kernels.careful
+        return None if careful is None else careful.listed(stage, self.runs.get(stage, False))
 
 
 class _Scaled(NamedTuple):
@@ -95,7 +105,7 @@ class Executor:
         tensors = {name: self._fit(name, x) for name, x in (("q", own), ("k", k), ("v", v))}
         tensors |= {"out": writable, **terms}
         tensors |= {"lse": lse, "total": lse}
-        self._launch(self.prepared.source("forward"), q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
+        self._launch("forward", q.shape[2], q.shape[0] * q.shape[1], tensors, factor)
         return (out if writable is out else out.copy_(writable)), lse
 
     def backward(
@@ -135,8 +145,8 @@ class Executor:
                 launch(first, -(-q.shape[2] // ROWS) * lanes, tensors, numbers)
         tensors = {**read, **written, "lse": lse2, "share": lse2, "delta": delta, **terms}
         tensors.update((f"d{name}", x) for name, x in of_terms.items())
-        self._launch(self.prepared.source("dq"), q.shape[2], lanes, tensors, factor)
-        self._launch(self.prepared.source("dkdv"), k.shape[2], kv_lanes, tensors, factor)
+        self._launch("dq", q.shape[2], lanes, tensors, factor)
+        self._launch("dkdv", k.shape[2], kv_lanes, tensors, factor)
         found = [x if own is x else x.copy_(own) for x, own in zip(grads, written.values(), strict=True)]
         if self.prepared.kernels.problem.score is None and self.scale <= 0:
             found[0].mul_(-1 if self.scale else 0)
@@ -234,14 +244,22 @@ class Executor:
         """Of a score of its own the scale is a number in a formula, which may be anything."""
         return _scaled(q, self.scale) if self.prepared.kernels.problem.score is None else _Scaled(q, self.scale)
 
-    def _launch(
-        self, source: KernelSource, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float
-    ) -> None:
-        own = self._own(source)
+    def _launch(self, stage: Stage, tokens: int, lanes: int, tensors: Mapping[str, Tensor], factor: float) -> None:
+        """Run the kernel of a stage, and its careful variant, which returns at once where all results are finite."""
+        source, careful = self.prepared.source(stage), self.prepared.careful(stage)
+        own, numbers = self._own(source), self._numbers(lanes, factor)
         keep_captured(own.values())
         with on(tensors["q"]):
             programs = (source.row_tiles or -(-tokens // source.stationary)) * lanes
-            launch(source, programs, {**tensors, **own}, self._numbers(lanes, factor))
+            launch(source, programs, {**tensors, **own}, numbers)
+            if careful is not None:
+                written = result_sum(*(tensors[name] for name in WRITTEN[stage]))
+                launch(careful, programs, {**tensors, **own, RESULT_SUM.name: written}, numbers)
+
+
+def result_sum(*results: Tensor) -> Tensor:
+    """The sum of all entries, fp32: finite where no entry is NaN or an infinity, but for sums that overflow."""
+    return reduce(torch.add, [x.sum(dtype=torch.float32) for x in results])
 
 
 def scaled_queries(q: Tensor, scale: float) -> tuple[Tensor, float]:

@@ -20,6 +20,7 @@ from attnc.runtime.gpu.planner import GpuPlanner
 from attnc.runtime.gpu.terms import Given
 from attnc.runtime.gpu.work import in_tiles, note_tiles
 from attnc.runtime.plans import Planner
+from attnc.runtime.profiling import backward_row, keep_name
 
 
 def attend(
@@ -89,6 +90,7 @@ class _Scored(FirstOrder):
     ) -> Pair:
         pair = executor.forward(q, k, v, dict(zip(names, more, strict=False)))
         ctx.executor, ctx.names, ctx.tables = executor, names, tables
+        keep_name(ctx)
         ctx.save_for_backward(q, k, v, *pair, *more)
         ctx.set_materialize_grads(False)
         return pair
@@ -101,7 +103,8 @@ class _Scored(FirstOrder):
         kept = ctx.saved_tensors
         grad_out = torch.zeros_like(kept[3]) if grad_out is None else grad_out
         call = _Backward(ctx.executor, ctx.names, ctx.tables, needs[6 + len(ctx.names) :])
-        found = once(call.gradients, grad_out, grad_lse, *kept)
+        with backward_row(ctx):
+            found = once(call.gradients, grad_out, grad_lse, *kept)
         grads = [*found[:3], None, None, None, *found[3:]]
         return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 

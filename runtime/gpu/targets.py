@@ -12,8 +12,8 @@ import torch
 
 from attnc.compiler.kernels.targets import TARGETS, Target
 from attnc.runtime.environment import is_interpreted
-from attnc.runtime.errors import ArgumentError, UnsupportedError
-from attnc.spec.suggest import did_you_mean
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.gpu.target_names import find_target
 
 _PRETENDED: ContextVar[Target | None] = ContextVar("target that is pretended", default=None)
 
@@ -59,10 +59,7 @@ def named_target(name: str | None) -> Target:
     """The target of a name; None: that of the GPU that is there, or else sm_90. Raises ArgumentError."""
     if name is None:
         return TARGETS["sm_90"] if not torch.cuda.is_available() else _of_cuda(torch.cuda.current_device())
-    if name not in TARGETS:
-        known = f"it must be one of {', '.join(TARGETS)}"
-        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), known)}")
-    return TARGETS[name]
+    return find_target(name)
 
 
 def device_at_hand() -> torch.device | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnc.compiler import fold, ir
 from attnc.compiler.analysis import exact
+from attnc.compiler.heads import heads_read
 from attnc.compiler.ir import Index, Value
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.kernels.ranges import Range, find_ranges
@@ -20,7 +21,7 @@ from attnc.compiler.kernels.scores import MOST_SUM, Score, Term, is_count
 from attnc.compiler.lowering.specialise import Window
 from attnc.compiler.planning.build_plan import Relations
 from attnc.compiler.rewrite import replace_values
-from attnc.compiler.values import apply, element, rank, reads
+from attnc.compiler.values import apply, element, rank, reads, reads_kv_heads
 from attnc.runtime.blocks import Block, Int64, Operands
 from attnc.runtime.constants import on_device
 from attnc.runtime.cpu.planned_call import operands_of
@@ -45,17 +46,23 @@ class Given:
         self._heads = tuple(range(q.shape[1]))
 
     def vectors(self, score: Score) -> tuple[Tensor, Tensor, Tensor]:
-        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs."""
+        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs.
+
+        Raises NotInKernelsError where kernels read numbers of kv heads, and vectors of keys differ by query head.
+        """
         q, k, v = self._tensors.values()
         own = [
             self._joined(score.query, self._of_queries).to(q.dtype) if score.query else q,
-            self._joined(score.key, self._of_keys).to(k.dtype) if score.key else k,
-            v if score.value is None else self._whole(score.value, self._of_keys).to(v.dtype),
+            self._joined(score.key, self._of_kv_heads).to(k.dtype) if score.key else k,
+            v if score.value is None else self._whole(score.value, self._of_kv_heads).to(v.dtype),
         ]
         batch, heads = q.shape[:2]
         own[0] = own[0].expand(batch, heads, *own[0].shape[2:])
         counts = {x.shape[1] for x in own[1:]} - {1} or {k.shape[1]}
         kv_heads = k.shape[1] if counts == {k.shape[1]} else heads
+        # Kernels number kv heads by the vectors that they are given.
+        if kv_heads != k.shape[1] and reads_kv_heads(self._relations.pattern.attend.visible, score.formula):
+            raise NotInKernelsError("keys or values that differ by query head, where kv heads are read")
         for i in (1, 2):
             own[i] = _by_head(own[i], kv_heads).expand(batch, kv_heads, *own[i].shape[2:])
         return own[0], own[1], own[2]
@@ -131,12 +138,22 @@ class Given:
         ]
         return torch.cat(_one_count(parts), 1)
 
-    def _of_keys(self, operands: Operands, batch: int, value: Value) -> Tensor:
-        """Keys of documents without queries are not computed: nothing reads them."""
+    def _of_kv_heads(self, operands: Operands, batch: int, value: Value) -> Tensor:
+        """A value of keys (kv heads, tokens, …), by query head where it differs within a group."""
+        if heads_read([value]) == "head":
+            return self._of_keys(operands, batch, value)
+        heads, kv_heads = (self._tensors[name].shape[1] for name in "qk")
+        return self._of_keys(operands, batch, value, self._heads[:: heads // max(kv_heads, 1) or 1])
+
+    def _of_keys(self, operands: Operands, batch: int, value: Value, heads: tuple[int, ...] | None = None) -> Tensor:
+        """A value of keys (heads, tokens, …); `heads`: query heads, None: all.
+
+        Keys of documents without queries are not computed: nothing reads them.
+        """
         parts, at = [], 0
         width = rank(value)
         for window in self._relations.windows(batch):
-            found = self._values(operands, batch, window, _NONE, np.arange(window.n_k), value)[:, 0]
+            found = self._values(operands, batch, window, _NONE, np.arange(window.n_k), value, heads=heads)[:, 0]
             found = found.expand(-1, window.n_k, *[-1] * width)
             if window.key > at:
                 parts.append(found.new_zeros((len(found), window.key - at, *found.shape[2:])))
@@ -198,11 +215,12 @@ class Given:
         keys: Int64,
         value: Value,
         alive: NDArray[np.bool_] | None = None,
+        heads: tuple[int, ...] | None = None,
     ) -> Tensor:
-        """(heads or 1, rows or 1, keys or 1[, width])."""
+        """(heads or 1, rows or 1, keys or 1[, width]); `heads`: query heads, None: all."""
         if alive is None:
             alive = np.ones((1, len(rows), len(keys)), dtype=np.bool_)
-        block = Block(batch, self._heads, window, rows, keys, alive)
+        block = Block(batch, self._heads if heads is None else heads, window, rows, keys, alive)
         return Values(operands, block).of(value)
 
 

@@ -9,7 +9,6 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.library import Library, register_fake
 
 from attnc.compiler.last_rows import OtherRowsError
 from attnc.runtime import identity, serving
@@ -18,6 +17,7 @@ from attnc.runtime.call import input_tensors
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.general import general_of
+from attnc.runtime.operators import FAKE
 from attnc.runtime.operators.general import contiguous
 from attnc.runtime.operators.plain import Inputs, refuse_device
 from attnc.runtime.planners import planner_of
@@ -28,13 +28,6 @@ from attnc.runtime.sharded import refuse_shards
 
 Pair = tuple[Tensor, Tensor]
 
-_LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
-for _name in ("decode", "prefill"):
-    _LIBRARY.define(  # type: ignore[no-untyped-call]
-        f"{_name}(Tensor q, Tensor k_cache, Tensor v_cache, Tensor kv_len, Tensor? block_table, Tensor[]? inputs, "
-        "str pattern, float? scale, bool ring) -> (Tensor, Tensor)",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
 _DECODE = torch.ops.attnc.decode.default
 _PREFILL = torch.ops.attnc.prefill.default
 
@@ -195,7 +188,14 @@ def _unrecorded_chunk(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Pair:
         return cast("Pair", _PREFILL(q, k, v, *rest))
 
 
-for _name, _kernels in (("decode", (_forward, _unrecorded)), ("prefill", (_forward_of_chunk, _unrecorded_chunk))):
-    for _key, _kernel in zip(("CPU", "CUDA", "Autograd"), (_kernels[0], *_kernels), strict=True):
-        _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
-    register_fake(f"attnc::{_name}", _fake, lib=_LIBRARY)
+KERNELS = {
+    ("decode", "CPU"): _forward,
+    ("decode", "CUDA"): _forward,
+    ("decode", "Autograd"): _unrecorded,
+    ("decode", FAKE): _fake,
+    ("prefill", "CPU"): _forward_of_chunk,
+    ("prefill", "CUDA"): _forward_of_chunk,
+    ("prefill", "Autograd"): _unrecorded_chunk,
+    ("prefill", FAKE): _fake,
+}
+"""The kernels that `attnc.runtime.operators` calls."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet
 from torch._subclasses.fake_tensor import is_fake
-from torch.library import Library, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from attnc.runtime.call import check_tensors
@@ -24,19 +23,13 @@ from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.fallbacks import COPY, note
 from attnc.runtime.general import General, Result, general_of
+from attnc.runtime.operators import FAKE
 from attnc.runtime.operators.plain import Inputs, refuse_device, visible_pairs
 from attnc.runtime.planners import planner_of
 from attnc.runtime.profiling import profiled
 from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast
 
-_LIBRARY = Library("attnc", "FRAGMENT")  # type: ignore[no-untyped-call]
-for _schema in (
-    "attend_general(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
-    "attend_general_backward(Tensor? grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor[]? inputs, "
-    "str pattern, float? scale) -> Tensor[]",
-):
-    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
 _ATTEND = torch.ops.attnc.attend_general.default
 _ATTEND_BACKWARD = torch.ops.attnc.attend_general_backward.default
 
@@ -239,17 +232,17 @@ def _pairs(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, pattern: str) -> int
     return sum(visible_pairs(own) for own in ([plan] if not plan.branches else [p for _, p in plan.branches]))
 
 
-for _name, _key, _kernel in (
-    ("attend_general", "CPU", _forward),
-    ("attend_general", "CUDA", _forward),
-    ("attend_general", "Autograd", _forward_recorded),
-    ("attend_general", "AutocastCPU", _forward_under_autocast),
-    ("attend_general", "AutocastCUDA", _forward_under_autocast),
-    ("attend_general_backward", "CPU", _backward),
-    ("attend_general_backward", "CUDA", _backward),
-):
-    _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
-register_fake("attnc::attend_general", _fake_forward, lib=_LIBRARY)
-register_fake("attnc::attend_general_backward", _fake_backward, lib=_LIBRARY)
+KERNELS = {
+    ("attend_general", "CPU"): _forward,
+    ("attend_general", "CUDA"): _forward,
+    ("attend_general", "Autograd"): _forward_recorded,
+    ("attend_general", "AutocastCPU"): _forward_under_autocast,
+    ("attend_general", "AutocastCUDA"): _forward_under_autocast,
+    ("attend_general", FAKE): _fake_forward,
+    ("attend_general_backward", "CPU"): _backward,
+    ("attend_general_backward", "CUDA"): _backward,
+    ("attend_general_backward", FAKE): _fake_backward,
+}
+"""The kernels that `attnc.runtime.operators` calls."""
 register_flop_formula(torch.ops.attnc.attend_general, get_raw=True)(_forward_flops)
 register_flop_formula(torch.ops.attnc.attend_general_backward, get_raw=True)(_backward_flops)

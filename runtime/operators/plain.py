@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
-from torch.library import Library, register_fake
 from torch.nn import Parameter
 from torch.utils.flop_counter import register_flop_formula
 from typing_extensions import Unpack
@@ -21,13 +20,14 @@ from typing_extensions import Unpack
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call import check_tensors
 from attnc.runtime.cpu import kernel
-from attnc.runtime.cpu.autograd import Pair, Planned, Triple, Work, differentiable, gradient
+from attnc.runtime.cpu.autograd import Pair, Planned, Triple, differentiable, gradient
 from attnc.runtime.cpu.direct import direct_of
 from attnc.runtime.cpu.executor import Need, empty_like
 from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.operators import FAKE
 from attnc.runtime.planners import planner_of
 from attnc.runtime.plans import Planner
-from attnc.runtime.profiling import profiled
+from attnc.runtime.profiling import NamedCall, profiled
 from attnc.runtime.settings import SETTINGS
 from attnc.runtime.sharded import refuse_shards
 from attnc.runtime.transforms import cast_for_autocast, is_forward_mode, wide_in_interpreter
@@ -38,15 +38,6 @@ Inputs: TypeAlias = "Sequence[Tensor] | None"
 Call: TypeAlias = "tuple[Inputs, str, float | None]"
 """The pattern's inputs in its order, its text, and the scale."""
 
-_LIBRARY = Library("attnc", "DEF")  # type: ignore[no-untyped-call]
-# What the kernels return is laid out as their arguments are, so a compiler must hand over the strides that it traced.
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-for _schema in (
-    "attend(Tensor q, Tensor k, Tensor v, Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor)",
-    "attend_backward(Tensor grad_out, Tensor? grad_lse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    "Tensor[]? inputs, str pattern, float? scale) -> (Tensor, Tensor, Tensor)",
-):
-    _LIBRARY.define(_schema, tags=_TAGS)  # type: ignore[no-untyped-call]
 _ATTEND = torch.ops.attnc.attend.default
 _ATTEND_BACKWARD = torch.ops.attnc.attend_backward.default
 
@@ -99,7 +90,8 @@ def by_kernels(
     check_tensors(q, k, v)
     dtype = q.dtype
     q, k, v = wide_in_interpreter(planner.pattern.name, q, k, v)
-    out, lse = differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
+    with NamedCall(planner.pattern.name):
+        out, lse = differentiable(q, k, v, OnGpu(planner, _scale(q, scale)), inputs)
     return out.to(dtype), lse
 
 
@@ -221,8 +213,10 @@ class _Unseen(NamedTuple):
         return self.planned.forward(q, k, v, inputs)
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        work: Work = _Seen(self.pattern, self.scale) if _is_seen(*kept[:3]) else self.planned
-        return work.backward(grad_out, grad_lse, kept)
+        if _is_seen(*kept[:3]):  # the operator has its row
+            return _Seen(self.pattern, self.scale).backward(grad_out, grad_lse, kept)
+        with profiled(self.planned.plan.pattern, "backward"):
+            return self.planned.backward(grad_out, grad_lse, kept)
 
 
 def _is_seen(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -338,20 +332,20 @@ def _counted(plan: Plan) -> int:
 
 # --- registrations ---------------------------------------------------------------------------------------------------
 
-for _name, _key, _kernel in (
-    ("attend", "CPU", _forward),
-    ("attend", "Autograd", _forward_recorded),
-    ("attend", "CUDA", _forward_on_gpu),
-    ("attend", "AutocastCPU", _forward_under_autocast),
-    ("attend", "AutocastCUDA", _forward_under_autocast),
-    ("attend", "FuncTorchBatched", _refuse_transforms),
-    ("attend_backward", "CPU", _backward),
-    ("attend_backward", "CUDA", _backward_on_gpu),
-    ("attend_backward", "Autograd", _backward_recorded),
-    ("attend_backward", "FuncTorchBatched", _refuse_transforms),
-):
-    _LIBRARY.impl(_name, _kernel, _key)  # type: ignore[no-untyped-call]
-register_fake("attnc::attend", _fake_forward, lib=_LIBRARY)
-register_fake("attnc::attend_backward", _fake_backward, lib=_LIBRARY)
+KERNELS = {
+    ("attend", "CPU"): _forward,
+    ("attend", "Autograd"): _forward_recorded,
+    ("attend", "CUDA"): _forward_on_gpu,
+    ("attend", "AutocastCPU"): _forward_under_autocast,
+    ("attend", "AutocastCUDA"): _forward_under_autocast,
+    ("attend", "FuncTorchBatched"): _refuse_transforms,
+    ("attend", FAKE): _fake_forward,
+    ("attend_backward", "CPU"): _backward,
+    ("attend_backward", "CUDA"): _backward_on_gpu,
+    ("attend_backward", "Autograd"): _backward_recorded,
+    ("attend_backward", "FuncTorchBatched"): _refuse_transforms,
+    ("attend_backward", FAKE): _fake_backward,
+}
+"""The kernels that `attnc.runtime.operators` calls."""
 register_flop_formula(torch.ops.attnc.attend, get_raw=True)(_forward_flops)
 register_flop_formula(torch.ops.attnc.attend_backward, get_raw=True)(_backward_flops)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 import numpy as np
 
-from attnc.runtime.pictures.branches import BranchesDrawing, BranchView
-from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px, shortened
+from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
+from attnc.runtime.pictures.svg_parts import MARGIN, SIDE, boxes_path, label, opening, px
 
 ACROSS = 3
 """Views in a row."""
-_GAP, _TOP, _LINE = 40, 118, 17
+_GAP, _TOP, _LINE = 40, 134, 17
 _LEVELS = 10
-_LONGEST = 52
-"""Characters of a line under a view."""
+_WORDS = 11
+"""Font size of the lines under a view."""
+_CODE, _PROSE = 0.61, 0.55
+"""Width of a character of the widest fonts that the pictures name, as a share of the font size; lines wrap by it."""
 _FAINTEST = 0.15
 """Opacity of what is visible at all, or left."""
 
@@ -21,37 +25,48 @@ def branches_svg(drawing: BranchesDrawing) -> str:
     """The SVG text; equal drawings give equal texts."""
     rows = [drawing.views[i : i + ACROSS] for i in range(0, len(drawing.views), ACROSS)]
     across = max(map(len, rows), default=1)
-    width = 2 * MARGIN + across * SIDE + (across - 1) * _GAP
-    heights = [SIDE + 60 + _LINE * max(len(view.words) for view in row) for row in rows]
-    notes = _TOP + sum(heights)
-    height = notes + 24 + 18 * len(drawing.notes)
+    inner = across * SIDE + (across - 1) * _GAP
+    width = 2 * MARGIN + inner
+    sizes = _lines(f"{drawing.size_text}{'  ·  ' + drawing.subtitle if drawing.subtitle else ''}", inner, 13)
+    top = float(_TOP + 18 * (len(sizes) - 1))
+    heights = [SIDE + 76 + _LINE * max(len(_words(view)) for view in row) for row in rows]
+    below = top - 16 + sum(heights)
+    notes = [line for note in drawing.notes for line in _lines(note, inner, 12)]
+    height = below + 24 + 18 * len(notes)
     said = "; ".join([drawing.size_text, *(f"{view.name}: {view.words[0]}" for view in drawing.views if view.words)])
-    sizes = f"{drawing.size_text}{'  ·  ' + drawing.subtitle if drawing.subtitle else ''}"
     parts = [
         *opening(drawing.title, said, width, height),
         label(MARGIN, 42, drawing.title, "ink", 20, weight=650),
-        label(MARGIN, 64, shortened(sizes, int((width - 2 * MARGIN) / 6.8)), "soft", 13),
+        *(label(MARGIN, 64 + 18 * i, line, "soft", 13) for i, line in enumerate(sizes)),
     ]
-    top = float(_TOP)
     for i, (row, high) in enumerate(zip(rows, heights, strict=True)):
         for j, view in enumerate(row):
             parts += _view(view, f"attnc-branch-{i}-{j}", MARGIN + j * (SIDE + _GAP), top)
         top += high
-    parts += [label(MARGIN, notes + 18 * i, note, "soft", 12) for i, note in enumerate(drawing.notes)]
+    parts += [label(MARGIN, below + 18 * i, line, "soft", 12) for i, line in enumerate(notes)]
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _lines(text: str, width: float, size: int, em: float = _PROSE) -> list[str]:
+    """The text in lines that fit `width` pixels; the lines after the first are indented as a continuation."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    longest = int(width / (size * em))
+    return wrap(text, longest, subsequent_indent=f"{indent}  ", break_on_hyphens=False) or [""]
 
 
 def _view(view: BranchView, name: str, left: float, top: float) -> list[str]:
     kind = "visible pairs" if view.visible is not None else "what is left of a token (column) at each query (row)"
     parts = [
-        label(left, top - 10, view.name, "ink", 14, weight=600, beside=(kind, 12)),
+        label(left, top - 27, view.name, "ink", 14, weight=600),
+        label(left, top - 10, kind, "soft", 12),
         f'<rect class="field" x="{px(left)}" y="{px(top)}" width="{SIDE}" height="{SIDE}"/>',
     ]
     if view.shares is None:
         parts.append(label(left + 12, top + 24, "not drawn", "soft", 12))
     else:
         parts += _matrix(view.shares, name, left, top)
-    return [*parts, *_words(view, left, top + SIDE + 22)]
+    style = "ink" if view.visible is not None else "code ink"
+    return [*parts, *(_word(line, left, top + SIDE + 22 + _LINE * i, style) for i, line in enumerate(_words(view)))]
 
 
 def _matrix(shares: np.ndarray[tuple[int, ...], np.dtype[np.float64]], name: str, left: float, top: float) -> list[str]:
@@ -67,9 +82,12 @@ def _matrix(shares: np.ndarray[tuple[int, ...], np.dtype[np.float64]], name: str
     return [*parts, "</g>"]
 
 
-def _words(view: BranchView, left: float, top: float) -> list[str]:
-    style = "ink" if view.visible is not None else "code ink"
-    return [
-        f'<g xml:space="preserve">{label(left, top + _LINE * i, shortened(line, _LONGEST), style, 11)}</g>'
-        for i, line in enumerate(view.words)
-    ]
+def _words(view: BranchView) -> list[str]:
+    """The lines under a view."""
+    return [part for line in view.words for part in _lines(line, SIDE, _WORDS, _CODE)]
+
+
+def _word(line: str, left: float, y: float, style: str) -> str:
+    """One line under a view; viewers collapse leading spaces, so the indent is part of the position."""
+    indent = len(line) - len(line.lstrip())
+    return label(left + indent * _CODE * _WORDS, y, line.lstrip(), style, _WORDS)

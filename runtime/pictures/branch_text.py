@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from attnc.runtime.pictures.branches import BranchesDrawing, BranchView
+from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView
 from attnc.runtime.pictures.drawing import extents
 from attnc.runtime.pictures.text import Block, shaded
 from attnc.runtime.plain import plain

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,17 +14,14 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.print_simulation import size
 from attnc.runtime.call import Sizes, input_tensors
 from attnc.runtime.errors import ArgumentError
+from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.picture_limits import check_drawn_length
+from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView, Shares
 from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, Case, drawn_case, subtitle_of
 from attnc.runtime.pictures.drawing import extents, percent
 from attnc.runtime.recurrent.call import Recurrent
 from attnc.runtime.steps import Steps
 from attnc.spec.errors import AttncError
-
-if TYPE_CHECKING:
-    from attnc.runtime.shown import Shown
-
-Shares = NDArray[np.float64]
 
 TRIED = 64
 """Tokens whose way through a state is followed; between them as many are left out as it takes."""
@@ -39,47 +34,8 @@ WIDTH, FEWEST = 8, 4
 """Numbers of a head's vectors: of states with a derivation, and of others, whose tokens are computed one by one."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BranchView:
-    """One branch. `shares` (rows, columns) has a square for `cell` queries by `cell` keys: the visible share of its
-    pairs; of a state, how much is left of a token's value, as a share of the most that is left of any.
-
-    `words` are lines of text: counts, or the derivation of a state. `visible`: pairs, None for a state.
-    """
-
-    name: str
-    shares: Shares | None
-    cell: int
-    words: tuple[str, ...]
-    visible: int | None
-    left: tuple[float, ...] = ()
-    """For a state, the share of a token's value that is left after 0, `cell`, 2·`cell` … tokens."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class BranchesDrawing:
-    """All branches of one head at one length; the states come last."""
-
-    title: str
-    subtitle: str
-    n_q: int
-    n_k: int
-    views: tuple[BranchView, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def size_text(self) -> str:
-        """Lengths."""
-        return f"{self.n_q:,} queries × {self.n_k:,} keys"
-
-
-def has_states(attention: Shown) -> bool:
-    """Whether a pattern is drawn branch by branch, as it has a state."""
-    return attention.pattern.recur is not None or bool(attention.pattern.stateful)
-
-
 def make_branches(
-    attention: Shown, n_q: int, n_k: int, inputs: Mapping[str, object], *, head: int = 0
+    attention: Foreseen, n_q: int, n_k: int, inputs: Mapping[str, object], *, head: int = 0
 ) -> BranchesDrawing:
     """The branches of one head, and of the first batch entry.
 
@@ -122,12 +78,14 @@ def _recurrents(pattern: Pattern) -> list[Recurrent]:
     return [Recurrent(stateful_alone(pattern, recur), recur, strict=False) for recur in pattern.stateful]
 
 
-def _masks(attention: Shown, steps: Steps, n: int, case: Case, width: int) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _masks(
+    attention: Foreseen, steps: Steps, n: int, case: Case, width: int
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Each branch that has tokens for keys, with its relation (queries, keys), of the first batch entry."""
     inputs = dict(case.inputs)
     if attention.pattern.selections:
         q, k = inputs.pop("q"), inputs.pop("k")
-        inputs |= attention.chosen(q, k, k, **inputs)
+        inputs |= attention._compiled.chosen(q, k, k, **inputs)
     sizes = Sizes(n, n, 1, case.heads, case.heads, width, width, "float32")
     for node, relations in steps.relations(sizes, inputs):
         if node.keys is None:
@@ -215,4 +173,4 @@ def _summed(counts: NDArray[np.int64], cell: int) -> NDArray[np.int64]:
     return np.asarray(np.add.reduceat(rows, np.arange(0, counts.shape[1], cell), axis=1))
 
 
-__all__ = ["BranchView", "BranchesDrawing", "has_states", "make_branches"]
+__all__ = ["BranchView", "BranchesDrawing", "make_branches"]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from attnc.runtime.errors import ArgumentError
-from attnc.runtime.example_inputs import example_inputs, head_count
+from attnc.runtime.errors import ArgumentError, needing_torch
+from attnc.runtime.example_inputs import Example, example_inputs, head_count
 from attnc.runtime.picture_limits import check_drawn_length
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, Drawing, extents
 from attnc.runtime.pictures.survey import Counts, Steps, count_mask, count_plan
@@ -22,7 +21,7 @@ from attnc.spec.meaning.values import shown
 from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
-    from attnc.runtime.shown import Shown
+    from attnc.runtime.foreseen import Foreseen
 
 __all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 
@@ -42,7 +41,7 @@ _NONE: Mapping[str, object] = {}
 
 
 def draw(
-    attention: Shown,
+    attention: Foreseen,
     n_q: int,
     n_k: int | None = None,
     /,
@@ -55,7 +54,7 @@ def draw(
 
 
 def make_drawing(
-    attention: Shown,
+    attention: Foreseen,
     n_q: int,
     n_k: int,
     inputs: Mapping[str, object] = _NONE,
@@ -108,7 +107,7 @@ class Case:
 
 
 def drawn_case(
-    attention: Shown,
+    attention: Foreseen,
     n_q: int,
     n_k: int,
     inputs: Mapping[str, object],
@@ -129,14 +128,27 @@ def drawn_case(
     names = None if chooses or all_inputs else attention.relation_inputs
     sizes = {"dk": width, "dv": width}
     examples = example_inputs(bound, n_q, n_k, inputs, heads=heads, sizes=sizes, names=names)
-    given = {**inputs, **{name: example.tensor for name, example in examples.items()}}
     if chooses:
-        given |= _vectors(heads, n_q, n_k, width)
+        with needing_torch(f"a picture of what `{bound.program.name}` selects by content"):
+            made = _as_tensors(inputs, examples)
+            given = {**made, **_vectors(heads, n_q, n_k, width)}
+    elif all_inputs:
+        given = _as_tensors(inputs, examples)
+    else:
+        given = {**inputs, **attention._arrays_of(examples)}
     notes = (
         *(f"{name}, an example: {example.words}" for name, example in examples.items()),
         *(("chosen by the content of random vectors",) if chooses else ()),
     )
     return Case(head, heads, given, notes)
+
+
+def _as_tensors(inputs: Mapping[str, object], examples: Mapping[str, Example]) -> dict[str, object]:
+    """The inputs given, and the examples of the others."""
+    from attnc.runtime.call import as_tensor
+
+    given = {name: as_tensor(x) for name, x in inputs.items()}
+    return {**given, **{name: example.tensor for name, example in examples.items()}}
 
 
 def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
@@ -146,6 +158,8 @@ def states_of(pairs: Counts, area: Counts) -> NDArray[np.int8]:
 
 def _vectors(heads: int, n_q: int, n_k: int, width: int) -> dict[str, object]:
     """Random queries and keys, the same each time, by which something can be chosen."""
+    import torch
+
     if n_q * n_k > MOST_CHOSEN:
         raise ArgumentError(f"{n_q} × {n_k} pairs: what content chooses is drawn pair by pair, {MOST_CHOSEN} at most")
     draw = torch.Generator().manual_seed(0)
@@ -175,7 +189,7 @@ def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def count_pairs(attention: Shown, n_q: int, n_k: int, case: Case, steps: Steps) -> list[Counts]:
+def count_pairs(attention: Foreseen, n_q: int, n_k: int, case: Case, steps: Steps) -> list[Counts]:
     """For each grid, the visible pairs in every cell; of the first batch entry.
 
     Of several attentions they are those that one of them sees, and counted pair by pair. Raises ArgumentError where
@@ -189,9 +203,8 @@ def count_pairs(attention: Shown, n_q: int, n_k: int, case: Case, steps: Steps) 
             f"{MOST_CHOSEN} at most"
         )
     if n_q * n_k <= _SMALL or several or pattern.selections:
-        mask = attention.mask(n_q, n_k, head=case.head, **case.inputs)
-        return count_mask((mask[0] if mask.dim() == 3 else mask).numpy(), steps)
-    plan = attention.plan(n_q, n_k, heads=case.heads, **case.inputs)
+        return count_mask(attention._drawn_mask(n_q, n_k, case.head, case.inputs), steps)
+    plan = attention._drawn_plan(n_q, n_k, case.heads, case.inputs)
     return count_plan(plan, 0, case.head, steps)
 
 

@@ -19,6 +19,11 @@ CROSSED = "NaN or overflow before a border (a document, a reset, a decay of 0), 
 _CLOSED = {"log_decay": -torch.inf, "unit": 0.0}
 
 
+def may_have_borders(pattern: Pattern, begins_anew: bool, q: Tensor) -> bool:
+    """Whether tokens may have a border between them; on a GPU only documents and resets count."""
+    return begins_anew or (not q.is_cuda and any(one.refinement in _CLOSED for one in pattern.tensors))
+
+
 def may_be_crossed(
     pattern: Pattern, tensors: Sequence[Tensor], begins_anew: bool, out: Tensor, states: Sequence[Tensor]
 ) -> bool:
@@ -35,7 +40,12 @@ def may_be_crossed(
     low, high = _ends(out)
     if -_most(out.dtype) <= low <= high <= _most(out.dtype) and not any(isnan(_ends(x)[0]) for x in states):
         return False
-    return begins_anew or any(
+    return begins_anew or has_closed(pattern, tensors)
+
+
+def has_closed(pattern: Pattern, tensors: Sequence[Tensor]) -> bool:
+    """Whether a decay leaves nothing of a state."""
+    return any(
         bool((x.detach() == _CLOSED[one.refinement]).any())
         for one, x in zip(pattern.tensors, tensors, strict=True)
         if one.refinement in _CLOSED
@@ -52,8 +62,15 @@ def _ends(x: Tensor) -> tuple[float, float]:
 
 
 def unhidden(factor: Tensor, state: Tensor) -> Tensor:
-    """Return a state to be multiplied by a factor: 0 where the factor is 0 and the state, or its square, overflows."""
-    return torch.where((factor == 0) & ~(state.detach().abs() <= _most(state.dtype)), 0, state)
+    """Return a state to be multiplied by a factor: 0 where the factor is 0 and the state, or its square, overflows.
+
+    Its gradient is 0 where the factor is 0 and the gradient is no number.
+    """
+    zero = factor.detach() == 0
+    found = torch.where(zero & ~(state.detach().abs() <= _most(state.dtype)), 0, state)
+    if found.requires_grad and bool(zero.any()):
+        found.register_hook(lambda grad: torch.where(zero & ~grad.isfinite(), 0, grad))  # type: ignore[no-untyped-call]
+    return found
 
 
 def _most(dtype: torch.dtype) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,9 +18,12 @@ from attnc.compiler.recurrences.derived import Derived, NoFormError, Pass, Runni
 from attnc.runtime.call import call_shape, check_promises, check_tensors
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.fallbacks import FACTORS, RECURRENT_IN_TORCH, SEQUENCES, TOKENS, note
+from attnc.runtime.profiling import NamedCall
 from attnc.runtime.recurrent import passes, token_loop
-from attnc.runtime.recurrent.borders import CROSSED, may_be_crossed
+from attnc.runtime.recurrent.border_gradients import with_borders
+from attnc.runtime.recurrent.borders import CROSSED, has_closed, may_be_crossed, may_have_borders
 from attnc.runtime.recurrent.checkpointed import Fresh, Parts, Run
+from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 from attnc.runtime.recurrent.documents import cut, documents_of, first_tokens, reads_places, reads_whole
 from attnc.runtime.recurrent.linear import linear_recurrence
 from attnc.runtime.recurrent.passes import Linear
@@ -36,37 +40,23 @@ States = dict[str, Tensor]
 Result = tuple[Tensor, States]
 
 
-class Recurrent:
+class Recurrent(DerivedRecurrence):
     """The recurrence of a pattern. `strict`: refuse what would run token by token.
 
     Raises UnsupportedError.
     """
 
     def __init__(self, pattern: Pattern, recur: Recur, *, strict: bool) -> None:
-        self.pattern = pattern
-        self.recur = recur
+        super().__init__(pattern, recur)
         self._strict = strict
-        self.derived: Derived | None = None
         self._reads_places = reads_places(recur)
         self._reads_whole = reads_whole(recur)
-        self.reason = ""
-        """Why it runs token by token, where it does."""
-        self._constants: tuple[Value, ...] = ()
-        try:
-            self.derived = derive(recur)
-            self._constants = constants_of(self.derived)
-        except NoFormError as error:
-            self.reason = str(error)
-            if strict:
-                raise UnsupportedError(
-                    f"strict: `{pattern.name}` would run token by token, for {error}; compile it without strict to "
-                    f"allow that"
-                ) from error
-
-    @property
-    def derivation(self) -> str:
-        """What is derived from the steps, a line for each, or why nothing is."""
-        return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
+        self._constants: tuple[Value, ...] = () if self.derived is None else constants_of(self.derived)
+        if strict and self.derived is None:
+            raise UnsupportedError(
+                f"strict: `{pattern.name}` would run token by token, for {self.reason}; compile it without strict to "
+                f"allow that"
+            )
 
     @property
     def how(self) -> str:
@@ -125,9 +115,11 @@ class Recurrent:
         documents = documents_of(self.pattern, shape.inputs, sizes.n_q)
         self._check_continued(state, documents)
         states = _given(self.recur, begun, state)
-        if documents is not None and self._reads_places:
-            return self._apart(tokens, documents, states, linear)
-        return self._run(tokens, states, None if documents is None else first_tokens(documents, sizes.n_q), linear)
+        with NamedCall(self.pattern.name):
+            if documents is not None and self._reads_places:
+                return self._apart(tokens, documents, states, linear)
+            first = None if documents is None else first_tokens(documents, sizes.n_q)
+            return self._run(tokens, states, first, linear)
 
     def beginning(self, sizes: Mapping[str, int], batch: int, heads: int, like: Tensor) -> States:
         """The states before the first token, of the type and on the device of `like`."""
@@ -177,25 +169,36 @@ class Recurrent:
         if count is not None:
             before = count.tolist()
             tokens = replace(tokens, before=tuple(before) if len(set(before)) > 1 else tuple(before[:1]))
-        if linear is None:
-            out, last = self._of_tokens(tokens, own, fresh)
-        elif self.derived is None:
-            out, last = self._in_parts(None, tokens, own, fresh, linear)
+        anew = fresh is not None or self.recur.reset is not None
+
+        def run(tokens: Tokens, states: States) -> Result:
+            return self._kept_apart(tokens, states, fresh, linear)
+
+        if linear is None or not may_have_borders(self.pattern, anew, tokens.q):
+            out, last = run(tokens, own)
         else:
-            out, last = self._by_passes(self.derived, tokens, own, fresh, linear)
-        given = [tokens.inputs.get(tensor.name, out) for tensor in self.pattern.tensors]
+            out, last = with_borders(run, tokens, own)
+        return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+
+    def _kept_apart(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear | None) -> Result:
+        """What `_run` gives, of which nothing that is not finite has crossed a border."""
+        given = [tokens.inputs.get(tensor.name, tokens.q) for tensor in self.pattern.tensors]
+        if linear is None:
+            guarded = has_closed(self.pattern, given)
+            out, last = self._of_tokens(tokens, states, fresh, guarded=guarded)
+        elif self.derived is None:
+            out, last = self._in_parts(None, tokens, states, fresh, linear)
+        else:
+            out, last = self._by_passes(self.derived, tokens, states, fresh, linear)
         anew = fresh is not None or self.recur.reset is not None
         if may_be_crossed(self.pattern, given, anew, out, list(last.values())):
-            out, last = self._guarded(tokens, own, fresh, dense=linear is None)
-        return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
+            out, last = self._guarded(tokens, states, fresh, dense=linear is None)
+        return out, last
 
     def _guarded(self, tokens: Tokens, states: States, fresh: Fresh, *, dense: bool) -> Result:
         """Token by token, where nothing that is not finite crosses a border; `dense`: at once."""
 
-        def run(tokens: Tokens, states: States, fresh: Fresh) -> Result:
-            out, last = token_loop.run(self.recur, tokens.computed(), states, fresh, guarded=True)
-            return out.to(tokens.q.dtype), last
-
+        run = partial(self._of_tokens, guarded=True)
         if dense:
             return run(tokens, states, fresh)
         note(self.pattern.name, TOKENS, CROSSED)
@@ -260,9 +263,9 @@ class Recurrent:
         out, last = token_by_token.run(self.recur, tokens.computed(), states, fresh)
         return out.to(tokens.q.dtype), last
 
-    def _of_tokens(self, tokens: Tokens, states: States, fresh: Fresh) -> Result:
+    def _of_tokens(self, tokens: Tokens, states: States, fresh: Fresh, *, guarded: bool = False) -> Result:
         """Token by token."""
-        out, last = token_loop.run(self.recur, tokens.computed(), states, fresh)
+        out, last = token_loop.run(self.recur, tokens.computed(), states, fresh, guarded=guarded)
         return out.to(tokens.q.dtype), last
 
     def _apart(

@@ -19,6 +19,7 @@ from torch import Tensor
 from attnc.compiler import ir
 from attnc.compiler.ir import Value
 from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent.documents import cut
 from attnc.runtime.recurrent.recorded import keeping
 from attnc.runtime.recurrent.token_values import TokenValues
@@ -150,6 +151,7 @@ class _Parts(FirstOrder):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.parts, ctx.names, *given = inputs
+        keep_name(ctx)
         kept = output[1 + len(ctx.names) :]
         ctx.save_for_backward(*given, *kept)
         ctx.mark_non_differentiable(*kept)
@@ -157,7 +159,8 @@ class _Parts(FirstOrder):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given = (ctx.parts, ctx.names, tuple(ctx.needs_input_grad[2:]), *grads[: 1 + len(ctx.names)])
-        return (None, None, *once(_gradients, *given, *ctx.saved_tensors))
+        with backward_row(ctx):
+            return (None, None, *once(_gradients, *given, *ctx.saved_tensors))
 
 
 def _gradients(parts: Parts, names: Sequence[str], needed: Sequence[bool], *rest: Tensor) -> tuple[Tensor, ...]:

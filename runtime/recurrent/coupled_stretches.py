@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent import layout
 from attnc.runtime.recurrent.coupled_chunks import Form, Vectors, chunk_length, reach_of, stretch, weights_of
 from attnc.runtime.recurrent.pair_weights import Weights
@@ -122,13 +123,15 @@ class _Coupled(FirstOrder):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
+        keep_name(ctx)
         ctx.save_for_backward(output[-1], *inputs[2:])
         ctx.mark_non_differentiable(output[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given = (ctx.call, ctx.needs_input_grad[2:], len(grads) - 2, *grads[:-1], *ctx.saved_tensors)
-        return (None, *once(_gradients, *given))
+        with backward_row(ctx):
+            return (None, *once(_gradients, *given))
 
 
 def _gradients(call: _Call, needed: Sequence[bool], outs: int, *rest: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent.prefixes import Steps, fill
 from attnc.runtime.recurrent.stretches import stretch_length
 from attnc.runtime.vector_math import settle
@@ -57,11 +58,13 @@ class _LogSum(FirstOrder):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        keep_name(ctx)
         ctx.save_for_backward(*inputs, output)
 
     @staticmethod
     def backward(ctx: Any, d_sum: Tensor) -> tuple[Tensor | None, ...]:
-        return (*once(_log_sum_gradient, d_sum, *ctx.saved_tensors), None)
+        with backward_row(ctx):
+            return (*once(_log_sum_gradient, d_sum, *ctx.saved_tensors), None)
 
 
 def _log_sum(x: Tensor, state: Tensor, emptied: Tensor | None) -> Tensor:

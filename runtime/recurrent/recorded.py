@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent.chunked import Inputs
 from attnc.runtime.recurrent.forms import Gradients
 
@@ -58,12 +59,14 @@ class _Recurrence(FirstOrder):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.work = inputs[0]
+        keep_name(ctx)
         ctx.save_for_backward(output[2], *inputs[1:])
         ctx.mark_non_differentiable(output[2])
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor, d_final: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (None, *once(_gradients, ctx.work, d_out, d_final, *ctx.saved_tensors))
+        with backward_row(ctx):
+            return (None, *once(_gradients, ctx.work, d_out, d_final, *ctx.saved_tensors))
 
 
 def _gradients(work: Work, d_out: Tensor, d_final: Tensor, *kept: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent.prefixes import by_kernels
 from attnc.runtime.recurrent.recorded import is_keeping
 from attnc.runtime.recurrent.stretches import Make, Read, Scan, stretch_length
@@ -116,6 +117,7 @@ class _Scan(FirstOrder):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         scan, resets, _, *tensors = inputs
         ctx.scan = scan
+        keep_name(ctx)
         ctx.save_for_backward(output[-1], resets, output[0] if scan.read is None else None, *tensors)
         ctx.mark_non_differentiable(output[-1])
 
@@ -124,7 +126,8 @@ class _Scan(FirstOrder):
         *d_outs, d_final, _ = grads
         needed = tuple(ctx.needs_input_grad[3:])
         given = (ctx.scan, needed, len(d_outs), *d_outs, d_final, *ctx.saved_tensors)
-        return (None, None, *once(_gradients, *given))
+        with backward_row(ctx):
+            return (None, None, *once(_gradients, *given))
 
 
 def _gradients(scan: Scan, needed: Sequence[bool], outs: int, *rest: Any) -> tuple[Tensor | None, ...]:

@@ -56,6 +56,7 @@ class TokenValues:
     guarded: bool = False
     _whole: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
     _by_place: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
+    _exact: dict[tuple[Index, Bound], NDArray[np.int64]] = field(default_factory=dict)
 
     def of(self, node: Value, states: States, token: int, bound: Bound = ()) -> Tensor:
         """A value of the token that is taken as the so manieth, (B or 1, H or 1, 1, …)."""
@@ -114,7 +115,13 @@ class TokenValues:
     # --- exact parts -------------------------------------------------------------------------------------------------
 
     def integers_taken(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
-        """The same in the order in which tokens are taken."""
+        """The same in the order in which tokens are taken, computed once: every token asks for it."""
+        key = node, _free(node, bound)
+        if key not in self._exact:
+            self._exact[key] = self._integers_in_order(node, bound)
+        return self._exact[key]
+
+    def _integers_in_order(self, node: Index, bound: Bound) -> NDArray[np.int64]:
         found = self.integers(node, bound)
         if self.order is None or found.shape[2] == 1:
             return found
@@ -163,7 +170,7 @@ def _with_here(node: Index) -> tuple[Index, ...]:
 _HERE = ir.intern(Var("here", -1))
 
 
-def _free(node: Value, bound: Bound) -> Bound:
+def _free(node: Value | Index, bound: Bound) -> Bound:
     return tuple(pair for pair in bound if pair[0] in node.below)
 
 
@@ -358,6 +365,9 @@ class _Once:
             inner = _Once(self._values, self._states, self._token, (*self._bound, (node.var, j)))
             there = (low <= j) & (j < high) & (inner._integers(node.condition) != 0)
             value = inner.of(node.body)
+            if there.all():
+                parts.append(value)
+                continue
             mask = self._tensor(there).reshape(*there.shape, *(1,) * (value.ndim - LEAD))
             parts.append(torch.where(mask, value, empty))
         if not parts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnc.compiler.simulation.print_simulation import ms, shape_text, size, times
 from attnc.compiler.simulation.simulation import Simulation
 from attnc.runtime.pictures.branch_svg import branches_svg
-from attnc.runtime.pictures.branches import BranchesDrawing
+from attnc.runtime.pictures.branch_views import BranchesDrawing
 from attnc.runtime.report.markup import Markup, element, joined
 from attnc.runtime.report.page import card, head
 from attnc.runtime.report.point import parameters_text, rival

@@ -8,7 +8,7 @@ from torch import Tensor
 from attnc.compiler.lowering.specialise import specialise
 from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places, find_same_places
 from attnc.runtime.call import as_tensor, call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.cpu.chosen_by_data import ChosenByData, OwnPlaces
 from attnc.runtime.given import Given
@@ -43,4 +43,4 @@ def attend(planner: Planner, choice: ChosenKeys, q: Tensor, k: Tensor, v: Tensor
                 return None
         work = Chosen(places, given.scale, by_batch=False, by_heads=False)
         lanes.append(OwnPlaces(lane.batch, lane.heads, lane.kv_heads, chosen, work))
-    return differentiable(q, k, v, ChosenByData(lanes), [])
+    return differentiable(q, k, v, Guarded(ChosenByData(lanes)), [])

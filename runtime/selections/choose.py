@@ -17,14 +17,12 @@ from attnc.runtime.asking import surely_all
 from attnc.runtime.blocks import Alive, Block, Operands
 from attnc.runtime.call import Sizes, number
 from attnc.runtime.constants import on_device
-from attnc.runtime.selections.few import few, scored, scores_candidates
+from attnc.runtime.folded import entries_at_once, folded, folded_heads
+from attnc.runtime.selections.at_once import AT_ONCE, ON_DEVICE
+from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
 from attnc.runtime.selections.ranking import kept
 from attnc.runtime.values import NEUTRAL, Values
-
-AT_ONCE = 1 << 21
-ON_DEVICE = 1 << 27
-"""Scores of one block of rows, over all heads, on a CPU and on another device."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,30 @@ class Choosing:
         return self._choose()
 
     def _choose(self) -> Tensor:
-        found = [self._of_batch(batch) for batch in range(self.sizes.batch)]
+        found = [self._of_entries(entries) for entries in self._cut()]
         dims = self.selection.given.dims
         if not found:
             heads = [self.sizes.heads] if "head" in dims else [self.sizes.kv_heads] if "kv_head" in dims else []
             return torch.zeros((0, *heads, self._rows, self.places), dtype=torch.bool, device=self.device)
-        whole = torch.stack(found)
+        whole = torch.cat(found)
         return whole if self.selection.by_heads is not None else whole[:, 0]
+
+    def _cut(self) -> Iterator[range]:
+        """The batch entries that choose at once: those whose rows fit one block."""
+        summed_ = any(True for _ in head_sums(self.selection.score))
+        scores = self._rows * self.places * (self.sizes.heads if summed_ else len(self._heads))
+        scores *= _width(self.selection.score, self.operands)
+        vectors = max(self.sizes.n_q, self.sizes.n_k) * self.sizes.heads * max(self._head_dim, 1)
+        return entries_at_once(self.sizes.batch, max(scores, vectors), self._most)
+
+    @property
+    def _most(self) -> int:
+        """Scores that are computed at once."""
+        return AT_ONCE if self.device.type == "cpu" else ON_DEVICE
+
+    @property
+    def _head_dim(self) -> int:
+        return max((x[0].shape[-1] for x in (self.operands.q, self.operands.v) if len(x)), default=0)
 
     @property
     def _named(self) -> Mapping[str, int]:
@@ -81,27 +96,35 @@ class Choosing:
             case _:
                 return (0,)[: self.sizes.heads]
 
-    def _of_batch(self, batch: int) -> Tensor:
-        (window,) = self.relations.windows(batch)
-        rows, places, heads = self._rows, self.places, self._heads
-        if not (rows and places and heads):
-            return torch.zeros((len(heads), rows, places), dtype=torch.bool, device=self.device)
+    def _of_entries(self, entries: range) -> Tensor:
+        """What some batch entries choose: (entries, deciding heads, rows, places)."""
+        (window,) = self.relations.windows(entries.start)
+        rows, places, deciding = self._rows, self.places, len(self._heads)
+        if not (rows and places and deciding):
+            return torch.zeros((len(entries), deciding, rows, places), dtype=torch.bool, device=self.device)
+        own = replace(self, operands=folded(self.operands, entries))
+        heads, all_heads = (folded_heads(x, entries, self.sizes.heads) for x in (self._heads, range(self.sizes.heads)))
+        found = own._of_heads(entries.start, window, heads, all_heads)
+        return torch.unflatten(found, 0, (len(entries), deciding))
+
+    def _of_heads(self, batch: int, window: Window, heads: tuple[int, ...], all_heads: tuple[int, ...]) -> Tensor:
+        """What heads choose, (heads, rows, places), in blocks of rows."""
+        rows, places = self._rows, self.places
         hoisted = self._hoisted(batch, window, heads)
-        all_heads = tuple(range(self.sizes.heads))
         sums = list(head_sums(self.selection.score))
         terms = [of_one_head(node) for node, _ in sums]
         own = [self._hoisted(batch, window, all_heads, term) for _, term in terms]
         wide = len(all_heads) if sums else len(heads)
-        most = AT_ONCE if self.device.type == "cpu" else ON_DEVICE
-        most //= _width(self.selection.score, self.operands)
+        most = self._most // _width(self.selection.score, self.operands)
         step = rows if self.selection.pairs else max(most // (places * wide), 1)
+        entries = len(all_heads) // max(self.sizes.heads, 1)
         parts = []
         for start in range(0, rows, step):
             block = self._block(batch, window, heads, start, min(start + step, rows))
             known = dict(hoisted)
             for (node, over), (condition, term), constants in zip(sums, terms, own, strict=True):
                 found = self._terms(replace(block, heads=all_heads), node, condition, term, constants)
-                known[node] = summed(node, over, found, self.operands.group, len(heads))
+                known[node] = summed(node, over, found, self.operands.group, len(heads), entries)
             parts.append(self._of_rows(block, known))
         return torch.cat(parts, 1)
 
@@ -118,9 +141,13 @@ class Choosing:
         whole = Values(self.operands, block)
         holds = whole.holds(selection.candidates)
         candidates = np.broadcast_to(holds, (holds.shape[0], *shape[1:]))
-        found = self._of_few(block, candidates, known)
-        if found is not None:
-            return self._with_always(whole, found)
+        if not known and self.device.type == "cpu" and scores_candidates(selection):
+            apart = self._entries_apart(block, candidates)
+            if len(apart) > 1:
+                return torch.cat([self._of_rows(part, known) for part in apart])
+            found = self._of_few(block, candidates)
+            if found is not None:
+                return self._with_always(whole, found)
         block = replace(block, alive=candidates, seen=candidates)
         values = Values(self.operands, block, known=known)
         score = values.of(selection.score).expand(shape)
@@ -135,10 +162,15 @@ class Choosing:
             return found
         return found | on_device(whole.holds(always), found.device)
 
-    def _of_few(self, block: Block, candidates: Alive, known: Mapping[ir.Value, Tensor]) -> Tensor | None:
-        """What rows keep of few candidates, whose scores alone are computed; None where they are many, or on a GPU."""
-        if known or self.device.type != "cpu" or not scores_candidates(self.selection):
-            return None
+    def _entries_apart(self, block: Block, candidates: Alive) -> list[Block]:
+        """The block, or one for each batch entry where some have few candidates and others many."""
+        size, lanes = len(self._heads), len(block.heads)
+        if len(candidates) < lanes or len({are_few(candidates[i : i + size]) for i in range(0, lanes, size)}) == 1:
+            return [block]
+        return [replace(block, heads=block.heads[i : i + size]) for i in range(0, len(block.heads), size)]
+
+    def _of_few(self, block: Block, candidates: Alive) -> Tensor | None:
+        """What rows keep of few candidates, whose scores alone are computed; None where they are many."""
         listed = few(candidates)
         if listed is None:
             return None

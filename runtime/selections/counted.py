@@ -8,8 +8,8 @@ from attnc.compiler import ir
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.simulation.cpu_choices import Deciding
 from attnc.compiler.values import reads
-from attnc.runtime.call import Sizes
-from attnc.runtime.selections.choose import AT_ONCE
+from attnc.runtime.call_shapes import Sizes
+from attnc.runtime.selections.at_once import AT_ONCE
 from attnc.runtime.selections.head_sums import head_sums, of_one_head
 
 PRODUCT = 64

@@ -32,11 +32,16 @@ def scores_candidates(item: ir.Selection) -> bool:
     return chosen and not item.pairs and not own and not [x for x in keeps if not isinstance(x, ir.Ranking)]
 
 
+def are_few(candidates: Alive) -> bool:
+    """Whether at most half of the places of every row are candidates (heads or 1, rows, places)."""
+    return bool(2 * int(candidates.sum(-1).max(initial=0)) <= candidates.shape[-1])
+
+
 def few(candidates: Alive) -> Few | None:
-    """The candidates (heads or 1, rows, places) listed; None where half of a row's places are, or more."""
-    most, places = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
-    if 2 * most > places:
+    """The candidates (heads or 1, rows, places) listed; None where more than half of a row's places are."""
+    if not are_few(candidates):
         return None
+    most, places = int(candidates.sum(-1).max(initial=0)), candidates.shape[-1]
     listed = np.full((*candidates.shape[:-1], most), places)
     number = np.cumsum(candidates, -1) - 1
     heads, rows, place = np.nonzero(candidates)
@@ -55,4 +60,4 @@ def scored(operands: Operands, block: Block, score: ir.Value, found: Few) -> Ten
     return own.expand(shape)[..., 0].movedim(0, -1)
 
 
-__all__ = ["Few", "few", "scored", "scores_candidates"]
+__all__ = ["Few", "are_few", "few", "scored", "scores_candidates"]

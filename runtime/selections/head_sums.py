@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from attnc.compiler import fold, ir
 from attnc.compiler.rewrite import substitute, substitute_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Heads = Literal["group", "all"]
 
@@ -46,9 +47,10 @@ def of_one_head(node: ir.Total) -> tuple[ir.Index, ir.Value]:
     return substitute(node.condition, own), substitute_value(node.body, own)
 
 
-def summed(node: ir.Total, over: Heads, terms: Tensor, group: int, heads: int) -> Tensor:
-    """The aggregate of terms of all query heads (Hq, …), for each of `heads` that decide."""
-    own = terms.reshape(-1, group, *terms.shape[1:]) if over == "group" else terms[None]
+def summed(node: ir.Total, over: Heads, terms: Tensor, group: int, heads: int, entries: int = 1) -> Tensor:
+    """The aggregate of terms of all query heads (Hq, …), for each of `heads` that decide; both over `entries`."""
+    summed_at_once = group if over == "group" else len(terms) // entries
+    own = terms.reshape(-1, summed_at_once, *terms.shape[1:])
     fold_: dict[str, Callable[[Tensor], Tensor]] = {
         "sum": lambda x: x.sum(1),
         "max": lambda x: x.amax(1),
@@ -57,6 +59,8 @@ def summed(node: ir.Total, over: Heads, terms: Tensor, group: int, heads: int) -
     found = fold_[node.op](own)
     if over == "group" and heads == terms.shape[0]:
         return found.repeat_interleave(group, 0)
+    if over == "all" and entries > 1:
+        return found.repeat_interleave(heads // entries, 0)
     return found
 
 

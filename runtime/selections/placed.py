@@ -12,23 +12,18 @@ from attnc.compiler.analysis import exact
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.kernels.index_text import NotInKernelsError
 from attnc.compiler.lowering.specialise import specialise
-from attnc.compiler.planning.chosen import ChosenKeys, Places, chosen_keys, find_places
-from attnc.compiler.pooled import is_plain_or_pooled
+from attnc.compiler.planning.chosen import ChosenKeys, Places, find_places
 from attnc.runtime.call import call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.chosen import Chosen
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.fallbacks import LISTED_PLACES, note
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
 from attnc.runtime.selections import by_data
+from attnc.runtime.selections.gather_choices import choice_of
 
 NOWHERE = "some token is in none of the places"
-
-
-def choice_of(node: ir.Attend) -> ChosenKeys | None:
-    """The choice that an attention's relation is, if gathered queries serve it."""
-    return chosen_keys(node.visible) if is_plain_or_pooled(node) else None
 
 
 def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, by_kernels: bool = False) -> Pair | None:
@@ -57,7 +52,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given, *, b
         found = found.expand(q.shape[0], *found.shape[1:])
     if by_kernels:
         return _by_kernels(planner, choice, places, found, q, k, v, given)
-    work = Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads)
+    work = Guarded(Chosen(places, given.scale, by_batch=choice.by_batch, by_heads=choice.by_heads))
     return differentiable(q, k, v, work, [found])
 
 

@@ -13,8 +13,7 @@ from attnc.compiler.attentions import alone, asked
 from attnc.compiler.keeping import most_kept
 from attnc.compiler.planning.plan import Plan, Schedule
 from attnc.runtime.call import Sizes, call_shape, number
-from attnc.runtime.selections.placed import choice_of
-from attnc.runtime.selections.tokens import tokens_of
+from attnc.runtime.selections.gather_choices import choice_of, tokens_of
 
 
 def blank_choices_of(pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> dict[str, NDArray[np.bool_]]:

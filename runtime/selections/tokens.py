@@ -6,23 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnc.compiler import ir
 from attnc.compiler.analysis import exact
 from attnc.compiler.lowering.specialise import Window, specialise
 from attnc.compiler.planning.build_plan import Relations
-from attnc.compiler.planning.chosen_tokens import ChosenTokens, Int64, OneSide, Rest, chosen_tokens
-from attnc.compiler.pooled import is_plain_or_pooled
+from attnc.compiler.planning.chosen_tokens import Int64, OneSide, Rest
 from attnc.runtime.call import as_tensor, call_shape
-from attnc.runtime.cpu.autograd import Pair, differentiable
+from attnc.runtime.cpu.autograd import Guarded, Pair, differentiable
 from attnc.runtime.cpu.chosen_tokens import AmongChosen, Gathered
 from attnc.runtime.given import Given
 from attnc.runtime.plans import Planner, planning, relations_of
+from attnc.runtime.selections.gather_choices import tokens_of
 from attnc.runtime.selections.lanes import Lane, lanes_of
-
-
-def tokens_of(node: ir.Attend) -> ChosenTokens | None:
-    """The choice of tokens that an attention's relation is, if gathered ones serve it."""
-    return chosen_tokens(node.visible) if is_plain_or_pooled(node) else None
 
 
 def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> Pair | None:
@@ -49,7 +43,7 @@ def attend(planner: Planner, q: Tensor, k: Tensor, v: Tensor, given: Given) -> P
             return Rest.of(own, window.n_q, window.n_k)
 
     found = planner.remembered(("rest", given.shape), rest)
-    return differentiable(q, k, v, AmongChosen(lanes, found, given.scale), [])
+    return differentiable(q, k, v, Guarded(AmongChosen(lanes, found, given.scale)), [])
 
 
 def _chosen(side: OneSide, relations: Relations, window: Window, given: Given, lane: Lane) -> Int64 | None:

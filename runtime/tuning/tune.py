@@ -7,6 +7,7 @@ is over. What is tried has planners of its own, so that no other call of the pro
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -131,11 +132,13 @@ def tune(
         if known is not None:
             return known
         run = call.own()
+        begun = time.perf_counter()
         wanted = run(())
+        once = time.perf_counter() - begun
         if not all(one is None or bool(torch.isfinite(one).all()) for one in wanted):
             return Untuned("results hold what is no number, so that schedules cannot be held against each other")
         try:
-            return _tuned(call, tuned, run, wanted, seconds, told)
+            return _tuned(call, tuned, run, wanted, seconds, once, told)
         except Exception as error:  # the call itself runs: what tries others must not stop it
             return Untuned(f"what was tried failed: {type(error).__name__}: {error}")
 
@@ -151,9 +154,15 @@ def _executor(call: Call) -> Executor:
 
 
 def _tuned(
-    call: Call, tuned: Tuned, run: Callable[[Choices], Results], wanted: Results, seconds: float, told: Told
+    call: Call,
+    tuned: Tuned,
+    run: Callable[[Choices], Results],
+    wanted: Results,
+    seconds: float,
+    once: float,
+    told: Told,
 ) -> Record | Untuned:
-    """The record of what is measured now, kept."""
+    """The record of what is measured now, kept. `once`: seconds that one run took."""
     from attnc.runtime.tuning.knobs import knobs_of
 
     begun, asked = time.perf_counter(), call.asked
@@ -163,12 +172,25 @@ def _tuned(
     trials, choices = _measured(call, knobs, run, wanted, begun + seconds, told)
     if not choices:
         reason = f"{seconds:g} s are too short to measure {LEAST} rounds of two schedules, by {asked.stage}"
-        return Untuned(reason)
+        return Untuned(f"{reason}; give it {_enough(seconds, once, max(len(knobs), 1))}")
     key = tuned.key(asked.sizes, _executor(call), asked.device)
     record = Record(key, bucket_of(asked.sizes), asked.stage, choices, tuple(trials))
     tuned.keep(record)
     _log.info("tuned `%s` in %.2f s: %s", call.name, time.perf_counter() - begun, record)
     return record
+
+
+def _enough(seconds: float, once: float, knobs: int) -> str:
+    """A time in which every knob has two options measured, given the seconds of a first run; more than was too short.
+
+    Each option runs once to warm up and `LEAST` times to be measured; the slower of the two may take twice as long, and
+    a third of the time may go to finding options.
+    """
+    wanted = max(1.5 * knobs * 3 * (LEAST + 1) * once, 2 * seconds)
+    if wanted < 1:
+        return f"{math.ceil(1000 * wanted)}ms"
+    step = 10 ** max(math.floor(math.log10(wanted)) - 1, 0)
+    return f"{math.ceil(wanted / step) * step}s"
 
 
 def _measured(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
@@ -18,6 +18,7 @@ from attnc.spec.program import BoundProgram, Expr, Value
 Number = Fraction | float
 """Exact, or an infinity."""
 
+JUNCTIONS = ("and", "or", "not")
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
 _WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
@@ -69,6 +70,8 @@ class Bounds:
         self._scopes: dict[tuple[program.DefinitionUse, int], Scope] = {}
         self._forms: dict[tuple[Expr, int], Linear] = {}
         self._meanings = Meanings(bound.program, bound.values)
+        self._units = {unit.binder: unit.value for unit in _units(bound.program)}
+        self._numbered = {item.binder: item for item in _ranges(bound.program)}
         self._per_head = {p.name for p in bound.program.parameters if p.per_head and _differs(bound.values[p.name])}
 
     def truth(self, node: Expr, scope: Scope) -> bool | None:
@@ -132,6 +135,11 @@ class Bounds:
         if (node, scope.number) not in self._scopes:
             self._scopes[node, scope.number] = scope.calling(dict(zip(parameters, node.arguments, strict=True)))
         return self._scopes[node, scope.number]
+
+    def integer(self, node: Expr) -> int | None:
+        """Return the value of an integer of parameters alone, None for any other expression."""
+        found = self._constant(node, Scope())
+        return found if isinstance(found, int) and not isinstance(found, bool) else None
 
     def _compared(self, op: str, a: Expr, b: Expr, scope: Scope) -> bool | None:
         low, high = self._range_of(self._linear(a, scope).plus(self._linear(b, scope), Fraction(-1)))
@@ -209,6 +217,12 @@ class Bounds:
                 return self._coordinate(node, segment.axes[axis], scope)
             case program.Local(binder=binder) if binder in scope.arguments:
                 return self._linear(*scope.arguments[binder])
+            case program.Local(binder=binder) if binder in self._units:
+                return self._atom(binder, *self._range(self._units[binder], Scope()))
+            case program.Local(binder=binder) if binder in self._numbered:
+                item = self._numbered[binder]
+                (low, _), (_, high) = (self._range(end, Scope()) for end in (item.low, item.high))
+                return self._atom(binder, low, high - 1)
             case program.DefinitionUse(definition=definition):
                 return self._linear(definition.body, self.inside(node, scope))
             case program.Choice(condition=condition, then=then, otherwise=otherwise):
@@ -272,7 +286,7 @@ class Bounds:
                 return Fraction(0), most
             case "floordiv" if divisor is not None and divisor > 0:
                 return _floored(low, divisor), _floored(high, divisor)
-            case "floordiv" if ranges[1][0] > 0 and low >= 0:
+            case "floordiv" if ranges[1][0] >= 1 and low >= 0:
                 return Fraction(0), high
             case "clamp":
                 return ranges[1][0], ranges[2][1]
@@ -311,6 +325,29 @@ class Bounds:
                 return all(isinstance(r, program.Running) and isinstance(r.target, program.Binder) for r in runnings)
             case _:
                 return isinstance(node, _PLAIN)
+
+
+def _units(pattern: program.Program) -> Iterator[program.Unit]:
+    """Yield the units of tokens that expressions name."""
+    for attend in (*pattern.attends, *(item.row for item in pattern.selections)):
+        yield from attend.units
+    if pattern.round is not None:
+        yield from (pattern.round.q, pattern.round.k)
+
+
+def _ranges(pattern: program.Program) -> Iterator[program.Range]:
+    """Yield the ranges whose numbers expressions name: those of keys that are no tokens, and of branches."""
+    for attend in (*pattern.attends, *(item.row for item in pattern.selections)):
+        for item in (attend.over, attend.stack, attend.family):
+            if isinstance(item, program.Range) and not item.parts:
+                yield item
+
+
+def is_condition(node: Expr) -> bool:
+    """Whether an expression is written as a condition."""
+    if isinstance(node, program.Chosen | program.InUnit | program.InSegment):
+        return True
+    return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *_COMPARISONS)
 
 
 def _differs(value: Value) -> bool:

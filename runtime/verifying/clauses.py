@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.runtime.verifying.bounds import JUNCTIONS, Bounds, Scope, is_condition
+from attnc.runtime.verifying.lines import relation_lines, step_lines
 from attnc.spec import program
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, Meaning, Meanings, Result
@@ -13,7 +13,6 @@ from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.program import BoundProgram, Expr
 
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_JUNCTIONS = ("and", "or", "not")
 
 
 @dataclass(slots=True, eq=False)
@@ -55,9 +54,11 @@ class WatchedMeanings(Meanings):
         self.clauses: list[Clause] = []
         self._bounds = Bounds(bound)
         self._roots = {id(node): where for where, node in relation_lines(bound.program)}
+        self._roots |= {id(node): where for where, _, node in step_lines(bound.program)}
+        self.lines = [node for _, node in relation_lines(bound.program)]
+        self.lines += [node for _, _, node in step_lines(bound.program)]
         self._watched: dict[int, Meaning] = {}
         self._lets: dict[program.Definition, Meaning] = {}
-        self._eager = len(bound.program.segments) < 2  # a coordinate has no meaning outside of its segment
 
     def of(self, node: Expr) -> Meaning:
         """Return the meaning of an expression, watched where it is a line of the relation."""
@@ -74,10 +75,13 @@ class WatchedMeanings(Meanings):
         match node:
             case program.Literal():
                 return super().of(node)
-            case program.Operation(op=op, operands=operands) if op in _JUNCTIONS:
+            case program.Operation(op=op, operands=operands) if op in JUNCTIONS:
                 first = len(self.clauses)
                 parts = [self._clause(operand, where, scope, prefix) for operand in operands]
                 return self._junction(op, parts, self.clauses[first:])
+            case program.Operation(op="eq" | "ne" as op, operands=(a, b)) if is_condition(a) and is_condition(b):
+                left, right = (self._clause(operand, where, scope, prefix) for operand in (a, b))
+                return lambda frame: (bool(left(frame)) == bool(right(frame))) is (op == "eq")
             case program.Choice(condition=condition, then=then, otherwise=otherwise):
                 return self._choice(condition, then, otherwise, where, scope, prefix)
             case program.DefinitionUse():
@@ -90,7 +94,7 @@ class WatchedMeanings(Meanings):
             (part,) = parts
             return lambda frame: not part(frame)
         stop = op == "or"
-        unsettled = list(clauses) if self._eager else []
+        unsettled = list(clauses)
 
         def value(frame: Frame) -> Result:
             for i, part in enumerate(parts):
@@ -164,7 +168,7 @@ class WatchedEvaluator(Evaluator):
 def clauses_of(bound: BoundProgram) -> list[Clause]:
     """Return the clauses of a relation, none of which has been evaluated."""
     meanings = WatchedMeanings(bound)
-    for _, line in relation_lines(bound.program):
+    for line in meanings.lines:
         meanings.of(line)
     return meanings.clauses
 
@@ -197,20 +201,3 @@ def _text(node: Expr) -> str:
         left, right = (" ".join(operand.span.text.split()) for operand in node.operands)
         return f"{left} {_SIGNS[node.op]} {right}"
     return " ".join(node.span.text.split())
-
-
-def relation_lines(pattern: program.Program) -> Iterator[tuple[str, Expr]]:
-    """Yield every condition that decides who sees whom, with the clause of the text that holds it."""
-    yield from (("visible", line) for line in pattern.visible)
-    if pattern.round is not None:
-        yield "round keep", pattern.round.keep
-    for attend in pattern.attends:
-        where = "visible" if len(pattern.attends) == 1 else f"{attend.name}: visible"
-        yield from ((where, line) for line in attend.visible)
-    for item in pattern.selections:
-        yield from ((f"{item.name}: from", line) for line in item.row.visible)
-        yield f"{item.name}: keep", item.keep
-        if item.always is not None:
-            yield f"{item.name}: always", item.always
-        if item.covers is not None:
-            yield f"{item.name}: covers", item.covers

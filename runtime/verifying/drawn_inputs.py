@@ -55,7 +55,11 @@ def _stable(item: Input, example: Example) -> Example:
     if item.type.kind != "complex":
         return example
     x = example.tensor
-    return Example(torch.complex(-x.real.abs(), x.imag), "random complex numbers of less than 1, left of 0")
+    return _example(torch.complex(-x.real.abs(), x.imag), "random complex numbers of less than 1, left of 0")
+
+
+def _example(tensor: Tensor, words: str) -> Example:
+    return Example(words, tensor.numpy())
 
 
 def dense_sizes(bound: BoundProgram) -> set[str]:
@@ -129,7 +133,7 @@ def _is_cluster(bound: BoundProgram, item: Input) -> bool:
 def _clusters(item: Input, sizes: Mapping[str, int]) -> Example:
     """Ids of stretches of about two tokens: enough of them that some have little weight."""
     shape = _shape(None, item, sizes)
-    return Example((torch.arange(shape[-1]) // 2).expand(shape).contiguous(), "stretches of two tokens")
+    return _example((torch.arange(shape[-1]) // 2).expand(shape).contiguous(), "stretches of two tokens")
 
 
 def _is_table(item: Input) -> bool:
@@ -158,7 +162,7 @@ def _shape(bound: BoundProgram | None, item: Input, sizes: Mapping[str, int]) ->
 
 
 def _filled(item: Input, sizes: Mapping[str, int], value: int) -> Example:
-    return Example(torch.full(_shape(None, item, sizes), value), str(value))
+    return _example(torch.full(_shape(None, item, sizes), value), str(value))
 
 
 def _alternating(item: Input, sizes: Mapping[str, int]) -> Example:
@@ -166,7 +170,7 @@ def _alternating(item: Input, sizes: Mapping[str, int]) -> Example:
     shape = _shape(None, item, sizes)
     indices = torch.stack(torch.meshgrid(*(torch.arange(n) for n in shape), indexing="ij")).sum(0) if shape else None
     tensor = torch.tensor(True) if indices is None else indices % 2 == 1
-    return Example(tensor, "false and true in turn")
+    return _example(tensor, "false and true in turn")
 
 
 def _random(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Example:
@@ -175,7 +179,7 @@ def _random(bound: BoundProgram, item: Input, sizes: Mapping[str, int]) -> Examp
     generator = torch.Generator().manual_seed(len(item.name))
     if item.type.kind == "bool":
         tensor: Tensor = torch.rand(shape, generator=generator) < 0.5
-        return Example(tensor, "random truth values")
+        return _example(tensor, "random truth values")
     named = [n for dim, n in zip(item.type.dims[:-1], shape, strict=False) if dim not in ("batch", "head", "kv_head")]
     limit = min(named) if named else max(sizes["key"], 1)
-    return Example(torch.randint(limit, shape, generator=generator), "random integers")
+    return _example(torch.randint(limit, shape, generator=generator), "random integers")

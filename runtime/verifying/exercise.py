@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
 import torch
 from torch import Tensor
 
+from attnc.runtime.example_inputs import head_count
 from attnc.runtime.lengths import natural_length
-from attnc.runtime.verifying.bounds import Bounds, Scope
-from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of, relation_lines
+from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of
 from attnc.runtime.verifying.drawn_inputs import draw
+from attnc.runtime.verifying.hiding import hides_nothing
+from attnc.runtime.verifying.lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
 from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.denotation import Frame, constantly
 from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.program import BoundProgram, HeadIndex, InputRead, ParameterRead, Range, Size
 
@@ -106,6 +110,11 @@ class Search:
     def run(self, choice: Choice) -> Look | None:
         """Return the first call that exercises every clause, else the one that exercises most; None for no call."""
         self.decided = decided(choice.bound)
+        may_be_longer = self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound) > 0
+        if may_be_longer and any(LENGTHS_OF_ROWS[-1] <= n < LONG for n in constants(choice.bound.program)):
+            self._look_longer(choice)
+            if self.best is not None and self.best.is_complete:
+                return self.best
         for candidate in self._choices(choice):
             for case in cases(candidate, self.wishes, is_own=candidate is choice):
                 if self.looks >= LOOKS:
@@ -114,7 +123,7 @@ class Search:
                     return self.best
             if self.looks >= SHORT_LOOKS and loops(candidate.bound):
                 break
-        if self.wishes.length is None and not choice.bound.program.segments and loops(choice.bound):
+        if may_be_longer:
             self._look_longer(choice)
         return self.best
 
@@ -166,8 +175,18 @@ def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
     for n in lengths(bound, wishes, is_own=is_own):
         case = with_heads(bound, Case(n, n, batch, 2, 1, 4, 4), wishes)
         yield case
+        if wishes.heads is None and wishes.kv_heads is None and _reads_heads(bound) and head_count(bound) is None:
+            yield replace(case, heads=3)
         if may_differ(bound) and n >= 8 and n <= 64 and bound.program.align is not None:
             yield replace(case, n_q=n // 4)
+
+
+def _reads_heads(bound: BoundProgram) -> bool:
+    """Whether a clause reads the head or how many there are: some tell apart heads beyond a power of two alone."""
+    lines = [*(line for _, line in relation_lines(bound.program)), *(line for _, _, line in step_lines(bound.program))]
+    return any(
+        isinstance(node, HeadIndex) or (isinstance(node, Size) and node.name == "heads") for node in below(lines)
+    )
 
 
 def _has_flags(bound: BoundProgram) -> bool:
@@ -190,7 +209,9 @@ def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
         found = sorted({natural_length(bound, about) or 0 for about in (fixed, fixed + 5, 16, 48)})
         return [n for n in found if n <= (choices[-1] if cost < 3 else 64)]
     if not pattern.attends:
-        return list(LENGTHS_OF_ROWS[:1])
+        largest = max(counts(bound), default=0) if is_own else 0
+        longer = [n for n in LENGTHS_OF_ROWS[1:] if n > largest]
+        return [LENGTHS_OF_ROWS[0], *longer[:1]]
     if not is_own:
         return [n for n in choices if n <= 64][-2:]
     largest = max(counts(bound), default=0)
@@ -214,6 +235,7 @@ def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
                 wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
         _ask_ranges(oracle, rows)
         _ask_families(oracle, case)
+    _ask_steps(oracle, case)
     return Look(choice, case, numbers, rows, wanted, oracle.clauses, hides_nothing(bound))
 
 
@@ -231,10 +253,52 @@ def _depends_on(bound: BoundProgram) -> bool:
 
 
 def _ask_ranges(oracle: Evaluator, rows: tuple[int, ...]) -> None:
-    """Evaluate the rows of attentions over a range, whose relation is between a query and a number."""
-    if any(isinstance(attend.over, Range) and attend.visible for attend in oracle.program.attends):
-        for row in rows:
-            oracle.rows.result(0, 0, row)
+    """Evaluate the rows of attentions over a range, whose relation is between a query and a number.
+
+    Those of a family of branches are asked of each branch: the pattern may read those alone whose relation holds.
+    """
+    ranges = [attend for attend in oracle.program.attends if isinstance(attend.over, Range) and attend.visible]
+    for row in rows if ranges else ():
+        oracle.rows.result(0, 0, row)
+        for attend in ranges:
+            if attend.family is not None:
+                for member in _members(oracle, attend.family, oracle.rows.frame(0, 0, row)[1]):
+                    _try(partial(oracle.rows.of, attend.name, member, 0, 0, row))
+
+
+def _try(ask: Callable[[], object]) -> None:
+    """Evaluate what the pattern itself may never ask; it may have no value."""
+    try:
+        ask()
+    except EvaluationError as error:
+        if any(d.code == "A908" for d in error.diagnostics):
+            raise
+
+
+def _ask_steps(oracle: Evaluator, case: Case) -> None:
+    """Evaluate the conditions of states at every token but the first, before which there is nothing to keep."""
+    heads = sorted({0, case.heads - 1})
+    for _, recurrence, condition in step_lines(oracle.program):
+        for view, head in ((view, head) for view in oracle.views(0) for head in heads):
+            for token in range(1, view.keys):
+                for frame in _of_family(oracle, recurrence.family, view.frame(token, token, head, 0)):
+                    oracle.steps = 0
+                    _try(partial(oracle.meanings.of(condition), frame))
+
+
+def _of_family(oracle: Evaluator, family: Range | None, frame: Frame) -> Iterator[Frame]:
+    """Yield a frame for each place of a family; the frame itself where there is none."""
+    for member in _members(oracle, family, frame):
+        yield frame if family is None or member is None else frame.binding(family.binder, constantly(member))
+
+
+def _members(oracle: Evaluator, family: Range | None, frame: Frame) -> Sequence[int | None]:
+    """The places of a family; None alone where there is none."""
+    if family is None:
+        return [None]
+    low, high = (oracle.meanings.of(end)(frame) for end in (family.low, family.high))
+    assert isinstance(low, int) and isinstance(high, int)
+    return range(low, high)
 
 
 def _ask_families(oracle: Evaluator, case: Case) -> None:
@@ -245,9 +309,7 @@ def _ask_families(oracle: Evaluator, case: Case) -> None:
     frame = view.frame(view.keys - 1, view.keys - 1, 0, 0)
     for selection in oracle.program.selections:
         if selection.family is not None:
-            low, high = (oracle.meanings.of(end)(frame) for end in (selection.family.low, selection.family.high))
-            assert isinstance(low, int) and isinstance(high, int)
-            for member in range(low, high):
+            for member in _members(oracle, selection.family, frame):
                 oracle.selections.chosen(selection, member, frame, view)
 
 
@@ -272,21 +334,3 @@ def numbers_of(bound: BoundProgram, case: Case, seed: int = 0) -> Numbers:
     if has_state(bound):  # as delta rules need it for bounded states
         q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     return Numbers({name: example.tensor for name, example in draw(bound, case).items()}, q, k, v)
-
-
-def hides_nothing(bound: BoundProgram) -> str:
-    """Say why no pair is hidden, whatever the length; empty where one may be."""
-    pattern = bound.program
-    if not pattern.attends:
-        return "a recurrence updates a state token by token: there are no pairs to hide"
-    if all(isinstance(attend.over, Range) for attend in pattern.attends):
-        return "the keys are not tokens"
-    bounds = Bounds(bound)
-    if pattern.documents is not None or not all(bounds.truth(line, Scope()) for line in pattern.visible):
-        return ""
-    for attend in pattern.attends:
-        lines = all(bounds.truth(line, Scope()) for line in attend.visible)
-        if lines and not isinstance(attend.over, Range) and pattern.round is None:
-            whose = "the pattern" if len(pattern.attends) == 1 else f"`{attend.name}`"
-            return f"{whose} sees every key"
-    return ""

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from attnc.runtime.verifying.lines import constants
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.bind import bind
 from attnc.spec.program import BoundProgram, Parameter, ParameterRead, Program, Value
@@ -21,8 +22,14 @@ DRAWS = 400
 """The number of draws of small values; `require` refuses most of them."""
 
 SMALL_VALUES = (1, 2, 2, 3, 3, 4, 4, 5, 6, 8)
-STRETCHES = ((16, 2), (64, 3))
+STRETCHES = ((8, 2), (16, 2), (64, 3))
 """Extents of a grid, one of which is long."""
+
+ACROSS = 4
+"""The other extents of a grid that is as long as a constant of the text."""
+
+LONGEST_CONSTANT = 128
+"""Grids are made as long as constants up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ def _candidates(bound: BoundProgram, fixed: frozenset[str]) -> Iterator[tuple[di
         factor *= 2
     axes = _axes(bound)
     if axes:
+        yield from _as_long_as_constants(bound, axes, names)
         yield {**values, **_by_axis(bound, axes, names)}, "divided by what they share along each axis"
         yield from _stretched(values, axes, names)
     drawn = random.Random(0)
@@ -143,6 +151,22 @@ def _stretched(values: dict[str, Value], axes: list[str], names: list[str]) -> I
                 rest = {name: _divided(values[name], factor) for name in names if name not in axes}
                 found = {**values, **rest, **{name: v for name, v in extents.items() if name in names}}
                 yield found, "a small grid, long along one axis"
+
+
+def _as_long_as_constants(
+    bound: BoundProgram, axes: list[str], names: list[str]
+) -> Iterator[tuple[dict[str, Value], str]]:
+    """Grids along which a distance reaches the largest number that the relation's text holds, with small blocks."""
+    longest = max((n for n in constants(bound.program) if n <= LONGEST_CONSTANT), default=0)
+    if longest <= LARGEST or not set(axes) <= set(names):
+        return
+    values = dict(bound.values)
+    rest = {name: values[name] for name in names if name not in axes}
+    factor = max((v for value in rest.values() for v in _entries(value)), default=1) // ACROSS
+    for stretched in reversed(axes):
+        extents: dict[str, Value] = {axis: longest if axis == stretched else ACROSS for axis in axes}
+        small = {name: _divided(value, max(factor, 1)) for name, value in rest.items()}
+        yield {**values, **small, **extents}, "a small grid, as long along one axis as a constant of the text"
 
 
 def _drawn(values: Mapping[str, Value], names: list[str], axes: list[str], drawn: random.Random) -> dict[str, Value]:

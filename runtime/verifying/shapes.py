@@ -21,8 +21,11 @@ AWKWARD = (
 SHORT_AWKWARD = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (9, 13, 1, 2, 1, 4, 6))
 """Awkward shapes for patterns whose rows are expensive."""
 
-AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 9, 4))
+AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 5, 3))
 """Awkward shapes for states: the last is longer than a chunk."""
+
+FEW_HEADS = 256
+"""Grids of more tokens are compared with two heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ def awkward_cases(bound: BoundProgram, length: int | None, wishes: Wishes) -> li
         cases = [replace(case, dv=case.dk) for case in cases]  # `mask` takes no v, and so the width of q
     if length is not None:
         cases = [replace(case, n_q=length, n_k=length) for case in cases[1:3][-1:]]
+    if length is not None and length > FEW_HEADS:
+        cases = [replace(case, heads=2, kv_heads=1) for case in cases]
     return [with_heads(bound, case, wishes) for case in cases]
 
 

@@ -57,6 +57,13 @@ def _preset(pattern: Program, preset: str | None, report: Report) -> Mapping[str
     return {}
 
 
+def _meant(value: object) -> int | None:
+    """The integer that a float or a text says, such as 512.0 or "512"; None for any other value."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else None
+
+
 class _Binding:
     """Converts values; lists last, because their lengths may depend on the other parameters."""
 
@@ -84,7 +91,8 @@ class _Binding:
             self._values[name] = bound = convert(value, parameter.type, lengths)
         except Mismatch as fault:
             message = f"`{name}` expects {fault}"
-            help_ = f"give `{name}`, {_article(parameter)}"
+            meant = _meant(value) if parameter.type.kind == "int" and not parameter.type.dims else None
+            help_ = f"give `{name}`, {_article(parameter)}" if meant is None else f"write `{name}={meant}`"
             self._report.error("A803", message, parameter.span, f"declared as {parameter.type}", help=help_)
             return
         except EvaluationError as error:

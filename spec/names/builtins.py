@@ -138,6 +138,7 @@ WORD_OF = {
 _LENGTHS = "lengths are `queries` and `keys`; the keys that a query sees, `count(visible for k)`"
 _QUERY = "the position of the query is `q`"
 _KEY = "the position of the key is `k`"
+_WIDTH = "the width of `q` and `k` is `dk`, that of `v` is `dv`; `scale` is `1 / sqrt(dk)` unless a call gives it"
 _OWN = "functions stand by themselves: `sin(x)`, `dot(q, k)`"
 
 HINTS = {
@@ -163,6 +164,7 @@ HINTS = {
     **dict.fromkeys(("i", "q_idx", "query", "row"), _QUERY),
     **dict.fromkeys(("j", "kv_idx", "k_idx", "key", "column"), _KEY),
     **dict.fromkeys(("math", "torch", "np", "numpy", "jnp"), _OWN),
+    **dict.fromkeys(("d", "D", "dim", "d_k", "d_head", "head_dim"), _WIDTH),
     "b": "the sequence of the batch is `batch`",
     "h": "the head at hand is `head`",
 }

@@ -211,9 +211,12 @@ def _stray_character(found: Found) -> Fault | None:
         remedy = "values and parameters are separated by `,`"
     elif found.token == "{" and _HEADINGS.match(found.text, found.line_start):
         remedy = "remove it; the indentation opens the body"
-    shown = (
-        f"U+{ord(found.token):04X}" if found.token.isspace() or not found.token.isprintable() else f"`{found.token}`"
-    )
+    shown = f"`{found.token}`"
+    if not found.token.isascii():  # what a terminal shows may be another character
+        code = f"U+{ord(found.token):04X}"
+        shown = code if found.token.isspace() or not found.token.isprintable() else f"{shown} ({code})"
+    elif found.token.isspace() or not found.token.isprintable():
+        shown = f"U+{ord(found.token):04X}"
     return found.fault("A113", f"{shown} is not a character of the language", help=remedy)
 
 

@@ -1,13 +1,15 @@
 """attnc: attention patterns written once, as their mathematics.
 
 `compile_attention` makes a callable from a library name, an `.attn` file or source text. Names are imported when first
-used, so that `import attnc` stays quick.
+used, so that `import attnc` stays quick. Operators are declared as soon as torch is imported, before or after attnc.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from attnc.after_torch import declare_operators
 
 if TYPE_CHECKING:
     from attnc.compiler.analysis.aggregates import TooManyStepsError
@@ -81,6 +83,8 @@ __all__ = [
     "reset_fallbacks",
     "save_tuned",
 ]
+
+declare_operators()
 
 
 def __getattr__(name: str) -> Any:

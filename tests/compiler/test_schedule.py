@@ -68,3 +68,13 @@ def test_a_window_is_tiles_and_has_no_fallback(n: int) -> None:
     assert chosen.schedule == "pieces"
     assert chosen.fallback is None
     check_pieces(chosen.cover.pieces, chosen.cover.masks, exact.mask(window, (0, n), (0, n)))
+
+
+def test_a_long_relation_is_covered_by_one_size_of_tiles() -> None:
+    """Each size of 1,000 remainders took half a second, and four were compared."""
+    conditions = [fold.negation(fold.equal(fold.mod(GAP, fold.const(c)), fold.const(1))) for c in range(2, 902)]
+    asked = problem(fold.conjunction(*conditions), 256, 256)
+    chosen = choose(asked)
+    reason = f"the relation has {asked.work.nodes:,} nodes"
+    assert any("are not tried" in one and reason in one for one in chosen.reasons)
+    check_pieces(chosen.cover.pieces, chosen.cover.masks, exact.mask(asked.relation, (0, 256), (0, 256)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc import UnsupportedError, compile_attention
+from attnc.spec.errors import EvaluationError
 from branch_calls import FAMILY, both, operands, positions, scores, softmax, wide
 from cases.case import leaf, real
 from score_calls import assert_equals
@@ -180,3 +181,15 @@ def test_the_lse_of_what_is_no_softmax_is_refused() -> None:
         inputs = {"mix": real(2, 4, 5, 3)} if text is FAMILY else {}
         with pytest.raises(UnsupportedError, match="no LSE"):
             attend(q, k, v, return_lse=True, **inputs)
+
+
+def test_large_families_are_refused() -> None:
+    """`make hunt`, part hostile, case 101: 4,462 branches were planned one by one, without an answer in 30 seconds."""
+    text = (
+        "pattern p\n    align end\n    branch b[c in 0 .. {}]\n        visible 0 <= q - k < c + 1\n    combine b[0]\n"
+    )
+    attend = compile_attention(text.format(4462))
+    for asked in (lambda: attend.plan(16, heads=1), lambda: attend.mask(16)):
+        with pytest.raises(EvaluationError, match="`b` has 4462 branches here, and there may be 128"):
+            asked()
+    assert compile_attention(text.format(3)).plan(16, heads=1).visible

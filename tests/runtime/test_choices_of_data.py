@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnc import EvaluationError, SpecError, compile_attention
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "gathered")
 
 BLOCKS = """    select c
         over  b = k // 3

@@ -404,3 +404,22 @@ def test_verify_finds_a_wrong_relation(
 
 def test_an_error_that_is_no_number_never_agrees() -> None:
     assert not accuracy.Error("out", float("nan"), 1.0, 2.0).agrees
+
+
+@pytest.mark.parametrize("command", ["cache why", "receptive", "show", "simulate", "tune", "verify"])
+def test_lengths_are_written_alike_in_all_commands(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "causal", "--len", "8q"]) == 2
+    assert "argument --len: '8q' is no whole number: write it as in 8192, 8k or 1m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["receptive", "sliding_window", "-p", "window=16"], "1,024 tokens"),
+        (["show", "causal"], "1,024 queries × 1,024 keys"),
+        (["simulate", "causal"], "1,024 tokens"),
+    ],
+)
+def test_a_length_of_1k(command: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--len", "1k"]) == 0
+    assert said in capsys.readouterr().out

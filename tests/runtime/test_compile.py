@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 
 from attnc import ArgumentError, ArgumentTypeError, Attention, compile_attention
 from operator_calls import (
-    ATTEND,
     BY_HEAD,
     DOC,
     Layer,
@@ -175,46 +174,87 @@ def test_checkpointing_in_a_compiled_graph() -> None:
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
-RUN = """\
-import io, sys, torch, attnc.runtime.operators
-program = torch.export.load(io.BytesIO(open(sys.argv[1], "rb").read()))
-tensors = torch.load(sys.argv[2])
-torch.save(program.module()(*tensors), sys.argv[3])
+OPERATORS = {"causal": torch.ops.attnc.attend.default, "alibi": torch.ops.attnc.attend_general.default}
+LENGTH = torch.export.Dim("length", min=2, max=4096)
+INPUTS = {"affine_scaled": ["alpha", "beta"], "document": ["doc"], "gla": ["g"]}
+EXPORTED: dict[str, dict[str, Any]] = {
+    "by head": {"window": [1, 2, 3, 9]},  # then scores, weights with inputs, branches, documents, recurrences
+    "alibi": {},
+    "affine_scaled": {},
+    "hierarchical": {"group": 4},
+    "document": {},
+    "retention": {},
+    "gla": {},
+}
+LOAD = """\
+IMPORT
+import sys
+from pathlib import Path
+for folder in Path(sys.argv[1]).iterdir():
+    tensors = torch.load(folder / "tensors.pt")
+    if (folder / "exported.pt2").exists():
+        program = torch.export.load(folder / "exported.pt2").module()
+    else:
+        program = torch._inductor.aoti_load_package(str(folder / "compiled.pt2"))
+    results = program(*tensors)
+    assert torch.equal(results, torch.load(folder / "results.pt")), folder
+    print(folder.name)
 """
 
 
-@pytest.mark.parametrize("name", ["by head", "alibi", "affine_scaled", "hierarchical"])
-def test_an_exported_model_runs_in_another_process_at_another_length(name: str, tmp_path: Path) -> None:
-    """A plain pattern, scores, weights with inputs, branches."""
-    of_name: dict[str, dict[str, Any]] = {"by head": {"window": [1, 2, 3, 9]}, "hierarchical": {"group": 4}}
-    attend = compile_attention(BY_HEAD if name == "by head" else name, **of_name.get(name, {}))
-    inputs = ["alpha", "beta"] if name == "affine_scaled" else []
-
-    class Model(torch.nn.Module):
-        def forward(self, q: Tensor, k: Tensor, v: Tensor, *given: Tensor) -> Tensor:
-            named: dict[str, Any] = dict(zip(inputs, given, strict=True))
-            out: Tensor = attend(q * 2, k, v, **named)
-            return out + 1
-
-    def drawn(n: int) -> list[Tensor]:
-        return [*draw(n), *(torch.randn(2, 4, n) for _ in inputs)]
-
-    model, tensors = Model(), drawn(33)
-    length = torch.export.Dim("length", min=2, max=4096)
-    shapes = ({2: length}, {2: length}, {2: length}, tuple({2: length} for _ in inputs))[: 4 if inputs else 3]
-    program = torch.export.export(model, tuple(drawn(17)), dynamic_shapes=shapes)
-    target = ATTEND if name == "by head" else torch.ops.attnc.attend_general.default
-    assert [n.target for n in program.graph.nodes if "attnc" in str(n.target)] == [target]
-    files = [str(tmp_path / name) for name in ("model.pt2", "tensors.pt", "results.pt")]
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    (tmp_path / "model.pt2").write_bytes(buffer.getvalue())
-    torch.save(tensors, files[1])
-    subprocess.run([sys.executable, "-c", RUN, *files], check=True, timeout=120, env={"PYTHONPATH": ":".join(sys.path)})
-    assert torch.equal(torch.load(files[2]), model(*tensors))
+def in_another_process(folder: Path, imports: str) -> set[str]:
+    """The names of the programs of a folder that a process gave equal results for."""
+    command = [sys.executable, "-c", LOAD.replace("IMPORT", imports), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split("\n")) - {""}
 
 
-OPERATORS = {"causal": torch.ops.attnc.attend.default, "alibi": torch.ops.attnc.attend_general.default}
+def save(folder: Path, model: torch.nn.Module, tensors: list[Tensor]) -> None:
+    torch.save(tensors, folder / "tensors.pt")
+    torch.save(model(*tensors), folder / "results.pt")
+
+
+def drawn_input(name: str, n: int) -> Tensor:
+    if name == "doc":
+        return torch.arange(n)[None].expand(2, n) // 9
+    return -torch.rand(2, n, 4, 8) if name == "g" else torch.randn(2, 4, n)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program for each pattern, and its tensors and results at another length."""
+    programs = tmp_path_factory.mktemp("exported")
+    for name, parameters in EXPORTED.items():
+        attend = compile_attention(BY_HEAD if name == "by head" else name, **parameters)
+        inputs = INPUTS.get(name, [])
+
+        class Model(torch.nn.Module):
+            def forward(self, q: Tensor, k: Tensor, v: Tensor, *given: Tensor) -> Tensor:
+                named: dict[str, Any] = dict(zip(inputs, given, strict=True))  # noqa: B023
+                out: Tensor = attend(q * 2, k, v, **named)  # noqa: B023
+                return out + 1
+
+        def drawn(n: int) -> list[Tensor]:
+            return [*draw(n), *(drawn_input(one, n) for one in inputs)]  # noqa: B023
+
+        tensors = tuple(drawn(17))
+        shapes = tuple({x.shape.index(17): LENGTH} for x in tensors)
+        of_inputs = (shapes[3:],) if inputs else ()
+        program = torch.export.export(Model(), tensors, dynamic_shapes=(*shapes[:3], *of_inputs))
+        target = OPERATORS["causal" if name in ("by head", "document") else "alibi"]
+        assert [n.target for n in program.graph.nodes if "attnc" in str(n.target)] == [target]
+        folder = programs / name
+        folder.mkdir()
+        torch.export.save(program, folder / "exported.pt2")
+        save(folder, Model(), drawn(33))
+    return programs
+
+
+@pytest.mark.parametrize("imports", ["import torch, attnc", "import attnc, torch"])
+def test_exported_models_run_in_another_process_at_another_length(imports: str, exported: Path) -> None:
+    assert in_another_process(exported, imports) == {*EXPORTED}
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -250,6 +290,9 @@ def test_a_package_of_aot_inductor(tmp_path: Path) -> None:
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return causal(q, k, v) + alibi(q, k, v)
 
+    (tmp_path / "package").mkdir()
     program = torch.export.export(Model(), tensors)
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "package" / "compiled.pt2"))
     torch.testing.assert_close(torch._inductor.aoti_load_package(path)(*tensors), Model()(*tensors))
+    save(tmp_path / "package", Model(), [*tensors])
+    assert in_another_process(tmp_path, "import attnc, torch") == {"package"}

@@ -74,3 +74,39 @@ def test_rows_of_a_compiled_graph_carry_the_name() -> None:
         _compiled(q, k, v).sum().backward()
     torch._dynamo.reset()
     assert {"attnc::causal", "attnc::causal.backward"} <= {event.key for event in profile.key_averages()}
+
+
+BACKWARD: dict[str, dict[str, Any]] = {
+    "causal": {},  # tiles, scores, weights, a selection, documents, branches, recurrences
+    "alibi": {},
+    "affine_scaled": {"alpha": torch.rand(1, 2, 40), "beta": torch.rand(1, 2, 40)},
+    "moba": {},
+    "document": {"doc": torch.arange(40)[None] // 9},
+    "combiner_log_sparse": {},
+    "retention": {},
+    "gla": {"g": -torch.rand(1, 40, 2, 8)},
+    "delta_net": {"beta": torch.rand(1, 40, 2)},
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+def test_rows_of_the_backward_carry_the_name_wherever_the_profiler_began(name: str) -> None:
+    attend = compile_attention(name)
+    q, k, v = (torch.randn(1, 2, 40, 8, requires_grad=True) for _ in range(3))
+    result = attend(q, k, v, **BACKWARD[name]).sum()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result.backward()
+    rows = {event.key for event in profile.key_averages() if event.key.startswith("attnc::")}
+    assert rows == {f"attnc::{name}.backward"}
+
+
+def test_a_backward_under_autocast_has_one_row() -> None:
+    q, k, v = (torch.randn(1, 2, 9, 8, requires_grad=True) for _ in range(3))
+    result = compile_attention("causal")(q, k, v).sum()
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        result.backward()  # type: ignore[no-untyped-call]
+    rows = [event.count for event in profile.key_averages() if event.key == "attnc::causal.backward"]
+    assert rows == [1]

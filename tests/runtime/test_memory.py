@@ -123,13 +123,16 @@ OTHERS: dict[str, tuple[str, Mapping[str, Any], set[str]]] = {
     "branches": (BRANCHES, {}, {"q", "k", "v", OUT, LSE, HEADS}),
     "selection": ("moba", {}, {"q", "k", "v", OUT, LSE, CHOSEN}),
     "selections": ("anchor", {}, {"q", "k", "v", OUT, LSE}),
+    "choice of few tokens": ("moba", {}, {"q", "k", "v", OUT, LSE, "torch.bool (1, 2, 192, 192)"}),
     "recurrence": ("gla", {"g": -torch.rand(1, N, 2, 16)}, {SCALED, "k", "v", "g", RESETS, BETWEEN, FINAL}),
 }
 
 
 @pytest.mark.parametrize("kind", OTHERS)
-def test_nothing_is_held_but_what_autograd_is_told(kind: str) -> None:
+def test_nothing_is_held_but_what_autograd_is_told(kind: str, request: pytest.FixtureRequest) -> None:
     name, inputs, wanted = OTHERS[kind]
+    if kind in ("selection", "selections"):
+        request.getfixturevalue("gathered")
     attend, (q, k, v) = compile_attention(name), drawn(N, heads=2, dk=16, dv=16)
     given = {"q": q, "k": k, "v": v, **inputs}
 

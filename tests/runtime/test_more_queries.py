@@ -9,7 +9,9 @@ import torch
 
 from attnc import ArgumentError, compile_attention
 from attnc.runtime.compiled import Backend
+from attnc.runtime.cpu import masked
 from beyond_keys import RELATIONS, dense, mask, results, spec
+from choices_beyond_keys import CHOICES, N_K, N_Q, chooser, drawn, gradients, meant
 
 SIZES = [(20, 7), (37, 33), (5, 0)]
 
@@ -70,6 +72,53 @@ def test_what_has_no_meaning_before_key_0(text: str, says: str) -> None:
         attend(q, k, v, **inputs)
 
 
-def test_a_choice_by_content_has_no_meaning_before_key_0() -> None:
-    with pytest.raises(ArgumentError, match="`moba` chooses by content what its queries see"):
-        compile_attention("moba")(*[torch.randn(1, 1, n, 8) for n in (14, 12, 12)])
+@pytest.mark.parametrize(("backend", "many"), [("cpu", False), ("cpu", True), ("reference", False)])
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices_before_key_0(name: str, backend: Backend, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where choices by content and units of keys are refused there."""
+    if many:
+        monkeypatch.setattr(masked, "WORK", 0)
+    attend = chooser(name, backend=backend)
+    vectors, inputs = drawn(attend)
+    out, *grads = gradients(attend, vectors, inputs)
+    torch.testing.assert_close(out.double(), meant(attend, vectors, inputs), atol=1e-6, rtol=1e-5)
+    wide, more = drawn(attend, torch.float64)
+    exact = gradients(chooser(name, backend="reference"), wide, more)[1:]
+    for ours, theirs in zip(grads, exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
+    if name in ("blocks of the past", "one choice for each head", "units as keys", "moba", "flash_moba"):
+        assert not out[:, :, : N_Q - N_K].any() and not grads[0][:, :, : N_Q - N_K].any()
+
+
+def test_rows_that_choose_nothing_before_key_0_have_no_lse() -> None:
+    attend = chooser("moba")
+    (q, k, v), _ = drawn(attend)
+    _, lse = attend(q, k, v, return_lse=True)
+    assert (lse[:, :, : N_Q - N_K] == -torch.inf).all() and lse[:, :, N_Q - N_K :].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (
+            "per a = q // 4\n        over b = k // 4\n        score dot(mean(a.q), mean(b.k))",
+            "chooses `s` for units of",
+        ),
+        ("score dot(q, k) + dot(k[q], k)", "reads `k` there"),
+        ("over b = k // 4\n        score sum(dot(k[j], mean(b.k)) for j in q .. q + 2)", "reads `k` there"),
+    ],
+)
+def test_choices_without_a_meaning_before_key_0(lines: str, says: str) -> None:
+    text = f"select s\n        {lines}\n        keep rank < 2\n    visible k in s"
+    attend = compile_attention(f"pattern p\n    align end\n    {text}\n")
+    q, k, v = (torch.randn(1, 1, n, 8) for n in (14, 12, 12))
+    with pytest.raises(ArgumentError, match=f"stand before key 0, and `p` {says}") as refused:
+        attend(q, k, v)
+    assert str(refused.value).endswith("leave these queries out: q[:, :, 2:]")
+
+
+def test_a_state_has_no_meaning_before_key_0() -> None:
+    attend = compile_attention("hybrid_window_linear")
+    q, k, v = (torch.randn(1, 1, n, 8) for n in (14, 12, 12))
+    with pytest.raises(ArgumentError, match="q has 14 tokens and k has 12"):
+        attend(q, k, v, g=-torch.rand(1, 12, 1), gate=torch.rand(1, 14, 1))

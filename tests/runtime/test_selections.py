@@ -19,6 +19,8 @@ from attnc.runtime.plans import PLANNING
 from attnc.runtime.selections.choices import Choices
 from attnc.spec.meaning.evaluate import Evaluator
 
+pytestmark = pytest.mark.usefixtures("gathered")
+
 Case = tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]
 
 STEPS: list[Case] = [

@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from attnc import ArgumentError, Attention, EvaluationError, SpecError, UnsupportedError, compile_attention
+from attnc.compiler.ir import Made
+from attnc.runtime.call import sorted_by
+from attnc.runtime.call_shapes import sorted_array
 from attnc.runtime.plans import PLANNING
 from attnc.spec.load import load_program
 from attnc.spec.meaning.bind import bind
 from attnc.spec.meaning.evaluate import Evaluator
 from attnc.spec.source import SourceFile
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "gathered")
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 3
 Inputs = dict[str, Any]
@@ -558,3 +561,14 @@ def test_strict_reads_lists_along_their_own_axis() -> None:
     run(*made(20), kept=torch.tensor([[0, 0, 0], [1, 1, 1]]))
     with pytest.raises(ArgumentError, match="holds 1 twice in one list"):
         run(*made(20), kept=torch.tensor([[0, 0, 1], [1, 1, 1]]))
+
+
+@pytest.mark.parametrize(
+    "made", [Made("x", "ranks"), Made("x", "order"), Made("x", "starts", 5), Made("x", "ranks", 5)]
+)
+@pytest.mark.parametrize("real", [False, True])
+def test_arrays_are_sorted_as_tensors_are(made: Made, real: bool) -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randint(-9, 9, (2, 3, 40), generator=draw)
+    x = x / 2 if real else x
+    assert sorted_array(x.numpy(), made).tolist() == sorted_by(x, made).tolist()

@@ -13,7 +13,7 @@ from attnc.runtime.selections import choose, few
 from attnc.spec.errors import SpecError
 from attnc.spec.meaning.evaluate import Evaluator
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "gathered")
 
 
 def made(n_q: int, n_k: int) -> list[Tensor]:

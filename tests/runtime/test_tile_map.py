@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from attnc import ArgumentError, compile_attention
+from attnc import ArgumentError, UnsupportedError, compile_attention
 from attnc.runtime.attention import Attention
 from attnc.runtime.cli import main
+from attnc.runtime.foreseen import foresee
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
 from attnc.runtime.pictures.tile_map import ACROSS, make_tile_map
@@ -170,3 +171,11 @@ def test_the_text_tells_bricks_from_natural_order() -> None:
     assert [first[2 * i] != "·" for i in range(32)] == (live_share[0] > 0).tolist()
     assert "██ all tiles full; of the tiles are live: ░░ up to a third" in text
     tile_map_text(found, unicode=False).encode("ascii")
+
+
+@pytest.mark.parametrize("n", [256, 2048])
+def test_a_branch_beside_a_state_has_no_map(n: int) -> None:
+    """At lengths whose pairs are counted from the plan, as at those whose mask is counted."""
+    for pattern in (compile_attention("hybrid_window_linear"), foresee("hybrid_window_linear", {}, None)):
+        with pytest.raises(UnsupportedError, match="has a branch with a state, `far`, which has no mask"):
+            make_tile_map(pattern, n, n)

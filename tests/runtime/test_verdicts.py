@@ -226,6 +226,14 @@ def test_a_state_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert of("retention", "retention").equal
 
 
+@pytest.mark.parametrize(("spec", "said"), [("retention", "is a recurrence"), ("hybrid_window_linear", "with a state")])
+def test_a_state_has_no_pairs_also_beside_itself(spec: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["same", spec, spec, "--relation"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and said in err and "which has no pairs; compare all that the patterns compute" in err
+    assert of(spec, spec).equal
+
+
 def test_branches_show_what_one_of_them_shows() -> None:
     assert of(TWO.format("a + b"), "causal", relation_only=True).equal
     assert of(TWO.format("a + b"), "causal").equal is False

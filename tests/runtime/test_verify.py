@@ -4,23 +4,60 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from attnc.runtime.attention import Attention
+from attnc.runtime.accuracy import Error
+from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.cli import main
 from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.verifying.bounds import Bounds, Scope
+from attnc.runtime.verifying.clauses import clauses_of
 from attnc.runtime.verifying.drawn_inputs import draw
-from attnc.runtime.verifying.scaled_parameters import own, scaled
+from attnc.runtime.verifying.exercise import look
+from attnc.runtime.verifying.hiding import hides_nothing
+from attnc.runtime.verifying.scaled_parameters import Choice, own, scaled
 from attnc.runtime.verifying.shapes import Case
+from attnc.runtime.verifying.verification import Trial, Verdict
 from attnc.spec.load import load_program
 from attnc.spec.program import BoundProgram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHUNKED = """recurrence chunked(chunk: int = 64)
+    state S: [dk, dv]
+    state old: [dk, dv]
+    step old = S if t % chunk == 0 else old
+    step S = S + outer(k, v)
+    read q @ old
+"""
+
+UNITS = """pattern units(block: int = 4, first: int = 0)
+    align   end
+    select near
+        per     a = q // block
+        over    b = k // block
+        score   dot(mean(a.q), mean(b.k))
+        keep    rank < 1
+        always  a < first or a == b
+    branch side[i in 0 .. 2]
+        visible k in near and i < 3
+    combine side[0] + side[1]
+"""
+
+PARTS = """pattern parts
+    align   end
+    select near
+        score   dot(q, k)
+        keep    rank < 4
+    branch side[i in 0 .. 2]
+        visible {}
+    combine side[0] + side[1]
+"""
 
 
 def verified(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -86,6 +123,26 @@ def test_a_branch_that_is_computed_wrongly_is_found(
     assert any("the evaluator's out differs" in item["message"] for item in values["diagnostics"])
 
 
+@pytest.mark.parametrize(
+    "mutant",
+    ["k <= q and q - k < window + 1", "k <= q", "k <= q and q - k < window and k != 3"],
+    ids=["one key too many", "a clause is dropped", "one key too few"],
+)
+def test_an_executor_of_another_relation_is_found(
+    mutant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mask is right, and the cpu executor alone is not."""
+    text = "pattern own(window: int = 4)\n    align   end\n    visible {}\n"
+    file = tmp_path / "own.attn"
+    file.write_text(text.format("k <= q and q - k < window"))
+    wrong = compile_attention(text.format(mutant), window=4)
+    call = Attention.__call__
+    monkeypatch.setattr(Attention, "__call__", lambda _, *operands, **given: call(wrong, *operands, **given))
+    status, values = verified(capsys, str(file))
+    assert (status, values["agreed"]) == (1, False)
+    assert values["diagnostics"][0]["message"].startswith("cpu float32: out is off by")
+
+
 # --- what was not compared --------------------------------------------------------------------------------------------
 
 
@@ -103,6 +160,40 @@ def test_a_relation_that_hides_no_pair_by_accident_fails(tmp_path: Path, capsys:
     status, values = verified(capsys, str(file))
     assert (status, values["hidden_pairs_compared"], values["hides_nothing"]) == (1, 0, "")
     assert "no hidden pair was compared" in values["diagnostics"][-1]["message"]
+
+
+def test_a_state_that_never_begins_a_chunk_is_not_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At token 0 there is nothing to keep: a chunk of 64 tokens shows in no call of 12."""
+    file = tmp_path / "chunked.attn"
+    file.write_text(CHUNKED)
+    status, values = verified(capsys, str(file), "--len", "12")
+    assert (status, values["agreed"]) == (1, False)
+    assert "`t % chunk == 0` (step) was never true" in values["diagnostics"][0]["message"]
+    status, values = verified(capsys, str(file), "-p", "chunk=5", "--dtype", "float32")
+    assert (status, values["params"]) == (0, {"chunk": 5})
+    assert [c["exercised"] for c in values["clauses"]] == [True]
+
+
+def test_the_reference_is_not_held_against_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    """What torch would write of any but plain attention is the reference executor."""
+    executors = []
+    for name in ("causal", "alibi"):
+        status, values = verified(capsys, name, "--len", "9")
+        assert status == 0
+        executors.append({e["executor"] for e in values["errors"]})
+    assert executors == [{"reference", "cpu"}, {"cpu"}]
+
+
+def test_what_was_held_against_nothing_is_missing() -> None:
+    bound = bound_of("causal")
+    verdict = Verdict(look(Choice(bound), Case(4, 4, 1, 1, 1, 4, 4)), is_plain=False, pairs=16, hidden=6)
+    case = verdict.look.case
+    verdict.errors.append(Trial("cpu", "float16", case, Error("dq", 5.0, float("inf"), float("inf"))))
+    assert not verdict.agrees
+    assert verdict.missing == [
+        "dq in float16 was held against nothing: torch's own is not finite",
+        "no output was compared with the evaluator",
+    ]
 
 
 def test_no_call_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,11 +265,45 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
         ("k % 4 < 3", None),
         ("k <= q or not false", True),
         ("min(q, 3) > 3", False),
+        ("q % 4 // min(keys, 2) < 4", True),
+        ("q % 4 // min(keys, 1/2) < 4", None),
     ],
 )
 def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
     bound = bound_of(f"pattern p\n    align   end\n    visible {line}\n")
     assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+
+
+def test_bounds_know_units_and_numbers() -> None:
+    """`a < first`, with `first = 0`; `i < 3` of the branches 0 and 1."""
+    bound = bound_of(UNITS)
+    found = {clause.text: clause.reason for clause in clauses_of(bound)}
+    decided = "the ranges of indices and sizes decide"
+    assert found["a < first"] == f"always false: {decided}"
+    assert found["i < 3"] == f"always true: {decided}"
+    assert not found["a == b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("(k in near) == (i == 1)", "each key is seen by one of the branches `side`"),
+        ("k in near if i == 1 else k not in near", ""),
+        ("(k in near and k % 2 == 0) != (i == 0)", "each key is seen by one of the branches `side`"),
+        ("k in near or k % 2 == i", ""),
+        ("k in near and i == 1", ""),
+        ("(k in near) == (i == 1) and k <= q", ""),
+    ],
+)
+def test_branches_that_see_every_key_together(line: str, says: str) -> None:
+    """A condition that is written twice counts as two: what is not proved is not said."""
+    assert hides_nothing(bound_of(PARTS.format(line))) == says
+
+
+def test_grids_are_as_long_as_constants_of_the_relation() -> None:
+    asked = own(load_program(find("radial").source, ModuleLoader(None), "radial"), {}, None)
+    grids = [(c.bound.values["frames"], c.bound.values["per_frame"]) for c in islice(scaled(asked, frozenset()), 8)]
+    assert (4, 128) in grids
 
 
 def test_scaled_parameters_fulfil_what_is_required() -> None:

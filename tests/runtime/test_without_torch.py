@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,9 +21,51 @@ sys.meta_path.insert(0, Blocker())
 GOOD = "pattern near\n    align   end\n    visible 0 <= q - k < 9\n"
 
 
-def run(code: str, folder: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+PLAIN = [
+    ["same", "causal", "sliding_window"],
+    ["same", "alibi", "alibi", "--json"],
+    ["same", "neighborhood_2d", "full", "-p", "height=8", "-p", "width=8"],
+    ["same", "mamba_mixer", "mamba_mixer"],
+    ["same", "hybrid_window_linear", "causal", "--relation"],
+    ["show", "sliding_window", "-p", "window=9"],
+    ["show", "alibi", "--json"],
+    ["show", "document", "--input", "doc=[0,0,0,1,1,1,1,2]", "--len", "8"],
+    ["show", "neighborhood_2d", "--grid", "8,8"],
+    ["show", "sliding_window", "--len", "5000", "--tiles"],
+    ["show", "sliding_window", "-o", "picture.svg"],
+    ["receptive", "sliding_window", "-p", "window=8", "--len", "128", "--path", "0"],
+    ["receptive", "hybrid_window_linear", "--len", "128", "--json"],
+    ["receptive", "gla", "--len", "64"],
+    ["receptive", "neighborhood_2d", "--grid", "8,8"],
+    ["simulate", "sliding_window", "--len", "2048", "--json"],
+    ["simulate", "hybrid_window_linear", "--len", "2048"],
+    ["simulate", "gla", "--len", "2048", "--dtype", "bf16"],
+    ["simulate", "neighborhood_2d", "--grid", "32,32"],
+    ["simulate", "moba", "--len", "2048"],
+    ["emit", "causal"],
+    ["emit", "neighborhood_2d", "-p", "height=8", "-p", "width=8", "--target", "sm_80", "-o", "kernels.py"],
+    ["emit", "gla"],
+]
+"""Commands for which torch does no work: of a mask, a grid, a hybrid, a recurrence, documents, a selection."""
+OBEY = f"""
+import contextlib, io, json, sys
+from pathlib import Path
+from attnc.runtime.cli import main
+def obeyed(command):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(command)
+    return status, out.getvalue(), err.getvalue()
+found = [obeyed(command) for command in {PLAIN!r}]
+found += [Path(name).read_text(encoding="utf-8") for name in ("picture.svg", "kernels.py")]
+assert "torch" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+def run(code: str, folder: Path, stdin: str = "", *, before: str = BLOCKED) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "ATTNC_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", BLOCKED + code]
+    command = [sys.executable, "-c", before + code]
     return subprocess.run(
         command, input=stdin, capture_output=True, text=True, check=False, env=environment, cwd=folder
     )
@@ -47,6 +90,33 @@ def test_commands_that_need_no_torch_run_without_it(tmp_path: Path) -> None:
     done = run(code, tmp_path, GOOD)
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == str([0] * len(commands))
+
+
+def test_patterns_are_compared_drawn_followed_simulated_and_emitted_without_it(tmp_path: Path) -> None:
+    """The output is the same where torch is installed, which then is not imported."""
+    without, beside = (run(OBEY, tmp_path, before=before) for before in (BLOCKED, ""))
+    assert without.stderr == beside.stderr == ""
+    found = json.loads(without.stdout)
+    assert found == json.loads(beside.stdout)
+    assert [one[0] for one in found[: len(PLAIN)]] == [1, 0, 1, 0, 2, *[0] * 17, 2]
+    assert "a file alone cannot do recurrences" in found[len(PLAIN) - 1][2]
+
+
+def test_the_part_that_needs_torch_is_named(tmp_path: Path) -> None:
+    needs = {
+        "show gla": "a picture of `gla`, whose states are measured,",
+        "show moba": "a picture of what `moba` selects by content",
+        "same alibi causal": "comparing `alibi` and `causal` by the results of drawn calls",
+        "simulate causal --device cpu": "a simulation on this CPU, whose rates are those of torch's kernels,",
+        "simulate gla -o page.html": "a report of `gla`, whose states are measured,",
+        "emit causal --binaries kernels.zip": "`attnc emit --binaries`, which compiles what calls of torch run,",
+        "tune causal": "`attnc tune`",
+    }
+    code = f"from attnc.runtime.cli import main\nprint([main(one.split()) for one in {list(needs)!r}])"
+    done = run(code, tmp_path)
+    assert done.stdout == f"{[2] * len(needs)}\n"
+    remedy = "needs torch, which is not installed: `pip install torch`"
+    assert done.stderr.splitlines() == [f"error: {what} {remedy}" for what in needs.values()]
 
 
 def test_what_needs_torch_says_what_helps(tmp_path: Path) -> None:

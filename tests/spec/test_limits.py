@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from attnc.spec.checks.measure import MAX_OPERATIONS
 from attnc.spec.diagnostics import Diagnostic
-from attnc.spec.load import check_source
+from attnc.spec.errors import SpecError
+from attnc.spec.load import check_source, load_program
 from attnc.spec.reading.limits import MAX_BRANCHES, MAX_WORDS
 from attnc.spec.reading.text import decode
+from attnc.spec.render import render
 from attnc.spec.source import SourceFile
 
 
@@ -44,6 +48,8 @@ MANY_WORDS = {
     "branches": "pattern p\n" + "".join(f"    branch b{i}\n        visible q - k == {i}\n" for i in range(3_000)),
     "patterns": "".join(f"pattern p{i}\n    align end\n    visible 0 <= q - k < {i + 1}\n" for i in range(5_000)),
     "definitions": "".join(f"def f{i}(x) = x + {i}\n" for i in range(5_000)) + pattern("f0(q) >= k"),
+    "operands of and": pattern(" and ".join(["k <= q"] * 10_000)),
+    "lets in a chain": pattern("a0 >= k", chained("q", "{0} + 1", 5_000)),
     "lets": pattern("k <= q", "".join(f"    let a{i} = q + {i}\n" for i in range(5_000))),
 }
 
@@ -102,6 +108,42 @@ def test_arguments_count_as_often_as_they_are_read() -> None:
     once = "    let once(x, y) = x + 1\n"
     deep = f"{'once(' * 40}q{', q + k)' * 40} < k"
     assert not errors(pattern(deep, once))
+
+
+REFUSED = {
+    "brackets": (pattern("(" * 10_000 + "q" + ")" * 10_000 + " > k"), "A502"),
+    "functions": (pattern("abs(" * 10_000 + "q" + ")" * 10_000 + " > k"), "A502"),
+    "a million entries": (pattern(f"[{','.join(['1'] * 1_000_000)}][0] > q - k"), "A501"),
+    "a name": (pattern(f"{'a' * 1_000_000} > k"), "A505"),
+    "the name of a pattern": (f"pattern {'a' * 1_000_000}\n    visible k <= q\n", "A505"),
+    "a chain of definitions": (pattern("a1900 >= k", chained("q", "{0} + 1", 1_900)), "A506"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_too_deep_or_too_long_is_refused_once(name: str) -> None:
+    text, code = REFUSED[name]
+    try:
+        (found,) = errors(text)
+    except SpecError as error:  # a text that is not even read
+        (found,) = error.diagnostics
+    assert found.code == code
+    assert len(render(found)) < 500
+
+
+@pytest.mark.parametrize("line", ["q - k != {}", "k <= q + {}"])
+def test_many_lines_of_a_relation_are_read_in_seconds(line: str) -> None:
+    text = "pattern p\n" + "".join(f"    visible {line.format(i)}\n" for i in range(1_500))
+    began = time.process_time()
+    assert not errors(text)
+    assert time.process_time() - began < 10, "CPU time, ten times what it takes"
+
+
+def test_a_message_lists_no_more_than_some_patterns() -> None:
+    many = "".join(f"pattern p{i}\n    visible k <= q\n" for i in range(1_000))
+    with pytest.raises(SpecError) as error:
+        load_program(decode(many, "many.attn"), NoModules())
+    assert "`p18`, `p19` and 980 more" in str(error.value)
 
 
 @pytest.mark.parametrize("power", ["2 ** 100000", "2 ** (2 ** (2 ** (2 ** 5)))", "9 ** 9 ** 9 ** 9", "2 ** (-100000)"])

@@ -199,3 +199,11 @@ def test_what_is_read_span_by_span_is_not_simulated() -> None:
         compile_attention("superlinear").simulate(
             1024, heads=4, head_dim=64, device="cpu", search=torch.zeros(1, 4, 1024, 64)
         )
+
+
+def test_a_length_without_anchors_is_simulated() -> None:
+    """The search for the break-even length asks of 64 tokens, where no span stands: it ended in a KeyError."""
+    found = compile_attention("superlinear").simulate(
+        64, heads=2, head_dim=64, device="h100", search=torch.zeros(1, 2, 64, 64)
+    )
+    assert found.predicted_ms > 0

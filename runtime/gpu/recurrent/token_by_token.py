@@ -22,6 +22,7 @@ from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.gpu.launch import launch
 from attnc.runtime.gpu.targets import target_of
+from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.recurrent.token_loop import fresh_of, order_of, put_back
 from attnc.runtime.recurrent.token_values import TokenValues
 from attnc.runtime.recurrent.tokens import Tokens
@@ -201,6 +202,7 @@ class _Stepped(FirstOrder):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call = inputs[0]
+        keep_name(ctx)
         kept = output[1 + len(ctx.call.stepping.tape.after) :]
         ctx.save_for_backward(*inputs[1:], *kept)
         ctx.mark_non_differentiable(*kept)
@@ -208,7 +210,8 @@ class _Stepped(FirstOrder):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count = 1 + len(ctx.call.stepping.tape.after)
-        return (None, *once(_backward, ctx.call, *grads[:count], *ctx.saved_tensors))
+        with backward_row(ctx):
+            return (None, *once(_backward, ctx.call, *grads[:count], *ctx.saved_tensors))
 
 
 def _forward(call: _Call, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

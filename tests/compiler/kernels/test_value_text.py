@@ -123,6 +123,15 @@ def test_powers_of_zero() -> None:
     assert found.tolist() == [1, 0, 0]
 
 
+def test_what_stands_in_brackets_is_computed_first() -> None:
+    """`0.3 + x - y` of large x and y loses the digits of 0.3, and `1e30 * x * y` overflows."""
+    x = 1e6 + np.arange(8) / 2
+    found, near, far = computed(apply("add", number(0.3), apply("sub", X, Y)), x, np.full(8, 1e6))
+    assert np.allclose(found, 0.3 + near - far, rtol=1e-6, atol=0)
+    found, near, far = computed(apply("mul", number(1e30), apply("mul", X, Y)), np.full(8, 1e30), np.full(8, 1e-30))
+    assert np.allclose(found, near * far * 1e30, rtol=1e-6, atol=0)
+
+
 def test_quotients_of_integers() -> None:
     gap: Index = fold.sub(fold.place("q"), fold.place("k"))
     exact = IndexText({fold.place("q"): Text("query", ROWS), fold.place("k"): Text("key", COLUMNS)}, _none)

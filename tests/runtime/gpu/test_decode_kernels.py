@@ -83,7 +83,8 @@ def test_last_rows(
         last = torch.stack([q[entry, :, n - n_q : n] for entry, n in enumerate(lengths)])
         with recorded() as launches, poisoned():
             out, lse = attention.decode(last, cache.k, cache.v, return_lse=True, scale=0.3, **inputs, **cache.given)
-        assert [launch.source.stage for launch in launches] == ["decode", "merge"]
+        careful = ["decode"] if name == "document" and n_q > 1 else []  # rows of a step may be in two documents
+        assert [launch.source.stage for launch in launches] == ["decode", *careful, "merge"]
         assert ("listed_keys" in {a.name for a in launches[0].source.arguments}) == listed
         assert out.dtype == dtype
         for entry, n in enumerate(lengths):

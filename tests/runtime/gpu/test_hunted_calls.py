@@ -54,3 +54,34 @@ def test_one_transposed_query_of_heads_that_choose_for_themselves() -> None:
     tensors["q"] = torch.randn(1, 1, 9, 16).transpose(1, 2)
     assert tensors["q"].stride(2) != tensors["q"].shape[3]
     check(compile_attention(text, backend="triton"), tensors)
+
+
+@pytest.mark.parametrize("visible", ["k % group == 0", "k % kv_heads == head % 2", "k % 3 != kv_head"])
+@pytest.mark.parametrize("score", ["dot(q, sigmoid(k))", "dot(q, k * w)"])
+def test_relations_that_read_groups_beside_computed_keys(visible: str, score: str) -> None:
+    """`make hunt`, part triton, case 10081: keys were expanded to the query heads, so `group` was 1 in the relation."""
+    learned = "    learned w: real[head, dk]\n" if "w" in score else ""
+    text = f"pattern p\n{learned}    align end\n    visible {visible}\n    score scale * {score}\n"
+    given = {"w": torch.randn(4, 16)} if learned else {}
+    check(compile_attention(text, backend="triton"), operands(24, heads=(4, 2)), given)
+
+
+def test_values_by_query_head_beside_groups() -> None:
+    """Values that a learned vector by query head multiplies, where the relation reads the kv head."""
+    text = "pattern p\n    learned w: real[head, dv]\n    align end\n    visible k % 2 == kv_head\n    value v * w\n"
+    check(compile_attention(text, backend="triton"), operands(24, heads=(4, 2)), {"w": torch.randn(4, 16)})
+
+
+KV_HEADS = """\
+pattern p
+    align end
+    visible 0 <= q - k < 3 and q != xor(kv_head, 2) and k % group != kv_heads
+    score scale * dot(q, sigmoid(k))
+"""
+
+
+def test_kv_heads_are_those_of_the_call_where_keys_are_features() -> None:
+    """`make hunt`, part triton, case 10122: `sigmoid(k)` was given by query head, and `kv_head` was `head`."""
+    check(compile_attention(KV_HEADS, backend="triton"), operands(17, heads=(6, 2)))
+    by_head = KV_HEADS.replace("    align", "    learned w: real[head, dk]\n    align").replace("sigmoid(k)", "(w * k)")
+    check(compile_attention(by_head, backend="triton"), operands(17, heads=(6, 2)), {"w": torch.randn(6, 16)})

@@ -7,6 +7,7 @@ import torch
 
 from attnc import compile_attention
 from beyond_keys import RELATIONS, dense, mask, results, spec
+from choices_beyond_keys import CHOICES, chooser, drawn, gradients, meant
 
 pytest.importorskip("triton")
 
@@ -40,3 +41,14 @@ def test_documents_begin_at_key_0() -> None:
     )
     for found, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in CHOICES if name not in ("native_sparse", "flash_moba", "a family")])
+def test_choices_before_key_0(name: str) -> None:
+    attend = chooser(name, backend="triton")
+    vectors, inputs = drawn(attend)
+    out, *grads = gradients(attend, vectors, inputs)
+    torch.testing.assert_close(out.double(), meant(attend, vectors, inputs), atol=1e-6, rtol=1e-5)
+    exact = gradients(chooser(name, backend="reference"), *drawn(attend, torch.float64))[1:]
+    for ours, theirs in zip(grads, exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)

@@ -21,6 +21,7 @@ from attnc.runtime.gpu.compiling import Compiled, compile_all
 from attnc.runtime.gpu.recurrent import token_by_token
 from attnc.runtime.gpu.recurrent.sources import recurrent_kernels
 from attnc.runtime.recurrent import call as calls
+from attnc.runtime.recurrent import derived_recurrence
 from recurrence_draws import example
 
 pytest.importorskip("triton")
@@ -268,6 +269,7 @@ def _refuse_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derive no passes, also for a pattern of which another test still holds the planner, with what it derived."""
     monkeypatch.setattr(planners, "_alive", WeakValueDictionary())
     monkeypatch.setattr(calls, "derive", _refusing)
+    monkeypatch.setattr(derived_recurrence, "derive", _refusing)
 
 
 def _refusing(*_: object, **__: object) -> None:

@@ -80,6 +80,24 @@ def test_states_of_the_library(spec: str, params: dict[str, object]) -> None:
     ElementTree.fromstring(branches_svg(found))
 
 
+@pytest.mark.parametrize("spec", ["hybrid_window_linear", "retention", "mamba_mixer"])
+def test_texts_stay_inside_the_picture(spec: str) -> None:
+    """No text is cut: lines wrap, and the lines of a derivation are indented by their position."""
+    found = drawn(spec, 12)
+    root = ElementTree.fromstring(branches_svg(found))
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        em = 0.61 if text.get("class") == "code ink" else 0.5
+        end = float(text.get("x", 0)) + em * float(text.get("font-size", 0)) * len(text.text or "")
+        assert end <= float(root.get("width", 0)) - 8, text.text
+    shown = " ".join(" ".join(text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")).split())
+    for view in found.views:
+        assert all(" ".join(line.split()) in shown for line in view.words)
+    last = found.views[-1].words[-2]
+    indent = len(last) - len(last.lstrip())
+    starts = {text.text: float(text.get("x", 0)) for text in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert indent and starts[last.strip()] - starts["derivation:"] == pytest.approx(indent * 0.61 * 11, abs=1e-2)
+
+
 def test_the_command(tmp_path: Path) -> None:
     done = run("show", "hybrid_window_linear", "-p", "window=8", "--len", "16")
     assert done.status == 0 and "far: what is left" in done.out and "a scalar decay" in done.out

@@ -85,6 +85,12 @@ def test_a_long_relation_stays_inside(tmp_path: Path) -> None:
         assert float(cut.get("x", 0)) + 7.5 * len(cut.text or "") <= float(root.get("width", 0))
 
 
+def test_the_page_leaves_the_fonts_of_pictures_alone() -> None:
+    """A rule for `.code` without its element would hold in pictures too, whose lines are measured in their own size."""
+    names = re.findall(r"^([^\n@{]+?) \{[^}]*font-size[^}]*\}", asset("page.css"), re.MULTILINE)
+    assert names and not [name for name in names if re.search(r"(^|, )\.(code|ink|soft)\b", name)]
+
+
 def test_texts_of_any_length_are_no_part_of_a_chart(tmp_path: Path) -> None:
     found = report_of(tmp_path / "a.html", "neighborhood_2d", "--grid", "16,16", "-p", "window=[5,5]")
     for name in ("tiles-title", "tiles-counts"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from attnc import compile_attention
 from attnc.runtime.attention import Attention
 from attnc.runtime.disk.store import store
 from attnc.runtime.tuning.records import MODEL, Record, read_record
+from attnc.runtime.tuning.timer import LEAST
+from attnc.runtime.tuning.tune import _enough
+from attnc.runtime.tuning.wanted import read_wanted
 from tuned_calls import TIME, record_of, vectors
 
 
@@ -159,13 +163,27 @@ def test_nothing_to_choose_is_said(name: str, caplog: pytest.LogCaptureFixture) 
     assert store().entries() == []
 
 
+@pytest.mark.parametrize(
+    "seconds, once, knobs, named", [(2, 3.1, 1, "120s"), (2, 0.01, 1, "4s"), (0.001, 0.01, 2, "720ms")]
+)
+def test_the_time_that_is_named_holds_every_round_of_two_schedules(
+    seconds: float, once: float, knobs: int, named: str
+) -> None:
+    assert _enough(seconds, once, knobs) == named
+    enough = read_wanted(named).seconds
+    assert enough >= 2 * knobs * (LEAST + 1) * once
+
+
 @pytest.mark.parametrize("tune", ["1ms", "30ms"])
 def test_too_short_a_time_is_said(tune: str, caplog: pytest.LogCaptureFixture) -> None:
     attend = compile_attention("sliding_window", window=40, tune=tune)
     q, k, v = vectors(1500, 16)
     out = attend(q, k, v)
-    assert "too short to measure 7 rounds of two schedules" in caplog.text
+    short = re.search("too short to measure 7 rounds of two schedules, by forward; give it ([0-9]+m?s)", caplog.text)
+    assert short is not None
     assert store().entries() == []
+    named, tried = (read_wanted(time).seconds for time in (short[1], tune))
+    assert named >= 2 * tried
     assert torch.equal(out, compile_attention("sliding_window", window=40)(q, k, v))
 
 

@@ -93,7 +93,11 @@ def attend(
     if weights.line is None or "softmax" in weights.line:
         shares, lse = softmax(scores, mask, None if weights.extra is None else weights.extra(s))
         if not weights.softmax:
-            shares, lse = shares * weights.value(s), None
+            own, lse = weights.value(s), None
+            even = (
+                mask.to(own.dtype) / mask.sum(-1, keepdim=True).clamp(min=1) if "count" in (weights.line or "") else 0.0
+            )
+            shares = shares * own + (1 - own) * even
     elif "softplus" in weights.line:
         part = torch.where(mask, torch.nn.functional.softplus(torch.where(mask, scores, 0)), 0)
         total = part.sum(-1, keepdim=True)
@@ -106,7 +110,7 @@ def attend(
 
 
 def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weights and LSE over the pairs of `mask`; a row without any, or with scores of -inf alone: 0, -inf."""
+    """Weights and LSE over the pairs of `mask`; a row without any: 0, -inf. Scores of -inf alone leave `extra`."""
     if not scores.shape[-1]:
         return torch.zeros_like(scores), torch.full(scores.shape[:-1], -torch.inf, dtype=scores.dtype)
     hidden = torch.where(mask, scores, -torch.inf)
@@ -118,7 +122,7 @@ def softmax(scores: Tensor, mask: Tensor, extra: Tensor | None = None) -> tuple[
     total = part.sum(-1)
     if extra is not None:
         total = total + torch.exp(extra - top)
-    seen = (hidden.detach() > -torch.inf).any(-1) & (total > 0)
+    seen = mask.any(-1) & (total > 0)
     safe = torch.where(seen, total, 1)
     lse = torch.where(seen, top + torch.log(safe), -torch.inf)
     return torch.where(seen[..., None], part / safe[..., None], 0), lse

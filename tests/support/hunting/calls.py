@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from attnc import AttncError, compile_attention
 from attnc.runtime.attention import Attention
+from attnc.runtime.cpu import masked
 from hunting.attentions import Drawn
 from hunting.scene import Scene
 
@@ -42,12 +44,24 @@ class Call:
     cu_seqlens: list[int] | None
     hidden_nan: bool
     words: str
+    scale: float | None = None
 
     def tensors(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """q, k, v and the inputs, as they are given."""
-        shaped = {"transposed": lambda x: x.transpose(1, 2), "expanded": lambda x: x.expand(self.batch, -1, -1, -1)}
-        made = {name: shaped[self.views[name]](x) if name in self.views else x for name, x in leaves.items()}
-        return {**self.inputs, **made}
+        return {name: self._seen(name, x) for name, x in {**self.inputs, **leaves}.items()}
+
+    def _seen(self, name: str, x: Tensor) -> Tensor:
+        match self.views.get(name):
+            case "transposed":
+                return x.transpose(1, 2)
+            case "expanded":
+                return x.expand(self.batch, *[-1] * (x.ndim - 1))
+            case "by two":
+                return x[..., ::2]
+            case "part":
+                return x[..., : x.shape[-1] // 2]
+            case _:
+                return x
 
     @property
     def batch(self) -> int:
@@ -61,8 +75,6 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
     n_q, n_k = _lengths(drawn, rng, longest)
     batch = rng.choice([1, 1, 2, 3, 0] if rng.random() < 0.3 else [1, 2])
     kv_heads, group = rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2, 3])
-    if drawn.recurrent:
-        group = 1
     dk, dv = rng.choice([1, 3, 4, 8, 16, 5]), rng.choice([1, 3, 4, 8, 16, 7])
     if "normalised" in drawn.text:
         dk = max(dk, 4)  # short vectors have gradients without a bound
@@ -71,11 +83,13 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
     shapes = {"q": (batch, heads[0], n_q, dk), "k": (batch, kv_heads, n_k, dk), "v": (batch, kv_heads, n_k, dv)}
     leaves, views = {}, {}
     for name, (entries, count, tokens, width) in shapes.items():
-        shape, view = (entries, count, tokens, width), rng.choice(["", "", "transposed", "expanded"])
+        shape, view = (entries, count, tokens, width), rng.choice(["", "", "transposed", "expanded", "by two", "part"])
         if view == "transposed":
             shape = (entries, tokens, count, width)
         elif view == "expanded" and batch > 1:
             shape = (1, count, tokens, width)
+        elif view in ("by two", "part"):
+            shape = (entries, count, tokens, 2 * width)
         else:
             view = ""
         if view:
@@ -87,6 +101,10 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
     sizes |= {"dk": dk, "dv": dv}
     inputs = {one.name: one.drawn(sizes, generator) for one in drawn.inputs}
     inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    for one in drawn.inputs:
+        inputs[one.name], view = _viewed(inputs[one.name], one.dims, rng)
+        if view:
+            views[one.name] = view
     leaves |= {name: x for name, x in inputs.items() if x.is_floating_point()}
     grads = (
         torch.randn(batch, heads[0], n_q, dv, generator=generator, dtype=torch.float64),
@@ -95,6 +113,7 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
     packed = n_q == n_k > 0 and drawn.documents is None and drawn.grid is None and rng.random() < 0.15
     packed = packed and not any("query" in one.dims and "key" in one.dims for one in drawn.inputs)
     cuts = sorted(rng.randint(0, n_k) for _ in range(rng.randint(1, 3))) if packed else []
+    scale = rng.choice([0.3, -0.7, 1.0]) if rng.random() < 0.15 else None
     words = f"q {shapes['q']}, k {shapes['k']}, v {shapes['v']}, {dtype}, views {views or 'none'}"
     return Call(
         leaves,
@@ -105,8 +124,21 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
         (n_q, n_k),
         [0, *cuts, n_k] if packed else None,
         rng.random() < 0.3 and "k" not in views and "v" not in views,
-        words + (f", cu_seqlens {[0, *cuts, n_k]}" if packed else ""),
+        words + (f", cu_seqlens {[0, *cuts, n_k]}" if packed else "") + (f", scale {scale}" if scale else ""),
+        scale,
     )
+
+
+def _viewed(x: Tensor, dims: tuple[str | int, ...], rng: random.Random) -> tuple[Tensor, str]:
+    """What an input is a view of, and which one."""
+    view = rng.choice(["", "", "", "expanded", "by two", "part"])
+    if view == "expanded" and dims[:1] == ("batch",) and x.shape[0] > 1:
+        return x[:1].clone(), view
+    if view == "by two" and x.ndim:
+        return x.repeat_interleave(2, -1), view
+    if view == "part" and x.ndim:
+        return torch.cat([x, x.flip(-1)], -1), view
+    return x, ""
 
 
 def _vectors(shape: tuple[int, ...], generator: torch.Generator, ties: bool) -> Tensor:
@@ -125,6 +157,8 @@ def _lengths(drawn: Drawn, rng: random.Random, longest: int) -> tuple[int, int]:
         return n_k, n_k
     if drawn.align is not None and rng.random() < 0.3:
         return rng.randint(1, n_k), n_k
+    if drawn.align == "end" and rng.random() < 0.1:
+        return n_k + rng.randint(1, 5), n_k
     return n_k, n_k
 
 
@@ -141,7 +175,7 @@ def _scenes(drawn: Drawn, call: Call, given: Mapping[str, Tensor]) -> list[Scene
         rows = slice(start, end) if call.cu_seqlens else slice(None)
         part = {one.name: _slice(inputs[one.name], one.dims, rows) for one in drawn.inputs}
         scenes.append(_scene(drawn, q[:, :, rows], k[:, :, rows], v[:, :, rows], part, call.heads[1]))
-    return scenes
+    return [replace(scene, scale=call.scale) for scene in scenes]
 
 
 def _slice(x: Tensor, dims: tuple[str | int, ...], rows: slice) -> Tensor:
@@ -211,6 +245,7 @@ def check_call(attend: Attention, drawn: Drawn, call: Call) -> str:
 
     def compiled(given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         more: dict[str, Any] = {**given, **({"cu_seqlens": torch.tensor(call.cu_seqlens)} if call.cu_seqlens else {})}
+        more |= {} if call.scale is None else {"scale": call.scale}
         return attend(**more, return_lse=True) if with_lse else (attend(**more), None)
 
     try:
@@ -220,6 +255,41 @@ def check_call(attend: Attention, drawn: Drawn, call: Call) -> str:
             raise Mismatch(f"an error of attnc itself: {error}") from error
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     _compare(found, exact, same, call.leaves["q"].dtype)
+    return _check_decode(attend, drawn, call, leaves, exact, same)
+
+
+def _check_decode(
+    attend: Attention,
+    drawn: Drawn,
+    call: Call,
+    leaves: Mapping[str, Tensor],
+    exact: dict[str, Tensor],
+    same: dict[str, Tensor],
+) -> str:
+    """Compare the last rows with those that decode gives, where the call is one of plain tokens."""
+    n_q, n_k = call.lengths
+    plain = not drawn.recurrent and drawn.documents is None and drawn.grid is None and call.cu_seqlens is None
+    if not plain or n_q > n_k or not call.batch or (drawn.align == "start" and n_q < n_k):
+        return "agreed"
+    given: dict[str, Any] = {name: x.detach() for name, x in call.tensors(leaves).items()}
+    last = min(n_q, 1 + n_k % 3)
+    rows = slice(n_q - last, n_q)
+    q, k, v = given.pop("q")[:, :, rows], given.pop("k"), given.pop("v")
+    decode: Any = attend.decode
+    for one in drawn.inputs:
+        by_row = tuple(rows if dim == "query" else slice(None) for dim in one.dims)
+        given[one.name] = given[one.name][by_row]
+    try:
+        out = decode(q, k, v, kv_len=n_k, scale=call.scale, **given)
+    except AttncError as error:
+        if "A901" in str(error):
+            raise Mismatch(f"decode: an error of attnc itself: {error}") from error
+        return f"decode: {type(error).__name__}: {str(error).splitlines()[0]}"
+    names = {"out": out}
+    try:
+        _compare(names, {"out": exact["out"][:, :, rows]}, {"out": same["out"][:, :, rows]}, q.dtype)
+    except Mismatch as difference:
+        raise Mismatch(f"decode: {difference}") from None
     return "agreed"
 
 
@@ -269,9 +339,13 @@ def check_case(drawn: Drawn, rng: random.Random, backend: str, longest: int, cal
         if backend == "triton":  # kernels multiply hidden values by 0, which keeps NaN
             made = [replace(call, hidden_nan=False) for call in made]
         outcomes = []
-        for call in made:
+        again = made[:1] if rng.random() < 0.2 else []  # after calls of other lengths
+        for call in [*made, *again]:
             try:
                 outcomes.append(check_call(attend, drawn, call))
+                if "select" in drawn.text and backend != "triton":  # these calls are small: also as large ones run
+                    with patch.object(masked, "WORK", 0):
+                        check_call(attend, drawn, call)
             except Mismatch as difference:
                 raise Mismatch(f"{call.words}\n  {difference}") from None
             except Exception as error:

@@ -28,7 +28,7 @@ def products(s: Scene) -> Tensor:
 
 def scaled(s: Scene) -> Tensor:
     """The default score."""
-    return products(s) * float(s.q.shape[-1] ** -0.5)
+    return products(s) * s.factor
 
 
 def score(draft: Draft) -> Term | None:
@@ -62,7 +62,7 @@ def _cosine(s: Scene) -> Tensor:
 
 
 def _relu(s: Scene) -> Tensor:
-    return torch.relu(s.q) @ torch.sigmoid(s.k).transpose(-1, -2) * float(s.q.shape[-1] ** -0.5)
+    return torch.relu(s.q) @ torch.sigmoid(s.k).transpose(-1, -2) * s.factor
 
 
 def _bias(draft: Draft) -> Term:
@@ -94,7 +94,7 @@ def _bias(draft: Draft) -> Term:
     name = draft.input("real", (n, "dk"), "normal", learned=True)
     return Term(
         f"scale * dot(q, {name}[{x.text} % {n}])",
-        lambda s: (s.q[:, :, :, None] * s.inputs[name][x.value(s) % n]).sum(-1) * s.q.shape[-1] ** -0.5,
+        lambda s: (s.q[:, :, :, None] * s.inputs[name][x.value(s) % n]).sum(-1) * s.factor,
     )
 
 
@@ -116,7 +116,7 @@ def _gates(draft: Draft) -> Term:
 
 def weights(draft: Draft) -> Weights:
     """Draw a `weights` line."""
-    kind = draft.pick(*["softmax"] * 5, "sink", "sigmoid", "shares", "gated")
+    kind = draft.pick(*["softmax"] * 5, "sink", "sigmoid", "shares", "gated", "mixed")
     if kind == "softmax":
         return Weights(None, lambda s: torch.empty(0))
     if kind == "sink":
@@ -129,6 +129,13 @@ def weights(draft: Draft) -> Weights:
     if kind == "gated" and draft.indexed:
         name = draft.input("unit", ("batch", "head", "query"), "unit")
         return Weights(f"{name}[q] * softmax(score)", lambda s: s.inputs[name][..., None], softmax=False)
+    if kind == "mixed" and draft.indexed:
+        name = draft.input("unit", ("batch", "head", "query"), "unit")
+        return Weights(
+            f"{name}[q] * softmax(score) + (1 - {name}[q]) / count(visible for k)",
+            lambda s: s.inputs[name][..., None],
+            softmax=False,
+        )
     if kind == "shares":
         return Weights("softplus(score) / sum(softplus(score) for k)", lambda s: torch.empty(0), softmax=False)
     return Weights("sigmoid(score)", lambda s: torch.empty(0), softmax=False)

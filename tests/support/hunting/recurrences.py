@@ -96,7 +96,7 @@ def _run(
         if not first:
             out[t] = torch.einsum("bhk,bhkv->bhv", q, state)
     stacked = torch.stack(out, 2) if out else s.v[:, :, :0]
-    return stacked * dk**-0.5 if scaled else stacked
+    return stacked * s.factor if scaled else stacked
 
 
 def _emptied(s: Scene, t: int, before: int | None, fresh: str | None, documents: str | None) -> Tensor | None:

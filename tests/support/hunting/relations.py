@@ -159,7 +159,11 @@ def integer(draft: Draft, depth: int) -> Term:  # noqa: C901  one case a kind of
         )
     place = draft.pick("q", "k", "(q - k)")
     at: Value = {"q": lambda s: s.q_at, "k": lambda s: s.k_at, "(q - k)": lambda s: s.q_at - s.k_at}[place]
-    return Term(f"floor(log2(abs({place}) + 1) * {n})", lambda s: torch.floor(torch.log2(at(s).abs() + 1.0) * n).long())
+    return Term(f"floor(log2(abs({place}) + 1) * {n})", lambda s: _logarithm(at(s), n))
+
+
+def _logarithm(x: Tensor, n: int) -> Tensor:
+    return torch.floor(torch.log2(x.abs().double() + 1) * n).long()
 
 
 def _bits(x: Tensor) -> Tensor:

@@ -28,6 +28,13 @@ class Scene:
     kv_heads: int
     together: Tensor | None = None
     """Pairs within one document, bool (B, 1, Nq, Nk); None: all pairs."""
+    scale: float | None = None
+    """The scale of the call; None: dk^-1/2."""
+
+    @property
+    def factor(self) -> float:
+        """The value of `scale`."""
+        return float(self.q.shape[-1] ** -0.5) if self.scale is None else self.scale
 
     @property
     def heads(self) -> int:

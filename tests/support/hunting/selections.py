@@ -22,6 +22,8 @@ class Chosen:
 
 def selection(draft: Draft) -> Chosen:
     """Top blocks by their mean key, or top keys, with or without ties."""
+    if draft.chance(0.3):
+        return _of_tokens(draft)
     block, keep = draft.number(2, 5), draft.number(0, 3)
     ties = draft.chance(0.5)
     candidates = draft.pick("b.end <= q", "b.start <= q", "")
@@ -40,6 +42,26 @@ def selection(draft: Draft) -> Chosen:
         return _by_blocks(s, block, keep, candidates, own, by, shared)
 
     return Chosen(lines, mask, block if ties else None)
+
+
+def _of_tokens(draft: Draft) -> Chosen:
+    """The best keys of each query, those above a threshold, or both."""
+    keep, causal, own = draft.number(1, 4), draft.chance(0.5), draft.chance(0.3)
+    kind = draft.pick("rank", "score", "either")
+    kept = {"rank": f"rank < {keep}", "score": "score > 0.5", "either": f"rank < {keep} or score > 0.5"}[kind]
+    lines = ["select chosen", "    score dot(q, k)", *(["    from k <= q"] if causal else []), f"    keep {kept}"]
+    lines += ["    always k == q"] if own else []
+
+    def mask(s: Scene) -> Tensor:
+        scores = (s.q @ s.k.transpose(-1, -2)).detach()
+        allowed = (s.k_at <= s.q_at).expand(s.shape) if causal else torch.ones(s.shape, dtype=torch.bool)
+        ranked = torch.where(allowed, scores, -torch.inf).sort(dim=-1, descending=True, stable=True).indices
+        rank = torch.empty_like(ranked).scatter_(-1, ranked, torch.arange(s.keys).expand(s.shape).contiguous())
+        best, above = rank < keep, scores > 0.5
+        chosen = allowed & {"rank": best, "score": above, "either": best | above}[kind]
+        return chosen | (s.k_at == s.q_at) if own else chosen
+
+    return Chosen(lines, mask, 1 if draft.chance(0.5) else None)
 
 
 def _by_blocks(s: Scene, block: int, keep: int, candidates: str, own: bool, by: str, shared: bool) -> Tensor:

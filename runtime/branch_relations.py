@@ -1,0 +1,117 @@
+"""The relations of a pattern's attentions, one by one, and the pairs that one of them shows; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.attentions import alone, open_choices, rows_of
+from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.compiler.values import is_scored
+from attnc.runtime.call_relations import relations_of
+from attnc.runtime.call_shapes import Sizes, number, shape_of_call
+from attnc.runtime.errors import UnsupportedError
+from attnc.runtime.selections.gather_choices import choice_of
+from attnc.spec.errors import EvaluationError
+
+Int64 = NDArray[np.int64]
+
+MOST_MEMBERS = 128
+"""Branches of a family: each is planned and computed by itself, which takes 10 ms of a first call."""
+
+
+def is_single(pattern: ir.Pattern) -> bool:
+    """Whether a pattern is one attention over tokens, with nothing to join and nothing chosen."""
+    if len(pattern.nodes) != 1 or pattern.combine is not None or pattern.chooses:
+        return False
+    (node,) = pattern.nodes
+    return is_scored(node) and choice_of(node) is None
+
+
+class BranchRelations:
+    """The attentions of a pattern in their order, each with its own relation."""
+
+    def __init__(self, pattern: ir.Pattern) -> None:
+        self._pattern = pattern
+        self._own_patterns: dict[tuple[str, int | None], ir.Pattern] = {}
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the keys of an attention are tokens, or units of them."""
+        return any(node.keys is None or node.key_of is not None for node in self._pattern.nodes)
+
+    @cached_property
+    def open(self) -> BranchRelations:
+        """The same where all is seen that may be chosen."""
+        return BranchRelations(open_choices(self._pattern))
+
+    def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:
+        """The relations of every attention; `inputs` have what selections chose."""
+        found = []
+        for node in self._pattern.nodes:
+            members = [None] if node.family is None else self._members(node, sizes, inputs)
+            for i in members:
+                pattern = self._pattern_of(node, i)
+                own = self._own_inputs(pattern, inputs)
+                found.append((pattern.attend, relations_of(pattern, self._shape_of(pattern, sizes, own))))
+        return found
+
+    def visible(self, sizes: Sizes, inputs: Mapping[str, object], batch: int, head: int) -> NDArray[np.bool_]:
+        """The pairs of tokens that one of the attentions sees, a unit standing for its tokens."""
+        if not self.has_tokens:
+            name = self._pattern.name
+            raise UnsupportedError(f"`{name}` has keys that are no tokens: there is no mask of tokens to show")
+        result = np.zeros((sizes.n_q, sizes.n_k), dtype=np.bool_)
+        for node, relations in self.relations(sizes, inputs):
+            if node.keys is not None and node.key_of is None:
+                continue
+            shape = relations.shape
+            seen = relations.mask(batch, head, 0, shape.n_q, 0, shape.n_k)
+            result |= seen if node.keys is None else seen[:, places(node, relations, sizes.n_k)]
+        return result
+
+    def _shape_of(self, pattern: ir.Pattern, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+        """The shape of a call of one attention."""
+        return shape_of_call(pattern, sizes, inputs)
+
+    def _pattern_of(self, node: ir.Attend, member: int | None) -> ir.Pattern:
+        """One attention as a pattern of its own."""
+        key = node.name, member
+        if key not in self._own_patterns:
+            self._own_patterns[key] = alone(self._pattern, node, member)
+        return self._own_patterns[key]
+
+    def _own_inputs(self, pattern: ir.Pattern, inputs: Mapping[str, object]) -> Mapping[str, object]:
+        """The inputs without what selections chose that this pattern does not ask."""
+        others = {item.name for item in self._pattern.selections} - {tensor.name for tensor in pattern.tensors}
+        return {name: x for name, x in inputs.items() if name not in others}
+
+    def _members(self, node: ir.Attend, sizes: Sizes, inputs: Mapping[str, object]) -> range:
+        assert node.family is not None
+        pattern = rows_of(replace(self._pattern, nodes=()))
+        pattern = replace(pattern, requirements=(), nodes=(replace(pattern.nodes[0], family=node.family),))
+        named = self._shape_of(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
+        low, high = (number(end, sizes, named) for end in node.family[1:])
+        if high - low > MOST_MEMBERS and not self._pattern.chooses:
+            message = f"the family `{node.name}` has {high - low} branches here, and there may be {MOST_MEMBERS}"
+            raise EvaluationError("A508", message, None, "make its range shorter, or join conditions in one `visible`")
+        return range(low, high)
+
+
+def places(node: ir.Attend, relations: Relations, tokens: int) -> Int64:
+    """The key that each token is in."""
+    assert node.key_of is not None
+    window = Window(0, 0, relations.shape.n_q, tokens, 0)
+    own = specialise(node.key_of, relations.sizes, relations.slices, window, batch=0, head=0, group=1)
+    places: Int64 = exact.integers(own, (0, 1), (0, tokens))[0]
+    return places
+
+
+__all__ = ["BranchRelations", "is_single", "places"]

@@ -1,0 +1,386 @@
+"""The sizes and inputs of a call, checked, become a `CallShape`, or a typed error that names what is wrong.
+
+Nothing here imports torch: tensors are recognised where torch is loaded, and inputs may be NumPy arrays.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import TypeIs
+
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.before_keys import needs_tokens
+from attnc.compiler.lowering.attends import TOKENS
+from attnc.compiler.lowering.specialise import Sizes as SizesByName
+from attnc.compiler.lowering.specialise import Slices, Window, specialise
+from attnc.compiler.planning.build_plan import CallShape, is_ids_alone
+from attnc.compiler.planning.rates import AMX, Rates
+from attnc.compiler.rewrite import walk
+from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
+from attnc.runtime.fallbacks import HOST_WAIT, note
+from attnc.spec.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_REAL = ("float32", "bfloat16", "float16", "float64")
+_FLOATING = {"real": _REAL, "complex": ("complex64", "complex128", *_REAL)}
+"""The dtypes of tensors of inputs that no plan reads, by kind."""
+
+REFUSED: Mapping[str, str] = {
+    "attn_mask": "the pattern is the mask; write it as `visible`",
+    "is_causal": 'causality belongs to the pattern; `visible k <= q`, or the library\'s "causal"',
+    "dropout_p": "dropout on attention weights is not supported; apply dropout to the output",
+    "dropout": "dropout on attention weights is not supported; apply dropout to the output",
+    "enable_gqa": "grouped heads are recognised by the shapes; leave it out",
+}
+"""Options of other attention functions that are refused, each with what to do instead."""
+
+
+OPTIONS = ("scale", "return_lse", "cu_seqlens", "state", "return_state")
+"""Names of the options of a call, for one that is misspelt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of a call before its inputs are looked at."""
+
+    n_q: int
+    n_k: int
+    batch: int
+    heads: int
+    kv_heads: int
+    dk: int
+    dv: int
+    dtype: str
+
+
+def is_tensor(value: object) -> TypeIs[Tensor]:
+    """Whether a value is a torch tensor; none is where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype, `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_counts(least: int, **counts: object) -> None:
+    """Raise ArgumentTypeError, ArgumentError for what is no whole number, or too small."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ArgumentTypeError(f"{name} is {value!r}: it must be a whole number")
+        if value < least:
+            raise ArgumentError(f"{name} is {value}: it must be at least {least}")
+
+
+def refuse_options(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
+    """Raise UnsupportedError for an option that attention functions elsewhere have and this one has not."""
+    own = {tensor.name for tensor in pattern.tensors}
+    for name, value in given.items():
+        if name in REFUSED and name not in own and not _is_off(value):
+            raise UnsupportedError(f"{name}: {REFUSED[name]}")
+
+
+def _is_off(value: object) -> bool:
+    """Whether an option says no: None, False or 0."""
+    return value is None or (isinstance(value, bool | int | float) and not value)
+
+
+def shape_of_call(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object], rates: Rates = AMX) -> CallShape:
+    """Everything a plan depends on; inputs that the relation does not read may be missing.
+
+    `rates`: those that plans for the CPU are costed with; of the relation they are not.
+
+    Raises ArgumentError, ArgumentTypeError, UnsupportedError.
+    """
+    inputs = _inputs(pattern, given)
+    named = {
+        "heads": sizes.heads,
+        "kv_heads": sizes.kv_heads,
+        "group": sizes.heads // max(sizes.kv_heads, 1),
+        "dk": sizes.dk,
+        "dv": sizes.dv,
+        TOKENS: sizes.n_k,
+    }
+    for tensor in pattern.tensors:
+        if tensor.name in inputs:
+            _check_dims(tensor, inputs[tensor.name].shape, sizes, named)
+    check_alignment(pattern, sizes)
+    _check_lengths_of_segments(pattern, sizes, named)
+    _check_head_lists(pattern, sizes)
+    n_k, shift = _places(pattern, sizes, named)
+    return CallShape(
+        n_q=sizes.n_q,
+        n_k=n_k,
+        batch=sizes.batch,
+        heads=sizes.heads,
+        kv_heads=sizes.kv_heads,
+        dk=sizes.dk,
+        dv=sizes.dv,
+        dtype=sizes.dtype,
+        sizes=named,
+        inputs={t.name: inputs[t.name] for t in pattern.tensors if not t.is_floating and t.name in inputs},
+        rates=rates,
+        shift=shift,
+    )
+
+
+def _places(pattern: ir.Pattern, sizes: Sizes, named: Mapping[str, int]) -> tuple[int, int | None]:
+    """How many keys a row may have, and where query 0 stands if these are no tokens."""
+    keys = pattern.nodes[0].keys if len(pattern.nodes) == 1 else None
+    if keys is None:
+        return sizes.n_k, None
+    shift = sizes.n_k - sizes.n_q if pattern.align == "end" else 0
+    return max(number(keys, sizes, named), 0), shift
+
+
+def number(node: ir.Index, sizes: Sizes, named: Mapping[str, int]) -> int:
+    """The value of an expression of sizes."""
+    window = Window(0, 0, sizes.n_q, sizes.n_k, 0)
+    found = specialise(node, SizesByName(named), Slices({}), window, batch=0, head=0, group=1)
+    return found.value if isinstance(found, ir.Const) else int(exact.integers(found, (0, 1), (0, 1))[0, 0])
+
+
+def _completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str, object]:
+    """The inputs with what is made of them, as arrays where it is not given."""
+    made = {}
+    for tensor in pattern.tensors:
+        value = None if tensor.made is None else given.get(tensor.made.of)
+        if tensor.made is not None and value is not None and tensor.name not in given:
+            made[tensor.name] = sorted_array(np.asarray(value), tensor.made)
+    return {**given, **made} if made else given
+
+
+def sorted_array(x: NDArray[Any], made: ir.Made) -> NDArray[np.int64]:
+    """What is made of an input, along its last dimension; `call.sorted_by` gives the same of a tensor."""
+    x = x if x.dtype.kind == "f" else x.astype(np.int64)
+    x = x % made.count if made.count else x
+    order = np.argsort(x, axis=-1, kind="stable")
+    if made.what == "order":
+        return order
+    if made.what == "starts":
+        numbers = np.arange(made.count + 1, dtype=x.dtype)
+        return np.asarray((x[..., None, :] < numbers[:, None]).sum(-1), dtype=np.int64)
+    return np.argsort(order, axis=-1, kind="stable")
+
+
+def check_names(pattern: ir.Pattern, given: Mapping[str, object]) -> None:
+    """Raise ArgumentTypeError for a name that is no input of the pattern."""
+    names = [tensor.name for tensor in pattern.tensors if tensor.made is None]
+    made = {tensor.name for tensor in pattern.tensors} - set(names)
+    for name, value in given.items():
+        if name not in made and name not in names and not (name in REFUSED and _is_off(value)):
+            has = f"its inputs are {', '.join(f'`{n}`' for n in names)}" if names else "it has no inputs"
+            raise ArgumentTypeError(
+                f"`{pattern.name}` has no input `{name}`: {did_you_mean(name, (*names, *OPTIONS), has)}"
+            )
+
+
+def _inputs(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, NDArray[Any]]:
+    check_names(pattern, given)
+    given = _completed(pattern, given)
+    needed = names_read(pattern)
+    wanted = [t for t in pattern.tensors if given.get(t.name) is not None or needed & {t.name, *map(str, t.dims)}]
+    return {tensor.name: input_array(pattern, tensor, given.get(tensor.name)) for tensor in wanted}
+
+
+def names_read(pattern: ir.Pattern) -> set[str]:
+    """The inputs and the new sizes that the relation and the requirements read."""
+    roots = [*(condition for condition, _ in pattern.requirements)]
+    for item in pattern.nodes:
+        roots += [item.visible] if item.keys is None else [item.visible, item.keys]
+        roots += [end for loop in (item.family, item.stack) if loop is not None for end in loop[1:]]
+    if pattern.recur is not None:
+        roots += _read_by(pattern.recur)
+    nodes = [node for root in roots for node in walk(root)]
+    found = {node.tensor.name for node in nodes if isinstance(node, ir.Lookup)}
+    found |= {node.name for node in nodes if isinstance(node, ir.Extent)} - _FIXED
+    return found if pattern.documents is None else found | {pattern.documents.name}
+
+
+def ids_of_documents(pattern: ir.Pattern) -> str | None:
+    """The input that says which document each token is in, where the pattern asks nothing else of it."""
+    documents = pattern.documents
+    return documents.name if documents is not None and is_ids_alone(pattern) else None
+
+
+def _read_by(recur: ir.Recur) -> list[ir.Index]:
+    """What a recurrence reads of sizes and integer inputs: nothing of real ones."""
+    values: list[ir.Index] = [cast("ir.Index", value) for value in (*(step.value for step in recur.steps), recur.read)]
+    ends = [end for step in recur.steps if step.repeat is not None for end in step.repeat[1:]]
+    dims = [fold.extent(dim) for state in recur.states for dim in state.dims if isinstance(dim, str)]
+    return [*values, *ends, *dims, *(node for node in (recur.order, recur.reset) if node is not None)]
+
+
+_FIXED = {"queries", "keys", "heads", "kv_heads", "group", "dk", "dv", TOKENS}
+"""Sizes that every call has."""
+
+
+def input_array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArray[Any]:
+    """The data of an input, of a real one of a tensor the shape alone. Raises ArgumentTypeError, ArgumentError."""
+    if value is None:
+        raise missing(pattern, tensor)
+    if is_tensor(value) and tensor.is_floating and dtype_name(value.dtype) in _FLOATING[tensor.kind]:
+        return np.broadcast_to(np.zeros((), dtype=np.float64), tuple(value.shape))  # no plan asks what it holds
+    if is_tensor(value) and value.is_cuda:
+        note(pattern.name, HOST_WAIT, f"the input `{tensor.name}` is read by the host")
+    try:
+        array = _as_array(value) if is_tensor(value) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentTypeError(f"the input `{tensor.name}` cannot be read as a tensor: {error}") from error
+    if array.dtype.kind in {"real": "iuf", "complex": "iufc"}.get(tensor.kind, ""):
+        return array
+    wanted = {"bool": "b", "real": "f", "complex": "c"}.get(tensor.kind, "iu")
+    if array.dtype.kind not in wanted:
+        raise ArgumentTypeError(f"the input `{tensor.name}` has dtype {array.dtype}: it must be {tensor.kind}")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ArgumentError(f"the input `{tensor.name}` has a value past 64 bits")
+    if tensor.name == ids_of_documents(pattern):
+        return array  # looked at once, while the call is planned, and many
+    return _own(array) if tensor.kind == "bool" else array.astype(np.int64)
+
+
+def missing(pattern: ir.Pattern, tensor: ir.Tensor) -> ArgumentTypeError:
+    """What to raise for an input that is not given, or that from which it is made."""
+    name = tensor.name if tensor.made is None else tensor.made.of
+    wanted = next(one for one in pattern.tensors if one.name == name)
+    return ArgumentTypeError(
+        f"`{pattern.name}` needs the input `{name}`: {_type(wanted)}; give it as a keyword argument"
+    )
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy, unless one element is repeated: plans are kept, and what they read must not change with the caller's."""
+    return array if array.ndim and not any(array.strides) else array.copy()
+
+
+def blank(value: object) -> NDArray[Any] | None:
+    """An array of the shape and kind of an input, without its data."""
+    if value is None:
+        return None
+    if is_tensor(value):
+        kind = "b" if dtype_name(value.dtype) == "bool" else "f" if value.is_floating_point() else "i"
+        shape = tuple(value.shape)
+    else:
+        kind, shape = np.asarray(value).dtype.kind, np.asarray(value).shape
+    return np.broadcast_to(np.zeros((), dtype={"b": np.bool_, "f": np.float32}.get(kind, np.int64)), shape)
+
+
+def blank_choices(pattern: ir.Pattern, given: Mapping[str, object]) -> dict[str, object]:
+    """Inputs, of what selections chose the shapes alone: no host waits for these."""
+    own = {item.given.name for item in pattern.selections}
+    return {name: blank(x) if name in own else x for name, x in given.items()}
+
+
+def _as_array(value: Tensor) -> NDArray[Any]:
+    """The data of a tensor; NumPy has no bfloat16."""
+    value = value.detach().cpu()
+    return (value.float() if dtype_name(value.dtype) == "bfloat16" else value).numpy()
+
+
+def _type(tensor: ir.Tensor) -> str:
+    return f"{tensor.kind}[{', '.join(map(str, tensor.dims))}]" if tensor.dims else tensor.kind
+
+
+def _check_dims(tensor: ir.Tensor, shape: tuple[int, ...], sizes: Sizes, named: dict[str, int]) -> None:
+    fixed = {
+        "batch": sizes.batch,
+        "head": sizes.heads,
+        "kv_head": sizes.kv_heads,
+        "query": sizes.n_q,
+        "key": sizes.n_k,
+        "token": sizes.n_k,
+    }
+    if len(shape) != len(tensor.dims):
+        raise ArgumentError(
+            f"the input `{tensor.name}` has {len(shape)} dimensions, shape {shape}: it must be {_type(tensor)}"
+        )
+    for axis, (dim, size) in enumerate(zip(tensor.dims, shape, strict=True)):
+        wanted = dim if isinstance(dim, int) else fixed.get(dim, named.get(dim))
+        if wanted is None:
+            named[str(dim)] = size
+        elif size != wanted and not (dim == "batch" and size == 1):
+            raise ArgumentError(
+                f"the input `{tensor.name}` has size {size} in dimension {axis} (`{dim}`): it must be {wanted}"
+            )
+
+
+def check_alignment(pattern: ir.Pattern, sizes: Sizes) -> None:
+    """Raise ArgumentError where a pattern does not say how these queries meet these keys."""
+    n_q, n_k = sizes.n_q, sizes.n_k
+    if n_q == n_k:
+        return
+    if pattern.align is None and pattern.needs_align:
+        raise ArgumentError(
+            f"q has {n_q} tokens and k has {n_k} (dimension 2), and `{pattern.name}` does not say how they meet: "
+            f"`align end` puts the last query at the last key (query 0 at key {n_k - n_q}), `align start` query 0 at "
+            f"key 0; write one of them in the pattern"
+        )
+    if pattern.align == "end" and n_q > n_k and (reason := needs_tokens(pattern)) is not None:
+        raise ArgumentError(
+            f"q has {n_q} tokens and k has {n_k} (dimension 2): under `align end` the first {n_q - n_k} queries stand "
+            f"before key 0, and `{pattern.name}` {reason}; leave these queries out: q[:, :, {n_q - n_k}:]"
+        )
+
+
+def _check_lengths_of_segments(pattern: ir.Pattern, sizes: Sizes, named: dict[str, int]) -> None:
+    if not pattern.segments:
+        return
+    if pattern.documents is not None:
+        packed = "cu_seqlens and a pattern with `tokens`" if ir.BOUNDARIES in pattern.documents.dims else ""
+        both = packed or f"`{pattern.name}` has both `tokens` and `documents`"
+        raise UnsupportedError(f"{both}: this is not supported yet; call it once for each sequence")
+    unknown = {n.name for s in pattern.segments for _, e in s.axes for n in walk(e) if isinstance(n, ir.Extent)}
+    unknown -= set(named)
+    if unknown:
+        named.update(_infer(pattern, sizes.n_k, unknown, named))
+    total = sum(prod(_size(extent, named) for _, extent in segment.axes) for segment in pattern.segments)
+    if total != sizes.n_k:
+        raise ArgumentError(f"k has {sizes.n_k} tokens (dimension 2): `tokens` of `{pattern.name}` make {total}")
+
+
+def _infer(pattern: ir.Pattern, n_k: int, unknown: set[str], named: Mapping[str, int]) -> dict[str, int]:
+    """The one length that is not given, from the number of keys."""
+    (name,) = unknown
+    rest, per_unit = n_k, 0
+    for segment in pattern.segments:
+        known = [_size(extent, named) for _, extent in segment.axes if not _is(extent, name)]
+        if len(known) == len(segment.axes):
+            rest -= prod(known)
+        else:
+            per_unit += prod(known)
+    if rest < 0 or per_unit == 0 or rest % per_unit:
+        raise ArgumentError(
+            f"k has {n_k} tokens (dimension 2): no whole `{name}` makes the `tokens` of `{pattern.name}` that many"
+        )
+    return {name: rest // per_unit}
+
+
+def _is(extent: ir.Index, name: str) -> bool:
+    return isinstance(extent, ir.Extent) and extent.name == name
+
+
+def _size(extent: ir.Index, named: Mapping[str, int]) -> int:
+    if isinstance(extent, ir.Extent):
+        return named[extent.name]
+    assert isinstance(extent, ir.Const)
+    return extent.value
+
+
+def _check_head_lists(pattern: ir.Pattern, sizes: Sizes) -> None:
+    for name, length in pattern.head_lists:
+        if length != sizes.heads:
+            raise ArgumentError(
+                f"the parameter `{name}` has {length} entries, one a head, and q has {sizes.heads} heads (dimension 1)"
+            )

@@ -1,0 +1,193 @@
+"""A pattern with its parameters: its name, its parts, the sizes and the relations of its calls; without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from attnc.compiler.attentions import asked_by_selection, stateful_alone
+from attnc.compiler.ir import Pattern
+from attnc.compiler.planning.build_plan import CallShape, Relations
+from attnc.runtime.branch_relations import BranchRelations, is_single
+from attnc.runtime.call_relations import relations_of
+from attnc.runtime.call_shapes import Sizes, check_counts, names_read, shape_of_call
+from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
+from attnc.runtime.library import ModuleLoader, find
+from attnc.spec.load import load_program
+from attnc.spec.meaning.bind import bind
+from attnc.spec.program import BoundProgram
+from attnc.spec.source import SourceFile
+
+if TYPE_CHECKING:
+    from attnc.runtime.example_inputs import Example
+    from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
+
+
+def read_spec(
+    spec: str | PathLike[str], params: Mapping[str, object], preset: str | None
+) -> tuple[BoundProgram, dict[str, SourceFile]]:
+    """The checked program that a spec names, as `compile_attention` has it, and the modules that it uses.
+
+    Raises SpecError, PatternNotFoundError.
+    """
+    found = find(spec)
+    loader = ModuleLoader(found.folder)
+    bound = bind(load_program(found.source, loader, found.name), params, preset)
+    return bound, dict(loader.given)
+
+
+class Described:
+    """A lowered pattern, and what its calls of some sizes show."""
+
+    def __init__(self, bound: BoundProgram, modules: Mapping[str, SourceFile], pattern: Pattern) -> None:
+        self._bound = bound
+        self._modules = modules
+        self._pattern = pattern
+
+    # --- what it is ---
+
+    @property
+    def name(self) -> str:
+        """The pattern's name."""
+        return self._bound.program.name
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """The value of every parameter."""
+        return dict(self._bound.values)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether its keys are tokens, or units of them, so that `mask` and `picture` may be asked."""
+        if self._pattern.recur is not None or self._pattern.stateful:
+            return False
+        branches = self._branches
+        return branches is None or branches.has_tokens
+
+    @property
+    def is_recurrence(self) -> bool:
+        """Whether tokens update a state one after another: there are no pairs of queries and keys."""
+        return len(self._pattern.nodes) == 0  # as torch.compile traces it
+
+    @property
+    def relation_inputs(self) -> frozenset[str]:
+        """The inputs that the relation reads, or that have a size that it reads: what `mask` and `plan` need."""
+        pattern = self._pattern
+        names = names_read(pattern) | {t.name for item in pattern.selections for t in asked_by_selection(item)}
+        read = [t for t in pattern.tensors if names & {t.name, *map(str, t.dims)}]
+        return frozenset(t.name if t.made is None else t.made.of for t in read)
+
+    @property
+    def bound(self) -> BoundProgram:
+        """The checked program with its parameters."""
+        return self._bound
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern IR."""
+        return self._pattern
+
+    @property
+    def ir(self) -> str:
+        """The pattern IR, as text."""
+        return str(self._pattern)
+
+    def _arrays_of(self, examples: Mapping[str, Example]) -> dict[str, NDArray[Any]]:
+        """Examples of inputs as far as relations read them: integers, and the shapes of real numbers.
+
+        Real numbers that a pattern sorts tokens by are drawn. Raises TorchMissingError where torch is not installed.
+        """
+        sorts = {tensor.made.of for tensor in self._pattern.tensors if tensor.made is not None}
+        found = {name: example.array for name, example in examples.items()}
+        for name, example in examples.items():
+            if name in sorts and example.draw is not None:
+                with needing_torch(f"an example of `{name}`, the random numbers that `{self.name}` sorts tokens by,"):
+                    found[name] = example.tensor.numpy()
+        return found
+
+    # --- inside ---
+
+    @property
+    def _branches(self) -> BranchRelations | None:
+        """Its attentions one by one; None for one attention over tokens, and for a recurrence."""
+        return self._separate
+
+    @cached_property
+    def _separate(self) -> BranchRelations | None:
+        pattern = self._pattern
+        return None if pattern.recur is not None or is_single(pattern) else BranchRelations(pattern)
+
+    def _recurrents(self) -> Sequence[DerivedRecurrence]:
+        """What has states: the recurrence itself, or the branches that have some."""
+        from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
+
+        pattern = self._pattern
+        if pattern.recur is not None:
+            return [DerivedRecurrence(pattern, pattern.recur)]
+        return [DerivedRecurrence(stateful_alone(pattern, recur), recur) for recur in pattern.stateful]
+
+    def _refuse_recurrence(self, what: str, instead: str = "") -> None:
+        """Raise UnsupportedError where a recurrence is asked for what only pairs of queries and keys have."""
+        if self.is_recurrence:
+            also = f"; {instead}" if instead else ""
+            raise UnsupportedError(
+                f"`{self.name}` is a recurrence, which has no pairs of queries and keys: no {what}{also}"
+            )
+
+    def _refuse_states(self, what: str) -> None:
+        """The same, and where a branch has a state beside branches with keys."""
+        self._refuse_recurrence(what)
+        if self._pattern.stateful:
+            name = self._pattern.stateful[0].name
+            raise UnsupportedError(f"`{self.name}` has a branch with a state, `{name}`, which has no {what}")
+
+    def _sizes(
+        self,
+        n_q: int,
+        n_k: int | None,
+        heads: int | None,
+        kv_heads: int | None,
+        inputs: Mapping[str, object],
+        *,
+        at_least: int = 1,
+        batch: int | None = None,
+        head_dim: int = 64,
+        dtype: str = "float32",
+    ) -> Sizes:
+        n_k = n_q if n_k is None else n_k
+        known = self._known_counts(inputs)
+        if heads is None and kv_heads is None and known.get("kv_head", 1) > 1 and "head" not in known:
+            raise ArgumentError(
+                f"an input has {known['kv_head']} kv heads: say how many query heads there are, heads=…"
+            )
+        heads = max(known.get("head", 1), at_least) if heads is None else heads
+        kv_heads = known.get("kv_head", heads) if kv_heads is None else kv_heads
+        batch = known.get("batch", 1) if batch is None else batch
+        check_counts(0, n_q=n_q, n_k=n_k)
+        check_counts(1, heads=heads, kv_heads=kv_heads, batch=batch, head_dim=head_dim)
+        if heads % kv_heads:
+            raise ArgumentError(f"heads is {heads} and kv_heads {kv_heads}: heads must be a multiple of kv_heads")
+        return Sizes(n_q, n_k, batch, heads, kv_heads, head_dim, head_dim, dtype)
+
+    def _known_counts(self, inputs: Mapping[str, object]) -> dict[str, int]:
+        """Batch and heads as far as inputs and per-head parameters tell."""
+        counts: dict[str, int] = {}
+        counts.update(("head", length) for _, length in self._pattern.head_lists)
+        for tensor in self._pattern.tensors:
+            shape = getattr(inputs.get(tensor.name), "shape", ())
+            counts.update({str(dim): int(size) for dim, size in zip(tensor.dims, shape, strict=False)})
+        return counts
+
+    def _shape_of(self, sizes: Sizes, inputs: Mapping[str, object]) -> CallShape:
+        """The shape of a call; plans for the CPU need the rates of the machine besides."""
+        return shape_of_call(self._pattern, sizes, inputs)
+
+    def _relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> Relations:
+        return relations_of(self._pattern, self._shape_of(sizes, inputs))
+
+
+__all__ = ["Described", "read_spec"]

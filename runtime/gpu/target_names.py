@@ -1,0 +1,15 @@
+"""Targets by name; without torch, which `targets` asks for the devices that are there."""
+
+from __future__ import annotations
+
+from attnc.compiler.kernels.targets import TARGETS, Target
+from attnc.runtime.errors import ArgumentError
+from attnc.spec.suggest import did_you_mean
+
+
+def find_target(name: str) -> Target:
+    """The target of a name. Raises ArgumentError."""
+    if name not in TARGETS:
+        known = f"it must be one of {', '.join(TARGETS)}"
+        raise ArgumentError(f"target is {name!r}: {did_you_mean(name, list(TARGETS), known)}")
+    return TARGETS[name]

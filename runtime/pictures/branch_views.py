@@ -1,0 +1,54 @@
+"""What a picture of branches side by side shows; without torch, which `branches` needs to measure states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.runtime.described import Described
+
+Shares = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchView:
+    """One branch. `shares` (rows, columns) has a square for `cell` queries by `cell` keys: the visible share of its
+    pairs; of a state, how much is left of a token's value, as a share of the most that is left of any.
+
+    `words` are lines of text: counts, or the derivation of a state. `visible`: pairs, None for a state.
+    """
+
+    name: str
+    shares: Shares | None
+    cell: int
+    words: tuple[str, ...]
+    visible: int | None
+    left: tuple[float, ...] = ()
+    """For a state, the share of a token's value that is left after 0, `cell`, 2·`cell` … tokens."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BranchesDrawing:
+    """All branches of one head at one length; the states come last."""
+
+    title: str
+    subtitle: str
+    n_q: int
+    n_k: int
+    views: tuple[BranchView, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def size_text(self) -> str:
+        """Lengths."""
+        return f"{self.n_q:,} queries × {self.n_k:,} keys"
+
+
+def has_states(attention: Described) -> bool:
+    """Whether a pattern is drawn branch by branch, as it has a state."""
+    return attention.pattern.recur is not None or bool(attention.pattern.stateful)
+
+
+__all__ = ["BranchView", "BranchesDrawing", "Shares", "has_states"]

@@ -1,0 +1,32 @@
+"""A recurrence with what is derived from its steps; without torch."""
+
+from __future__ import annotations
+
+from attnc.compiler.ir import Pattern, Recur
+from attnc.compiler.recurrences.derive import derive
+from attnc.compiler.recurrences.derived import Derived, NoFormError
+
+
+class DerivedRecurrence:
+    """The recurrence of a pattern, or of a branch with a state.
+
+    `derived`: what runs chunk by chunk; where that is None, `reason` says why it runs token by token.
+    """
+
+    def __init__(self, pattern: Pattern, recur: Recur) -> None:
+        self.pattern = pattern
+        self.recur = recur
+        self.derived: Derived | None = None
+        self.reason = ""
+        try:
+            self.derived = derive(recur)
+        except NoFormError as error:
+            self.reason = str(error)
+
+    @property
+    def derivation(self) -> str:
+        """What is derived from the steps, a line for each, or why nothing is."""
+        return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
+
+
+__all__ = ["DerivedRecurrence"]

@@ -1,0 +1,85 @@
+"""Tables of `floor` and `ceil`: estimates for all arguments at once, scalar arithmetic where they do not decide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attnc import compile_attention
+from attnc.compiler.ir import Whole
+from attnc.compiler.lowering import tables
+from attnc.compiler.rewrite import walk
+from attnc.spec.errors import EvaluationError
+from attnc.spec.meaning.exact import ArithmeticFault
+from plan_calls import lowered
+
+FORMULAS = [
+    "log2(abs(q - k) + 1) * 4",
+    "log(max(q - k, 1) / 8) / log(16) * 8 + 8",
+    "sqrt(q * 4) / 2 + 1 / 2",
+    "sqrt(q) * sqrt(q)",
+    "(q + 1) ** 0.5",
+    "exp(q)",
+    "exp(-q) * 100",
+    "log2(q) - log2(7)",
+    "sqrt(abs(q - 50)) * 0.1",
+    "-min(sqrt(q), abs(log2(q) - 3))",
+]
+
+
+def whole(formula: str, function: str = "floor") -> tuple[Whole, Any]:
+    """The node of a formula, and its argument."""
+    pattern = lowered(f"pattern p\n    align end\n    visible {function}({formula}) > k\n")
+    (node,) = (node for node in walk(pattern.attend.visible) if isinstance(node, Whole))
+    (argument,) = tables.arguments(node.value)
+    return node, argument
+
+
+def one_by_one(node: Whole, argument: Any, at: int) -> int | None:
+    try:
+        return tables._entry(node, argument, at)
+    except (ArithmeticFault, EvaluationError):
+        return None
+
+
+@pytest.mark.parametrize("function", ["floor", "ceil"])
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_entries_are_those_of_scalar_arithmetic(formula: str, function: str) -> None:
+    node, argument = whole(formula, function)
+    at = np.arange(-3, 700)
+    found, valid = tables._entries(node, argument, at)
+    for i, entry, is_valid in zip(at.tolist(), found.tolist(), valid.tolist(), strict=True):
+        assert (entry if is_valid else None) == one_by_one(node, argument, i)
+
+
+def test_few_entries_are_computed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make hunt`, part plans, case 14: a million of these took 11.8 s."""
+    scalar, asked = tables._entry, set()
+
+    def counted(node: Whole, argument: Any, at: int) -> int:
+        asked.add(at)
+        return scalar(node, argument, at)
+
+    monkeypatch.setattr(tables, "_entry", counted)
+    node, argument = whole("log2(abs(k) + 1) * 4")
+    _, data = tables._table.__wrapped__(node, argument, 1, 1_000_000)
+    assert data.array[-1] == 79
+    assert 0 < len(asked) < 100
+
+
+def test_the_longest_stretch_with_values_is_kept() -> None:
+    node, argument = whole("sqrt(q * (100 - q))")
+    first, data = tables._table.__wrapped__(node, argument, -5, 120)
+    assert (first, len(data.array)) == (0, 121)
+
+
+def test_values_beyond_64_bits_are_an_error_where_they_are_read() -> None:
+    """This ended in an OverflowError of NumPy, and `exp(-q) * 100` in an AssertionError."""
+    attend = compile_attention("pattern p\n    align end\n    visible floor(exp(q)) > k\n")
+    assert attend.plan(40, heads=1).visible == attend.mask(40).sum()
+    with pytest.raises(EvaluationError, match="outside `floor`"):
+        attend.mask(50)
+    attend = compile_attention("pattern p\n    align end\n    visible floor(exp(-q) * 100) > k\n")
+    assert attend.plan(700, heads=1).visible == attend.mask(700).sum() > 0

@@ -1,0 +1,97 @@
+"""Rows that see keys with scores of -inf alone: an extra logit is their log-sum-exp, on every executor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnc import compile_attention
+
+BIASED = """\
+pattern p
+    input b: real[batch, key]
+    learned sink: real[head]
+    align end
+    visible 0 <= q - k < 3 and q != 4
+    score scale * dot(q, k) + b[k]
+    weights softmax(score, extra = sink)
+"""
+BY_HEAD = """\
+pattern p
+    input b: real[head]
+    learned sink: real[head]
+    align end
+    visible 0 <= q - k < 3 and q != 4
+    score scale * dot(q, k) + b
+    weights softmax(score, extra = sink)
+"""
+SINK = [0.25, -math.inf]
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition: a column of logits beside the scores; a row that sees no key: 0, -inf."""
+    gap = torch.arange(q.shape[2])[:, None] + k.shape[2] - q.shape[2] - torch.arange(k.shape[2])
+    seen = (gap >= 0) & (gap < 3) & (gap + torch.arange(k.shape[2]) != 4)
+    scores = torch.where(seen, q @ k.mT * q.shape[3] ** -0.5 + bias, -math.inf)
+    lse = torch.logsumexp(torch.cat([scores, sink[None, :, None, None].expand(*scores.shape[:3], 1)], -1), -1)
+    lse = torch.where(seen.any(-1), lse, -math.inf)
+    return torch.exp(scores - torch.where(lse == -math.inf, 0, lse)[..., None]) @ v, lse
+
+
+def backend_of(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if name == "triton":
+        pytest.importorskip("triton", reason="kernels need Triton")
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    return name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_scores_of_minus_infinity_leave_the_extra_logit(
+    backend: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make hunt`, part triton, case 588: tiles in torch had the logit, all other executors -inf."""
+    attend = compile_attention(BIASED, backend=backend_of(backend, monkeypatch))
+    q, k, v = (torch.randn(2, 2, 9, 4, dtype=dtype) for _ in range(3))
+    b, sink = torch.randn(2, 9, dtype=dtype), torch.tensor(SINK, dtype=dtype)
+    b[:, :3] = -math.inf
+    results = []
+    functions: list[Any] = [
+        lambda *x: attend(*x[:3], b=x[3], sink=x[4], return_lse=True),
+        lambda *x: dense(x[0], x[1], x[2], x[3][:, None, None], x[4]),
+    ]
+    for function in functions:
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, b, sink)]
+        out, lse = function(*leaves)
+        finite = torch.isfinite(lse)
+        total = out.sum() + (torch.where(finite, lse, 0) * torch.arange(9)).sum()
+        results.append([out.detach(), lse.detach(), torch.autograd.grad(total, leaves)[4][:1]])
+    for found, true in zip(*results, strict=True):
+        torch.testing.assert_close(found, true)
+    assert results[0][1][0, 0, :5].tolist()[:3] == [0.25] * 3
+    assert results[0][1][0, 1, :3].tolist() == [-math.inf] * 3
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_decode_has_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    attend = compile_attention(BY_HEAD, backend=backend_of(backend, monkeypatch))
+    q, k, v = (torch.randn(1, 3, n, 4) for n in (2, 9, 9))
+    b, sink = torch.tensor([-math.inf, -math.inf, 0.5]), torch.tensor([*SINK, 1.0])
+    out, lse = attend.decode(q, k, v, kv_len=9, b=b, sink=sink, return_lse=True)
+    assert lse[0, :2].tolist() == [[0.25, 0.25], [-math.inf, -math.inf]]
+    torch.testing.assert_close((out, lse), dense(q, k, v, b[:, None, None], sink))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_scores_far_below_the_extra_logit(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that merges shares took such a row for one that sees nothing: its LSE was -inf."""
+    attend = compile_attention("gpt_oss", window=8, backend=backend_of(backend, monkeypatch))
+    q = torch.full((1, 1, 1, 4), -20.0)
+    k, v = torch.full((1, 1, 9, 4), 20.0), torch.randn(1, 1, 9, 4)
+    out, lse = attend.decode(q, k, v, kv_len=9, sink=torch.tensor([1.5]), return_lse=True)
+    assert lse.item() == 1.5
+    assert not out.any()
