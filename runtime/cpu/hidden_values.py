@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -23,9 +24,16 @@ Backward = Callable[[Tensor, Tensor | None, Vectors, Sequence[Tensor]], tuple[Te
 """Gradients of out and of the LSE, q, k, v, and what `Forward` gave → dq, dk, dv."""
 
 
-def is_finite(x: Tensor) -> bool:
-    """Whether the sum of all entries is finite: False also where finite entries add up to an infinity."""
-    return math.isfinite(float(x.sum() if x.dtype != torch.float16 else _largest(x)))
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether the sum of all entries is finite: False also where finite entries add up to an infinity.
+
+    Of one tensor or more, which the host asks for together.
+    """
+    return math.isfinite(float(reduce(torch.add, map(_sum, tensors))))
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum() if x.dtype != torch.float16 else _largest(x)
 
 
 def _largest(x: Tensor) -> Tensor:
