@@ -19,7 +19,7 @@ Number = Fraction | float
 """Exact, or an infinity."""
 
 JUNCTIONS = ("and", "or", "not")
-_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
 _WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
 _PLAIN = (
@@ -86,7 +86,7 @@ class Bounds:
                 stop = op == "or"
                 values = [self.truth(part, scope) for part in parts]
                 return stop if stop in values else None if None in values else not stop
-            case program.Operation(op=op, operands=(a, b)) if op in _COMPARISONS:
+            case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
                 return self._compared(op, a, b, scope)
             case program.Choice(condition=condition, then=then, otherwise=otherwise):
                 known = self.truth(condition, scope)
@@ -115,7 +115,7 @@ class Bounds:
     def is_constant(self, node: Expr, scope: Scope) -> bool:
         """Whether the parameters alone decide a condition."""
         match node:
-            case program.Operation(op=op, operands=(a, b)) if op in _COMPARISONS:
+            case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
                 return not (self._linear(a, scope).terms or self._linear(b, scope).terms)
             case program.Operation(op="and" | "or" | "not", operands=parts):
                 return all(self.is_constant(part, scope) for part in parts)
@@ -347,7 +347,7 @@ def is_condition(node: Expr) -> bool:
     """Whether an expression is written as a condition."""
     if isinstance(node, program.Chosen | program.InUnit | program.InSegment):
         return True
-    return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *_COMPARISONS)
+    return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *COMPARISONS)
 
 
 def _differs(value: Value) -> bool:

@@ -27,6 +27,7 @@ class Clause:
     reason: str = ""
     was_true: bool = False
     was_false: bool = False
+    node: Expr | None = None
 
     @property
     def is_exercised(self) -> bool:
@@ -143,7 +144,7 @@ class WatchedMeanings(Meanings):
         return value
 
     def _note(self, node: Expr, where: str, scope: Scope, prefix: str) -> Clause:
-        clause = Clause(where, prefix + _text(node), self._bounds.reason(node, scope))
+        clause = Clause(where, prefix + _text(node), self._bounds.reason(node, scope), node=node)
         self.clauses.append(clause)
         return clause
 

@@ -30,7 +30,10 @@ FEW_HEADS = 256
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The shape of one call; `own_size` is the extent of dimensions that only inputs show, None for the default."""
+    """The shape of one call; `own_size` is the extent of dimensions that only inputs show, None for the default.
+
+    `at_constants`: integer inputs hold the constants that the text compares them with.
+    """
 
     n_q: int
     n_k: int
@@ -40,6 +43,7 @@ class Case:
     dk: int
     dv: int
     own_size: int | None = None
+    at_constants: bool = False
 
     def __str__(self) -> str:
         return (
