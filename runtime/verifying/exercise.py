@@ -25,7 +25,7 @@ from attnc.runtime.verifying.drawn_inputs import draw, is_constant, takes_consta
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
-from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
+from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, takes_more_queries, with_heads
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, constantly
@@ -188,6 +188,7 @@ def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
     """Yield the calls to try, short ones first; `is_own`: with the parameters that were asked for."""
     bound = choice.bound
     batch = 2 if _has_flags(bound) else 1
+    needs_more = _needs_more_queries(bound)
     for n in lengths(bound, wishes, is_own=is_own):
         case = with_heads(bound, Case(n, n, batch, 2, 1, 4, 4), wishes)
         shapes = [case]
@@ -199,6 +200,16 @@ def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
             yield replace(shapes[-1], at_constants=True, batch=_batch_of(bound, batch))
         if may_differ(bound) and n >= 8 and n <= 64 and bound.program.align is not None:
             yield replace(case, n_q=n // 4)
+        if needs_more and n <= 64:
+            yield replace(case, n_q=2 * n)
+
+
+def _needs_more_queries(bound: BoundProgram) -> bool:
+    """Whether calls with more queries than keys alone show a clause true and false, or hide a pair."""
+    if not takes_more_queries(bound) or hides_nothing(bound, more_queries=False) != hides_nothing(bound):
+        return takes_more_queries(bound)
+    few, more = (clauses_of(bound, more_queries=more) for more in (False, True))
+    return len(few) != len(more) or any(bool(a.reason) != bool(b.reason) for a, b in zip(few, more, strict=True))
 
 
 def _reads_heads(bound: BoundProgram) -> bool:

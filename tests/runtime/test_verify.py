@@ -22,7 +22,7 @@ from attnc.runtime.verifying.exercise import Search, look
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.remedies import remedy
 from attnc.runtime.verifying.scaled_parameters import Choice, own, scaled
-from attnc.runtime.verifying.shapes import Case, Wishes
+from attnc.runtime.verifying.shapes import Case, Wishes, awkward_cases
 from attnc.runtime.verifying.verification import Trial, Verdict
 from attnc.spec.load import load_program
 from attnc.spec.program import BoundProgram
@@ -308,6 +308,10 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
     ("line", "truth"),
     [
         ("k < 0", False),
+        ("q >= 0", None),
+        ("q < queries", None),
+        ("q + queries >= keys", True),
+        ("k <= q + queries", True),
         ("k >= 0", True),
         ("q >= keys", False),
         ("head < heads", True),
@@ -326,6 +330,44 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
 def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
     bound = bound_of(f"pattern p\n    align   end\n    visible {line}\n")
     assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+
+
+@pytest.mark.parametrize(
+    ("align", "line", "truth"),
+    [
+        ("align   start", "q < keys", None),
+        ("align   start", "q >= 0 and q < queries", True),
+        ("", "q < keys", None),
+        ("", "q >= 0", True),
+        ("", "q < keys or k > q", True),
+    ],
+)
+def test_bounds_of_queries_are_those_of_align(align: str, line: str, truth: bool | None) -> None:
+    """Without `align`, a relation that reads both positions has as many queries as keys."""
+    bound = bound_of(f"pattern p\n    {align}\n    visible {line}\n")
+    assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+
+
+@pytest.mark.parametrize(
+    ("align", "line"),
+    [("end", "q >= 0"), ("end", "k <= q or q < 0"), ("start", "q < keys"), ("start", "k <= q and q < keys")],
+)
+def test_more_queries_than_keys_show_a_clause(
+    align: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.attn"
+    file.write_text(f"pattern own\n    align   {align}\n    visible {line}\n")
+    status, values = verified(capsys, str(file), "--dtype", "float32")
+    assert (status, values["hides_nothing"]) == (0, "")
+    assert "24→12" in values["lengths"][0] or "32→16" in values["lengths"][0]
+    assert all(clause["exercised"] for clause in values["clauses"])
+
+
+@pytest.mark.parametrize("name", ["causal", "moba", "fox", "graphormer"])
+def test_awkward_shapes_have_more_queries_where_the_pattern_takes_them(name: str) -> None:
+    """`fox` reads a gate at the query, and there is none before key 0; `graphormer` has no `align`."""
+    cases = awkward_cases(bound_of(name), None, Wishes())
+    assert any(case.n_q > case.n_k for case in cases) == (name in ("causal", "moba"))
 
 
 def test_bounds_know_units_and_numbers() -> None:
