@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from attnc.runtime.verifying.bounds import COMPARISONS, Bounds
 from attnc.runtime.verifying.lines import relation_lines, step_lines
@@ -24,10 +25,11 @@ def input_values(bound: BoundProgram, item: Input) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def compared_heads(bound: BoundProgram, name: str) -> set[int]:
+@lru_cache(maxsize=64)
+def compared_heads(bound: BoundProgram, name: str) -> frozenset[int]:
     """Return the constants that clauses compare `head` or `kv_head` with."""
     reads = lambda node: isinstance(node, HeadIndex) and node.name == name  # noqa: E731
-    return {constant for _, constant in _comparisons(bound, reads)}
+    return frozenset(constant for _, constant in _comparisons(bound, reads))
 
 
 def heads_wanted(bound: BoundProgram, most: int = MOST_HEADS) -> tuple[int, int]:
