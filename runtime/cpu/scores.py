@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -115,7 +115,7 @@ class Scores:
 
         return score, pull
 
-    @property
+    @cached_property
     def factor(self) -> float | None:
         """What `dot(q, k)` is multiplied with where the rest of the score is a bias, else None."""
         if self._additive is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Tile:
     keys: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def at(self) -> tuple[Tensor, Tensor]:
         """Indices of its rows in the heads and tokens of its batch entry."""
         return torch.tensor(self.heads)[:, None], torch.from_numpy(self.rows)
