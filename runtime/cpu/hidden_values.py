@@ -42,15 +42,22 @@ def _largest(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def forward(run: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """The results of `run`, in which no hidden key has a part."""
+def forward(run: Forward, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The results of `run`, in which no hidden key has a part.
+
+    `bias`, for (B, Hq, Nq, Nk): what `run` adds to scores, -inf where a key is hidden. A key whose bias alone makes its
+    weight 0 is visible all the same.
+    """
     results = run(q, k, v)
     if is_finite(results[0]):
         return results
     bad_q, bad_k = _bad(q, k, v)
     if not (bad_q.any() or bad_k.any()):
         return results
-    reached = _reached_rows(run, q, k, v, bad_q, bad_k)
+    if bias is None:
+        reached = _reached_rows(run, q, k, v, bad_q, bad_k)
+    else:
+        reached = bad_q | ((bias != -math.inf) & bad_k[..., None, :]).any(-1)
     clean = run(*_zeroed(q, k, v, bad_q, bad_k))
     return tuple(_chosen(reached, own, other) for own, other in zip(results, clean, strict=True))
 
