@@ -96,8 +96,8 @@ def _add_tile(tile: Tile, tensors: Vectors, scores: Scores, result: Rows, group:
     harm = ~tile.mask & bad.keys.any(0).numpy()
     for cut in cuts(tile.mask, harm, bad.numbers):
         part, own = tile.part(cut.rows, cut.keys), _vectors_of_cut(vectors, cut)
-        run = _computed_by_pairs if cut.by_pairs else _computed
-        _merge(part, run(part, own, scores, result.known(part)), result, bad.rows[:, torch.from_numpy(cut.rows)])
+        found = _computed_of_cut(cut, part, own, scores, result.known(part))
+        _merge(part, found, result, bad.rows[:, torch.from_numpy(cut.rows)])
 
 
 def _merge(tile: Tile, found: Partial, result: Rows, where: Tensor | None = None) -> None:
@@ -137,15 +137,22 @@ def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor,
     return *_by_kernel(q, k, v, score, factor), shift
 
 
-def _computed_by_pairs(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
-    """`_computed` of few rows, without a product with what is hidden."""
+def _computed_of_cut(cut: Cut, tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+    """`_computed` of a part, in torch: the kernel has no answer where a score that is visible is -inf."""
     (lse, shift), factor = known, scores.factor
-    q, k = by_pair(tile.mask, *(x.to(lse.dtype) for x in vectors[:2]))
-    score = scores.of(tile, q, k) if factor is None else factor * (q * k).sum(-1) + scores.bias(tile)
+    q, k, v = (x.to(lse.dtype) for x in vectors)
+    if cut.by_pairs:
+        q, k = by_pair(tile.mask, q, k)
+    if factor is None:
+        score = scores.of(tile, q, k)
+    else:
+        score = factor * ((q * k).sum(-1) if cut.by_pairs else q @ k.transpose(-1, -2)) + scores.bias(tile)
+        score = score.masked_fill(torch.from_numpy(~tile.mask), -math.inf)
     shift = _shifted(score, shift, lse == -math.inf)
-    seen = torch.from_numpy(tile.mask)[..., None]
-    v = torch.where(seen, vectors[2].to(lse.dtype)[:, None], 0)
-    out, own = _softmax((score - shift[..., None])[:, :, None], v)
+    score = score - shift[..., None]
+    if not cut.by_pairs:
+        return *_softmax(score, v), shift
+    out, own = _softmax(score[:, :, None], torch.where(torch.from_numpy(tile.mask)[..., None], v[:, None], 0))
     return out[:, :, 0], own[:, :, 0], shift
 
 
@@ -172,8 +179,8 @@ def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     most = score.amax(-1, keepdim=True)
     weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
     whole = weights.sum(-1)
-    lse = torch.where(whole > 0, most[..., 0] + whole.log(), -math.inf)
-    return (weights @ v) / torch.where(whole > 0, whole, 1)[..., None], lse
+    lse = torch.where(whole == 0, -math.inf, most[..., 0] + whole.log())  # NaN stays NaN: such a row is not blind
+    return (weights @ v) / torch.where(whole == 0, 1, whole)[..., None], lse
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> tuple[Tensor, Tensor]:

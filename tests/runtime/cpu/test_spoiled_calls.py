@@ -125,3 +125,30 @@ def test_a_small_call_evaluates_factor_and_bias_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("attnc.runtime.cpu.scores.Values", Counted)
     attend(*(x[:, :, :64] for x in tensors))
     assert len(evaluated) == 2
+
+
+@pytest.mark.parametrize("kind", ["bias", "score"])
+def test_a_row_that_sees_nan_has_no_number_for_its_lse(kind: str) -> None:
+    """It was -inf, as of a row that sees nothing; the backward then dropped the NaN."""
+    attend, (q, k, v) = _drawn(kind)
+    k[:, :, 170] = math.nan
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out, lse = attend(*leaves, return_lse=True)
+    assert lse[:, :, 170:].isnan().all() and lse[:, :, :170].isfinite().all()
+    assert all(grad.isnan().any() for grad in torch.autograd.grad(out[:, :, 170:].sum(), leaves))
+
+
+def test_a_visible_score_of_minus_infinity_has_no_weight() -> None:
+    """In a part where such a key is all that a row sees, the kernel gives the row a log-sum-exp of its own."""
+    attend, (q, k, v) = _drawn("bias")
+    q[..., 2] = q[..., 2].abs() + 0.1
+    wanted = attend(q, k, v)
+    k[:, :, [69, 120, 141], 2] = -math.inf
+    out = attend(q, k, v)
+    short = attend(q[:, :, :69], k[:, :, :69], v[:, :, :69])
+    assert torch.allclose(out[:, :, :69], short, atol=1e-6) and torch.equal(out[:, :, :69], wanted[:, :, :69])
+    assert out.isfinite().all()
+    score = q @ k.transpose(-1, -2) / 8**0.5
+    apart = torch.arange(N)[:, None] - torch.arange(N)
+    score = (score + 0.9**apart).masked_fill(apart < 0, -math.inf)
+    assert torch.allclose(out, score.softmax(-1) @ v, atol=1e-5)
