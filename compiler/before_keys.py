@@ -44,6 +44,7 @@ def needs_tokens(pattern: Pattern) -> str | None:
     roots: list[Node] = [root for node in pattern.nodes for root in (node.visible, *values_of(node))]
     roots += [x for item in pattern.selections for x in (item.score, item.candidates, item.keep, item.always)]
     roots += [condition for condition, _ in pattern.requirements]
+    roots += [root for root in (pattern.combine, pattern.lse) if root is not None]
     return next(_read(roots), None)
 
 

@@ -100,7 +100,7 @@ class BranchRelations:
         named = self._shape_of(pattern, sizes, self._own_inputs(pattern, inputs)).sizes
         low, high = (number(end, sizes, named) for end in node.family[1:])
         if high - low > MOST_MEMBERS and not self._pattern.chooses:
-            message = f"the family `{node.name}` has {high - low} branches here, and there may be {MOST_MEMBERS}"
+            message = f"the family `{node.name}` has {high - low} branches; it must have at most {MOST_MEMBERS}"
             raise EvaluationError("A508", message, None, "make its range shorter, or join conditions in one `visible`")
         return range(low, high)
 

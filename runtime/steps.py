@@ -33,6 +33,7 @@ from attnc.runtime.blocks import Block, Operands
 from attnc.runtime.branch_relations import BranchRelations
 from attnc.runtime.caches import Cache
 from attnc.runtime.call import Sizes, as_tensor, blank_choices, call_shape
+from attnc.runtime.call_shapes import check_alignment
 from attnc.runtime.cpu import decoding, rows, scored
 from attnc.runtime.cpu.autograd import attend as attend_plain
 from attnc.runtime.cpu.autograd import differentiable
@@ -297,6 +298,7 @@ class Steps(BranchRelations):
         self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: Given, known: Mapping[str, Tensor]
     ) -> Tensor:
         """A value of every row: (B, Hq, Nq[, width])."""
+        check_alignment(self._pattern, given.sizes)
         chosen = tuple(item.given for item in self._pattern.selections if item.name in given.inputs)
         pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
         pattern = replace(pattern, tensors=pattern.tensors + chosen)

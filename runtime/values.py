@@ -199,14 +199,13 @@ class Values:
     def _axes(self, node: ir.Value | ir.Index) -> tuple[bool, ...]:
         """Which dimensions of lanes a node depends on."""
         read = reads(node)
-        axes = [False] * self._loops.depth + [self._differs_by_head(node), "q" in read, "k" in read]
+        axes = [False] * self._loops.depth + [self._differs_by_head(read), "q" in read, "k" in read]
         for value in self._loops.of(node).values():
             axes = [a or n > 1 for a, n in zip(axes, value.shape, strict=True)]
         return tuple(axes)
 
-    def _differs_by_head(self, node: ir.Value | ir.Index) -> bool:
-        """Whether a node depends on the head of the block: also through its batch entry, if heads tell that."""
-        read = reads(node)
+    def _differs_by_head(self, read: frozenset[str]) -> bool:
+        """Whether what reads this depends on the head of the block: also by its batch entry, if heads tell that."""
         return "head" in read or (self._operands.entry_heads is not None and "batch" in read)
 
     def _alive(self, node: ir.Value | ir.Index) -> Alive:
@@ -602,7 +601,7 @@ class Values:
     def _difference(self, node: ir.Total, low: Int64, high: Int64, first: int, last: int) -> Tensor:
         """A sum whose terms depend on its variable alone: a difference of sums from the first term on, in fp64."""
         block, rows = self._block, np.arange(first, last)
-        heads = len(block.heads) if self._differs_by_head(node.body) else 1
+        heads = len(block.heads) if self._differs_by_head(reads(node.body)) else 1
         asked = np.ones(len(rows), np.bool_) if isinstance(node.body, ir.Element) else covered(low, high, first, last)
         alive = np.broadcast_to(asked[None, :, None], (heads, len(rows), 1))
         inner = Values(
@@ -629,7 +628,7 @@ class Values:
         if len(numbers) < len(low):
             return None
         block, rows = self._block, np.arange(first, last)
-        heads = len(block.heads) if self._differs_by_head(node.body) else 1
+        heads = len(block.heads) if self._differs_by_head(reads(node.body)) else 1
         alive = np.any([own < count for own in numbers], 0)
         alive = np.broadcast_to(alive[None, :, None], (heads, len(rows), 1))
         here = replace(block, rows=rows, keys=block.keys[:1], alive=alive, running=True, seen=None)

@@ -17,6 +17,9 @@ from attnc.compiler.kernels.source import TYPES, Argument, KernelSource, declara
 from attnc.compiler.kernels.value_text import VALUE_HELPERS, ValueText
 from attnc.compiler.kernels.visible_products import RESULT_SUM, RETURN_WHERE_FINITE
 
+CAREFUL = "_careful"
+"""The end of the names of kernels that multiply visible pairs alone (`visible_products`)."""
+
 
 @dataclass
 class Kernel(Scored):
@@ -58,7 +61,7 @@ class Kernel(Scored):
 
     def source(self) -> KernelSource:
         """The kernel."""
-        function = f"{self.problem.name}_{self.title}{'_careful' if self.problem.careful else ''}"
+        function = f"{self.problem.name}_{self.title}{CAREFUL if self.problem.careful else ''}"
         arguments = self._arguments()
         self.texts = texts = self.made_texts()
         score = self.problem.score

@@ -8,6 +8,7 @@ kernel computes of every pair.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -141,7 +142,7 @@ class Score:
     @property
     def counts_least(self) -> bool:
         """Whether a row whose scores are all -inf has the extra logit for its LSE, and scores may be -inf."""
-        return self.extra is not None and bool(self.terms or self.inputs)
+        return self.extra is not None and (bool(self.terms or self.inputs) or not _is_finite(self.formula))
 
     @property
     def counts_keys(self) -> bool:
@@ -387,6 +388,46 @@ def _constant(node: Value) -> float | None:
             case _:
                 return None
     return float(known[node])
+
+
+_FINITE = frozenset(
+    (
+        "add",
+        "sub",
+        "neg",
+        "mul",
+        "abs",
+        "min",
+        "max",
+        "clamp",
+        "tanh",
+        "sigmoid",
+        "softplus",
+        "relu",
+        "elu",
+        "silu",
+        "sin",
+        "cos",
+    )
+)
+"""Functions that are finite where their operands are."""
+
+
+def _is_finite(formula: Value) -> bool:
+    """Whether a formula is surely finite where its product of vectors, terms and inputs are."""
+    for below in formula.below:
+        match below:
+            case Number(value=value) if not math.isfinite(value):
+                return False
+            case Apply(op="div", operands=(_, divisor)) if _constant(divisor):
+                pass
+            case Apply(op=op) if op not in _FINITE:
+                return False
+            case Ratio(den=den) if not isinstance(den, Const):
+                return False
+            case _:
+                pass
+    return True
 
 
 _WIDTHS = (fold.extent("dk"), fold.extent("dv"))

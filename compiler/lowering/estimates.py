@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import cast
 
 import numpy as np
@@ -97,6 +98,14 @@ def _pow(a: Estimate, b: Estimate) -> Estimate:
     return _rounded(value, value * np.expm1(spread))
 
 
+def _of_several(least: Callable[[Reals, Reals], Reals]) -> Callable[..., Estimate]:
+    def estimate(*operands: Estimate) -> Estimate:
+        values, errors = ([getattr(x, side) for x in operands] for side in ("value", "error"))
+        return Estimate(reduce(least, values), reduce(np.maximum, errors))
+
+    return estimate
+
+
 _FUNCTIONS: dict[str, Callable[..., Estimate]] = {
     "add": lambda a, b: _rounded(a.value + b.value, a.error + b.error),
     "sub": lambda a, b: _rounded(a.value - b.value, a.error + b.error),
@@ -104,8 +113,8 @@ _FUNCTIONS: dict[str, Callable[..., Estimate]] = {
     "div": _div,
     "neg": lambda a: Estimate(-a.value, a.error),
     "abs": lambda a: Estimate(np.abs(a.value), a.error),
-    "min": lambda a, b: Estimate(np.minimum(a.value, b.value), np.maximum(a.error, b.error)),
-    "max": lambda a, b: Estimate(np.maximum(a.value, b.value), np.maximum(a.error, b.error)),
+    "min": _of_several(np.minimum),
+    "max": _of_several(np.maximum),
     "sqrt": _sqrt,
     "log": _log(np.log),
     "log2": _log(np.log2),

@@ -97,6 +97,8 @@ class Strip:
 
     def flat(self) -> Strip | None:
         """The same stretches, numbered alike, along one axis, where their starts and their tokens are evenly spaced."""
+        if len(self.axes) == 1:
+            return self
         counts = _merged([(axis.count, axis.step) for axis in self.axes])
         lengths = _merged([(axis.length, axis.stride) for axis in self.axes])
         if len(counts) > 1 or len(lengths) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -12,6 +13,7 @@ from attnc.compiler.ir import Arith, Const, Index, Linear, Place, Sign
 from attnc.compiler.planning.formulas import closed_cover
 from attnc.compiler.planning.grids import Solved, cover_by_grid, reads_coordinates
 from attnc.compiler.planning.pieces import Cover, Gathered, cover, dense_cover
+from attnc.compiler.planning.plan import Piece, Strip
 from attnc.compiler.planning.rates import Rates, Work
 from attnc.compiler.planning.residues import Residue, residues, split
 from attnc.compiler.planning.runs import TooManyClassesError
@@ -312,7 +314,12 @@ def dense_choice(problem: Problem) -> Choice:
 def _cost(problem: Problem, found: Cover) -> float:
     work = problem.work
     triangular = {i for i, mask in enumerate(found.masks) if mask.is_triangular}
-    return sum(problem.rates.piece(piece, work, piece.mask in triangular) for piece in found.pieces)
+    alike = Counter((piece.queries.axes, piece.keys.axes, piece.mask, piece.fresh) for piece in found.pieces)
+    cost = 0.0
+    for (queries, keys, mask, fresh), count in alike.items():  # where a piece begins does not matter
+        piece = Piece(Strip(0, queries), Strip(0, keys), mask, fresh)
+        cost += count * problem.rates.piece(piece, work, mask in triangular)
+    return cost
 
 
 def _compared(other: Choice, best: Choice) -> str:

@@ -102,8 +102,8 @@ def _print(asked: BoundProgram, verdict: Verdict) -> None:
         e = trial.result
         numbers = f"{e.error:>9.2g} {e.dense:>9.2g} {e.allowed:>9.2g}"
         print(f"{trial.executor:<10} {trial.dtype:<9} {e.tensor:<6} {numbers}  {_word(trial)}")
-    for text in verdict.missing:
-        print(f"\nnot verified: {text}{_remedy(verdict)}")
+    for text, remedy in verdict.gaps:
+        print(f"\nnot verified: {text}{remedy}")
     print(f"\n{asked.program.name}: {_result(verdict)}")
 
 
@@ -112,10 +112,6 @@ def _result(verdict: Verdict) -> str:
         return "evaluator, reference and cpu executor agree"
     wrong = verdict.differing or not all(e.result.agrees for e in verdict.errors)
     return "DISAGREEMENT" if wrong else "NOT VERIFIED: something was never compared"
-
-
-def _remedy(verdict: Verdict) -> str:
-    return "; give smaller parameters with -p, or another --len" if verdict.look.clauses else ""
 
 
 def _scaling(asked: BoundProgram, look: Look) -> list[str]:
@@ -172,7 +168,7 @@ def _as_json(asked: BoundProgram, verdict: Verdict) -> dict[str, object]:
         if not t.result.agrees
     ]
     relation = [f"the relation differs: {text}" for text in verdict.differing]
-    missing = [f"not verified: {text}{_remedy(verdict)}" for text in verdict.missing]
+    missing = [f"not verified: {text}{remedy}" for text, remedy in verdict.gaps]
     return {
         "pattern": asked.program.name,
         "params": {name: value_json(value) for name, value in look.choice.bound.values.items()},

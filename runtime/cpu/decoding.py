@@ -202,7 +202,7 @@ def _of_piece(q: Tensor, piece: _Piece, bias: Tensor | None, rows: int, factor: 
         found, lse = kernel.attend(q, k, v, added, False, factor)
         return found[..., :dv].masked_fill(blind[..., None], 0), (lse + shift).masked_fill(blind, -math.inf)
 
-    found, lse = hidden_values.forward(run, q, k, v)
+    found, lse = hidden_values.forward(run, q, k, v, added)
     return found, lse
 
 

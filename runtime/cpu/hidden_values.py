@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -23,9 +24,16 @@ Backward = Callable[[Tensor, Tensor | None, Vectors, Sequence[Tensor]], tuple[Te
 """Gradients of out and of the LSE, q, k, v, and what `Forward` gave → dq, dk, dv."""
 
 
-def is_finite(x: Tensor) -> bool:
-    """Whether the sum of all entries is finite: False also where finite entries add up to an infinity."""
-    return math.isfinite(float(x.sum() if x.dtype != torch.float16 else _largest(x)))
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether the sum of all entries is finite: False also where finite entries add up to an infinity.
+
+    Of one tensor or more, which the host asks for together.
+    """
+    return math.isfinite(float(reduce(torch.add, map(_sum, tensors))))
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum() if x.dtype != torch.float16 else _largest(x)
 
 
 def _largest(x: Tensor) -> Tensor:
@@ -34,15 +42,22 @@ def _largest(x: Tensor) -> Tensor:
     return torch.maximum(-low, high)
 
 
-def forward(run: Forward, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-    """The results of `run`, in which no hidden key has a part."""
+def forward(run: Forward, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The results of `run`, in which no hidden key has a part.
+
+    `bias`, for (B, Hq, Nq, Nk): what `run` adds to scores, -inf where a key is hidden. A key whose bias alone makes its
+    weight 0 is visible all the same.
+    """
     results = run(q, k, v)
     if is_finite(results[0]):
         return results
     bad_q, bad_k = _bad(q, k, v)
     if not (bad_q.any() or bad_k.any()):
         return results
-    reached = _reached_rows(run, q, k, v, bad_q, bad_k)
+    if bias is None:
+        reached = _reached_rows(run, q, k, v, bad_q, bad_k)
+    else:
+        reached = bad_q | ((bias != -math.inf) & bad_k[..., None, :]).any(-1)
     clean = run(*_zeroed(q, k, v, bad_q, bad_k))
     return tuple(_chosen(reached, own, other) for own, other in zip(results, clean, strict=True))
 

@@ -34,16 +34,9 @@ class RowBlock:
     keys: Int64
     mask: NDArray[np.bool_]
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is one row with the keys that the row sees and no others."""
-        return len(self.rows) == 1 and bool(self.mask.all())
-
-    def row(self, i: int) -> RowBlock:
-        """Row number i by itself, with the keys that the row sees and no others."""
-        keys = self.keys[self.mask[i]]
-        alone = np.ones((1, len(keys)), dtype=np.bool_)
-        return replace(self, rows=self.rows[i : i + 1], keys=keys, mask=alone)
+    def part(self, rows: Int64, keys: Int64) -> RowBlock:
+        """Some rows and keys, by their numbers in the block."""
+        return replace(self, rows=self.rows[rows], keys=self.keys[keys], mask=self.mask[np.ix_(rows, keys)])
 
 
 def row_blocks(plan: Plan, relations: Relations, entries: Callable[[int], int]) -> Iterator[RowBlock]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import ir
@@ -25,8 +27,8 @@ from attnc.runtime.cpu.autograd import FirstOrder, once
 from attnc.runtime.cpu.hidden_values import beyond, is_finite
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.planned_call import Call, operands_of
-from attnc.runtime.cpu.row_blocks import RowBlock, row_blocks
-from attnc.runtime.cpu.spoiled import Spoiled, spoiled
+from attnc.runtime.cpu.row_blocks import Int64, RowBlock, row_blocks
+from attnc.runtime.cpu.spoiled import Spoiled, alike, spoiled
 from attnc.runtime.fallbacks import DENSE, PASSES, note
 from attnc.runtime.profiling import backward_row, keep_name
 from attnc.runtime.values import Values
@@ -70,23 +72,38 @@ def results(
 ) -> Iterator[tuple[RowBlock, Tensor, Tensor | None]]:
     """(block, out, lse) of a block, and of rows of it by themselves that hidden keys may have spoiled."""
     out, lse = computed(block, leaves, relations, scale)
-    if block.is_alone or is_finite(out):
+    if is_finite(out) or block.mask.all():
         yield block, out, lse
         return
     bad = _spoiled(block, leaves)
-    out, lse = computed(block, _filled(leaves, bad), relations, scale)
-    yield block, out, lse
-    for i in bad.and_rows(~out.flatten(2).isfinite().all(-1)).numbers:
-        row = block.row(i)
-        if len(row.keys):
-            yield row, *computed(row, _of_row(leaves, block, i), relations, scale)
+    alone = not leaves.inputs and not _elsewhere(relations.pattern.attend)  # nothing but `own` can be spoiled
+    skip = alone and bool(bad.rows.all())
+    clean, clean_lse = (out, lse) if skip else computed(block, _filled(leaves, bad), relations, scale)
+    finite = clean.flatten(2).isfinite().all(-1)
+    here = bad.rows.reshape(*bad.rows.shape, *[1] * (out.ndim - 2))
+    lse = None if lse is None or clean_lse is None else torch.where(bad.rows, lse, clean_lse)
+    yield block, torch.where(here, out, clean), lse
+    harmful = bad.keys.any(0).numpy(force=True)
+    if not skip and not finite.all():  # something else is spoiled, as an input is
+        harmful = np.ones_like(harmful)
+    rows = bad.and_rows(~finite).numbers
+    if len(alike(block.mask[:, harmful], rows)) > 1:  # NaN stays NaN, whatever is added
+        part, own = _part(block, leaves, rows, ~harmful | block.mask[rows].all(axis=0))
+        if len(part.keys):
+            found, _ = computed(part, own, relations, scale)
+            rows = rows[~found.flatten(2).isnan().all(-1).all(0).numpy(force=True)]
+    for some in alike(block.mask[:, harmful], rows):
+        part, own = _part(block, leaves, some, ~harmful | block.mask[some[0]])
+        if len(part.keys):
+            yield part, *computed(part, own, relations, scale)
 
 
-def _of_row(leaves: Leaves, block: RowBlock, i: int) -> Leaves:
-    """What `block.row(i)` is computed from."""
-    seen = torch.from_numpy(block.mask[i]).to(leaves.own["q"].device)
-    own = {name: x[:, i : i + 1] if name == "q" else x[:, :, seen] for name, x in leaves.own.items()}
-    return replace(leaves, own=own)
+def _part(block: RowBlock, leaves: Leaves, rows: Int64, keys: NDArray[np.bool_]) -> tuple[RowBlock, Leaves]:
+    """Some rows of a block with those of `keys` that one of the rows sees, and what the part is computed from."""
+    seen = np.flatnonzero(keys & block.mask[rows].any(axis=0))
+    at_rows, at_keys = (torch.from_numpy(x).to(leaves.own["q"].device) for x in (rows, seen))
+    own = {name: x[:, at_rows] if name == "q" else x[:, :, at_keys] for name, x in leaves.own.items()}
+    return block.part(rows, seen), replace(leaves, own=own)
 
 
 def _spoiled(block: RowBlock, leaves: Leaves, further: Tensor | None = None) -> Spoiled:
@@ -224,21 +241,75 @@ def _add_block(
     grad_out, grad_lse = (None if grad is None else grad[block.batch, heads, rows] for grad in grads)
     leaves = _leaves(block, named, node, sums.inputs)
     found = _of_block(block, leaves, (grad_out, grad_lse), call)
-    if block.is_alone or all(x is None or is_finite(x) for x in found):
+    if block.mask.all() or _are_finite(found):
         _add_found(block, found, call, sums)
         return
     bad = _spoiled(block, leaves, _beyond_rows(grad_out, grad_lse))
-    found = _of_block(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
-    if all(x is None or is_finite(x) for x in found):
-        _add_found(block, found, call, sums)
-    else:  # something else is spoiled, as an input is
-        bad = bad.and_rows(torch.ones_like(bad.rows))
-    for i in bad.numbers:
-        row, one = block.row(i), slice(i, i + 1)
-        if len(row.keys):
-            own = (None if grad is None else grad[:, one] for grad in (grad_out, grad_lse))
-            given = _without(~bad.rows[:, one], *own)
-            _add_found(row, _of_block(row, _of_row(leaves, block, i), given, call), call, sums)
+    own_alone = _no_numbers(block, bad.rows, found, call)
+    if not bad.rows.all():
+        clean = _of_block(block, _filled(leaves, bad), _without(bad.rows, grad_out, grad_lse), call)
+        if _are_finite(clean):
+            _add_found(block, clean, call, sums)
+        else:  # something else is spoiled, as an input is
+            bad = bad.and_rows(torch.ones_like(bad.rows))
+    _add_spoiled(block, leaves, (grad_out, grad_lse), call, sums, bad, found, own_alone)
+
+
+def _add_spoiled(
+    block: RowBlock,
+    leaves: Leaves,
+    grads: GivenGradients,
+    call: Call,
+    sums: GradientTotals,
+    bad: Spoiled,
+    found: Sequence[Tensor | None],
+    own_alone: NDArray[np.bool_],
+) -> None:
+    """Add the gradients of the spoiled rows of a block, by rows that see the same keys.
+
+    Rows of `own_alone` whose keys have no number in their sums any more add what was `found` of their queries first.
+    """
+    settled: NDArray[np.bool_] | None = None
+    left = []
+    for some in alike(block.mask, bad.numbers):
+        if own_alone[some].all():
+            settled = _settled(block, found, call, sums) if settled is None else settled
+        if own_alone[some].all() and settled is not None and settled[block.mask[some[0]]].all():
+            left.append(some)
+            continue
+        part, own = _part(block, leaves, some, block.mask[some[0]])
+        if len(part.keys):
+            at = torch.from_numpy(some)
+            given = (None if grad is None else grad[:, at] for grad in grads)
+            _add_found(part, _of_block(part, own, _without(~bad.rows[:, at], *given), call), call, sums)
+            settled = None
+    if left and found[0] is not None:
+        rows_left = np.concatenate(left)
+        part = block.part(rows_left, np.arange(len(block.keys)))
+        _add_own(sums.vectors["q"][block.batch], found[0][:, torch.from_numpy(rows_left)], part, "q", call)
+
+
+def _are_finite(found: Sequence[Tensor | None]) -> bool:
+    return all(x is None or is_finite(x) for x in found)
+
+
+def _no_numbers(block: RowBlock, bad: Tensor, found: Sequence[Tensor | None], call: Call) -> NDArray[np.bool_]:
+    """The rows of a block that are spoiled in all heads and whose own gradient is NaN: so it is without hidden keys."""
+    node = call.relations.pattern.attend
+    if node.keys is not None or _elsewhere(node) or not found or found[0] is None:
+        return np.zeros(len(block.rows), dtype=np.bool_)
+    return (bad & found[0].flatten(2).isnan().all(-1)).all(0).numpy(force=True)
+
+
+def _settled(block: RowBlock, found: Sequence[Tensor | None], call: Call, sums: GradientTotals) -> NDArray[np.bool_]:
+    """The keys of a block to which a spoiled row has nothing to add: no sum of theirs, or of inputs, is a number."""
+    group = max(call.plan.heads // max(call.plan.kv_heads, 1), 1)
+    heads, keys = torch.tensor(block.heads)[:, None] // group, torch.from_numpy(block.keys)
+    if any(bool(x.isfinite().any()) for x in sums.of_inputs):
+        return np.zeros(len(keys), dtype=np.bool_)
+    read = [name for name, x in zip(("q", "k", "v"), found, strict=False) if name != "q" and x is not None]
+    numbers = [sums.vectors[name][block.batch][heads, keys].isfinite().any(-1).any(0) for name in read]
+    return ~torch.stack(numbers).any(0).numpy(force=True) if numbers else np.zeros(len(keys), dtype=np.bool_)
 
 
 def _beyond_rows(grad_out: Tensor | None, grad_lse: Tensor | None) -> Tensor | None:

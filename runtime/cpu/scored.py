@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -26,7 +27,7 @@ from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.cpu.operands import operand, operands
 from attnc.runtime.cpu.planned_call import Call
 from attnc.runtime.cpu.scores import Scores
-from attnc.runtime.cpu.spoiled import spoiled
+from attnc.runtime.cpu.spoiled import Cut, by_pair, cuts, spoiled
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.fallbacks import COPY, DENSE, note
 from attnc.runtime.profiling import backward_row, keep_name
@@ -44,6 +45,10 @@ class Rows:
     out: Tensor
     lse: Tensor
     shift: Tensor
+
+    def known(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """The LSE and shift of the rows of a tile."""
+        return self.lse[tile.batch][tile.at], self.shift[tile.batch][tile.at]
 
 
 LARGE = 16.0
@@ -75,11 +80,35 @@ Partial = tuple[Tensor, Tensor, Tensor]
 
 
 def _add_tile(tile: Tile, tensors: Vectors, scores: Scores, result: Rows, group: int) -> None:
-    """Merge a tile into the rows of `result`."""
+    """Merge a tile into the rows of `result`, none of it by hidden keys."""
+    vectors = _vectors_of(tile, tensors, group)
+    found = _computed(tile, vectors, scores, result.known(tile))
+    if is_finite(found[0]) or tile.mask.all():
+        _merge(tile, found, result)
+        return
+    bad = spoiled(tile.mask, *vectors)
+    if (bad.queries.any() or bad.keys.any()) and not bad.rows.all():
+        q, k, v = vectors
+        clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
+        found = _computed(tile, clean, scores, result.known(tile))
+    bad = bad.and_rows(~found[0].isfinite().all(-1))
+    _merge(tile, found, result, ~bad.rows)
+    harm = ~tile.mask & bad.keys.any(0).numpy()
+    for cut in cuts(tile.mask, harm, bad.numbers):
+        part, own = tile.part(cut.rows, cut.keys), _vectors_of_cut(vectors, cut)
+        found = _computed_of_cut(cut, part, own, scores, result.known(part))
+        _merge(part, found, result, bad.rows[:, torch.from_numpy(cut.rows)])
+
+
+def _merge(tile: Tile, found: Partial, result: Rows, where: Tensor | None = None) -> None:
+    """Merge what the keys of a tile give its rows, or those of them (heads, rows) that `where` says."""
     out, lse, shift = (x[tile.batch][tile.at] for x in (result.out, result.lse, result.shift))
-    o, part, shift = _partial(tile, _vectors_of(tile, tensors, group), scores, (lse, shift))
+    o, part, own_shift = found
+    if where is not None:
+        o, part = torch.where(where[..., None], o, 0), torch.where(where, part, -math.inf)
+        own_shift = torch.where(where, own_shift, shift)
     merge(o, part, out, lse)
-    for x, rows in ((result.out, out), (result.lse, lse), (result.shift, shift)):
+    for x, rows in ((result.out, out), (result.lse, lse), (result.shift, own_shift)):
         x[tile.batch][tile.at] = rows
 
 
@@ -90,31 +119,11 @@ def _vectors_of(tile: Tile, tensors: Vectors, group: int) -> Vectors:
     return q[tile.at], k[at_keys], v[at_keys]
 
 
-def _vectors_of_row(vectors: Vectors, tile: Tile, i: int) -> Vectors:
-    """Those of `tile.row(i)`."""
+def _vectors_of_cut(vectors: Vectors, cut: Cut) -> Vectors:
+    """The vectors of a part of a tile."""
     q, k, v = vectors
-    seen = torch.from_numpy(tile.mask[i])
-    return q[:, i : i + 1], k[:, seen], v[:, seen]
-
-
-def _partial(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
-    """What a tile gives its rows, of which the LSE and shift are `known`, none of it by hidden keys."""
-    found = _computed(tile, vectors, scores, known)
-    if tile.is_alone or is_finite(found[0]):
-        return found
-    bad = spoiled(tile.mask, *vectors)
-    if bad.queries.any() or bad.keys.any():
-        q, k, v = vectors
-        found = _computed(tile, (bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)), scores, known)
-    rows = bad.and_rows(~found[0].isfinite().all(-1))
-    for i in rows.numbers:
-        one, here, row = slice(i, i + 1), rows.rows[:, i : i + 1], tile.row(i)
-        if not len(row.keys):
-            continue
-        own = _vectors_of_row(vectors, tile, i)
-        for whole, part in zip(found, _computed(row, own, scores, (known[0][:, one], known[1][:, one])), strict=True):
-            whole[:, one] = torch.where(here.reshape(*here.shape, *[1] * (part.ndim - 2)), part, whole[:, one])
-    return found
+    rows, keys = torch.from_numpy(cut.rows), torch.from_numpy(cut.keys)
+    return q[:, rows], k[:, keys], v[:, keys]
 
 
 def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
@@ -126,6 +135,25 @@ def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor,
     if factor is None:
         return *_softmax(score, v.to(dtype)), shift
     return *_by_kernel(q, k, v, score, factor), shift
+
+
+def _computed_of_cut(cut: Cut, tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+    """`_computed` of a part, in torch: the kernel has no answer where a score that is visible is -inf."""
+    (lse, shift), factor = known, scores.factor
+    q, k, v = (x.to(lse.dtype) for x in vectors)
+    if cut.by_pairs:
+        q, k = by_pair(tile.mask, q, k)
+    if factor is None:
+        score = scores.of(tile, q, k)
+    else:
+        score = factor * ((q * k).sum(-1) if cut.by_pairs else q @ k.transpose(-1, -2)) + scores.bias(tile)
+        score = score.masked_fill(torch.from_numpy(~tile.mask), -math.inf)
+    shift = _shifted(score, shift, lse == -math.inf)
+    score = score - shift[..., None]
+    if not cut.by_pairs:
+        return *_softmax(score, v), shift
+    out, own = _softmax(score[:, :, None], torch.where(torch.from_numpy(tile.mask)[..., None], v[:, None], 0))
+    return out[:, :, 0], own[:, :, 0], shift
 
 
 def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
@@ -147,12 +175,12 @@ def _count_extra(q: Tensor, scores: Scores, result: Rows, counted: Tensor) -> No
 
 
 def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, lse) of scores (heads, rows, keys) over v (heads, keys, dv)."""
+    """(out, lse) of scores (…, rows, keys) over v (…, keys, dv)."""
     most = score.amax(-1, keepdim=True)
     weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
     whole = weights.sum(-1)
-    lse = torch.where(whole > 0, most[..., 0] + whole.log(), -math.inf)
-    return (weights @ v) / torch.where(whole > 0, whole, 1)[..., None], lse
+    lse = torch.where(whole == 0, -math.inf, most[..., 0] + whole.log())  # NaN stays NaN: such a row is not blind
+    return (weights @ v) / torch.where(whole == 0, 1, whole)[..., None], lse
 
 
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> tuple[Tensor, Tensor]:
@@ -238,40 +266,65 @@ def _delta(grad_out: Tensor, grad_lse: Tensor | None, result: Rows) -> Tensor:
     return delta if grad_lse is None else delta - torch.where(result.lse == -math.inf, 0, grad_lse)
 
 
-def _add_gradients(tile: Tile, of_rows: OfRows, tensors: Vectors, gradients: Gradients, sums: Sums) -> None:
+def _add_gradients(
+    tile: Tile, of_rows: OfRows, tensors: Vectors, gradients: Gradients, by_pairs: Gradients, sums: Sums
+) -> None:
     """Add the gradients of a tile to `sums`, those of a spoiled row where the row sees, and nowhere else."""
     group = tensors[0].shape[1] // max(tensors[1].shape[1], 1)
     vectors = _vectors_of(tile, tensors, group)
     rows = OfRows(*(x[tile.batch][tile.at] for x in of_rows))
     found = gradients(tile, vectors, rows)
-    if tile.is_alone or all(x is None or is_finite(x) for x in (*found[:3], *found[3])):
+    if _are_finite(found) or tile.mask.all():
         _add_tile_gradients(tile, found, sums, group)
         return
     bad = spoiled(tile.mask, *vectors, rows.spoiled)
-    q, k, v = vectors
-    clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
-    found = gradients(tile, clean, rows.without(bad.rows))
-    if all(x is None or is_finite(x) for x in (*found[:3], *found[3])):
-        _add_tile_gradients(tile, found, sums, group)
-        numbers = bad.numbers
-    else:  # something else is spoiled, as an input is
-        numbers = list(range(len(tile.rows)))
-        bad = bad.and_rows(torch.ones_like(bad.rows))
-    for i in numbers:
-        row = tile.row(i)
-        if len(row.keys):
-            own = _vectors_of_row(vectors, tile, i)
-            alone = OfRows(*(x[:, i : i + 1] for x in rows)).without(~bad.rows[:, i : i + 1])
-            _add_tile_gradients(row, gradients(row, own, alone), sums, group)
+    if not bad.rows.all():
+        q, k, v = vectors
+        clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
+        found = gradients(tile, clean, rows.without(bad.rows))
+        if _are_finite(found):
+            _add_tile_gradients(tile, found, sums, group)
+        else:  # something else is spoiled, as an input is
+            bad = bad.and_rows(torch.ones_like(bad.rows))
+    for cut in cuts(tile.mask, ~tile.mask, bad.numbers):
+        at = torch.from_numpy(cut.rows)
+        part, own = tile.part(cut.rows, cut.keys), _vectors_of_cut(vectors, cut)
+        alone = OfRows(*(x[:, at] for x in rows)).without(~bad.rows[:, at])
+        run = by_pairs if cut.by_pairs else gradients
+        _add_tile_gradients(part, run(part, own, alone), sums, group)
+
+
+def _are_finite(found: OfTile) -> bool:
+    return all(x is None or is_finite(x) for x in (*found[:3], *found[3]))
+
+
+def _gradients_by_pairs(scores: Scores, inputs: Sequence[Tensor], tile: Tile, vectors: Vectors, rows: OfRows) -> OfTile:
+    """`Gradients` of few rows, without a product with what is hidden."""
+    dtype, seen = rows.lse.dtype, torch.from_numpy(tile.mask)
+    with torch.enable_grad():
+        q_rows, k_rows = (x.to(dtype).requires_grad_() for x in vectors[:2])
+        q, k = by_pair(tile.mask, q_rows, k_rows)
+    score, pull = scores.recorded(tile, q, k, rows.shift)
+    weights = torch.where(seen, torch.exp(score - rows.lse[..., None]), 0)
+    grad_out, v = rows.grad_out.to(dtype), vectors[2].to(dtype)
+    of_v = torch.where(seen[..., None], weights[..., None] * grad_out[:, :, None], 0).sum(1)
+    change = weights * (grad_out @ v.transpose(-1, -2) - rows.delta[..., None])
+    pairs = pull(torch.where(seen, change, 0))
+    if not pairs:
+        return None, None, of_v, [None] * len(inputs)
+    atoms, grads = zip(*pairs, strict=True)
+    of_q, of_k, *found = torch.autograd.grad(atoms, [q_rows, k_rows, *inputs], grads, allow_unused=True)
+    return of_q, of_k, of_v, found
 
 
 def _add_tile_gradients(tile: Tile, found: OfTile, sums: Sums, group: int) -> None:
+    """Add what a tile gives, without columns that operands were padded with."""
     of_q, of_k, of_v, of_inputs = found
     if of_q is not None:
-        sums.q[tile.batch][tile.at] += of_q
+        sums.q[tile.batch][tile.at] += of_q[..., : sums.q.shape[-1]]
     if of_k is not None:
-        _add_keys(sums.k[tile.batch], of_k, tile, group)
-    _add_keys(sums.v[tile.batch], of_v, tile, group)
+        _add_keys(sums.k[tile.batch], of_k[..., : sums.k.shape[-1]], tile, group)
+    _add_keys(sums.v[tile.batch], of_v[..., : sums.v.shape[-1]], tile, group)
     _add(sums.inputs, of_inputs)
 
 
@@ -307,7 +360,7 @@ def _backward_in_torch(
     of_rows, blind = OfRows(grad_out.to(dtype), result.lse, result.shift, delta, result.out), result.lse == -math.inf
     of_rows = of_rows.without(blind) if blind.any() else of_rows
     for tile in tiles.tiles(plan, tiles.ROWS):
-        _add_gradients(tile, of_rows, tensors, gradients, sums)
+        _add_gradients(tile, of_rows, tensors, gradients, partial(_gradients_by_pairs, scores, inputs), sums)
 
 
 def _backward_by_kernel(
@@ -339,12 +392,12 @@ def _backward_by_kernel(
         bias = bias - rows.shift[..., None] if rows.shift.any() else bias
         of_rows = rows.grad_out[None], q_rows, k_rows, v_rows, rows.out[None], rows.lse[None]
         found = kernel.attend_backward(*of_rows, bias[None], False, factor)
-        dq, dk, dv = (x[0, ..., : like.shape[-1]] for x, like in zip(found, tensors, strict=True))
+        dq, dk, dv = (x[0] for x in found)
         return dq, dk, dv, []
 
     of_rows = OfRows(grad_out, lse, result.shift, delta, out)
     for tile in tiles.tiles(plan, tiles.KERNEL_ROWS):
-        _add_gradients(tile, of_rows, (q, k, v), gradients, sums)
+        _add_gradients(tile, of_rows, (q, k, v), gradients, partial(_gradients_by_pairs, scores, ()), sums)
 
 
 def _add_extra(scores: Scores, q: Tensor, result: Rows, delta: Tensor, inputs: Sequence[Tensor], sums: Sums) -> None:

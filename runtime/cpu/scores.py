@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -49,7 +49,7 @@ class _Part:
         return torch.from_numpy(self.rows)[:, None], torch.from_numpy(self.keys)[None]
 
     def of(self, change: Tensor, tile: Tile) -> Tensor:
-        """What of a tensor (heads, rows, keys) of the tile is in it."""
+        """What of a tensor (heads, rows, keys[, d]) of the tile is in it."""
         return change if self.all_rows(tile) and self.all_keys(tile) else change[:, self.at[0], self.at[1]]
 
 
@@ -66,7 +66,7 @@ class Scores:
     def of(self, tile: Tile, q: Tensor, k: Tensor) -> Tensor:
         """Scores (heads, rows, keys) of a tile whose vectors are q (heads, rows, dk) and k (heads, keys, dk).
 
-        -inf where nothing is seen.
+        Or both are by pair, (heads, rows, keys, dk). -inf where nothing is seen.
         """
         shape = len(tile.heads), len(tile.rows), len(tile.keys)
         parts = [(values.of(self.node.score), part) for values, part in self._values(tile, q, k)]
@@ -76,6 +76,9 @@ class Scores:
         """The parts of a tile, with what evaluates scores there."""
         for part in self._parts(tile):
             rows, keys = (torch.from_numpy(at) for at in (part.rows, part.keys))
+            if q.ndim == 4:
+                yield Values(self._operands, part.block, {"q": part.of(q, tile), "k": part.of(k, tile)}), part
+                continue
             own = {"q": q if part.all_rows(tile) else q[:, rows], "k": k if part.all_keys(tile) else k[:, keys]}
             yield Values(self._operands, part.block, {"q": own["q"][:, :, None], "k": own["k"][:, None]}), part
 
@@ -103,7 +106,7 @@ class Scores:
         factor = self.factor
         assert factor is not None
         with torch.enable_grad():
-            product = q @ k.transpose(-1, -2)
+            product = q @ k.transpose(-1, -2) if q.ndim == 3 else (q * k).sum(-1)
         bias, pulls = self._bias(tile)
         score = factor * product.detach() + (bias - shift[..., None])
 
@@ -112,7 +115,7 @@ class Scores:
 
         return score, pull
 
-    @property
+    @cached_property
     def factor(self) -> float | None:
         """What `dot(q, k)` is multiplied with where the rest of the score is a bias, else None."""
         if self._additive is None:

@@ -1,12 +1,14 @@
 """Rows and keys of a tile that are not finite, and rows that see one: only there may a result be no number.
 
-A tile multiplies the value of a hidden key by a weight of 0, and 0 · NaN is NaN. Where what a tile gives is not finite,
-the tile is computed again with numbers in place of spoiled vectors, and every row that such a vector reaches by itself,
-with the keys that the row sees and no others. All other rows keep the bits that they have without spoiled vectors.
+A tile multiplies the value of a hidden key by a weight of 0, and 0 · NaN is NaN. Where what a tile gives is not finite
+and the tile hides something, the tile is computed again with numbers in place of spoiled vectors. All rows that no such
+vector reaches keep the bits of that. The others are computed from `cuts` of the tile: parts in which nothing spoiled is
+hidden, and small parts whose pairs are computed one by one, without the hidden ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,57 @@ from attnc.runtime.cpu.hidden_values import beyond
 FILL = 0.5
 """In place of what is spoiled: a number whose logarithm, root and inverse are numbers, and those of 1 less it."""
 
+PAIR_ROWS = 32
+"""Rows of a part whose pairs are computed one by one, each with vectors of its own."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Rows and keys of a tile, by their numbers in it. `by_pairs`: hidden pairs must take no part in any sum."""
+
+    rows: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    by_pairs: bool
+
+
+def cuts(mask: NDArray[np.bool_], harm: NDArray[np.bool_], rows: NDArray[np.int64]) -> Iterator[Cut]:
+    """Parts that together have the visible pairs of some rows once; only those by pairs have harmful pairs.
+
+    `mask` and `harm` (rows, keys) say which pairs of the tile are visible, and which hidden ones do harm in a sum.
+    """
+    yield from _cuts(mask, harm, rows, np.arange(mask.shape[1]))
+
+
+def _cuts(
+    mask: NDArray[np.bool_], harm: NDArray[np.bool_], rows: NDArray[np.int64], keys: NDArray[np.int64]
+) -> Iterator[Cut]:
+    keys = keys[mask[np.ix_(rows, keys)].any(axis=0)]
+    harmed = harm[np.ix_(rows, keys)].any(axis=0)
+    if not harmed.all():
+        yield Cut(rows, keys[~harmed], by_pairs=False)
+    if not harmed.any():
+        return
+    if len(rows) <= PAIR_ROWS:
+        yield Cut(rows, keys[harmed], by_pairs=True)
+        return
+    for half in np.array_split(rows, 2):
+        yield from _cuts(mask, harm, half, keys[harmed])
+
+
+def alike(mask: NDArray[np.bool_], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows of a mask by what they show, those that show the most first."""
+    if not len(rows):
+        return []
+    shown, number = np.unique(mask[rows], axis=0, return_inverse=True)
+    order = np.argsort(-shown.sum(axis=1), kind="stable").tolist()
+    return [rows[number.reshape(-1) == i] for i in order]
+
+
+def by_pair(mask: NDArray[np.bool_], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q (heads, rows, d) and k (heads, keys, d) for each pair: (heads, rows, keys, d), numbers where it is hidden."""
+    seen = torch.from_numpy(mask).to(q.device)[..., None]
+    return torch.where(seen, q[:, :, None], FILL), torch.where(seen, k[:, None], FILL)
+
 
 @dataclass(frozen=True)
 class Spoiled:
@@ -29,9 +82,9 @@ class Spoiled:
     rows: Tensor
 
     @property
-    def numbers(self) -> list[int]:
+    def numbers(self) -> NDArray[np.int64]:
         """The rows of the tile that are reached in some head."""
-        return [int(i) for i in self.rows.any(0).nonzero().flatten()]
+        return np.flatnonzero(self.rows.any(0).numpy(force=True))
 
     def filled_queries(self, q: Tensor) -> Tensor:
         """Vectors (heads, rows, d) with numbers in place of spoiled ones."""

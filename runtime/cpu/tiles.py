@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Tile:
     keys: NDArray[np.int64]
     mask: NDArray[np.bool_]
 
-    @property
+    @cached_property
     def at(self) -> tuple[Tensor, Tensor]:
         """Indices of its rows in the heads and tokens of its batch entry."""
         return torch.tensor(self.heads)[:, None], torch.from_numpy(self.rows)
@@ -39,15 +40,9 @@ class Tile:
         """The same of its keys, where `group` query heads share a kv head."""
         return torch.tensor(self.heads)[:, None] // group, torch.from_numpy(self.keys)
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is one row with the keys that the row sees and no others."""
-        return len(self.rows) == 1 and bool(self.mask.all())
-
-    def row(self, i: int) -> Tile:
-        """Row number i by itself, with the keys that the row sees and no others."""
-        keys = self.keys[self.mask[i]]
-        return Tile(self.batch, self.heads, self.rows[i : i + 1], keys, np.ones((1, len(keys)), dtype=np.bool_))
+    def part(self, rows: NDArray[np.int64], keys: NDArray[np.int64]) -> Tile:
+        """Some rows and keys, by their numbers in the tile."""
+        return Tile(self.batch, self.heads, self.rows[rows], self.keys[keys], self.mask[np.ix_(rows, keys)])
 
 
 def tiles(plan: Plan, most_rows: int) -> Iterator[Tile]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.compiler.kernels.chosen.frame import PREFIX
+from attnc.compiler.kernels.kernel import CAREFUL
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.runtime.attention import Attention, compile_attention
 from attnc.runtime.example_inputs import example_inputs, head_count
@@ -54,7 +55,8 @@ def cases(
 ) -> Iterator[Case]:
     """The kernels of each on each target: of heads with keys of their own, and of groups that share them.
 
-    One that is the same for two of them comes once; of what runs as tiles in torch there is none.
+    One that is the same for two of them comes once; of what runs as tiles in torch there is none. Careful kernels are
+    left out: they return at once in finite calls, so that their speed is of no account.
     """
     seen = set()
     for name in names:
@@ -64,6 +66,8 @@ def cases(
             call = _call(attention, n, width, getattr(torch, dtype), shared)
             for source in started(call, TARGETS[target]).values():
                 case = Case(name, source, target, width, dtype, shared > 1 and source.stage == "dkdv")
+                if source.function.endswith(CAREFUL):
+                    continue
                 if (target, source.digest) not in seen:
                     seen.add((target, source.digest))
                     yield case

@@ -61,7 +61,9 @@ class Given:
         counts = {x.shape[1] for x in own[1:]} - {1} or {k.shape[1]}
         kv_heads = k.shape[1] if counts == {k.shape[1]} else heads
         # Kernels number kv heads by the vectors that they are given.
-        if kv_heads != k.shape[1] and reads_kv_heads(self._relations.pattern.attend.visible, score.formula):
+        pattern = self._relations.pattern
+        by_kv_head = any("kv_head" in tensor.dims for tensor in pattern.tensors)
+        if kv_heads != k.shape[1] and (by_kv_head or reads_kv_heads(pattern.attend.visible, score.formula)):
             raise NotInKernelsError("keys or values that differ by query head, where kv heads are read")
         for i in (1, 2):
             own[i] = _by_head(own[i], kv_heads).expand(batch, kv_heads, *own[i].shape[2:])

@@ -1,90 +1,108 @@
 """Gradients of a recurrence whose tokens have borders between them: NaN of one side reaches nothing on the other.
 
 A backward pass by chunks multiplies what a border hides by 0, and 0 · NaN is NaN. Where an incoming gradient is not
-finite, the pass runs twice: with zeros in place of what is not finite, and with numbers there and zeros elsewhere. What
-the second gives is 0 behind a border, and everywhere else tells which gradients are no numbers.
+finite, the pass runs twice: first with numbers there and zeros elsewhere, which gives 0 behind a border, and everywhere
+else tells which gradients are no numbers; then, as autograd's own, with zeros in place of what is not finite.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
-from attnc.runtime.cpu.autograd import FirstOrder, once
+from attnc.runtime.cpu.autograd import FirstOrder
 from attnc.runtime.cpu.hidden_values import is_finite
+from attnc.runtime.fallbacks import HOST_WAIT, note
 from attnc.runtime.recurrent.tokens import Tokens
 
 States = dict[str, Tensor]
 Run = Callable[[Tokens, States], tuple[Tensor, States]]
 
 
-def with_borders(run: Run, tokens: Tokens, states: States) -> tuple[Tensor, States]:
-    """What `run` gives, (out, the last states), differentiable once; see above."""
+def with_borders(name: str, run: Run, tokens: Tokens, states: States) -> tuple[Tensor, States]:
+    """What `run` gives, (out, the last states), as differentiable as that; see above. `name`: the pattern's."""
     given = [*tokens.real, *states.values()]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     if not recorded or torch._C._are_functorch_transforms_active():
         return run(tokens, states)
-    out, *last = _Bordered.apply(run, tokens, tuple(states), *given)  # type: ignore[no-untyped-call]
-    return out, dict(zip(states, last, strict=True))
+    own = [x.view_as(x) if x.requires_grad else x for x in given]
+    count = len(tokens.real)
+    out, last = run(tokens.having(own[:count]), dict(zip(states, own[count:], strict=True)))
+    ends = [out, *last.values()]
+    if not any(x.requires_grad for x in ends):
+        return out, last
+    out, *rest = _Checked.apply(name, len(ends), *ends, *own)  # type: ignore[no-untyped-call]
+    return out, dict(zip(last, rest, strict=True))
 
 
-class _RecordedPass(NamedTuple):
-    """A forward pass as autograd has recorded it; `edges`: None for a result without a gradient. It keeps no result."""
+class _Checked(FirstOrder):
+    """The results of a call, unchanged; its other operands are what the call was given.
 
-    edges: Sequence[GradientEdge | None]
-    leaves: Sequence[Tensor]
-
-    def gradients(self, grads: Sequence[Tensor]) -> list[Tensor | None]:
-        """The gradients of the leaves, None for a leaf that wants none."""
-        pairs = [(edge, grad) for edge, grad in zip(self.edges, grads, strict=True) if edge is not None]
-        wanted = [x for x in self.leaves if x.requires_grad]
-        if not pairs:
-            return [None] * len(self.leaves)
-        edges, given = zip(*pairs, strict=True)
-        found = iter(torch.autograd.grad(edges, wanted, given, retain_graph=True, allow_unused=True))
-        return [next(found) if x.requires_grad else None for x in self.leaves]
-
-
-class _Bordered(FirstOrder):
-    """A call under autograd, which keeps its own record of it for the backward pass."""
+    Those get a gradient from here only where an incoming one is not finite: NaN where theirs is no number, else 0.
+    """
 
     @staticmethod
-    def forward(ctx: Any, run: Run, tokens: Tokens, names: Sequence[str], *given: Tensor) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_(need) for x, need in zip(given, ctx.needs_input_grad[3:], strict=True)]
-            count = len(leaves) - len(names)
-            out, last = run(tokens.having(leaves[:count]), dict(zip(names, leaves[count:], strict=True)))
-        ends = [out, *last.values()]
-        edges = [get_gradient_edge(x) if x.requires_grad else None for x in ends]
-        ctx.recorded = _RecordedPass(edges, leaves)
-        return tuple(x.detach() for x in ends)
+    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.name, ctx.count = name, count
+        ctx.set_materialize_grads(False)
+        results = [x.detach() for x in tensors[:count]]
+        ctx.mark_non_differentiable(*(y for x, y in zip(tensors, results, strict=False) if not x.requires_grad))
+        return tuple(results)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, None, *once(_gradients, ctx.recorded, *grads))
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        edges = [None if node is None else GradientEdge(node, at) for node, at in ctx.next_functions]
+        ends, given = edges[: ctx.count], edges[ctx.count :]
+        if _may_be_finite(ctx.name, [grad for grad in grads if grad is not None]):
+            return (None, None, *grads, *[None] * len(given))
+        finite = [None if grad is None else grad.isfinite() for grad in grads]
+        marks = _marks(ends, given, finite, grads)
+        return (None, None, *map(_cleaned, finite, grads), *marks)
 
 
-def _gradients(recorded: _RecordedPass, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    if all(map(_is_finite, grads)):
-        return tuple(recorded.gradients(grads))
-    finite = [grad.isfinite() for grad in grads]
-    pairs = list(zip(finite, grads, strict=True))
-    clean = recorded.gradients([torch.where(here, grad, 0) for here, grad in pairs])
-    marks = recorded.gradients([torch.where(here, 0, _drawn(here).to(grad.dtype)) for here, grad in pairs])
-    return tuple(x if x is None else _marked(x, mark) for x, mark in zip(clean, marks, strict=True))
+def _may_be_finite(name: str, grads: Sequence[Tensor]) -> bool:
+    """Whether the gradients are finite, or the host must not ask the device."""
+    if not grads:
+        return True
+    if grads[0].is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            return True
+        note(name, HOST_WAIT, "gradients behind a document's border or a `reset` are checked to be finite")
+    real = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in grads)
+    return is_finite(*(x.detach() for x in real))
 
 
-def _marked(x: Tensor, mark: Tensor | None) -> Tensor:
-    return x if mark is None else torch.where(mark != 0, math.nan, x)
+def _marks(
+    ends: Sequence[GradientEdge | None],
+    given: Sequence[GradientEdge | None],
+    finite: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """NaN in the gradients of what was given where a gradient that is not finite has a part, else 0."""
+    pairs = [
+        (end, torch.where(here, 0, _drawn(here).to(grad.dtype)))
+        for end, here, grad in zip(ends, finite, grads, strict=True)
+        if end is not None and here is not None and grad is not None
+    ]
+    wanted = [edge for edge in given if edge is not None]
+    drawn = [grad for _, grad in pairs]
+    # The buffers stay for the pass that follows; that one frees them, or not, as its caller says.
+    found = torch.autograd.grad([end for end, _ in pairs], wanted, drawn, retain_graph=True, allow_unused=True)
+    rest = iter(found)
+    return [None if edge is None else _no_numbers(next(rest)) for edge in given]
 
 
-def _is_finite(x: Tensor) -> bool:
-    return is_finite(torch.view_as_real(x) if x.is_complex() else x)
+def _no_numbers(mark: Tensor | None) -> Tensor | None:
+    return None if mark is None else torch.zeros_like(mark).masked_fill_(mark != 0, math.nan)
+
+
+def _cleaned(finite: Tensor | None, grad: Tensor | None) -> Tensor | None:
+    return None if finite is None or grad is None else torch.where(finite, grad, 0)
 
 
 def _drawn(like: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ class Recurrent(DerivedRecurrence):
         if linear is None or not may_have_borders(self.pattern, anew, tokens.q):
             out, last = run(tokens, own)
         else:
-            out, last = with_borders(run, tokens, own)
+            out, last = with_borders(self.pattern.name, run, tokens, own)
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
 
     def _kept_apart(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear | None) -> Result:

@@ -30,6 +30,9 @@ from attnc.runtime.recurrent.solves import solve_by_steps
 from attnc.runtime.recurrent.tokens import Tokens
 from attnc.spec.errors import EvaluationError
 
+MOST_KEPT = 64
+"""Exact parts of a token loop that are kept for values of variables, each with a number for every token."""
+
 LEAD = 3
 """Batch, heads and tokens."""
 
@@ -115,11 +118,17 @@ class TokenValues:
     # --- exact parts -------------------------------------------------------------------------------------------------
 
     def integers_taken(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
-        """The same in the order in which tokens are taken, computed once: every token asks for it."""
+        """The same in the order in which tokens are taken, computed once, as every token asks for it.
+
+        Of values of variables the first `MOST_KEPT` are kept: a variable may run over all tokens.
+        """
         key = node, _free(node, bound)
-        if key not in self._exact:
-            self._exact[key] = self._integers_in_order(node, bound)
-        return self._exact[key]
+        found = self._exact.get(key)
+        if found is None:
+            found = self._integers_in_order(node, bound)
+            if not key[1] or len(self._exact) < MOST_KEPT:
+                self._exact[key] = found
+        return found
 
     def _integers_in_order(self, node: Index, bound: Bound) -> NDArray[np.int64]:
         found = self.integers(node, bound)

@@ -1,4 +1,4 @@
-"""Bounds of the numbers in a relation: which clauses have one value for every pair, whatever the length."""
+"""Bounds of the numbers in a relation: which clauses have one value for every pair, whatever the lengths."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
 
+from attnc.runtime.verifying.shapes import takes_more_queries
 from attnc.spec import program
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
@@ -19,14 +20,14 @@ Number = Fraction | float
 """Exact, or an infinity."""
 
 JUNCTIONS = ("and", "or", "not")
-_COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 _WHOLE = ("floordiv", "floor", "ceil", "bitlen", "isqrt")
 _WHOLE_OF_WHOLE = ("mod", "abs", "min", "max", "mul", "clamp")
 _PLAIN = (
     *(program.Literal, program.ParameterRead, program.Operation, program.Choice, program.Aggregate),
     *(program.Local, program.Table, program.Item, program.DefinitionUse),
 )
-_BELOW = {"q": "keys", "k": "keys", "head": "heads", "kv_head": "kv_heads"}
+_BELOW = {"k": "keys", "head": "heads", "kv_head": "kv_heads"}
 """Each index on the left is less than the size on the right."""
 
 
@@ -63,8 +64,13 @@ class Linear:
 class Bounds:
     """Bounds of the expressions of one bound program."""
 
-    def __init__(self, bound: BoundProgram) -> None:
+    def __init__(self, bound: BoundProgram, *, more_queries: bool = True) -> None:
+        """`more_queries`: calls may have more queries than keys, where the pattern takes them."""
         self._bound = bound
+        uneven = more_queries and takes_more_queries(bound)
+        self._below = {"q": "queries" if uneven else "keys", **_BELOW}
+        """What each index is less than; that of a query is the one in its row where not every query is a key."""
+        self._from_end = uneven and bound.program.align == "end"
         self._ranges: dict[object, tuple[Number, Number]] = {}
         self._whole: set[object] = set()
         self._scopes: dict[tuple[program.DefinitionUse, int], Scope] = {}
@@ -86,7 +92,7 @@ class Bounds:
                 stop = op == "or"
                 values = [self.truth(part, scope) for part in parts]
                 return stop if stop in values else None if None in values else not stop
-            case program.Operation(op=op, operands=(a, b)) if op in _COMPARISONS:
+            case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
                 return self._compared(op, a, b, scope)
             case program.Choice(condition=condition, then=then, otherwise=otherwise):
                 known = self.truth(condition, scope)
@@ -115,7 +121,7 @@ class Bounds:
     def is_constant(self, node: Expr, scope: Scope) -> bool:
         """Whether the parameters alone decide a condition."""
         match node:
-            case program.Operation(op=op, operands=(a, b)) if op in _COMPARISONS:
+            case program.Operation(op=op, operands=(a, b)) if op in COMPARISONS:
                 return not (self._linear(a, scope).terms or self._linear(b, scope).terms)
             case program.Operation(op="and" | "or" | "not", operands=parts):
                 return all(self.is_constant(part, scope) for part in parts)
@@ -164,7 +170,7 @@ class Bounds:
     def _highest(self, form: Linear) -> Number:
         """Return an upper bound, which knows that an index is less than its size."""
         terms, total = dict(form.terms), form.constant
-        for index, size in _BELOW.items():
+        for index, size in self._below.items():
             amount = min(terms.get(index, Fraction(0)), -terms.get(size, Fraction(0)))
             if amount > 0:
                 terms[index] -= amount
@@ -208,7 +214,7 @@ class Bounds:
         match node:
             case program.Place(place=place):
                 padded = place == "k" and self._bound.program.pads
-                return self._opaque(node, scope) if padded else self._atom(place, Fraction(0))
+                return self._opaque(node, scope) if padded else self._position(place)
             case program.HeadIndex(name=name):
                 return self._atom(name, Fraction(0))
             case program.Size(name=name) if name not in self._bound.lengths:
@@ -240,6 +246,13 @@ class Bounds:
                 if isinstance(value, int | Fraction) and not isinstance(value, bool):
                     return Linear(Fraction(value))
                 return self._opaque(node, scope)
+
+    def _position(self, place: str) -> Linear:
+        index = self._atom(place, Fraction(0))
+        if place != "q" or not self._from_end:
+            return index
+        first = self._atom("keys", Fraction(1)).plus(self._atom("queries", Fraction(1)), Fraction(-1))
+        return index.plus(first, Fraction(1))
 
     def _coordinate(self, node: program.Coordinate, axis: program.Axis, scope: Scope) -> Linear:
         if self._bound.program.pads:
@@ -347,7 +360,7 @@ def is_condition(node: Expr) -> bool:
     """Whether an expression is written as a condition."""
     if isinstance(node, program.Chosen | program.InUnit | program.InSegment):
         return True
-    return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *_COMPARISONS)
+    return isinstance(node, program.Operation) and node.op in (*JUNCTIONS, *COMPARISONS)
 
 
 def _differs(value: Value) -> bool:

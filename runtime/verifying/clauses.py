@@ -27,6 +27,7 @@ class Clause:
     reason: str = ""
     was_true: bool = False
     was_false: bool = False
+    node: Expr | None = None
 
     @property
     def is_exercised(self) -> bool:
@@ -49,10 +50,10 @@ class Clause:
 class WatchedMeanings(Meanings):
     """The meanings of a program, which note the values of the clauses of its relation."""
 
-    def __init__(self, bound: BoundProgram) -> None:
+    def __init__(self, bound: BoundProgram, *, more_queries: bool = True) -> None:
         super().__init__(bound.program, bound.values)
         self.clauses: list[Clause] = []
-        self._bounds = Bounds(bound)
+        self._bounds = Bounds(bound, more_queries=more_queries)
         self._roots = {id(node): where for where, node in relation_lines(bound.program)}
         self._roots |= {id(node): where for where, _, node in step_lines(bound.program)}
         self.lines = [node for _, node in relation_lines(bound.program)]
@@ -143,7 +144,7 @@ class WatchedMeanings(Meanings):
         return value
 
     def _note(self, node: Expr, where: str, scope: Scope, prefix: str) -> Clause:
-        clause = Clause(where, prefix + _text(node), self._bounds.reason(node, scope))
+        clause = Clause(where, prefix + _text(node), self._bounds.reason(node, scope), node=node)
         self.clauses.append(clause)
         return clause
 
@@ -165,9 +166,9 @@ class WatchedEvaluator(Evaluator):
         return found
 
 
-def clauses_of(bound: BoundProgram) -> list[Clause]:
-    """Return the clauses of a relation, none of which has been evaluated."""
-    meanings = WatchedMeanings(bound)
+def clauses_of(bound: BoundProgram, *, more_queries: bool = True) -> list[Clause]:
+    """Return the clauses of a relation, none of which has been evaluated; `more_queries` as of `Bounds`."""
+    meanings = WatchedMeanings(bound, more_queries=more_queries)
     for line in meanings.lines:
         meanings.of(line)
     return meanings.clauses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.runtime.example_inputs import Example, example_inputs
+from attnc.runtime.verifying.compared import input_values
 from attnc.runtime.verifying.shapes import Case, every_expression
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
@@ -27,16 +29,20 @@ def draw(bound: BoundProgram, case: Case) -> dict[str, Example]:
     """Return a value for each input of a call.
 
     Dimensions that only inputs show are as small as a `require` line lets them be, or 3; integers by token are those
-    of `example_inputs`; integers and truth values by any other dimension are random.
+    of `example_inputs`; integers and truth values by any other dimension are random. Where the case is `at_constants`,
+    integers that the text compares with constants are among these and near them.
     """
     known = {"batch": case.batch, "head": case.heads, "kv_head": case.kv_heads, "dk": case.dk, "dv": case.dv}
     known |= {"query": case.n_q, "key": case.n_k, "token": case.n_k} | bound.lengths
     sizes = known | _own_sizes(bound, case, known)
     inputs = [item for item in bound.program.inputs if item.ranks_of is None]
     found: dict[str, Example] = {}
-    constants = [item for item in inputs if _is_constant(item)]
+    constants = [item for item in inputs if is_constant(item)]
     for item in inputs:
-        if item in constants and item.type.kind == "int":
+        values = input_values(bound, item) if case.at_constants and takes_constants(bound, item) else []
+        if values:
+            found[item.name] = _at_constants(bound, item, sizes, values)
+        elif item in constants and item.type.kind == "int":
             place = case.n_k * (constants.index(item) + 1) // (len(constants) + 3)
             found[item.name] = _filled(item, sizes, place)
         elif item in constants:
@@ -118,9 +124,27 @@ def _least(bound: BoundProgram, name: str, conditions: list[Expr], sizes: dict[s
     return most
 
 
-def _is_constant(item: Input) -> bool:
+def is_constant(item: Input) -> bool:
     """Whether an integer or a truth value is the same for all tokens."""
     return item.type.kind in ("int", "bool") and set(item.type.dims) <= {"batch", "head", "kv_head"}
+
+
+def takes_constants(bound: BoundProgram, item: Input) -> bool:
+    """Whether an input may hold the constants that the text compares it with: ids of documents are what they are."""
+    return item.type.kind == "int" and item.ranks_of is None and item is not bound.program.documents
+
+
+def _at_constants(bound: BoundProgram, item: Input, sizes: Mapping[str, int], values: list[int]) -> Example:
+    """These values in turn; by token at random, every other one any number up to the largest."""
+    shape = _shape(bound, item, sizes)
+    wanted = torch.tensor(values)
+    places = torch.arange(math.prod(shape))
+    if not is_constant(item):
+        generator = torch.Generator().manual_seed(len(item.name))
+        drawn = wanted[torch.randint(len(values), places.shape, generator=generator)]
+        between = torch.randint(max(*values, 0) + 1, places.shape, generator=generator)
+        return _example(torch.where(places % 2 == 1, drawn, between).reshape(shape), "constants of the text")
+    return _example(wanted[places % len(values)].reshape(shape), "constants of the text")
 
 
 def _is_cluster(bound: BoundProgram, item: Input) -> bool:

@@ -14,16 +14,23 @@ from torch import Tensor
 from attnc.runtime.example_inputs import head_count
 from attnc.runtime.lengths import natural_length
 from attnc.runtime.verifying.clauses import Clause, WatchedEvaluator, clauses_of
-from attnc.runtime.verifying.drawn_inputs import draw
+from attnc.runtime.verifying.compared import (
+    compared_heads,
+    heads_wanted,
+    input_values,
+    lines_of,
+    reads_heads,
+)
+from attnc.runtime.verifying.drawn_inputs import draw, is_constant, takes_constants
 from attnc.runtime.verifying.hiding import hides_nothing
 from attnc.runtime.verifying.lines import constants, relation_lines, step_lines
 from attnc.runtime.verifying.scaled_parameters import Choice, counts, scaled
-from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, with_heads
+from attnc.runtime.verifying.shapes import Case, Wishes, has_state, loops, may_differ, takes_more_queries, with_heads
 from attnc.spec.checks.measure import below
 from attnc.spec.errors import EvaluationError
 from attnc.spec.meaning.denotation import Frame, constantly
 from attnc.spec.meaning.evaluate import Evaluator
-from attnc.spec.program import BoundProgram, HeadIndex, InputRead, ParameterRead, Range, Size
+from attnc.spec.program import BoundProgram, HeadIndex, InputRead, Literal, ParameterRead, Range, Size
 
 LONGEST = 640
 LENGTHS = (16, 32, 64, 128, 256, 512, LONGEST)
@@ -40,6 +47,12 @@ FEW_PAIRS = 1 << 10
 
 LOOKS, SHORT_LOOKS = 48, 24
 """The largest number of calls to evaluate, and that for patterns whose rows are expensive."""
+
+MOST_ENTRIES = 4
+"""Calls have up to this many batch entries for the values of integers that are the same for all tokens."""
+
+LONGEST_STATE = 256
+"""States are looked at up to this length for the constants of their conditions."""
 
 LONG, LONG_LOOKS = 64, 4
 """The length of a last few calls of patterns of which rows cost much, and how many there are."""
@@ -154,6 +167,9 @@ class Search:
             return replace(found, degenerate=not decided(choice.bound) <= self.decided)
         except EvaluationError as error:
             codes = {d.code for d in error.diagnostics}
+            if case.at_constants:  # the text may take no such number
+                self.refused.append(case)
+                return None
             if codes == {"A902"} and case.own_size is None:
                 return self._look(choice, replace(case, own_size=case.n_k))
             if not codes <= {"A902", "A906", "A908", "A901"}:
@@ -172,21 +188,47 @@ def cases(choice: Choice, wishes: Wishes, *, is_own: bool) -> Iterator[Case]:
     """Yield the calls to try, short ones first; `is_own`: with the parameters that were asked for."""
     bound = choice.bound
     batch = 2 if _has_flags(bound) else 1
+    needs_more = _needs_more_queries(bound)
     for n in lengths(bound, wishes, is_own=is_own):
         case = with_heads(bound, Case(n, n, batch, 2, 1, 4, 4), wishes)
-        yield case
+        shapes = [case]
         if wishes.heads is None and wishes.kv_heads is None and _reads_heads(bound) and head_count(bound) is None:
-            yield replace(case, heads=3)
+            shapes += [replace(case, heads=3), *_of_many_heads(bound, case)]
+        yield from shapes
+        values = [input_values(bound, i) for i in bound.program.inputs if takes_constants(bound, i)]
+        if any(values):
+            yield replace(shapes[-1], at_constants=True, batch=_batch_of(bound, batch))
         if may_differ(bound) and n >= 8 and n <= 64 and bound.program.align is not None:
             yield replace(case, n_q=n // 4)
+        if needs_more and n <= 64:
+            yield replace(case, n_q=2 * n)
+
+
+def _needs_more_queries(bound: BoundProgram) -> bool:
+    """Whether calls with more queries than keys alone show a clause true and false, or hide a pair."""
+    if not takes_more_queries(bound) or hides_nothing(bound, more_queries=False) != hides_nothing(bound):
+        return takes_more_queries(bound)
+    few, more = (clauses_of(bound, more_queries=more) for more in (False, True))
+    return len(few) != len(more) or any(bool(a.reason) != bool(b.reason) for a, b in zip(few, more, strict=True))
 
 
 def _reads_heads(bound: BoundProgram) -> bool:
     """Whether a clause reads the head or how many there are: some tell apart heads beyond a power of two alone."""
-    lines = [*(line for _, line in relation_lines(bound.program)), *(line for _, _, line in step_lines(bound.program))]
-    return any(
-        isinstance(node, HeadIndex) or (isinstance(node, Size) and node.name == "heads") for node in below(lines)
-    )
+    return any(reads_heads(node) for node in below(lines_of(bound)))
+
+
+def _of_many_heads(bound: BoundProgram, case: Case) -> list[Case]:
+    """A call with heads on both sides of the constants that clauses compare them with, where three are too few."""
+    heads, kv_heads = heads_wanted(bound)
+    if kv_heads > case.kv_heads:
+        return [replace(case, heads=max(heads, kv_heads), kv_heads=max(heads, kv_heads))]
+    return [replace(case, heads=heads)] if heads > 3 else []
+
+
+def _batch_of(bound: BoundProgram, least: int) -> int:
+    """The batch entries that show every value of integers that are the same for all tokens."""
+    lone = [i for i in bound.program.inputs if is_constant(i) and "batch" in i.type.dims and takes_constants(bound, i)]
+    return min(max((len(input_values(bound, item)) for item in lone), default=least) or least, MOST_ENTRIES)
 
 
 def _has_flags(bound: BoundProgram) -> bool:
@@ -211,12 +253,21 @@ def lengths(bound: BoundProgram, wishes: Wishes, *, is_own: bool) -> list[int]:
     if not pattern.attends:
         largest = max(counts(bound), default=0) if is_own else 0
         longer = [n for n in LENGTHS_OF_ROWS[1:] if n > largest]
-        return [LENGTHS_OF_ROWS[0], *longer[:1]]
+        return sorted({LENGTHS_OF_ROWS[0], *longer[:1], *_as_long_as_constants(bound)})
     if not is_own:
         return [n for n in choices if n <= 64][-2:]
     largest = max(counts(bound), default=0)
+    choices = (*choices, *(n for n in _as_long_as_constants(bound) if n > choices[-1]))
     longer = [n for n in choices if n > largest]
     return longer if largest >= choices[0] and longer else list(choices[:1] if largest >= choices[0] else choices)
+
+
+def _as_long_as_constants(bound: BoundProgram) -> list[int]:
+    """The lengths at which states have passed the largest constant of their conditions, once and twice."""
+    steps = below(line for _, _, line in step_lines(bound.program))
+    found = {n.value for n in steps if isinstance(n, Literal) and type(n.value) is int}
+    largest = max((n for n in found if n + 2 <= LONGEST_STATE), default=0)
+    return [n for n in (largest + 2, 2 * largest + 2) if LENGTHS_OF_ROWS[1] < n <= LONGEST_STATE]
 
 
 def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
@@ -230,7 +281,7 @@ def look(choice: Choice, case: Case, pairs: int = PAIRS) -> Look:
     if bound.program.attends:
         depends = _depends_on(bound)
         for batch in range(case.batch if depends else 1):
-            for head in sorted({0, case.heads - 1} if depends else {0}):
+            for head in _heads(bound, case) if depends else [0]:
                 found = [[any(oracle.seen_by(q, k, head=head, batch=batch)) for k in range(case.n_k)] for q in rows]
                 wanted[batch, head] = torch.tensor(found, dtype=torch.bool).reshape(len(rows), case.n_k)
         _ask_ranges(oracle, rows)
@@ -277,13 +328,20 @@ def _try(ask: Callable[[], object]) -> None:
 
 def _ask_steps(oracle: Evaluator, case: Case) -> None:
     """Evaluate the conditions of states at every token but the first, before which there is nothing to keep."""
-    heads = sorted({0, case.heads - 1})
+    places = [(head, batch) for batch in range(case.batch) for head in _heads(oracle.bound, case)]
     for _, recurrence, condition in step_lines(oracle.program):
-        for view, head in ((view, head) for view in oracle.views(0) for head in heads):
+        asked = oracle.meanings.of(condition)
+        for view, head, batch in ((view, *place) for place in places for view in oracle.views(place[1])):
             for token in range(1, view.keys):
-                for frame in _of_family(oracle, recurrence.family, view.frame(token, token, head, 0)):
+                for frame in _of_family(oracle, recurrence.family, view.frame(token, token, head, batch)):
                     oracle.steps = 0
-                    _try(partial(oracle.meanings.of(condition), frame))
+                    _try(partial(asked, frame))
+
+
+def _heads(bound: BoundProgram, case: Case) -> list[int]:
+    """The heads to ask: the first, the last, and those that clauses name."""
+    named = compared_heads(bound, "head") | {c * case.heads // case.kv_heads for c in compared_heads(bound, "kv_head")}
+    return sorted({0, case.heads - 1} | {head for head in named if 0 <= head < case.heads})
 
 
 def _of_family(oracle: Evaluator, family: Range | None, frame: Frame) -> Iterator[Frame]:

@@ -26,14 +26,14 @@ class _OpenError(Exception):
         self.question = question
 
 
-def hides_nothing(bound: BoundProgram) -> str:
-    """Say why no pair is hidden, whatever the length; empty where one may be."""
+def hides_nothing(bound: BoundProgram, *, more_queries: bool = True) -> str:
+    """Say why no pair is hidden, whatever the lengths; empty where one may be. `more_queries` as of `Bounds`."""
     pattern = bound.program
     if not pattern.attends:
         return "a recurrence updates a state token by token: there are no pairs to hide"
     if all(isinstance(attend.over, Range) for attend in pattern.attends):
         return "the keys are not tokens"
-    bounds = Bounds(bound)
+    bounds = Bounds(bound, more_queries=more_queries)
     if pattern.documents is not None or not all(bounds.truth(line, Scope()) for line in pattern.visible):
         return ""
     for attend in pattern.attends:

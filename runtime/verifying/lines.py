@@ -27,8 +27,8 @@ def relation_lines(pattern: program.Program) -> Iterator[tuple[str, Expr]]:
 
 
 def constants(pattern: program.Program) -> set[int]:
-    """Return the integers that the text of a relation holds."""
-    nodes = below(line for _, line in relation_lines(pattern))
+    """Return the integers that the text of a relation holds, and of the conditions of states."""
+    nodes = below([*(line for _, line in relation_lines(pattern)), *(line for _, _, line in step_lines(pattern))])
     return {n.value for n in nodes if isinstance(n, program.Literal) and type(n.value) is int}
 
 

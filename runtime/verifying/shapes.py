@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from attnc.compiler.before_keys import needs_tokens
+from attnc.compiler.lowering.lower import lower
 from attnc.runtime.example_inputs import head_count
 from attnc.spec.checks.measure import Measures, expressions, expressions_of_selection
+from attnc.spec.errors import SpecError
 from attnc.spec.program import BoundProgram, Expr, Program, Range
 
 AWKWARD = (
@@ -14,11 +18,12 @@ AWKWARD = (
     (13, 13, 1, 2, 1, 6, 6),
     (31, 31, 2, 6, 2, 16, 24),
     (17, 45, 1, 3, 1, 16, 16),
+    (15, 6, 1, 2, 1, 8, 6),
     (129, 129, 1, 5, 1, 72, 40),
 )
 """Lengths of queries and keys, batch, heads, kv heads, widths: each far from every tile of every executor."""
 
-SHORT_AWKWARD = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (9, 13, 1, 2, 1, 4, 6))
+SHORT_AWKWARD = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (9, 13, 1, 2, 1, 4, 6), (11, 6, 1, 2, 1, 4, 6))
 """Awkward shapes for patterns whose rows are expensive."""
 
 AWKWARD_STATES = ((1, 1, 1, 1, 1, 8, 8), (13, 13, 1, 2, 1, 6, 6), (67, 67, 1, 2, 2, 5, 3))
@@ -30,7 +35,10 @@ FEW_HEADS = 256
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """The shape of one call; `own_size` is the extent of dimensions that only inputs show, None for the default."""
+    """The shape of one call; `own_size` is the extent of dimensions that only inputs show, None for the default.
+
+    `at_constants`: integer inputs hold the constants that the text compares them with.
+    """
 
     n_q: int
     n_k: int
@@ -40,6 +48,7 @@ class Case:
     dk: int
     dv: int
     own_size: int | None = None
+    at_constants: bool = False
 
     def __str__(self) -> str:
         return (
@@ -98,11 +107,22 @@ def may_differ(bound: BoundProgram) -> bool:
     return pattern.align is not None or not pattern.needs_align
 
 
+@lru_cache(maxsize=64)
+def takes_more_queries(bound: BoundProgram) -> bool:
+    """Whether a pattern takes more queries than keys: under `align end` the first ones stand before key 0."""
+    if not may_differ(bound):
+        return False
+    try:
+        return bound.program.align != "end" or needs_tokens(lower(bound)) is None
+    except SpecError:  # no executor has the pattern
+        return False
+
+
 def awkward_cases(bound: BoundProgram, length: int | None, wishes: Wishes) -> list[Case]:
     """Return small and uneven shapes; `length` is the only one that the pattern takes, None where any will do."""
     costly = bool(bound.program.selections) or loops(bound) > 0
     table = AWKWARD_STATES if has_state(bound) else SHORT_AWKWARD if costly else AWKWARD
-    cases = [Case(*row) for row in table if row[0] == row[1] or may_differ(bound)]
+    cases = [Case(*row) for row in table if _takes(bound, row[0], row[1])]
     if bound.program.selections and any("dv" in item.type.dims for item in bound.program.inputs):
         cases = [replace(case, dv=case.dk) for case in cases]  # `mask` takes no v, and so the width of q
     if length is not None:
@@ -110,6 +130,13 @@ def awkward_cases(bound: BoundProgram, length: int | None, wishes: Wishes) -> li
     if length is not None and length > FEW_HEADS:
         cases = [replace(case, heads=2, kv_heads=1) for case in cases]
     return [with_heads(bound, case, wishes) for case in cases]
+
+
+def _takes(bound: BoundProgram, n_q: int, n_k: int) -> bool:
+    """Whether a pattern takes calls with as many queries and keys; with more queries where it says how they meet."""
+    if n_q > n_k:
+        return bound.program.align is not None and takes_more_queries(bound)
+    return n_q == n_k or may_differ(bound)
 
 
 def with_heads(bound: BoundProgram, case: Case, wishes: Wishes) -> Case:

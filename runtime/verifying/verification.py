@@ -14,6 +14,7 @@ from torch import Tensor
 from attnc.runtime.accuracy import Error, Probe, compare
 from attnc.runtime.attention import Attention
 from attnc.runtime.verifying.exercise import FEW_PAIRS, Look, look
+from attnc.runtime.verifying.remedies import remedy
 from attnc.runtime.verifying.shapes import Case, has_state, loops
 from attnc.spec.errors import EvaluationError, SpecError
 from attnc.spec.meaning.evaluate import Evaluator
@@ -70,11 +71,21 @@ class Verdict:
     @property
     def missing(self) -> list[str]:
         """Say what was not compared; empty where everything was."""
+        return [text for text, _ in self.gaps]
+
+    @property
+    def gaps(self) -> list[tuple[str, str]]:
+        """Say what was not compared, each with a remedy."""
         found = [
-            f"`{clause.text}` ({clause.where}) was {clause.missing}"
+            (f"`{clause.text}` ({clause.where}) was {clause.missing}", remedy(self.look, clause))
             for clause in self.look.clauses
             if not clause.is_settled
         ]
+        rest = self._rest()
+        return [*found, *((text, remedy(self.look)) for text in rest)]
+
+    def _rest(self) -> list[str]:
+        found = []
         if self.look.degenerate:
             found.append("the scaled parameters decide a clause that the pattern's own leave open")
         if not self.errors:

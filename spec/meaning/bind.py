@@ -59,7 +59,7 @@ def _preset(pattern: Program, preset: str | None, report: Report) -> Mapping[str
 
 def _meant(value: object) -> int | None:
     """The integer that a float or a text says, such as 512.0 or "512"; None for any other value."""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**63:
         return int(value)
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else None
 

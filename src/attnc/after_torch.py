@@ -51,6 +51,8 @@ class _Loader:
         self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
+        if "_loader" not in vars(self):  # a copy that is being made has no fields yet
+            raise AttributeError(name)
         return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

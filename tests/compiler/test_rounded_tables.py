@@ -26,6 +26,7 @@ FORMULAS = [
     "log2(q) - log2(7)",
     "sqrt(abs(q - 50)) * 0.1",
     "-min(sqrt(q), abs(log2(q) - 3))",
+    "min(sqrt(q), 8, q / 3) + max(sqrt(q), 1 / 2, log2(q))",
 ]
 
 

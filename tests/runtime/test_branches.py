@@ -190,6 +190,6 @@ def test_large_families_are_refused() -> None:
     )
     attend = compile_attention(text.format(4462))
     for asked in (lambda: attend.plan(16, heads=1), lambda: attend.mask(16)):
-        with pytest.raises(EvaluationError, match="`b` has 4462 branches here, and there may be 128"):
+        with pytest.raises(EvaluationError, match="`b` has 4462 branches; it must have at most 128"):
             asked()
     assert compile_attention(text.format(3)).plan(16, heads=1).visible

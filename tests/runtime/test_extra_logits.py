@@ -76,6 +76,29 @@ def test_scores_of_minus_infinity_leave_the_extra_logit(
     assert results[0][1][0, 1, :3].tolist() == [-math.inf] * 3
 
 
+MADE_OF_FUNCTIONS = [
+    "log(relu(scale * dot(q, k)))",
+    "scale * dot(q, k) if (q - k) % 2 == 1 else log(0 * scale)",
+    "0 - 1 / relu(scale * dot(q, k))",
+]
+
+
+@pytest.mark.parametrize("score", MADE_OF_FUNCTIONS)
+def test_kernels_count_it_where_the_formula_makes_minus_infinity(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels gave -inf, as neither terms nor inputs of the score could be -inf."""
+    lines = f"    input s: real[head]\n    align end\n    visible 0 <= q - k < 3\n    score {score}\n"
+    text = f"pattern p\n{lines}    weights softmax(score, extra = s)\n"
+    q, k, v = (torch.randn(1, 2, 20, 16) for _ in range(3))
+    found = []
+    for name in ("reference", "triton"):
+        s = torch.randn(2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        out, lse = compile_attention(text, backend=backend_of(name, monkeypatch))(q, k, v, s=s, return_lse=True)
+        found.append((out.detach(), lse.detach(), torch.autograd.grad(lse.sum(), s)[0]))
+    assert found[0][1].isfinite().all()
+    for ours, exact in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_decode_has_the_same(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     attend = compile_attention(BY_HEAD, backend=backend_of(backend, monkeypatch))

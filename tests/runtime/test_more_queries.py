@@ -61,6 +61,10 @@ def test_documents_begin_at_key_0() -> None:
     [
         ("input seg: int[token]\n    visible seg[q] == seg[k]", "reads `seg` there"),
         ("visible k <= q\n    score dot(q, k) + dot(q, k[q])", "reads `k` there"),
+        (
+            "branch a\n        visible k <= q\n    branch b\n        visible true\n    combine a + b * dot(v[q], v[q])",
+            "reads `v` there",
+        ),
         ("tokens y: 3, x: 4\n    visible abs(q.x - k.x) <= 1", "has coordinates for its tokens alone"),
     ],
 )

@@ -18,10 +18,11 @@ from attnc.runtime.library import ModuleLoader, find
 from attnc.runtime.verifying.bounds import Bounds, Scope
 from attnc.runtime.verifying.clauses import clauses_of
 from attnc.runtime.verifying.drawn_inputs import draw
-from attnc.runtime.verifying.exercise import look
+from attnc.runtime.verifying.exercise import Search, look
 from attnc.runtime.verifying.hiding import hides_nothing
+from attnc.runtime.verifying.remedies import remedy
 from attnc.runtime.verifying.scaled_parameters import Choice, own, scaled
-from attnc.runtime.verifying.shapes import Case
+from attnc.runtime.verifying.shapes import Case, Wishes, awkward_cases
 from attnc.runtime.verifying.verification import Trial, Verdict
 from attnc.spec.load import load_program
 from attnc.spec.program import BoundProgram
@@ -174,6 +175,59 @@ def test_a_state_that_never_begins_a_chunk_is_not_verified(tmp_path: Path, capsy
     assert [c["exercised"] for c in values["clauses"]] == [True]
 
 
+STEP = """recurrence own
+    input x: int[{}]
+    state S: [dk, dv]
+    step S = S if {} else S + outer(k, v)
+    read q @ S
+"""
+
+
+@pytest.mark.parametrize(
+    ("dims", "condition", "shape"),
+    [
+        ("batch, token", "x == 3", "length 12, batch 1, heads 2/1"),
+        ("batch, token", "x > 100 or x % 8 == 5", "length 12, batch 1, heads 2/1"),
+        ("batch, token", "0 > x", "length 12, batch 1, heads 2/1"),
+        ("batch", "x >= 3", "length 12, batch 2, heads 2/1"),
+        ("head", "x != 7", "length 12, batch 1, heads 2/1"),
+        ("batch, token", "head != 5", "length 12, batch 1, heads 7/1"),
+        ("batch, token", "kv_head != 1", "length 12, batch 1, heads 3/3"),
+        ("batch, token", "head < 5 and x == 3", "length 12, batch 1, heads 7/1"),
+        ("batch, token", "t % 97 == 96", "length 99, batch 1, heads 2/1"),
+    ],
+)
+def test_a_call_is_found_for_constants_of_the_text(dims: str, condition: str, shape: str) -> None:
+    """Inputs hold the constants, and there are as many heads and tokens as they ask for."""
+    found = Search(lambda _: None, Wishes()).run(Choice(bound_of(STEP.format(dims, condition))))
+    assert found is not None and found.is_complete
+    assert all(clause.is_exercised for clause in found.clauses)
+    assert str(found.case).startswith(shape)
+
+
+@pytest.mark.parametrize(
+    ("condition", "wishes", "says"),
+    [
+        ("head != 5", Wishes(heads=4), "; give --heads 7"),
+        ("t % 97 == 96", Wishes(length=13), "; give --len 99 or more"),
+        ("t != 0", Wishes(length=13), "; give another --len"),
+        ("x == 3", Wishes(length=1), "; no example of `x` shows it: compare a call of your own with `.reference`"),
+    ],
+)
+def test_the_remedy_fits_the_clause(condition: str, wishes: Wishes, says: str) -> None:
+    found = Search(lambda _: None, wishes).run(Choice(bound_of(STEP.format("batch, token", condition))))
+    assert found is not None
+    (clause,) = [clause for clause in found.clauses if not clause.is_settled]
+    assert remedy(found, clause) == says
+
+
+def test_a_step_of_an_input_is_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.attn"
+    file.write_text(STEP.format("batch, token", "x == 3"))
+    status, values = verified(capsys, str(file), "--len", "9", "--dtype", "float32")
+    assert (status, values["agreed"], values["tokens_compared"]) == (0, True, 18)
+
+
 def test_the_reference_is_not_held_against_itself(capsys: pytest.CaptureFixture[str]) -> None:
     """What torch would write of any but plain attention is the reference executor."""
     executors = []
@@ -254,6 +308,10 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
     ("line", "truth"),
     [
         ("k < 0", False),
+        ("q >= 0", None),
+        ("q < queries", None),
+        ("q + queries >= keys", True),
+        ("k <= q + queries", True),
         ("k >= 0", True),
         ("q >= keys", False),
         ("head < heads", True),
@@ -272,6 +330,44 @@ def test_options_are_checked(option: list[str], says: str, capsys: pytest.Captur
 def test_bounds_decide_clauses(line: str, truth: bool | None) -> None:
     bound = bound_of(f"pattern p\n    align   end\n    visible {line}\n")
     assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+
+
+@pytest.mark.parametrize(
+    ("align", "line", "truth"),
+    [
+        ("align   start", "q < keys", None),
+        ("align   start", "q >= 0 and q < queries", True),
+        ("", "q < keys", None),
+        ("", "q >= 0", True),
+        ("", "q < keys or k > q", True),
+    ],
+)
+def test_bounds_of_queries_are_those_of_align(align: str, line: str, truth: bool | None) -> None:
+    """Without `align`, a relation that reads both positions has as many queries as keys."""
+    bound = bound_of(f"pattern p\n    {align}\n    visible {line}\n")
+    assert Bounds(bound).truth(bound.program.visible[0], Scope()) is truth
+
+
+@pytest.mark.parametrize(
+    ("align", "line"),
+    [("end", "q >= 0"), ("end", "k <= q or q < 0"), ("start", "q < keys"), ("start", "k <= q and q < keys")],
+)
+def test_more_queries_than_keys_show_a_clause(
+    align: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.attn"
+    file.write_text(f"pattern own\n    align   {align}\n    visible {line}\n")
+    status, values = verified(capsys, str(file), "--dtype", "float32")
+    assert (status, values["hides_nothing"]) == (0, "")
+    assert "24→12" in values["lengths"][0] or "32→16" in values["lengths"][0]
+    assert all(clause["exercised"] for clause in values["clauses"])
+
+
+@pytest.mark.parametrize("name", ["causal", "moba", "fox", "graphormer"])
+def test_awkward_shapes_have_more_queries_where_the_pattern_takes_them(name: str) -> None:
+    """`fox` reads a gate at the query, and there is none before key 0; `graphormer` has no `align`."""
+    cases = awkward_cases(bound_of(name), None, Wishes())
+    assert any(case.n_q > case.n_k for case in cases) == (name in ("causal", "moba"))
 
 
 def test_bounds_know_units_and_numbers() -> None:

@@ -89,6 +89,7 @@ def test_scalars_of_numpy(program: Program) -> None:
         ({"window": 4, "widow": 3}, "A801", 1, "did you mean `window`"),
         ({"window": 4.0}, "A803", 1, "an integer, and is given 4.0"),
         ({"window": 512.0}, "A803", 1, "help: write `window=512`"),
+        ({"window": 1e300}, "A803", 1, "help: "),
         ({"window": "512"}, "A803", 1, "help: write `window=512`"),
         ({"window": 2.5}, "A803", 1, "help: give `window`, an int"),
         ({"window": True}, "A803", 1, "an integer, and is given true"),

@@ -84,3 +84,17 @@ def test_a_small_call_without_gradients() -> None:
             found = attend(q, k, v)
             assert torch.equal(found[:, :, :30], wanted[:, :, :30])
             assert found[:, :, 30:].isnan().all()
+
+
+@pytest.mark.parametrize("queries", [1, 2])
+def test_decode_shows_a_visible_key_whose_bias_is_far_below(queries: int) -> None:
+    """The weight of key 0 by the bias alone was 0, and its NaN was dropped; a call of all rows shows it."""
+    attend = compile_attention("pattern p\n    align end\n    visible k <= q\n    score scale * dot(q, k) - (q - k)\n")
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, 2, 300, 8, generator=generator) for _ in range(3))
+    v[:, :, 0, 0] = math.nan
+    with torch.no_grad():
+        whole = attend(q, k, v)[:, :, -queries:]
+        found = attend.decode(q[:, :, -queries:], k, v, kv_len=300)
+    assert whole[..., 0].isnan().all() and found[..., 0].isnan().all()
+    assert found[..., 1:].isfinite().all()

@@ -72,6 +72,16 @@ def test_values_by_query_head_beside_groups() -> None:
     check(compile_attention(text, backend="triton"), operands(24, heads=(4, 2)), {"w": torch.randn(4, 16)})
 
 
+@pytest.mark.parametrize("value", ["v[k] * t", "v[k] * t * u"])
+def test_inputs_by_kv_head_beside_vectors_by_query_head(value: str) -> None:
+    """The input by kv head was asked to have an entry for each query head: ArgumentError."""
+    score = "dot(q, sigmoid(k) * u)" if value == "v[k] * t" else "scale * dot(q, k)"
+    inputs = "    input t: real[kv_head]\n    input u: real[head]\n"
+    text = f"pattern p\n{inputs}    align end\n    visible k <= q\n    score {score}\n    value {value}\n"
+    given = {"t": torch.rand(2), "u": torch.rand(6)}
+    check(compile_attention(text, backend="triton"), operands(24, heads=(6, 2)), given)
+
+
 KV_HEADS = """\
 pattern p
     align end

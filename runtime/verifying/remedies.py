@@ -1,0 +1,45 @@
+"""What to do about a clause that no call showed true and false."""
+
+from __future__ import annotations
+
+from attnc.runtime.verifying.clauses import Clause
+from attnc.runtime.verifying.compared import MOST_HEADS, heads_wanted, reads_heads
+from attnc.runtime.verifying.exercise import Look
+from attnc.runtime.verifying.lines import constants
+from attnc.spec.checks.measure import below, inputs_read
+from attnc.spec.program import BoundProgram, Coordinate, ParameterRead, Place
+
+
+def remedy(look: Look, clause: Clause | None = None) -> str:
+    """Name the options that may exercise a clause, or all of them where none is known to; empty without clauses."""
+    bound = look.choice.bound
+    if not look.clauses:
+        return ""
+    nodes = [] if clause is None or clause.node is None else list(below([clause.node]))
+    options = [
+        *(["smaller parameters with -p"] if any(isinstance(node, ParameterRead) for node in nodes) else []),
+        *([_heads(look)] if any(map(reads_heads, nodes)) else []),
+        *([_length(look)] if any(isinstance(node, Place | Coordinate) for node in nodes) else []),
+    ]
+    names = sorted(item.name for item in inputs_read(nodes))
+    if names:
+        listed = " and ".join(f"`{name}`" for name in names)
+        return f"; no example of {listed} shows it: compare a call of your own with `.reference`"
+    return "; give " + ", or ".join(options or _any(bound))
+
+
+def _any(bound: BoundProgram) -> list[str]:
+    counts = any(p.type.kind == "int" for p in bound.program.parameters)
+    return [*(["smaller parameters with -p"] if counts else []), "another --len"]
+
+
+def _heads(look: Look) -> str:
+    """Another number of heads: where fewer are compared than constants ask for, as many as those."""
+    most = max(heads_wanted(look.choice.bound, MOST_HEADS**2))
+    return f"--heads {most}" if most > look.case.heads else "another --heads"
+
+
+def _length(look: Look) -> str:
+    """Another length: where the text has constants beyond that of the call, one beyond them."""
+    largest = max(constants(look.choice.bound.program), default=0)
+    return f"--len {largest + 2} or more" if largest + 2 > look.case.n_k else "another --len"
