@@ -49,7 +49,7 @@ class BranchRelations:
 
     @cached_property
     def open(self) -> BranchRelations:
-        """The same where all is seen that may be chosen."""
+        """Branch relations in which every key that a selection may choose is visible."""
         return BranchRelations(open_choices(self._pattern))
 
     def relations(self, sizes: Sizes, inputs: Mapping[str, object]) -> list[tuple[ir.Attend, Relations]]:

@@ -137,7 +137,7 @@ def shape_of_call(pattern: ir.Pattern, sizes: Sizes, given: Mapping[str, object]
 
 
 def _places(pattern: ir.Pattern, sizes: Sizes, named: Mapping[str, int]) -> tuple[int, int | None]:
-    """How many keys a row may have, and where query 0 stands if these are no tokens."""
+    """Return the number of keys of a row, and the position of query 0 where keys are not tokens."""
     keys = pattern.nodes[0].keys if len(pattern.nodes) == 1 else None
     if keys is None:
         return sizes.n_k, None
@@ -163,7 +163,7 @@ def _completed(pattern: ir.Pattern, given: Mapping[str, object]) -> Mapping[str,
 
 
 def sorted_array(x: NDArray[Any], made: ir.Made) -> NDArray[np.int64]:
-    """What is made of an input, along its last dimension; `call.sorted_by` gives the same of a tensor."""
+    """Sort an input along its last dimension and return the order, ranks or starts; the twin of `call.sorted_by`."""
     x = x if x.dtype.kind == "f" else x.astype(np.int64)
     x = x % made.count if made.count else x
     order = np.argsort(x, axis=-1, kind="stable")
@@ -216,7 +216,7 @@ def ids_of_documents(pattern: ir.Pattern) -> str | None:
 
 
 def _read_by(recur: ir.Recur) -> list[ir.Index]:
-    """What a recurrence reads of sizes and integer inputs: nothing of real ones."""
+    """Return the expressions of a recurrence that may read sizes and integer inputs."""
     values: list[ir.Index] = [cast("ir.Index", value) for value in (*(step.value for step in recur.steps), recur.read)]
     ends = [end for step in recur.steps if step.repeat is not None for end in step.repeat[1:]]
     dims = [fold.extent(dim) for state in recur.states for dim in state.dims if isinstance(dim, str)]
@@ -252,7 +252,7 @@ def input_array(pattern: ir.Pattern, tensor: ir.Tensor, value: object) -> NDArra
 
 
 def missing(pattern: ir.Pattern, tensor: ir.Tensor) -> ArgumentTypeError:
-    """What to raise for an input that is not given, or that from which it is made."""
+    """Return the error for an input that is not given; for a sorted input it names the input that is sorted."""
     name = tensor.name if tensor.made is None else tensor.made.of
     wanted = next(one for one in pattern.tensors if one.name == name)
     return ArgumentTypeError(

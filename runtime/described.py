@@ -122,7 +122,7 @@ class Described:
         return None if pattern.recur is not None or is_single(pattern) else BranchRelations(pattern)
 
     def _recurrents(self) -> Sequence[DerivedRecurrence]:
-        """What has states: the recurrence itself, or the branches that have some."""
+        """Return the recurrence itself, or each branch with a state."""
         from attnc.runtime.recurrent.derived_recurrence import DerivedRecurrence
 
         pattern = self._pattern
@@ -139,7 +139,7 @@ class Described:
             )
 
     def _refuse_states(self, what: str) -> None:
-        """The same, and where a branch has a state beside branches with keys."""
+        """Raise UnsupportedError for a recurrence, and for a pattern in which a branch has a state."""
         self._refuse_recurrence(what)
         if self._pattern.stateful:
             name = self._pattern.stateful[0].name

@@ -28,7 +28,7 @@ class Example:
 
     words: str
     array: NDArray[Any]
-    """What the relation may read: integers and truth values, and of real numbers the shape alone, all 0."""
+    """The values of an integer or bool input; of a real input zeros of its shape, which no relation reads."""
     draw: Callable[[], Tensor] | None = None
 
     @property

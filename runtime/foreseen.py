@@ -39,7 +39,7 @@ def foresee(spec: str | PathLike[str], params: Mapping[str, object], preset: str
 
 
 class Foreseen(Described):
-    """What can be known of a pattern without tensors."""
+    """A pattern with all that can be asked of it without tensors: masks, plans, growth, simulations, kernel texts."""
 
     _attention: Attention | None = None
 
@@ -81,7 +81,7 @@ class Foreseen(Described):
     # --- laws ---
 
     def growth(self, *, heads: int | None = None) -> Growth:
-        """How the visible pairs grow with the length: a formula with its derivation, or a law that is fitted.
+        """Return how the visible pairs grow with the length: a formula with its derivation, or a fitted law.
 
         Of `heads` heads together, where they differ. Of a grid of tokens it is fitted along its first axis.
         """
@@ -93,7 +93,7 @@ class Foreseen(Described):
     def floors(
         self, n_q: int, n_k: int | None = None, *, heads: int | None = None, **inputs: object
     ) -> tuple[Floor, ...]:
-        """How sparse the pattern can become by its real parameters, and what is visible even then.
+        """Return how sparse the pattern can become by its real parameters, and the pairs that stay visible.
 
         Nothing is said of a pattern that chooses by content.
         """

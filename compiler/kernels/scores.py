@@ -84,7 +84,7 @@ class Term:
 
 
 LEAST = -1e38
-"""What kernels take for a score of -inf where an extra logit tells it from a key that is hidden."""
+"""The finite score that stands for -inf in kernels, where an extra logit must tell a visible key from a hidden one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Estimate:
 
     @property
     def decided(self) -> NDArray[np.bool_]:
-        """Where no integer is within the error, so that `floor` and `ceil` are those of `value`."""
+        """Mask of the entries with no integer within the error: there `floor(value)` and `ceil(value)` are exact."""
         known = np.isfinite(self.value) & np.isfinite(self.error) & (np.abs(self.value) < LARGEST)
         value, error = np.where(known, self.value, 0), np.where(known, self.error, 1)
         least = value - error

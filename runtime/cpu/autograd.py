@@ -65,12 +65,12 @@ class Guarded(NamedTuple):
     work: Work
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Pair:
-        """As `Work.forward`."""
+        """Run `work` so that no hidden key reaches a row; arguments as `Work.forward`."""
         out, lse = hidden_values.forward(partial(self._run, inputs), q, k, v)
         return out, lse
 
     def backward(self, grad_out: Tensor, grad_lse: Tensor | None, kept: Sequence[Tensor]) -> Triple:
-        """As `Work.backward`."""
+        """Run the backward of `work`, with nothing crossing hidden pairs; arguments as `Work.backward`."""
         q, k, v, out, lse, *inputs = kept
         run, gradients = partial(self._run, inputs), partial(self._gradients, inputs)
         found = hidden_values.backward(run, gradients, grad_out, grad_lse, (q, k, v), (out, lse))

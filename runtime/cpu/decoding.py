@@ -235,7 +235,7 @@ def _counted(q: Tensor, parts: Sequence[Part]) -> Tensor:
 
 
 def _with_extra(q: Tensor, pair: Pair, scores: Scores, counted: Tensor) -> Pair:
-    """With the share that extra logits take of every row that sees something."""
+    """Scale (out, lse) in place by the share that extra logits take of each row with a visible key."""
     out, lse = pair
     for batch in range(q.shape[0]):
         for rows, logit in scores.extra(batch, q[batch].to(lse.dtype)):

@@ -97,7 +97,7 @@ def _bad(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def beyond(x: Tensor) -> Tensor:
-    """Which vectors (…, d) have an entry that is not finite, or so large that a product of two of them overflows."""
+    """Mask (…) of vectors (…, d) with an entry that is not finite or whose products may overflow."""
     limit = math.sqrt(torch.finfo(torch.promote_types(x.dtype, torch.float32)).max) / WIDEST
     return ~(x.abs() < limit).all(-1)
 

@@ -114,7 +114,7 @@ def _cut(seen: Tensor) -> list[slice]:
 
 
 def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores."""
+    """Additive mask of the visible pairs: 0 where visible, -inf elsewhere."""
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
 
 

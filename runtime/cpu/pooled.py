@@ -67,7 +67,7 @@ def _cut(operands: Operands, relations: Relations) -> Iterator[range]:
 
 
 def _values(operands: Operands, batch: int, heads: tuple[int, ...], window: Window, keys: NDArray[np.int64]) -> Values:
-    """What evaluates the vectors of some keys."""
+    """Return the evaluator for vectors of the keys `keys`."""
     alive = np.ones((1, 1, len(keys)), dtype=np.bool_)
     return Values(operands, Block(batch, heads, window, np.zeros(1, np.int64), keys, alive))
 

@@ -107,7 +107,7 @@ def _part(block: RowBlock, leaves: Leaves, rows: Int64, keys: NDArray[np.bool_])
 
 
 def _spoiled(block: RowBlock, leaves: Leaves, further: Tensor | None = None) -> Spoiled:
-    """What is spoiled of the vectors of a block; `further`: rows that are so for another reason."""
+    """Find the spoiled vectors of a block; `further`: rows that are spoiled for another reason."""
     q = leaves.own["q"][:, :, 0]
     nothing = q.new_zeros((len(block.heads), len(block.keys), 1))
     k, v = (leaves.own[name][:, 0] if name in leaves.own else nothing for name in ("k", "v"))

@@ -193,7 +193,7 @@ def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> 
 
 
 class OfRows(NamedTuple):
-    """What a backward knows of rows: dO, the LSE, its shift, rowsum(dO ∘ out) − dLSE, out.
+    """Row data of a backward pass: dO, the LSE, its shift, rowsum(dO ∘ out) − dLSE, out.
 
     The LSE is +inf where a row gives nothing.
     """
@@ -210,7 +210,7 @@ class OfRows(NamedTuple):
         return beyond(self.grad_out) | beyond(self.out) | self.lse.isnan() | ~self.delta.isfinite()
 
     def without(self, rows: Tensor) -> OfRows:
-        """The same where some rows give nothing."""
+        """Return the row data with zeros, and an LSE of +inf, in the given rows."""
         return OfRows(
             torch.where(rows[..., None], 0, self.grad_out),
             torch.where(rows, math.inf, self.lse),
@@ -224,7 +224,7 @@ OfTile = tuple["Tensor | None", "Tensor | None", Tensor, Sequence["Tensor | None
 """Gradients of the queries, keys and values of a tile, by query head, and of the real inputs."""
 
 Gradients = Callable[[Tile, Vectors, OfRows], OfTile]
-"""Of a tile, its vectors, and what is known of its rows."""
+"""A function (tile, its vectors, its row data) → gradients of the tile."""
 
 
 @dataclass(frozen=True)

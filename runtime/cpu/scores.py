@@ -49,7 +49,7 @@ class _Part:
         return torch.from_numpy(self.rows)[:, None], torch.from_numpy(self.keys)[None]
 
     def of(self, change: Tensor, tile: Tile) -> Tensor:
-        """What of a tensor (heads, rows, keys[, d]) of the tile is in it."""
+        """Return the part of a tile's tensor (heads, rows, keys[, d]) at these rows and keys."""
         return change if self.all_rows(tile) and self.all_keys(tile) else change[:, self.at[0], self.at[1]]
 
 

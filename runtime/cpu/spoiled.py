@@ -75,7 +75,7 @@ def by_pair(mask: NDArray[np.bool_], q: Tensor, k: Tensor) -> tuple[Tensor, Tens
 
 @dataclass(frozen=True)
 class Spoiled:
-    """Which queries (heads, rows) and keys (heads, keys) of a tile are spoiled, and the rows that these reach."""
+    """Masks of the spoiled queries (heads, rows) and keys (heads, keys) of a tile, and of the rows that see one."""
 
     queries: Tensor
     keys: Tensor
@@ -95,12 +95,12 @@ class Spoiled:
         return torch.where(self.keys[..., None], FILL, x)
 
     def and_rows(self, rows: Tensor) -> Spoiled:
-        """The same with further rows (heads, rows) that are to be computed by themselves."""
+        """Return these masks with further rows (heads, rows) marked."""
         return Spoiled(self.queries, self.keys, self.rows | rows)
 
 
 def spoiled(mask: NDArray[np.bool_], q: Tensor, k: Tensor, v: Tensor, further: Tensor | None = None) -> Spoiled:
-    """What is spoiled of q (heads, rows, dk), k and v (heads, keys, d), of which `mask` (rows, keys) is visible.
+    """Find the spoiled vectors of q (heads, rows, dk), k and v (heads, keys, d); `mask` (rows, keys): visible pairs.
 
     `further`: rows (heads, rows) that are spoiled by something else.
     """

@@ -46,7 +46,9 @@ class Given:
         self._heads = tuple(range(q.shape[1]))
 
     def vectors(self, score: Score) -> tuple[Tensor, Tensor, Tensor]:
-        """What takes the places of q, k and v, in their dtype; with a head for each query head where one differs.
+        """Return the vectors that kernels read in place of q, k and v, in their dtype.
+
+        They have a head for each query head where keys or values differ within a group.
 
         Raises NotInKernelsError where kernels read numbers of kv heads, and vectors of keys differ by query head.
         """

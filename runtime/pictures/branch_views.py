@@ -1,4 +1,4 @@
-"""What a picture of branches side by side shows; without torch, which `branches` needs to measure states."""
+"""Data of a picture of branches side by side; imports no torch, which `branches` needs to measure states."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Run = Callable[[Tokens, States], tuple[Tensor, States]]
 
 
 def with_borders(name: str, run: Run, tokens: Tokens, states: States) -> tuple[Tensor, States]:
-    """What `run` gives, (out, the last states), as differentiable as that; see above. `name`: the pattern's."""
+    """Call `run` and return its (out, last states) with gradients kept apart at borders; `name`: of the pattern."""
     given = [*tokens.real, *states.values()]
     recorded = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     if not recorded or torch._C._are_functorch_transforms_active():

@@ -181,7 +181,7 @@ class Recurrent(DerivedRecurrence):
         return out, last if count is None else {**last, PLACE: count + tokens.counts[2]}
 
     def _kept_apart(self, tokens: Tokens, states: States, fresh: Fresh, linear: Linear | None) -> Result:
-        """What `_run` gives, of which nothing that is not finite has crossed a border."""
+        """Return the result of `_run`, computed so that nothing crosses a border that is not finite."""
         given = [tokens.inputs.get(tensor.name, tokens.q) for tensor in self.pattern.tensors]
         if linear is None:
             guarded = has_closed(self.pattern, given)

@@ -25,7 +25,7 @@ class DerivedRecurrence:
 
     @property
     def derivation(self) -> str:
-        """What is derived from the steps, a line for each, or why nothing is."""
+        """The derivation of the passes from the steps, line by line, or the reason why there is none."""
         return str(self.derived) if self.derived is not None else f"token by token: {self.reason}"
 
 

@@ -118,7 +118,7 @@ class TokenValues:
     # --- exact parts -------------------------------------------------------------------------------------------------
 
     def integers_taken(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
-        """The same in the order in which tokens are taken, computed once, as every token asks for it.
+        """Return `integers` in processing order, computed once, as every token asks for it.
 
         Of values of variables the first `MOST_KEPT` are kept: a variable may run over all tokens.
         """

@@ -1,4 +1,4 @@
-"""How many scores a selection works out together."""
+"""Limits on the scores that a selection computes together."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Choosing:
                 return (0,)[: self.sizes.heads]
 
     def _of_entries(self, entries: range) -> Tensor:
-        """What some batch entries choose: (entries, deciding heads, rows, places)."""
+        """Return the choice of some batch entries, bool (entries, deciding heads, rows, places)."""
         (window,) = self.relations.windows(entries.start)
         rows, places, deciding = self._rows, self.places, len(self._heads)
         if not (rows and places and deciding):
@@ -108,7 +108,7 @@ class Choosing:
         return torch.unflatten(found, 0, (len(entries), deciding))
 
     def _of_heads(self, batch: int, window: Window, heads: tuple[int, ...], all_heads: tuple[int, ...]) -> Tensor:
-        """What heads choose, (heads, rows, places), in blocks of rows."""
+        """Compute the choice of some heads, bool (heads, rows, places), in blocks of rows."""
         rows, places = self._rows, self.places
         hoisted = self._hoisted(batch, window, heads)
         sums = list(head_sums(self.selection.score))
@@ -170,7 +170,7 @@ class Choosing:
         return [replace(block, heads=block.heads[i : i + size]) for i in range(0, len(block.heads), size)]
 
     def _of_few(self, block: Block, candidates: Alive) -> Tensor | None:
-        """What rows keep of few candidates, whose scores alone are computed; None where they are many."""
+        """Return what rows keep of few candidates, scoring these alone; None where there are many candidates."""
         listed = few(candidates)
         if listed is None:
             return None

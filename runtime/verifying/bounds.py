@@ -69,7 +69,7 @@ class Bounds:
         self._bound = bound
         uneven = more_queries and takes_more_queries(bound)
         self._below = {"q": "queries" if uneven else "keys", **_BELOW}
-        """What each index is less than; that of a query is the one in its row where not every query is a key."""
+        """The size that each index is below; `q` counts rows where there may be more queries than keys."""
         self._from_end = uneven and bound.program.align == "end"
         self._ranges: dict[object, tuple[Number, Number]] = {}
         self._whole: set[object] = set()

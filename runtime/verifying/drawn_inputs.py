@@ -135,7 +135,7 @@ def takes_constants(bound: BoundProgram, item: Input) -> bool:
 
 
 def _at_constants(bound: BoundProgram, item: Input, sizes: Mapping[str, int], values: list[int]) -> Example:
-    """These values in turn; by token at random, every other one any number up to the largest."""
+    """Return an input that holds the given values: in turn, or by token at random with other numbers between."""
     shape = _shape(bound, item, sizes)
     wanted = torch.tensor(values)
     places = torch.arange(math.prod(shape))

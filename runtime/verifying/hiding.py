@@ -10,7 +10,7 @@ from attnc.spec.checks.measure import Measures
 from attnc.spec.program import BoundProgram, Expr, Range
 
 MOST_QUESTIONS = 8
-"""Of more conditions than this not every combination of truths is tried."""
+"""The largest number of conditions of which every combination of truth values is tried."""
 
 MOST_BRANCHES = 16
 

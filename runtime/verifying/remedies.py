@@ -1,4 +1,4 @@
-"""What to do about a clause that no call showed true and false."""
+"""Remedies for a clause that no call showed both true and false."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ LISTED = [
 
 
 def seen(start: Tensor, stop: Tensor) -> Tensor:
-    """Which keys each query sees, (N, N)."""
+    """Return the mask of visible keys, (N, N)."""
     rows, keys = torch.arange(N) // 8, torch.arange(N)
     return ((start[rows][:, :, None] <= keys) & (keys < stop[rows][:, :, None])).any(1)
 

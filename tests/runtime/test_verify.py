@@ -229,7 +229,7 @@ def test_a_step_of_an_input_is_verified(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_reference_is_not_held_against_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    """What torch would write of any but plain attention is the reference executor."""
+    """Dense torch of anything but plain attention is the reference executor itself, so it is no second opinion."""
     executors = []
     for name in ("causal", "alibi"):
         status, values = verified(capsys, name, "--len", "9")

@@ -39,7 +39,7 @@ _PARAMETERS: Mapping[str, Mapping[str, Any]] = {
 
 
 def chooser(name: str, **given: Any) -> Attention:
-    """One of `CHOICES`, compiled."""
+    """Compile a pattern of `CHOICES`."""
     if name in _TEXTS:
         return compile_attention(f"pattern p\n    align end\n    {_TEXTS[name]}\n", **given)
     return compile_attention(name, **_PARAMETERS[name], **given)

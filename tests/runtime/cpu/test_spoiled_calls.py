@@ -129,7 +129,7 @@ def test_a_small_call_evaluates_factor_and_bias_once(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("kind", ["bias", "score"])
 def test_a_row_that_sees_nan_has_no_number_for_its_lse(kind: str) -> None:
-    """It was -inf, as of a row that sees nothing; the backward then dropped the NaN."""
+    """The LSE of a row of NaN was -inf, as of a row that sees nothing; the backward then dropped the NaN."""
     attend, (q, k, v) = _drawn(kind)
     k[:, :, 170] = math.nan
     leaves = [x.requires_grad_() for x in (q, k, v)]

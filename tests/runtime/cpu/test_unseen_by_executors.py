@@ -137,7 +137,7 @@ def test_a_key_that_nobody_sees(more: str) -> None:
 @pytest.mark.parametrize("which", ["q", "gradient"])
 @pytest.mark.parametrize("kind", TEXTS)
 def test_a_row_that_does_not_see_a_key(kind: str, which: Literal["q", "gradient"]) -> None:
-    """It failed with every executor: the gradient of a key had 0 · NaN of rows that do not see the key."""
+    """The gradient of a key had 0 · NaN of rows that do not see the key, on every executor."""
     text = TEXTS[kind]
     attend: Any = compile_attention(text)
     given, more = drawn(text)

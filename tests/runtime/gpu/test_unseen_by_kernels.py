@@ -1,4 +1,4 @@
-"""What a document holds reaches no other document in kernels of attention."""
+"""Kernels of attention keep documents apart, NaN and infinities included."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Results(dict[str, Tensor]):
     """Out, LSE and gradients of q, k, v and inputs by token, by name."""
 
     def others(self) -> dict[str, Tensor]:
-        """What belongs to tokens of the other documents."""
+        """Return the results of tokens of the other documents."""
         return {name: x[:, :, OTHERS] if x.ndim > 3 or name == "lse" else x[:, OTHERS] for name, x in self.items()}
 
 
@@ -91,7 +91,7 @@ def drawn(heads: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def spoiled(vectors: Mapping[str, Tensor], bad: float) -> dict[str, Tensor]:
-    """The same, where one token of the middle document holds what is not finite: another one in each tensor."""
+    """Return the vectors with `bad` in one token of the middle document, a different token in each tensor."""
     found = {name: x.clone() for name, x in vectors.items()}
     for token, x in enumerate(found.values(), BORDERS[0] + 1):
         x[:, :, token, ::2] = bad

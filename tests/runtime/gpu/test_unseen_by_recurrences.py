@@ -13,7 +13,7 @@ from attnc import compile_attention
 
 
 def test_nothing_crosses_a_border_by_kernels() -> None:
-    """It gave NaN: a chunk multiplies what another document holds by 0."""
+    """The result was NaN: a chunk multiplies the tokens of another document by 0."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 1, 20, 16) for _ in range(3))
     gate, cut = -torch.rand(1, 20, 1), torch.tensor([0, 9, 20])
@@ -93,7 +93,7 @@ def test_a_decay_of_0_replaces_the_state(kind: str, at: int, poison: float) -> N
 
 @pytest.mark.parametrize("kind", STEPS)
 def test_a_decay_of_0_of_a_step(kind: str) -> None:
-    """What a state holds that is handed on does not matter then."""
+    """A decay of 0 replaces the state that is handed on, even a state of NaN."""
     given = {name: x[:, :1] if name == "g" else x[:, :, :1] for name, x in drawn(kind).items()}
     given["g"] = torch.full_like(given["g"], -math.inf)
     attend: Any = compile_attention(text(kind), backend="triton")

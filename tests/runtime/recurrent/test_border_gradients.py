@@ -30,7 +30,7 @@ BORDER = 20
 
 
 class Leaves(dict[str, Tensor]):
-    """The same tensors every time."""
+    """Draw the tensors of a call from a fixed seed."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -67,7 +67,7 @@ def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor], times: flo
 
 
 class Held:
-    """What autograd keeps."""
+    """Collect the tensors that autograd keeps."""
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
@@ -75,7 +75,7 @@ class Held:
 
 @pytest.mark.parametrize("value", [1.0, math.nan])
 def test_a_backward_pass_frees_what_was_kept(value: float) -> None:
-    """It lived as long as the output."""
+    """The recorded pass lived as long as the output."""
     kept: list[weakref.ref[Held]] = []
 
     def pack(x: Tensor) -> Held:
@@ -94,7 +94,7 @@ def test_a_backward_pass_frees_what_was_kept(value: float) -> None:
 
 @pytest.mark.parametrize("value", [1.0, math.nan])
 def test_a_second_backward_pass_raises_unless_the_graph_is_retained(value: float) -> None:
-    """It ran, silently."""
+    """A second backward pass ran, silently."""
     leaves = Leaves()
     out = leaves.called()
     torch.autograd.backward(out, weights(value), retain_graph=True)
@@ -132,7 +132,7 @@ def test_gradients_with_a_graph_of_their_own(value: float) -> None:
 
 
 def test_tensors_that_depend_on_one_another() -> None:
-    """What is told of a gradient by the first of two passes stops at what the call was given."""
+    """NaN marks of the first of two passes stop at the tensors that the call was given."""
     leaf = torch.randn(1, 2, TOKENS, 8, requires_grad=True)
     leaves = Leaves()
     leaves["k"] = 2 * leaf
@@ -157,7 +157,7 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def test_finiteness_is_asked_once() -> None:
-    """It was asked of the output's gradient and of zeros that autograd made for the last state's."""
+    """Finiteness was asked twice: of the gradient of the output, and of zeros made for that of the last state."""
     out = Leaves().called()
     with Reads() as reads:  # type: ignore[no-untyped-call]
         torch.autograd.backward(out.sum())

@@ -1,4 +1,4 @@
-"""What a recurrence costs that runs token by token."""
+"""Costs of a recurrence that runs token by token."""
 
 from __future__ import annotations
 

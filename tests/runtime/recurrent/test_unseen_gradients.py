@@ -80,7 +80,7 @@ def part(name: str, x: Tensor, tokens: slice) -> Tensor:
 @pytest.mark.parametrize("border", ["cu_seqlens", "reset", "gate"])
 @pytest.mark.parametrize(("backend", "kind"), EVERY)
 def test_a_gradient_that_is_nan_crosses_no_border(backend: Backend, kind: str, border: str) -> None:
-    """It reached tokens on both sides by chunks, and those before it by kernels and through decays of 0."""
+    """NaN reached tokens on both sides by chunks, and those before it by kernels and through decays of 0."""
     for at in (1, 16, TOKENS - 1):
         tensors, more = given(kind, border, at)
         weights = torch.randn(1, 2, TOKENS, 16)

@@ -130,7 +130,7 @@ def draw_call(drawn: Drawn, rng: random.Random, longest: int) -> Call:
 
 
 def _viewed(x: Tensor, dims: tuple[str | int, ...], rng: random.Random) -> tuple[Tensor, str]:
-    """What an input is a view of, and which one."""
+    """Return the tensor that an input is a view of, and the kind of view."""
     view = rng.choice(["", "", "", "expanded", "by two", "part"])
     if view == "expanded" and dims[:1] == ("batch",) and x.shape[0] > 1:
         return x[:1].clone(), view
