@@ -26,7 +26,7 @@ from attnc.runtime.cpu import hidden_values, kernel
 from attnc.runtime.cpu.planned_call import operands_of
 from attnc.runtime.cpu.row_blocks import RowBlock
 from attnc.runtime.cpu.rows import Leaves, results
-from attnc.runtime.cpu.scored import LARGE
+from attnc.runtime.cpu.scored_forward import LARGE
 from attnc.runtime.cpu.scores import Scores
 from attnc.runtime.cpu.tiles import Tile
 from attnc.runtime.merging import merge

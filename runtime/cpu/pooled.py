@@ -85,12 +85,12 @@ def _apart(
     for group in groups:
         part = _values(operands, batch, heads, window, group.numpy()).of(node)[:, 0] if len(group) else found[:, :0]
         part = part.expand(len(heads), len(group), found.shape[-1])
-        parts.append(part if group is groups[0] else cast("Tensor", _Unused.apply(part)))  # type: ignore[no-untyped-call]
+        parts.append(part if group is groups[0] else cast("Tensor", _StopZeros.apply(part)))  # type: ignore[no-untyped-call]
     return torch.cat(parts, 1).index_select(1, torch.cat(groups).argsort())
 
 
-class _Unused(torch.autograd.Function):
-    """A tensor that has no gradient where that is 0: autograd goes no further."""
+class _StopZeros(torch.autograd.Function):
+    """An identity whose backward drops a gradient of zeros, so that autograd goes no further."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -19,7 +19,10 @@ MOST_HEADS = 16
 def input_values(bound: BoundProgram, item: Input) -> list[int]:
     """Return numbers for an integer input that make comparisons of it with constants true and false, two for each."""
     found: list[int] = []
-    reads = lambda node: isinstance(node, InputRead) and node.input is item  # noqa: E731
+
+    def reads(node: Expr) -> bool:
+        return isinstance(node, InputRead) and node.input is item
+
     for op, constant in _comparisons(bound, reads):
         found += [constant, constant - 1 if op in ("lt", "ge") else constant + 1]
     return list(dict.fromkeys(found))
@@ -28,7 +31,10 @@ def input_values(bound: BoundProgram, item: Input) -> list[int]:
 @lru_cache(maxsize=64)
 def compared_heads(bound: BoundProgram, name: str) -> frozenset[int]:
     """Return the constants that clauses compare `head` or `kv_head` with."""
-    reads = lambda node: isinstance(node, HeadIndex) and node.name == name  # noqa: E731
+
+    def reads(node: Expr) -> bool:
+        return isinstance(node, HeadIndex) and node.name == name
+
     return frozenset(constant for _, constant in _comparisons(bound, reads))
 
 

@@ -1,0 +1,184 @@
+"""The forward pass of attention whose scores are not `scale * dot(q, k)`: the pieces of a plan, tile by tile.
+
+A score that is a multiple of `dot(q, k)` and a bias goes to the kernel, the bias as its mask. Any other is computed
+from the rows and keys of a tile in torch, softened, and merged into the rows by log-sum-exp. No tile is kept; the same
+inputs give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.compiler.planning.plan import Plan
+from attnc.compiler.values import extra_of
+from attnc.runtime.cpu import kernel, tiles
+from attnc.runtime.cpu.executor import merge
+from attnc.runtime.cpu.hidden_values import is_finite
+from attnc.runtime.cpu.kernel import lse_dtype
+from attnc.runtime.cpu.scores import Scores
+from attnc.runtime.cpu.spoiled import Cut, by_pair, cuts, spoiled
+from attnc.runtime.cpu.tiles import Tile
+from attnc.runtime.fallbacks import DENSE, note
+
+Vectors = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a forward leaves of every row: out, and its LSE as `lse + shift`, in the dtype that scores are computed in.
+
+    `shift` is near the row's scores where these are large, so that differences from the LSE keep their digits.
+    """
+
+    out: Tensor
+    lse: Tensor
+    shift: Tensor
+
+    def known(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """The LSE and shift of the rows of a tile."""
+        return self.lse[tile.batch][tile.at], self.shift[tile.batch][tile.at]
+
+
+LARGE = 16.0
+"""Scores beyond this are shifted."""
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scores: Scores) -> Rows:
+    """The rows of a call; those that see nothing have out 0 and LSE -inf."""
+    if plan.fallback is not None:
+        note(plan.pattern, DENSE, plan.fallback)
+    dtype, group = lse_dtype(q.dtype), q.shape[1] // max(k.shape[1], 1)
+    result = Rows(
+        q.new_zeros((*q.shape[:3], v.shape[3]), dtype=dtype),
+        q.new_full(q.shape[:3], -math.inf, dtype=dtype),
+        q.new_zeros(q.shape[:3], dtype=dtype),
+    )
+    counted = None if extra_of(scores.node) is None else torch.zeros(q.shape[:3], dtype=torch.bool)
+    for tile in tiles.tiles(plan, tiles.ROWS if scores.factor is None else tiles.KERNEL_ROWS):
+        _add_tile(tile, (q, k, v), scores, result, group)
+        if counted is not None:
+            counted[tile.batch][tile.at] |= torch.from_numpy(tile.mask.any(-1))
+    if counted is not None:
+        _count_extra(q, scores, result, counted)
+    return result
+
+
+Partial = tuple[Tensor, Tensor, Tensor]
+"""(out, lse, shift) of the rows of a tile, by its keys alone."""
+
+
+def _add_tile(tile: Tile, tensors: Vectors, scores: Scores, result: Rows, group: int) -> None:
+    """Merge a tile into the rows of `result`, none of it by hidden keys."""
+    vectors = vectors_of(tile, tensors, group)
+    found = _computed(tile, vectors, scores, result.known(tile))
+    if is_finite(found[0]) or tile.mask.all():
+        _merge(tile, found, result)
+        return
+    bad = spoiled(tile.mask, *vectors)
+    if (bad.queries.any() or bad.keys.any()) and not bad.rows.all():
+        q, k, v = vectors
+        clean = bad.filled_queries(q), bad.filled_keys(k), bad.filled_keys(v)
+        found = _computed(tile, clean, scores, result.known(tile))
+    bad = bad.and_rows(~found[0].isfinite().all(-1))
+    _merge(tile, found, result, ~bad.rows)
+    harm = ~tile.mask & bad.keys.any(0).numpy()
+    for cut in cuts(tile.mask, harm, bad.numbers):
+        part, own = tile.part(cut.rows, cut.keys), vectors_of_cut(vectors, cut)
+        found = _computed_of_cut(cut, part, own, scores, result.known(part))
+        _merge(part, found, result, bad.rows[:, torch.from_numpy(cut.rows)])
+
+
+def _merge(tile: Tile, found: Partial, result: Rows, where: Tensor | None = None) -> None:
+    """Merge what the keys of a tile give its rows, or those of them (heads, rows) that `where` says."""
+    out, lse, shift = (x[tile.batch][tile.at] for x in (result.out, result.lse, result.shift))
+    o, part, own_shift = found
+    if where is not None:
+        o, part = torch.where(where[..., None], o, 0), torch.where(where, part, -math.inf)
+        own_shift = torch.where(where, own_shift, shift)
+    merge(o, part, out, lse)
+    for x, rows in ((result.out, out), (result.lse, lse), (result.shift, own_shift)):
+        x[tile.batch][tile.at] = rows
+
+
+def vectors_of(tile: Tile, tensors: Vectors, group: int) -> Vectors:
+    """The queries, keys and values of a tile, (heads, rows or keys, d)."""
+    q, k, v = (x[tile.batch] for x in tensors)
+    at_keys = tile.at_keys(group)
+    return q[tile.at], k[at_keys], v[at_keys]
+
+
+def vectors_of_cut(vectors: Vectors, cut: Cut) -> Vectors:
+    """The vectors of a part of a tile."""
+    q, k, v = vectors
+    rows, keys = torch.from_numpy(cut.rows), torch.from_numpy(cut.keys)
+    return q[:, rows], k[:, keys], v[:, keys]
+
+
+def _computed(tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+    (q, k, v), (lse, shift), factor = vectors, known, scores.factor
+    dtype = lse.dtype
+    score = scores.of(tile, q.to(dtype), k.to(dtype)) if factor is None else scores.bias(tile)
+    shift = _shifted(score, shift, lse == -math.inf)
+    score = score - shift[..., None] if shift.any() else score
+    if factor is None:
+        return *_softmax(score, v.to(dtype)), shift
+    return *_by_kernel(q, k, v, score, factor), shift
+
+
+def _computed_of_cut(cut: Cut, tile: Tile, vectors: Vectors, scores: Scores, known: tuple[Tensor, Tensor]) -> Partial:
+    """`_computed` of a part, in torch: the kernel has no answer where a score that is visible is -inf."""
+    (lse, shift), factor = known, scores.factor
+    q, k, v = (x.to(lse.dtype) for x in vectors)
+    if cut.by_pairs:
+        q, k = by_pair(tile.mask, q, k)
+    if factor is None:
+        score = scores.of(tile, q, k)
+    else:
+        score = factor * ((q * k).sum(-1) if cut.by_pairs else q @ k.transpose(-1, -2)) + scores.bias(tile)
+        score = score.masked_fill(torch.from_numpy(~tile.mask), -math.inf)
+    shift = _shifted(score, shift, lse == -math.inf)
+    score = score - shift[..., None]
+    if not cut.by_pairs:
+        return *_softmax(score, v), shift
+    out, own = _softmax(score[:, :, None], torch.where(torch.from_numpy(tile.mask)[..., None], v[:, None], 0))
+    return out[:, :, 0], own[:, :, 0], shift
+
+
+def _shifted(score: Tensor, shift: Tensor, new: Tensor) -> Tensor:
+    """The shift of rows, where they are new from their first scores, if these are large."""
+    most = score.detach().amax(-1)
+    return torch.where(new & most.isfinite() & (most.abs() > LARGE), most, shift)
+
+
+def _count_extra(q: Tensor, scores: Scores, result: Rows, counted: Tensor) -> None:
+    """Give the extra logits their share of every row that sees something, perhaps with scores of -inf alone."""
+    for batch in range(q.shape[0]):
+        for rows, logit in scores.extra(batch, q[batch].to(result.out.dtype)):
+            own = result.lse[batch, :, rows]
+            more = torch.logaddexp(own, logit - result.shift[batch, :, rows])
+            blind = ~counted[batch, :, rows] | (more == -math.inf)
+            more = torch.where(blind, -math.inf, more)
+            result.out[batch, :, rows] *= torch.exp(torch.where(blind, 0, own - more))[..., None]
+            result.lse[batch, :, rows] = more
+
+
+def _softmax(score: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, lse) of scores (…, rows, keys) over v (…, keys, dv)."""
+    most = score.amax(-1, keepdim=True)
+    weights = torch.exp(score - torch.where(most == -math.inf, 0, most))
+    whole = weights.sum(-1)
+    lse = torch.where(whole == 0, -math.inf, most[..., 0] + whole.log())  # NaN stays NaN: such a row is not blind
+    return (weights @ v) / torch.where(whole == 0, 1, whole)[..., None], lse
+
+
+def _by_kernel(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """(out, lse) of the scores `factor * dot(q, k) + bias`."""
+    width = max(q.shape[-1], v.shape[-1])
+    q, k, wide = (kernel.padded(x, width)[None] for x in (q, k, v))
+    out, lse = kernel.attend(q, k, wide, bias[None], False, factor)
+    blind = (bias == -math.inf).all(-1)
+    return out[0, ..., : v.shape[-1]].masked_fill(blind[..., None], 0), lse[0].masked_fill(blind, -math.inf)
