@@ -15,7 +15,7 @@ from attnc.compiler.lowering.specialise import Sizes, Slices
 from attnc.compiler.planning.documents import Windows
 from attnc.compiler.recurrences.constants import BY_TOKEN
 from attnc.runtime.plans import documents_of_call
-from attnc.runtime.recurrent.token_values import TOKEN
+from attnc.runtime.recurrent.token_integers import TOKEN
 from attnc.runtime.recurrent.tokens import Tokens
 
 Arrays = Mapping[str, NDArray[Any]]

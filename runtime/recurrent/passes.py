@@ -23,8 +23,9 @@ from attnc.runtime.recurrent.entries import scan
 from attnc.runtime.recurrent.linear import Delta, RankOne, linear_recurrence
 from attnc.runtime.recurrent.monoids import running_log_sum, running_max
 from attnc.runtime.recurrent.solves import solve_by_reads
+from attnc.runtime.recurrent.token_integers import Bound
 from attnc.runtime.recurrent.token_loop import States, fresh_of, order_of
-from attnc.runtime.recurrent.token_values import Bound, TokenValues, aligned
+from attnc.runtime.recurrent.token_values import TokenValues, aligned
 from attnc.runtime.recurrent.tokens import Tokens
 
 Linear = Callable[..., tuple[Tensor, Tensor]]
@@ -205,7 +206,7 @@ class _Passing:
         if micro.repeat is None:
             return [(micro, (), True)]
         variable, *ends = micro.repeat
-        low, high = (int(self._values.integers(end).flat[0]) for end in ends)
+        low, high = (int(self._values.integers.of(end).flat[0]) for end in ends)
         return [(micro, ((variable, j),), j == low) for j in range(low, high)]
 
     def _arguments(self, stage: Pass, steps: list[tuple[Micro, Bound, bool]], start: Tensor) -> dict[str, object]:

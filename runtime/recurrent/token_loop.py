@@ -53,7 +53,7 @@ def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
     """The places of the tokens as they come, (H or 1, T); None for their own order. Raises ArgumentError for ties."""
     if recur.order is None:
         return None
-    keys = values.integers(recur.order)[0]
+    keys = values.integers.of(recur.order)[0]
     keys = np.broadcast_to(keys, (keys.shape[0], values.tokens.counts[2]))
     order = np.argsort(keys, axis=1, kind="stable")
     sorted_keys = np.take_along_axis(keys, order, 1)
@@ -65,7 +65,7 @@ def order_of(recur: Recur, values: TokenValues) -> NDArray[np.int64] | None:
 def fresh_of(recur: Recur, values: TokenValues, fresh: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     """The tokens before which the states begin anew, `fresh` and those that reset them, as tokens are taken."""
     if recur.reset is not None:
-        given = values.integers(recur.reset) != 0
+        given = values.integers.of(recur.reset) != 0
         fresh = given if fresh is None else fresh | given
     if fresh is None or values.order is None:
         return fresh
@@ -106,7 +106,7 @@ def _lines(recur: Recur, values: TokenValues, now: States, token: int) -> tuple[
             after = values.of(line.value, known, token)
         else:
             variable, low, high = line.repeat
-            for j in range(*(int(values.integers(end).flat[0]) for end in (low, high))):
+            for j in range(*(int(values.integers.of(end).flat[0]) for end in (low, high))):
                 known[own] = values.of(line.value, known, token, ((variable, j),))
             after, known[own] = known[own], before
         after = after.expand(before.shape)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -16,30 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attnc.compiler import fold, ir
-from attnc.compiler.analysis import exact
-from attnc.compiler.analysis.intervals import fits_word
-from attnc.compiler.ir import Index, Value, Var
-from attnc.compiler.lowering.specialise import Window, specialise
-from attnc.compiler.rewrite import rebuild, rewrite, substitute
+from attnc.compiler.ir import Index, Value
 from attnc.compiler.values import axes, rank
 from attnc.runtime.errors import UnsupportedError
 from attnc.runtime.functions import FUNCTIONS
 from attnc.runtime.recurrent.borders import unhidden
 from attnc.runtime.recurrent.products import contracted, dotted
 from attnc.runtime.recurrent.solves import solve_by_steps
+from attnc.runtime.recurrent.token_integers import TOKEN, Bound, TokenIntegers, variables_read
 from attnc.runtime.recurrent.tokens import Tokens
 from attnc.spec.errors import EvaluationError
 
-MOST_KEPT = 64
-"""Exact parts of a token loop that are kept for values of variables, each with a number for every token."""
-
 LEAD = 3
 """Batch, heads and tokens."""
-
-TOKEN = fold.place("q")
-
-Bound = tuple[tuple[Var, int], ...]
-"""Values of variables that run around a value."""
 
 
 States = Mapping[Value, Tensor]
@@ -59,10 +48,14 @@ class TokenValues:
     guarded: bool = False
     _whole: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
     _by_place: dict[tuple[Value, Bound], Tensor] = field(default_factory=dict)
-    _exact: dict[tuple[Index, Bound], NDArray[np.int64]] = field(default_factory=dict)
+
+    @cached_property
+    def integers(self) -> TokenIntegers:
+        """The exact parts of the values."""
+        return TokenIntegers(self.tokens, self.order)
 
     def of(self, node: Value, states: States, token: int, bound: Bound = ()) -> Tensor:
-        """A value of the token that is taken as the so manieth, (B or 1, H or 1, 1, …)."""
+        """The value for the token at index `token` in processing order, (B or 1, H or 1, 1, …)."""
         if not reads_state(node):
             whole = self.whole(node, bound)
             return whole if whole.shape[2] == 1 else whole[:, :, token : token + 1]
@@ -72,7 +65,7 @@ class TokenValues:
         """A value that reads no state, of all tokens in the order in which they are taken."""
         if self.order is None:
             return self.by_place(node, bound)
-        key = node, _free(node, bound)
+        key = node, variables_read(node, bound)
         if key not in self._whole:
             self._whole[key] = self._taken(self.by_place(node, bound))
         return self._whole[key]
@@ -81,7 +74,7 @@ class TokenValues:
         """The same by the places of tokens."""
         if node in self.tokens.constants:
             return self.tokens.constants[node]
-        free = _free(node, bound)
+        free = variables_read(node, bound)
         if (node, free) not in self._by_place:
             self._by_place[node, free] = _Once(self, {}, None, free).fresh(node)
         return self._by_place[node, free]
@@ -113,78 +106,7 @@ class TokenValues:
 
     def condition(self, node: Index) -> Tensor:
         """A condition of all tokens in the order in which they are taken, bool (B or 1, H or 1, T or 1)."""
-        return torch.from_numpy(self.integers_taken(node) != 0).to(self.tokens.q.device)
-
-    # --- exact parts -------------------------------------------------------------------------------------------------
-
-    def integers_taken(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
-        """Return `integers` in processing order, computed once, as every token asks for it.
-
-        Of values of variables the first `MOST_KEPT` are kept: a variable may run over all tokens.
-        """
-        key = node, _free(node, bound)
-        found = self._exact.get(key)
-        if found is None:
-            found = self._integers_in_order(node, bound)
-            if not key[1] or len(self._exact) < MOST_KEPT:
-                self._exact[key] = found
-        return found
-
-    def _integers_in_order(self, node: Index, bound: Bound) -> NDArray[np.int64]:
-        found = self.integers(node, bound)
-        if self.order is None or found.shape[2] == 1:
-            return found
-        found = np.broadcast_to(found, (found.shape[0], max(found.shape[1], len(self.order)), found.shape[2]))
-        return np.take_along_axis(found, np.broadcast_to(self.order, found.shape), 2)
-
-    def integers(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
-        """An integer, or a condition as 0 and 1: (B or 1, H or 1, T or 1), by the places of tokens."""
-        own = substitute(node, {variable: fold.const(value) for variable, value in bound})
-        return np.stack([np.stack([self._row(own, b, h) for h in self._heads(own)]) for b in self._batches(own)])
-
-    def _row(self, node: Index, batch: int, head: int) -> NDArray[np.int64]:
-        t = self.tokens
-        count = t.counts[2] if TOKEN in node.below else 1
-        window = Window(0, 0, t.counts[2], t.counts[2], 0)
-        node = _later(node, t.before[min(batch, len(t.before) - 1)])
-        own = specialise(node, t.sizes, t.slices, window, batch=batch, head=head, group=t.group)
-        places, one = np.arange(count, dtype=np.int64), np.zeros(1, dtype=np.int64)
-        alive = np.ones((count, 1), dtype=np.bool_)
-        wide = not fits_word(own, (0, max(count, 1)), (0, 1))
-        return exact.integers_at(own, places, one, alive, t.origins, wide=wide)[:, 0]
-
-    def _heads(self, node: Index) -> range:
-        reads = any(isinstance(n, ir.HeadIndex) and n.name != "batch" for n in node.below) or _by(node, "head")
-        return range(self.tokens.counts[1] if reads else 1)
-
-    def _batches(self, node: Index) -> range:
-        reads = any(isinstance(n, ir.HeadIndex) and n.name == "batch" for n in node.below) or _by(node, "batch")
-        reads |= len(self.tokens.before) > 1 and TOKEN in node.below
-        return range(self.tokens.counts[0] if reads else 1)
-
-
-def _later(node: Index, before: int) -> Index:
-    """The same where tokens came before those of the call: inputs are read where they were."""
-    if not before or TOKEN not in node.below:
-        return node
-    here = rewrite(node, lambda n: rebuild(n, _with_here(n)) if isinstance(n, ir.Lookup) else None)
-    moved = substitute(here, {TOKEN: fold.add(TOKEN, fold.const(before))})
-    return substitute(moved, {_HERE: TOKEN})
-
-
-def _with_here(node: Index) -> tuple[Index, ...]:
-    return tuple(_HERE if index is TOKEN else index for index in node.children())
-
-
-_HERE = ir.intern(Var("here", -1))
-
-
-def _free(node: Value | Index, bound: Bound) -> Bound:
-    return tuple(pair for pair in bound if pair[0] in node.below)
-
-
-def _by(node: Index, dim: str) -> bool:
-    return any(isinstance(n, ir.Lookup) and dim in n.tensor.dims for n in node.below)
+        return torch.from_numpy(self.integers.in_order(node) != 0).to(self.tokens.q.device)
 
 
 def reads_state(node: Value) -> bool:
@@ -258,8 +180,8 @@ class _Once:
 
     def _integers(self, node: Index) -> NDArray[np.int64]:
         if self._token is None:
-            return self._values.integers(node, self._bound)
-        found = self._values.integers_taken(node, self._bound)
+            return self._values.integers.of(node, self._bound)
+        found = self._values.integers.in_order(node, self._bound)
         return found if found.shape[2] == 1 else found[:, :, self._token : self._token + 1]
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

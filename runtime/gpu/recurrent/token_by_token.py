@@ -129,7 +129,7 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
     batch, heads, count = values.tokens.counts
 
     def ends(node: Index) -> tuple[int, int]:
-        found = values.integers(node)
+        found = values.integers.of(node)
         return int(found.min()), int(found.max())
 
     tape = tape_of(recur, ends)
@@ -145,7 +145,7 @@ def _called(recur: Recur, values: TokenValues, states: States, fresh: NDArray[np
         _measure(
             sizes, next(op.axes for op in tape.ops if op.of == name and op.kind == "state"), states[name].shape[2:]
         )
-    tests = {i: values.integers_taken(cast("Index", tape.ops[i].of)) for i in tape.tests}
+    tests = {i: values.integers.in_order(cast("Index", tape.ops[i].of)) for i in tape.tests}
     _check_picks(tape, tests, sizes)
     given |= {i: torch.from_numpy(at.astype(np.int32)).to(values.tokens.q.device) for i, at in tests.items()}
     fresh = fresh_of(recur, values, fresh)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from attnc import compile_attention
-from attnc.runtime.recurrent.token_values import MOST_KEPT, TokenValues
+from attnc.runtime.recurrent.token_integers import MOST_KEPT, TokenIntegers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,41 +29,39 @@ NEAR = """recurrence near
 """
 
 
-def test_indices_and_conditions_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each token asked for those of all tokens anew."""
-    integers, calls = TokenValues.integers, list[int]()
-
-    def counted(self: TokenValues, *arguments: object) -> object:
-        calls.append(1)
-        return integers(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(TokenValues, "integers", counted)
-    attend = compile_attention(ENTRIES, backend="reference")
+def largest(attend: Any, numbers: list[int], lengths: tuple[int, int]) -> list[int]:
+    """Return the largest number that calls of each length append to `numbers`."""
     found = []
-    for tokens in (3, 9):
-        calls.clear()
+    for tokens in lengths:
+        numbers.clear()
         q, k, v = (torch.randn(1, 1, tokens, 2, dtype=torch.float64) for _ in range(3))
         attend(q, k, v)
-        found.append(len(calls))
+        found.append(max(numbers))
+    return found
+
+
+def test_indices_and_conditions_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token asked for those of all tokens anew."""
+    integers, calls = TokenIntegers.of, list[int]()
+
+    def counted(self: TokenIntegers, *arguments: Any) -> NDArray[np.int64]:
+        calls.append(len(calls) + 1)
+        return integers(self, *arguments)
+
+    monkeypatch.setattr(TokenIntegers, "of", counted)
+    found = largest(compile_attention(ENTRIES, backend="reference"), calls, (3, 9))
     assert found[0] == found[1] > 0
 
 
 def test_values_of_variables_are_kept_for_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """A variable that runs over all tokens had an array of all tokens kept for each of its values."""
-    most = []
-    taken = TokenValues.integers_taken
+    in_order, kept = TokenIntegers.in_order, list[int]()
 
-    def counted(self: TokenValues, *arguments: object) -> object:
-        found = taken(self, *arguments)  # type: ignore[arg-type]
-        most.append(len(self._exact))
+    def counted(self: TokenIntegers, *arguments: Any) -> NDArray[np.int64]:
+        found = in_order(self, *arguments)
+        kept.append(len(self._kept))
         return found
 
-    monkeypatch.setattr(TokenValues, "integers_taken", counted)
-    attend = compile_attention(NEAR, backend="reference")
-    found = []
-    for tokens in (150, 300):
-        most.clear()
-        q, k, v = (torch.randn(1, 1, tokens, 2, dtype=torch.float64) for _ in range(3))
-        attend(q, k, v)
-        found.append(max(most))
+    monkeypatch.setattr(TokenIntegers, "in_order", counted)
+    found = largest(compile_attention(NEAR, backend="reference"), kept, (150, 300))
     assert found[0] == found[1] <= 2 * MOST_KEPT

@@ -1,0 +1,103 @@
+"""Exact parts of a recurrence's values: integers and conditions of all tokens, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attnc.compiler import fold, ir
+from attnc.compiler.analysis import exact
+from attnc.compiler.analysis.intervals import fits_word
+from attnc.compiler.ir import Index, Value, Var
+from attnc.compiler.lowering.specialise import Window, specialise
+from attnc.compiler.rewrite import rebuild, rewrite, substitute
+from attnc.runtime.recurrent.tokens import Tokens
+
+MOST_KEPT = 64
+"""Exact parts that are kept for values of variables, each with a number for every token."""
+
+TOKEN = fold.place("q")
+
+Bound = tuple[tuple[Var, int], ...]
+"""Values of variables that run around a value."""
+
+
+@dataclass
+class TokenIntegers:
+    """The integers and conditions of one call. `order`: the tokens in processing order, (H or 1, T); None: as given."""
+
+    tokens: Tokens
+    order: NDArray[np.int64] | None = None
+    _kept: dict[tuple[Index, Bound], NDArray[np.int64]] = field(default_factory=dict)
+
+    def in_order(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
+        """Return `of(node)` in processing order, computed once, as every token asks for it.
+
+        Of values of variables the first `MOST_KEPT` are kept: a variable may run over all tokens.
+        """
+        key = node, variables_read(node, bound)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._ordered(node, bound)
+            if not key[1] or len(self._kept) < MOST_KEPT:
+                self._kept[key] = found
+        return found
+
+    def _ordered(self, node: Index, bound: Bound) -> NDArray[np.int64]:
+        found = self.of(node, bound)
+        if self.order is None or found.shape[2] == 1:
+            return found
+        found = np.broadcast_to(found, (found.shape[0], max(found.shape[1], len(self.order)), found.shape[2]))
+        return np.take_along_axis(found, np.broadcast_to(self.order, found.shape), 2)
+
+    def of(self, node: Index, bound: Bound = ()) -> NDArray[np.int64]:
+        """An integer, or a condition as 0 and 1: (B or 1, H or 1, T or 1), by the places of tokens."""
+        own = substitute(node, {variable: fold.const(value) for variable, value in bound})
+        return np.stack([np.stack([self._row(own, b, h) for h in self._heads(own)]) for b in self._batches(own)])
+
+    def _row(self, node: Index, batch: int, head: int) -> NDArray[np.int64]:
+        t = self.tokens
+        count = t.counts[2] if TOKEN in node.below else 1
+        window = Window(0, 0, t.counts[2], t.counts[2], 0)
+        node = _later(node, t.before[min(batch, len(t.before) - 1)])
+        own = specialise(node, t.sizes, t.slices, window, batch=batch, head=head, group=t.group)
+        places, one = np.arange(count, dtype=np.int64), np.zeros(1, dtype=np.int64)
+        alive = np.ones((count, 1), dtype=np.bool_)
+        wide = not fits_word(own, (0, max(count, 1)), (0, 1))
+        return exact.integers_at(own, places, one, alive, t.origins, wide=wide)[:, 0]
+
+    def _heads(self, node: Index) -> range:
+        reads = any(isinstance(n, ir.HeadIndex) and n.name != "batch" for n in node.below) or _by(node, "head")
+        return range(self.tokens.counts[1] if reads else 1)
+
+    def _batches(self, node: Index) -> range:
+        reads = any(isinstance(n, ir.HeadIndex) and n.name == "batch" for n in node.below) or _by(node, "batch")
+        reads |= len(self.tokens.before) > 1 and TOKEN in node.below
+        return range(self.tokens.counts[0] if reads else 1)
+
+
+def variables_read(node: Value | Index, bound: Bound) -> Bound:
+    """Return the bound variables that a node reads."""
+    return tuple(pair for pair in bound if pair[0] in node.below)
+
+
+def _by(node: Index, dim: str) -> bool:
+    return any(isinstance(n, ir.Lookup) and dim in n.tensor.dims for n in node.below)
+
+
+def _later(node: Index, before: int) -> Index:
+    """The same where tokens came before those of the call: inputs are read where they were."""
+    if not before or TOKEN not in node.below:
+        return node
+    here = rewrite(node, lambda n: rebuild(n, _with_here(n)) if isinstance(n, ir.Lookup) else None)
+    moved = substitute(here, {TOKEN: fold.add(TOKEN, fold.const(before))})
+    return substitute(moved, {_HERE: TOKEN})
+
+
+def _with_here(node: Index) -> tuple[Index, ...]:
+    return tuple(_HERE if index is TOKEN else index for index in node.children())
+
+
+_HERE = ir.intern(Var("here", -1))
