@@ -70,32 +70,20 @@ class General:
         if self.recurrent is not None:
             return self.recurrent.attend(q, k, v, inputs, tensors, scale, by_kernels=by_kernels)[0], None
         with NamedCall(self.pattern.name):
-            return self._attend(q, k, v, inputs, tensors, scale, by_kernels)
+            sizes = check_tensors(q, k, v)
+            factor = float(sizes.dk**-0.5) if scale is None else scale
+            if self.steps is not None:
+                named = {t.name: x for t, x in zip(self.pattern.tensors, tensors, strict=True)}
+                given = Given(sizes, inputs, named, factor)
+                return self.steps.on_gpu(q, k, v, given) if by_kernels else self.steps.on_cpu(q, k, v, given)
+            real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.is_floating]
+            relations = relations_of(self.pattern, call_shape(self.pattern, sizes, inputs))
+            if by_kernels:
+                from attnc.runtime.gpu import scored as scored_on_gpu
 
-    def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        inputs: Mapping[str, object],
-        tensors: Sequence[Tensor],
-        scale: float | None,
-        by_kernels: bool,
-    ) -> Result:
-        sizes = check_tensors(q, k, v)
-        factor = float(sizes.dk**-0.5) if scale is None else scale
-        if self.steps is not None:
-            named = {t.name: x for t, x in zip(self.pattern.tensors, tensors, strict=True)}
-            given = Given(sizes, inputs, named, factor)
-            return self.steps.on_gpu(q, k, v, given) if by_kernels else self.steps.on_cpu(q, k, v, given)
-        real = [x for x, tensor in zip(tensors, self.pattern.tensors, strict=True) if tensor.is_floating]
-        relations = relations_of(self.pattern, call_shape(self.pattern, sizes, inputs))
-        if by_kernels:
-            from attnc.runtime.gpu import scored as scored_on_gpu
-
-            return scored_on_gpu.attend(q, k, v, relations, factor, self.planner, real, list(tensors))
-        call = Call(self.planner.plan_of(q, k, v, tensors), relations, factor)
-        return scored.attend(q, k, v, call, real)
+                return scored_on_gpu.attend(q, k, v, relations, factor, self.planner, real, list(tensors))
+            call = Call(self.planner.plan_of(q, k, v, tensors), relations, factor)
+            return scored.attend(q, k, v, call, real)
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, tensors: Sequence[Tensor]) -> Plan:
         """The plan of a call on the CPU."""

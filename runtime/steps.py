@@ -159,6 +159,7 @@ class Steps(BranchRelations):
         last = max(
             (i for i, node in enumerate(pattern.nodes) if {output(node).name, output_lse(node).name} & read), default=-1
         )
+        check_alignment(pattern, given.sizes)
         choices = Choices(pattern, given, (q, k, v), given.real)
         if last >= 0:
             choices = self._of_nodes(q, k, v, given, _on_cpu, pattern.nodes[: last + 1])
@@ -169,6 +170,7 @@ class Steps(BranchRelations):
         self, q: Tensor, k: Tensor, v: Tensor, given: Given, run: Run, nodes: Sequence[ir.Attend] | None = None
     ) -> Choices:
         """What is known by name once every attention has run, or those `nodes`, and what was chosen so far."""
+        check_alignment(self._pattern, given.sizes)
         known = dict(given.real)
         known |= self._of_states(q, k, v, given, run) if given.states is None else given.states
         choices = Choices(self._pattern, given, (q, k, v), known, strict=self._strict)
@@ -298,7 +300,6 @@ class Steps(BranchRelations):
         self, value: ir.Value, q: Tensor, k: Tensor, v: Tensor, given: Given, known: Mapping[str, Tensor]
     ) -> Tensor:
         """A value of every row: (B, Hq, Nq[, width])."""
-        check_alignment(self._pattern, given.sizes)
         chosen = tuple(item.given for item in self._pattern.selections if item.name in given.inputs)
         pattern = replace(rows_of(replace(self._pattern, nodes=())), requirements=())
         pattern = replace(pattern, tensors=pattern.tensors + chosen)

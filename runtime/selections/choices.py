@@ -14,7 +14,7 @@ from attnc.compiler.chosen_counts import with_counts
 from attnc.compiler.keeping import most_kept
 from attnc.runtime.blocks import Operands
 from attnc.runtime.call import call_shape
-from attnc.runtime.call_shapes import blank_choices, check_alignment
+from attnc.runtime.call_shapes import blank_choices
 from attnc.runtime.cpu.kernel import lse_dtype
 from attnc.runtime.errors import ArgumentError
 from attnc.runtime.given import Given
@@ -42,7 +42,6 @@ class Choices:
         return replace(self.given, inputs={**self.given.inputs, **{name: self.found[name] for name in names}})
 
     def _chosen(self, item: ir.Selection) -> Tensor:
-        check_alignment(self.pattern, self.given.sizes)
         given = self.asking(asked_by_selection(item))
         pattern = choosing(self.pattern, item)
         item, counts = with_counts(item, self.pattern.selections)
