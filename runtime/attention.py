@@ -28,7 +28,6 @@ from attnc.runtime.call import (
     refuse_options,
 )
 from attnc.runtime.compiled import Backend, Options
-from attnc.runtime.described import read_spec
 from attnc.runtime.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from attnc.runtime.given import Given
 from attnc.runtime.given_devices import check_devices
@@ -37,6 +36,7 @@ from attnc.runtime.gpu.targets import check_triton
 from attnc.runtime.identity import Form
 from attnc.runtime.no_entries import has_no_entries, inputs_with_one_entry, with_one_entry
 from attnc.runtime.operators import general, plain
+from attnc.runtime.pattern_description import read_spec
 from attnc.runtime.profiling import is_profiling, profiled
 from attnc.runtime.served import Served
 from attnc.runtime.sharded import refuse_shards

@@ -16,10 +16,10 @@ from attnc.compiler.planning.plan import Plan
 from attnc.runtime import identity
 from attnc.runtime.call import Sizes, call_shape
 from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.general import general_of
 from attnc.runtime.gpu.targets import target_of
 from attnc.runtime.identity import Form, How
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.planners import planner_in, shared_planner
 from attnc.runtime.plans import Planner
 from attnc.runtime.steps import Steps
@@ -50,7 +50,7 @@ class Options:
     tune: Wanted = field(default_factory=Wanted)
 
 
-class Compiled(Foreseen):
+class Compiled(PatternAnalysis):
     """A pattern with its options, immutable and stateless."""
 
     def __init__(

@@ -24,8 +24,8 @@ from attnc.compiler.values import output, output_lse, output_of_state, values_of
 from attnc.runtime.branch_relations import BranchRelations, places
 from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import Sizes, shape_of_call
-from attnc.runtime.described import Described
 from attnc.runtime.errors import ArgumentError, UnsupportedError
+from attnc.runtime.pattern_description import PatternDescription
 
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -33,7 +33,7 @@ Mask = NDArray[np.bool_]
 _TOKEN = fold.place("q")
 
 
-def layer_of(attention: Described, n: int, heads: int, inputs: Mapping[str, Any]) -> Layer:
+def layer_of(attention: PatternDescription, n: int, heads: int, inputs: Mapping[str, Any]) -> Layer:
     """What a pattern shows among n tokens, in any of its heads and branches, for the first batch entry.
 
     A query sees a unit of keys whole: pooled keys hold something of each of their tokens. Where content chooses, it
@@ -57,7 +57,7 @@ def states_of(pattern: ir.Pattern) -> tuple[Recur, ...]:
     return pattern.stateful if pattern.recur is None else (pattern.recur,)
 
 
-def inputs_of_layer(attention: Described) -> frozenset[str]:
+def inputs_of_layer(attention: PatternDescription) -> frozenset[str]:
     """Return the inputs that say what a layer shows: those of the relation, of the order of a scan, and of resets."""
     pattern = attention.pattern
     read = {node for recur in states_of(pattern) for root in _clauses(recur) for node in walk(root)}

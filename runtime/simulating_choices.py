@@ -34,9 +34,9 @@ from attnc.compiler.values import is_scored
 from attnc.runtime.call_relations import relations_of
 from attnc.runtime.call_shapes import Sizes, missing, number, shape_of_call
 from attnc.runtime.errors import UnsupportedError
-from attnc.runtime.selections.at_once import AT_ONCE, ON_DEVICE
 from attnc.runtime.selections.counted import besides, deciding
 from attnc.runtime.selections.gather_choices import choice_of, tokens_of
+from attnc.runtime.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.simulating import Device, baseline_of
 from attnc.spec.program import Value
 

@@ -36,8 +36,8 @@ from attnc.runtime.comparing import (
 )
 from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
 from attnc.runtime.example_inputs import head_count
-from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.lengths import fixed_and_row
+from attnc.runtime.pattern_analysis import PatternAnalysis
 
 if TYPE_CHECKING:
     from attnc.runtime.drawn_calls import CallDifference, Compared
@@ -87,7 +87,9 @@ class Sameness:
 _ALL = "compare all that the patterns compute, not the relation alone"
 
 
-def decide(one: Foreseen, other: Foreseen, *, relation_only: bool = False, heads: int | None = None) -> Sameness:
+def decide(
+    one: PatternAnalysis, other: PatternAnalysis, *, relation_only: bool = False, heads: int | None = None
+) -> Sameness:
     """Compare two patterns; `relation_only`: their visible pairs alone; `heads`: with so many heads.
 
     Raises UnsupportedError where the patterns cannot be compared, and what calls of them raise.
@@ -99,7 +101,7 @@ def decide(one: Foreseen, other: Foreseen, *, relation_only: bool = False, heads
 class _Judge:
     """Two patterns with what is known of both."""
 
-    def __init__(self, one: Foreseen, other: Foreseen, heads: int | None) -> None:
+    def __init__(self, one: PatternAnalysis, other: PatternAnalysis, heads: int | None) -> None:
         self.patterns = one, other
         self.heads = _heads(one, other, heads)
         self._is_given = heads is not None or any(head_count(p.bound) is not None for p in self.patterns)
@@ -352,7 +354,7 @@ def _groups(heads: int) -> tuple[int, ...]:
     return (1, shared) if shared > 1 else (1,)
 
 
-def _heads(one: Foreseen, other: Foreseen, given: int | None) -> int:
+def _heads(one: PatternAnalysis, other: PatternAnalysis, given: int | None) -> int:
     counts = {n for n in (head_count(p.bound) for p in (one, other)) if n is not None}
     if len(counts) > 1:
         raise UnsupportedError(f"the patterns have lists for {' and '.join(map(str, sorted(counts)))} heads")
@@ -370,14 +372,14 @@ def _check_heads(question: Question) -> None:
         )
 
 
-def _relation(pattern: Foreseen) -> Index | None:
+def _relation(pattern: PatternAnalysis) -> Index | None:
     """The pairs of tokens that one of the branches shows; None where keys are no tokens."""
     relations = [of_tokens(node) for node in pattern.pattern.nodes]
     known = [relation for relation in relations if relation is not None]
     return fold.disjunction(*known) if known and len(known) == len(relations) else None
 
 
-def _why_not(attention: Foreseen) -> str | None:
+def _why_not(attention: PatternAnalysis) -> str | None:
     """Why the visible pairs of a pattern are not known before a call, as a sentence."""
     name, pattern = f"`{attention.name}`", attention.pattern
     if attention.is_recurrence:

@@ -18,11 +18,11 @@ from attnc.compiler.kernels.standalone import Provenance, emit_standalone
 from attnc.compiler.kernels.targets import TARGETS
 from attnc.compiler.simulation.gpu_clocks import BYTES
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import add_pattern, foreseen, value_json
+from attnc.runtime.commands.patterns import add_pattern, analysed, value_json
 from attnc.runtime.disk.whole import write_for_user
 from attnc.runtime.errors import UnsupportedError, needing_torch
-from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.gpu.target_names import find_target
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.spec.program import Value
 from attnc.spec.suggest import did_you_mean
 
@@ -50,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the file."""
     _check(args)
-    attention = foreseen(args)
+    attention = analysed(args)
     if args.binaries is not None:
         manifest = _compile_ahead(attention, args)
         if args.out is None:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     return console.FINE
 
 
-def emitted(attention: Foreseen, target: str, dk: int, dv: int, dtype: str) -> str:
+def emitted(attention: PatternAnalysis, target: str, dk: int, dv: int, dtype: str) -> str:
     """The file of a pattern for heads of these widths. Raises ArgumentError, UnsupportedError."""
     heads, bound = Heads(dk, dv, dtype), attention.bound
     params = "".join(f" -p {name}={_shown(value)}" for name, value in bound.values.items())
@@ -92,7 +92,7 @@ def emitted(attention: Foreseen, target: str, dk: int, dv: int, dtype: str) -> s
         ) from error
 
 
-def _compile_ahead(attention: Foreseen, args: argparse.Namespace) -> Manifest:
+def _compile_ahead(attention: PatternAnalysis, args: argparse.Namespace) -> Manifest:
     """Write the file of binaries."""
     with needing_torch("`attnc emit --binaries`, which compiles what calls of torch run,"):
         from attnc.runtime.gpu.ahead import Calls, compile_ahead

@@ -23,7 +23,7 @@ from attnc.spec.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from attnc.runtime.attention import Attention
-    from attnc.runtime.foreseen import Foreseen
+    from attnc.runtime.pattern_analysis import PatternAnalysis
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -54,11 +54,11 @@ def compiled(args: argparse.Namespace, tune: str = "model") -> Attention:
     return compile_attention(args.spec, preset=args.preset, tune=tune, **given_params(args))  # type: ignore[arg-type]
 
 
-def foreseen(args: argparse.Namespace) -> Foreseen:
+def analysed(args: argparse.Namespace) -> PatternAnalysis:
     """The pattern that the arguments name, for what needs no torch."""
-    from attnc.runtime.foreseen import foresee
+    from attnc.runtime.pattern_analysis import analyse
 
-    return foresee(args.spec, given_params(args), args.preset)
+    return analyse(args.spec, given_params(args), args.preset)
 
 
 def given_params(args: argparse.Namespace) -> dict[str, object]:

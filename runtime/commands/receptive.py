@@ -15,10 +15,10 @@ from attnc.compiler.receptive.fields import After, Layer, Reach, find_path, find
 from attnc.compiler.receptive.laws import Law, find_law
 from attnc.compiler.rewrite import walk
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import foreseen, given_inputs, length_of, value_json, whole_number
+from attnc.runtime.commands.patterns import analysed, given_inputs, length_of, value_json, whole_number
 from attnc.runtime.example_inputs import example_inputs, head_count
-from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.layers import inputs_of_layer, layer_of, states_of
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.drawing import percent
 from attnc.spec.meaning.values import shown
 
@@ -144,7 +144,7 @@ def _check(args: argparse.Namespace) -> None:
 class _Stack:
     """Patterns of layers, taken in turn."""
 
-    patterns: list[Foreseen]
+    patterns: list[PatternAnalysis]
     times: list[int]
     n: int
     heads: int
@@ -166,7 +166,7 @@ class _Way:
 def run(args: argparse.Namespace) -> int:
     """Follow what the query knows of."""
     _check(args)
-    patterns = [foreseen(entry) for entry in args.entries]
+    patterns = [analysed(entry) for entry in args.entries]
     stack = _Stack(patterns, [e.times for e in args.entries], _length(patterns, args.n), _heads(patterns, args.heads))
     query = stack.n - 1 if args.query is None else args.query
     for option, token in (("--query", query), *(("--path", path) for path in args.paths)):
@@ -198,14 +198,14 @@ def _seldom(step: console.Step) -> Callable[[int, int], None]:
     return tell
 
 
-def _length(patterns: Sequence[Foreseen], given: int | None) -> int:
+def _length(patterns: Sequence[PatternAnalysis], given: int | None) -> int:
     said = {length_of(pattern.bound, given, LENGTH) for pattern in patterns if pattern.bound.program.segments}
     if len(said) > 1:
         raise console.UsageError(f"the patterns are of {' and '.join(map(str, sorted(said)))} tokens")
     return said.pop() if said else given or LENGTH
 
 
-def _heads(patterns: Sequence[Foreseen], given: int | None) -> int:
+def _heads(patterns: Sequence[PatternAnalysis], given: int | None) -> int:
     counts = {n for n in (head_count(pattern.bound) for pattern in patterns) if n is not None}
     if given is not None:
         return given
@@ -214,7 +214,7 @@ def _heads(patterns: Sequence[Foreseen], given: int | None) -> int:
     return counts.pop() if counts else HEADS if any(map(_differs_by_head, patterns)) else 1
 
 
-def _differs_by_head(pattern: Foreseen) -> bool:
+def _differs_by_head(pattern: PatternAnalysis) -> bool:
     lowered = lower(pattern.bound)
     scans = [root for recur in states_of(lowered) for root in (recur.order, recur.reset) if root is not None]
     relations = [*(node.visible for node in lowered.nodes), *scans]
@@ -244,7 +244,7 @@ def _layers(stack: _Stack, texts: Sequence[Sequence[str]]) -> tuple[list[Layer],
     return layers, list(dict.fromkeys(notes))
 
 
-def _state_notes(pattern: Foreseen) -> Iterable[str]:
+def _state_notes(pattern: PatternAnalysis) -> Iterable[str]:
     """Return the note about states: how far back a state is assumed to reach."""
     lowered = lower(pattern.bound)
     documents = "" if lowered.documents is None else " of its document"
@@ -291,7 +291,7 @@ def _in_words(stack: _Stack, reach: Reach, layers: int, ways: Sequence[_Way], no
         yield f"note      {note}"
 
 
-def _call(pattern: Foreseen) -> str:
+def _call(pattern: PatternAnalysis) -> str:
     values = ", ".join(f"{name} = {shown(value)}" for name, value in pattern.bound.values.items())
     return f"{pattern.name}({values})" if values else pattern.name
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from attnc.runtime.commands import console
-from attnc.runtime.commands.patterns import foreseen
-from attnc.runtime.foreseen import Foreseen
+from attnc.runtime.commands.patterns import analysed
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.verdicts import Sameness, decide
 
 EPILOG = """\
@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.heads is not None and args.heads < 1:
         raise console.UsageError(f"--heads {args.heads}: give a whole number, at least 1")
     patterns = [
-        foreseen(argparse.Namespace(spec=args.first, params=args.params_of_first, preset=None)),
-        foreseen(argparse.Namespace(spec=args.second, params=args.params_of_second, preset=None)),
+        analysed(argparse.Namespace(spec=args.first, params=args.params_of_first, preset=None)),
+        analysed(argparse.Namespace(spec=args.second, params=args.params_of_second, preset=None)),
     ]
     verdict = decide(*patterns, relation_only=args.relation, heads=args.heads)
     if args.json:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _in_words(patterns: list[Foreseen], verdict: Sameness) -> str:
+def _in_words(patterns: list[PatternAnalysis], verdict: Sameness) -> str:
     names = [pattern.name for pattern in patterns]
     if names[0] == names[1]:
         names = [f"the {which} {names[0]}" for which in ("first", "second")]

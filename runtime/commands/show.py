@@ -12,14 +12,14 @@ from attnc.runtime.commands.patterns import (
     add_grid,
     add_inputs,
     add_pattern,
-    foreseen,
+    analysed,
     given_inputs,
     value_json,
     whole_number,
 )
 from attnc.runtime.errors import needing_torch
-from attnc.runtime.foreseen import Foreseen
 from attnc.runtime.lengths import SHORT, natural_length
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.branch_svg import branches_svg
 from attnc.runtime.pictures.branch_text import branches_text
 from attnc.runtime.pictures.branch_views import BranchesDrawing, has_states
@@ -60,7 +60,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw."""
     _check(args)
-    attention = foreseen(args)
+    attention = analysed(args)
     otherwise = LONG if args.tiles else SHORT
     n_q = args.n_q or natural_length(attention.bound, otherwise) or otherwise
     n_k = args.n_k or n_q
@@ -101,7 +101,7 @@ def _give(
     return console.FINE
 
 
-def _run_branches(args: argparse.Namespace, attention: Foreseen, found: BranchesDrawing) -> int:
+def _run_branches(args: argparse.Namespace, attention: PatternAnalysis, found: BranchesDrawing) -> int:
     """Draw the branches of a pattern that has states."""
     return _give(
         args,
@@ -112,7 +112,7 @@ def _run_branches(args: argparse.Namespace, attention: Foreseen, found: Branches
     )
 
 
-def _call_json(attention: Foreseen, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
+def _call_json(attention: PatternAnalysis, n_q: int, n_k: int, args: argparse.Namespace) -> dict[str, object]:
     """Return the keys that say which call is drawn."""
     return {
         "pattern": attention.name,
@@ -123,7 +123,7 @@ def _call_json(attention: Foreseen, n_q: int, n_k: int, args: argparse.Namespace
     }
 
 
-def _branches_json(attention: Foreseen, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
+def _branches_json(attention: PatternAnalysis, found: BranchesDrawing, args: argparse.Namespace) -> dict[str, object]:
     return {
         **_call_json(attention, found.n_q, found.n_k, args),
         "branches": [
@@ -142,7 +142,7 @@ def _branches_json(attention: Foreseen, found: BranchesDrawing, args: argparse.N
     }
 
 
-def _run_tiles(args: argparse.Namespace, attention: Foreseen, found: TileMap) -> int:
+def _run_tiles(args: argparse.Namespace, attention: PatternAnalysis, found: TileMap) -> int:
     """Draw the tiles alone."""
     return _give(
         args,
@@ -153,7 +153,7 @@ def _run_tiles(args: argparse.Namespace, attention: Foreseen, found: TileMap) ->
     )
 
 
-def _tiles_json(attention: Foreseen, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
+def _tiles_json(attention: PatternAnalysis, found: TileMap, args: argparse.Namespace) -> dict[str, object]:
     return {
         **_call_json(attention, found.n_q, found.n_k, args),
         "orders": [
@@ -190,7 +190,7 @@ def _in_short(drawing: Drawing) -> str:
     return "; ".join([said, *drawing.notes])
 
 
-def _as_json(attention: Foreseen, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:
+def _as_json(attention: PatternAnalysis, drawing: Drawing, args: argparse.Namespace) -> dict[str, object]:
     return {
         **_call_json(attention, drawing.n_q, drawing.n_k, args),
         "visible": drawing.visible,

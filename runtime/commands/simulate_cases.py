@@ -19,7 +19,7 @@ from attnc.runtime.commands import console
 from attnc.runtime.commands.calls import check_heads, dtype_named
 from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import (
-    foreseen,
+    analysed,
     given_inputs,
     grid_params,
     has_free_length,
@@ -28,7 +28,7 @@ from attnc.runtime.commands.patterns import (
 )
 from attnc.runtime.example_inputs import example_inputs, head_count
 from attnc.runtime.floors import Floor
-from attnc.runtime.foreseen import Foreseen
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.simulating import break_even, differs
 from attnc.spec.errors import AttncError
 
@@ -87,7 +87,7 @@ class Cases:
 
     args: argparse.Namespace
     asked: Asked
-    attention: Foreseen
+    attention: PatternAnalysis
     n: int
     devices: Sequence[str]
     baselines: Sequence[Baseline | None]
@@ -115,7 +115,7 @@ class Cases:
     def at(
         self,
         n: int | None = None,
-        attention: Foreseen | None = None,
+        attention: PatternAnalysis | None = None,
         device: str | None = None,
         baseline: Baseline | None = None,
     ) -> Simulation:
@@ -142,14 +142,14 @@ class Cases:
             order=asked.order,
         )
 
-    def changed(self, name: str, value: int) -> Foreseen:
+    def changed(self, name: str, value: int) -> PatternAnalysis:
         """The pattern with another value of a parameter."""
         grid = [] if self.args.grid is None else grid_params(self.args.spec, self.args.grid)
         given = [text for text in (*grid, *self.args.params) if text.partition("=")[0].strip() != name]
         named = argparse.Namespace(spec=self.args.spec, params=[*given, f"{name}={value}"], preset=self.args.preset)
-        return foreseen(named)
+        return analysed(named)
 
-    def _inputs(self, attention: Foreseen, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
+    def _inputs(self, attention: PatternAnalysis, n_q: int, n_k: int, heads: int) -> dict[str, Any]:
         """Those given, and an example of each other that the relation reads; of a recurrence its sizes alone."""
         known = _sizes_of(attention.pattern)
         sizes = {name: value for name, value in self.asked.sizes.items() if name in known}
@@ -197,7 +197,7 @@ class Cases:
         found = [self.at(baseline=baseline) for baseline in self.baselines[1:]]
         found += [self.at(device=device) for device in self.devices[1:]]
         for spec in self.args.compare:
-            other = foreseen(argparse.Namespace(spec=spec, params=self.args.other_params, preset=None))
+            other = analysed(argparse.Namespace(spec=spec, params=self.args.other_params, preset=None))
             found += [self.at(attention=other, device=device) for device in self.devices]
         return found
 
@@ -239,7 +239,7 @@ class Cases:
 def cases_of(args: argparse.Namespace) -> Cases:
     """What the arguments ask for. Raises UsageError, and what `compile_attention` raises."""
     asked = _asked(args)
-    attention = foreseen(args)
+    attention = analysed(args)
     n = length_of(attention.bound, args.n_q, LENGTH)
     _check_kind(args, asked, attention)
     devices = [name for text in args.devices for name in text.split(",") if name] or ["h100"]
@@ -282,7 +282,7 @@ def _sizes_of(pattern: Pattern) -> frozenset[str]:
     return frozenset[str]().union(*map(own_sizes, recurs))
 
 
-def _check_kind(args: argparse.Namespace, asked: Asked, attention: Foreseen) -> None:
+def _check_kind(args: argparse.Namespace, asked: Asked, attention: PatternAnalysis) -> None:
     """Raise UsageError for what only recurrences have, or only patterns."""
     known = _sizes_of(attention.pattern)
     for name in asked.sizes.keys() - known:

@@ -13,7 +13,7 @@ from attnc.runtime.commands.console import UsageError
 from attnc.runtime.commands.patterns import given_inputs, has_free_length
 from attnc.runtime.commands.simulate_cases import Answer, Cases, has_states, sweep_of
 from attnc.runtime.errors import TorchMissingError, needing_torch
-from attnc.runtime.foreseen import Foreseen
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import Drawing
 from attnc.runtime.report.page import report_html
@@ -82,7 +82,7 @@ def _growth(growth: Growth | None) -> str:
     return " ".join(sentence if sentence.endswith(".") else f"{sentence}." for sentence in sentences)
 
 
-def _slider(attention: Foreseen, wanted: str | None) -> str | None:
+def _slider(attention: PatternAnalysis, wanted: str | None) -> str | None:
     """The parameter of the second slider: the first whole number that is no extent of a grid."""
     known = [name for name, value in attention.parameters.items() if type(value) is int and value > 1]
     if wanted is None:
@@ -114,7 +114,7 @@ def _points(cases: Cases, name: str | None) -> Iterator[Point]:
                 continue
 
 
-def _drawn(cases: Cases, attention: Foreseen, n: int) -> Drawing | None:
+def _drawn(cases: Cases, attention: PatternAnalysis, n: int) -> Drawing | None:
     """The picture, of the first tokens where there are many; None where there is none to draw.
 
     Raises TorchMissingError for a pattern that selects keys, where torch is not installed.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attnc.runtime.described import Described
+from attnc.runtime.pattern_description import PatternDescription
 
 Shares = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class BranchesDrawing:
         return f"{self.n_q:,} queries × {self.n_k:,} keys"
 
 
-def has_states(attention: Described) -> bool:
+def has_states(attention: PatternDescription) -> bool:
     """Whether a pattern is drawn branch by branch, as it has a state."""
     return attention.pattern.recur is not None or bool(attention.pattern.stateful)
 

@@ -14,7 +14,7 @@ from attnc.compiler.ir import Pattern
 from attnc.compiler.simulation.print_simulation import size
 from attnc.runtime.call import Sizes, input_tensors
 from attnc.runtime.errors import ArgumentError
-from attnc.runtime.foreseen import Foreseen
+from attnc.runtime.pattern_analysis import PatternAnalysis
 from attnc.runtime.picture_limits import check_drawn_length
 from attnc.runtime.pictures.branch_views import BranchesDrawing, BranchView, Shares
 from attnc.runtime.pictures.draw import MOST_CHOSEN, SQUARES, Case, drawn_case, subtitle_of
@@ -35,7 +35,7 @@ WIDTH, FEWEST = 8, 4
 
 
 def make_branches(
-    attention: Foreseen, n_q: int, n_k: int, inputs: Mapping[str, object], *, head: int = 0
+    attention: PatternAnalysis, n_q: int, n_k: int, inputs: Mapping[str, object], *, head: int = 0
 ) -> BranchesDrawing:
     """The branches of one head, and of the first batch entry.
 
@@ -79,7 +79,7 @@ def _recurrents(pattern: Pattern) -> list[Recurrent]:
 
 
 def _masks(
-    attention: Foreseen, steps: Steps, n: int, case: Case, width: int
+    attention: PatternAnalysis, steps: Steps, n: int, case: Case, width: int
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Each branch that has tokens for keys, with its relation (queries, keys), of the first batch entry."""
     inputs = dict(case.inputs)

@@ -21,7 +21,7 @@ from attnc.spec.meaning.values import shown
 from attnc.spec.program import BoundProgram
 
 if TYPE_CHECKING:
-    from attnc.runtime.foreseen import Foreseen
+    from attnc.runtime.pattern_analysis import PatternAnalysis
 
 __all__ = ["Drawing", "draw", "make_drawing", "to_svg", "to_text"]
 
@@ -41,7 +41,7 @@ _NONE: Mapping[str, object] = {}
 
 
 def draw(
-    attention: Foreseen,
+    attention: PatternAnalysis,
     n_q: int,
     n_k: int | None = None,
     /,
@@ -54,7 +54,7 @@ def draw(
 
 
 def make_drawing(
-    attention: Foreseen,
+    attention: PatternAnalysis,
     n_q: int,
     n_k: int,
     inputs: Mapping[str, object] = _NONE,
@@ -107,7 +107,7 @@ class Case:
 
 
 def drawn_case(
-    attention: Foreseen,
+    attention: PatternAnalysis,
     n_q: int,
     n_k: int,
     inputs: Mapping[str, object],
@@ -189,7 +189,7 @@ def _power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def count_pairs(attention: Foreseen, n_q: int, n_k: int, case: Case, steps: Steps) -> list[Counts]:
+def count_pairs(attention: PatternAnalysis, n_q: int, n_k: int, case: Case, steps: Steps) -> list[Counts]:
     """For each grid, the visible pairs in every cell; of the first batch entry.
 
     Of several attentions they are those that one of them sees, and counted pair by pair. Raises ArgumentError where

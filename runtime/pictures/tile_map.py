@@ -19,7 +19,7 @@ from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL, extents
 
 if TYPE_CHECKING:
     from attnc.compiler.simulation.brick_work import BrickFinder
-    from attnc.runtime.foreseen import Foreseen
+    from attnc.runtime.pattern_analysis import PatternAnalysis
 
 ACROSS = 128
 """Squares along a side of a view; more tiles than that are merged."""
@@ -88,7 +88,7 @@ _NONE: Mapping[str, object] = {}
 
 
 def make_tile_map(
-    attention: Foreseen,
+    attention: PatternAnalysis,
     n_q: int,
     n_k: int,
     inputs: Mapping[str, object] = _NONE,
@@ -114,7 +114,7 @@ def make_tile_map(
     return TileMap(attention.name, subtitle_of(attention.bound, case), n_q, n_k, views, case.notes)
 
 
-def _in_bricks(attention: Foreseen, n_q: int, n_k: int, case: Case, tile: int) -> TileView | None:
+def _in_bricks(attention: PatternAnalysis, n_q: int, n_k: int, case: Case, tile: int) -> TileView | None:
     """The view in bricks, where the relation is of one grid."""
     finder = _bricks_of(attention, n_q, n_k, case) if n_q == n_k and tile & (tile - 1) == 0 else None
     if finder is None:
@@ -124,7 +124,7 @@ def _in_bricks(attention: Foreseen, n_q: int, n_k: int, case: Case, tile: int) -
     return None if found is None else TileView(Order("bricks", q_brick, k_brick), tile, states_of(*found))
 
 
-def _bricks_of(attention: Foreseen, n_q: int, n_k: int, case: Case) -> BrickFinder | None:
+def _bricks_of(attention: PatternAnalysis, n_q: int, n_k: int, case: Case) -> BrickFinder | None:
     pattern = attention.pattern
     if len(pattern.nodes) > 1 or pattern.selections or pattern.documents is not None:
         return None

@@ -18,10 +18,10 @@ from attnc.runtime.blocks import Alive, Block, Operands
 from attnc.runtime.call import Sizes, number
 from attnc.runtime.constants import on_device
 from attnc.runtime.folded import entries_at_once, folded, folded_heads
-from attnc.runtime.selections.at_once import AT_ONCE, ON_DEVICE
 from attnc.runtime.selections.few import are_few, few, scored, scores_candidates
 from attnc.runtime.selections.head_sums import head_sums, of_one_head, summed
 from attnc.runtime.selections.ranking import kept
+from attnc.runtime.selections.score_limits import AT_ONCE, ON_DEVICE
 from attnc.runtime.values import NEUTRAL, Values
 
 

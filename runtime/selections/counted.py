@@ -9,8 +9,8 @@ from attnc.compiler.keeping import most_kept
 from attnc.compiler.simulation.cpu_choices import Deciding
 from attnc.compiler.values import reads
 from attnc.runtime.call_shapes import Sizes
-from attnc.runtime.selections.at_once import AT_ONCE
 from attnc.runtime.selections.head_sums import head_sums, of_one_head
+from attnc.runtime.selections.score_limits import AT_ONCE
 
 PRODUCT = 64
 """Numbers of the vectors whose product is counted as one."""

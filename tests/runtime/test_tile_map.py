@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from attnc import ArgumentError, UnsupportedError, compile_attention
 from attnc.runtime.attention import Attention
 from attnc.runtime.cli import main
-from attnc.runtime.foreseen import foresee
+from attnc.runtime.pattern_analysis import analyse
 from attnc.runtime.pictures.draw import make_drawing
 from attnc.runtime.pictures.drawing import EMPTY, FULL, PARTIAL
 from attnc.runtime.pictures.tile_map import ACROSS, make_tile_map
@@ -176,6 +176,6 @@ def test_the_text_tells_bricks_from_natural_order() -> None:
 @pytest.mark.parametrize("n", [256, 2048])
 def test_a_branch_beside_a_state_has_no_map(n: int) -> None:
     """At lengths whose pairs are counted from the plan, as at those whose mask is counted."""
-    for pattern in (compile_attention("hybrid_window_linear"), foresee("hybrid_window_linear", {}, None)):
+    for pattern in (compile_attention("hybrid_window_linear"), analyse("hybrid_window_linear", {}, None)):
         with pytest.raises(UnsupportedError, match="has a branch with a state, `far`, which has no mask"):
             make_tile_map(pattern, n, n)

@@ -40,7 +40,7 @@ def read_spec(
     return bound, dict(loader.given)
 
 
-class Described:
+class PatternDescription:
     """A lowered pattern, and what its calls of some sizes show."""
 
     def __init__(self, bound: BoundProgram, modules: Mapping[str, SourceFile], pattern: Pattern) -> None:
@@ -190,4 +190,4 @@ class Described:
         return relations_of(self._pattern, self._shape_of(sizes, inputs))
 
 
-__all__ = ["Described", "read_spec"]
+__all__ = ["PatternDescription", "read_spec"]

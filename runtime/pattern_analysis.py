@@ -17,8 +17,8 @@ from attnc.compiler.lowering.lower import lower
 from attnc.compiler.planning.build_plan import build_plan
 from attnc.compiler.planning.plan import Plan
 from attnc.runtime.call_shapes import Sizes
-from attnc.runtime.described import Described, read_spec
 from attnc.runtime.errors import ArgumentError, UnsupportedError, needing_torch
+from attnc.runtime.pattern_description import PatternDescription, read_spec
 from attnc.runtime.warned import warn_of_pattern
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
     from attnc.runtime.simulating import Device
 
 
-def foresee(spec: str | PathLike[str], params: Mapping[str, object], preset: str | None) -> Foreseen:
+def analyse(spec: str | PathLike[str], params: Mapping[str, object], preset: str | None) -> PatternAnalysis:
     """The pattern that a spec names, not compiled for calls; errors and warnings are those of `compile_attention`."""
     bound, modules = read_spec(spec, params, preset)
-    found = Foreseen(bound, modules, lower(bound))
+    found = PatternAnalysis(bound, modules, lower(bound))
     warn_of_pattern(bound.program.name, call_warnings(bound))
     return found
 
 
-class Foreseen(Described):
+class PatternAnalysis(PatternDescription):
     """A pattern with all that can be asked of it without tensors: masks, plans, growth, simulations, kernel texts."""
 
     _attention: Attention | None = None
@@ -221,4 +221,4 @@ class Foreseen(Described):
         return self._compiled._plan_on_cpu(sizes, inputs)
 
 
-__all__ = ["Foreseen", "foresee"]
+__all__ = ["PatternAnalysis", "analyse"]
